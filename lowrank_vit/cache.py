@@ -1,0 +1,63 @@
+"""Calibration statistics on disk, by the hash of what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lowrank_vit.files import write_tensors
+from lowrank_vit.records import Moments
+
+FORMAT = 1  # of the statistics: raise it when their meaning changes
+
+
+def cache_folder() -> Path:
+    """``LOWRANK_VIT_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("LOWRANK_VIT_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "lowrank_vit"
+
+
+def model_hash(model: nn.Module) -> str:
+    """A hash of all weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def moments_key(model: nn.Module, images: str, sites: Iterable[str], needs: Iterable[str], seed: int) -> str:
+    """The name of a cached file: weights, images (their fingerprint), sites, statistics, seed, format."""
+    parts = [FORMAT, model_hash(model), images, sorted(sites), sorted(needs), seed]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def cached_moments(key: str, compute: Callable[[], dict[str, Moments]]) -> dict[str, Moments]:
+    """What is cached under ``key``, else what ``compute`` gives, which is then cached. A broken file is made anew."""
+    path = cache_folder() / "moments" / f"{key}.safetensors"
+    if path.exists():
+        try:
+            return _read(path)
+        except (SafetensorError, OSError, ValueError, KeyError):
+            path.unlink(missing_ok=True)
+    moments = compute()
+    tensors = {f"{name}|{key}": total for name, own in moments.items() for key, total in own.sums.items()}
+    counts = {name: [own.images, own.tokens] for name, own in moments.items()}
+    write_tensors(path, tensors, {"counts": json.dumps(counts)})
+    return moments
+
+
+def _read(path: Path) -> dict[str, Moments]:
+    with safe_open(path, "pt") as file:
+        counts = json.loads(file.metadata()["counts"])
+        sums: dict[str, dict] = {name: {} for name in counts}
+        for entry in file.keys():  # noqa: SIM118 (not a dict)
+            name, _, statistic = entry.rpartition("|")
+            sums[name][statistic] = file.get_tensor(entry)
+    return {name: Moments(images, tokens, sums[name]) for name, (images, tokens) in counts.items()}

@@ -1,0 +1,50 @@
+"""Decompositions ``W ~ U V^T`` of a linear layer, one file each.
+
+A decomposition is a frozen dataclass, called with the weight (n, d) and the layer's moments; it returns all directions,
+ordered. ``needs`` names the statistics that it reads: ``"second"`` is the second moment of the smaller side,
+``"input_second"`` insists on the input's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from lowrank_vit.records import Factors, Moments
+from lowrank_vit.registry import Registry
+
+
+class Decomposition(Protocol):
+    """What a decomposition looks like."""
+
+    needs: ClassVar[frozenset[str]]
+    currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
+
+    def __call__(self, weight: Tensor, moments: Moments) -> Factors:
+        """Decompose ``weight``, (n, d)."""
+        ...
+
+
+DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.decompose")
+
+
+def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:
+    """Energy lost at ranks 0 ... k: the sums of the squared singular values that are left out, (k + 1,)."""
+    squares = singular_values.square()
+    tail = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
+    return tail if total is None else tail / total
+
+
+def project_output(weight: Tensor, root: Tensor) -> Factors:
+    """``W V_r V_r^T`` with V the right singular vectors of ``root``: the minimiser of ``||root (I - P)||`` over rank r.
+
+    With ``root = M W`` for an invertible M this is ``M^-1`` times the truncated SVD of ``M W``, without an inverse.
+    weight: (n, d); root: (., d). The loss is the fraction of the energy of ``root`` that is left out.
+    """
+    rank = min(weight.shape)
+    _, singular_values, vt = torch.linalg.svd(root, full_matrices=False)
+    singular_values, v = singular_values[:rank], vt[:rank].T
+    total = root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
+    return Factors(weight @ v, v, tail_energy(singular_values, total))

@@ -1,0 +1,58 @@
+"""What a compressed linear layer becomes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.records import as_float64
+
+
+class LowRankLinear(nn.Module):
+    """``y = (x U) V^T + b`` in two matrix products, plus ``x Z`` where a correction did not fold into U and V.
+
+    ``down.weight`` is ``U^T`` (rank, n), ``up.weight`` is ``V`` (d, rank).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, bias: bool = True, correction: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=bias)
+        self.correction = correction
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., n) to (..., d)."""
+        y: Tensor = self.up(self.down(x))
+        return y if self.correction is None else y + self.correction(x)
+
+    def extra_repr(self) -> str:
+        """Shape and rank for the printed module."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """``U, V`` of the same product with ``U^T U = V^T V`` diagonal: ``sqrt(S)`` on both sides.
+
+    Training and quantising unbalanced factors destroys them. u: (n, r), v: (d, r), r at most min(n, d).
+    """
+    left, left_upper = torch.linalg.qr(u)
+    right, right_upper = torch.linalg.qr(v)
+    a, singular_values, bt = torch.linalg.svd(left_upper @ right_upper.T)
+    root = singular_values.sqrt()
+    return left @ a * root, right @ bt.T * root
+
+
+def low_rank_linear(
+    u: Tensor, v: Tensor, bias: Tensor | None, *, like: nn.Linear, correction: nn.Module | None = None
+) -> LowRankLinear:
+    """A ``LowRankLinear`` of balanced factors, in the dtype and on the device of the dense layer it replaces."""
+    u, v = balance(as_float64(u), as_float64(v))
+    layer = LowRankLinear(len(u), len(v), u.shape[1], bias is not None, correction)
+    layer.down.weight.data = u.T.contiguous()
+    layer.up.weight.data = v.contiguous()
+    if bias is not None:
+        layer.up.bias.data = bias.detach().clone()
+    return layer.to(device=like.weight.device, dtype=like.weight.dtype)

@@ -1,0 +1,98 @@
+"""Errors of a layer's output, measured on its moments; the one metric in which all methods are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowrank_vit.records import Factors, Moments
+
+RIDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
+
+
+def cholesky_root(moment: Tensor, damping: float = 0.0) -> tuple[Tensor, float]:
+    """Lower ``L`` with ``L L^T = moment + ridge * mean(diag) * I`` and the relative ridge that it took.
+
+    The ridge is the smallest of ``RIDGES`` (added to ``damping``) that makes the factorisation sound, so statistics of
+    fewer tokens than dimensions work too. moment: (k, k), symmetric, positive semidefinite.
+    Raises ``ValueError`` where even the largest ridge fails, that is, where the moment is not finite.
+    """
+    scale = moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    for ridge in RIDGES:
+        root, failed = torch.linalg.cholesky_ex(moment + (ridge + damping) * scale * identity)
+        # a pivot at rounding level would make the inverse meaningless
+        if not failed and root.diagonal().square().min() > 1e-13 * scale:
+            return root, ridge + damping
+    raise ValueError("the moment is not positive semidefinite")
+
+
+@dataclass(frozen=True)
+class OutputMetric:
+    """``||E||^2 = tr(E^T C E)`` for a change E of the weight: the mean squared change of the output of a token.
+
+    ``root`` is any T with ``T^T T = W^T C W``; ``left`` is ``L^T`` with ``C = L L^T``, or ``None`` where only the
+    output's second moment was collected (then only changes of the form ``W B`` can be measured).
+    """
+
+    weight: Tensor  # shape: (n, d)
+    root: Tensor  # shape: (., d)
+    left: Tensor | None  # shape: (n, n)
+    mean: Tensor  # shape: (n,), of the input
+    energy: float  # E||x W||^2, not centred: the denominator of every relative error
+    ridge: float
+
+    def image(self, u: Tensor) -> Tensor:
+        """``L^T u`` up to a rotation that leaves all inner products as they are. u: (n, k).
+
+        Raises ``ValueError`` where only output statistics are at hand and u leaves the column space of W.
+        """
+        if self.left is not None:
+            return self.left @ u
+        coefficients = torch.linalg.lstsq(self.weight, u).solution
+        if torch.dist(self.weight @ coefficients, u) > 1e-6 * u.norm():
+            raise ValueError("this factor needs the input's second moment: collect 'input_second'")
+        return self.root @ coefficients
+
+    def error_curve(self, factors: Factors) -> Tensor:
+        """Relative error of ranks 0 ... k at once, (k + 1,), in O(k^2 (n + d)) and no loop over ranks.
+
+        ``||T - sum_i u_i v_i^T||^2`` expanded: the partial sums of the products of both Gram matrices.
+        """
+        left, v = self.image(factors.u), factors.v
+        cross = (left * (self.root @ v)).sum(0).cumsum(0)
+        gram = ((left.T @ left) * (v.T @ v)).cumsum(0).cumsum(1).diagonal()
+        total = self.root.square().sum()
+        errors = torch.cat([total[None], total - 2 * cross + gram]) / self.energy
+        return errors.clamp_min(0.0)
+
+    def relative_error(self, approximation: Tensor, shift: Tensor | None = None) -> float:
+        """Relative error of any approximation of the weight, (n, d), with ``shift`` (d,) added to the bias.
+
+        ``E||x E - shift||^2 / E||x W||^2``, E the error of the weight; for an uncentred metric only.
+        """
+        error = self.weight - approximation
+        squared = self.image(error).square().sum()
+        if shift is not None:
+            squared = squared - 2 * shift @ (self.mean @ error) + shift.square().sum()
+        return max(float(squared), 0.0) / self.energy
+
+
+def output_metric(weight: Tensor, moments: Moments, *, centred: bool, normalised: bool = False) -> OutputMetric:
+    """The metric of a layer from whichever second moment was collected.
+
+    ``centred``: the covariance in place of the second moment, for layers whose mean error goes into the bias.
+    ``normalised``: every image weighted by ``1 / ||X_i W||_F^2``, the paper's (3).
+    """
+    prefix = "normalised_" if normalised else ""
+    mean = moments.mean(prefix + "input_sum")
+    if moments.has(prefix + "input_second"):
+        second = moments.mean(prefix + "input_second")
+        energy = float((weight * (second @ weight)).sum())
+        root, ridge = cholesky_root(second - torch.outer(mean, mean) if centred else second)
+        return OutputMetric(weight, root.T @ weight, root.T, mean, max(energy, 1e-300), ridge)
+    second, shift = moments.mean(prefix + "output_second"), mean @ weight
+    root, ridge = cholesky_root(second - torch.outer(shift, shift) if centred else second)
+    return OutputMetric(weight, root.T, None, mean, max(float(second.trace()), 1e-300), ridge)

@@ -1,0 +1,77 @@
+"""Where a result comes from: versions, commit, device, command."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "timm", "lightning", "torchmetrics", "numpy")
+
+
+@cache
+def git_state() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout that the package runs from; ``None`` where it is no checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+@cache
+def source_hash() -> str:
+    """A hash of the package's source: a result of other source is stale."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the peak of the GPU's allocator, or of the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def record(device: torch.device, seed: int, calibration: dict[str, Any] | None) -> dict[str, Any]:
+    """The ``provenance`` entry of a report."""
+    return {
+        "seed": seed,
+        "calibration": calibration,
+        "git": git_state(),
+        "source": source_hash(),
+        "versions": versions(),
+        "device": device_name(device),
+        "command": " ".join(Path(part).name if index == 0 else part for index, part in enumerate(sys.argv)),
+    }

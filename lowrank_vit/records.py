@@ -1,0 +1,156 @@
+"""The plain records that pass from stage to stage. Tensors are float64 unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear layer that is to be compressed: ``y = x W + b`` with ``W: (in_features, out_features)``."""
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the weight; the bias is not compressed."""
+        return self.in_features * self.out_features
+
+    @property
+    def full_rank(self) -> int:
+        """The largest rank that the weight can have."""
+        return min(self.in_features, self.out_features)
+
+    @property
+    def side(self) -> str:
+        """Where a second moment is the smaller one: ``"input"`` (n, n) or ``"output"`` (d, d)."""
+        return "input" if self.in_features <= self.out_features else "output"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over the calibration set of one layer's statistics; merging two sets is adding them.
+
+    ``sums`` holds, as far as they were asked for (x: input of a token, y = x W without bias, g: gradient of the loss
+    with respect to the output, X_i: all tokens of image i):
+
+    =========================  ==========  ==============================================
+    ``input_sum``              (n,)        sum of x
+    ``input_second``           (n, n)      sum of x x^T
+    ``output_second``          (d, d)      sum of y y^T
+    ``normalised_*``           as above    the same with image i weighted by 1 / ||X_i W||_F^2
+    ``normalised_weight``      ()          sum of the weights of all tokens
+    ``input_abs``              (n,)        sum of |x|
+    ``representative``         (t, n)      sum of X over images (over windows, in a Swin block)
+    ``representative_count``   ()          how many were summed
+    ``gradient_second``        (d, d)      sum of g g^T
+    ``fisher_rows``            (n,)        sum over images of the row sums of the squared weight gradient
+    =========================  ==========  ==============================================
+    """
+
+    images: int
+    tokens: int
+    sums: Mapping[str, Tensor]
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets together."""
+        if self.sums.keys() != other.sums.keys():
+            raise ValueError("moments of different statistics cannot be merged")
+        sums = {name: total + other.sums[name] for name, total in self.sums.items()}
+        return Moments(self.images + other.images, self.tokens + other.tokens, sums)
+
+    def has(self, name: str) -> bool:
+        """Whether the statistic was collected."""
+        return name in self.sums
+
+    def mean(self, name: str) -> Tensor:
+        """The average that belongs to a sum: over tokens, over weighted tokens, or over images.
+
+        ``gradient_second`` and ``fisher_rows`` are averaged over images, so that they speak of the loss of an image.
+        """
+        if name.startswith("normalised_"):
+            return self.sums[name] / self.sums["normalised_weight"]
+        if name == "representative":
+            return self.sums[name] / self.sums["representative_count"]
+        return self.sums[name] / (self.images if name in ("gradient_second", "fisher_rows") else self.tokens)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """All directions of a decomposition ``W ~ U V^T``, most important first: rank r keeps the first r columns."""
+
+    u: Tensor  # shape: (n, k)
+    v: Tensor  # shape: (d, k)
+    loss: Tensor  # shape: (k + 1,); what the decomposition's own objective loses at rank 0 ... k
+    ridge: float = 0.0  # relative to the mean eigenvalue of the statistic that needed it
+    cap: int | None = None  # the rank above which no direction helps, where the statistics cap it
+
+    def cut(self, rank: int) -> tuple[Tensor, Tensor]:
+        """``U, V`` of the first ``rank`` directions."""
+        return self.u[:, :rank], self.v[:, :rank]
+
+
+@dataclass(frozen=True)
+class ErrorCurve:
+    """What every choice for one layer costs (parameters) and loses: ranks 0 ... k, or dense.
+
+    ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense_cost``; rank r costs
+    ``fixed_cost + r * rank_cost`` (``fixed_cost``: parameters of Z, a bias that has to be added).
+    """
+
+    name: str
+    errors: Tensor  # shape: (k + 1,)
+    rank_cost: int
+    dense_cost: int
+    fixed_cost: int = 0
+    multiple: int = 1
+
+    def cost(self, rank: int | None) -> int:
+        """Parameters at ``rank``; ``None`` is dense."""
+        return self.dense_cost if rank is None else self.fixed_cost + rank * self.rank_cost
+
+    def error(self, rank: int | None) -> float:
+        """Loss at ``rank``; ``None`` is dense. Beyond the last direction nothing more is gained."""
+        return 0.0 if rank is None else float(self.errors[min(rank, len(self.errors) - 1)])
+
+    @property
+    def ranks(self) -> range:
+        """The ranks worth considering: multiples of ``multiple``, at least one, cheaper than dense, within the curve."""
+        largest = min((self.dense_cost - self.fixed_cost - 1) // self.rank_cost, len(self.errors) - 1)
+        smallest = min(self.multiple, largest)
+        return range(smallest, largest + 1, self.multiple) if largest >= 1 else range(0)
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """The rank of every layer (``None``: stays dense), and the steps that led there where an allocator records them."""
+
+    ranks: Mapping[str, int | None]
+    trajectory: tuple[Mapping[str, float | int | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer; ``relative_error`` is ``E||y - y^||^2 / E||x W||^2``."""
+
+    name: str
+    in_features: int
+    out_features: int
+    rank: int | None
+    z: Mapping[str, int | str] | None
+    params: int
+    relative_error: float
+    relative_error_held_out: float | None
+    details: Mapping[str, float | int | None] = field(default_factory=dict)
+
+
+def as_float64(tensor: Tensor) -> Tensor:
+    """The tensor in the precision of all statistics and factorisations."""
+    return tensor.detach().to(torch.float64)

@@ -1,0 +1,79 @@
+"""The report of a compression: what was done to every layer, what it cost, where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import cost
+from lowrank_vit.fold import CutLayer
+from lowrank_vit.metric import output_metric
+from lowrank_vit.records import Factors, LayerReport, Moments, Site
+
+FORMAT = 1
+
+
+def architecture(model: nn.Module) -> str:
+    """The timm name that the model was made by, with its tag; the class's name where timm did not make it."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name, tag = config.get("architecture"), config.get("tag")
+    return type(model).__name__ if name is None else f"{name}.{tag}" if tag else name
+
+
+def relative_errors(
+    layers: Mapping[str, CutLayer], weights: Mapping[str, Tensor], moments: Mapping[str, Moments]
+) -> dict[str, float]:
+    """``E||y - y^||^2 / E||x W||^2`` of every compressed layer under the given moments."""
+    errors = {}
+    for name, layer in layers.items():
+        metric = output_metric(weights[name], moments[name], centred=False)
+        errors[name] = metric.relative_error(layer.approximation, layer.shift)
+    return errors
+
+
+def layer_reports(
+    sites: Sequence[Site],
+    layers: Mapping[str, CutLayer],
+    factors: Mapping[str, Factors],
+    seen: Mapping[str, float],
+    unseen: Mapping[str, float] | None,
+) -> list[LayerReport]:
+    """One entry for every site, compressed or left dense."""
+    reports = []
+    for site in sites:
+        layer, own = layers.get(site.name), factors[site.name]
+        reports.append(
+            LayerReport(
+                site.name,
+                site.in_features,
+                site.out_features,
+                None if layer is None else layer.rank,
+                None if layer is None else layer.z,
+                site.parameters if layer is None else layer.parameters,
+                seen.get(site.name, 0.0),
+                None if unseen is None else unseen.get(site.name, 0.0),
+                {"ridge": own.ridge, "cap": own.cap},
+            )
+        )
+    return reports
+
+
+def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
+    """The ``params`` and ``macs`` entries; ``macs`` is null where timm does not know the model's input."""
+    before, after = cost.parameter_count(dense), cost.parameter_count(compressed)
+    size = (getattr(dense, "pretrained_cfg", None) or {}).get("input_size")
+    with torch.no_grad():
+        macs = None if size is None else [cost.multiply_accumulates(model, size) for model in (dense, compressed)]
+    return {
+        "params": {"dense": before, "compressed": after, "reduction": 1 - after / before},
+        "macs": None if macs is None else {"dense": macs[0], "compressed": macs[1]},
+    }
+
+
+def as_json(reports: Sequence[LayerReport]) -> list[dict[str, Any]]:
+    """The ``layers`` entry."""
+    return [asdict(report) for report in reports]

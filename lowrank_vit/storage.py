@@ -1,0 +1,176 @@
+"""A compressed model's folder: ``config.json`` (timm-style), ``model.safetensors``, ``report.json``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from lowrank_vit.compensate import empty_module
+from lowrank_vit.errors import InputError
+from lowrank_vit.files import write_json, write_tensors
+from lowrank_vit.layers import LowRankLinear
+from lowrank_vit.sites import replace_module
+
+FORMAT = 1
+FILES = ("config.json", "model.safetensors", "report.json")
+PORTABLE = (str, int, float, bool, list, tuple, type(None))
+
+
+def is_saved_model(folder: Path) -> bool:
+    """Whether the folder holds a whole model."""
+    return all((folder / name).is_file() for name in FILES)
+
+
+def _layer_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "in_features": module.in_features,
+            "out_features": module.out_features,
+            "rank": module.rank,
+            "bias": module.up.bias is not None,
+            "correction": None if module.correction is None else dict(module.correction.config),
+        }
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLinear)
+    }
+
+
+def _config(model: nn.Module, report: Mapping[str, Any], model_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    pretrained = {k: v for k, v in getattr(model, "pretrained_cfg", {}).items() if isinstance(v, PORTABLE)}
+    architecture = pretrained.get("architecture")
+    if architecture is None:
+        raise InputError(f"{type(model).__name__} was not made by timm.create_model, so it could not be loaded again")
+    return {
+        "architecture": architecture,
+        "num_classes": getattr(model, "num_classes", pretrained.get("num_classes")),
+        "model_args": dict(model_args or {}),
+        "pretrained_cfg": pretrained,
+        "lowrank_vit": {"format": FORMAT, "recipe": report.get("recipe"), "layers": _layer_configs(model)},
+    }
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    report: Mapping[str, Any] | None = None,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model's folder whole or not at all: it is made beside ``folder`` and then renamed.
+
+    ``report``: the one that ``compress`` attached to the model, unless another is given. ``model_args``: further
+    arguments of ``timm.create_model`` that the dense model was made with.
+    Raises ``InputError`` where ``folder`` holds something already, cannot be written, or the model was not compressed.
+    """
+    target = Path(folder)
+    report = report if report is not None else getattr(model, "compression_report", None)
+    if report is None:
+        raise InputError("this model was not made by lowrank_vit.compress: compress it first, or hand in a report")
+    config = _config(model, report, model_args)
+    check_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        write_tensors(temporary / "model.safetensors", model.state_dict(), {"format": "pt"})
+        write_json(temporary / "report.json", report)
+        write_json(temporary / "config.json", config)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raise ``InputError`` unless ``folder`` can be made, or is empty: nothing that was there is ever lost."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already: choose another --out, or --resume to keep a finished model")
+    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into {parent}: {error.strerror or error}; choose another --out") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ``InputError`` for a missing, broken or foreign file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {path.parent} is not the folder of a compressed model") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): save the model again") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} does not hold a JSON object: save the model again")
+    return value
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The compressed model in a folder, in eval mode.
+
+    The architecture is rebuilt by timm, its compressed layers by their ranks, and the weights loaded strictly.
+    Raises ``InputError`` for a folder that is no such model, is broken, or is of a newer format.
+    """
+    folder = Path(folder)
+    config = read_json(folder / "config.json")
+    own = config.get("lowrank_vit")
+    if not isinstance(own, dict) or not isinstance(own.get("layers"), dict):
+        raise InputError(f"{folder / 'config.json'} has no 'lowrank_vit' entry: this is not a compressed model")
+    if own.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} is of format {own.get('format')!r}, this version reads {FORMAT}: upgrade lowrank-vit"
+        )
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+
+    try:
+        model = timm.create_model(
+            config["architecture"],
+            pretrained=False,
+            num_classes=config["num_classes"],
+            pretrained_cfg=config["pretrained_cfg"],
+            **config["model_args"],
+        )
+        for name, layer in own["layers"].items():
+            replace_module(model, name, _empty_layer(layer))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} does not describe a model ({error}): save the model again"
+        ) from None
+    _load_weights(model, folder / "model.safetensors")
+    return model.to(device).eval()
+
+
+def _empty_layer(config: Mapping[str, Any]) -> LowRankLinear:
+    n, d, correction = config["in_features"], config["out_features"], config["correction"]
+    module = None if correction is None else empty_module(**correction)
+    return LowRankLinear(n, d, config["rank"], config["bias"], module)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        first = [line.strip() for line in str(error).splitlines()[1:2]]
+        raise InputError(f"{path} does not fit config.json: {first[0] if first else error}") from None
+    model.to(next(iter(tensors.values())).dtype)
+
+
+def load_report(folder: str | Path) -> dict[str, Any]:
+    """The report of a saved model."""
+    return read_json(Path(folder) / "report.json")

@@ -1,0 +1,135 @@
+"""What every allocator promises, against brute force and a worked example."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowrank_vit.allocate import ALLOCATORS, least_cost, next_rank
+from lowrank_vit.allocate.paper import GradualReduction
+from lowrank_vit.records import ErrorCurve, RankPlan
+
+NAMES = ALLOCATORS.names()
+
+
+def curve(name: str, n: int, d: int, energies: list[float], fixed: int = 0, multiple: int = 1) -> ErrorCurve:
+    squares = torch.tensor(sorted(energies, reverse=True), dtype=torch.float64)
+    tail = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1)])
+    return ErrorCurve(name, tail, n + d, n * d, fixed, multiple)
+
+
+def random_curves(seed: int, layers: int = 6, multiple: int = 1) -> list[ErrorCurve]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(24, 72), (24, 24), (24, 96), (96, 24)]
+    curves = []
+    for index in range(layers):
+        n, d = shapes[index % 4]
+        energies = torch.rand(min(n, d), generator=generator).pow(4).tolist()
+        curves.append(curve(f"layer{index}", n, d, energies, fixed=index % 3, multiple=multiple))
+    return curves
+
+
+def cost(curves: list[ErrorCurve], plan: RankPlan) -> int:
+    return sum(c.cost(plan.ranks[c.name]) for c in curves)
+
+
+def objective(curves: list[ErrorCurve], plan: RankPlan) -> float:
+    return sum(c.error(plan.ranks[c.name]) for c in curves)
+
+
+def brute_force(curves: list[ErrorCurve], budget: int) -> float:
+    options = [[*c.ranks, None] for c in curves]
+    costs = (
+        (sum(c.cost(r) for c, r in zip(curves, ranks, strict=True)), ranks) for ranks in itertools.product(*options)
+    )
+    return min(sum(c.error(r) for c, r in zip(curves, ranks, strict=True)) for spent, ranks in costs if spent <= budget)
+
+
+def test_something_is_registered() -> None:
+    assert len(NAMES) >= 4
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75, 0.9, 0.97, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryAllocator:
+    def test_budget_is_met_to_within_one_rank_and_never_exceeded(self, name: str, share: float) -> None:
+        for seed in range(4):
+            curves = random_curves(seed)
+            budget = int(share * sum(c.dense_cost for c in curves))
+            plan = ALLOCATORS.get(name)()(curves, budget)
+            left = budget - cost(curves, plan)
+            assert left >= 0
+            assert set(plan.ranks) == {c.name for c in curves}
+            for c in curves:
+                rank = plan.ranks[c.name]
+                assert rank is None or rank in c.ranks
+                raised = next_rank(c, rank)
+                if rank is not None and c.error(rank) > c.error(raised):
+                    assert c.cost(raised) - c.cost(rank) > left
+
+    def test_the_smallest_budget_can_be_met(self, name: str, share: float) -> None:
+        curves = random_curves(1)
+        plan = ALLOCATORS.get(name)()(curves, least_cost(curves))
+        assert cost(curves, plan) == least_cost(curves)
+
+    def test_ranks_are_multiples(self, name: str, share: float) -> None:
+        curves = random_curves(2, multiple=4)
+        budget = int(share * sum(c.dense_cost for c in curves))
+        plan = ALLOCATORS.get(name)()(curves, budget)
+        assert cost(curves, plan) <= budget
+        assert all(rank is None or rank % 4 == 0 for rank in plan.ranks.values())
+
+    def test_knapsack_is_never_worse(self, name: str, share: float) -> None:
+        for seed in range(6):
+            curves = random_curves(seed)
+            budget = int(share * sum(c.dense_cost for c in curves))
+            best = objective(curves, ALLOCATORS.get("knapsack")()(curves, budget))
+            assert best <= objective(curves, ALLOCATORS.get(name)()(curves, budget)) + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    energies=st.lists(st.lists(st.floats(0, 10), min_size=3, max_size=6), min_size=1, max_size=4),
+    widths=st.lists(st.integers(3, 9), min_size=4, max_size=4),
+    fixed=st.integers(0, 3),
+    share=st.floats(0, 1.1),
+)
+def test_knapsack_equals_brute_force(energies: list[list[float]], widths: list[int], fixed: int, share: float) -> None:
+    curves = [
+        curve(f"layer{i}", len(energy), width, energy, fixed)
+        for i, (energy, width) in enumerate(zip(energies, widths, strict=False))
+    ]
+    low, high = least_cost(curves), sum(c.dense_cost for c in curves)
+    budget = low + int(share * (high - low))
+    plan = ALLOCATORS.get("knapsack")()(curves, budget)
+    assert cost(curves, plan) <= budget
+    assert objective(curves, plan) == pytest.approx(brute_force(curves, budget), abs=1e-7)
+
+
+def test_algorithm_1_worked_by_hand() -> None:
+    """Two 4 x 4 layers (16 parameters, 8 a rank, break-even below 2) and a schedule of one halving a step.
+
+    Budget 24 of 32: excess 8; gamma = 1/ln 2 makes tau(0) - tau(1) = 4, then 2, then 1, ...; each rounds up to one
+    rank. A's energies are 8, 4, 2, 1 (cumulative loss of ranks 3, 2, 1: 1, 3, 7), B's 8, 6, 5, 4 (4, 9, 15).
+    Steps: A to 3 (loss 1; at B 4), A to 2 (3 < 4), B to 3 (4 < 7), A to 1 (7 < 9). A at rank 1 is the first below
+    break-even, so only now the count falls: 8 + 16 = 24, the budget.
+    """
+    a, b = curve("a", 4, 4, [8, 4, 2, 1]), curve("b", 4, 4, [8, 6, 5, 4])
+    plan = GradualReduction(gamma=1 / math.log(2), iterations=500)([a, b], 24)
+    assert dict(plan.ranks) == {"a": 1, "b": None}
+    taken = [(step["step"], step["layer"], step["rank"], step["loss"], step["parameters"]) for step in plan.trajectory]
+    assert taken == [(1, "a", 3, 1, 32), (2, "a", 2, 3, 32), (3, "b", 3, 4, 32), (4, "a", 1, 7, 24)]
+
+
+def test_algorithm_1_removes_what_the_schedule_says() -> None:
+    """One layer of 100 x 100 to a third: the first step removes ceil(excess (1 - e^(-1/80)) / 200) ranks."""
+    wide = curve("wide", 100, 100, [1.0] * 100)
+    plan = GradualReduction()([wide], 3400)
+    first = plan.trajectory[0]
+    assert first["rank"] == 100 - math.ceil((10000 - 3400) * (1 - math.exp(-1 / 80)) / 200)
+    assert plan.ranks["wide"] == 17
