@@ -18,9 +18,8 @@ FORMAT = 1  # of the statistics: raise it when their meaning changes
 
 
 def cache_folder() -> Path:
-    """``LOWRANK_VIT_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("LOWRANK_VIT_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "lowrank_vit"
+    """The folder for everything that can be made again: ``LOWRANK_VIT_CACHE``, else ``~/.cache/lowrank_vit``."""
+    return Path(os.environ.get("LOWRANK_VIT_CACHE") or Path.home() / ".cache" / "lowrank_vit").expanduser()
 
 
 def model_hash(model: nn.Module) -> str:

@@ -133,7 +133,8 @@ def sample_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
     generator = torch.Generator()
     draws = []
     for image in images.detach().cpu().contiguous():
-        generator.manual_seed((seed << 32) ^ zlib.crc32(image.numpy().tobytes()))
+        # the CPU's generator reads 32 bits of a seed, so both go into one checksum
+        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
         draws.append(torch.rand((), generator=generator, dtype=torch.float64))
     cumulative = logits.detach().double().softmax(-1).cumsum(-1).cpu()
     chosen = torch.searchsorted(cumulative, torch.stack(draws)[:, None]).squeeze(1)

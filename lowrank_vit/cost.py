@@ -19,13 +19,23 @@ def parameter_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def multiply_accumulates(model: nn.Module, input_size: Sequence[int]) -> int:
-    """Multiply-accumulates of the matrix products and convolutions of one image of ``input_size`` (C, H, W).
+def input_size(model: nn.Module) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images that a timm model takes: what its patch embedding says, else its configuration."""
+    embedding = getattr(model, "patch_embed", None)
+    size, projection = getattr(embedding, "img_size", None), getattr(embedding, "proj", None)
+    if size is not None and projection is not None:
+        return projection.in_channels, *size
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return None if configured is None else tuple(configured)
+
+
+def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
+    """Multiply-accumulates of the matrix products and convolutions of one image of ``size`` (C, H, W).
 
     Counted on a real forward pass, so fused attention, windows and replaced layers count as they run.
     """
     parameter = next(model.parameters())
-    image = torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device)
+    image = torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
     was_training = model.training
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:

@@ -12,14 +12,15 @@ from lowrank_vit.records import Factors, Moments
 RIDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
 
 
-def cholesky_root(moment: Tensor, damping: float = 0.0) -> tuple[Tensor, float]:
-    """Lower ``L`` with ``L L^T = moment + ridge * mean(diag) * I`` and the relative ridge that it took.
+def cholesky_root(moment: Tensor, damping: float = 0.0, scale: Tensor | None = None) -> tuple[Tensor, float]:
+    """Lower ``L`` with ``L L^T = moment + ridge * scale * I`` and the relative ridge that it took.
 
     The ridge is the smallest of ``RIDGES`` (added to ``damping``) that makes the factorisation sound, so statistics of
-    fewer tokens than dimensions work too. moment: (k, k), symmetric, positive semidefinite.
+    fewer tokens than dimensions work too. moment: (k, k), symmetric, positive semidefinite. ``scale``: what the moment
+    is exact relative to; its mean diagonal, unless it is a difference of larger things, as a covariance is.
     Raises ``ValueError`` where even the largest ridge fails, that is, where the moment is not finite.
     """
-    scale = moment.diagonal().mean().clamp_min(torch.finfo(moment.dtype).tiny)
+    scale = (moment.diagonal().mean() if scale is None else scale).clamp_min(1e-200)
     identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     for ridge in RIDGES:
         root, failed = torch.linalg.cholesky_ex(moment + (ridge + damping) * scale * identity)
@@ -80,6 +81,12 @@ class OutputMetric:
         return max(float(squared), 0.0) / self.energy
 
 
+def _root(second: Tensor, mean: Tensor, centred: bool) -> tuple[Tensor, float]:
+    """The root of a second moment, or of the covariance, which is no more exact than the second moment."""
+    moment = second - torch.outer(mean, mean) if centred else second
+    return cholesky_root(moment, scale=second.diagonal().mean())
+
+
 def output_metric(weight: Tensor, moments: Moments, *, centred: bool, normalised: bool = False) -> OutputMetric:
     """The metric of a layer from whichever second moment was collected.
 
@@ -91,8 +98,8 @@ def output_metric(weight: Tensor, moments: Moments, *, centred: bool, normalised
     if moments.has(prefix + "input_second"):
         second = moments.mean(prefix + "input_second")
         energy = float((weight * (second @ weight)).sum())
-        root, ridge = cholesky_root(second - torch.outer(mean, mean) if centred else second)
+        root, ridge = _root(second, mean, centred)
         return OutputMetric(weight, root.T @ weight, root.T, mean, max(energy, 1e-300), ridge)
     second, shift = moments.mean(prefix + "output_second"), mean @ weight
-    root, ridge = cholesky_root(second - torch.outer(shift, shift) if centred else second)
+    root, ridge = _root(second, shift, centred)
     return OutputMetric(weight, root.T, None, mean, max(float(second.trace()), 1e-300), ridge)

@@ -116,7 +116,7 @@ class Analysis:
         factors = {site.name: self.factors[site.name].cut(rank) for site, rank in ranks.items()}
         residuals = {name: weights[name] - u @ v.T for name, (u, v) in factors.items()}
         with self.watch("compensate"):
-            solutions = self._compensate(weights, residuals)
+            solutions = self._compensate(residuals)
         layers = {}
         for site, rank in ranks.items():
             (u, v), error, z = factors[site.name], residuals[site.name], solutions.get(site.name)
@@ -132,7 +132,7 @@ class Analysis:
             layers[site.name] = CutLayer(site, rank, u, v, correction, entry, shift, weights[site.name] - error)
         return layers
 
-    def _compensate(self, weights: Mapping[str, Tensor], residuals: Mapping[str, Tensor]) -> Mapping[str, Solution]:
+    def _compensate(self, residuals: Mapping[str, Tensor]) -> Mapping[str, Solution]:
         method = compensation_of(self.recipe)
         if method is None or not residuals:
             return {}
@@ -145,16 +145,8 @@ class Analysis:
         from lowrank_vit.compensate.module import compensate_minibatch  # Lightning takes seconds to import
 
         accelerator = "gpu" if self.device.type == "cuda" else "cpu"
-        seen = {name: weights[name] for name in residuals}
         return compensate_minibatch(
-            self.model,
-            method,
-            seen,
-            residuals,
-            self.images.tensor(),
-            moments=moments,
-            accelerator=accelerator,
-            **options,
+            self.model, method, residuals, moments, self.images.tensor(), accelerator=accelerator, **options
         )
 
     def _report(

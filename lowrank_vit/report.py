@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowrank_vit import cost
@@ -63,11 +62,10 @@ def layer_reports(
 
 
 def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
-    """The ``params`` and ``macs`` entries; ``macs`` is null where timm does not know the model's input."""
+    """The ``params`` and ``macs`` entries; ``macs`` is null where the size of the model's input is not known."""
     before, after = cost.parameter_count(dense), cost.parameter_count(compressed)
-    size = (getattr(dense, "pretrained_cfg", None) or {}).get("input_size")
-    with torch.no_grad():
-        macs = None if size is None else [cost.multiply_accumulates(model, size) for model in (dense, compressed)]
+    size = cost.input_size(dense)
+    macs = None if size is None else [cost.multiply_accumulates(model, size) for model in (dense, compressed)]
     return {
         "params": {"dense": before, "compressed": after, "reduction": 1 - after / before},
         "macs": None if macs is None else {"dense": macs[0], "compressed": macs[1]},

@@ -25,7 +25,7 @@ class TwoSided:
     """
 
     centred: bool = True
-    damping: float = 1e-3  # of the mean eigenvalue of G
+    damping: float = 0.3  # of the mean eigenvalue of G; by the KL on calibration images held out (DeiT-Tiny)
 
     needs: ClassVar[frozenset[str]] = frozenset({"second", "gradient_second"})
     currency: ClassVar[str] = "loss increase"

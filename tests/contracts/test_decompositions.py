@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lowrank_vit.calibrate import resolve
 from lowrank_vit.decompose import DECOMPOSITIONS
+from lowrank_vit.decompose.two_sided import TwoSided
 from lowrank_vit.metric import cholesky_root, output_metric
 from lowrank_vit.records import Factors, Moments, Site
 from tests.contracts.layer import Sample, sample
@@ -156,7 +157,7 @@ def test_two_sided_is_the_svd_between_both_roots(shape: tuple[int, int]) -> None
     layer = sample(*shape)
     slopes = layer.gradients.flatten(0, 1)
     second = slopes.T @ slopes / len(layer.gradients)
-    second = second + 1e-3 * second.diagonal().mean() * torch.eye(shape[1])
+    second = second + TwoSided().damping * second.diagonal().mean() * torch.eye(shape[1])
     between = symmetric_root(layer.covariance) @ layer.weight @ symmetric_root(second)
     squares = torch.linalg.svdvals(between).square()
     truth = 0.5 * torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1)])

@@ -1,0 +1,103 @@
+"""Image folders: ``train/`` and ``validation/`` (or ``val/``), one folder for each class in them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from lowrank_vit.data.classes import class_labels
+from lowrank_vit.data.images import read_image
+from lowrank_vit.data.sources import NO_LABEL, ImageSource
+from lowrank_vit.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
+
+
+class FileSplit:
+    """Image files and their labels."""
+
+    def __init__(self, files: Sequence[str], labels: Sequence[int]) -> None:
+        self.files = files
+        self.labels = labels
+
+    def content(self, index: int) -> bytes:
+        """The file's bytes."""
+        try:
+            return Path(self.files[index]).read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read the image {self.files[index]}: {error.strerror}") from error
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return read_image(self.content(index), self.files[index]), self.labels[index]
+
+
+def open_folder(spec: str, target: str) -> ImageSource:
+    """Open ``imagefolder:PATH``; see ``open_source``.
+
+    A split without class folders gets the images that lie in it, without labels.
+    """
+    root = Path(target).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{spec}: there is no folder {root}; {EXPECTED}")
+    train = _first_folder(root, ("train",))
+    validation = _first_folder(root, ("validation", "val"))
+    if train is None and validation is None:
+        raise InputError(f"{spec}: {root} has neither train/ nor validation/; {EXPECTED}")
+    if train and validation and train.resolve() == validation.resolve():
+        raise InputError(f"{spec}: train/ and {validation.name}/ are the same folder: keep the evaluation images apart")
+    folders = [folder for folder in (train, validation) if folder]
+    found = {folder: _files_by_class(folder) for folder in folders}
+    names = {name for classes in found.values() for name in classes if name}
+    labels, count = class_labels(names, spec)
+    splits = {folder: _file_split(spec, folder, found[folder], labels) for folder in folders}
+    return ImageSource(
+        spec, count or None, splits[train] if train else None, splits[validation] if validation else None
+    )
+
+
+def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _files_by_class(folder: Path) -> dict[str, list[str]]:
+    """The image files of each class folder; those that lie in ``folder`` itself under the name ""."""
+    classes: dict[str, list[str]] = {"": []}
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue  # .ipynb_checkpoints and the like are no classes
+            if entry.is_dir():
+                classes[entry.name] = list(_images_under(entry.path))
+            elif entry.name.lower().endswith(SUFFIXES):
+                classes[""].append(entry.path)
+    return classes
+
+
+def _images_under(folder: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        for file in sorted(files):
+            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
+                yield str(Path(parent) / file)
+
+
+def _file_split(spec: str, folder: Path, classes: dict[str, list[str]], labels: dict[str, int]) -> FileSplit:
+    loose = classes[""]
+    pairs = [(file, labels[name]) for name, files in classes.items() if name for file in files]
+    if pairs and loose:
+        warnings.warn(
+            f"{spec}: {len(loose)} images that lie in {folder} beside the class folders are left out", stacklevel=4
+        )
+    if not pairs:
+        pairs = [(file, NO_LABEL) for file in loose]
+    if not pairs:
+        raise InputError(f"{spec}: there are no images in {folder}; {EXPECTED}, or loose images for calibration alone")
+    return FileSplit([file for file, _ in pairs], [label for _, label in pairs])

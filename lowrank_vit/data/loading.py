@@ -1,0 +1,114 @@
+"""From an image split to batches of tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lowrank_vit.data.images import MODES, to_channels
+from lowrank_vit.data.sampling import Draw
+from lowrank_vit.data.sources import ImageSplit
+from lowrank_vit.errors import InputError
+
+MOST_WORKERS = 4
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
+    """timm's evaluation transform of a model's data config: resize, crop at the centre, normalise."""
+    return create_transform(**data_config, is_training=False)
+
+
+def training_transform(data_config: Mapping[str, Any]) -> Transform:
+    """A random resized crop and a horizontal flip, then the model's normalisation; nothing else."""
+    settings = {key: data_config[key] for key in ("input_size", "interpolation", "mean", "std") if key in data_config}
+    settings |= {"color_jitter": None, "auto_augment": None, "re_prob": 0.0}
+    return create_transform(**settings, is_training=True)
+
+
+def input_channels(data_config: Mapping[str, Any]) -> int:
+    """The number of channels that the data config asks for. Raises ``InputError`` where that is neither 1 nor 3."""
+    size = data_config.get("input_size")
+    if not size or len(size) != 3 or size[0] not in MODES:
+        raise InputError(
+            f"the data config's input_size is {size!r}; expected (channels, height, width) with 1 or 3 channels, "
+            "as timm.data.resolve_model_data_config(model) gives it"
+        )
+    return int(size[0])
+
+
+class TransformedImages(Dataset[tuple[Tensor, int]]):
+    """The images of ``split`` at ``indices``, in this order, converted and transformed: (C, H, W) float32 and label.
+
+    An item is a position in ``indices``, or a ``Draw``: then the transform's randomness comes from its seed alone.
+    """
+
+    def __init__(self, split: ImageSplit, indices: Sequence[int], transform: Transform, channels: int) -> None:
+        self.split = split
+        self.indices = indices
+        self.transform = transform
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int | Draw) -> tuple[Tensor, int]:
+        position = item.position if isinstance(item, Draw) else item
+        image, label = self.split[self.indices[position]]
+        converted = to_channels(image, self.channels)
+        with _seeded(item.seed) if isinstance(item, Draw) else contextlib.nullcontext():
+            return self.transform(converted), label
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Both generators that timm's transforms draw from, seeded inside and as they were outside."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the GPU's generator as well
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+class ImageLoader(DataLoader[tuple[Tensor, int]]):
+    """A loader that reports a broken image in one line, where PyTorch would pass on its worker's whole traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+            return
+        except InputError as error:
+            line = str(error).strip().splitlines()[-1]
+            error.__traceback__ = None  # PyTorch's frames refer to the error: the cycle would keep its workers alive
+        raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: "))
+
+
+def make_loader(images: TransformedImages, sampler: Sampler[Any], batch_size: int, workers: int) -> ImageLoader:
+    """Batches of images (N, C, H, W) with labels (N,), the last one smaller; the global random state stays untouched."""
+    return ImageLoader(
+        images,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # workers' seeds come from it instead of from the global one
+    )
+
+
+def default_workers() -> int:
+    """As many worker processes as this process may use cores, at most four."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)

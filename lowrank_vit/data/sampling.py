@@ -1,0 +1,112 @@
+"""Which images, in which order, on which process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+from torch.utils.data import DistributedSampler
+
+from lowrank_vit.errors import InputError
+
+CALIBRATION, HELD_OUT, EVALUATION, TRAINING = range(4)  # separate streams of one seed; each epoch has its own
+
+
+def draw(size: int, count: int, seed: int, stream: int) -> list[int]:
+    """``count`` distinct indices below ``size`` at random, all of them if there are fewer; a smaller draw is a prefix."""
+    return _random(seed, stream).permutation(size)[:count].tolist()
+
+
+def draw_balanced(labels: Sequence[int], count: int, seed: int, stream: int) -> list[int]:
+    """As ``draw``, in rounds of one index from every class that has any left, the classes in random order.
+
+    Raises ``InputError`` where a label is -1.
+    """
+    array = np.asarray(labels)
+    if (array < 0).any():
+        raise InputError("a class-balanced calibration needs labels, and these images have none: use stratified=False")
+    random = _random(seed, stream)
+    shuffled = random.permutation(len(array))
+    grouped = shuffled[np.argsort(array[shuffled], kind="stable")]
+    counts = np.unique(array[grouped], return_counts=True)[1]
+    rounds = np.concatenate([np.arange(number) for number in counts])
+    turns = np.repeat(random.permutation(len(counts)), counts)
+    return grouped[np.lexsort((turns, rounds))][:count].tolist()
+
+
+def _random(seed: int, stream: int) -> np.random.RandomState:
+    # numpy promises that this generator's numbers never change between versions; not so the newer ones, nor torch's
+    return np.random.RandomState([seed % 2**32, stream])
+
+
+def hash_indices(indices: Sequence[int]) -> str:
+    """The sha256, in hexadecimal, of the indices as little-endian 64-bit integers, in their order."""
+    return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside ``torch.distributed``."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class Draw(NamedTuple):
+    """One training image, and the seed of its random crop and flip."""
+
+    position: int
+    seed: int
+
+
+class ShardSampler(DistributedSampler[int]):
+    """Every index below ``size`` exactly once over all processes, in order: ``rank, rank + world, ...``.
+
+    A ``DistributedSampler`` by name, so that Lightning does not put its own, which pads, in its place.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def _own(self) -> range:
+        rank, world = rank_and_world()
+        return range(rank, self.size, world)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._own())
+
+    def __len__(self) -> int:
+        return len(self._own())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the order is that of every epoch."""
+
+
+class EpochSampler(DistributedSampler[Draw]):
+    """Indices shuffled by (seed, epoch), so that a run resumed at epoch k sees what the first run saw.
+
+    Each comes with a seed for its augmentation, which makes that independent of the number of workers too. The last
+    round is filled up from the start of the order, since all processes must take as many steps.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration is; Lightning calls this."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Draw]:
+        rank, world = rank_and_world()
+        generator = _random(self.seed, TRAINING + self.epoch)
+        order = generator.permutation(self.size)
+        seeds = generator.randint(2**31, size=self.size)
+        for turn in range(rank, len(self) * world, world):
+            yield Draw(int(order[turn % self.size]), int(seeds[turn % self.size]))
+
+    def __len__(self) -> int:
+        return -(-self.size // rank_and_world()[1])

@@ -1,0 +1,88 @@
+"""Trained stand-ins on disk: one safetensors file for each architecture, recipe and seed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+import timm
+from filelock import FileLock
+from safetensors import SafetensorError
+from torch import nn
+
+from lowrank_vit.cache import cache_folder
+from lowrank_vit.models.training import RECIPE, train_standin
+
+
+def trained_standin(name: str, seed: int = 0) -> nn.Module:
+    """The stand-in ``name`` of training run ``seed``, from the cache, else trained now and cached; in eval mode.
+
+    Processes that ask at once wait for the first one, which trains. A damaged file is trained anew with a warning, and
+    so is a model that cannot be cached because the folder is not writable.
+    """
+    model = timm.create_model(name).eval()
+    path = cache_folder() / "standins" / f"{name}-seed{seed}-{_fingerprint(model)}.safetensors"
+    if _restore(model, path):
+        return model
+    with _one_at_a_time(path):
+        if not _restore(model, path):  # another process may have trained it while this one waited
+            model = train_standin(name, seed)
+            _store(model, path)
+    return model
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """What the weights depend on besides the seed: the architecture, the normalisation and the recipe."""
+    content = {
+        "architecture": repr(model),  # the activation, the window shifts and the like leave no trace in the shapes
+        "shapes": {key: list(tensor.shape) for key, tensor in model.state_dict().items()},
+        "data": timm.data.resolve_model_data_config(model),
+        "recipe": asdict(RECIPE),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _restore(model: nn.Module, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"the cached stand-in {path} is damaged and is trained anew: {reason}", stacklevel=3)
+        return False
+    return True
+
+
+def _store(model: nn.Module, path: Path) -> None:
+    """Write under another name and rename, so that no reader ever sees half a file."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(safetensors.torch.save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
+        temporary.replace(path)
+    except OSError as error:
+        warnings.warn(f"the trained stand-in could not be cached at {path}: {error}", stacklevel=3)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """A lock beside ``path``; without one where the folder is not writable, since then there is nothing to spoil."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,234 @@
+"""How the stages that run under Lightning start it: quietly, on one device or many, the bar on the error stream."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.multiprocessing import ProcessRaisedException
+
+from lowrank_vit.errors import InputError
+
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
+
+
+class StderrProgressBar(RichProgressBar):
+    """Lightning's rich bar, which leaves the standard output to results (``evaluate --json``)."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=4, console_kwargs={"stderr": True})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop, and give rich's global console, which Lightning reconfigures, its standard output back."""
+        super().teardown(trainer, pl_module, stage)
+        rich.reconfigure()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As after a run that ended well."""
+        super().on_exception(trainer, pl_module, exception)
+        rich.reconfigure()
+
+
+def silence() -> None:
+    """Turn off Lightning's hints, tips and advice on workers; errors and other libraries' warnings stay."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+class QuietDDP(DDPStrategy):
+    """Data-parallel processes that say nothing, and in which no forward pass waits for another process.
+
+    Buffers are the same everywhere, so that they need no broadcast; with it, ranks with fewer batches would hang.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(broadcast_buffers=False, **options)
+
+    def setup_environment(self) -> None:
+        """A spawned process starts with fresh logging and warning filters."""
+        silence()
+        super().setup_environment()
+
+
+def launched_from_outside() -> bool:
+    """Whether torchrun, SLURM or Lightning's own launcher has started this process as one of several."""
+    return (
+        (dist.is_available() and dist.is_initialized())
+        or TorchElasticEnvironment.detect()
+        or SLURMEnvironment.detect()
+        or LightningEnvironment().creates_processes_externally
+    )
+
+
+def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> str | Strategy:
+    """Lightning's strategy for ``"auto"``, ``"ddp"`` and ``"ddp_spawn"``; any other is handed through.
+
+    ``"auto"`` on several devices spawns processes for the run alone, so that what comes before and after it runs once;
+    where a launcher has started the processes already, it uses those.
+    """
+    if strategy == "auto" and devices * num_nodes > 1:
+        strategy = "ddp" if num_nodes > 1 or launched_from_outside() else "ddp_spawn"
+    if strategy in ("ddp", "ddp_spawn"):
+        return QuietDDP(start_method="popen" if strategy == "ddp" else "spawn")
+    return strategy
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes the whole state to ``path`` after each epoch; a crash leaves either the old file or the new one.
+
+    Lightning's own writer moves a file from the temporary folder, which is a copy where that is on another disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save beside the target, then rename."""
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self.path)
+
+
+def check_resumable(module: LightningModule, path: Path, trained: Collection[str]) -> None:
+    """Raise ``InputError`` unless the checkpoint is of this very run: the same settings, shapes and frozen parameters."""
+    remedy = "give another folder or resume=False"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        settings, state = dict(saved["hyper_parameters"]), saved["state_dict"]
+    except Exception as error:
+        raise InputError(f"{path} is no checkpoint of such a run ({type(error).__name__}): {remedy}") from None
+    for name, value in module.hparams.items():
+        if settings.get(name) != value:
+            raise InputError(f"{path} was trained with {name}={settings.get(name)}, not {value}: {remedy}")
+    for name, parameter in module.named_parameters():
+        other = state.get(name)
+        if other is None or other.shape != parameter.shape:
+            raise InputError(f"{path} is of another model, {name} differs in shape: {remedy}")
+        if name not in trained and not torch.equal(other, parameter.detach().cpu()):
+            raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
+
+
+def reseed(*entropy: int) -> None:
+    """Seed torch, NumPy and Python from all of the numbers, such as seed, epoch and rank."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """The ``InputError`` behind an error of a spawned process or of Lightning's checks, or the error itself."""
+    if isinstance(error, ProcessRaisedException) and (said := re.search(r"errors\.InputError: (.*)", str(error))):
+        return InputError(said[1])
+    if "within local rank has zero length" in str(error):
+        return InputError("fewer batches than devices: give fewer devices or a smaller batch size")
+    return error
+
+
+def default_precision(accelerator: str) -> str:
+    """bfloat16 autocast on a CUDA device that has it, else float32."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def make_trainer(
+    *,
+    devices: int,
+    num_nodes: int = 1,
+    accelerator: str = "auto",
+    strategy: str | Strategy = "auto",
+    precision: str | None = None,
+    progress: bool = True,
+    callbacks: list[Callback] | None = None,
+    **options: Any,
+) -> Trainer:
+    """A Trainer without summary, sanity check or padding sampler; the data module shards the indices itself.
+
+    Raises ``InputError`` for devices, accelerators and precisions that this machine has not.
+    """
+    if devices < 1 or num_nodes < 1:
+        raise InputError(f"devices={devices}, num_nodes={num_nodes}: at least one of each is needed")
+    bar: list[Callback] = [StderrProgressBar()] if progress else []
+    try:
+        return Trainer(
+            devices=devices,
+            num_nodes=num_nodes,
+            accelerator=accelerator,
+            strategy=choose_strategy(strategy, devices, num_nodes),
+            precision=precision or "32-true",  # type: ignore[arg-type]  # checked by Lightning
+            callbacks=[*bar, *(callbacks or [])],
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,  # tensors that a model caches must be fit for later training
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"Lightning refuses these settings: {_first_line(error)}") from error
+
+
+class _State:
+    """Where a model lies and how it is set up, to put it back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.device = model, next(model.parameters()).device
+        self.modes = [module.training for module in model.modules()]
+        self.flags = [parameter.requires_grad for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        self.model.to(self.device)
+        for module, mode in zip(self.model.modules(), self.modes, strict=True):
+            module.training = mode
+        for parameter, flag in zip(self.model.parameters(), self.flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def quiet_run(data: LightningDataModule, *models: nn.Module | None) -> Iterator[None]:
+    """Run Lightning silently on ``models`` and leave them as they were: device, mode, ``requires_grad``.
+
+    ``data`` forgets its trainer, which could not be sent to the processes of a later run.
+    Raises ``InputError`` also for one that was raised inside a spawned process.
+    """
+    states = [_State(model) for model in models if model is not None]
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    try:
+        with warnings.catch_warnings():
+            silence()
+            yield
+    except Exception as error:
+        cause = _unwrap(error)
+        if cause is error:
+            raise
+        raise cause from None  # one line, not the traceback of another process
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for state in states:
+            state.restore()
+        data.trainer = None

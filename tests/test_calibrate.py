@@ -1,0 +1,189 @@
+"""The streaming statistics against their definitions on inputs and gradients kept by the test itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from lowrank_vit.calibrate import STATISTICS, calibrate, resolve, sample_labels
+from lowrank_vit.errors import InputError
+from lowrank_vit.records import Moments, Site
+from lowrank_vit.sites import find_sites, get_linear
+from tests.contracts.layer import dense_moments
+from tests.models import images, tiny
+
+KINDS = ["vit", "swin"]
+
+
+def kept(kind: str, data: Tensor) -> tuple[nn.Module, list[Site], dict[str, tuple[Tensor, Tensor]]]:
+    """Inputs and gradients of every site, one image at a time, with the labels that ``calibrate`` draws."""
+    model, found = tiny(kind), {}
+    sites = find_sites(model)
+    for site in sites:
+        found[site.name] = ([], [])
+
+        def see(module: nn.Module, inputs: tuple, output: Tensor, site: Site = site) -> None:
+            found[site.name][0].append(inputs[0].detach())
+            output.register_hook(lambda g: found[site.name][1].append(g.detach()))
+
+        get_linear(model, site).register_forward_hook(see)
+    for image in data:
+        logits = model(image[None])
+        nn.functional.cross_entropy(logits, sample_labels(logits, image[None], 0)).backward()
+    kept_all = {
+        name: (
+            torch.stack([x.reshape(-1, x.shape[-1]) for x in inputs]),
+            torch.stack([g.reshape(-1, g.shape[-1]) for g in gradients]),
+        )
+        for name, (inputs, gradients) in found.items()
+    }
+    return tiny(kind), sites, kept_all
+
+
+def assert_same(one: Moments, other: Moments, rtol: float = 2e-4) -> None:
+    assert (one.images, one.tokens) == (other.images, other.tokens)
+    for name, total in one.sums.items():
+        scale = float(other.sums[name].abs().max())
+        torch.testing.assert_close(total, other.sums[name].double(), rtol=rtol, atol=rtol * scale, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_statistic_equals_its_definition(kind: str) -> None:
+    data = images(12, kind)
+    model, sites, truth = kept(kind, data)
+    moments = calibrate(model, sites, STATISTICS, data.split(5))
+    assert len(sites) == 4 * (2 if kind == "vit" else 4)
+    for site in sites:
+        inputs, gradients = truth[site.name]
+        weight = get_linear(model, site).weight.detach().T
+        dense = dense_moments(weight.double(), inputs.double(), gradients.double())
+        own = moments[site.name]
+        if kind == "swin" and site.name.endswith(("qkv", "proj")):  # windows are averaged, too
+            windows = inputs.reshape(-1, 16, inputs.shape[-1]).double()
+            dense.sums["representative"], dense.sums["representative_count"] = (
+                windows.sum(0),
+                torch.tensor(len(windows)),
+            )
+        assert_same(own, dense)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_moments_are_those_of_the_whole(kind: str) -> None:
+    data = images(20, kind)
+    model = tiny(kind)
+    sites = find_sites(model)
+    whole = calibrate(model, sites, STATISTICS, data.split(20))
+    first, second = (calibrate(model, sites, STATISTICS, part.split(4)) for part in (data[:12], data[12:]))
+    for site in sites:
+        assert_same(first[site.name] + second[site.name], whole[site.name])
+
+
+def test_labels_do_not_depend_on_batch_or_order() -> None:
+    data, logits = images(50), torch.randn(50, 10, generator=torch.Generator().manual_seed(3))
+    labels = sample_labels(logits, data, 7)
+    backwards = sample_labels(logits.flip(0), data.flip(0), 7).flip(0)
+    single = torch.cat([sample_labels(logits[i : i + 1], data[i : i + 1], 7) for i in range(50)])
+    assert torch.equal(labels, backwards)
+    assert torch.equal(labels, single)
+    assert not torch.equal(labels, sample_labels(logits, data, 8))
+
+
+def test_labels_follow_the_models_prediction() -> None:
+    probabilities = torch.tensor([0.7, 0.2, 0.1])
+    data = images(4000)
+    labels = sample_labels(probabilities.log().expand(4000, 3), data, 0)
+    shares = torch.bincount(labels, minlength=3) / 4000
+    torch.testing.assert_close(shares, probabilities, atol=0.03, rtol=0)
+
+
+def test_only_what_is_needed_is_collected() -> None:
+    model = tiny()
+    sites = find_sites(model)
+    moments = calibrate(model, sites, {"second"}, [images(3)])
+    for site in sites:
+        expected = "input_second" if site.in_features <= site.out_features else "output_second"
+        assert set(moments[site.name].sums) == {"input_sum", expected}
+    fc2 = next(site for site in sites if site.name.endswith("fc2"))
+    assert resolve({"second", "input_second"}, fc2) == {"input_second"}
+    with pytest.raises(ValueError, match="thrid"):
+        resolve({"thrid"}, fc2)
+
+
+class Shared(nn.Module):
+    """Queries, keys and values of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({n: nn.Linear(64, 64) for n in "qkv"})])
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.blocks[0]
+        return (block["q"](x) + block["k"](x) + block["v"](x)).mean((1, 2))
+
+
+def test_an_input_shared_by_layers_is_accumulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+    original = torch.Tensor.__matmul__
+
+    def counting(a: Tensor, b: Tensor) -> Tensor:
+        products.append((a.shape, b.shape))
+        return original(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", counting)
+    model = Shared()
+    moments = calibrate(model, find_sites(model), {"second"}, [torch.randn(2, 3, 5, 64)])
+    assert len(products) == 1
+    q, k = moments["blocks.0.q"], moments["blocks.0.k"]
+    assert torch.equal(q.sums["input_second"], k.sums["input_second"])
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny()
+    model.blocks[0].requires_grad_(False)
+    before = {name: (p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+    calibrate(model, find_sites(model), STATISTICS, [images(3)])
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+        assert parameter.grad is None
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_bad_input_is_one_line() -> None:
+    model = tiny()
+    sites = find_sites(model)
+    with pytest.raises(InputError, match="no images"):
+        calibrate(model, sites, {"second"}, [])
+    data = images(3)
+    data[1, 0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match=r"'blocks\.0\.attn\.qkv' are not finite"):
+        calibrate(model, sites, {"second"}, [data])
+    model.blocks[0].mlp.spare = nn.Linear(3, 3)
+    with pytest.raises(InputError, match=r"'blocks\.0\.mlp\.spare' is never called"):
+        calibrate(model, find_sites(model), {"second"}, [images(3)])
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    data = images(13)
+    model = tiny()
+    moments = calibrate(model, find_sites(model), STATISTICS, data[rank::2].split(3))
+    torch.save({name: (own.images, own.tokens, dict(own.sums)) for name, own in moments.items()}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path, free_port: int) -> None:
+    mp.spawn(_worker, (free_port, str(tmp_path)), nprocs=2)
+    model = tiny()
+    sites = find_sites(model)
+    whole = calibrate(model, sites, STATISTICS, images(13).split(13))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for site in sites:
+            assert_same(Moments(*found[site.name]), whole[site.name])

@@ -1,0 +1,119 @@
+"""The commands as a user types them: results on the standard output, a mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lowrank_vit.cli import main
+
+STANDIN = "digits_deit_small"
+COMPRESS = ["compress", "--model", STANDIN, "--data", "digits", "--reduction", "0.4", "--calibration-samples", "64"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line that a mistake prints."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize("module", ["lowrank_vit", "experiments"])
+def test_help_answers_at_once(module: str) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert "usage" in done.stdout
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("kind", ["models", "recipes", "decompositions", "allocators", "compensations"])
+def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", kind])
+    text = capsys.readouterr().out
+    main(["list", kind, "--json"])
+    names = json.loads(capsys.readouterr().out)
+    assert len(names) >= 4
+    assert [line.split()[0] for line in text.splitlines()] == names
+
+
+def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "small"
+    main([*COMPRESS, "--recipe", "exact", "--out", str(out)])
+    assert f"saved to {out}" in capsys.readouterr().out
+    main(["inspect", str(out), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["provenance"]["calibration"]["samples"] == 64
+    assert 0.39 < report["params"]["reduction"] < 0.42
+    assert all(0 <= layer["relative_error_held_out"] < 1 for layer in report["layers"])
+    main(["inspect", str(out)])
+    assert "blocks.0.attn.qkv" in capsys.readouterr().out
+    main(["evaluate", str(out), "--data", "digits", "--json"])
+    small = json.loads(capsys.readouterr().out)
+    main(["evaluate", "--model", STANDIN, "--data", "digits", "--json"])
+    dense = json.loads(capsys.readouterr().out)
+    assert set(small) == {"top1", "top5", "loss", "n"}
+    assert small["n"] == dense["n"] > 400
+    assert 50 < small["top1"] <= dense["top1"]
+    main([*COMPRESS, "--resume", "--out", str(out)])
+    assert "finished already" in capsys.readouterr().out
+    assert "exists already" in refused(capsys, *COMPRESS, "--out", out)
+    main(["finetune", str(out), "--data", "digits", "--epochs", "1", "--out", str(tmp_path / "tuned")])
+    assert "of the parameters" in capsys.readouterr().out
+    main(["inspect", str(tmp_path / "tuned"), "--json"])
+    assert json.loads(capsys.readouterr().out)["protocol"] == "partial-ft"
+
+
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+
+    def compress(**changes: str | Path) -> str:
+        given = {
+            "model": STANDIN,
+            "data": "digits",
+            "reduction": "0.4",
+            "out": out,
+            "calibration_samples": "16",
+            **changes,
+        }
+        flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+        line = refused(capsys, "compress", *flags)
+        assert not list(tmp_path.glob("*out*"))
+        return line
+
+    assert "unknown recipe 'exat': did you mean 'exact'?" in compress(recipe="exat")
+    assert "did you mean" in compress(model="deit_tiny_patch16_223")
+    assert "bogus" in compress(data="bogus")
+    assert "out of reach" in compress(reduction="0.99")
+    assert "out of reach" in compress(reduction="nan")
+    assert "nowhere" in compress(data=f"imagefolder:{tmp_path / 'nowhere'}")
+    assert "calibration_samples is 0" in compress(calibration_samples="0")
+    assert "cannot be used" in compress(device="cuda:77")
+    junk = tmp_path / "junk.safetensors"
+    junk.write_bytes(b"junk" * 100)
+    assert "junk.safetensors" in compress(checkpoint=junk)
+    assert "exists already" in compress(out=junk / "below") or "cannot write" in compress(out=junk / "below")
+    shutil.rmtree(tmp_path / "empty", ignore_errors=True)
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "empty" / "val").mkdir()
+    assert "empty" in compress(data=f"imagefolder:{tmp_path / 'empty'}")
+
+
+def test_evaluate_wants_one_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "either DIR or --model" in refused(capsys, "evaluate", "--data", "digits")
+    assert "config.json is missing" in refused(capsys, "evaluate", tmp_path, "--data", "digits")
+    assert "config.json is missing" in refused(capsys, "inspect", tmp_path)

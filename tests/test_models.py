@@ -1,0 +1,296 @@
+import copy
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from lowrank_vit.data import ImageData
+from lowrank_vit.errors import InputError
+from lowrank_vit.models import STANDINS, cache, is_standin, load_model
+from lowrank_vit.models.training import Recipe, train_standin
+
+SMALL = "digits_deit_small"
+
+
+@pytest.fixture
+def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "standins"
+
+
+@pytest.fixture
+def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The trainings asked for; none is carried out."""
+    asked: list[tuple[str, int]] = []
+
+    def untrained(name: str, seed: int) -> nn.Module:
+        asked.append((name, seed))
+        time.sleep(0.2)
+        torch.manual_seed(seed)
+        return timm.create_model(name).eval()
+
+    monkeypatch.setattr(cache, "train_standin", untrained)
+    return asked
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    left, right = first.state_dict(), second.state_dict()
+    return left.keys() == right.keys() and all(left[key].equal(right[key]) for key in left)
+
+
+def accuracy(model: nn.Module) -> float:
+    loader = ImageData("digits", timm.data.resolve_model_data_config(model), batch_size=500).val_dataloader()
+    with torch.inference_mode():
+        return sum(100 * (model(batch).argmax(1) == labels).double().mean().item() for batch, labels in loader)
+
+
+def truncated(model: nn.Module, reduction: float) -> nn.Module:
+    """Plain SVD of every block linear at one fraction of its break-even rank, so that the whole model loses that much."""
+    model = copy.deepcopy(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    linears = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in name]
+    target = sum(linear.weight.numel() for linear in linears) - reduction * total
+
+    def ranks(fraction: float) -> list[int]:
+        return [max(1, int(fraction * w.numel() / sum(w.shape))) for w in (linear.weight for linear in linears)]
+
+    def cost(fraction: float) -> int:
+        return sum(rank * sum(linear.weight.shape) for rank, linear in zip(ranks(fraction), linears, strict=True))
+
+    fraction = max(step / 1000 for step in range(1000) if cost(step / 1000) <= target)
+    for rank, linear in zip(ranks(fraction), linears, strict=True):
+        U, S, V = torch.linalg.svd(linear.weight.data, full_matrices=False)
+        linear.weight.data = U[:, :rank] * S[:rank] @ V[:rank]
+    return model
+
+
+# --- stand-ins
+
+
+def test_there_is_a_base_and_a_small_one_of_each_type() -> None:
+    assert set(STANDINS) == {f"digits_{kind}_{size}" for kind in ("deit", "vit", "swin") for size in ("base", "small")}
+    assert is_standin(SMALL)
+    assert not is_standin("deit_tiny_patch16_224")
+    for kind in ("deit", "vit", "swin"):
+        base, small = (
+            sum(p.numel() for p in timm.create_model(f"digits_{kind}_{s}").parameters()) for s in ("base", "small")
+        )
+        assert 1.5 <= base / small <= 3
+
+
+@pytest.mark.parametrize("name", STANDINS)
+def test_a_standin_is_a_timm_model_with_its_data_config(name: str) -> None:
+    model = timm.create_model(name).eval()
+    config = timm.data.resolve_model_data_config(model)
+    assert config["input_size"] == (1, 8, 8)
+    assert config["mean"] == ((0.5,) if "vit" in name else (0.305,))
+    assert config["crop_pct"] == 1.0
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    shapes = {tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in n}
+    assert len(shapes) >= 4
+    in_blocks = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in n)
+    assert in_blocks > 0.8 * sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_swins_windows_are_shifted() -> None:
+    model = timm.create_model("digits_swin_small")
+    assert any(any(shift) for shift in (block.shift_size for stage in model.layers for block in stage.blocks))
+    assert model.layers[1].downsample.reduction.in_features == 48
+
+
+def test_training_is_deterministic_and_private() -> None:
+    short = Recipe(epochs=2)
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        first = train_standin(SMALL, 0, short)
+    assert torch.rand(2).equal(expected)
+    assert equal(first, train_standin(SMALL, 0, short))
+    assert not equal(first, train_standin(SMALL, 1, short))
+    assert not first.training
+    assert all(parameter.grad is None and not parameter.is_inference() for parameter in first.parameters())
+
+
+def test_a_standin_is_trained_once(cache_folder: Path, trainings: list) -> None:
+    first, second = load_model(SMALL), load_model(SMALL)
+    assert trainings == [(SMALL, 0)]
+    assert equal(first, second)
+    assert not second.training
+    assert [file.suffix for file in sorted(cache_folder.iterdir())] == [".safetensors", ".lock"]
+
+
+def test_seeds_and_names_are_cached_apart(cache_folder: Path, trainings: list) -> None:
+    assert not equal(load_model(SMALL), load_model(SMALL, seed=1))
+    load_model("digits_swin_small")
+    assert trainings == [(SMALL, 0), (SMALL, 1), ("digits_swin_small", 0)]
+
+
+def test_another_recipe_is_another_training(
+    cache_folder: Path, trainings: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model(SMALL)
+    monkeypatch.setattr(cache, "RECIPE", Recipe(epochs=3))
+    load_model(SMALL)
+    assert len(trainings) == 2
+
+
+def test_a_damaged_cache_file_is_replaced(cache_folder: Path, trainings: list) -> None:
+    first = load_model(SMALL)
+    (file,) = cache_folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:999])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert equal(load_model(SMALL), first)
+    assert equal(load_model(SMALL), first)
+    assert len(trainings) == 2
+
+
+def test_who_asks_at_once_waits(cache_folder: Path, trainings: list) -> None:
+    threads = [threading.Thread(target=load_model, args=(SMALL,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(trainings) == 1
+    assert not list(cache_folder.glob("*.tmp"))
+
+
+def test_without_a_writable_cache_it_is_trained_all_the_same(
+    trainings: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="could not be cached"):
+        load_model(SMALL)
+    assert len(trainings) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STANDINS)
+def test_a_trained_standin_is_good_and_tight(name: str) -> None:
+    model = load_model(name)
+    dense = accuracy(model)
+    assert dense >= 94
+    assert accuracy(truncated(model, 0.6)) <= dense - 10
+
+
+# --- checkpoints
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    safetensors.torch.save_file(timm.create_model(SMALL).state_dict(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def refusal(name: str, path: Path) -> str:
+    with pytest.raises(InputError) as error:
+        load_model(name, path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_checkpoint_is_loaded(checkpoint: Path) -> None:
+    model = load_model(SMALL, checkpoint)
+    tensors = safetensors.torch.load_file(checkpoint)
+    assert all(tensor.equal(tensors[key]) for key, tensor in model.state_dict().items())
+    assert not model.training
+
+
+def test_half_precision_becomes_float32(checkpoint: Path) -> None:
+    half = {key: tensor.half() for key, tensor in safetensors.torch.load_file(checkpoint).items()}
+    safetensors.torch.save_file(half, checkpoint)
+    assert {parameter.dtype for parameter in load_model(SMALL, checkpoint).parameters()} == {torch.float32}
+
+
+def test_tensors_that_do_not_fit_are_named(checkpoint: Path) -> None:
+    tensors = safetensors.torch.load_file(checkpoint)
+    del tensors["head.bias"]
+    tensors["extra"] = torch.zeros(1)
+    tensors["cls_token"] = torch.zeros(1, 1, 7)
+    tensors["norm.bias"][0] = torch.nan
+    tensors["norm.weight"] = tensors["norm.weight"].to(torch.int8)
+    safetensors.torch.save_file(tensors, checkpoint)
+    message = refusal(SMALL, checkpoint)
+    assert "1 missing (head.bias)" in message
+    assert "1 unexpected (extra)" in message
+    assert "cls_token is (1, 1, 7) instead of (1, 1, 24)" in message
+    assert "norm.weight holds int8" in message
+    assert "1 not finite (norm.bias)" in message
+
+
+def test_another_models_checkpoint_names_only_a_few(checkpoint: Path) -> None:
+    message = refusal("digits_deit_base", checkpoint)
+    assert "does not fit digits_deit_base" in message
+    assert len(message) < 600
+
+
+def test_timms_older_names_are_understood(tmp_path: Path) -> None:
+    model = timm.create_model("digits_swin_small")
+    original = {
+        key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): tensor
+        for key, tensor in model.state_dict().items()
+    }
+    safetensors.torch.save_file(original, tmp_path / "old.safetensors")
+    assert equal(load_model("digits_swin_small", tmp_path / "old.safetensors"), model)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "last.ckpt"])
+def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
+    torch.save({}, tmp_path / name)
+    assert "is a pickle" in refusal(SMALL, tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "junk", "empty", "pickle"])
+def test_a_file_that_is_none(checkpoint: Path, damage: str) -> None:
+    if damage == "pickle":
+        torch.save({}, checkpoint)
+    else:
+        checkpoint.write_bytes({"truncated": checkpoint.read_bytes()[:5000], "junk": b"x" * 99, "empty": b""}[damage])
+    assert "truncated or no safetensors file" in refusal(SMALL, checkpoint)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(SMALL, tmp_path / "none.safetensors")
+    assert "is a folder" in refusal(SMALL, tmp_path)
+
+
+@pytest.mark.real_data
+def test_the_real_checkpoint(real_data: Path) -> None:
+    model = load_model("deit_tiny_patch16_224", real_data / "weights" / "deit_tiny_patch16_224.safetensors")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 5_717_416
+
+
+# --- names
+
+
+def test_an_unknown_model_gets_a_few_suggestions() -> None:
+    with pytest.raises(InputError, match="did you mean 'deit_tiny_patch16_224'") as error:
+        load_model("deit_tiny_patch16_244")
+    assert str(error.value).count("patch") <= 8
+    with pytest.raises(InputError, match=SMALL):
+        load_model("nothing like it")
+    with pytest.raises(InputError, match=r"deit_tiny_patch16_224\.fb_in1k"):
+        load_model("deit_tiny_patch16_224.fb_in2k")
+
+
+def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lowrank_vit.models.load.hub_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    with pytest.raises(InputError, match=r"pass --checkpoint FILE\.safetensors") as error:
+        load_model("deit_tiny_patch16_224")
+    assert "\n" not in str(error.value)
+
+
+def test_hub_weights_are_loaded_like_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = timm.create_model("deit_tiny_patch16_224")
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    cached = str(tmp_path / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: cached)
+    assert equal(load_model("deit_tiny_patch16_224"), model)

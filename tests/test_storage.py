@@ -1,0 +1,117 @@
+"""Saved, loaded, and refused with one line when broken; nothing that was there is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowrank_vit import InputError, compress, load, save
+from lowrank_vit.compensate import COMPENSATIONS
+from lowrank_vit.files import replacing, write_json
+from lowrank_vit.recipes import get_recipe
+from lowrank_vit.storage import load_report
+from tests.models import NAMES, images, tiny
+
+
+def saved(folder: Path, kind: str = "vit", recipe: str = "exact", **changes: object) -> torch.nn.Module:
+    compressed, _ = compress(tiny(kind), [images(12, kind)], get_recipe(recipe).but(**changes), 0.4)
+    save(compressed, folder, model_args={k: v for k, v in NAMES[kind][1].items() if k != "num_classes"})
+    return compressed
+
+
+@pytest.mark.parametrize("kind", sorted(NAMES))
+def test_a_loaded_model_is_the_saved_one(kind: str, tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small", kind)
+    loaded = load(tmp_path / "small")
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded(images(5, kind)), compressed(images(5, kind)))
+    assert load_report(tmp_path / "small") == compressed.compression_report
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "report.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("z", COMPENSATIONS.names())
+def test_every_z_survives(z: str, tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
+
+
+def test_nothing_that_was_there_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="exists already"):
+        saved(tmp_path / "small")
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(InputError, match="exists already"):
+        saved(tmp_path / "file")
+    assert (tmp_path / "small" / "thesis.tex").read_text() == "years"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "small"]
+
+
+def test_a_model_that_was_not_compressed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="compress it first"):
+        save(tiny(), tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+def interrupted(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("power cut")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"new": float("nan")})
+    with pytest.raises(RuntimeError, match="power"):
+        interrupted(path)
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def break_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["lowrank_vit"].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_broken_folders_are_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        load(folder)
+    saved(folder)
+    weights, config = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_text()
+    for junk in (weights[:1000], b"junk", b""):
+        (folder / "model.safetensors").write_bytes(junk)
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+            load(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    for text in ("{", "[]", '"x"', "{}"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config\.json"):
+            load(folder)
+    (folder / "config.json").write_text(config)
+    break_config(folder, format=99)
+    with pytest.raises(InputError, match="format 99"):
+        load(folder)
+    (folder / "config.json").write_text(config)
+    layers = json.loads(config)["lowrank_vit"]["layers"]
+    name = next(iter(layers))
+    for changes in ({"rank": layers[name]["rank"] + 1}, {"rank": -1}, {"rank": "x"}):
+        break_config(folder, layers={**layers, name: {**layers[name], **changes}})
+        with pytest.raises(InputError):
+            load(folder)
+    break_config(folder, layers={"no.such": layers[name]})
+    with pytest.raises(InputError, match="does not describe a model"):
+        load(folder)
