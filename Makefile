@@ -5,7 +5,7 @@ FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPO
         $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(STEPS),--steps $(STEPS)) \
         $(if $(SOLVER),--solver $(SOLVER)) $(if $(WORKERS),--workers $(WORKERS))
 
-.PHONY: setup lint format test reproduce-table2
+.PHONY: setup lint format test reproduce-table2 benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -24,8 +24,12 @@ format: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+# one thread for each of two processes: tiny models gain nothing from more
 test: setup
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 reproduce-table2: setup
 	$(PYTHON) -m experiments run table2 $(FLAGS)
+
+benchmark: setup
+	$(PYTHON) -m benchmarks.statistics

@@ -1,0 +1,1 @@
+"""Scripts that print a table and write JSON; they are no tests."""

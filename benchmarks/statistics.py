@@ -9,9 +9,9 @@ the second moments, whose multiply-accumulates are printed beside. Random images
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from lowrank_vit.calibrate import NEED_GRADIENT, calibrate, resolve
 from lowrank_vit.cost import input_size, multiply_accumulates
 from lowrank_vit.files import write_json
-from lowrank_vit.pipeline import statistics_needed
 from lowrank_vit.recipes import RECIPES
-from lowrank_vit.records import Site
+from lowrank_vit.records import Moments, Site
 from lowrank_vit.sites import find_sites
+from lowrank_vit.steps import statistics_needed
 
 
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
@@ -40,10 +40,11 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
     return sorted(seconds[1:])[repeats // 2]
 
 
-def product_macs(sites: list[Site], needs: frozenset[str], tokens: int) -> int:
+def product_macs(sites: list[Site], moments: Mapping[str, Moments], needs: frozenset[str]) -> int:
     """Multiply-accumulates of the second moments of one image."""
     total = 0
     for site in sites:
+        tokens = moments[site.name].tokens // moments[site.name].images
         for statistic in resolve(needs, site):
             if statistic.endswith("input_second"):
                 total += tokens * site.in_features**2
@@ -56,7 +57,6 @@ def measure(model: nn.Module, images: Tensor, batch: int, repeats: int) -> list[
     """One row for each distinct set of statistics."""
     sites, size = find_sites(model), input_size(model)
     assert size is not None
-    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
 
     def forward() -> None:
         with torch.inference_mode():
@@ -68,7 +68,8 @@ def measure(model: nn.Module, images: Tensor, batch: int, repeats: int) -> list[
     rows = []
     for name, recipe in RECIPES.items():
         needs = statistics_needed(recipe)
-        seconds = median_seconds(lambda needs=needs: calibrate(model, sites, needs, images.split(batch)), repeats)
+        collect = partial(calibrate, model, sites, needs)
+        seconds = median_seconds(lambda: collect(images.split(batch)), repeats)  # noqa: B023 (called at once)
         rows.append(
             {
                 "recipe": name,
@@ -76,7 +77,7 @@ def measure(model: nn.Module, images: Tensor, batch: int, repeats: int) -> list[
                 "seconds": seconds,
                 "ratio_to_forward": seconds / bare,
                 "forward_macs": floor,
-                "product_macs": product_macs(sites, needs, tokens),
+                "product_macs": product_macs(sites, collect([images[:1]]), needs),
             }
         )
     return rows

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from rich.progress import track
 from torch import Tensor, nn
 
 from lowrank_vit.errors import InputError
+from lowrank_vit.progress import track
 from lowrank_vit.records import Moments, Site
 from lowrank_vit.sites import get_linear
 
@@ -217,7 +217,7 @@ def calibrate(
     hooks = [get_linear(model, own.site).register_forward_hook(_hook(own)) for own in accumulators]
     try:
         model.requires_grad_(False)
-        for item in track(batches, "calibrate", disable=not progress, transient=True):
+        for item in track(batches, "calibrate", shown=progress):
             images = _images(item)
             batch.images = len(images)
             inputs = images.to(device).requires_grad_(backward)

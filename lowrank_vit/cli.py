@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,8 +118,9 @@ def run_compress(args: argparse.Namespace) -> None:
     """``compress``: every argument is checked before anything long begins."""
     from lowrank_vit import storage
     from lowrank_vit.models import load_model
-    from lowrank_vit.pipeline import Images, compress, resolve_device
+    from lowrank_vit.pipeline import compress
     from lowrank_vit.recipes import get_recipe
+    from lowrank_vit.steps import Images, resolve_device
     from lowrank_vit.view import show_report
 
     recipe = get_recipe(args.recipe).but(solver=args.solver, steps=args.steps, rank_multiple=args.rank_multiple)
@@ -159,7 +161,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from lowrank_vit import storage
     from lowrank_vit.evaluate import evaluate
     from lowrank_vit.models import load_model
-    from lowrank_vit.pipeline import resolve_device
+    from lowrank_vit.steps import resolve_device
 
     if (args.folder is None) == (args.model is None):
         raise InputError("evaluate takes either DIR or --model TIMM_NAME")
@@ -182,7 +184,7 @@ def run_finetune(args: argparse.Namespace) -> None:
     from lowrank_vit import storage
     from lowrank_vit.finetune import fit
     from lowrank_vit.models import load_model
-    from lowrank_vit.pipeline import resolve_device
+    from lowrank_vit.steps import resolve_device
 
     device = resolve_device(args.device)
     storage.check_free(args.out)
@@ -190,9 +192,11 @@ def run_finetune(args: argparse.Namespace) -> None:
     teacher = load_model(report["model"], args.teacher_checkpoint) if args.distill else None
     data = _data(args, model)
     accelerator = "gpu" if device.type == "cuda" else device.type
+    unfinished = args.out.with_name(f".{args.out.name}.unfinished")
     tuned = fit(
         model,
         data,
+        checkpoint_dir=unfinished,  # an interrupted run goes on from its last whole epoch
         epochs=args.epochs,
         lr=args.learning_rate,
         devices=args.devices,
@@ -202,6 +206,7 @@ def run_finetune(args: argparse.Namespace) -> None:
     )
     report = {**report, "protocol": "partial-ft", "finetune": tuned.describe()}
     storage.save(tuned.model.cpu(), args.out, report)
+    shutil.rmtree(unfinished, ignore_errors=True)
     print(f"trained {100 * report['finetune']['trainable_share']:.2f} % of the parameters; saved to {args.out}")
 
 

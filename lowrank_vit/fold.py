@@ -33,7 +33,7 @@ class CutLayer:
 
 def fold(layer: CutLayer, linear: nn.Linear) -> LowRankLinear:
     """The module that takes the place of ``linear``: one pair of balanced factors, the corrected bias, Z beside."""
-    bias = linear.bias
+    bias: Tensor | None = linear.bias
     if layer.shift is not None:
         bias = layer.shift if bias is None else as_float64(bias) + layer.shift
     return low_rank_linear(layer.u, layer.v, bias, like=linear, correction=layer.correction)

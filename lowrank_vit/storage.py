@@ -38,7 +38,7 @@ def _layer_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
             "out_features": module.out_features,
             "rank": module.rank,
             "bias": module.up.bias is not None,
-            "correction": None if module.correction is None else dict(module.correction.config),
+            "correction": getattr(module.correction, "config", None),
         }
         for name, module in model.named_modules()
         if isinstance(module, LowRankLinear)

@@ -1,9 +1,27 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that the other process does the rest meanwhile."""
+    items.sort(key=lambda item: item.get_closest_marker("real_data") is None)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port on this machine that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,15 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse
+from lowrank_vit.calibrate import calibrate
 from lowrank_vit.data import ImageData
 from lowrank_vit.decompose.whitened import WhitenedCentred
 from lowrank_vit.evaluate import evaluate
+from lowrank_vit.metric import output_metric
 from lowrank_vit.models import load_model
-from lowrank_vit.pipeline import Analysis, Images, dense_weight
+from lowrank_vit.records import Moments
 from lowrank_vit.sites import find_sites, get_linear
+from lowrank_vit.steps import Images, dense_weight
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
@@ -38,14 +41,14 @@ def images(data: ImageData) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def exact(model: nn.Module, data: ImageData, images: Tensor) -> Analysis:
-    return analyse(model, images.split(50), "exact", held_out=Images(data.held_out_dataloader()))
+def moments(model: nn.Module, images: Tensor) -> dict[str, Moments]:
+    return calibrate(model, find_sites(model), {"second", "gradient_second"}, images.split(50))
 
 
 def second_moments(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Input mean and second moment of some layers, in float64 throughout, by no code of the package."""
     found: dict[str, list[Tensor]] = {}
-    chosen = [site for site in find_sites(model) if site.name.startswith(("blocks.0.", "blocks.5.", "blocks.11."))]
+    chosen = [site for site in find_sites(model) if site.name.startswith(("blocks.0.", "blocks.11."))]
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str) -> None:
         rows = inputs[0].flatten(0, 1).double()
@@ -67,7 +70,7 @@ def second_moments(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tens
 
 def test_exact_attains_the_eckart_young_bound(model: nn.Module, images: Tensor) -> None:
     """At every rank: the eigenvalues of the output's covariance that are left out, from separate float64 statistics."""
-    some = images[:60]
+    some = images[:24]
     analysis = analyse(model, [some], "exact")
     layers = {site.name: site for site in analysis.sites}
     seen = 0
@@ -86,25 +89,32 @@ def test_exact_attains_the_eckart_young_bound(model: nn.Module, images: Tensor) 
         achieved = (error * (covariance @ error)).sum() / (weight.T @ second @ weight).trace()
         assert achieved <= bound[layers[name].full_rank // 3] * (1 + 1e-6)
         seen += 1
-    assert seen == 12
+    assert seen == 8
 
 
-def test_exact_generalises_to_unseen_images(model: nn.Module, exact: Analysis) -> None:
+def test_exact_generalises_to_unseen_images(
+    model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
+) -> None:
     """Its error there is close to that of the best affine map of its rank, which knows the unseen images."""
+    unseen = Images(data.held_out_dataloader())
+    exact = analyse(model, images.split(50), "exact", moments=moments, held_out=unseen)
+    assert exact.held_out is not None
     _, report = exact.compress(0.4)
     ratios = []
     for site, layer in zip(exact.sites, report["layers"], strict=True):
         if layer["rank"] is not None:
             best = WhitenedCentred()(dense_weight(model, site), exact.held_out[site.name]).loss[layer["rank"]]
             ratios.append(layer["relative_error_held_out"] / float(best))
-    assert len(ratios) > 40
+    assert len(ratios) > 20
     assert all(ratio > 0.999 for ratio in ratios)
     assert sorted(ratios)[len(ratios) // 2] < 1.15
 
 
-def test_loss_aware_keeps_its_accuracy(model: nn.Module, data: ImageData, images: Tensor) -> None:
+def test_loss_aware_keeps_its_accuracy(
+    model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
+) -> None:
     """Without fine-tuning, on the sample set (dense 83.7): at least 52 at -25 % and 16 at -40 %."""
-    analysis = analyse(model, images.split(50), "loss_aware")
+    analysis = analyse(model, images.split(50), "loss_aware", moments=moments)
     for reduction, least in ((0.25, 52), (0.4, 16)):
         compressed, report = analysis.compress(reduction)
         result = evaluate(compressed, data, progress=False)
@@ -115,13 +125,11 @@ def test_loss_aware_keeps_its_accuracy(model: nn.Module, data: ImageData, images
 
 def test_the_mean_image_caps_and_loses(model: nn.Module, images: Tensor) -> None:
     """Why ``paper`` is weak on its own: its objective says that little is lost where the outputs lose much."""
-    analysis = analyse(model, [images[:100]], "paper")
+    analysis = analyse(model, [images[:30]], "paper")
     name = "blocks.0.mlp.fc2"
     factors = analysis.factors[name]
     assert factors.cap == 192
     rank = 64
-    from lowrank_vit.metric import output_metric
-
     site = next(site for site in analysis.sites if site.name == name)
     metric = output_metric(dense_weight(analysis.model, site), analysis.moments[name], centred=False)
     assert metric.error_curve(factors)[rank] > 5 * factors.loss[rank]

@@ -83,12 +83,14 @@ class Group:
 def by_shape(residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> Iterator[Group]:
     """The layers in groups of one shape, each stacked when its turn comes.
 
-    Raises ``InputError`` for a layer without a moment.
+    Raises ``InputError`` for a layer without a moment, or with numbers that are not finite.
     """
     shapes: dict[torch.Size, list[str]] = {}
     for name, residual in residuals.items():
         if name not in moments:
             raise InputError(f"layer {name!r} has no moments: collect 'normalised_input_second'")
+        if not (residual.isfinite().all() and moments[name].isfinite().all()):
+            raise InputError(f"layer {name!r} has moments or weights that are not finite")
         shapes.setdefault(residual.shape, []).append(name)
     for names in shapes.values():
         stacks = (torch.stack([tensors[name] for name in names]) for tensors in (residuals, moments))
@@ -114,7 +116,7 @@ def solve(
     ``"closed_form"`` is exact. ``"moments"`` is Adam on (11)(12) over the whole calibration set at once, with the
     paper's constant learning rate and number of steps, in ``dtype``: float64 as the statistics are, which costs small
     layers nothing; float32 ends at the same loss to 1e-5 (DeiT-Tiny) and pays for large layers on a GPU.
-    Raises ``InputError`` for an unknown solver, steps below one, or a layer without a moment.
+    Raises ``InputError`` for an unknown solver, steps below one, or a layer whose moments cannot be used.
     """
     if solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)

@@ -237,6 +237,24 @@ def test_one_row_or_column_is_the_best_of_all(n, d):
     assert loss(z, residual[0], moment[0]) == pytest.approx(min(best), rel=1e-9)
 
 
+def test_rows_are_picked_one_by_one_by_what_they_gain():
+    residual, moment = problem(10, 7, seed=8)
+    compensation = make("structured_sparse", 0.4)
+    assert compensation.counts(10, 7) == (4, 0)
+    left, picked = root(moment[0]), []
+    target = left @ residual[0]
+
+    def left_over(rows: list[int]) -> float:
+        values = torch.linalg.lstsq(left[:, rows], target, driver="gelsd").solution
+        return float((left[:, rows] @ values - target).square().sum())
+
+    for _ in range(4):
+        picked.append(min(set(range(10)) - set(picked), key=lambda row: left_over([*picked, row])))
+    state = compensation.closed_form(residual, moment)
+    assert compensation.module(state, 0).index.tolist() == sorted(picked)
+    assert loss(compensation.dense(state)[0], residual[0], moment[0]) == pytest.approx(left_over(picked))
+
+
 def test_structured_takes_the_better_axis_for_each_layer():
     residual, moment = problem(12, 36, layers=2)
     moment = moment + torch.eye(12, dtype=torch.float64)

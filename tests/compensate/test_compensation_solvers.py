@@ -125,6 +125,8 @@ def test_bad_input_is_named():
         solve(make("low_rank"), residuals, moments, "closedform")
     with pytest.raises(InputError, match=r"blocks\.4"):
         solve(make("low_rank"), residuals, {k: v for k, v in moments.items() if k != "blocks.4"})
+    with pytest.raises(InputError, match=r"blocks\.2.*not finite"):
+        solve(make("low_rank"), residuals, moments | {"blocks.2": torch.full((36, 36), torch.nan)}, "moments")
     with pytest.raises(InputError, match="steps=0"):
         solve(make("low_rank"), residuals, moments, "moments", steps=0)
     with pytest.raises(InputError, match="lr=0"):

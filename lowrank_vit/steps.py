@@ -1,0 +1,138 @@
+"""The steps that the pipeline strings together: what each stage is handed, and the errors that name a layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import cache, cost
+from lowrank_vit.allocate import least_cost
+from lowrank_vit.calibrate import calibrate
+from lowrank_vit.compensate import COMPENSATIONS, Compensation
+from lowrank_vit.decompose import DECOMPOSITIONS
+from lowrank_vit.errors import InputError
+from lowrank_vit.progress import track
+from lowrank_vit.recipes import Recipe
+from lowrank_vit.records import ErrorCurve, Factors, Moments, Site, as_float64
+from lowrank_vit.sites import get_linear
+
+logger = logging.getLogger(__name__)
+Batches = Iterable[Tensor | Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of images to collect statistics on: batches, and what identifies them where they have a name.
+
+    ``fingerprint``: a hash of their content; with it the statistics are cached on disk. ``record``: what a report
+    says of them.
+    """
+
+    batches: Batches
+    fingerprint: str | None = None
+    record: dict[str, Any] | None = None
+
+    def tensor(self) -> Tensor:
+        """All images in memory, (N, C, H, W)."""
+        return torch.cat([item if isinstance(item, Tensor) else item[0] for item in self.batches])
+
+
+def dense_weight(model: nn.Module, site: Site) -> Tensor:
+    """The dense weight of a site, (n, d), float64."""
+    return as_float64(get_linear(model, site).weight).T
+
+
+def compensation_of(recipe: Recipe) -> Compensation | None:
+    """The recipe's Z with its budget; ``None`` where it has none."""
+    if recipe.compensation is None:
+        return None
+    method: Callable[..., Compensation] = COMPENSATIONS.get(recipe.compensation)
+    return method(budget=recipe.budget)
+
+
+def statistics_needed(recipe: Recipe) -> frozenset[str]:
+    """All statistics that the recipe's methods, and the report's errors, read."""
+    needs = DECOMPOSITIONS.get(recipe.decomposition).needs | {"second"}
+    if recipe.compensation is not None:
+        needs |= {"input_second", "normalised_input_second"}
+    return frozenset(needs)
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is the GPU where there is one. Raises ``InputError`` for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used ({reason}): try --device cpu or auto") from None
+
+
+def collect(
+    model: nn.Module, sites: Sequence[Site], needs: frozenset[str], images: Images, seed: int, progress: bool
+) -> dict[str, Moments]:
+    """The moments of a set of images: from the disk where they were collected before, on the model's device."""
+    device = next(model.parameters()).device
+
+    def compute() -> dict[str, Moments]:
+        return calibrate(model, sites, needs, images.batches, seed=seed, device=device, progress=progress)
+
+    if images.fingerprint is None:
+        return compute()
+    key = cache.moments_key(model, images.fingerprint, [site.name for site in sites], needs, seed)
+    found = cache.cached_moments(key, compute)
+    return {name: replace(own, sums={k: v.to(device) for k, v in own.sums.items()}) for name, own in found.items()}
+
+
+def decompose(
+    model: nn.Module, recipe: Recipe, sites: Sequence[Site], moments: Mapping[str, Moments], progress: bool
+) -> dict[str, Factors]:
+    """All directions of every site. Raises ``InputError`` that names the layer whose statistics cannot be used."""
+    method, factors = DECOMPOSITIONS.get(recipe.decomposition)(), {}
+    for site in track(sites, "decompose", shown=progress):
+        try:
+            own = method(dense_weight(model, site), moments[site.name])
+        except (torch.linalg.LinAlgError, ValueError) as error:
+            raise InputError(
+                f"layer {site.name!r} cannot be decomposed by {recipe.decomposition!r}: {error}"
+            ) from error
+        if own.ridge > 0:
+            logger.info("layer %s: the statistics took a relative ridge of %g", site.name, own.ridge)
+        factors[site.name] = own
+    caps = {own.cap for site in sites if (own := factors[site.name]).cap is not None and own.cap < site.full_rank}
+    if caps:
+        logger.warning("the mean image caps the rank of some layers at %s (see the report)", sorted(caps))
+    return factors
+
+
+def error_curves(recipe: Recipe, sites: Sequence[Site], losses: Mapping[str, Tensor]) -> list[ErrorCurve]:
+    """What an allocator chooses from: the decomposition's own loss at every rank, (k + 1,), and what each rank costs."""
+    z, curves = compensation_of(recipe), []
+    for site in sites:
+        n, d = site.in_features, site.out_features
+        extra = (0 if z is None else z.parameter_count(n, d)) + (d if recipe.bias_correction and not site.bias else 0)
+        curves.append(ErrorCurve(site.name, losses[site.name].cpu(), n + d, n * d, extra, recipe.rank_multiple))
+    return curves
+
+
+def budget_for(model: nn.Module, recipe: Recipe, sites: Sequence[Site], reduction: float) -> int:
+    """The parameters that are left for the weights of all sites when the whole model has lost ``reduction`` of its own.
+
+    Raises ``InputError`` for a reduction that no choice of ranks can reach; that needs no statistics.
+    """
+    dense = cost.parameter_count(model)
+    fixed = dense - sum(site.parameters for site in sites)
+    curves = error_curves(recipe, sites, {site.name: torch.zeros(site.full_rank + 1) for site in sites})
+    reachable = 1 - (fixed + least_cost(curves)) / dense
+    if not 0 < reduction <= reachable:
+        raise InputError(
+            f"reduction {reduction:g} is out of reach: recipe {recipe.name!r} on these layers "
+            f"reaches from 0 (not included) to {int(reachable * 1e4) / 1e4:g}"
+        )
+    return int(dense * (1 - reduction)) - fixed
