@@ -55,7 +55,12 @@ def layer_reports(
                 site.parameters if layer is None else layer.parameters,
                 seen.get(site.name, 0.0),
                 None if unseen is None else unseen.get(site.name, 0.0),
-                {"ridge": own.ridge, "cap": own.cap},
+                {
+                    "ridge": own.ridge,
+                    "cap": own.cap,
+                    # what the decomposition itself believes to have lost, before Z: compare it with relative_error
+                    "objective": None if layer is None else float(own.loss[min(layer.rank, len(own.loss) - 1)]),
+                },
             )
         )
     return reports
