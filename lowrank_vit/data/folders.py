@@ -11,7 +11,7 @@ from PIL import Image
 
 from lowrank_vit.data.classes import class_labels
 from lowrank_vit.data.images import read_image
-from lowrank_vit.data.sources import NO_LABEL, ImageSource
+from lowrank_vit.data.records import NO_LABEL, ImageSource
 from lowrank_vit.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")

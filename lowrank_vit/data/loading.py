@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lowrank_vit.data.images import MODES, to_channels
+from lowrank_vit.data.records import ImageSplit
 from lowrank_vit.data.sampling import Draw
-from lowrank_vit.data.sources import ImageSplit
 from lowrank_vit.errors import InputError
 
 MOST_WORKERS = 4

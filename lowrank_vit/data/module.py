@@ -23,6 +23,7 @@ from lowrank_vit.data.loading import (
     make_loader,
     training_transform,
 )
+from lowrank_vit.data.records import ImageSource, ImageSplit
 from lowrank_vit.data.sampling import (
     CALIBRATION,
     EVALUATION,
@@ -33,7 +34,7 @@ from lowrank_vit.data.sampling import (
     draw_balanced,
     hash_indices,
 )
-from lowrank_vit.data.sources import ImageSource, ImageSplit, open_source
+from lowrank_vit.data.sources import open_source
 from lowrank_vit.errors import InputError
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lowrank_vit.data.classes import IMAGENET_CLASSES, class_labels, imagenet_wnids
 from lowrank_vit.data.images import read_image
-from lowrank_vit.data.sources import NO_LABEL, ImageSource
+from lowrank_vit.data.records import NO_LABEL, ImageSource
 from lowrank_vit.errors import InputError
 from lowrank_vit.hub import hub_reachable
 
