@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="what a compressed model's folder holds")
     inspect.add_argument("folder", type=Path, metavar="DIR")
     inspect.add_argument("--json", action="store_true")
+    inspect.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw ranks, errors and Algorithm 1's way to them (.png)"
+    )
     inspect.set_defaults(run=run_inspect)
 
     listing = verbs.add_parser("list", help="what can be chosen from")
@@ -217,6 +220,12 @@ def run_inspect(args: argparse.Namespace) -> None:
 
     storage.load(args.folder)
     report = storage.load_report(args.folder)
+    if args.plot:
+        if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise InputError(f"cannot draw {args.plot.name!r}: end its name in .png, .pdf or .svg")
+        from lowrank_vit.plot import plot_report
+
+        plot_report(report, args.plot)
     if args.json:
         print(json.dumps(report))
     else:

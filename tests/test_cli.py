@@ -60,7 +60,8 @@ def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert report["provenance"]["calibration"]["samples"] == 64
     assert 0.39 < report["params"]["reduction"] < 0.42
     assert all(0 <= layer["relative_error_held_out"] < 1 for layer in report["layers"])
-    main(["inspect", str(out)])
+    main(["inspect", str(out), "--plot", str(tmp_path / "small.png")])
+    assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
     assert "blocks.0.attn.qkv" in capsys.readouterr().out
     main(["evaluate", str(out), "--data", "digits", "--json"])
     small = json.loads(capsys.readouterr().out)
@@ -117,3 +118,12 @@ def test_evaluate_wants_one_model(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "either DIR or --model" in refused(capsys, "evaluate", "--data", "digits")
     assert "config.json is missing" in refused(capsys, "evaluate", tmp_path, "--data", "digits")
     assert "config.json is missing" in refused(capsys, "inspect", tmp_path)
+
+
+def test_the_papers_trajectory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    main([*COMPRESS, "--recipe", "paper", "--solver", "closed_form", "--out", str(out)])
+    main(["inspect", str(out), "--json", "--plot", str(tmp_path / "small.svg")])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["trajectory"]
+    assert "step of Algorithm 1" in (tmp_path / "small.svg").read_text()
+    assert "end its name" in refused(capsys, "inspect", out, "--plot", tmp_path / "small.doc")

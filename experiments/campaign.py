@@ -1,0 +1,153 @@
+"""A run of a table: plan its rows, run what is not finished, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.plan import Options, Planned, as_json, make_plan, open_images
+from experiments.pool import FAILED, Outcome, run_here, run_pool
+from experiments.registry import Row, Table, find
+from experiments.results import PLAN, find_result, is_stale, job_folder
+from experiments.run import Hardware, Task, launched_from_outside, rank, wandb_installed
+from lowrank_vit.errors import InputError
+
+MOST_WORKERS = 8
+
+
+def say(text: str) -> None:
+    """One line on the error stream, of one process."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``python -m experiments run``: 0 where all went well, 1 where a job failed.
+
+    Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line said.
+    """
+    table, row = find(args.target)
+    selected = table.select(row)
+    options, hardware = _options(args), _hardware(args)
+    workers = _workers(args, options)
+    images = open_images(options.data)
+    plan = make_plan(table, options, images)
+    folder = args.results / table.name
+    if rank() == 0:
+        from lowrank_vit.files import write_json
+
+        write_json(folder / PLAN, as_json(table, options, images, plan))
+    tasks = _tasks(args, table, selected, plan, folder, hardware)
+    _say_skipped(plan, selected)
+    outcomes = _run_tasks(tasks, workers, options) if tasks else []
+    failed = [outcome for outcome in outcomes if outcome.status == FAILED]
+    if rank() == 0:
+        _report(folder, table)
+    if failed:
+        say(f"{len(failed)} of {len(outcomes)} jobs failed, {failed[0].task.name} for one: {failed[0].said}")
+    return 1 if failed else 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    names = ("data", "checkpoints", "seeds", "epochs", "steps", "solver", "limit", "calibration_samples", "batch_size")
+    given = {name: getattr(args, name) for name in names}
+    return Options(**given, processes=args.devices * args.num_nodes, precision=args.precision)
+
+
+def _hardware(args: argparse.Namespace) -> Hardware:
+    accelerator = args.accelerator
+    if accelerator == "auto" and args.data == "digits":
+        accelerator = "cpu"  # the stand-ins are too small for a GPU
+    return Hardware(args.devices, args.num_nodes, args.strategy, accelerator, args.precision)
+
+
+def _workers(args: argparse.Namespace, options: Options) -> int:
+    """Jobs side by side: as asked for, else a core each for the stand-ins, one where devices are shared."""
+    if args.devices * args.num_nodes > 1:
+        if (args.workers or 1) > 1:
+            raise InputError("--workers above 1 runs jobs side by side on one device each: leave out --devices")
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return args.workers or (min(cores, MOST_WORKERS) if options.embedded else 1)
+
+
+def _tasks(
+    args: argparse.Namespace, table: Table, selected: list[Row], plan: list[Planned], folder: Path, hardware: Hardware
+) -> list[Task]:
+    """What is left to run of the selected rows; stale results are removed where they are to be run again."""
+    from lowrank_vit.provenance import source_hash
+
+    wandb = not args.no_wandb
+    if wandb and not wandb_installed():
+        say("wandb is not installed: going on without it")
+        wandb = False
+    chosen, stale = {row.id for row in selected}, 0
+    tasks: dict[str, Task] = {}
+    for item in plan:
+        for job in item.jobs if item.row.id in chosen else ():
+            result = find_result(folder, job)
+            if result is not None and is_stale(result, source_hash()):
+                stale += 1
+                if args.rerun_stale:
+                    if rank() == 0:
+                        shutil.rmtree(job_folder(folder, job), ignore_errors=True)
+                    result = None
+            if result is None:
+                task = Task(
+                    job, item.row.id, item.row.method, table.name, folder, args.data, item.checkpoint, hardware, wandb
+                )
+                tasks.setdefault(job.key, task)
+    if stale and not args.rerun_stale:
+        say(f"{stale} finished jobs were made by another version of the package: --rerun-stale runs them again")
+    return list(tasks.values())
+
+
+def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
+    """One line for each reason to skip rows."""
+    chosen = {row.id for row in selected}
+    reasons: dict[str, list[Row]] = {}
+    for item in plan:
+        if item.reason and item.row.id in chosen:
+            reasons.setdefault(item.reason, []).append(item.row)
+    for reason, rows in reasons.items():
+        say(f"skipped {rows[0].architecture} ({len(rows)} row{'s' * (len(rows) > 1)}): {reason}")
+
+
+def _run_tasks(tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
+    from experiments.estimate import estimate
+    from experiments.view import LiveView, duration
+
+    device, threads = _device(tasks[0].hardware), 1 if options.embedded else None
+    workers = min(workers, len(tasks))
+    seconds, basis = estimate(tasks, device, threads)
+    total = sum(seconds) / workers
+    say(f"{len(tasks)} jobs to run, {workers} at a time: about {duration(total)} (estimated from {basis})")
+    expected = {task.job.key: own for task, own in zip(tasks, seconds, strict=True)}
+    try:
+        with LiveView(expected) as view:
+            if launched_from_outside():
+                return run_here(tasks, view)
+            return run_pool(tasks, workers, threads, view)
+    except KeyboardInterrupt:
+        done = sum(find_result(task.folder, task.job) is not None for task in tasks)
+        say(f"interrupted: {done} of {len(tasks)} jobs are finished and kept; the same command continues")
+        raise
+
+
+def _device(hardware: Hardware) -> str:
+    from lowrank_vit.steps import resolve_device
+
+    names = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
+    return str(resolve_device(names.get(hardware.accelerator, "auto")))
+
+
+def _report(folder: Path, table: Table) -> None:
+    from experiments.report import write_report
+    from experiments.terminal import show
+
+    show(write_report(folder, table))
+    say(f"written: {folder}/table.md, table.csv, table.json, accuracy_vs_params.png")

@@ -1,0 +1,104 @@
+"""One picture of a table: top-1 against parameters, a panel for each architecture."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lowrank_vit.files import replacing
+
+Row = Mapping[str, Any]
+PANELS = 2  # in a line
+STYLES = (  # marker, line and colour: each of the three tells the methods apart, the last one also in grey
+    ("s", ":", "#999999"),
+    ("^", "--", "#D55E00"),
+    ("o", "-", "#000000"),
+    ("D", "-.", "#0072B2"),
+    ("v", (0, (1, 3)), "#009E73"),
+    ("P", (0, (6, 2, 1, 2)), "#CC79A7"),
+)
+
+
+def save_plot(path: Path, table: Mapping[str, Any]) -> None:
+    """Draw the measured rows of a table; the paper's numbers are of other images, so they are not in the picture."""
+    measured = [row for row in table["rows"] if row["status"] == "done" and row["params"] is not None]
+    names = list(dict.fromkeys(row["architecture"] for row in measured))
+    methods = list(dict.fromkeys(row["method"] for row in measured if row["reduction"]))
+    columns = max(1, min(PANELS, len(names)))
+    lines = max(1, math.ceil(len(names) / columns))
+    width = 5.2 * columns + 0.6
+    figure = Figure(figsize=(width, 3.6 * lines + 1.4), layout="constrained")
+    for index, name in enumerate(names):
+        panel = figure.add_subplot(lines, columns, index + 1)
+        _draw_panel(panel, [row for row in measured if row["architecture"] == name], methods)
+        panel.set_title(f"{name}: {_model(measured, name)}", fontsize=9)
+    if names:
+        figure.legend(handles=_legend(methods), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    stale = "; some results are stale" if any(row["stale"] for row in measured) else ""
+    title = f"{table['title']}{stale}" if names else f"{table['title']}: nothing measured yet"
+    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def _model(rows: Sequence[Row], architecture: str) -> str:
+    return next(row["model"] for row in rows if row["architecture"] == architecture)
+
+
+def _style(methods: Sequence[str], method: str) -> tuple[Any, ...]:
+    return STYLES[methods.index(method) % len(STYLES)]
+
+
+def _legend(methods: Sequence[str]) -> list[Line2D]:
+    handles = [Line2D([], [], marker="*", color="black", linestyle="none", markersize=11, label="dense")]
+    for method in methods:
+        marker, line, colour = _style(methods, method)
+        handles.append(Line2D([], [], marker=marker, linestyle=line, color=colour, label=method))
+    hollow = Line2D([], [], marker="o", linestyle="none", color="0.4", markerfacecolor="white")
+    hollow.set_label("hollow: before fine-tuning")
+    return [*handles, hollow]
+
+
+def _draw_panel(panel: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
+    """One architecture: the dense model, and each method before (hollow) and after (filled) fine-tuning."""
+    largest = max(row["params_dense"] for row in rows)
+    unit, label = (1e6, "millions") if largest >= 1e6 else (1e3, "thousands")
+    dense = [row["top1_dense"] for row in rows if row["top1_dense"] is not None]
+    if dense:
+        panel.axhline(dense[0], color="0.8", linewidth=0.8, zorder=0)
+        panel.plot(largest / unit, dense[0], "*", color="black", markersize=12)
+    for method in methods:
+        own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["params"])
+        _draw_method(panel, own, _style(methods, method), unit)
+    panel.set_xlabel(f"parameters, {label}")
+    panel.set_ylabel("top-1, %")
+    panel.grid(visible=True, color="0.92")
+    panel.set_axisbelow(True)
+
+
+def _draw_method(panel: Axes, rows: Sequence[Row], style: tuple[Any, ...], unit: float) -> None:
+    marker, line, colour = style
+    for field, spread, fill in (("top1_before_finetune", "top1_before_std", "white"), ("top1", "top1_std", colour)):
+        points = [row for row in rows if row[field] is not None]
+        if points:
+            panel.errorbar(
+                [row["params"] / unit for row in points],
+                [row[field] for row in points],
+                yerr=[row[spread] or 0.0 for row in points],
+                marker=marker,
+                markersize=6,
+                markerfacecolor=fill,
+                markeredgecolor=colour,
+                color=colour,
+                linestyle=line if field == "top1" else "none",
+                linewidth=1.2,
+                elinewidth=0.8,
+                capsize=2,
+            )

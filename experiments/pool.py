@@ -1,0 +1,175 @@
+"""Jobs side by side in a few long-lived processes, since importing torch and Lightning takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from experiments.run import MissingWeightsError, Task, record_failure, run_job
+
+Serve = Callable[[Connection, Path, int | None], None]
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: done, failed or skipped, with its reason in one line, or the accuracy in words."""
+
+    task: Task
+    status: str
+    said: str
+
+
+class View(Protocol):
+    """Who is told how the jobs go."""
+
+    def stage(self, task: Task, said: str) -> None:
+        """A task has come to a stage."""
+
+    def end(self, outcome: Outcome) -> None:
+        """A task has ended."""
+
+
+def attempt(task: Task, tell: Callable[[str], None]) -> tuple[str, str]:
+    """Run a task; an error becomes one line, which is kept for the report. Status and what is said of it."""
+    try:
+        result = run_job(task, tell)
+    except MissingWeightsError as error:
+        status, said = SKIPPED, _line(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        status, said = FAILED, f"{name}{_line(str(error)) or type(error).__name__}"
+    else:
+        tops = [f"{top:.2f}" for top in result["top1"].values() if top is not None]
+        return DONE, f"top-1 {' > '.join(tops)} %, {result['seconds']['total']:.1f} s"
+    record_failure(task, said if status == SKIPPED else f"failed: {said}")
+    return status, said
+
+
+def _line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "").strip()
+
+
+def run_here(tasks: Sequence[Task], view: View) -> list[Outcome]:
+    """One after the other in this process: for processes that torchrun or SLURM started."""
+    outcomes = []
+    for task in tasks:
+        status, said = attempt(task, lambda text, task=task: view.stage(task, text))  # type: ignore[misc]
+        outcomes.append(Outcome(task, status, said))
+        view.end(outcomes[-1])
+    return outcomes
+
+
+@dataclass
+class _Worker:
+    """A process, this end of its pipe, and the task that it has."""
+
+    process: BaseProcess
+    pipe: Connection
+    task: Task | None = None
+
+    def give(self, task: Task) -> None:
+        """Send it the next task."""
+        self.task = task
+        self.pipe.send(task)
+
+
+def run_pool(
+    tasks: Sequence[Task], workers: int, threads: int | None, view: View, serve: Serve | None = None
+) -> list[Outcome]:
+    """Run the tasks, ``workers`` at a time, each process on ``threads`` threads (None: torch's own choice).
+
+    ``serve`` is what a process does (``serve_jobs``). A process that dies takes one task with it, no more. A
+    ``KeyboardInterrupt`` ends all of them at once: whatever is on disk is whole, and the next run goes on from there.
+    """
+    queue, outcomes = deque(tasks), []
+    team: dict[int, _Worker] = {}
+    free = deque(range(min(workers, len(tasks))))
+    try:
+        while queue or any(worker.task for worker in team.values()):
+            while queue and free:
+                number = free.popleft()
+                if number not in team or not team[number].process.is_alive():
+                    team[number] = _start(number, tasks[0].folder, threads, serve or serve_jobs)
+                team[number].give(queue.popleft())
+            ready = connection.wait([worker.pipe for worker in team.values() if worker.task])
+            for number in [number for number, worker in team.items() if worker.task and worker.pipe in ready]:
+                outcome = _listen(team[number], view)
+                if outcome is not None:
+                    outcomes.append(outcome)
+                    view.end(outcome)
+                    free.append(number)
+    finally:
+        for worker in team.values():
+            worker.process.kill()
+    return outcomes
+
+
+def _start(number: int, folder: Path, threads: int | None, serve: Serve) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, folder / "logs" / f"worker{number}.log", threads))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits: it is ended from here
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    there.close()
+    return _Worker(process, here)
+
+
+def _listen(worker: _Worker, view: View) -> Outcome | None:
+    """What a worker says: a stage is passed on, an end is returned."""
+    assert worker.task is not None
+    try:
+        status, said = worker.pipe.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join()
+        reason = f"the process died with exit code {worker.process.exitcode}" + (
+            ", killed, perhaps for want of memory" if worker.process.exitcode == -signal.SIGKILL else ""
+        )
+        task, worker.task = worker.task, None
+        record_failure(task, f"failed: {reason}")
+        return Outcome(task, FAILED, reason)
+    if status == "stage":
+        view.stage(worker.task, said)
+        return None
+    task, worker.task = worker.task, None
+    return Outcome(task, status, said)
+
+
+def serve_jobs(pipe: Connection, log: Path, threads: int | None) -> None:
+    """A worker: run what comes through the pipe; all that libraries print goes to the log."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    while True:
+        task = pipe.recv()
+        print(f"== {task.name} {task.job.key}", flush=True)
+        pipe.send(attempt(task, lambda text: pipe.send(("stage", text))))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,171 @@
+"""One job from its description to ``result.json``; the only place that talks to Weights & Biases.
+
+A finished job is not run again. One that was interrupted goes on after its last finished stage, and its fine-tuning
+after the last finished epoch, as long as the package's source is still the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.registry import Job
+from experiments.results import ERROR, RESULT, job_folder, read_json
+
+JOB, STAGES, CHECKPOINTS = "job.json", "stages.json", "checkpoints"
+PROJECT = "lowrank-vit"
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What goes to Lightning; none of it determines a result but ``precision`` and the number of processes."""
+
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    accelerator: str = "auto"
+    precision: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job with all that it takes to run it here: paths, hardware, and the row it belongs to."""
+
+    job: Job
+    row: str
+    method: str
+    table: str
+    folder: Path  # the table's
+    spec: str
+    checkpoint: Path | None = None
+    hardware: Hardware = field(default_factory=Hardware)
+    wandb: bool = True
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.row} seed {self.job.seed}"
+
+    @property
+    def own_folder(self) -> Path:
+        """The folder of the job's files."""
+        return job_folder(self.folder, self.job)
+
+
+class MissingWeightsError(Exception):
+    """The weights cannot be had: the row is skipped, which is no failure."""
+
+
+def rank() -> int:
+    """This process's number where torchrun or SLURM started several; only number 0 writes."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+
+
+def launched_from_outside() -> bool:
+    """Whether this process is one of several that torchrun or SLURM started."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS") or 1) > 1
+
+
+def run_job(task: Task, tell: Tell) -> dict[str, Any]:
+    """Run a job, or what is left of it, and write its result. ``tell`` is told the stage.
+
+    Raises ``MissingWeightsError`` where the weights cannot be had, ``InputError`` for what cannot be run.
+    """
+    from experiments.stages import perform
+    from lowrank_vit.files import write_json
+    from lowrank_vit.provenance import source_hash
+
+    folder = task.own_folder
+    description = {"table": task.table, "row": task.row, "source": source_hash(), "job": task.job.as_json()}
+    if rank() == 0:
+        before = read_json(folder / JOB)
+        if before is None or before.get("source") != description["source"]:
+            shutil.rmtree(folder, ignore_errors=True)  # begun by another source: its half would spoil the rest
+        (folder / ERROR).unlink(missing_ok=True)
+        write_json(folder / JOB, description)
+    with _tracked(task) as run:
+        measured = perform(task, tell, run)
+        result = {"format": 1, "table": task.table, "row": task.row, "job": task.job.as_json(), **measured}
+        if run is not None:
+            run.summary.update(flat({name: value for name, value in measured.items() if name != "layers"}))
+    if rank() == 0:
+        write_json(folder / RESULT, result)
+        (folder / STAGES).unlink(missing_ok=True)
+        for leftover in (folder / CHECKPOINTS, *folder.glob(".*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return result
+
+
+def record_failure(task: Task, reason: str) -> None:
+    """Keep the one-line reason, for the report."""
+    from lowrank_vit.files import write_json
+
+    if rank() == 0:
+        write_json(task.own_folder / ERROR, {"row": task.row, "reason": reason})
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted names.
+
+    >>> flat({"top1": {"dense": 95.0}, "loss": 0.2})
+    {'top1.dense': 95.0, 'loss': 0.2}
+    """
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            found |= flat(item, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = item
+    return found
+
+
+def wandb_installed() -> bool:
+    """Whether Weights & Biases can be used."""
+    import importlib.util
+
+    return importlib.util.find_spec("wandb") is not None
+
+
+@contextmanager
+def _tracked(task: Task) -> Iterator[Any]:
+    """A run of Weights & Biases: offline unless ``WANDB_MODE`` says otherwise, silent, without system metrics.
+
+    Starting one costs 20 ms after the first of a process (0.7 s). None where it is not wanted.
+    """
+    if not task.wandb or rank() != 0:
+        yield None
+        return
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    quiet = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(
+        project=PROJECT,
+        group=task.table,
+        job_type=task.job.recipe or "dense",
+        name=task.name,
+        config=flat(task.job.as_json()) | {"row": task.row, "method": task.method},
+        dir=str(task.folder),
+        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+        settings=quiet,
+    )
+    try:
+        yield run
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()

@@ -1,0 +1,236 @@
+"""The stages of a job, one after the other; what a stage found is on disk before the next one begins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from experiments.memory import DigitsInMemory
+from experiments.plan import EMBEDDED
+from experiments.results import read_json
+from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, rank
+from lowrank_vit import cost, provenance, storage
+from lowrank_vit.data import ImageData
+from lowrank_vit.errors import InputError
+from lowrank_vit.evaluate import evaluate
+from lowrank_vit.files import write_json
+from lowrank_vit.finetune import fit
+from lowrank_vit.models import load_model
+from lowrank_vit.pipeline import compress
+from lowrank_vit.steps import Images, resolve_device
+
+DEVICES = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
+
+
+class Ledger:
+    """What the stages of a job have found so far, and their seconds, on disk after every stage."""
+
+    def __init__(self, path: Path, tell: Tell) -> None:
+        self.path, self.tell = path, tell
+        self.found: dict[str, Any] = read_json(path) or {"seconds": {}}
+
+    @contextmanager
+    def stage(self, name: str, said: str) -> Iterator[None]:
+        """Announce a stage, and add its seconds up when it ends well."""
+        self.tell(said)
+        start = time.perf_counter()
+        yield
+        seconds = self.found["seconds"]
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write down what a stage found."""
+        self.found[name] = dict(value)
+        if rank() == 0:
+            write_json(self.path, self.found)
+
+
+class EpochTeller(Logger):
+    """Tells the epochs of a fine-tuning as they end."""
+
+    def __init__(self, tell: Tell, epochs: int) -> None:
+        super().__init__()
+        self.tell, self.epochs = tell, epochs
+
+    name = "epochs"
+    version = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """The accuracy comes once an epoch."""
+        if "val_top1" in metrics:
+            self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """They are in the job."""
+
+
+def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
+    """All stages of a job; returns the measured part of its result. ``run``: of Weights & Biases, or None."""
+    job, ledger = task.job, Ledger(task.own_folder / STAGES, tell)
+    with ledger.stage("load", "load"):
+        model = _load(task)
+        source = DigitsInMemory if task.spec == EMBEDDED else ImageData
+        data = source(
+            task.spec,
+            resolve_model_data_config(model),
+            batch_size=job.batch_size,
+            calibration_samples=job.calibration_samples,
+            held_out_samples=job.held_out_samples,
+            limit=job.limit,
+            seed=job.seed,
+        )
+    with ledger.stage("evaluate_dense", "evaluate the dense model"):
+        dense = _dense(task, model, data)
+    if job.recipe is None:
+        return _result(task, ledger, dense, None)
+    compressed = _compressed(task, model, data, ledger)
+    del model
+    if "before" not in ledger.found:
+        with ledger.stage("evaluate", "evaluate before fine-tuning"):
+            score = evaluate(compressed, data, **_evaluation(task))
+        ledger.keep("before", score)
+    if job.epochs:
+        tuned = _fine_tuned(task, compressed, data, ledger, run)
+        with ledger.stage("evaluate", "evaluate"):
+            score = evaluate(tuned, data, **_evaluation(task))
+        ledger.keep("after", score)
+    return _result(task, ledger, dense, data.calibration_record)
+
+
+def _load(task: Task) -> nn.Module:
+    """The dense model. Raises ``MissingWeightsError`` where no file was given and none can be fetched."""
+    try:
+        return load_model(task.job.model, task.checkpoint, seed=task.job.seed)
+    except InputError as error:
+        if task.checkpoint is None and not task.job.standin:
+            raise MissingWeightsError(str(error)) from error
+        raise
+
+
+def _evaluation(task: Task) -> dict[str, Any]:
+    hardware = task.hardware
+    nodes = {"num_nodes": hardware.num_nodes} if hardware.num_nodes > 1 else {}
+    settings = {"devices": hardware.devices, "accelerator": hardware.accelerator, "strategy": hardware.strategy}
+    return {**settings, **nodes, "progress": False}
+
+
+def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
+    """Accuracy and size of the dense model: measured once for each model and set of images."""
+    path = task.folder / "dense" / f"{task.job.dense_key}.json"
+    known = read_json(path)
+    if known is not None and known["source"] == provenance.source_hash():
+        return known
+    size = cost.input_size(model)
+    found = {
+        "source": provenance.source_hash(),
+        "score": evaluate(model, data, **_evaluation(task)),
+        "params": cost.parameter_count(model),
+        "macs": None if size is None else cost.multiply_accumulates(model, size),
+    }
+    if rank() == 0:
+        write_json(path, found)
+    return found
+
+
+def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
+    """The compressed model, before fine-tuning, and its report in the ledger."""
+    folder, job = task.own_folder / "compressed", task.job
+    if "report" in ledger.found and storage.is_saved_model(folder):
+        return storage.load(folder)
+    with ledger.stage("compress", f"compress by {job.recipe}"):
+        calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
+        compressed, report = compress(
+            model,
+            calibration,
+            job.recipe_used(),
+            job.reduction,
+            held_out=Images(data.held_out_dataloader(), data.held_out_fingerprint),
+            seed=job.seed,
+            device=DEVICES.get(task.hardware.accelerator, "auto"),
+        )
+        _save(compressed.cpu(), folder, report)
+    ledger.keep("report", report)
+    return compressed
+
+
+def _save(model: nn.Module, folder: Path, report: Mapping[str, Any]) -> None:
+    """Save a model unless an interrupted run has already."""
+    if rank() == 0 and not storage.is_saved_model(folder):
+        storage.save(model, folder, report)
+
+
+def _fine_tuned(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
+    """The fine-tuned model; what was trained is in the ledger."""
+    folder, job, hardware = task.own_folder / "finetuned", task.job, task.hardware
+    if "finetune" in ledger.found and storage.is_saved_model(folder):
+        return storage.load(folder)
+    loggers: list[Logger] = []
+    if hardware.devices * hardware.num_nodes == 1:  # neither can be sent to other processes
+        loggers = [EpochTeller(ledger.tell, job.epochs)] + ([] if run is None else [WandbLogger(experiment=run)])
+    with ledger.stage("finetune", "fine-tune"):
+        tuned = fit(
+            model,
+            data,
+            epochs=job.epochs,
+            lr=job.lr,
+            devices=hardware.devices,
+            num_nodes=hardware.num_nodes,
+            strategy=hardware.strategy,
+            accelerator=hardware.accelerator,
+            precision=hardware.precision,
+            loggers=loggers,
+            checkpoint_dir=task.own_folder / CHECKPOINTS,
+            seed=job.seed,
+            progress=False,
+        )
+        described = tuned.describe()
+        _save(tuned.model.cpu(), folder, {**ledger.found["report"], "protocol": "partial-ft", "finetune": described})
+    ledger.keep("finetune", described)
+    return tuned.model
+
+
+def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: dict[str, Any] | None) -> dict[str, Any]:
+    """The measured part of the result."""
+    found, report = ledger.found, ledger.found.get("report")
+    scores = {"dense": dense["score"], "before": found.get("before"), "after": found.get("after", found.get("before"))}
+    if report is None:
+        scores["after"] = dense["score"]
+    elif "after" not in found:
+        scores["before"] = None  # without fine-tuning there is no before
+    layers = [] if report is None else [layer for layer in report["layers"] if layer["rank"] is not None]
+    errors = [layer["relative_error_held_out"] for layer in layers]
+    device = resolve_device(DEVICES.get(task.hardware.accelerator, "auto"))
+    work = sum(value for stage, value in found["seconds"].items() if stage != "load")  # which may train a stand-in
+    inner = {} if report is None else {f"compress/{stage}": value for stage, value in report["seconds"].items()}
+    return {
+        "params": {"dense": dense["params"], "compressed": dense["params"] if report is None else _size(report)},
+        "macs": {"dense": dense["macs"], "compressed": dense["macs"] if report is None else _macs(report)},
+        **{name: {when: score and score[name] for when, score in scores.items()} for name in ("top1", "top5", "loss")},
+        "n": dense["score"]["n"],
+        "relative_error_held_out": fmean(errors) if errors else None,
+        "trainable_share": found.get("finetune", {}).get("trainable_share"),
+        "finetune": found.get("finetune"),
+        "seconds": {**found["seconds"], "total": round(work, 3), **inner},
+        "layers": [
+            {name: layer[name] for name in ("name", "rank", "params", "relative_error_held_out")} for layer in layers
+        ],
+        "threads": torch.get_num_threads(),
+        "provenance": provenance.record(device, task.job.seed, calibration),
+    }
+
+
+def _size(report: Mapping[str, Any]) -> int:
+    return report["params"]["compressed"]
+
+
+def _macs(report: Mapping[str, Any]) -> int | None:
+    return None if report["macs"] is None else report["macs"]["compressed"]

@@ -1,0 +1,103 @@
+"""From rows and options to jobs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import plan
+from experiments.plan import Images, Options, deviations, make_plan, open_images, protocol, recipe_changes, short_spec
+from experiments.registry import Job, Row
+from lowrank_vit import InputError
+from tests.experiments.synthetic import IMAGES, TABLE
+
+SAMPLES = Images("imagefolder:imagenet-samples", 1000, 1000, 1000)
+
+
+def test_the_embedded_default_runs_stand_ins_with_three_seeds() -> None:
+    rows = {item.row.id: item for item in make_plan(TABLE, Options(), IMAGES)}
+    jobs = rows["m/ours-40"].jobs
+    assert [job.seed for job in jobs] == [0, 1, 2]
+    assert {(job.model, job.standin, job.recipe, job.epochs) for job in jobs} == {("m_small", True, "paper", 20)}
+    assert "no stand-in for Model-N" in (rows["n/svd-40"].reason or "")
+    assert rows["n/svd-40"].jobs == ()
+
+
+def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
+    (tmp_path / "deit_tiny_patch16_224.safetensors").write_bytes(b"weights")
+    options = Options(data="imagefolder:/somewhere/imagenet-samples", checkpoints=tmp_path)
+    rows = {item.row.id: item for item in make_plan(TABLE, options, SAMPLES)}
+    (job,) = rows["m/svd-40"].jobs
+    assert job.checkpoint is not None
+    assert job.checkpoint.startswith("deit_tiny_patch16_224.safetensors@")
+    assert job.calibration_samples == 1000  # there are no more
+    reason = rows["n/svd-40"].reason or ""
+    assert "vit_base_patch16_224.augreg_in21k_ft_in1k.safetensors or vit_base_patch16_224.safetensors" in reason
+
+
+def test_a_checkpoint_with_the_tag_goes_first(tmp_path: Path) -> None:
+    for name in ("vit", "vit.tag"):
+        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
+    found = plan.find_checkpoint(tmp_path, "vit.tag")
+    assert found is not None
+    assert found.name == "vit.tag.safetensors"
+    with pytest.raises(InputError, match="there is no folder"):
+        plan.find_checkpoint(tmp_path / "nowhere", "vit")
+
+
+def test_without_hub_and_checkpoints_rows_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(plan, "_hub_is_there", lambda: False)
+    plan.hub_reason.cache_clear()
+    items = make_plan(TABLE, Options(data="imagefolder:x"), SAMPLES)
+    plan.hub_reason.cache_clear()
+    assert all("the hub cannot be reached: give --checkpoints" in (item.reason or "") for item in items)
+
+
+def test_options_change_the_jobs_that_they_bear_on() -> None:
+    rows = {item.row.id: item.jobs[0] for item in make_plan(TABLE, Options(epochs=1, steps=100), IMAGES) if item.jobs}
+    plain = {item.row.id: item.jobs[0] for item in make_plan(TABLE, Options(), IMAGES) if item.jobs}
+    assert rows["m/baseline"].key == plain["m/baseline"].key
+    assert rows["m/ours-40"].changes == {"steps": 100}
+    assert rows["m/svd-40"].changes == {}
+    assert deviations(rows["m/ours-40"]) == ["1 epoch", "100 steps"]
+
+
+def test_recipe_changes_are_real_ones() -> None:
+    assert recipe_changes("exact", 100, "moments") == {}  # it has no compensation
+    assert recipe_changes("paper", 2000, "minibatch") == {}  # these are its own
+    assert recipe_changes("paper", 100, "closed_form") == {"solver": "closed_form"}  # which takes no steps
+
+
+def test_the_protocol_says_what_was_done() -> None:
+    row = next(row for row in TABLE.rows if row.id == "m/svd-40")
+    assert isinstance(row, Row)
+    job = Job("m", True, "digits", "1297+500", "svd", 0.4, 0)
+    assert protocol(row, job) == "partial-ft"
+    assert protocol(row, replace(job, epochs=0)) == "training-free"
+    assert protocol(row, replace(job, epochs=2, processes=8)) == "partial-ft, 2 epochs, batch 512"
+
+
+def test_only_the_whole_validation_set_is_called_imagenet() -> None:
+    assert IMAGES.about(None) == "digits stand-in, not ImageNet"
+    assert SAMPLES.about(None) == "on imagefolder:imagenet-samples, 1,000 images"
+    whole = Images("hf:ILSVRC/imagenet-1k", 1281167, 50000, 1000)
+    assert "ImageNet-1k validation set, 50,000 images" in whole.about(None)
+    assert whole.about(500) == "on hf:ILSVRC/imagenet-1k, 500 images"
+
+
+def test_specs_lose_their_path() -> None:
+    assert short_spec("imagefolder:/data/sets/imagenet/") == "imagefolder:imagenet"
+    assert short_spec("hf:ILSVRC/imagenet-1k") == "hf:ILSVRC/imagenet-1k"
+    assert short_spec("digits") == "digits"
+
+
+def test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "a.jpg").write_bytes(b"an image")
+    with pytest.raises(InputError, match="has 2 classes, the models of the tables have 1000"):
+        open_images(f"imagefolder:{tmp_path}")

@@ -1,0 +1,152 @@
+"""Jobs, rows and tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+
+from experiments.plan import Options, make_plan, open_images
+from experiments.registry import Job, Reported, Row, Table, find, tables
+from lowrank_vit import InputError
+from lowrank_vit.digits import load_split
+from lowrank_vit.models import STANDINS
+from lowrank_vit.recipes import RECIPES
+
+JOB = Job("digits_deit_base", True, "digits", "1297+500", "paper", 0.4, 1, changes={"steps": 5})
+PRINTED = {  # copied by hand from the paper
+    "deit_b/baseline": ("86.6M", 81.80),
+    "deit_b/aafm": ("51.9M (-40%)", 81.28),
+    "deit_b/s2vite": ("56.8M (-35%)", 82.20),
+    "deit_b/svd-40": ("52.0M (-40%)", 77.30),
+    "deit_b/ours-exact-60": ("34.6M (-60%)", 81.10),
+    "deit_s/wdpruning": ("15.0M (-32%)", 78.60),
+    "deit_s/ours-paper-50": ("11.1M (-50%)", 79.34),
+    "vit_b/vtp": ("48.0M (-45%)", 80.70),
+    "vit_b/svd-50": ("42.3M (-50%)", 78.50),
+    "vit_b/ours-paper-40": ("52.9M (-40%)", 84.20),
+    "swin_b/baseline": ("88.1M", 85.45),
+    "swin_b/spvit": ("68.0M (-24%)", 83.20),
+    "swin_b/ours-loss_aware-60": ("35.3M (-60%)", 83.14),
+    "deit_t/ours-exact-40": (None, None),
+}
+every_table = pytest.mark.parametrize("table", tables().values(), ids=lambda table: table.name)
+
+
+def test_a_job_survives_json() -> None:
+    again = Job.from_json(json.loads(json.dumps(JOB.as_json())))
+    assert again == JOB
+    assert again.key == JOB.key
+    assert again.recipe_used().steps == 5
+
+
+def test_the_key_of_a_job_never_changes() -> None:
+    assert JOB.key == "42fa5f1a1bb372bb"
+
+
+def test_every_field_of_a_job_is_in_its_key() -> None:
+    other = Job("x", False, "hf:x", "1+1", "exact", 0.5, 2, "w@1", {"steps": 6}, 1, 1e-3, 8, 7, 6, 5, 4, "bf16-mixed")
+    fields, changed = JOB.as_json(), other.as_json()
+    keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}
+    assert len(keys) == len(fields)
+    assert JOB.key not in keys
+
+
+def test_a_job_of_foreign_json_is_refused() -> None:
+    with pytest.raises(InputError, match="not the description of a job"):
+        Job.from_json({"model": "x", "colour": "red"})
+
+
+def test_the_key_does_not_depend_on_paths(tmp_path: Path) -> None:
+    table, _ = find("table2")
+    keys = []
+    for name in ("here", "there/deeper"):
+        root = tmp_path / name
+        images, weights = root / "imagenet", root / "weights"
+        for wnid in ("n01440764", "n01443537"):
+            for split in ("train", "validation"):
+                (images / split / wnid).mkdir(parents=True)
+                (images / split / wnid / "a.jpg").write_bytes(b"an image")
+        weights.mkdir()
+        (weights / "deit_tiny_patch16_224.safetensors").write_bytes(b"weights")
+        options = Options(data=f"imagefolder:{images}", checkpoints=weights)
+        plan = make_plan(table, options, open_images(options.data))
+        keys.append([job.key for item in plan for job in item.jobs])
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == 11  # DeiT-Tiny's rows, one seed
+
+
+def test_tables_are_found() -> None:
+    assert "table2" in tables()
+
+
+@every_table
+def test_rows_are_well_formed(table: Table) -> None:
+    assert len(table.rows) > 5
+    assert table.runnable
+    ids = [row.id for row in table.rows]
+    assert len(set(ids)) == len(ids)
+    assert table.title
+    assert "python -m experiments run" in table.about
+    for row in table.rows:
+        assert row.id.count("/") == 1
+        if isinstance(row, Reported):
+            assert row.source
+            assert 0 < row.top1 < 100
+
+
+@every_table
+def test_rows_can_be_run(table: Table) -> None:
+    for row in table.runnable:
+        architecture = row.model.partition(".")[0]
+        assert timm.is_model(architecture)
+        assert row.model in timm.models.get_arch_pretrained_cfgs(architecture), "the tag is unknown to timm"
+        assert row.standin is None or row.standin in STANDINS
+        assert row.recipe is None or row.recipe in RECIPES
+        assert (row.recipe is None) == (row.reduction == 0)
+        assert (row.top1_reported is None) == (row.params_printed is None) == (row.source is None)
+        if row.recipe is not None:
+            assert row.id.endswith(f"-{round(100 * row.reduction)}")
+
+
+def test_table2_prints_what_the_paper_prints() -> None:
+    table, _ = find("table2")
+    rows = {row.id: row for row in table.rows}
+    for name, printed in PRINTED.items():
+        row = rows[name]
+        own = (row.params_printed, row.top1_reported) if isinstance(row, Row) else (row.params, row.top1)
+        assert own == printed, name
+
+
+def test_table2_has_every_row_that_was_asked_for() -> None:
+    table, _ = find("table2")
+    for model, percent in (("deit_b", 40), ("deit_s", 40), ("vit_b", 50), ("swin_b", 40), ("deit_t", 40)):
+        ids = {row.id for row in table.select(model)}
+        ours = {f"{model}/ours-{name}-{off}" for name in ("paper", "exact", "loss_aware") for off in (40, 50, 60)}
+        assert ids == ours | {f"{model}/baseline", f"{model}/svd-{percent}"}
+    assert sum(isinstance(row, Reported) for row in table.rows) == 10
+
+
+def test_the_digits_are_as_many_as_the_plan_says() -> None:
+    images = open_images("digits")
+    assert (images.train, images.validation) == tuple(len(load_split(split)[1]) for split in ("train", "validation"))
+
+
+def look_up(target: str) -> list[Row]:
+    table, row = find(target)
+    return table.select(row)
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        ("tabel2", "unknown table 'tabel2': did you mean 'table2'"),
+        ("table2/deit_b/ours-exat-40", "did you mean 'deit_b/ours-exact-40'"),
+        ("table2/deit_b/aafm", "cannot be run"),
+    ],
+)
+def test_unknown_names_get_a_hint(target: str, hint: str) -> None:
+    with pytest.raises(InputError, match=hint):
+        look_up(target)
