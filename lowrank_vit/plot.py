@@ -36,6 +36,7 @@ def _plot_layers(kept: Axes, lost: Axes, layers: list[Mapping[str, Any]]) -> Non
         kept.bar(places, shares, **style)
         lost.bar(places, [100 * layer["relative_error"] for _, layer in chosen], **style)
     kept.set_ylabel("parameters kept (%)")
+    kept.margins(y=0.25)
     kept.legend(ncols=len(kinds), fontsize="small")
     lost.set_ylabel("relative error of the output (%)")
     lost.set_xlabel("layer, first to last")

@@ -111,6 +111,7 @@ class ErrorCurve:
     dense_cost: int
     fixed_cost: int = 0
     multiple: int = 1
+    full_rank: int | None = None  # of the weight, where the curve ends before it because the statistics cap the rank
 
     def cost(self, rank: int | None) -> int:
         """Parameters at ``rank``; ``None`` is dense."""

@@ -117,7 +117,8 @@ def error_curves(recipe: Recipe, sites: Sequence[Site], losses: Mapping[str, Ten
     for site in sites:
         n, d = site.in_features, site.out_features
         extra = (0 if z is None else z.parameter_count(n, d)) + (d if recipe.bias_correction and not site.bias else 0)
-        curves.append(ErrorCurve(site.name, losses[site.name].cpu(), n + d, n * d, extra, recipe.rank_multiple))
+        loss = losses[site.name].cpu()
+        curves.append(ErrorCurve(site.name, loss, n + d, n * d, extra, recipe.rank_multiple, site.full_rank))
     return curves
 
 

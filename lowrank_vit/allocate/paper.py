@@ -17,9 +17,9 @@ class GradualReduction:
 
     Step t removes ``tau(t - 1) - tau(t)`` parameters, ``tau(t) = N + (N_0 - N) exp(-t / gamma)``, from the layer whose
     cumulative loss after the cut is the smallest. Where the paper is open: ranks start at min(n, d), are rounded down
-    and stay at least one; a layer at or above its break-even rank is counted, and stays, dense. As ranks above
-    break-even save nothing, the schedule ends short of the target: after ``iterations`` it goes on by single ranks,
-    and what the last cut removed too much is filled in.
+    and stay at least one; a layer at or above its break-even rank, or above its cap, is counted, and stays, dense.
+    As ranks above break-even save nothing, the schedule ends short of the target: after ``iterations`` it goes on by
+    single ranks, and what the last cut removed too much is filled in.
     """
 
     gamma: float = 80.0
@@ -27,8 +27,8 @@ class GradualReduction:
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         """Choose a rank for every curve; the trajectory holds step, layer, rank, loss and counted parameters."""
-        ranks = {curve.name: len(curve.errors) - 1 for curve in curves}
-        full = {curve.name: len(curve.errors) - 1 for curve in curves}
+        full = {curve.name: curve.full_rank or len(curve.errors) - 1 for curve in curves}
+        ranks = dict(full)
         excess = sum(curve.dense_cost for curve in curves) - budget
         trajectory: list[dict[str, float | int | str]] = []
         step = 0

@@ -133,3 +133,13 @@ def test_algorithm_1_removes_what_the_schedule_says() -> None:
     first = plan.trajectory[0]
     assert first["rank"] == 100 - math.ceil((10000 - 3400) * (1 - math.exp(-1 / 80)) / 200)
     assert plan.ranks["wide"] == 17
+
+
+def test_algorithm_1_starts_at_full_rank_where_the_statistics_cap_it() -> None:
+    """A layer whose curve ends at rank 3 of 10 is dense until the schedule comes to it, not from the start."""
+    loss = torch.tensor([1.0, 0.5, 0.2, 0.0])
+    capped = ErrorCurve("capped", loss, 20, 100, full_rank=10)
+    assert GradualReduction()([capped], 100).ranks["capped"] is None
+    plan = GradualReduction(gamma=2.0)([capped], 99)
+    assert plan.ranks["capped"] == 3
+    assert plan.trajectory[0]["rank"] == 9
