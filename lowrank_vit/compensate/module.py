@@ -95,7 +95,7 @@ class LayerwiseCompensation(LightningModule):
         with full_precision(self.device):
             losses = torch.cat(
                 [
-                    batch_loss(self.compensation, state, residual, torch.stack([seen[name] for name in names]))
+                    batch_loss(self.compensation, state, residual, torch.stack([seen.pop(name) for name in names]))
                     for names, state, residual in zip(self.layers, self._states, self.residuals, strict=True)
                 ]
             )

@@ -102,7 +102,7 @@ def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.M
     assert len(counted) == 2
 
 
-class Stopped(RuntimeError):
+class StoppedError(RuntimeError):
     """In place of a power cut."""
 
 
@@ -110,7 +110,7 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
     def tell(stage: str) -> None:
         said.append(stage)
         if text in stage:
-            raise Stopped
+            raise StoppedError
 
     return tell
 
@@ -118,7 +118,7 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     own, said = task(tmp_path / "stopped", epochs=3), []
     for place in ("evaluate before", "fine-tune 2/3"):  # the checkpoint of the first epoch is there
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run_job(own, stop_at(place, []))
     assert (own.own_folder / "checkpoints" / "last.ckpt").exists()
     result = run_job(own, said.append)
@@ -132,7 +132,7 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
 
 def test_what_another_source_began_is_not_gone_on_with(tmp_path: Path) -> None:
     own, said = task(tmp_path, epochs=1), []
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_job(own, stop_at("fine-tune", []))
     description = json.loads((own.own_folder / "job.json").read_text())
     (own.own_folder / "job.json").write_text(json.dumps({**description, "source": "older"}))
