@@ -31,8 +31,8 @@ COLUMNS = (
 TEXTS = 3  # columns that are aligned left
 LEGEND = (
     "Top-1 in percent. Reported: printed in papers, on ImageNet; dense, before and after fine-tuning (FT): measured here, "
-    "{}. Error: ||y - y'||² / ||y||² on held-out images, mean over the compressed layers. Seconds: a job without loading "
-    "the dense model."
+    "{}. Error: ||y - y'||² / ||y||² on held-out images, mean over the compressed layers. Seconds: a job, without what it "
+    "shares: loading and evaluating the dense model."
 )
 STALE = "stale: made by another version of the package; --rerun-stale runs it again"
 

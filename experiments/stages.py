@@ -209,7 +209,8 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
     layers = [] if report is None else [layer for layer in report["layers"] if layer["rank"] is not None]
     errors = [layer["relative_error_held_out"] for layer in layers]
     device = resolve_device(DEVICES.get(task.hardware.accelerator, "auto"))
-    work = sum(value for stage, value in found["seconds"].items() if stage != "load")  # which may train a stand-in
+    shared = ("load",) if report is None else ("load", "evaluate_dense")  # the work of all jobs on that model
+    work = sum(value for stage, value in found["seconds"].items() if stage not in shared)
     inner = {} if report is None else {f"compress/{stage}": value for stage, value in report["seconds"].items()}
     return {
         "params": {"dense": dense["params"], "compressed": dense["params"] if report is None else _size(report)},
