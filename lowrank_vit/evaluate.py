@@ -127,6 +127,7 @@ def evaluate(
     dataloader: DataLoader | LightningDataModule,
     *,
     devices: int = 1,
+    num_nodes: int = 1,
     accelerator: str = "auto",
     strategy: str | Strategy = "auto",
     precision: str | None = None,
@@ -145,6 +146,7 @@ def evaluate(
     with quiet_run(data, model):
         trainer = make_trainer(
             devices=devices,
+            num_nodes=num_nodes,
             accelerator=accelerator,
             strategy=strategy,
             precision=precision,
