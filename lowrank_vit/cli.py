@@ -137,7 +137,7 @@ def run_compress(args: argparse.Namespace) -> None:
         args,
         model,
         calibration_samples=args.calibration_samples,
-        held_out_samples=args.held_out_samples,
+        held_out_samples=args.held_out_samples or 1,  # none are looked at then
         stratified=args.stratified,
     )
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)

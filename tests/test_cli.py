@@ -122,8 +122,10 @@ def test_evaluate_wants_one_model(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_the_papers_trajectory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "small"
-    main([*COMPRESS, "--recipe", "paper", "--solver", "closed_form", "--out", str(out)])
+    main([*COMPRESS, "--recipe", "paper", "--solver", "closed_form", "--held-out-samples", "0", "--out", str(out)])
     main(["inspect", str(out), "--json", "--plot", str(tmp_path / "small.svg")])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["trajectory"]
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["trajectory"]
+    assert all(layer["relative_error_held_out"] is None for layer in report["layers"])
     assert "step of Algorithm 1" in (tmp_path / "small.svg").read_text()
     assert "end its name" in refused(capsys, "inspect", out, "--plot", tmp_path / "small.doc")
