@@ -25,7 +25,7 @@ class TwoSided:
     """
 
     centred: bool = True
-    damping: float = 0.3  # of the mean eigenvalue of G; by the KL on calibration images held out (DeiT-Tiny)
+    damping: float = 0.3  # of the mean eigenvalue of G; held-out KL on DeiT-Tiny favoured 0.1 and 0.5 over 0.01
 
     needs: ClassVar[frozenset[str]] = frozenset({"second", "gradient_second"})
     currency: ClassVar[str] = "loss increase"
