@@ -35,7 +35,10 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def _add_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
-        "target", metavar="TABLE[/ROW]", help="a table, a row of it, or a group of rows such as table2/deit_b"
+        "targets",
+        nargs="+",
+        metavar="TABLE[/ROW]",
+        help="all, a table, a row of it, a group of rows such as table2/deit_b, or a pattern such as 'table2/*/svd-40'",
     )
     run.add_argument(
         "--data",
@@ -78,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(run)
     run.set_defaults(run=run_table)
     report = verbs.add_parser("report", help="render the last run again")
-    report.add_argument("table", metavar="TABLE")
+    report.add_argument("tables", nargs="+", metavar="TABLE", help="or all")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     report.set_defaults(run=report_table)
     return parser
@@ -107,12 +110,12 @@ def list_tables(args: argparse.Namespace) -> int:
 
 def report_table(args: argparse.Namespace) -> int:
     """``report``."""
-    from experiments.registry import find
+    from experiments.registry import find_all
     from experiments.report import write_report
     from experiments.terminal import show
 
-    table, _ = find(args.table)
-    show(write_report(args.results / table.name, table))
+    for table, _ in find_all(args.tables):
+        show(write_report(args.results, table))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A run of a table: plan its rows, run what is not finished, report."""
+"""A run of tables: plan their rows, run what is not finished, report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from experiments.plan import Options, Planned, as_json, make_plan, open_images
 from experiments.pool import FAILED, Outcome, run_here, run_pool
-from experiments.registry import Row, Table, find
-from experiments.results import PLAN, find_result, is_stale, job_folder
+from experiments.registry import Row, Table, find_all
+from experiments.results import PLAN, find_result, is_stale
 from experiments.run import Hardware, Task, launched_from_outside, rank, wandb_installed
 from lowrank_vit.errors import InputError
 
@@ -30,23 +30,23 @@ def run(args: argparse.Namespace) -> int:
 
     Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line said.
     """
-    table, row = find(args.target)
-    selected = table.select(row)
+    chosen = find_all(args.targets)
     options, hardware = _options(args), _hardware(args)
     workers = _workers(args, options)
     images = open_images(options.data)
-    plan = make_plan(table, options, images)
-    folder = args.results / table.name
+    plans = [(table, selected, make_plan(table, options, images)) for table, selected in chosen]
     if rank() == 0:
         from lowrank_vit.files import write_json
 
-        write_json(folder / PLAN, as_json(table, options, images, plan))
-    tasks = _tasks(args, table, selected, plan, folder, hardware)
-    _say_skipped(plan, selected)
+        for table, _, plan in plans:
+            write_json(args.results / table.name / PLAN, as_json(table, options, images, plan))
+    tasks = _tasks(args, plans, hardware)
+    for _, selected, plan in plans:
+        _say_skipped(plan, selected)
     outcomes = _run_tasks(tasks, workers, options) if tasks else []
     failed = [outcome for outcome in outcomes if outcome.status == FAILED]
     if rank() == 0:
-        _report(folder, table)
+        _report(args.results, [table for table, _ in chosen])
     if failed:
         say(f"{len(failed)} of {len(outcomes)} jobs failed, {failed[0].task.name} for one: {failed[0].said}")
     return 1 if failed else 0
@@ -76,34 +76,36 @@ def _workers(args: argparse.Namespace, options: Options) -> int:
 
 
 def _tasks(
-    args: argparse.Namespace, table: Table, selected: list[Row], plan: list[Planned], folder: Path, hardware: Hardware
+    args: argparse.Namespace, plans: Sequence[tuple[Table, list[Row], list[Planned]]], hardware: Hardware
 ) -> list[Task]:
-    """What is left to run of the selected rows; stale results are removed where they are to be run again."""
+    """What is left to run of the selected rows, each job once; stale results are removed where they are run again."""
     from lowrank_vit.provenance import source_hash
 
     wandb = not args.no_wandb
     if wandb and not wandb_installed():
         say("wandb is not installed: going on without it")
         wandb = False
-    chosen, stale = {row.id for row in selected}, 0
-    tasks: dict[str, Task] = {}
-    for item in plan:
-        for job in item.jobs if item.row.id in chosen else ():
-            result = find_result(folder, job)
-            if result is not None and is_stale(result, source_hash()):
-                stale += 1
-                if args.rerun_stale:
-                    if rank() == 0:
-                        shutil.rmtree(job_folder(folder, job), ignore_errors=True)
-                    result = None
-            if result is None:
-                task = Task(
-                    job, item.row.id, item.row.method, table.name, folder, args.data, item.checkpoint, hardware, wandb
-                )
-                tasks.setdefault(job.key, task)
+    wanted: dict[str, Task] = {}
+    for table, selected, plan in plans:
+        chosen = {row.id for row in selected}
+        for item in plan:
+            for job in item.jobs if item.row.id in chosen else ():
+                about = (item.row.id, item.row.method, table.name, args.results, args.data, item.checkpoint)
+                wanted.setdefault(job.key, Task(job, *about, hardware, wandb))
+    left, stale = [], 0
+    for task in wanted.values():
+        result = find_result(task.folder, task.job)
+        if result is not None and is_stale(result, source_hash()):
+            stale += 1
+            if args.rerun_stale:
+                if rank() == 0:
+                    shutil.rmtree(task.own_folder, ignore_errors=True)
+                result = None
+        if result is None:
+            left.append(task)
     if stale and not args.rerun_stale:
         say(f"{stale} finished jobs were made by another version of the package: --rerun-stale runs them again")
-    return list(tasks.values())
+    return left
 
 
 def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
@@ -145,9 +147,10 @@ def _device(hardware: Hardware) -> str:
     return str(resolve_device(names.get(hardware.accelerator, "auto")))
 
 
-def _report(folder: Path, table: Table) -> None:
+def _report(results: Path, chosen: Sequence[Table]) -> None:
     from experiments.report import write_report
     from experiments.terminal import show
 
-    show(write_report(folder, table))
-    say(f"written: {folder}/table.md, table.csv, table.json, accuracy_vs_params.png")
+    for table in chosen:
+        show(write_report(results, table))
+        say(f"written: {results / table.name}/table.md, table.csv, table.json, accuracy_vs_params.png")

@@ -118,22 +118,25 @@ def _plan_row(row: Row, options: Options, images: Images) -> Planned:
 
 def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images: Images) -> tuple[Job, ...]:
     counts = f"{images.train}+{images.validation}"
+    target = row.standin_target if options.embedded else row.target
     fields: dict[str, Any] = {
         "model": model,
         "standin": options.embedded,
         "data": images.data,
         "images": counts,
         "recipe": row.recipe,
-        "reduction": row.reduction,
+        "reduction": row.reduction if target is None else size_reduction(model, target),
         "checkpoint": checkpoint,
         "limit": options.limit,
+        "bits": row.bits,
+        "measure": row.measure,
     }
     if row.recipe is None:  # nothing else bears on the dense model's accuracy
         fields["epochs"] = 0
     else:
         fields |= {
-            "changes": recipe_changes(row.recipe, options.steps, options.solver),
-            "epochs": Job.epochs if options.epochs is None else options.epochs,
+            "changes": {**row.changes, **recipe_changes(row, options.steps, options.solver)},
+            "epochs": next(count for count in (row.epochs, options.epochs, Job.epochs) if count is not None),
             "calibration_samples": min(options.calibration_samples, images.train),
             "batch_size": options.batch_size,
             "processes": options.processes,
@@ -142,13 +145,32 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_used)
 
 
-def recipe_changes(recipe: str, steps: int | None, solver: str | None) -> dict[str, Any]:
-    """Which fields of the recipe the options change: nothing where it has no compensation, or has the value already."""
-    own = get_recipe(recipe)
+def recipe_changes(row: Row, steps: int | None, solver: str | None) -> dict[str, Any]:
+    """Which fields of a row's recipe the options change.
+
+    Nothing where it has no compensation, or has the value already; a solver that the row itself names stays.
+    """
+    assert row.recipe is not None
+    own = get_recipe(row.recipe).but(**row.changes)
     if own.compensation is None:
         return {}
+    solver = None if "solver" in row.changes else solver
     wanted = {"solver": solver, "steps": None if (solver or own.solver) == "closed_form" else steps}
     return {name: value for name, value in wanted.items() if value not in (None, getattr(own, name))}
+
+
+@functools.cache
+def size_reduction(model: str, target: str) -> float:
+    """The share of ``model``'s parameters to remove so that it is as small as ``target`` (timm's names)."""
+    import timm
+
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+    from lowrank_vit.cost import parameter_count
+
+    dense, small = (parameter_count(timm.create_model(name)) for name in (model, target))
+    if small >= dense:
+        raise InputError(f"{target} has {small:,} parameters, {model} only {dense:,}: there is nothing to remove")
+    return 1 - small / dense
 
 
 def checkpoint_names(model: str) -> list[str]:
@@ -192,14 +214,15 @@ def _hub_is_there() -> bool:
     return hub_reachable()
 
 
-def deviations(job: Job) -> list[str]:
-    """What of a job differs from the paper's settings, in words: ``["1 epoch", "100 steps"]``."""
+def deviations(job: Job, row: Row) -> list[str]:
+    """What of a job differs from its row's and the paper's settings, in words: ``["1 epoch", "100 steps"]``."""
     if job.recipe is None:
         return []
     said = []
     if job.epochs not in (0, Job.epochs):
         said.append(f"{job.epochs} epoch{'s' if job.epochs > 1 else ''}")
-    said += [f"{value} steps" if name == "steps" else f"{name} {value}" for name, value in job.changes.items()]
+    changed = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
+    said += [f"{value} steps" if name == "steps" else f"{name} {value}" for name, value in changed.items()]
     if job.lr != Job.lr:
         said.append(f"lr {job.lr:g}")
     if job.batch_size * job.processes != Job.batch_size:
@@ -212,7 +235,7 @@ def deviations(job: Job) -> list[str]:
 def protocol(row: Row, job: Job) -> str:
     """The row's protocol as it was run."""
     base = "training-free" if row.recipe is not None and job.epochs == 0 else row.protocol
-    return ", ".join([base, *deviations(job)])
+    return ", ".join([base, *deviations(job, row)])
 
 
 def as_json(table: Table, options: Options, images: Images, plan: list[Planned]) -> dict[str, Any]:

@@ -26,6 +26,13 @@ STYLES = (  # marker, line and colour: each of the three tells the methods apart
 )
 
 
+def save_figure(stem: Path, figure: Figure) -> None:
+    """Write ``stem.png`` and ``stem.pdf``."""
+    for kind in ("png", "pdf"):
+        with replacing(stem.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, dpi=150, format=kind)
+
+
 def save_plot(path: Path, table: Mapping[str, Any]) -> None:
     """Draw the measured rows of a table; the paper's numbers are of other images, so they are not in the picture."""
     measured = [row for row in table["rows"] if row["status"] == "done" and row["params"] is not None]

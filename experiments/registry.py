@@ -7,13 +7,17 @@ import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.errors import InputError
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.registry import unknown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PREFIXES = ("table", "figure")  # of the modules that hold a table
 
@@ -25,7 +29,8 @@ class Job:
     ``checkpoint`` is ``file name@sha256 prefix``; ``data`` the SPEC with the last part of its path and ``images`` how
     many images it has (``train+validation``); ``recipe`` None evaluates the dense model; ``changes`` are the fields of
     the recipe that were changed; ``epochs`` 0 leaves the fine-tuning out; ``processes`` are all that share a step, since
-    the batch grows with them.
+    the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained).
+    ``measure`` names what a figure measures instead of all this.
     """
 
     model: str
@@ -45,6 +50,8 @@ class Job:
     limit: int | None = None
     processes: int = 1
     precision: str | None = None
+    bits: int | None = None
+    measure: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -104,7 +111,9 @@ class Row:
     """A row to run. ``recipe`` None is the dense baseline; ``standin`` None cannot run on the embedded images.
 
     ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
-    are printed.
+    are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
+    aimed at, instead of ``reduction``; ``epochs`` None leaves the number to the run; ``bits`` and ``measure`` are the
+    job's; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they stand in.
     """
 
     id: str
@@ -119,16 +128,29 @@ class Row:
     protocol: str = "partial-ft"
     source: str | None = None
     note: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+    standin_target: str | None = None
+    epochs: int | None = None
+    bits: int | None = None
+    measure: str | None = None
+    printed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper. ``about``: the paper, the exact command, its wall time and on what it was measured."""
+    """A table or a figure of the paper. ``about``: the paper, the exact command, its wall time, on what it was measured.
+
+    ``columns``: what the rendered table shows, by the names of ``columns.py``. ``draw``: makes the figure of what the
+    jobs measured, from row to results (one for each seed) and the title.
+    """
 
     name: str
     title: str
     about: str
     rows: tuple[Row | Reported, ...]
+    columns: tuple[str, ...] = ()
+    draw: Callable[[Mapping[str, Sequence[Mapping[str, Any]]], str], Figure] | None = None
 
     @property
     def runnable(self) -> list[Row]:
@@ -136,13 +158,14 @@ class Table:
         return [row for row in self.rows if isinstance(row, Row)]
 
     def select(self, name: str | None) -> list[Row]:
-        """The row called ``name``, or all rows of a group (``deit_b``), or every row for None.
+        """The row called ``name``, all rows of a group (``deit_b``), those that match ``*`` and ``?``, or every row for None.
 
         Raises ``InputError`` with the nearest name otherwise, and for a row that is only reported.
         """
         if name is None:
             return self.runnable
-        chosen = [row for row in self.runnable if name.rstrip("/") in (row.id, row.id.split("/")[0])]
+        wanted = name.rstrip("/")
+        chosen = [row for row in self.runnable if wanted == row.id.split("/")[0] or fnmatchcase(row.id, wanted)]
         if chosen:
             return chosen
         if any(row.id == name for row in self.rows):
@@ -162,6 +185,19 @@ def _scan() -> Iterator[Table]:
     for module in pkgutil.iter_modules(folder.__path__):
         if module.name.startswith(PREFIXES):
             yield importlib.import_module(f"experiments.{module.name}").TABLE
+
+
+def find_all(targets: Sequence[str]) -> list[tuple[Table, list[Row]]]:
+    """The tables that the targets name, each with its selected rows; ``all`` is every table and figure.
+
+    Raises ``InputError`` with the nearest name.
+    """
+    chosen: dict[str, tuple[Table, dict[str, Row]]] = {}
+    for target in tables() if "all" in targets else targets:
+        table, name = find(target)
+        _, rows = chosen.setdefault(table.name, (table, {}))
+        rows |= {row.id: row for row in table.select(name)}
+    return [(table, list(rows.values())) for table, rows in chosen.values()]
 
 
 def find(target: str) -> tuple[Table, str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.registry import Table
-from experiments.results import FIELDS, read_plan, table_json
+from experiments.results import FIELDS, finished, read_plan, table_json
 
 Row = Mapping[str, Any]
 PLOT = "accuracy_vs_params.png"
@@ -137,17 +137,24 @@ def csv_text(table: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-def write_report(folder: Path, table: Table) -> dict[str, Any]:
-    """Render the last run of the table into its folder; returns the content of ``table.json``.
+def write_report(results: Path, table: Table) -> dict[str, Any]:
+    """Render the last run of the table into its folder among the results; returns the content of ``table.json``.
 
     Raises ``InputError`` where the table was never run.
     """
-    from experiments.plots import save_plot
+    from experiments.plots import save_figure, save_plot
     from lowrank_vit.files import write_json, write_text
     from lowrank_vit.provenance import source_hash
 
-    content = table_json(folder, table, read_plan(folder, table), source_hash())
+    plan, folder = read_plan(results, table), results / table.name
+    content = table_json(results, table, plan, source_hash())
     write_json(folder / "table.json", content)
+    if table.draw is not None:
+        found = finished(results, plan)
+        write_json(folder / f"{table.name}.json", {"title": content["title"], "rows": found})
+        if found:
+            save_figure(folder / table.name, table.draw(found, content["title"]))
+        return content
     write_text(folder / "table.md", markdown(content, f"python -m experiments run {table.name}"))
     write_text(folder / "table.csv", csv_text(content))
     save_plot(folder / PLOT, content)

@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def job_folder(folder: Path, job: Job) -> Path:
-    """Where the files of a job lie in the table's folder."""
+    """Where the files of a job lie in the folder of all results: one place, since tables share jobs."""
     return folder / "jobs" / job.key
 
 
@@ -85,9 +85,9 @@ def is_stale(result: Mapping[str, Any], source: str) -> bool:
 
 def read_plan(folder: Path, table: Table) -> dict[str, Any]:
     """What the last run of the table planned. Raises ``InputError`` where it was never run."""
-    plan = read_json(folder / PLAN)
+    plan = read_json(folder / table.name / PLAN)
     if plan is None or plan.get("table") != table.name:
-        raise InputError(f"{folder} has no results: python -m experiments run {table.name}")
+        raise InputError(f"{folder / table.name} has no results: python -m experiments run {table.name}")
     return plan
 
 
@@ -98,6 +98,12 @@ def table_json(folder: Path, table: Table, plan: Mapping[str, Any], source: str)
         entry = plan["rows"].get(row.id, {"reason": "this row is new: run the table again", "jobs": []})
         rows.append(_reported(row) if isinstance(row, Reported) else _measured(folder, row, entry, source))
     return {"title": plan["title"], "profile": plan["profile"], "rows": rows}
+
+
+def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The results of every row that has any, one for each seed."""
+    rows = {name: [find_result(results, job) for job in jobs_of(entry)] for name, entry in plan["rows"].items()}
+    return {name: found for name, own in rows.items() if (found := [result for result in own if result is not None])}
 
 
 def _blank(row: Row | Reported) -> dict[str, Any]:

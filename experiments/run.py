@@ -41,7 +41,7 @@ class Task:
     row: str
     method: str
     table: str
-    folder: Path  # the table's
+    folder: Path  # of all results
     spec: str
     checkpoint: Path | None = None
     hardware: Hardware = field(default_factory=Hardware)

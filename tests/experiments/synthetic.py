@@ -67,8 +67,8 @@ def fill(folder: Path, options: Options = Options(steps=100)) -> None:  # noqa: 
     """A run with two seeds: everything that a report must show happens once."""
     options = Options(**{**options.__dict__, "seeds": (0, 1)})
     plan = {item.row.id: item for item in make_plan(TABLE, options, IMAGES)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps(as_json(TABLE, options, IMAGES, list(plan.values()))))
+    (folder / TABLE.name).mkdir(parents=True, exist_ok=True)
+    (folder / TABLE.name / PLAN).write_text(json.dumps(as_json(TABLE, options, IMAGES, list(plan.values()))))
     for job in plan["m/baseline"].jobs:
         write(folder, job, result(job, "new", after=95.0 + job.seed))
     for job, after in zip(plan["m/svd-40"].jobs, (80.0, 83.0), strict=True):

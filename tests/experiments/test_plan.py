@@ -6,14 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 
 from experiments import plan
-from experiments.plan import Images, Options, deviations, make_plan, open_images, protocol, recipe_changes, short_spec
+from experiments.plan import (
+    Images,
+    Options,
+    deviations,
+    make_plan,
+    open_images,
+    protocol,
+    recipe_changes,
+    short_spec,
+    size_reduction,
+)
 from experiments.registry import Job, Row
 from lowrank_vit import InputError
+from lowrank_vit.cost import parameter_count
 from tests.experiments.synthetic import IMAGES, TABLE
 
 SAMPLES = Images("imagefolder:imagenet-samples", 1000, 1000, 1000)
+
+
+def named(name: str) -> Row:
+    """A row of the table for tests."""
+    return next(row for row in TABLE.runnable if row.id == name)
 
 
 def test_the_embedded_default_runs_stand_ins_with_three_seeds() -> None:
@@ -62,13 +79,33 @@ def test_options_change_the_jobs_that_they_bear_on() -> None:
     assert rows["m/baseline"].key == plain["m/baseline"].key
     assert rows["m/ours-40"].changes == {"steps": 100}
     assert rows["m/svd-40"].changes == {}
-    assert deviations(rows["m/ours-40"]) == ["1 epoch", "100 steps"]
+    assert deviations(rows["m/ours-40"], named("m/ours-40")) == ["1 epoch", "100 steps"]
 
 
 def test_recipe_changes_are_real_ones() -> None:
-    assert recipe_changes("exact", 100, "moments") == {}  # it has no compensation
-    assert recipe_changes("paper", 2000, "minibatch") == {}  # these are its own
-    assert recipe_changes("paper", 100, "closed_form") == {"solver": "closed_form"}  # which takes no steps
+    row = named("m/ours-40")
+    assert recipe_changes(replace(row, recipe="exact"), 100, "moments") == {}  # it has no compensation
+    assert recipe_changes(row, 2000, "minibatch") == {}  # these are its own
+    assert recipe_changes(row, 100, "closed_form") == {"solver": "closed_form"}  # which takes no steps
+
+
+def test_what_a_row_itself_changes_is_in_its_jobs_and_no_deviation() -> None:
+    row = replace(named("m/ours-40"), changes={"solver": "moments", "budget": 0.1}, epochs=0, bits=8)
+    assert recipe_changes(row, 7, "closed_form") == {"steps": 7}  # its solver stays
+    table = replace(TABLE, rows=(row,))
+    (job,) = make_plan(table, Options(steps=7, seeds=(0,), epochs=3), IMAGES)[0].jobs
+    assert job.changes == {"solver": "moments", "budget": 0.1, "steps": 7}
+    assert (job.epochs, job.bits) == (0, 8)
+    assert deviations(job, row) == ["7 steps"]
+
+
+def test_a_row_may_aim_at_the_size_of_another_model() -> None:
+    row = replace(named("m/ours-40"), standin="digits_deit_base", standin_target="digits_deit_small")
+    (job,) = make_plan(replace(TABLE, rows=(row,)), Options(seeds=(0,)), IMAGES)[0].jobs
+    dense, small = (parameter_count(timm.create_model(f"digits_deit_{size}")) for size in ("base", "small"))
+    assert dense * (1 - job.reduction) == pytest.approx(small)
+    with pytest.raises(InputError, match="nothing to remove"):
+        size_reduction("digits_deit_small", "digits_deit_base")
 
 
 def test_the_protocol_says_what_was_done() -> None:

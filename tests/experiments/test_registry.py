@@ -9,7 +9,7 @@ import pytest
 import timm
 
 from experiments.plan import Options, make_plan, open_images
-from experiments.registry import Job, Reported, Row, Table, find, tables
+from experiments.registry import Job, Reported, Row, Table, find, find_all, tables
 from lowrank_vit import InputError
 from lowrank_vit.digits import load_split
 from lowrank_vit.models import STANDINS
@@ -47,7 +47,27 @@ def test_the_key_of_a_job_never_changes() -> None:
 
 
 def test_every_field_of_a_job_is_in_its_key() -> None:
-    other = Job("x", False, "hf:x", "1+1", "exact", 0.5, 2, "w@1", {"steps": 6}, 1, 1e-3, 8, 7, 6, 5, 4, "bf16-mixed")
+    other = Job(
+        "x",
+        False,
+        "hf:x",
+        "1+1",
+        "exact",
+        0.5,
+        2,
+        "w@1",
+        {"steps": 6},
+        1,
+        1e-3,
+        8,
+        7,
+        6,
+        5,
+        4,
+        "bf16-mixed",
+        8,
+        "energy",
+    )
     fields, changed = JOB.as_json(), other.as_json()
     keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}
     assert len(keys) == len(fields)
@@ -132,6 +152,15 @@ def test_table2_has_every_row_that_was_asked_for() -> None:
 def test_the_digits_are_as_many_as_the_plan_says() -> None:
     images = open_images("digits")
     assert (images.train, images.validation) == tuple(len(load_split(split)[1]) for split in ("train", "validation"))
+
+
+def test_targets_may_be_patterns_groups_and_all() -> None:
+    ((table, rows),) = find_all(["table2/deit_?/svd-40", "table2/deit_s/baseline", "table2/deit_s/svd-40"])
+    assert table.name == "table2"
+    assert [row.id for row in rows] == ["deit_b/svd-40", "deit_s/svd-40", "deit_t/svd-40", "deit_s/baseline"]
+    everything = find_all(["all"])
+    assert {table.name for table, _ in everything} == set(tables())
+    assert all(rows == table.runnable for table, rows in everything)
 
 
 def look_up(target: str) -> list[Row]:
