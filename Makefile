@@ -5,7 +5,7 @@ FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPO
         $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(STEPS),--steps $(STEPS)) \
         $(if $(SOLVER),--solver $(SOLVER)) $(if $(WORKERS),--workers $(WORKERS))
 
-.PHONY: setup lint format test reproduce-table2 benchmark
+.PHONY: setup lint format test browser reproduce-table2 benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -27,6 +27,13 @@ format: setup
 # one thread for each of two processes: tiny models gain nothing from more
 test: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Chromium for the tests of the HTML page, which are skipped, with the reason, where it is missing
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "no Chromium, and it cannot be installed (that takes root, apt-get and a network): the page is tested without one"
 
 reproduce-table2: setup
 	$(PYTHON) -m experiments run table2 $(FLAGS)

@@ -216,7 +216,7 @@ function reportedPoints(rows) {
 }
 
 function panel(host, points, xName) {
-  const [width, height, left, right, top, bottom] = [host.clientWidth, 250, 42, 10, 10, 38];
+  const [width, height, left, right, top, bottom] = [host.clientWidth, 250, 52, 10, 10, 38];
   const [xLow, xHigh] = domain(points.map((point) => point.x), 1e-9 + Math.max(...points.map((point) => point.x)) * 0.02);
   let [yLow, yHigh] = domain(points.flatMap((point) => [point.y - point.spread, point.y + point.spread]), 0.5);
   [yLow, yHigh] = [Math.max(yLow, -1), Math.min(yHigh, 102)];
@@ -234,7 +234,7 @@ function panel(host, points, xName) {
   }
   const middle = (top + height - bottom) / 2;
   drawing.append(svg("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, [SIZES[xName], unitName].filter(Boolean).join(", ")));
-  drawing.append(svg("text", { transform: `translate(11,${middle}) rotate(-90)`, "text-anchor": "middle" }, "top-1, %"));
+  drawing.append(svg("text", { transform: `translate(10,${middle}) rotate(-90)`, "text-anchor": "middle" }, "top-1, %"));
   const line = (own) => `M${own.map((point) => `${x(point.x)},${y(point.y)}`).join("L")}`;
   const measured = points.filter((point) => !point.printed).sort((a, b) => a.x - b.x || b.y - a.y);
   const front = measured.filter((point) => !measured.some((other) => other.y > point.y && other.x <= SAME_SIZE * point.x));
