@@ -30,7 +30,7 @@ test: setup
 
 # Chromium for the tests of the HTML page, which are skipped, with the reason, where it is missing
 browser:
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium, and it cannot be installed (that takes root, apt-get and a network): the page is tested without one"

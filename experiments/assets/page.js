@@ -23,7 +23,7 @@ const number = (value, digits = 0) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const withSpread = (value, spread) => number(value, 2) + (spread == null ? "" : ` ± ${number(spread, 2)}`);
 const saved = (value, dense) => (dense && dense !== value ? ` (${number(100 * (value / dense - 1), 1)} %)` : "");
-const scientific = (value) => (value >= 0.001 ? String(Number(value.toPrecision(3))) : value.toExponential(1));
+const precise = (value) => String(Number(value.toPrecision(3)));
 
 // ---- light and dark
 const theme = find("#theme");
@@ -216,7 +216,8 @@ function reportedPoints(rows) {
 }
 
 function panel(host, points, xName) {
-  const [width, height, left, right, top, bottom] = [host.clientWidth, 250, 52, 10, 10, 38];
+  const width = host.clientWidth;
+  const [height, left, right, top, bottom] = [Math.min(400, Math.max(250, 0.55 * width)), 52, 14, 10, 38];
   const [xLow, xHigh] = domain(points.map((point) => point.x), 1e-9 + Math.max(...points.map((point) => point.x)) * 0.02);
   let [yLow, yHigh] = domain(points.flatMap((point) => [point.y - point.spread, point.y + point.spread]), 0.5);
   [yLow, yHigh] = [Math.max(yLow, -1), Math.min(yHigh, 102)];
@@ -295,6 +296,8 @@ function drawPlot() {
 const layered = data.rows.filter((row) => row.layers.length);
 const fill = (select, names) => select.replaceChildren(...names.map((name) => html("option", {}, name)));
 const EVERY = "all methods";
+const READABLE = 0.645; // of the greatest rank: where the text in a cell changes its colour
+const MOST_PAIRS = 4; // of methods whose two errors can be told apart in one drawing
 
 function drawLayers() {
   const [architecture, setting] = [find("#layers-architecture").value, find("#layers-setting").value];
@@ -321,7 +324,7 @@ function drawRanks(columns, names) {
     const cells = columns.map(({ row }) => {
       const rank = layerOf(row, name)?.rank ?? null;
       if (rank === null) return html("td", { class: "uncut" }, html("span", {}, "dense"));
-      const cell = html("td", { class: rank / most > 0.5 ? "strong" : "" }, number(rank, Number.isInteger(rank) ? 0 : 1));
+      const cell = html("td", { class: rank / most > READABLE ? "strong" : "" }, number(rank, Number.isInteger(rank) ? 0 : 1));
       cell.style.setProperty("--share", rank / most);
       return cell;
     });
@@ -334,9 +337,10 @@ function drawRanks(columns, names) {
 function drawErrors(columns, names) {
   const host = find("#errors");
   const kinds = [["relative_error", "calibration images", true], ["relative_error_held_out", "unseen images", false]];
+  const wanted = columns.length > MOST_PAIRS ? kinds.slice(1) : kinds;
   const points = columns.flatMap(({ row, name }) =>
     row.layers.flatMap((layer) =>
-      kinds.filter(([field]) => layer[field] > 0).map(([field, words, hollow]) => ({ row, name, layer, value: layer[field], words, hollow })),
+      wanted.filter(([field]) => layer[field] > 0).map(([field, words, hollow]) => ({ row, name, layer, value: layer[field], words, hollow })),
     ),
   );
   const grey = { shape: SHAPES[2], colour: "var(--muted)" };
@@ -345,6 +349,7 @@ function drawErrors(columns, names) {
     ...columns.map(({ row, name }) => keyEntry({ ...styleOf(row), dash: undefined }, name)),
     ...known.map(([, words, hollow]) => keyEntry(grey, words, hollow)),
   );
+  if (wanted.length < kinds.length) find("#errors-key").append(html("li", {}, "calibration images: choose one method"));
   host.replaceChildren();
   if (!points.length) return host.append(html("p", { class: "empty" }, "No error is known of these layers."));
   const gutter = Math.max(...names.map((name) => name.length)) * 6.7 + 8;
@@ -356,10 +361,12 @@ function drawErrors(columns, names) {
   const inside = LOG_STEPS.filter((value) => value >= low && value <= high);
   const x = (value) => gutter + 10 + (Math.log(value / low) / Math.log(high / low)) * (width - gutter - 30);
   const drawing = svg("svg", { width, height: bottom + 38, viewBox: `0 0 ${width} ${bottom + 38}`, role: "group", "aria-label": "relative error of each layer" });
-  const labels = inside.length > 6 ? inside.filter((value) => Number.isInteger(Math.log10(value))) : inside;
+  const decades = inside.filter((value) => Number.isInteger(Math.log10(value)));
+  const apart = (some) => some.length < 2 || x(some[1]) - x(some[0]) > 44;
+  const labels = [inside, decades, decades.filter((_, index) => index % 2 === 0)].find(apart) ?? [];
   for (const value of inside) {
     drawing.append(svg("line", { x1: x(value), x2: x(value), y1: top, y2: bottom, class: labels.includes(value) ? "axis" : "grid" }));
-    if (labels.includes(value)) drawing.append(svg("text", { x: x(value), y: bottom + 15, "text-anchor": "middle" }, scientific(value)));
+    if (labels.includes(value)) drawing.append(svg("text", { x: x(value), y: bottom + 15, "text-anchor": "middle" }, precise(value)));
   }
   drawing.append(svg("text", { x: gutter + (width - gutter) / 2, y: bottom + 32, "text-anchor": "middle" }, "||y - y'||² / ||y||², logarithmic"));
   names.forEach((name, index) => {
@@ -374,7 +381,7 @@ function drawErrors(columns, names) {
       drawing.append(link);
     }
     for (const point of points.filter((point) => point.layer.name === name)) {
-      const lines = kinds.filter(([field]) => point.layer[field] != null).map(([field, words]) => `${words}: ${scientific(point.layer[field])}`);
+      const lines = kinds.filter(([field]) => point.layer[field] != null).map(([field, words]) => `${words}: ${precise(point.layer[field])}`);
       drawing.append(mark(x(point.value), y, styleOf(point.row), `${point.name} · ${name}`, lines, point.hollow));
     }
   });

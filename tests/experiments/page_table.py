@@ -58,16 +58,16 @@ def told() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     layers = [
         {
-            "name": f"blocks.{index}.mlp.fc1",
-            "rank": 10.0 - index,
-            "relative_error": 0.01,
+            "name": f"layers.{index}.blocks.17.mlp.fc1",
+            "rank": (100.0, 65.0, 64.0)[index],
+            "relative_error": 0.01 / 100**index,
             "relative_error_held_out": 0.02,
         }
         for index in range(3)
     ]
     dense = [
         layers[0],
-        {"name": "blocks.1.mlp.fc1", "rank": None, "relative_error": None, "relative_error_held_out": None},
+        {"name": "layers.1.blocks.17.mlp.fc1", "rank": None, "relative_error": None, "relative_error_held_out": None},
     ]
     return {
         item["id"]: {
