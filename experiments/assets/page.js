@@ -270,6 +270,7 @@ function drawPlot() {
     .map((row) => measuredPoint(row, xName, yName));
   const printed = find("#reported").checked && xName === "params";
   host.replaceChildren();
+  const panels = []; // drawn when all are there, as only then their widths are what they will be
   for (const architecture of unique(rows.map((row) => row.architecture))) {
     const own = points.filter((point) => point.row.architecture === architecture);
     const theirs = printed ? reportedPoints(rows.filter((row) => row.architecture === architecture)) : [];
@@ -278,9 +279,10 @@ function drawPlot() {
     for (const [some, about, kind] of together.filter(([some]) => some.length)) {
       const figure = html("figure", { class: kind }, html("figcaption", {}, `${architecture} `, html("small", {}, about)));
       host.append(figure);
-      panel(figure, some, xName);
+      panels.push([figure, some]);
     }
   }
+  for (const [figure, some] of panels) panel(figure, some, xName);
   if (!host.children.length) host.append(html("p", { class: "empty" }, "Nothing was measured in the rows that are shown."));
   const shown = unique(points.filter((point) => !isDense(point.row)).map((point) => point.row.method));
   const dense = { shape: STAR, colour: "var(--text)" };

@@ -248,12 +248,19 @@ def test_the_page_fits_and_can_be_read(opened: Open, width: int, scheme: str) ->
     tab.locator(".expand").nth(2).click()
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert tab.evaluate(OVERLAPS) == []
+    assert tab.evaluate(OUTSIDE) == []
     low = {
         name: ratio for name, ratio in tab.evaluate(CONTRASTS).items() if ratio < (3 if name.startswith("--") else 4.5)
     }
     assert low == {}
 
 
+OUTSIDE = """() => [...document.querySelectorAll("main figure")].flatMap((figure) => {
+  const frame = figure.getBoundingClientRect();
+  const parts = [...figure.querySelectorAll("svg text, svg .mark")].map((node) => [node, node.getBoundingClientRect()]);
+  return parts.filter(([, box]) => box.left < frame.left - 1 || box.right > frame.right + 1)
+    .map(([node]) => node.textContent || "a mark");
+})"""
 OVERLAPS = """() => {
   const hit = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
   return [...document.querySelectorAll("main svg")].flatMap((drawing) => {
@@ -307,6 +314,7 @@ def test_paper_and_colours_at_will(opened: Open) -> None:
     tab.emulate_media(media="print")
     assert tab.evaluate(background) == light
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.evaluate(OUTSIDE) == []
     assert not tab.locator("#filters").is_visible()
     assert tab.pdf().startswith(b"%PDF")
 
