@@ -130,6 +130,6 @@ def write_index(results: Path) -> None:
         files = [name for name in written(table) if (results / table.name / name).is_file()]
         content = read_json(results / table.name / "table.json")
         if files and content is not None:
-            page_first = sorted(files, key=lambda name: not name.endswith(".html"))
-            entries.append({"name": table.name, "title": content["title"], "files": page_first})
+            best_first = sorted(files, key=lambda name: (not name.endswith(".html"), not name.endswith(".png")))
+            entries.append({"name": table.name, "title": content["title"], "files": best_first})
     write_text(results / "index.html", _environment().get_template("index.html").render(entries=entries))

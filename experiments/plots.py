@@ -23,6 +23,8 @@ STYLES = (  # marker, line and colour: each of the three tells the methods apart
     ("D", "-.", "#0068A8"),
     ("v", (0, (1, 3)), "#007A58"),
     ("P", (0, (6, 2, 1, 2)), "#A8487F"),
+    ("X", (0, (2, 3)), "#856900"),
+    ("p", (0, (6, 3)), "#5B4BC4"),
 )
 
 
@@ -59,7 +61,9 @@ def _model(rows: Sequence[Row], architecture: str) -> str:
 
 
 def _style(methods: Sequence[str], method: str) -> tuple[Any, ...]:
-    return STYLES[methods.index(method) % len(STYLES)]
+    """The same as on the page; past the last one the markers go to other colours."""
+    again, index = divmod(methods.index(method), len(STYLES))
+    return STYLES[(index + 3 * again) % len(STYLES)][0], *STYLES[index][1:]
 
 
 def _legend(methods: Sequence[str]) -> list[Line2D]:

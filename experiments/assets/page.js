@@ -82,7 +82,8 @@ const form = find("#filters");
 const choices = ["architecture", "method", "protocol", "status"];
 function matches(body) {
   const words = form.elements.search.value.toLowerCase().split(/\s+/);
-  const text = body.textContent.toLowerCase();
+  const { id, model, note, reason } = rowOf(body);
+  const text = [body.rows[0].textContent, id, model, note, reason].join(" ").toLowerCase();
   return (
     choices.every((name) => ["", body.dataset[name]].includes(form.elements[name].value)) &&
     words.every((word) => text.includes(word))

@@ -1,46 +1,40 @@
-"""The page of a table in a real browser, and its text without one."""
+"""The page of a table in a real browser."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
 
 from experiments.columns import chosen
-from experiments.details import details
-from experiments.page import ASSETS, page, page_data, write_index
-from experiments.results import read_plan, table_json
+from experiments.page import page
 from tests.experiments import page_table
-from tests.experiments.synthetic import TABLE, compare, fill
+from tests.experiments.page_probes import CONTRASTS, OUTSIDE, OVERLAPS
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-browser_test = [
+pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: `make browser` installs Debian's, as root"),
 ]
-Open = Callable[..., Page]
-
-
-def marks(function: Any) -> Any:
-    for mark in browser_test:
-        function = mark(function)
-    return function
+Open = Callable[..., "Page"]
 
 
 @pytest.fixture(scope="module")
 def one_tab() -> Iterator[Page]:
     """Each launch of the browser has a new profile."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser.new_page()
@@ -87,7 +81,6 @@ def names(tab: Page) -> list[str]:
     return [every[index] for index in shown(tab)]
 
 
-@marks
 def test_each_header_sorts_numbers_as_numbers_and_blanks_last(opened: Open) -> None:
     tab, order = opened(), list(range(len(page_table.rows())))
     for index, column in enumerate(chosen(page_table.COLUMNS)):
@@ -103,7 +96,6 @@ def test_each_header_sorts_numbers_as_numbers_and_blanks_last(opened: Open) -> N
         assert (header.get_attribute("aria-sort"), shown(tab)) == ("none", order)
 
 
-@marks
 def test_the_keyboard_sorts_and_expands(opened: Open) -> None:
     tab = opened()
     tab.get_by_role("button", name="after FT").focus()
@@ -120,7 +112,6 @@ def test_the_keyboard_sorts_and_expands(opened: Open) -> None:
     assert not body.locator(".details").is_visible()
 
 
-@marks
 def test_filters_work_and_combine(opened: Open) -> None:
     tab = opened()
 
@@ -139,12 +130,13 @@ def test_filters_work_and_combine(opened: Open) -> None:
     tab.get_by_role("button", name="Reset").click()
     tab.locator("[name=search]").fill("SVD alpha")
     assert names(tab) == ["a/svd-40", "a/svd-60"]
+    tab.locator("[name=search]").fill("dense")  # is in the details of every row, which are not searched
+    assert names(tab) == ["a/baseline"]
     tab.locator("[name=search]").fill("nowhere")
     assert names(tab) == []
     assert "Nothing was measured" in tab.locator("#panels").inner_text()
 
 
-@marks
 def test_the_plot_has_one_mark_for_each_measured_row(opened: Open) -> None:
     tab = opened()
     done = [row["id"] for row in page_table.rows() if row["status"] == "done"]
@@ -157,7 +149,6 @@ def test_the_plot_has_one_mark_for_each_measured_row(opened: Open) -> None:
     assert sorted(ids) == ["a/ours-60", "a/svd-40"]
 
 
-@marks
 def test_marks_lie_where_the_numbers_say(opened: Open) -> None:
     """More parameters further right, a better accuracy further up, in proportion."""
     tab = opened()
@@ -172,7 +163,6 @@ def test_marks_lie_where_the_numbers_say(opened: Open) -> None:
     assert (y["a/svd-60"] - y["a/svd-40"]) / (y["a/svd-60"] - y["a/ours-40"]) == pytest.approx(70.5 / 80.5, rel=0.05)
 
 
-@marks
 def test_the_front_leaves_out_what_another_row_beats(opened: Open) -> None:
     tab = opened()
     path = tab.locator("#panels figure").first.locator(".front").get_attribute("d") or ""
@@ -183,7 +173,6 @@ def test_the_front_leaves_out_what_another_row_beats(opened: Open) -> None:
     assert re.findall(r"[\d.]+", path) == [number for place in places.values() for number in place]
 
 
-@marks
 def test_hover_focus_and_tap_name_the_row(opened: Open) -> None:
     tab = opened()
     tip, mark = tab.locator("#tip"), tab.locator("#panels .mark[data-id='a/svd-40']")
@@ -206,7 +195,6 @@ def test_hover_focus_and_tap_name_the_row(opened: Open) -> None:
     assert "Alpha · SVD" in tip.inner_text()
 
 
-@marks
 def test_printed_numbers_are_a_layer_of_their_own(opened: Open, tmp_path: Path) -> None:
     tab = opened()
     assert not tab.locator("#reported").is_checked()
@@ -222,7 +210,6 @@ def test_printed_numbers_are_a_layer_of_their_own(opened: Open, tmp_path: Path) 
     assert real.locator("#panels figure").first.locator(".mark.hollow").count() == 4
 
 
-@marks
 def test_ranks_and_errors_of_the_layers(opened: Open) -> None:
     tab = opened()
     heads = tab.locator("#heat thead th").all_inner_texts()
@@ -239,7 +226,6 @@ def test_ranks_and_errors_of_the_layers(opened: Open) -> None:
     assert tab.locator("#heat thead th").all_inner_texts() == ["Layer", "SVD"]
 
 
-@marks
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1280])
 def test_the_page_fits_and_can_be_read(opened: Open, width: int, scheme: str) -> None:
@@ -255,55 +241,6 @@ def test_the_page_fits_and_can_be_read(opened: Open, width: int, scheme: str) ->
     assert low == {}
 
 
-OUTSIDE = """() => [...document.querySelectorAll("main figure")].flatMap((figure) => {
-  const frame = figure.getBoundingClientRect();
-  const parts = [...figure.querySelectorAll("svg text, svg .mark")].map((node) => [node, node.getBoundingClientRect()]);
-  return parts.filter(([, box]) => box.left < frame.left - 1 || box.right > frame.right + 1)
-    .map(([node]) => node.textContent || "a mark");
-})"""
-OVERLAPS = """() => {
-  const hit = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
-  return [...document.querySelectorAll("main svg")].flatMap((drawing) => {
-    const texts = [...drawing.querySelectorAll("text")].map((node) => [node.textContent, node.getBoundingClientRect()]);
-    const marks = [...drawing.querySelectorAll(".mark")].map((node) => ["a mark", node.getBoundingClientRect()]);
-    return texts.flatMap(([one, a], index) =>
-      [...texts.slice(index + 1), ...marks].filter(([, b]) => hit(a, b)).map(([other]) => `${one} | ${other}`));
-  });
-}"""
-CONTRASTS = """() => {
-  const brush = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const light = (colour) => {
-    brush.fillStyle = colour;  // whatever the notation
-    brush.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...brush.getImageData(0, 0, 1, 1).data].map((part) => part / 255)
-      .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ratio = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
-  const behind = (node) => {
-    const own = getComputedStyle(node).backgroundColor;
-    return own === "rgba(0, 0, 0, 0)" ? behind(node.parentElement) : own;
-  };
-  const found = {};
-  const texts = [".hint", ".skipped td", ".reported td", ".stale .status", "header code", "a", "dt", "label", "#notes li"];
-  for (const selector of texts) {
-    const node = document.querySelector(selector);
-    found[selector] = ratio(getComputedStyle(node).color, behind(node));
-  }
-  document.querySelectorAll("#heat td:not(.uncut)").forEach((cell) => {
-    found[`rank ${cell.textContent}`] = ratio(getComputedStyle(cell).color, behind(cell));
-  });
-  const probe = document.body.appendChild(document.createElement("i"));
-  for (let index = 0; index < 8; index += 1) {
-    probe.style.color = `var(--c${index})`;
-    found[`--c${index}`] = ratio(getComputedStyle(probe).color, behind(probe));
-  }
-  probe.remove();
-  return found;
-}"""
-
-
-@marks
 def test_paper_and_colours_at_will(opened: Open) -> None:
     tab = opened()
     background = "getComputedStyle(document.body).backgroundColor"
@@ -319,7 +256,6 @@ def test_paper_and_colours_at_will(opened: Open) -> None:
     assert tab.pdf().startswith(b"%PDF")
 
 
-@marks
 def test_markup_in_the_data_is_text(opened: Open, tmp_path: Path) -> None:
     path = tmp_path / "hostile.html"
     path.write_text(page(*page_table.hostile(), False, page_table.HOSTILE))
@@ -334,64 +270,3 @@ def test_markup_in_the_data_is_text(opened: Open, tmp_path: Path) -> None:
     assert tab.locator(".rows tbody[data-row='2'] .expand").inner_text() == page_table.HOSTILE
     assert tab.title() == page_table.HOSTILE
     assert tab.locator("img, b:not(#tip b)").count() == 0
-
-
-class Tags(HTMLParser):
-    """Counts the elements of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-
-def test_the_text_of_the_page_is_harmless_and_whole() -> None:
-    """Without a browser: no element from the data, nothing from elsewhere, the data as they are."""
-    content, details = page_table.hostile()
-    text = page(content, details, False, "run")
-    seen = Tags(text).seen
-    assert [tag for tag, _ in seen].count("script") == 2
-    assert not [tag for tag, _ in seen if tag in ("img", "b", "iframe", "object")]
-    assert [attributes["href"] for tag, attributes in seen if tag == "link"] == ["data:,"]
-    assert not [
-        attributes for _, attributes in seen if "src" in attributes or any(name.startswith("on") for name in attributes)
-    ]
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert data is not None
-    assert json.loads(data[1]) == page_data(content, details, False)
-
-
-def test_the_embedded_data_are_as_they_were(tmp_path: Path) -> None:
-    fill(tmp_path)
-    plan = read_plan(tmp_path, TABLE)
-    data = page_data(table_json(tmp_path, TABLE, plan, "new"), details(tmp_path, TABLE, plan), False)
-    compare("table9.page.json", json.dumps(data, indent=1) + "\n")
-
-
-def test_the_body_of_the_table_is_as_it_was(tmp_path: Path) -> None:
-    fill(tmp_path)
-    plan = read_plan(tmp_path, TABLE)
-    text = page(table_json(tmp_path, TABLE, plan, "new"), details(tmp_path, TABLE, plan), False, "run")
-    compare("table9.html", text[text.index('<table class="rows">') : text.index("</table>")] + "</table>\n")
-
-
-def test_the_index_links_what_is_there(tmp_path: Path) -> None:
-    write_index(tmp_path)
-    assert "Nothing was rendered yet" in (tmp_path / "index.html").read_text()
-    (tmp_path / "table2").mkdir()
-    (tmp_path / "table2" / "table.json").write_text('{"title": "Two < three"}')
-    (tmp_path / "table2" / "table.html").write_text("")
-    write_index(tmp_path)
-    text = (tmp_path / "index.html").read_text()
-    links = [attributes["href"] for tag, attributes in Tags(text).seen if tag == "a"]
-    assert links == ["table2/table.html", "table2/table.html", "table2/table.json"]
-    assert "Two &lt; three" in text
-
-
-def test_the_script_needs_nothing_from_elsewhere() -> None:
-    for name in ("page.js", "page.css"):
-        text = (ASSETS / name).read_text(encoding="utf-8")
-        assert not re.search(r"fetch\(|XMLHttpRequest|import[ (]|@import|url\(|innerHTML|eval\(", text), name
