@@ -163,11 +163,13 @@ def recipe_changes(row: Row, steps: int | None, solver: str | None) -> dict[str,
 def size_reduction(model: str, target: str) -> float:
     """The share of ``model``'s parameters to remove so that it is as small as ``target`` (timm's names)."""
     import timm
+    import torch
 
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
     from lowrank_vit.cost import parameter_count
 
-    dense, small = (parameter_count(timm.create_model(name)) for name in (model, target))
+    with torch.device("meta"):  # only counted
+        dense, small = (parameter_count(timm.create_model(name)) for name in (model, target))
     if small >= dense:
         raise InputError(f"{target} has {small:,} parameters, {model} only {dense:,}: there is nothing to remove")
     return 1 - small / dense

@@ -13,20 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.architectures import DEIT_B, DEIT_S, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.registry import Reported, Row, Table
 
 PAPER = "Azizi et al. 2024, Table 2"
 READINGS = ("paper", "exact", "loss_aware")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model of the table: its rows' prefix, its label, timm's name with the tag, and its stand-in."""
-
-    id: str
-    label: str
-    model: str
-    standin: str | None
 
 
 @dataclass(frozen=True)
@@ -38,12 +29,6 @@ class Source:
     protocol: str
     note: str = ""
 
-
-DEIT_B = Architecture("deit_b", "DeiT-B", "deit_base_patch16_224.fb_in1k", "digits_deit_base")
-DEIT_S = Architecture("deit_s", "DeiT-S", "deit_small_patch16_224.fb_in1k", "digits_deit_small")
-VIT_B = Architecture("vit_b", "ViT-B", "vit_base_patch16_224.augreg_in21k_ft_in1k", "digits_vit_base")
-SWIN_B = Architecture("swin_b", "Swin-B", "swin_base_patch4_window7_224.ms_in22k_ft_in1k", "digits_swin_base")
-DEIT_T = Architecture("deit_t", "DeiT-Tiny", "deit_tiny_patch16_224.fb_in1k", None)
 
 MISATTRIBUTED = "the paper cites Kong et al. (token pruning), but the number is He et al.'s single-path pruning"
 AAFM = Source("AAFM", "Yu and Wu 2023", "calibration-distilled", "few images without labels")
