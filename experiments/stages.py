@@ -26,6 +26,7 @@ from lowrank_vit.files import write_json
 from lowrank_vit.finetune import fit
 from lowrank_vit.models import load_model
 from lowrank_vit.pipeline import compress
+from lowrank_vit.report import z_summary
 from lowrank_vit.steps import Images, resolve_device
 
 DEVICES = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
@@ -217,7 +218,9 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
         "macs": {"dense": dense["macs"], "compressed": dense["macs"] if report is None else _macs(report)},
         **{name: {when: score and score[name] for when, score in scores.items()} for name in ("top1", "top5", "loss")},
         "n": dense["score"]["n"],
+        "relative_error": fmean(layer["relative_error"] for layer in layers) if layers else None,
         "relative_error_held_out": fmean(errors) if errors else None,
+        "z": z_summary(layers),
         "trainable_share": found.get("finetune", {}).get("trainable_share"),
         "finetune": found.get("finetune"),
         "seconds": {**found["seconds"], "total": round(work, 3), **inner},

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.compensate import Compensation
 from lowrank_vit.compensate.solve import Solution, solve
 from lowrank_vit.fold import CutLayer, fold
 from lowrank_vit.recipes import Recipe, get_recipe
@@ -80,29 +81,29 @@ class Analysis:
         """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
         plan = self.plan(reduction)
         weights = {site.name: dense_weight(self.model, site) for site in self.sites}
-        layers = self._cut(plan, weights)
+        layers, solutions = self._cut(plan, weights)
         compressed = copy.deepcopy(self.model)
         with self.watch("fold"):
             for name, layer in layers.items():
                 replace_module(compressed, name, fold(layer, get_linear(self.model, layer.site)))
-        entries = self._report(compressed, plan, layers, weights)
+        entries = self._report(compressed, plan, layers, weights, solutions)
         compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
         return compressed, entries
 
-    def _cut(self, plan: RankPlan, weights: Mapping[str, Tensor]) -> dict[str, CutLayer]:
-        """The factors at their ranks, with Z and the shift of the bias."""
+    def _cut(self, plan: RankPlan, weights: Mapping[str, Tensor]) -> tuple[dict[str, CutLayer], Mapping[str, Solution]]:
+        """The factors at their ranks, with Z and the shift of the bias; what was found for Z."""
         ranks = {site: rank for site in self.sites if (rank := plan.ranks[site.name]) is not None}
         factors = {site.name: self.factors[site.name].cut(rank) for site, rank in ranks.items()}
         residuals = {name: weights[name] - u @ v.T for name, (u, v) in factors.items()}
         with self.watch("compensate"):
-            solutions = self._compensate(residuals)
+            solutions, least = self._compensate(residuals)
         layers = {}
         for site, rank in ranks.items():
             (u, v), error, z = factors[site.name], residuals[site.name], solutions.get(site.name)
             correction: nn.Module | None = None
-            entry: dict[str, int | str] | None = None
+            entry: dict[str, float | str] | None = None
             if z is not None:
-                error, entry = error - z.dense().to(error), {"kind": z.kind, "params": z.parameters}
+                error, entry = error - z.dense().to(error), report.z_entry(z, least[site.name])
                 joined = z.factors()
                 if joined is None:
                     correction = z.module()
@@ -110,15 +111,26 @@ class Analysis:
                     u, v = torch.cat([u, joined[0].to(u)], 1), torch.cat([v, joined[1].to(v)], 1)
             shift = self.moments[site.name].mean("input_sum") @ error if self.recipe.bias_correction else None
             layers[site.name] = CutLayer(site, rank, u, v, correction, entry, shift, weights[site.name] - error)
-        return layers
+        return layers, solutions
 
-    def _compensate(self, residuals: Mapping[str, Tensor]) -> Mapping[str, Solution]:
+    def _compensate(self, residuals: Mapping[str, Tensor]) -> tuple[Mapping[str, Solution], dict[str, float]]:
+        """Z of every layer by the recipe's solver, and the least loss that the closed form reaches there."""
         method = compensation_of(self.recipe)
         if method is None or not residuals:
-            return {}
+            return {}, {}
         moments = {
             name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
         }
+        if self.recipe.solver == "closed_form":
+            found: Mapping[str, Solution] = solve(method, residuals, moments, progress=self.progress)
+            return found, {name: own.loss_after for name, own in found.items()}
+        found = self._descend(method, residuals, moments)
+        return found, {name: own.loss_after for name, own in solve(method, residuals, moments).items()}
+
+    def _descend(
+        self, method: Compensation, residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+    ) -> Mapping[str, Solution]:
+        """Z of every layer by one of the gradient solvers."""
         options: dict[str, Any] = {"steps": self.recipe.steps, "seed": self.seed, "progress": self.progress}
         if self.recipe.solver != "minibatch":
             return solve(method, residuals, moments, solver=self.recipe.solver, **options)
@@ -135,6 +147,7 @@ class Analysis:
         plan: RankPlan,
         layers: Mapping[str, CutLayer],
         weights: Mapping[str, Tensor],
+        solutions: Mapping[str, Solution],
     ) -> dict[str, Any]:
         seen = report.relative_errors(layers, weights, self.moments)
         unseen = None if self.held_out is None else report.relative_errors(layers, weights, self.held_out)
@@ -146,6 +159,7 @@ class Analysis:
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json(report.layer_reports(self.sites, layers, self.factors, seen, unseen)),
+            "compensation": report.compensation_entry(self.recipe, solutions),
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
             "peak_memory_bytes": provenance.peak_memory(self.device),

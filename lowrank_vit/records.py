@@ -145,7 +145,7 @@ class LayerReport:
     in_features: int
     out_features: int
     rank: int | None
-    z: Mapping[str, int | str] | None
+    z: Mapping[str, float | str] | None
     params: int
     relative_error: float
     relative_error_held_out: float | None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor, nn
 
 from lowrank_vit import cost
+from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
 from lowrank_vit.metric import output_metric
+from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, LayerReport, Moments, Site
 
 FORMAT = 1
@@ -32,6 +35,52 @@ def relative_errors(
         metric = output_metric(weights[name], moments[name], centred=False)
         errors[name] = metric.relative_error(layer.approximation, layer.shift)
     return errors
+
+
+def z_entry(solution: Solution, least: float) -> dict[str, float | str]:
+    """The ``z`` of a layer. Losses are (10) on the calibration set; ``least``: what the closed form reaches there."""
+    return {
+        "kind": solution.kind,
+        "params": solution.parameters,
+        "loss_before": solution.loss_before,
+        "loss": solution.loss_after,
+        "loss_closed_form": least,
+    }
+
+
+def compensation_entry(recipe: Recipe, solutions: Mapping[str, Solution]) -> dict[str, Any] | None:
+    """The ``compensation`` entry: how Z was found, and each layer's losses on the way; None for a recipe without Z.
+
+    The closed form takes no steps: ``steps`` is null then, and there are no curves.
+    """
+    if recipe.compensation is None:
+        return None
+    return {
+        "solver": recipe.solver,
+        "steps": None if recipe.solver == "closed_form" else recipe.steps,
+        "curves": {name: [list(point) for point in own.curve] for name, own in solutions.items() if own.curve},
+    }
+
+
+def z_summary(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the Z of all layers of a report add up to; None where no layer has one.
+
+    ``overhead``: parameters of Z relative to those of the dense weights it stands beside. ``loss_before``, ``loss``:
+    means over the layers of (10). ``gap``: how far the sum of the losses is above what the closed form reaches, 0.01
+    for one percent; None where that leaves nothing to be above of.
+    """
+    found = [layer for layer in layers if layer["z"] is not None]
+    if not found:
+        return None
+    least = sum(layer["z"]["loss_closed_form"] for layer in found)
+    return {
+        "kind": found[0]["z"]["kind"],
+        "overhead": sum(layer["z"]["params"] for layer in found)
+        / sum(layer["in_features"] * layer["out_features"] for layer in found),
+        "loss_before": fmean(layer["z"]["loss_before"] for layer in found),
+        "loss": fmean(layer["z"]["loss"] for layer in found),
+        "gap": sum(layer["z"]["loss"] for layer in found) / least - 1 if least > 0 else None,
+    }
 
 
 def layer_reports(

@@ -78,7 +78,12 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert result["params"]["compressed"] <= 0.6 * result["params"]["dense"]
     assert result["n"] == 64
     assert all(0 <= result["top1"][when] <= 100 for when in ("dense", "before", "after"))
+    assert 0 < result["relative_error"] < 1
     assert 0 < result["relative_error_held_out"] < 1
+    assert result["z"]["kind"] == "low_rank"
+    assert 0 < result["z"]["overhead"] < 0.1  # a whole rank of layers this small is more than 5 %
+    assert 0 < result["z"]["loss"] < result["z"]["loss_before"] < 1
+    assert result["z"]["gap"] > 0.001  # three steps do not get there
     assert 0 < result["trainable_share"] < 0.2
     assert result["seconds"]["total"] > 0
     assert {"seed", "source", "git", "versions", "command"} <= result["provenance"].keys()
@@ -99,6 +104,7 @@ def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.M
     second = run_job(task(tmp_path, recipe="svd", epochs=0), lambda said: None)
     assert second["top1"]["dense"] == first["top1"]["dense"]
     assert second["top1"]["before"] is None  # nothing was fine-tuned
+    assert (first["z"], second["z"], first["relative_error"]) == (None, None, None)
     assert len(counted) == 2
 
 
