@@ -33,8 +33,8 @@ def save_figure(stem: Path, figure: Figure) -> None:
             figure.savefig(temporary, dpi=150, format=kind)
 
 
-def save_plot(path: Path, table: Mapping[str, Any]) -> None:
-    """Draw the measured rows of a table; the paper's numbers are of other images, so they are not in the picture."""
+def draw_plot(table: Mapping[str, Any]) -> Figure:
+    """The measured rows of a table; the paper's numbers are of other images, so they are not in the picture."""
     measured = [row for row in table["rows"] if row["status"] == "done" and row["params"] is not None]
     names = list(dict.fromkeys(row["architecture"] for row in measured))
     methods = list(dict.fromkeys(row["method"] for row in measured if row["reduction"]))
@@ -51,8 +51,7 @@ def save_plot(path: Path, table: Mapping[str, Any]) -> None:
     stale = "; some results are stale" if any(row["stale"] for row in measured) else ""
     title = f"{table['title']}{stale}" if names else f"{table['title']}: nothing measured yet"
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    return figure
 
 
 def _model(rows: Sequence[Row], architecture: str) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from experiments.columns import DEFAULT, chosen
 from experiments.plan import jobs_of, protocol
 from experiments.registry import Job, Reported, Row, Table
 from lowrank_vit.errors import InputError
+from lowrank_vit.recipes import get_recipe
 
 RESULT, ERROR, PLAN = "result.json", "error.json", "plan.json"
 FIELDS = (  # of a row of table.json, in the order of table.csv
@@ -42,6 +44,21 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "stale",
     "source",
     "note",
+    "base",
+    "z",
+    "solver",
+    "budget",
+    "overhead",
+    "gap",
+    "gap_std",
+    "relative_error",
+    "relative_error_std",
+    "relative_error_held_out_std",
+    "residual_error_reported",
+    "bits",
+    "file_bytes",
+    "size_reported",
+    "target",
 )
 MEANS = {  # field of a row: where a result has the number
     "macs": ("macs", "compressed"),
@@ -52,11 +69,20 @@ MEANS = {  # field of a row: where a result has the number
     "relative_error_held_out": ("relative_error_held_out",),
     "trainable_share": ("trainable_share",),
     "seconds": ("seconds", "total"),
+    "overhead": ("z", "overhead"),
+    "gap": ("z", "gap"),
+    "relative_error": ("relative_error",),
+    "file_bytes": ("file_bytes",),
 }
 SPREADS = {
-    name: ("top1", when)
-    for name, when in (("top1_dense_std", "dense"), ("top1_before_std", "before"), ("top1_std", "after"))
+    "top1_dense_std": ("top1", "dense"),
+    "top1_before_std": ("top1", "before"),
+    "top1_std": ("top1", "after"),
+    "gap_std": ("z", "gap"),
+    "relative_error_std": ("relative_error",),
+    "relative_error_held_out_std": ("relative_error_held_out",),
 }
+COUNTS = ("macs", "macs_dense", "file_bytes")  # whole numbers also in the mean
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -97,7 +123,8 @@ def table_json(folder: Path, table: Table, plan: Mapping[str, Any], source: str)
     for row in table.rows:
         entry = plan["rows"].get(row.id, {"reason": "this row is new: run the table again", "jobs": []})
         rows.append(_reported(row) if isinstance(row, Reported) else _measured(folder, row, entry, source))
-    return {"title": plan["title"], "profile": plan["profile"], "rows": rows}
+    columns = [column.name for column in chosen(table.columns or DEFAULT)]
+    return {"title": plan["title"], "profile": plan["profile"], "columns": columns, "rows": rows}
 
 
 def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -122,16 +149,40 @@ def _measured(folder: Path, row: Row, entry: Mapping[str, Any], source: str) -> 
         "reduction": row.reduction or None,
         "params_printed": row.params_printed,
         "top1_reported": row.top1_reported,
+        "bits": row.bits,
+        "target": row.target,
+        **row.printed,
     }
     jobs = jobs_of(entry)
     if not jobs:
-        return known | {"status": "skipped", "reason": entry["reason"]}
-    known |= {"model": jobs[0].model, "protocol": protocol(row, jobs[0]), "epochs": jobs[0].epochs}
+        return known | _recipe(row, row.changes) | {"status": "skipped", "reason": entry["reason"]}
+    first = jobs[0]
+    known |= _recipe(row, first.changes) | {
+        "model": first.model,
+        "protocol": protocol(row, first),
+        "epochs": first.epochs,
+    }
+    known |= {"reduction": first.reduction or None, "target": row.standin_target if first.standin else row.target}
     found = {job.seed: result for job in jobs if (result := find_result(folder, job)) is not None}
     missing = [_missing(folder, job) for job in jobs if job.seed not in found]
     if not found:
         return known | {"status": "skipped", "reason": missing[0].partition(": ")[2]}
     return known | {"status": "done", "reason": "; ".join(missing) or None} | aggregate(found, source)
+
+
+def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in the row's recipe after the changes: of Z nothing where there is none."""
+    if row.recipe is None:
+        return {}
+    recipe = get_recipe(row.recipe).but(**changes)
+    if recipe.compensation is None:
+        return {"base": recipe.decomposition}
+    return {
+        "base": recipe.decomposition,
+        "z": recipe.compensation,
+        "solver": recipe.solver,
+        "budget": recipe.budget,
+    }
 
 
 def _missing(folder: Path, job: Job) -> str:
@@ -145,13 +196,11 @@ def aggregate(results: Mapping[int, Mapping[str, Any]], source: str) -> dict[str
     means = {name: mean_of(_column(found, path)) for name, path in MEANS.items()}
     spreads = {name: spread_of(_column(found, path)) for name, path in SPREADS.items()}
     params = [mean_of(_column(found, ("params", size))) for size in ("compressed", "dense")]
+    counts = {name: means[name] for name in COUNTS} | {"params": params[0], "params_dense": params[1]}
     return {
         **means,
         **spreads,
-        "params": None if params[0] is None else round(params[0]),
-        "params_dense": None if params[1] is None else round(params[1]),
-        "macs": None if means["macs"] is None else round(means["macs"]),
-        "macs_dense": None if means["macs_dense"] is None else round(means["macs_dense"]),
+        **{name: None if count is None else round(count) for name, count in counts.items()},
         "seeds": sorted(results),
         "stale": any(is_stale(result, source) for result in found),
     }

@@ -11,20 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.report import COLUMNS, Row, cells, legend, notes_of
+from experiments.columns import Column, Row, chosen, legend, notes_of
 
 WIDTH = 150  # where the output goes to a file
-WRAPPED = {"Method": 12, "Protocol": 9, "Status": 8}  # and their least widths
-HEADS = {
-    "Params printed": "Params\nprinted",
-    "Params measured": "Params\nmeasured",
-    "Top-1 reported": "Top-1\npaper",
-    "Top-1 dense": "dense\n%",
-    "before FT": "before\nFT %",
-    "after FT": "after\nFT %",
-    "Error held-out": "Error\nunseen",
-    "Seconds": "Sec.",
-}
 
 
 def show(table: Mapping[str, Any], console: Console | None = None) -> None:
@@ -37,35 +26,33 @@ def show(table: Mapping[str, Any], console: Console | None = None) -> None:
     notes = notes_of(rows)
     view = Table(title=table["title"], title_justify="left", title_style="bold", header_style="bold", box=None)
     view.padding, view.pad_edge = (0, 1, 0, 0), False
-    for name in COLUMNS[1:]:
-        head, width = HEADS.get(name, name), WRAPPED.get(name)
-        if width is None:
-            view.add_column(head, justify="right", no_wrap=True)
-        else:
-            view.add_column(head, min_width=width)
-    for architecture, own in groupby(rows, key=lambda row: row["architecture"]):
-        _add_section(view, architecture, list(own), notes)
+    columns, sections = chosen(table["columns"]), "architecture" in table["columns"]
+    shown = [column for column in columns if column.name != "architecture"]
+    for column in shown:
+        head, wraps = column.short or column.header, column.wrap is not None
+        view.add_column(head, justify="left" if wraps else "right", no_wrap=not wraps, min_width=column.wrap)
+    for architecture, own in groupby(rows, key=lambda row: row["architecture"] if sections else None):
+        _add_section(view, architecture, list(own), shown, notes)
     console.print(view)
-    console.print(legend(rows), style="dim", highlight=False)
+    console.print(legend(columns, rows), style="dim", highlight=False)
     for text, number in notes.items():
         console.print(f"[{number}] {text}", style="dim", markup=False, highlight=False)
 
 
-def _add_section(view: Table, architecture: str, rows: Sequence[Row], notes: Mapping[str, int]) -> None:
-    models = sorted({row["model"] for row in rows if row["status"] == "done"})
-    reasons, blank = {row["reason"] for row in rows}, [""] * (len(COLUMNS) - 4)
-    if len(reasons) == 1 and {row["status"] for row in rows} == {"skipped"}:
-        mark = escape(f"[{notes[reasons.pop()]}]")
-        view.add_row(
-            f"[bold]{architecture}[/]",
-            f"{len(rows)} row{'s' * (len(rows) > 1)}",
-            *blank,
-            f"skipped {mark}",
-            style="dim",
-        )
-        return
-    view.add_row(f"[bold]{architecture}[/]", *models[:1])
+def _add_section(
+    view: Table, architecture: str | None, rows: Sequence[Row], columns: Sequence[Column], notes: Mapping[str, int]
+) -> None:
+    """The rows under the name of their architecture; without one where the table does not show it."""
+    reasons = {row["reason"] for row in rows}
+    if architecture is not None:
+        title = f"[bold]{escape(architecture)}[/]"
+        if len(reasons) == 1 and {row["status"] for row in rows} == {"skipped"}:
+            count, mark = f"{len(rows)} row{'s' * (len(rows) > 1)}", escape(f"[{notes[reasons.pop()]}]")
+            view.add_row(title, count, *[""] * (len(columns) - 3), f"skipped {mark}", style="dim")
+            return
+        models = sorted({row["model"] for row in rows if row["status"] == "done"})
+        view.add_row(title, *models[:1])
     for row in rows:
         style = "yellow" if row["stale"] else None if row["status"] == "done" else "dim"
-        text = [cell.replace(" ± ", " ±").removeprefix("done").strip() for cell in cells(row, notes, digits=1)[1:]]
-        view.add_row(*map(escape, text), style=style)
+        texts = [column.write(row, notes, 1).replace(" ± ", " ±").removeprefix("done").strip() for column in columns]
+        view.add_row(*map(escape, texts), style=style)

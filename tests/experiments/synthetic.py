@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ TABLE = Table(
         Row("n/svd-40", "Model-N", "vit_base_patch16_224.augreg_in21k_ft_in1k", None, "Vanilla SVD + FT", "svd", 0.4),
     ),
 )  # fmt: skip
+GOLDEN = Path(__file__).parent.parent / "golden"
 IMAGES = Images("digits", 1297, 500, 10)
 
 
@@ -51,9 +53,35 @@ def result(job: Job, source: str, after: float | None, before: float | None = No
         "relative_error_held_out": None if job.recipe is None else 0.1 + 0.01 * job.seed,
         "trainable_share": None if job.recipe is None else 0.05,
         "seconds": {"total": 10.0 + job.seed},
-        "provenance": {"source": source},
+        "layers": []
+        if job.recipe is None
+        else [
+            {"name": "blocks.0.mlp.fc1", "rank": 8 + job.seed, "params": 90, "relative_error_held_out": 0.2},
+            {
+                "name": "blocks.0.mlp.fc2",
+                "rank": 4,
+                "params": 80,
+                "relative_error": 0.05,
+                "relative_error_held_out": 0.1,
+            },
+            {"name": "blocks.1.mlp.fc1", "rank": None, "params": 70},
+        ],
+        "provenance": {
+            "source": source,
+            "git": {"commit": "0123abcd", "dirty": bool(job.seed)},
+            "versions": {"python": "3.11.1", "torch": "2.15.0"},
+            "device": "cpu (x86_64)",
+        },
         **fields,
     }
+
+
+def compare(name: str, text: str) -> None:
+    """With the golden file; ``UPDATE_GOLDEN=1`` writes the file instead."""
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
 
 
 def write(folder: Path, job: Job, content: dict[str, Any], name: str = RESULT) -> None:

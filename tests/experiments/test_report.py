@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.plan import Options
-from experiments.plots import save_plot
-from experiments.report import csv_text, human, markdown, share
+from experiments.columns import CATALOGUE, DEFAULT, chosen, remarks
+from experiments.formats import human, share
+from experiments.plan import Options, jobs_of
+from experiments.plots import draw_plot
+from experiments.registry import Row, tables
+from experiments.report import csv_text, markdown, write_report, written
 from experiments.results import FIELDS, aggregate, read_plan, table_json
 from experiments.terminal import show
 from lowrank_vit import InputError
-from tests.experiments.synthetic import TABLE, fill
-
-GOLDEN = Path(__file__).parent.parent / "golden"
+from tests.experiments.synthetic import TABLE, compare, fill, result, write
 
 
 @pytest.fixture
@@ -32,14 +33,6 @@ def table(tmp_path: Path) -> dict[str, Any]:
 
 def row(table: dict[str, Any], name: str) -> dict[str, Any]:
     return next(row for row in table["rows"] if row["id"] == name)
-
-
-def compare(name: str, text: str) -> None:
-    """``UPDATE_GOLDEN=1`` writes the file instead."""
-    path = GOLDEN / name
-    if os.environ.get("UPDATE_GOLDEN"):
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
 
 
 def test_aggregation_by_hand() -> None:
@@ -132,12 +125,28 @@ def test_markdown_has_a_cell_for_every_column(table: dict[str, Any]) -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_the_plot_is_written(table: dict[str, Any], tmp_path: Path) -> None:
-    save_plot(tmp_path / "plot.png", table)
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    empty = {**table, "rows": [row for row in table["rows"] if row["status"] == "reported"]}
-    save_plot(tmp_path / "empty.png", empty)
-    assert (tmp_path / "empty.png").stat().st_size > 1000
+def test_the_plot_shows_what_was_measured(table: dict[str, Any]) -> None:
+    figure = draw_plot(table)
+    assert [axes.get_title() for axes in figure.axes] == ["Model-M: m_small"]
+    points = {
+        (round(x, 1), y) for line in figure.axes[0].lines for x, y in line.get_xydata() if len(line.get_xydata()) == 1
+    }
+    assert {(26.0, 95.5), (15.6, 81.5), (15.6, 71.5), (15.6, 90.0), (15.6, 85.0)} <= points
+    empty = draw_plot({**table, "rows": [row for row in table["rows"] if row["status"] == "reported"]})
+    assert not empty.axes
+
+
+def test_a_report_is_all_files_that_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.registry.tables", lambda: {TABLE.name: TABLE})
+    fill(tmp_path)
+    content = write_report(tmp_path, TABLE)
+    made = {path.name for path in (tmp_path / TABLE.name).iterdir()}
+    assert made == {*written(TABLE), "plan.json"}
+    assert json.loads((tmp_path / TABLE.name / "table.json").read_text()) == content
+    index = (tmp_path / "index.html").read_text()
+    assert index.index('href="table9/table.html"') < index.index('href="table9/table.md"')
+    assert (tmp_path / TABLE.name / "accuracy_vs_params.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / TABLE.name / "accuracy_vs_params.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_counts_in_words() -> None:
@@ -159,3 +168,89 @@ def test_overrides_are_in_the_table(tmp_path: Path) -> None:
     assert row(rows, "m/ours-40")["protocol"] == "partial-ft, 1 epoch, 7 steps"
     assert row(rows, "m/svd-40")["protocol"] == "partial-ft, 1 epoch"
     assert row(rows, "m/baseline")["protocol"] == "dense"
+
+
+def test_what_a_table_says_of_z_and_of_files(tmp_path: Path) -> None:
+    fill(tmp_path)
+    plan = read_plan(tmp_path, TABLE)
+    ours = next(row for row in TABLE.runnable if row.id == "m/svd-40")
+    changed = replace(
+        ours, changes={"compensation": "low_rank", "budget": 0.1}, bits=8, target="t", standin_target="s",
+        printed={"residual_error_reported": 0.13, "size_reported": 84},
+    )  # fmt: skip
+    jobs = jobs_of(plan["rows"]["m/svd-40"])
+    for job, gap, size in zip(jobs, (0.02, 0.04), (2_000_000, 2_000_001), strict=True):
+        z = {"kind": "low_rank", "overhead": 0.05, "loss": 3.0, "gap": gap}
+        write(tmp_path, job, result(job, "new", 80.0, z=z, file_bytes=size, relative_error=0.25 + gap))
+    renewed = replace(TABLE, rows=(changed,), columns=("method", "base", "z", "solver", "gap", "file_bytes", "target"))
+    content = table_json(tmp_path, renewed, plan, "new")
+    row = content["rows"][0]
+    assert tuple(row) == FIELDS
+    assert content["columns"] == list(renewed.columns)
+    told = {name: row[name] for name in ("base", "z", "solver", "budget", "bits", "target", "file_bytes")}
+    assert told == {
+        "base": "svd",
+        "z": None,
+        "solver": None,
+        "budget": None,
+        "bits": 8,
+        "target": "s",
+        "file_bytes": 2_000_000,
+    }
+    assert (row["overhead"], row["gap"], row["relative_error"]) == (0.05, pytest.approx(0.03), pytest.approx(0.28))
+    assert row["gap_std"] == pytest.approx(0.02 / sqrt(2))
+    assert (row["residual_error_reported"], row["size_reported"]) == (0.13, 84)
+    skipped = table_json(tmp_path, renewed, {**plan, "rows": {}}, "new")["rows"][0]
+    assert (skipped["z"], skipped["solver"], skipped["budget"], skipped["target"]) == (
+        "low_rank",
+        "closed_form",
+        0.1,
+        "t",
+    )
+
+
+def test_every_column_writes_every_row(table: dict[str, Any]) -> None:
+    """Also those that no table shows yet."""
+    columns, notes = chosen(list(CATALOGUE)), {text: 1 for row in table["rows"] for text in remarks(row)}
+    for row in table["rows"]:
+        for column in columns:
+            text, value = column.write(row, notes, 2), column.value(row)
+            assert "None" not in text
+            assert value is None or isinstance(value, str if column.kind == "text" else (int, float))
+    full = dict.fromkeys(FIELDS, 0.5) | {"gap": 0.031, "gap_std": 0.002, "budget": 0.05, "overhead": 0.0512, "bits": 4}
+    full |= {"relative_error": 0.11, "residual_error_reported": 0.13, "file_bytes": 88_500_000, "size_reported": 84.5}
+    expected = {
+        "gap": "3.10 ± 0.20", "budget": "5.0", "overhead": "5.12", "bits": "4", "relative_error": "0.1100",
+        "residual_error_reported": "0.13", "file_bytes": "84.4 MiB", "size_reported": "84.5", "reduction": "50%",
+    }  # fmt: skip
+    assert {name: CATALOGUE[name].write(full, {}, 2) for name in expected} == expected
+
+
+def test_a_table_chooses_its_columns(table: dict[str, Any]) -> None:
+    content = {**table, "columns": ["method", "gap", "status"]}
+    assert "| Method | Gap % | Status |" in markdown(content, "run")
+    console = Console(file=io.StringIO(), width=100)
+    show(content, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Vanilla SVD + FT" in text
+    assert "Model-M" not in text
+    assert "Gap: by how many percent" in " ".join(text.split())
+    assert table["columns"] == list(DEFAULT)
+    with pytest.raises(InputError, match="did you mean 'method'"):
+        chosen(["methd"])
+
+
+def test_the_tables_here_ask_for_what_there_is() -> None:
+    known = tables()
+    assert known
+    for table in known.values():
+        chosen(table.columns)
+        for row in table.rows:
+            assert not isinstance(row, Row) or set(row.printed) <= set(FIELDS), row.id
+
+
+def test_a_bar_in_a_name_ends_no_cell(table: dict[str, Any]) -> None:
+    rows = [{**row, "method": "a|b\nc"} for row in table["rows"]]
+    lines = [line for line in markdown({**table, "rows": rows}, "run").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows)
+    assert lines[2].startswith("| Model-M | a\\|b c | dense |")

@@ -1,0 +1,198 @@
+"""The columns that a table can have: what each is called, and how a row of ``table.json`` is written and sorted in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiments.formats import file_size, human, of_share, percent, printed_count, share
+from lowrank_vit.registry import unknown
+
+Row = Mapping[str, Any]
+Notes = Mapping[str, int]
+STALE = "stale: made by another version of the package; --rerun-stale runs it again"
+
+
+def remarks(row: Row) -> list[str]:
+    """What the footnotes say of a row."""
+    stale = STALE if row["stale"] else None
+    quoted = row["source"] if row["status"] == "reported" else None
+    return [text for text in (row["note"], quoted, row["reason"], stale) if text]
+
+
+def notes_of(rows: Sequence[Row]) -> dict[str, int]:
+    """The footnotes, numbered in the order of their first use."""
+    texts = [text for row in rows for text in remarks(row)]
+    return {text: number for number, text in enumerate(dict.fromkeys(texts), start=1)}
+
+
+def shown_status(row: Row) -> str:
+    """``done``, ``stale``, ``skipped`` or ``reported``."""
+    return "stale" if row["stale"] else str(row["status"])
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. ``write(row, notes, digits)`` is its text, ``value(row)`` what it is sorted by (None comes last).
+
+    ``digits`` are those of measured percentages. ``short`` is the terminal's header; ``wrap`` the least width there of
+    a column whose cells may be broken; ``about`` explains the column below the table, where ``{}`` names the seeds.
+    """
+
+    name: str
+    header: str
+    write: Callable[[Row, Notes, int], str]
+    value: Callable[[Row], Any]
+    kind: Literal["text", "number"] = "number"
+    short: str = ""
+    wrap: int | None = None
+    about: str = ""
+
+
+def _plain(name: str) -> Callable[[Row, Notes, int], str]:
+    return lambda row, notes, digits: "" if row[name] is None else str(row[name])
+
+
+def _field(name: str) -> Callable[[Row], Any]:
+    return lambda row: row[name]
+
+
+def _text(name: str, header: str, wrap: int | None = None, **more: str) -> Column:
+    return Column(name, header, _plain(name), _field(name), "text", wrap=wrap, **more)
+
+
+def _number(name: str, header: str, write: Callable[..., str], short: str = "", about: str = "") -> Column:
+    """A column whose text depends on its field alone."""
+    return Column(name, header, lambda row, notes, digits: write(row[name]), _field(name), short=short, about=about)
+
+
+def _spread(name: str, header: str, write: Callable[..., str], short: str, about: str = "") -> Column:
+    """A column of a mean and its spread."""
+    spread = f"{name.removesuffix('_finetune')}_std"
+
+    def text(row: Row, notes: Notes, digits: int) -> str:
+        return write(row[name], row[spread], digits)
+
+    return Column(name, header, text, _field(name), short=short, about=about)
+
+
+def _dense_text(row: Row, notes: Notes, digits: int) -> str:
+    """Of the dense model's own row the spread stands here, and nothing under ``top1``."""
+    return percent(row["top1_dense"], row["top1_dense_std"] if row["protocol"] == "dense" else None, digits)
+
+
+def _top1_text(row: Row, notes: Notes, digits: int) -> str:
+    return "" if row["protocol"] == "dense" else percent(row["top1"], row["top1_std"], digits)
+
+
+def _status_text(row: Row, notes: Notes, digits: int) -> str:
+    return f"{shown_status(row)} {''.join(f'[{notes[text]}]' for text in remarks(row))}".strip()
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+TOP1 = (
+    "Top-1 in percent. Reported: printed in papers, on ImageNet; dense, before and after fine-tuning (FT): measured here, "
+    "{}."
+)
+ERROR = "{}: ||y - y'||² / ||y||² on {} images, mean over the compressed layers."
+SECONDS = "Seconds: a job, without what it shares: loading and evaluating the dense model."
+BUDGET = "Budget: the share of a layer that Z may take; overhead: Z's share of the dense layers; both in percent."
+GAP = "Gap: by how many percent the solver's loss lies above the closed form's."
+SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
+
+CATALOGUE = {
+    column.name: column
+    for column in (
+        _text("architecture", "Architecture"),
+        _text("model", "Model", 12),
+        _text("method", "Method", 12),
+        _text("protocol", "Protocol", 9),
+        _text("base", "Base", 8, about="Base: the decomposition of the weight, before Z."),
+        _text("z", "Z", 6, about="Z: what compensates for the base's error."),
+        _text("solver", "Solver", 8),
+        _text("target", "Size aimed at", 8, short="Size\naimed at"),
+        _number("bits", "Bits", lambda bits: "" if bits is None else str(bits), about="Bits: of a weight."),
+        _number("reduction", "Reduction", lambda share: "" if share is None else f"{100 * share:.0f}%", "Re-\nduction"),
+        Column(
+            "params_printed",
+            "Params printed",
+            _plain("params_printed"),
+            lambda row: printed_count(row["params_printed"]),
+            short="Params\nprinted",
+        ),
+        Column(
+            "params",
+            "Params measured",
+            lambda row, notes, digits: share(row["params"], row["params_dense"]),
+            _field("params"),
+            short="Params\nmeasured",
+        ),
+        _number("top1_reported", "Top-1 reported", percent, "Top-1\npaper", TOP1),
+        Column("top1_dense", "Top-1 dense", _dense_text, _field("top1_dense"), short="dense\n%", about=TOP1),
+        _spread("top1_before_finetune", "before FT", percent, "before\nFT %", TOP1),
+        Column(
+            "top1",
+            "after FT",
+            _top1_text,
+            lambda row: None if row["protocol"] == "dense" else row["top1"],
+            short="after\nFT %",
+            about=TOP1,
+        ),
+        _number(
+            "relative_error",
+            "Error calibration",
+            _error,
+            "Error\ncalib.",
+            ERROR.format("Error on calibration", "the calibration"),
+        ),
+        _number(
+            "relative_error_held_out", "Error held-out", _error, "Error\nunseen", ERROR.format("Error", "held-out")
+        ),
+        _number(
+            "residual_error_reported",
+            "Error reported",
+            lambda error: "" if error is None else f"{error:g}",
+            "Error\npaper",
+            "Error reported: as printed in the paper.",
+        ),
+        _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
+        _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
+        _number("overhead", "Overhead %", of_share, "Over-\nhead %", BUDGET),
+        _number("file_bytes", "File size", file_size, "File\nsize", SIZE),
+        _number(
+            "size_reported", "Size reported", lambda size: "" if size is None else f"{size:g}", "Size\npaper", SIZE
+        ),
+        _number("macs", "MACs", human),
+        _number("seconds", "Seconds", _seconds, "Sec.", SECONDS),
+        Column("status", "Status", _status_text, shown_status, "text", wrap=8),
+    )
+}
+DEFAULT = (
+    "architecture", "method", "protocol", "params_printed", "params", "top1_reported", "top1_dense",
+    "top1_before_finetune", "top1", "relative_error_held_out", "macs", "seconds", "status",
+)  # fmt: skip
+
+
+def chosen(names: Sequence[str]) -> list[Column]:
+    """The columns of these names. Raises ``InputError`` with the nearest name."""
+    for name in names:
+        if name not in CATALOGUE:
+            raise unknown("column", name, CATALOGUE)
+    return [CATALOGUE[name] for name in names]
+
+
+def legend(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """What the columns mean."""
+    seeds = sorted({seed for row in rows for seed in row["seeds"] or ()})
+    named = ", ".join(map(str, seeds))
+    measured = f"mean ± standard deviation over seeds {named}" if len(seeds) > 1 else f"seed {named or '-'}"
+    texts = dict.fromkeys(column.about for column in columns if column.about)
+    return " ".join(text.replace("{}", measured) for text in texts)

@@ -1,0 +1,96 @@
+"""What the page of a table tells of each row beside the table: how to repeat it, where it comes from, its layers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.plan import EMBEDDED, IMAGENET_VALIDATION, jobs_of
+from experiments.registry import Job, Row, Table
+from experiments.results import finished, mean_of
+
+FOLDER = "PATH"  # to the images or the weights, which a result does not know
+
+
+def details(results: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of every row with jobs, by its name: the ``command`` that repeats it, its finished ``jobs`` and its ``layers``."""
+    found, told = finished(results, plan), {}
+    for row in table.runnable:
+        jobs = jobs_of(plan["rows"].get(row.id, {"jobs": []}))
+        if jobs:
+            own = found.get(row.id, [])
+            told[row.id] = {
+                "command": command(table, row, jobs),
+                "jobs": [provenance(result) for result in own],
+                "layers": layers(own),
+            }
+    return told
+
+
+def on_imagenet(plan: Mapping[str, Any]) -> bool:
+    """Whether what was measured is the accuracy on the whole validation set of ImageNet, as what is printed in papers."""
+    jobs = [job for entry in plan["rows"].values() for job in jobs_of(entry)]
+    return bool(jobs) and all(
+        not job.standin and job.images.endswith(f"+{IMAGENET_VALIDATION}") and job.limit in (None, IMAGENET_VALIDATION)
+        for job in jobs
+    )
+
+
+def command(table: Table, row: Row, jobs: Sequence[Job]) -> str:
+    """The command line that runs a row's jobs again; ``PATH`` stands for a folder that the results do not name."""
+    job = jobs[0]
+    words = ["python", "-m", "experiments", "run", f"{table.name}/{row.id}"]
+    if job.data != EMBEDDED:
+        kind, _, name = job.data.partition(":")
+        words += ["--data", job.data if kind == "hf" or not name else f"{kind}:{FOLDER}/{name}"]
+    if job.checkpoint is not None:
+        words += ["--checkpoints", FOLDER]
+    words += ["--seeds", ",".join(str(item.seed) for item in jobs)]
+    options: dict[str, Any] = {"limit": job.limit}
+    if job.recipe is not None:
+        own = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
+        options |= {
+            "epochs": None if job.epochs == (Job.epochs if row.epochs is None else row.epochs) else job.epochs,
+            **{name: own.get(name) for name in ("steps", "solver")},
+            "calibration-samples": _unless(job.calibration_samples, Job.calibration_samples),
+            "batch-size": _unless(job.batch_size, Job.batch_size),
+            "devices": _unless(job.processes, Job.processes),
+            "precision": job.precision,
+        }
+    for name, value in options.items():
+        words += [] if value is None else [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _unless(value: Any, default: Any) -> Any:
+    return None if value == default else value
+
+
+def provenance(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Where one result comes from; ``date`` and ``wandb``, the run's id, only where the result names them."""
+    origin, commit = result["provenance"], result["provenance"].get("git")
+    job = Job.from_json(result["job"])
+    return {
+        "key": job.key,
+        "seed": job.seed,
+        "commit": commit and commit["commit"] + (" with changes" if commit["dirty"] else ""),
+        "versions": origin.get("versions"),
+        "device": origin.get("device"),
+        "date": origin.get("date"),
+        "wandb": result.get("wandb"),
+        "seconds": result["seconds"]["total"],
+    }
+
+
+def layers(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the seeds of each layer: of its rank (None: dense for every seed) and of its errors."""
+    names = dict.fromkeys(layer["name"] for result in results for layer in result.get("layers") or ())
+    told = []
+    for name in names:
+        own = [layer for result in results for layer in result["layers"] if layer["name"] == name]
+        fields = ("rank", "relative_error", "relative_error_held_out")
+        means = {field: mean_of([layer[field] for layer in own if layer.get(field) is not None]) for field in fields}
+        told.append({"name": name, **means})
+    return told

@@ -1,0 +1,127 @@
+"""A table as one self-contained page, ``table.html``, and the page that links all of them, ``index.html``."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.columns import Column, Row, chosen, legend, notes_of, remarks, shown_status
+from experiments.formats import file_size, printed_count
+
+ASSETS = Path(__file__).parent / "assets"
+FILTERS = ("architecture", "method", "protocol", "status")
+
+
+@cache
+def _environment() -> Environment:
+    """Templates that escape all they are given, but for the style and the script, which are files of ours."""
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    texts = {path.name: path.read_text(encoding="utf-8") for path in ASSETS.glob("page.*")}
+    digest = base64.b64encode(hashlib.sha256(texts["page.js"].encode()).digest()).decode()
+    environment.globals |= {
+        "style": texts["page.css"],
+        "script": texts["page.js"],
+        "script_hash": f"sha256-{digest}",  # no other script runs
+    }
+    return environment
+
+
+def page(table: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], imagenet: bool, command: str) -> str:
+    """``table.html``. ``told``: the ``details`` of the rows; ``imagenet``: whether the printed numbers compare."""
+    columns, rows = chosen(table["columns"]), table["rows"]
+    notes = notes_of(rows)
+    names = [column.name for column in columns]
+    return (
+        _environment()
+        .get_template("table.html")
+        .render(
+            title=table["title"],
+            command=command,
+            columns=columns,
+            head="method" if "method" in names else names[0],
+            rows=[_shown(row, columns, notes, told.get(row["id"], {})) for row in rows],
+            filters={name: list(dict.fromkeys(_filtered(row)[name] for row in rows)) for name in FILTERS},
+            legend=legend(columns, rows),
+            notes=list(notes),
+            data=page_data(table, told, imagenet),
+        )
+    )
+
+
+def page_data(table: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], imagenet: bool) -> dict[str, Any]:
+    """What the page's script draws from: the rows of ``table.json``, each with its layers."""
+    rows = [
+        {
+            **row,
+            "params_printed_count": printed_count(row["params_printed"]),
+            "setting": _setting(row),
+            "layers": told.get(row["id"], {}).get("layers", []),
+        }
+        for row in table["rows"]
+    ]
+    return {"imagenet": imagenet, "rows": rows}
+
+
+def _setting(row: Row) -> str | None:
+    """What rows have in common whose ranks can be compared: the size that was asked for."""
+    if row["target"] is not None:
+        return f"as small as {row['target']}"
+    return None if row["reduction"] is None else f"-{100 * row['reduction']:.0f}%"
+
+
+def _filtered(row: Row) -> dict[str, str]:
+    return {name: shown_status(row) if name == "status" else row[name] for name in FILTERS}
+
+
+def _shown(row: Row, columns: Sequence[Column], notes: Mapping[str, int], told: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the template: its cells, and what it shows when it is expanded."""
+    return {
+        "id": row["id"],
+        "filters": _filtered(row),
+        "cells": [(column, column.write(row, notes, 2), column.value(row)) for column in columns],
+        "remarks": remarks(row),
+        "exact": _exact(row),
+        "source": row["source"],
+        "command": told.get("command"),
+        "jobs": told.get("jobs", []),
+    }
+
+
+def _exact(row: Row) -> list[str]:
+    """The counts of a row, to the last digit."""
+    told = []
+    for name, words in (("params", "parameters"), ("macs", "multiply-accumulates")):
+        if row[name] is not None and row[f"{name}_dense"] is not None:
+            told.append(f"{row[name]:,} {words}, dense {row[f'{name}_dense']:,}")
+    if row["file_bytes"] is not None:
+        told.append(f"{row['file_bytes']:,} bytes on disk ({file_size(row['file_bytes'])})")
+    return told
+
+
+def write_index(results: Path) -> None:
+    """``index.html`` in the folder of all results: every table and figure that was rendered, with its files."""
+    from experiments.registry import tables
+    from experiments.report import written
+    from experiments.results import read_json
+    from lowrank_vit.files import write_text
+
+    entries = []
+    for table in tables().values():
+        files = [name for name in written(table) if (results / table.name / name).is_file()]
+        content = read_json(results / table.name / "table.json")
+        if files and content is not None:
+            page_first = sorted(files, key=lambda name: not name.endswith(".html"))
+            entries.append({"name": table.name, "title": content["title"], "files": page_first})
+    write_text(results / "index.html", _environment().get_template("index.html").render(entries=entries))
