@@ -9,23 +9,25 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from experiments.plots import STYLES
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by row: one for each seed
 WIDTH = 7.2  # inches, of a page's text
 SIZE = 8  # points
-Style = tuple[Any, ...]  # marker, line and colour
-# those of the same methods in the tables' plots
+LINE = 100  # characters of a title
+# marker, line and colour, those of the same methods in the tables' plots
 SVD, REPRESENTATIVE, WHITENED, CLOSED_FORM, GRADIENT = (STYLES[index] for index in (0, 1, 2, 4, 5))
 
 
 def new_figure(title: str, notes: str, results: Results, height: float) -> Figure:
-    """An empty figure with its title, and below it the seeds and what the reader has to know."""
+    """An empty figure with its title, and below it the images, what the reader has to know, and the seeds."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     seeds = sorted({result["job"]["seed"] for own in results.values() for result in own})
     named = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    lines = [*textwrap.wrap(title, 100), *textwrap.wrap(f"{notes}; {named}", 125)]
+    name, _, images = title.partition(" · ")
+    lines = [*textwrap.wrap(name, LINE), *textwrap.wrap(f"{images}; {notes}; {named}", LINE)]
     figure.suptitle("\n".join(lines), fontsize=SIZE + 1)
     return figure
 
@@ -41,17 +43,37 @@ def mean(results: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
     return np.mean(found, axis=0)
 
 
-def finish(panel: Axes, title: str) -> None:
+def finish(panel: Axes) -> None:
     """What all panels have in common."""
-    panel.set_title(title, fontsize=SIZE)
     panel.tick_params(labelsize=SIZE)
     panel.grid(visible=True, color="0.92")
     panel.set_axisbelow(True)
-    panel.xaxis.label.set_fontsize(SIZE)
-    panel.yaxis.label.set_fontsize(SIZE)
 
 
 def counted(results: Iterable[Mapping[str, Any]]) -> str:
     """How many images of both kinds were measured."""
     counts = {(own["calibration"], own["unseen"]) for own in (result["measured"]["images"] for result in results)}
     return " or ".join(f"{seen:,} calibration images, {unseen:,} unseen ones" for seen, unseen in sorted(counts))
+
+
+def architecture(results: Sequence[Mapping[str, Any]]) -> str:
+    """The model's name without the tag of its weights."""
+    return str(results[0]["job"]["model"]).partition(".")[0]
+
+
+def key(label: str, **style: Any) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], label=label, **style)
+
+
+def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str | None = None) -> None:
+    """The legend of the whole figure, below its panels."""
+    figure.legend(
+        handles=entries,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=SIZE,
+        title=title,
+        title_fontsize=SIZE,
+    )

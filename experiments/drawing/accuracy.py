@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.drawing import SIZE, Results, finish, mean, new_figure
+from experiments.drawing import SIZE, Results, add_key, architecture, finish, key, mean, new_figure
 
 METHODS = {"svd": "plain SVD", "whitened": "whitened SVD"}
 PARTS = {"blocks": "(a) one block", "layers": "(b) one layer type"}
+PLACES = [(part, method) for part in PARTS for method in METHODS]
 SHARES = (("o", "-", "0.7"), ("s", "--", "0.5"), ("^", "-.", "0.3"), ("D", ":", "0.0"))  # darker: more is removed
 
 
@@ -22,22 +23,30 @@ def draw(results: Results, title: str) -> Figure:
     counts = sorted({result["measured"]["n"] for own in results.values() for result in own})
     notes = f"top-1 on {' or '.join(f'{count:,}' for count in counts)} images, everything else dense"
     figure = new_figure(title, notes, results, 1.0 + 1.7 * len(models) + 0.4)
-    panels = figure.subplots(len(models), 4, squeeze=False, sharey="row", width_ratios=(3, 3, 2, 2))
-    for line, model in zip(panels, models, strict=True):
-        places = [(part, method) for part in PARTS for method in METHODS]
-        for panel, (part, method) in zip(line, places, strict=True):
-            own = results.get(f"{model}/{part}")
-            if own is None:
-                panel.set_axis_off()
-                continue
-            _draw_part(panel, own, method)
-            finish(panel, f"{PARTS[part]}, {METHODS[method]}")
-            panel.set_xlabel("block" if part == "blocks" else "layer type", fontsize=SIZE)
-            if panel is line[0]:
-                panel.set_ylabel(f"{own[0]['job']['model'].partition('.')[0]}\ntop-1, %", fontsize=SIZE)
+    panels = figure.subplots(len(models), 4, squeeze=False, sharey="row", width_ratios=(5, 5, 4, 4))
+    for number, (line, model) in enumerate(zip(panels, models, strict=True)):
+        _draw_line(line, {part: results.get(f"{model}/{part}", ()) for part in PARTS})
+        for panel, (part, method) in zip(line, PLACES, strict=True):
+            if number == 0:
+                panel.set_title(f"{PARTS[part]},\n{METHODS[method]}", fontsize=SIZE)
+            if number == len(models) - 1:
+                panel.set_xlabel("block" if part == "blocks" else "layer type", fontsize=SIZE)
     removed = next(iter(results.values()))[0]["measured"]["removed"]
-    figure.legend(handles=_legend(removed), loc="outside lower center", ncols=5, frameon=False, fontsize=SIZE)
+    add_key(figure, _entries(removed), columns=5, title="removed of the full rank of these layers:")
     return figure
+
+
+def _draw_line(panels: Sequence[Axes], parts: Results) -> None:
+    """The panels of a model; those of a part that was not measured stay empty."""
+    measured = [(panel, place) for panel, place in zip(panels, PLACES, strict=True) if parts[place[0]]]
+    for panel, (part, method) in measured:
+        _draw_part(panel, parts[part], method)
+    for panel in panels:
+        finish(panel)
+        panel.set_visible(panel in [panel for panel, _ in measured])
+    first, (part, _) = measured[0]
+    first.set_ylabel(f"{architecture(parts[part])}\ntop-1, %", fontsize=SIZE)
+    first.tick_params(labelleft=True)
 
 
 def _draw_part(panel: Axes, results: Sequence[Mapping[str, Any]], method: str) -> None:
@@ -60,15 +69,11 @@ def _short(group: str, number: int) -> str:
     return str(number) if "blocks" in group else group.rpartition(".")[2]
 
 
-def _legend(removed: Sequence[int]) -> list[Line2D]:
-    handles = [Line2D([], [], color="0.75", linewidth=0.8, label="dense")]
-    for percent, (marker, line, colour) in zip(removed, SHARES, strict=True):
-        style: dict[str, Any] = {
-            "marker": marker,
-            "linestyle": line,
-            "color": colour,
-            "markersize": 3.5,
-            "linewidth": 1,
-        }
-        handles.append(Line2D([], [], label=f"{percent} % of rank removed", **style))
-    return handles
+def _entries(removed: Sequence[int]) -> list[Line2D]:
+    return [
+        key("nothing (dense)", color="0.75", linewidth=0.8),
+        *(
+            key(f"{percent} %", marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1)
+            for percent, (marker, line, colour) in zip(removed, SHARES, strict=True)
+        ),
+    ]

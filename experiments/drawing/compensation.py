@@ -19,8 +19,11 @@ from experiments.drawing import (
     SVD,
     WHITENED,
     Results,
+    add_key,
+    architecture,
     counted,
     finish,
+    key,
     mean,
     new_figure,
 )
@@ -39,15 +42,16 @@ COLUMNS = 2
 
 def draw(results: Results, title: str) -> Figure:
     """A panel for each model: the error of every method in every block, on unseen images."""
-    notes = f"mean over unseen images of ||XW - XW'||² / ||XW||²; {counted(r for own in results.values() for r in own)}"
+    notes = f"mean over unseen images of ‖XW - XW'‖² / ‖XW‖²; {counted(r for own in results.values() for r in own)}"
     columns = min(COLUMNS, len(results))
     lines = math.ceil(len(results) / columns)
     figure = new_figure(title, notes, results, 1.4 + 2.3 * lines)
     for index, own in enumerate(results.values()):
         panel = figure.add_subplot(lines, columns, index + 1)
         _draw_model(panel, own)
-        finish(panel, own[0]["job"]["model"].partition(".")[0])
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=2, frameon=False, fontsize=SIZE)
+        panel.set_title(architecture(own), fontsize=SIZE)
+        finish(panel)
+    add_key(figure, _entries(), columns=2)
     return figure
 
 
@@ -63,17 +67,8 @@ def _draw_model(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:
     panel.set_ylabel("relative squared error", fontsize=SIZE)
 
 
-def _legend() -> list[Line2D]:
+def _entries() -> list[Line2D]:
     return [
-        Line2D(
-            [],
-            [],
-            marker=marker,
-            linestyle=line,
-            color=colour,
-            markerfacecolor=face or colour,
-            label=label,
-            markersize=4,
-        )
+        key(label, marker=marker, linestyle=line, color=colour, markerfacecolor=face or colour, markersize=4)
         for label, (marker, line, colour), face in METHODS.values()
     ]

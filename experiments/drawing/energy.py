@@ -9,7 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.drawing import REPRESENTATIVE, SIZE, SVD, WHITENED, Results, counted, finish, mean, new_figure
+from experiments.drawing import (
+    REPRESENTATIVE,
+    SIZE,
+    SVD,
+    WHITENED,
+    Results,
+    add_key,
+    architecture,
+    counted,
+    finish,
+    key,
+    mean,
+    new_figure,
+)
 
 METHODS = {
     "svd": ("plain SVD", SVD, "the energy of W"),
@@ -20,13 +33,16 @@ METHODS = {
     ),
     "whitened": ("activation-aware, whitened (exact)", WHITENED, None),
 }
+THIN = 0.7  # points, the lines of what a method counts itself
 MARKERS = 8  # of the unseen images on a curve
 FLOOR = -0.1  # where panels end; a curve below is worse than no layer at all
 
 
 def draw(results: Results, title: str) -> Figure:
     """A row of panels for each model, a panel for each layer of its first block."""
-    notes = f"energy kept: 1 - ||XW - XW'||² / ||XW||², X all tokens of {counted(r for own in results.values() for r in own)}"
+    notes = (
+        f"energy kept: 1 - ‖XW - XW'‖² / ‖XW‖², X: all tokens of {counted(r for own in results.values() for r in own)}"
+    )
     figure = new_figure(title, notes, results, 1.0 + 1.55 * len(results) + 0.6)
     layers = max(len(own[0]["measured"]["layers"]) for own in results.values())
     panels = figure.subplots(len(results), layers, squeeze=False, sharey=True)
@@ -34,10 +50,12 @@ def draw(results: Results, title: str) -> Figure:
         for column, layer in enumerate(own[0]["measured"]["layers"]):
             _draw_layer(panels[line][column], own, layer)
             n, d = own[0]["measured"]["layers"][layer]["shape"]
-            finish(panels[line][column], f"{layer}, {n} to {d}")
-            panels[line][column].set_xlabel("rank", fontsize=SIZE)
-        panels[line][0].set_ylabel(f"{own[0]['job']['model'].partition('.')[0]}\nenergy kept", fontsize=SIZE)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=2, frameon=False, fontsize=SIZE)
+            panels[line][column].set_title(f"{layer}, {n} to {d}", fontsize=SIZE)
+            finish(panels[line][column])
+        panels[line][0].set_ylabel(f"{architecture(own)}\nenergy kept", fontsize=SIZE)
+    for panel in panels[-1]:
+        panel.set_xlabel("rank", fontsize=SIZE)
+    add_key(figure, _entries(), columns=2)
     return figure
 
 
@@ -56,18 +74,19 @@ def _draw_layer(panel: Axes, results: Sequence[Mapping[str, Any]], layer: str) -
             [ranks[index] for index in few], unseen, marker, color=colour, markersize=3.5, markerfacecolor="white"
         )
         if own:
-            panel.plot(ranks, mean(results, *path, "own"), linestyle="-", color=colour, linewidth=0.6)
+            panel.plot(ranks, mean(results, *path, "own"), linestyle=line, color=colour, linewidth=THIN)
 
 
-def _legend() -> list[Line2D]:
-    handles = []
-    for label, (marker, line, colour), _ in METHODS.values():
-        style: dict[str, Any] = {"marker": marker, "markersize": 3.5, "markerfacecolor": "white", "linewidth": 1.4}
-        handles.append(Line2D([], [], linestyle=line, color=colour, label=label, **style))
-    handles.append(Line2D([], [], linestyle="none", marker="o", color="0.4", markerfacecolor="white", markersize=3.5))
-    handles[-1].set_label("lines: calibration images, markers: unseen")
-    for _, (_, _, colour), own in METHODS.values():
+def _entries() -> list[Line2D]:
+    points: dict[str, Any] = {"markersize": 3.5, "markerfacecolor": "white"}
+    entries = [
+        key(label, linestyle=line, color=colour, marker=marker, linewidth=1.4, **points)
+        for label, (marker, line, colour), _ in METHODS.values()
+    ]
+    entries.append(
+        key("lines: calibration images, markers: unseen", linestyle="none", marker="o", color="0.4", **points)
+    )
+    for _, (_, line, colour), own in METHODS.values():
         if own:
-            handles.append(Line2D([], [], linestyle="-", linewidth=0.6, color=colour, label=f"thin: {own}"))
-    handles.append(Line2D([], [], linestyle="-", color="0.75", linewidth=0.8, label="factors hold as much as W"))
-    return handles
+            entries.append(key(f"thin: kept of {own}", linestyle=line, linewidth=THIN, color=colour))
+    return [*entries, key("vertical: the factors are as large as W", color="0.75", linewidth=0.8)]
