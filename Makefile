@@ -1,11 +1,11 @@
-# make setup | lint | test | reproduce-table2     variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= WORKERS=
+# make setup | lint | test | reproduce-table2 | reproduce-figures     variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= WORKERS=
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(DEVICES),--devices $(DEVICES)) \
         $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(STEPS),--steps $(STEPS)) \
         $(if $(SOLVER),--solver $(SOLVER)) $(if $(WORKERS),--workers $(WORKERS))
 
-.PHONY: setup lint format test reproduce-table2 benchmark
+.PHONY: setup lint format test reproduce-table2 reproduce-figures benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -30,6 +30,9 @@ test: setup
 
 reproduce-table2: setup
 	$(PYTHON) -m experiments run table2 $(FLAGS)
+
+reproduce-figures: setup
+	$(PYTHON) -m experiments run figure1 figure2 figure3 $(FLAGS)
 
 benchmark: setup
 	$(PYTHON) -m benchmarks.statistics

@@ -153,4 +153,6 @@ def _report(results: Path, chosen: Sequence[Table]) -> None:
 
     for table in chosen:
         show(write_report(results, table))
-        say(f"written: {results / table.name}/table.md, table.csv, table.json, accuracy_vs_params.png")
+        drawn = f"{table.name}.png, {table.name}.pdf, {table.name}.json"
+        files = "table.md, table.csv, table.json, accuracy_vs_params.png" if table.draw is None else drawn
+        say(f"written: {results / table.name}/{files}")

@@ -19,7 +19,12 @@ BATCH = 64
 
 def kind(job: Job) -> tuple[str | None, bool, str]:
     """Jobs of one kind take about as long: recipe, whether they are fine-tuned, images."""
-    return job.recipe, job.epochs > 0, f"{job.model} {job.images} {job.limit} {job.epochs} {dict(job.changes)}"
+    measure = job.measure or ""
+    return (
+        job.recipe,
+        job.epochs > 0,
+        f"{job.model} {job.images} {job.limit} {job.epochs} {dict(job.changes)} {measure}",
+    )
 
 
 def known_seconds(folder: Path) -> dict[tuple[str | None, bool, str], float]:
@@ -34,6 +39,10 @@ def known_seconds(folder: Path) -> dict[tuple[str | None, bool, str], float]:
 
 def forward_passes(job: Job) -> float:
     """Forward passes of one image that a job takes; a training step counts three."""
+    if job.measure is not None:
+        from experiments.measures import get_measure
+
+        return get_measure(job.measure).forward_passes(job)
     train, validation = (int(count) for count in job.images.split("+"))
     evaluated = min(job.limit or validation, validation)
     if job.recipe is None:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from experiments.measuring import measured
 from experiments.memory import DigitsInMemory
 from experiments.plan import EMBEDDED
 from experiments.results import read_json
@@ -89,6 +90,8 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
             limit=job.limit,
             seed=job.seed,
         )
+    if job.measure is not None:
+        return measured(job, model, data, DEVICES.get(task.hardware.accelerator, "auto"), tell)
     with ledger.stage("evaluate_dense", "evaluate the dense model"):
         dense = _dense(task, model, data)
     if job.recipe is None:
