@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_vit.errors import InputError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -18,6 +20,16 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="its weights, .safetensors (default: timm's hub)"
     )
+
+
+def chosen_model(args: argparse.Namespace) -> nn.Module:
+    """The model that DIR or ``--model`` names. Raises ``InputError`` unless it is exactly one of them."""
+    from lowrank_vit import storage
+    from lowrank_vit.models import load_model
+
+    if (args.folder is None) == (args.model is None):
+        raise InputError("give either DIR or --model TIMM_NAME")
+    return storage.load(args.folder) if args.folder else load_model(args.model, args.checkpoint)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -68,5 +68,5 @@ def run(args: argparse.Namespace) -> None:
         **options,
     )
     storage.save(compressed, args.out, report)
-    show_report(report)
+    show_report(report, storage.file_bytes(args.out))
     print(f"saved to {args.out}")

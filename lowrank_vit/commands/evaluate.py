@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowrank_vit.commands.arguments import add_data, add_model, image_data
-from lowrank_vit.errors import InputError
+from lowrank_vit.commands.arguments import add_data, add_model, chosen_model, image_data
 
 
 def add_parser(verbs: Any) -> None:
@@ -26,15 +25,11 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``evaluate``: a folder, or a dense model by name."""
-    from lowrank_vit import storage
     from lowrank_vit.evaluate import evaluate
-    from lowrank_vit.models import load_model
     from lowrank_vit.steps import resolve_device
 
-    if (args.folder is None) == (args.model is None):
-        raise InputError("evaluate takes either DIR or --model TIMM_NAME")
     device = resolve_device(args.device)
-    model = storage.load(args.folder) if args.folder else load_model(args.model, args.checkpoint)
+    model = chosen_model(args)
     data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
     accelerator = "gpu" if device.type == "cuda" else device.type
     result = evaluate(model, data, devices=args.devices, accelerator=accelerator)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_vit.commands.arguments import add_data, image_data
+from lowrank_vit.errors import InputError
 
 
 def add_parser(verbs: Any) -> None:
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     storage.check_free(args.out)
     model, report = storage.load(args.folder), storage.load_report(args.folder)
+    if "quantization" in report:
+        raise InputError(f"{args.folder} is quantised: fine-tune the folder that it was made from, then quantise that")
     teacher = load_model(report["model"], args.teacher_checkpoint) if args.distill else None
     data = image_data(args, model)
     accelerator = "gpu" if device.type == "cuda" else device.type
@@ -50,6 +53,6 @@ def run(args: argparse.Namespace) -> None:
         teacher=teacher,
     )
     report = {**report, "protocol": "partial-ft", "finetune": tuned.describe()}
-    storage.save(tuned.model.cpu(), args.out, report)
+    storage.save(tuned.model.cpu(), args.out, report, model_args=storage.load_model_args(args.folder))
     shutil.rmtree(unfinished, ignore_errors=True)
     print(f"trained {100 * report['finetune']['trainable_share']:.2f} % of the parameters; saved to {args.out}")

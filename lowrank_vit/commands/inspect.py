@@ -22,19 +22,21 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """``inspect``: the report of a folder."""
+    """``inspect``: the report of a folder, and the size of its file."""
     from lowrank_vit import storage
     from lowrank_vit.view import show_report
 
     storage.load(args.folder)
-    report = storage.load_report(args.folder)
+    report, size = storage.load_report(args.folder), storage.file_bytes(args.folder)
     if args.plot:
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise InputError(f"cannot draw {args.plot.name!r}: end its name in .png, .pdf or .svg")
+        if not report["layers"]:
+            raise InputError(f"{args.folder} has no compressed layers to draw: leave out --plot")
         from lowrank_vit.plot import plot_report
 
         plot_report(report, args.plot)
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps({**report, "file_bytes": size}))
     else:
-        show_report(report)
+        show_report(report, size)
