@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank_vit import cost
+from lowrank_vit import cost, provenance
 from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
 from lowrank_vit.metric import output_metric
@@ -129,3 +129,21 @@ def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
 def as_json(reports: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """The ``layers`` entry."""
     return [asdict(report) for report in reports]
+
+
+def dense_report(model: nn.Module) -> dict[str, Any]:
+    """The report of a model that was not compressed, so that it can be quantised and saved: no recipe, no layers."""
+    device = next(model.parameters()).device
+    return {
+        "format": FORMAT,
+        "model": architecture(model),
+        "recipe": None,
+        "recipe_fields": {},
+        "protocol": "training-free",
+        **size_report(model, model),
+        "layers": [],
+        "trajectory": [],
+        "seconds": {},
+        "peak_memory_bytes": provenance.peak_memory(device),
+        "provenance": provenance.record(device, 0, None),  # nothing is drawn
+    }
