@@ -148,11 +148,9 @@ def _device(hardware: Hardware) -> str:
 
 
 def _report(results: Path, chosen: Sequence[Table]) -> None:
-    from experiments.report import write_report
+    from experiments.report import write_report, written
     from experiments.terminal import show
 
     for table in chosen:
         show(write_report(results, table))
-        drawn = f"{table.name}.png, {table.name}.pdf, {table.name}.json"
-        files = "table.md, table.csv, table.json, accuracy_vs_params.png" if table.draw is None else drawn
-        say(f"written: {results / table.name}/{files}")
+        say(f"written: {results / table.name}/{', '.join(written(table))}")

@@ -56,6 +56,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "relative_error_held_out_std",
     "residual_error_reported",
     "bits",
+    "top1_float",
     "file_bytes",
     "size_reported",
     "target",
@@ -73,6 +74,7 @@ MEANS = {  # field of a row: where a result has the number
     "gap": ("z", "gap"),
     "relative_error": ("relative_error",),
     "file_bytes": ("file_bytes",),
+    "top1_float": ("top1_float",),
 }
 SPREADS = {
     "top1_dense_std": ("top1", "dense"),

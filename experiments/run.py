@@ -10,12 +10,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.registry import Job
-from experiments.results import ERROR, RESULT, job_folder, read_json
+from experiments.results import ERROR, RESULT, find_result, is_stale, job_folder, read_json
 
 JOB, STAGES, CHECKPOINTS = "job.json", "stages.json", "checkpoints"
 PROJECT = "lowrank-vit"
@@ -57,6 +57,19 @@ class Task:
         """The folder of the job's files."""
         return job_folder(self.folder, self.job)
 
+    @property
+    def model_folder(self) -> Path:
+        """Where the job leaves its model, unless that is the dense one."""
+        job = self.job
+        return self.own_folder / ("quantised" if job.bits else "finetuned" if job.epochs else "compressed")
+
+
+def base_task(task: Task) -> Task | None:
+    """The same compression without the rounding to few bits, which has to be done before; None where there is none."""
+    if task.job.bits is None or task.job.recipe is None:
+        return None
+    return replace(task, job=replace(task.job, bits=None))
+
 
 class MissingWeightsError(Exception):
     """The weights cannot be had: the row is skipped, which is no failure."""
@@ -75,8 +88,44 @@ def launched_from_outside() -> bool:
 def run_job(task: Task, tell: Tell) -> dict[str, Any]:
     """Run a job, or what is left of it, and write its result. ``tell`` is told the stage.
 
+    What the job builds upon is run first. Of processes with the same job one runs it, and the others wait.
     Raises ``MissingWeightsError`` where the weights cannot be had, ``InputError`` for what cannot be run.
     """
+    from lowrank_vit.provenance import source_hash
+
+    base = base_task(task)
+    if base is not None:
+        run_job(base, tell)
+    with _alone(task, tell):
+        found = find_result(task.folder, task.job)
+        if found is None or is_stale(found, source_hash()) or not task.model_folder.is_dir():
+            return _run(task, tell)
+        return found
+
+
+@contextmanager
+def _alone(task: Task, tell: Tell) -> Iterator[None]:
+    """Hold the job's lock, which goes with the process. Processes of one job, which started together, share it."""
+    if launched_from_outside():
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    path = task.folder / "locks" / f"{task.job.key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell("wait for another process with the same job")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(task: Task, tell: Tell) -> dict[str, Any]:
     from experiments.stages import perform
     from lowrank_vit.files import write_json
     from lowrank_vit.provenance import source_hash

@@ -13,6 +13,7 @@ minibatches, on the representative input).
 
 from __future__ import annotations
 
+from experiments.ablation import draw, findings
 from experiments.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.registry import Row, Table
 
@@ -26,6 +27,10 @@ KINDS = {
 }
 SOLVERS = ("closed_form", "moments", "minibatch")
 BUDGETS = (0.01, 0.025, 0.05, 0.1)
+COLUMNS = (
+    "architecture", "base", "z", "solver", "budget", "overhead", "residual_error_reported", "relative_error",
+    "relative_error_held_out", "gap", "params", "top1_dense", "top1", "seconds", "status",
+)  # fmt: skip
 PAPER_SETTING = ("representative", "minibatch", 0.05)
 
 
@@ -84,4 +89,7 @@ TABLE = Table(
     title="Table 1: compensation by Z",
     about=__doc__ or "",
     rows=(*ablation(DEIT_B, 0.4), *ablation(DEIT_T, 0.25)),
+    columns=COLUMNS,
+    pictures={"error_vs_budget": draw},
+    findings=findings,
 )

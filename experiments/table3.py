@@ -53,6 +53,10 @@ def pair(
     return rows
 
 
+COLUMNS = (
+    "architecture", "method", "target", "protocol", "params_printed", "params", "top1_reported", "top1_dense",
+    "top1_before_finetune", "top1", "relative_error_held_out", "seconds", "status",
+)  # fmt: skip
 TABLE = Table(
     name="table3",
     title="Table 3: compressed to the size of a smaller model",
@@ -62,4 +66,5 @@ TABLE = Table(
         *pair(DEIT_B, DEIT_S, "digits_deit_small", ("22.1M", "21.7M (-75%)"), (79.8, 80.3)),
         *pair(DEIT_S, DEIT_T, "digits_deit_tiny", ("5.0M", "5.0M (-77%)"), (72.2, 74.0), DEIT_T_SIZE),
     ),
+    columns=COLUMNS,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,29 @@ def test_table1_is_the_whole_product() -> None:
         assert sorted(item[0] for item in found if not item[1]) == ["representative", "whitened_normalised"]
         assert len({row.reduction for row in rows}) == 1  # the same number of parameters everywhere
         assert all(row.epochs == 0 for row in rows)
+
+
+def test_table4_prints_what_the_paper_prints() -> None:
+    table, _ = find("table4")
+    printed = {
+        row.id: (row.bits, row.printed["size_reported"], row.top1_reported) for row in table.runnable if row.printed
+    }
+    assert printed == {
+        "deit_b/dense-16": (16, 165.2, 81.80),
+        "deit_b/paper-50-16": (16, 82.6, 81.35),
+        "deit_b/paper-50-8": (8, 41.7, 81.15),
+        "deit_b/dense-4": (4, 42.2, 80.72),
+    }
+    assert {row.bits for row in table.select("deit_b/paper-50-*")} == {16, 8, 6, 4}
+
+
+def test_tables_share_their_jobs() -> None:
+    """What table 4 rounds is what table 2 compresses, so that nothing long runs twice."""
+    plans = {}
+    for name, row in (("table2", "deit_b/ours-paper-50"), ("table4", "deit_b/paper-50-8")):
+        plan = make_plan(find(name)[0], Options(), open_images("digits"))
+        plans[name] = next(item.jobs for item in plan if item.row.id == row)
+    assert [replace(job, bits=None).key for job in plans["table4"]] == [job.key for job in plans["table2"]]
 
 
 def test_table3_prints_what_the_paper_prints() -> None:
