@@ -6,7 +6,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 
@@ -155,16 +153,20 @@ def evaluate_digits(folder: Path) -> float:
 def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, said = task(tmp_path, "svd", epochs=0), []
     done = run_job(own, lambda text: None)
-    lock = FileLock(tmp_path / "locks" / f"{own.job.key}.lock", thread_local=False)
-    lock.acquire()
-    timer = threading.Timer(0.5, lock.release)
+    lock = tmp_path / "locks" / f"{own.job.key}.lock"
+    hold = f"import filelock; filelock.FileLock({str(lock)!r}).acquire(); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
 
-    def tell(text: str) -> None:
-        said.append(text)
-        timer.start()  # the other process ends
+        def tell(text: str) -> None:
+            said.append(text)
+            other.kill()  # a dead process holds no lock
 
-    monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
-    assert run_job(own, tell) == done
+        monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
+        assert run_job(own, tell) == done
     assert said == ["wait for another process with the same job"]
 
 
