@@ -154,7 +154,9 @@ def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: py
     own, said = task(tmp_path, "svd", epochs=0), []
     done = run_job(own, lambda text: None)
     lock = tmp_path / "locks" / f"{own.job.key}.lock"
-    hold = f"import filelock; filelock.FileLock({str(lock)!r}).acquire(); print('held', flush=True); input()"
+    hold = (
+        f"import filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
