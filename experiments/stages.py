@@ -10,14 +10,16 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from experiments.curves import finetune_loggers
 from experiments.memory import DigitsInMemory
 from experiments.plan import EMBEDDED
 from experiments.results import read_json
 from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, rank
+from experiments.tracking import log_compression
 from lowrank_vit import cost, provenance, storage
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
@@ -93,7 +95,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         dense = _dense(task, model, data)
     if job.recipe is None:
         return _result(task, ledger, dense, None)
-    compressed = _compressed(task, model, data, ledger)
+    compressed = _compressed(task, model, data, ledger, run)
     del model
     if "before" not in ledger.found:
         with ledger.stage("evaluate", "evaluate before fine-tuning"):
@@ -142,7 +144,7 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     return found
 
 
-def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
+def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
     """The compressed model, before fine-tuning, and its report in the ledger."""
     folder, job = task.own_folder / "compressed", task.job
     if "report" in ledger.found and storage.is_saved_model(folder):
@@ -159,6 +161,7 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -
             device=DEVICES.get(task.hardware.accelerator, "auto"),
         )
         _save(compressed.cpu(), folder, report)
+    log_compression(run, report)
     ledger.keep("report", report)
     return compressed
 
@@ -174,9 +177,9 @@ def _fine_tuned(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, r
     folder, job, hardware = task.own_folder / "finetuned", task.job, task.hardware
     if "finetune" in ledger.found and storage.is_saved_model(folder):
         return storage.load(folder)
-    loggers: list[Logger] = []
-    if hardware.devices * hardware.num_nodes == 1:  # neither can be sent to other processes
-        loggers = [EpochTeller(ledger.tell, job.epochs)] + ([] if run is None else [WandbLogger(experiment=run)])
+    loggers = finetune_loggers(run)
+    if hardware.devices * hardware.num_nodes == 1:  # what it tells to cannot be sent to other processes
+        loggers.append(EpochTeller(ledger.tell, job.epochs))
     with ledger.stage("finetune", "fine-tune"):
         tuned = fit(
             model,
