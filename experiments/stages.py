@@ -179,7 +179,7 @@ def _fine_tuned(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, r
         return storage.load(folder)
     loggers = finetune_loggers(run)
     if hardware.devices * hardware.num_nodes == 1:  # what it tells to cannot be sent to other processes
-        loggers.append(EpochTeller(ledger.tell, job.epochs))
+        loggers.insert(0, EpochTeller(ledger.tell, job.epochs))
     with ledger.stage("finetune", "fine-tune"):
         tuned = fit(
             model,
