@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.workspace import add_options
 from lowrank_vit.errors import InputError
 
 RESULTS = Path("results")
@@ -84,7 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("tables", nargs="+", metavar="TABLE", help="or all")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     report.set_defaults(run=report_table)
+    workspace = verbs.add_parser(
+        "workspace", help="describe, or publish, the Weights & Biases workspace of all methods"
+    )
+    add_options(workspace)
+    workspace.set_defaults(run=publish_workspace)
     return parser
+
+
+def publish_workspace(args: argparse.Namespace) -> int:
+    """``workspace``."""
+    from experiments.workspace import run
+
+    return run(args)
 
 
 def list_tables(args: argparse.Namespace) -> int:

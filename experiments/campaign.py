@@ -13,7 +13,8 @@ from experiments.plan import Options, Planned, as_json, make_plan, open_images
 from experiments.pool import FAILED, Outcome, run_here, run_pool
 from experiments.registry import Row, Table, find_all
 from experiments.results import PLAN, find_result, is_stale
-from experiments.run import Hardware, Task, launched_from_outside, rank, wandb_installed
+from experiments.run import Hardware, Task, launched_from_outside, rank
+from experiments.tracking import wandb_installed
 from lowrank_vit.errors import InputError
 
 MOST_WORKERS = 8

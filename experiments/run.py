@@ -1,4 +1,4 @@
-"""One job from its description to ``result.json``; the only place that talks to Weights & Biases.
+"""One job from its description to ``result.json``.
 
 A finished job is not run again. One that was interrupted goes on after its last finished stage, and its fine-tuning
 after the last finished epoch, as long as the package's source is still the same.
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.registry import Job
 from experiments.results import ERROR, RESULT, find_result, is_stale, job_folder, read_json
+from experiments.tracking import log_result, tracked
 
 JOB, STAGES, CHECKPOINTS = "job.json", "stages.json", "checkpoints"
-PROJECT = "lowrank-vit"
 Tell = Callable[[str], None]
 
 
@@ -138,11 +138,10 @@ def _run(task: Task, tell: Tell) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)  # begun by another source: its half would spoil the rest
         (folder / ERROR).unlink(missing_ok=True)
         write_json(folder / JOB, description)
-    with _tracked(task) as run:
+    with tracked(task) if task.wandb and rank() == 0 else nullcontext() as run:
         measured = perform(task, tell, run)
         result = {"format": 1, "table": task.table, "row": task.row, "job": task.job.as_json(), **measured}
-        if run is not None:
-            run.summary.update(flat({name: value for name, value in measured.items() if name != "layers"}))
+        log_result(run, task, measured)
     if rank() == 0:
         write_json(folder / RESULT, result)
         (folder / STAGES).unlink(missing_ok=True)
@@ -157,64 +156,3 @@ def record_failure(task: Task, reason: str) -> None:
 
     if rank() == 0:
         write_json(task.own_folder / ERROR, {"row": task.row, "reason": reason})
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names.
-
-    >>> flat({"top1": {"dense": 95.0}, "loss": 0.2})
-    {'top1.dense': 95.0, 'loss': 0.2}
-    """
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            found |= flat(item, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = item
-    return found
-
-
-def wandb_installed() -> bool:
-    """Whether Weights & Biases can be used."""
-    import importlib.util
-
-    return importlib.util.find_spec("wandb") is not None
-
-
-@contextmanager
-def _tracked(task: Task) -> Iterator[Any]:
-    """A run of Weights & Biases: offline unless ``WANDB_MODE`` says otherwise, silent, without system metrics.
-
-    Starting one costs 20 ms after the first of a process (0.7 s). None where it is not wanted.
-    """
-    if not task.wandb or rank() != 0:
-        yield None
-        return
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    quiet = wandb.Settings(
-        silent=True,
-        console="off",
-        disable_code=True,
-        disable_git=True,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_save_requirements=False,
-    )
-    run = wandb.init(
-        project=PROJECT,
-        group=task.table,
-        job_type=task.job.recipe or "dense",
-        name=task.name,
-        config=flat(task.job.as_json()) | {"row": task.row, "method": task.method},
-        dir=str(task.folder),
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-        settings=quiet,
-    )
-    try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()

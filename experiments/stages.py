@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from experiments.curves import finetune_loggers
 from experiments.ledger import EpochTeller, Ledger
 from experiments.measuring import measured
 from experiments.memory import DigitsInMemory
@@ -19,6 +19,7 @@ from experiments.plan import EMBEDDED
 from experiments.quantising import quantised
 from experiments.results import find_result, read_json
 from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, base_task, rank
+from experiments.tracking import log_compression
 from lowrank_vit import cost, provenance, storage
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
@@ -63,7 +64,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         return result | {"top1_float": dense["score"]["top1"] if exact is None else exact["top1"]["after"]}
     if job.recipe is None:
         return _result(task, ledger, dense, None)
-    compressed = _compressed(task, model, data, ledger)
+    compressed = _compressed(task, model, data, ledger, run)
     del model
     if "before" not in ledger.found:
         with ledger.stage("evaluate", "evaluate before fine-tuning"):
@@ -112,7 +113,7 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     return found
 
 
-def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
+def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
     """The compressed model, before fine-tuning, and its report in the ledger."""
     folder, job = task.own_folder / "compressed", task.job
     if "report" in ledger.found and storage.is_saved_model(folder):
@@ -129,6 +130,7 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -
             device=DEVICES.get(task.hardware.accelerator, "auto"),
         )
         _save(compressed.cpu(), folder, report)
+    log_compression(run, report)
     ledger.keep("report", report)
     return compressed
 
@@ -144,9 +146,9 @@ def _fine_tuned(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, r
     folder, job, hardware = task.model_folder, task.job, task.hardware
     if "finetune" in ledger.found and storage.is_saved_model(folder):
         return storage.load(folder)
-    loggers: list[Logger] = []
-    if hardware.devices * hardware.num_nodes == 1:  # neither can be sent to other processes
-        loggers = [EpochTeller(ledger.tell, job.epochs)] + ([] if run is None else [WandbLogger(experiment=run)])
+    loggers = finetune_loggers(run)
+    if hardware.devices * hardware.num_nodes == 1:  # what it tells to cannot be sent to other processes
+        loggers.insert(0, EpochTeller(ledger.tell, job.epochs))
     with ledger.stage("finetune", "fine-tune"):
         tuned = fit(
             model,

@@ -95,8 +95,7 @@ class Analysis:
         ranks = {site: rank for site in self.sites if (rank := plan.ranks[site.name]) is not None}
         factors = {site.name: self.factors[site.name].cut(rank) for site, rank in ranks.items()}
         residuals = {name: weights[name] - u @ v.T for name, (u, v) in factors.items()}
-        with self.watch("compensate"):
-            solutions, least = self._compensate(residuals)
+        solutions, least = self._compensate(residuals)
         layers = {}
         for site, rank in ranks.items():
             (u, v), error, z = factors[site.name], residuals[site.name], solutions.get(site.name)
@@ -122,10 +121,15 @@ class Analysis:
             name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
         }
         if self.recipe.solver == "closed_form":
-            found: Mapping[str, Solution] = solve(method, residuals, moments, progress=self.progress)
-            return found, {name: own.loss_after for name, own in found.items()}
-        found = self._descend(method, residuals, moments)
-        return found, {name: own.loss_after for name, own in solve(method, residuals, moments).items()}
+            with self.watch("compensate"):
+                found: Mapping[str, Solution] = solve(method, residuals, moments, progress=self.progress)
+            best = found
+        else:
+            with self.watch("compensate"):
+                found = self._descend(method, residuals, moments)
+            with self.watch("closed_form"):
+                best = solve(method, residuals, moments)
+        return found, {name: own.loss_after for name, own in best.items()}
 
     def _descend(
         self, method: Compensation, residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]
