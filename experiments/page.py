@@ -93,13 +93,21 @@ def _shown(row: Row, columns: Sequence[Column], notes: Mapping[str, int], told: 
         "cells": [(column, column.write(row, notes, 2), column.value(row)) for column in columns],
         "remarks": remarks(row),
         "exact": _exact(row),
-        "source": row["source"],
+        "source": None if row["status"] == "reported" else row["source"],  # there it is a remark
         "command": told.get("command"),
         "jobs": told.get("jobs", []),
+        "made": list(dict.fromkeys(_made(job) for job in told.get("jobs", []))),
     }
 
 
-def _exact(row: Row) -> list[str]:
+def _made(job: Mapping[str, Any]) -> str:
+    """By what a job's numbers were made: mostly the same for all seeds."""
+    versions = ", ".join(f"{name} {version}" for name, version in (job["versions"] or {}).items())
+    commit = job["commit"] and f"commit {job['commit']}"
+    return "; ".join(part for part in (job["device"], commit, versions) if part)
+
+
+def _exact(row: Row) -> str:
     """The counts of a row, to the last digit."""
     told = []
     for name, words in (("params", "parameters"), ("macs", "multiply-accumulates")):
@@ -107,7 +115,7 @@ def _exact(row: Row) -> list[str]:
             told.append(f"{row[name]:,} {words}, dense {row[f'{name}_dense']:,}")
     if row["file_bytes"] is not None:
         told.append(f"{row['file_bytes']:,} bytes on disk ({file_size(row['file_bytes'])})")
-    return told
+    return "; ".join(told)
 
 
 def write_index(results: Path) -> None:
@@ -122,6 +130,6 @@ def write_index(results: Path) -> None:
         files = [name for name in written(table) if (results / table.name / name).is_file()]
         content = read_json(results / table.name / "table.json")
         if files and content is not None:
-            page_first = sorted(files, key=lambda name: not name.endswith(".html"))
-            entries.append({"name": table.name, "title": content["title"], "files": page_first})
+            best_first = sorted(files, key=lambda name: (not name.endswith(".html"), not name.endswith(".png")))
+            entries.append({"name": table.name, "title": content["title"], "files": best_first})
     write_text(results / "index.html", _environment().get_template("index.html").render(entries=entries))

@@ -17,12 +17,14 @@ from lowrank_vit.files import replacing
 Row = Mapping[str, Any]
 PANELS = 2  # in a line
 STYLES = (  # marker, line and colour: each of the three tells the methods apart, the last one also in grey
-    ("s", ":", "#999999"),
-    ("^", "--", "#D55E00"),
+    ("s", ":", "#757575"),
+    ("^", "--", "#C04E00"),
     ("o", "-", "#000000"),
-    ("D", "-.", "#0072B2"),
-    ("v", (0, (1, 3)), "#009E73"),
-    ("P", (0, (6, 2, 1, 2)), "#CC79A7"),
+    ("D", "-.", "#0068A8"),
+    ("v", (0, (1, 3)), "#007A58"),
+    ("P", (0, (6, 2, 1, 2)), "#A8487F"),
+    ("X", (0, (2, 3)), "#856900"),
+    ("p", (0, (6, 3)), "#5B4BC4"),
 )
 
 
@@ -59,7 +61,9 @@ def _model(rows: Sequence[Row], architecture: str) -> str:
 
 
 def _style(methods: Sequence[str], method: str) -> tuple[Any, ...]:
-    return STYLES[methods.index(method) % len(STYLES)]
+    """The same as on the page; past the last one the markers go to other colours."""
+    again, index = divmod(methods.index(method), len(STYLES))
+    return STYLES[(index + 3 * again) % len(STYLES)][0], *STYLES[index][1:]
 
 
 def _legend(methods: Sequence[str]) -> list[Line2D]:
@@ -83,6 +87,7 @@ def _draw_panel(panel: Axes, rows: Sequence[Row], methods: Sequence[str]) -> Non
     for method in methods:
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["params"])
         _draw_method(panel, own, _style(methods, method), unit)
+    panel.set_ylim(max(panel.get_ylim()[0], -1), min(panel.get_ylim()[1], 101.5))  # no accuracy is above 100 %
     panel.set_xlabel(f"parameters, {label}")
     panel.set_ylabel("top-1, %")
     panel.grid(visible=True, color="0.92")
@@ -106,5 +111,5 @@ def _draw_method(panel: Axes, rows: Sequence[Row], style: tuple[Any, ...], unit:
                 linestyle=line if field == "top1" else "none",
                 linewidth=1.2,
                 elinewidth=0.8,
-                capsize=2,
+                ecolor=(colour, 0.5),  # spreads overlap where methods have one size
             )

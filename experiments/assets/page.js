@@ -23,7 +23,7 @@ const number = (value, digits = 0) =>
   value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const withSpread = (value, spread) => number(value, 2) + (spread == null ? "" : ` ± ${number(spread, 2)}`);
 const saved = (value, dense) => (dense && dense !== value ? ` (${number(100 * (value / dense - 1), 1)} %)` : "");
-const scientific = (value) => (value >= 0.001 ? String(Number(value.toPrecision(3))) : value.toExponential(1));
+const precise = (value) => String(Number(value.toPrecision(3)));
 
 // ---- light and dark
 const theme = find("#theme");
@@ -82,7 +82,8 @@ const form = find("#filters");
 const choices = ["architecture", "method", "protocol", "status"];
 function matches(body) {
   const words = form.elements.search.value.toLowerCase().split(/\s+/);
-  const text = body.textContent.toLowerCase();
+  const { id, model, note, reason } = rowOf(body);
+  const text = [body.rows[0].textContent, id, model, note, reason].join(" ").toLowerCase();
   return (
     choices.every((name) => ["", body.dataset[name]].includes(form.elements[name].value)) &&
     words.every((word) => text.includes(word))
@@ -216,7 +217,8 @@ function reportedPoints(rows) {
 }
 
 function panel(host, points, xName) {
-  const [width, height, left, right, top, bottom] = [host.clientWidth, 250, 42, 10, 10, 38];
+  const width = host.clientWidth;
+  const [height, left, right, top, bottom] = [Math.min(400, Math.max(250, 0.55 * width)), 52, 14, 10, 38];
   const [xLow, xHigh] = domain(points.map((point) => point.x), 1e-9 + Math.max(...points.map((point) => point.x)) * 0.02);
   let [yLow, yHigh] = domain(points.flatMap((point) => [point.y - point.spread, point.y + point.spread]), 0.5);
   [yLow, yHigh] = [Math.max(yLow, -1), Math.min(yHigh, 102)];
@@ -234,7 +236,7 @@ function panel(host, points, xName) {
   }
   const middle = (top + height - bottom) / 2;
   drawing.append(svg("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" }, [SIZES[xName], unitName].filter(Boolean).join(", ")));
-  drawing.append(svg("text", { transform: `translate(11,${middle}) rotate(-90)`, "text-anchor": "middle" }, "top-1, %"));
+  drawing.append(svg("text", { transform: `translate(10,${middle}) rotate(-90)`, "text-anchor": "middle" }, "top-1, %"));
   const line = (own) => `M${own.map((point) => `${x(point.x)},${y(point.y)}`).join("L")}`;
   const measured = points.filter((point) => !point.printed).sort((a, b) => a.x - b.x || b.y - a.y);
   const front = measured.filter((point) => !measured.some((other) => other.y > point.y && other.x <= SAME_SIZE * point.x));
@@ -269,6 +271,7 @@ function drawPlot() {
     .map((row) => measuredPoint(row, xName, yName));
   const printed = find("#reported").checked && xName === "params";
   host.replaceChildren();
+  const panels = []; // drawn when all are there, as only then their widths are what they will be
   for (const architecture of unique(rows.map((row) => row.architecture))) {
     const own = points.filter((point) => point.row.architecture === architecture);
     const theirs = printed ? reportedPoints(rows.filter((row) => row.architecture === architecture)) : [];
@@ -277,9 +280,10 @@ function drawPlot() {
     for (const [some, about, kind] of together.filter(([some]) => some.length)) {
       const figure = html("figure", { class: kind }, html("figcaption", {}, `${architecture} `, html("small", {}, about)));
       host.append(figure);
-      panel(figure, some, xName);
+      panels.push([figure, some]);
     }
   }
+  for (const [figure, some] of panels) panel(figure, some, xName);
   if (!host.children.length) host.append(html("p", { class: "empty" }, "Nothing was measured in the rows that are shown."));
   const shown = unique(points.filter((point) => !isDense(point.row)).map((point) => point.row.method));
   const dense = { shape: STAR, colour: "var(--text)" };
@@ -295,6 +299,8 @@ function drawPlot() {
 const layered = data.rows.filter((row) => row.layers.length);
 const fill = (select, names) => select.replaceChildren(...names.map((name) => html("option", {}, name)));
 const EVERY = "all methods";
+const READABLE = 0.645; // of the greatest rank: where the text in a cell changes its colour
+const MOST_PAIRS = 4; // of methods whose two errors can be told apart in one drawing
 
 function drawLayers() {
   const [architecture, setting] = [find("#layers-architecture").value, find("#layers-setting").value];
@@ -321,7 +327,7 @@ function drawRanks(columns, names) {
     const cells = columns.map(({ row }) => {
       const rank = layerOf(row, name)?.rank ?? null;
       if (rank === null) return html("td", { class: "uncut" }, html("span", {}, "dense"));
-      const cell = html("td", { class: rank / most > 0.5 ? "strong" : "" }, number(rank, Number.isInteger(rank) ? 0 : 1));
+      const cell = html("td", { class: rank / most > READABLE ? "strong" : "" }, number(rank, Number.isInteger(rank) ? 0 : 1));
       cell.style.setProperty("--share", rank / most);
       return cell;
     });
@@ -334,9 +340,10 @@ function drawRanks(columns, names) {
 function drawErrors(columns, names) {
   const host = find("#errors");
   const kinds = [["relative_error", "calibration images", true], ["relative_error_held_out", "unseen images", false]];
+  const wanted = columns.length > MOST_PAIRS ? kinds.slice(1) : kinds;
   const points = columns.flatMap(({ row, name }) =>
     row.layers.flatMap((layer) =>
-      kinds.filter(([field]) => layer[field] > 0).map(([field, words, hollow]) => ({ row, name, layer, value: layer[field], words, hollow })),
+      wanted.filter(([field]) => layer[field] > 0).map(([field, words, hollow]) => ({ row, name, layer, value: layer[field], words, hollow })),
     ),
   );
   const grey = { shape: SHAPES[2], colour: "var(--muted)" };
@@ -345,6 +352,7 @@ function drawErrors(columns, names) {
     ...columns.map(({ row, name }) => keyEntry({ ...styleOf(row), dash: undefined }, name)),
     ...known.map(([, words, hollow]) => keyEntry(grey, words, hollow)),
   );
+  if (wanted.length < kinds.length) find("#errors-key").append(html("li", {}, "calibration images: choose one method"));
   host.replaceChildren();
   if (!points.length) return host.append(html("p", { class: "empty" }, "No error is known of these layers."));
   const gutter = Math.max(...names.map((name) => name.length)) * 6.7 + 8;
@@ -356,10 +364,12 @@ function drawErrors(columns, names) {
   const inside = LOG_STEPS.filter((value) => value >= low && value <= high);
   const x = (value) => gutter + 10 + (Math.log(value / low) / Math.log(high / low)) * (width - gutter - 30);
   const drawing = svg("svg", { width, height: bottom + 38, viewBox: `0 0 ${width} ${bottom + 38}`, role: "group", "aria-label": "relative error of each layer" });
-  const labels = inside.length > 6 ? inside.filter((value) => Number.isInteger(Math.log10(value))) : inside;
+  const decades = inside.filter((value) => Number.isInteger(Math.log10(value)));
+  const apart = (some) => some.length < 2 || x(some[1]) - x(some[0]) > 44;
+  const labels = [inside, decades, decades.filter((_, index) => index % 2 === 0)].find(apart) ?? [];
   for (const value of inside) {
     drawing.append(svg("line", { x1: x(value), x2: x(value), y1: top, y2: bottom, class: labels.includes(value) ? "axis" : "grid" }));
-    if (labels.includes(value)) drawing.append(svg("text", { x: x(value), y: bottom + 15, "text-anchor": "middle" }, scientific(value)));
+    if (labels.includes(value)) drawing.append(svg("text", { x: x(value), y: bottom + 15, "text-anchor": "middle" }, precise(value)));
   }
   drawing.append(svg("text", { x: gutter + (width - gutter) / 2, y: bottom + 32, "text-anchor": "middle" }, "||y - y'||² / ||y||², logarithmic"));
   names.forEach((name, index) => {
@@ -374,7 +384,7 @@ function drawErrors(columns, names) {
       drawing.append(link);
     }
     for (const point of points.filter((point) => point.layer.name === name)) {
-      const lines = kinds.filter(([field]) => point.layer[field] != null).map(([field, words]) => `${words}: ${scientific(point.layer[field])}`);
+      const lines = kinds.filter(([field]) => point.layer[field] != null).map(([field, words]) => `${words}: ${precise(point.layer[field])}`);
       drawing.append(mark(x(point.value), y, styleOf(point.row), `${point.name} · ${name}`, lines, point.hollow));
     }
   });
