@@ -28,15 +28,21 @@ from experiments.drawing import (
     new_figure,
 )
 
-HOLLOW = (REPRESENTATIVE[0], ":", REPRESENTATIVE[2])
-METHODS = {  # label, style, face of the markers
-    "svd": ("plain SVD", SVD, None),
-    "before": ("mean-input SVD before Z (5 % fewer parameters)", HOLLOW, "white"),
-    "rank": ("mean-input SVD, Z's budget as rank", REPRESENTATIVE, None),
-    "closed_form": ("mean-input SVD + Z, closed form", CLOSED_FORM, None),
-    "gradient": ("mean-input SVD + Z, Adam", GRADIENT, None),
-    "exact": ("whitened SVD (exact)", WHITENED, None),
+SMALL, LARGE = 4, 8  # points; Z's two solvers end so close to each other that one has to stand around the other
+METHODS = {  # label, style, whether the markers are hollow, their size
+    "svd": ("plain SVD", SVD, False, SMALL),
+    "before": (
+        "mean-input SVD before Z, 5 % fewer parameters",
+        (REPRESENTATIVE[0], ":", REPRESENTATIVE[2]),
+        True,
+        SMALL,
+    ),
+    "rank": ("mean-input SVD, Z's budget spent on rank", REPRESENTATIVE, False, SMALL),
+    "gradient": ("mean-input SVD + Z by Adam", GRADIENT, True, LARGE),
+    "closed_form": ("mean-input SVD + Z in closed form", CLOSED_FORM, False, SMALL),
+    "exact": ("whitened SVD (exact)", WHITENED, False, SMALL),
 }
+SOLVERS = {"minibatch": " (Adam: minibatches)", "moments": " (Adam: all images at once)"}
 COLUMNS = 2
 
 
@@ -49,26 +55,28 @@ def draw(results: Results, title: str) -> Figure:
     for index, own in enumerate(results.values()):
         panel = figure.add_subplot(lines, columns, index + 1)
         _draw_model(panel, own)
-        panel.set_title(architecture(own), fontsize=SIZE)
+        solver = own[0]["measured"]["z"]["solver"]
+        panel.set_title(f"{architecture(own)}{SOLVERS.get(solver, '')}", fontsize=SIZE)
         finish(panel)
     add_key(figure, _entries(), columns=2)
     return figure
 
 
 def _draw_model(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:
-    for method, (_, (marker, line, colour), face) in METHODS.items():
-        errors = mean(results, "methods", method, "unseen")
-        face = colour if face is None else face
-        style: dict[str, Any] = {"marker": marker, "linestyle": line, "color": colour, "markerfacecolor": face}
-        panel.plot(range(len(errors)), errors, markersize=4, linewidth=1, **style)
-    panel.set_yscale("log")
+    blocks = range(len(results[0]["measured"]["blocks"]))
+    for method in [name for name in METHODS if name in results[0]["measured"]["methods"]]:
+        panel.plot(blocks, mean(results, "methods", method, "unseen"), linewidth=1, **_style(method))
+    panel.set_ylim(bottom=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("block", fontsize=SIZE)
     panel.set_ylabel("relative squared error", fontsize=SIZE)
 
 
+def _style(method: str) -> dict[str, Any]:
+    _, (marker, line, colour), hollow, size = METHODS[method]
+    face = "white" if hollow else colour
+    return {"marker": marker, "linestyle": line, "color": colour, "markerfacecolor": face, "markersize": size}
+
+
 def _entries() -> list[Line2D]:
-    return [
-        key(label, marker=marker, linestyle=line, color=colour, markerfacecolor=face or colour, markersize=4)
-        for label, (marker, line, colour), face in METHODS.values()
-    ]
+    return [key(label, **_style(method)) for method, (label, *_) in METHODS.items()]

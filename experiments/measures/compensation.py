@@ -60,7 +60,8 @@ def measure(model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], N
     for name, method in (("svd", "svd"), ("rank", recipe.decomposition), ("exact", EXACT)):
         found[name] = {site.name: cut(factors[method][site.name], ranks(site, job.reduction, z)[0]) for site in sites}
     residuals = {name: weights[name] - own.weight for name, own in before.items()}
-    for name, solver in {"closed_form": "closed_form", "gradient": recipe.solver}.items():
+    gradient = {} if recipe.solver == "closed_form" else {"gradient": recipe.solver}
+    for name, solver in {"closed_form": "closed_form", **gradient}.items():
         tell(f"Z by {solver}")
         solutions = solutions_by(solver, recipe, z, residuals, seen, model, data, job.seed)
         found[name] = {site: with_z(before[site], solution) for site, solution in solutions.items()}

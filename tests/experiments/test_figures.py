@@ -234,6 +234,15 @@ def test_the_minibatch_solver_is_the_papers() -> None:
     assert all(own < without for own, without in zip(after, before, strict=True))
 
 
+def test_without_a_gradient_solver_there_is_no_line_for_it() -> None:
+    job = job_for("compensation", changes={"solver": "closed_form"})
+    measured = run("compensation", dense(), job)
+    assert set(measured["methods"]) == {"svd", "before", "rank", "closed_form", "exact"}
+    figure = draw("figure3", {"deit_b/attn-proj-50": [{"job": job.as_json(), "measured": measured}]})
+    assert len(figure.axes[0].lines) == 5
+    assert "Adam" not in figure.axes[0].get_title()
+
+
 def test_forward_passes_by_hand() -> None:
     assert forward_passes(job_for("energy")) == 64 + 32
     assert forward_passes(job_for("accuracy_by_block")) == 64 + (1 + 3 * 2 * 4) * 64
