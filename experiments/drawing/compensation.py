@@ -32,7 +32,7 @@ SMALL, LARGE = 4, 8  # points; Z's two solvers end so close to each other that o
 METHODS = {  # label, style, whether the markers are hollow, their size
     "svd": ("plain SVD", SVD, False, SMALL),
     "before": (
-        "mean-input SVD before Z, 5 % fewer parameters",
+        "mean-input SVD before Z, of lower rank",
         (REPRESENTATIVE[0], ":", REPRESENTATIVE[2]),
         True,
         SMALL,
@@ -48,18 +48,29 @@ COLUMNS = 2
 
 def draw(results: Results, title: str) -> Figure:
     """A panel for each model: the error of every method in every block, on unseen images."""
-    notes = f"mean over unseen images of ‖XW - XW'‖² / ‖XW‖²; {counted(r for own in results.values() for r in own)}"
+    budgets = sorted({result["measured"]["z"]["budget"] for own in results.values() for result in own})
+    z = f"Z: {', '.join(f'{100 * budget:g} %' for budget in budgets)} of the parameters, at least rank 1"
+    images = counted(result for own in results.values() for result in own)
+    notes = f"mean over unseen images of ‖XW - XW'‖² / ‖XW‖²; {z}; {images}"
     columns = min(COLUMNS, len(results))
     lines = math.ceil(len(results) / columns)
     figure = new_figure(title, notes, results, 1.4 + 2.3 * lines)
     for index, own in enumerate(results.values()):
         panel = figure.add_subplot(lines, columns, index + 1)
         _draw_model(panel, own)
-        solver = own[0]["measured"]["z"]["solver"]
-        panel.set_title(f"{architecture(own)}{SOLVERS.get(solver, '')}", fontsize=SIZE)
+        panel.set_title(_title(own), fontsize=SIZE)
         finish(panel)
     add_key(figure, _entries(), columns=2)
     return figure
+
+
+def _title(results: Sequence[Mapping[str, Any]]) -> str:
+    """The model, and in which blocks the mean input has too few tokens for the rank that the budget would buy."""
+    measured = results[0]["measured"]
+    pairs = zip(measured["methods"]["rank"]["params"], measured["methods"]["svd"]["params"], strict=True)
+    capped = [str(block) for block, (own, whole) in enumerate(pairs) if own < whole]
+    note = f"\nmean-input rank capped by the tokens, blocks {', '.join(capped)}" if capped else ""
+    return f"{architecture(results)}{SOLVERS.get(measured['z']['solver'], '')}{note}"
 
 
 def _draw_model(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:

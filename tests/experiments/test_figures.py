@@ -121,6 +121,11 @@ def test_without_a_gradient_solver_there_is_no_line_for_it() -> None:
     assert "Adam" not in figure.axes[0].get_title()
 
 
+def test_a_capped_rank_is_said() -> None:
+    figure = draw("figure3", {"swin_b/attn-proj-50": [result("compensation", "digits_swin_base", 0)]})
+    assert figure.axes[0].get_title().endswith("mean-input rank capped by the tokens, blocks 2, 3")  # 9 > 4 tokens
+
+
 def test_a_figure_with_a_part_missing() -> None:
     figure = draw("figure2", {"deit_b/layers": [result("accuracy_by_layer", "digits_deit_small", 0)]})
     assert [panel.get_visible() for panel in figure.axes] == [False, False, True, True]
