@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from experiments.measures import accuracy, compensation, get_measure
 from experiments.measures.energy import spread
 from experiments.measures.layers import factors_by, seen_and_unseen
 from experiments.registry import Job
+from experiments.stages import Ledger
 from lowrank_vit import InputError
 from lowrank_vit.compensate.kinds.low_rank import LowRank
 from lowrank_vit.records import Site
@@ -136,6 +138,31 @@ def test_accuracy_against_a_model_cut_by_hand() -> None:
             count += len(labels)
     assert count == 64
     assert found["top1"]["svd"]["blocks.1"][1] == pytest.approx(100 * hits / 64, abs=0.01)
+
+
+def test_an_interrupted_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, job, count = dense(), job_for("accuracy_by_layer"), 0
+    evaluate = accuracy.evaluate
+
+    def interrupted(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        if count == 1 + 4 + 4 + 2:  # dense, the first layer type by both methods, half of the next
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(accuracy, "evaluate", interrupted)
+
+    def measure() -> dict[str, Any]:
+        return accuracy.by_layer(model, data_for(model, job), job, Ledger(tmp_path / "stages.json", lambda said: None))
+
+    with pytest.raises(KeyboardInterrupt):
+        measure()
+    count = 100
+    found = measure()
+    assert count == 100 + 1 + 4 * 2 * 4 - 2 * 4
+    monkeypatch.setattr(accuracy, "evaluate", evaluate)
+    assert found == run("accuracy_by_layer", model, job)
 
 
 def test_layer_types_are_reduced_in_all_blocks() -> None:

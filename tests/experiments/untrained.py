@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
@@ -13,6 +15,7 @@ from torch import nn
 from experiments.measures import get_measure
 from experiments.memory import DigitsInMemory
 from experiments.registry import Job
+from experiments.stages import Ledger
 from lowrank_vit.models import STANDINS
 
 STEPS = 20  # of Z's gradient solvers
@@ -44,7 +47,9 @@ def data_for(model: nn.Module, job: Job) -> DigitsInMemory:
 def run(measure: str, model: nn.Module, job: Job) -> dict[str, Any]:
     """A measurement, whose result survives JSON."""
     said: list[str] = []
-    found = get_measure(measure).run(model, data_for(model, job), job, said.append)
+    with TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "stages.json", said.append)
+        found = get_measure(measure).run(model, data_for(model, job), job, ledger)
     assert said
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
