@@ -68,7 +68,7 @@ def _limit(job: Job) -> int | None:
 def _measure(
     model: nn.Module, data: ImageData, job: Job, ledger: Ledger, group_of: Callable[[Site], str]
 ) -> dict[str, Any]:
-    """ "top1" by method and group: one accuracy for each share in "removed", all on the same "n" images."""
+    """Under "top1", by method and group, an accuracy for each share in "removed"; all are of the same "n" images."""
     sites = find_sites(model)
     groups: dict[str, list[Site]] = {}
     for site in sites:
