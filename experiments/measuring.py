@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from experiments.measures import get_measure
 from experiments.registry import Job
-from experiments.run import Tell, launched_from_outside
+from experiments.run import launched_from_outside
 from lowrank_vit import cost, provenance
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
 from lowrank_vit.steps import resolve_device
 
+if TYPE_CHECKING:
+    from experiments.stages import Ledger
 
-def measured(job: Job, model: nn.Module, data: ImageData, device: str, tell: Tell) -> dict[str, Any]:
+
+def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: Ledger) -> dict[str, Any]:
     """The measured part of the result; what the job names as its measure is under ``"measured"``.
 
     Raises ``InputError`` for an unknown measure, and where several processes were started for it.
@@ -26,7 +29,7 @@ def measured(job: Job, model: nn.Module, data: ImageData, device: str, tell: Tel
     if launched_from_outside():
         raise InputError("a figure is measured by one process: start it without torchrun or srun")
     where, measure, start = resolve_device(device), get_measure(job.measure), time.perf_counter()
-    found = measure.run(model.to(where).eval(), data, job, tell)
+    found = measure.run(model.to(where).eval(), data, job, ledger)
     size = cost.parameter_count(model)
     return {
         "measured": found,

@@ -57,10 +57,8 @@ class Images:
 
     def about(self, limit: int | None, counted: bool = True) -> str:
         """What the title says of them: never ImageNet, unless it is the whole validation set, and all are ``counted``."""
-        if self.data == EMBEDDED:
-            return "digits stand-in, not ImageNet"
-        if not counted:
-            return f"on {self.data}"
+        if self.data == EMBEDDED or not counted:
+            return "digits stand-in, not ImageNet" if self.data == EMBEDDED else f"on {self.data}"
         count = min(limit or self.validation, self.validation)
         whole = count == IMAGENET_VALIDATION and self.classes == IMAGENET_CLASSES
         return f"on {self.data}, {'the ImageNet-1k validation set, ' if whole else ''}{count:,} images"

@@ -50,7 +50,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
             seed=job.seed,
         )
     if job.measure is not None:
-        return measured(job, model, data, DEVICES.get(task.hardware.accelerator, "auto"), tell)
+        return measured(job, model, data, DEVICES.get(task.hardware.accelerator, "auto"), ledger)
     with ledger.stage("evaluate_dense", "evaluate the dense model"):
         dense = _dense(task, model, data)
     if job.bits is not None:

@@ -1,13 +1,14 @@
 """What the figures measure on a dense model: one file for each figure of the paper.
 
-A measurement is a function ``(model, data, job, tell)`` to a dictionary of plain values. The model stays as it is.
+A measurement is a function ``(model, data, job, ledger)`` to a dictionary of plain values; it tells the ledger how it
+goes, and a long one keeps there what it has, so that it can be interrupted. The model stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -16,12 +17,15 @@ from experiments.registry import Job
 from lowrank_vit.data import ImageData
 from lowrank_vit.registry import unknown
 
+if TYPE_CHECKING:
+    from experiments.stages import Ledger
+
 
 @dataclass(frozen=True)
 class Measure:
-    """``run`` measures and tells how it goes; ``forward_passes``: of one image, that a job takes."""
+    """``run`` measures; ``forward_passes``: of one image, that a job takes."""
 
-    run: Callable[[nn.Module, ImageData, Job, Callable[[str], None]], dict[str, Any]]
+    run: Callable[[nn.Module, ImageData, Job, Ledger], dict[str, Any]]
     forward_passes: Callable[[Job], float]
 
 

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,20 +23,23 @@ from lowrank_vit.records import Factors, Site
 from lowrank_vit.sites import find_sites, get_linear
 from lowrank_vit.steps import Images, collect
 
+if TYPE_CHECKING:
+    from experiments.stages import Ledger
+
 METHODS = ("svd", "whitened")
 REMOVED = (25, 50, 75, 90)  # percent of the full rank
 IMAGES = 250  # that a real model is evaluated on, unless a limit says otherwise
 GROUPS = {"accuracy_by_block": block_of, "accuracy_by_layer": layer_of}
 
 
-def by_block(model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], None]) -> dict[str, Any]:
+def by_block(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """Top-1 with the layers of a single block reduced, block by block."""
-    return _measure(model, data, job, tell, block_of)
+    return _measure(model, data, job, ledger, block_of)
 
 
-def by_layer(model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], None]) -> dict[str, Any]:
+def by_layer(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """Top-1 with the layers of one type reduced in all blocks, type by type."""
-    return _measure(model, data, job, tell, layer_of)
+    return _measure(model, data, job, ledger, layer_of)
 
 
 def forward_passes(job: Job) -> float:
@@ -63,14 +66,14 @@ def _limit(job: Job) -> int | None:
 
 
 def _measure(
-    model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], None], group_of: Callable[[Site], str]
+    model: nn.Module, data: ImageData, job: Job, ledger: Ledger, group_of: Callable[[Site], str]
 ) -> dict[str, Any]:
-    """ "top1" by method and group: one accuracy for each share in "removed", all on the same "n" images."""
+    """Under "top1", by method and group, an accuracy for each share in "removed"; all are of the same "n" images."""
     sites = find_sites(model)
     groups: dict[str, list[Site]] = {}
     for site in sites:
         groups.setdefault(group_of(site), []).append(site)
-    tell("statistics of all blocks")
+    ledger.tell("statistics of all blocks")
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     moments = collect(model, sites, frozenset({"second"}), calibration, job.seed, False)
     factors = {method: factors_by(method, model, sites, moments) for method in METHODS}
@@ -78,13 +81,23 @@ def _measure(
     dense = _score(model, loader)
     top1: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}
     for number, (name, own) in enumerate(groups.items(), start=1):
-        tell(f"{name}, {number} of {len(groups)}")
+        ledger.tell(f"{name}, {number} of {len(groups)}")
         for method in METHODS:
-            top1[method][name] = []
-            for percent in REMOVED:
-                with reduced(model, own, factors[method], percent):
-                    top1[method][name].append(round(_score(model, loader)["top1"], 2))
+            known = ledger.found.get(f"{method} {name}")
+            top1[method][name] = known["top1"] if known else _scores(model, own, factors[method], loader)
+            ledger.keep(f"{method} {name}", {"top1": top1[method][name]})
     return {"n": dense["n"], "dense": round(dense["top1"], 2), "removed": list(REMOVED), "top1": top1}
+
+
+def _scores(
+    model: nn.Module, sites: Sequence[Site], factors: Mapping[str, Factors], loader: DataLoader[Any]
+) -> list[float]:
+    """Top-1 in percent with each share removed from these layers."""
+    found = []
+    for percent in REMOVED:
+        with reduced(model, sites, factors, percent):
+            found.append(round(_score(model, loader)["top1"], 2))
+    return found
 
 
 def in_memory(data: ImageData, limit: int | None) -> DataLoader[Any]:

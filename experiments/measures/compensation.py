@@ -6,9 +6,9 @@ mean over images of ``||X_i W' - X_i W||_F^2 / ||X_i W||_F^2``, on calibration i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, Moments, Site
 from lowrank_vit.sites import find_sites
 from lowrank_vit.steps import compensation_of, dense_weight
+
+if TYPE_CHECKING:
+    from experiments.stages import Ledger
 
 SITES = r"(^|\.)blocks\.\d+\.attn\.proj$"
 EXACT = "whitened_normalised"  # the exact minimiser of this very error
@@ -44,12 +47,12 @@ def forward_passes(job: Job) -> float:
     return job.calibration_samples + job.held_out_samples + batches
 
 
-def measure(model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """Errors and parameters by method, a number for each block; the recipe says how Z is found beside its closed form."""
     recipe, sites = job.recipe_used(), find_sites(model, SITES)
     z = compensation_of(recipe)
     assert z is not None, f"recipe {recipe.name} has no Z to measure"
-    tell("statistics of the attention projections")
+    ledger.tell("statistics of the attention projections")
     seen, unseen = seen_and_unseen(model, sites, NEEDS, {"normalised_input_second"}, data, job.seed)
     weights = {site.name: dense_weight(model, site) for site in sites}
     factors = {method: factors_by(method, model, sites, seen) for method in ("svd", recipe.decomposition, EXACT)}
@@ -60,8 +63,9 @@ def measure(model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], N
     for name, method in (("svd", "svd"), ("rank", recipe.decomposition), ("exact", EXACT)):
         found[name] = {site.name: cut(factors[method][site.name], ranks(site, job.reduction, z)[0]) for site in sites}
     residuals = {name: weights[name] - own.weight for name, own in before.items()}
-    for name, solver in {"closed_form": "closed_form", "gradient": recipe.solver}.items():
-        tell(f"Z by {solver}")
+    gradient = {} if recipe.solver == "closed_form" else {"gradient": recipe.solver}
+    for name, solver in {"closed_form": "closed_form", **gradient}.items():
+        ledger.tell(f"Z by {solver}")
         solutions = solutions_by(solver, recipe, z, residuals, seen, model, data, job.seed)
         found[name] = {site: with_z(before[site], solution) for site, solution in solutions.items()}
     return {

@@ -7,8 +7,8 @@ of W for plain SVD, that of ``X_rep W`` for the representative input; the paper'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from lowrank_vit.records import Factors, Moments
 from lowrank_vit.sites import find_sites
 from lowrank_vit.steps import dense_weight
 
+if TYPE_CHECKING:
+    from experiments.stages import Ledger
+
 METHODS = ("svd", "representative", "whitened")
 POINTS = 96  # ranks of a curve, at most
 
@@ -30,14 +33,14 @@ def forward_passes(job: Job) -> float:
     return job.calibration_samples + job.held_out_samples
 
 
-def measure(model: nn.Module, data: ImageData, job: Job, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """The energies of every linear layer of the first block by every method."""
     sites = find_sites(model)
     sites = [site for site in sites if block_of(site) == block_of(sites[0])]
-    tell("statistics of the first block")
+    ledger.tell("statistics of the first block")
     needs = {"input_second", "representative"}
     seen, unseen = seen_and_unseen(model, sites, needs, {"input_second"}, data, job.seed)
-    tell("decompose the first block")
+    ledger.tell("decompose the first block")
     factors = {method: factors_by(method, model, sites, seen) for method in METHODS}
     layers = {}
     for site in sites:
