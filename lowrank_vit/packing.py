@@ -58,8 +58,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         return packed
     codes, start, shift = torch.zeros((), dtype=torch.uint8, device=packed.device), 0, 0
     for width, size in _plane_bytes(count, bits):
-        part = (packed[start : start + size] >> _shifts(width, packed)).flatten()[:count] & (2**width - 1)
-        codes = codes | part << shift if shift else part
+        part = (packed[start : start + size] >> _shifts(width, packed)).flatten()[:count].bitwise_and_(2**width - 1)
+        codes = codes.bitwise_or_(part.bitwise_left_shift_(shift)) if shift else part
         start, shift = start + size, shift + width
     return codes
 

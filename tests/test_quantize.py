@@ -66,7 +66,8 @@ def test_every_error_is_at_most_half_a_step(array: np.ndarray, bits: int) -> Non
     assert int(codes.max()) < 2**bits
     assert (back[weight == 0] == 0).all()
     width = weight.amax(1).clamp_min(0) - weight.amin(1).clamp_max(0)  # the range with 0 in it
-    ideal = torch.where(width > 0, width / (2**bits - 1), 1.0)[:, None]
+    ideal = (width / (2**bits - 1))[:, None]
+    ideal = torch.where(ideal > 0, ideal, 1.0)
     assert (step <= ideal * (1 + 2**-9) + 2**-24).all()  # no coarser than (16) but for the scale's float16
 
 
