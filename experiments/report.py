@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.columns import chosen, legend, notes_of
+from experiments.columns import Column, Row, chosen, legend, notes_of
 from experiments.latex import latex
 from experiments.registry import Table
 from experiments.results import FIELDS, finished, read_plan, table_json
@@ -21,21 +21,27 @@ def markdown(table: Mapping[str, Any], command: str, pictures: Sequence[str] = (
     """``table.md``. pictures: their files' names."""
     columns, rows = chosen(table["columns"]), table["rows"]
     notes = notes_of(rows)
-    lines = [
-        [column.header for column in columns],
-        [":--" if column.kind == "text" else "--:" for column in columns],
-        *([_cell(column.write(row, notes, 2)) for column in columns] for row in rows),
-    ]
     parts = [
         f"# {table['title']}",
         f"`{command}`",
-        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        "\n".join(table_lines(columns, rows)),
         legend(columns, rows),
         "\n".join(f"[{number}] {text}  " for text, number in notes.items()),
         "\n".join(f"- {text}" for text in table.get("findings", ())),
         *(f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Row], digits: int = 2) -> list[str]:
+    """The rows as a Markdown table. digits: of measured percentages."""
+    notes = notes_of(rows)
+    lines = [
+        [column.header for column in columns],
+        [":--" if column.kind == "text" else "--:" for column in columns],
+        *([_cell(column.write(row, notes, digits)) for column in columns] for row in rows),
+    ]
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _cell(text: str) -> str:
