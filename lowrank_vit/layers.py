@@ -42,8 +42,8 @@ class QuantizedLinear(nn.Module):
     """``y = x W^T + b`` with W stored as packed integer codes and turned back into numbers at every call.
 
     ``codes``: packed, uint8; ``scale``: (d,); ``zero_point``: (d,), uint8; ``bias``: (d,) or None. All are buffers: there
-    is nothing to train. Nothing is cached, so the memory of a model at rest is that of its file. Computes in the type
-    of ``scale``, float32 in a loaded model, and hands on the type of x.
+    is nothing to train. Nothing is cached, so that codes take no more memory than in the file. W is restored in the type
+    of ``scale``, float32 in a loaded model, and the product is one in the type of x.
     Raises ``InputError`` unless bits is 2 to 8.
     """
 

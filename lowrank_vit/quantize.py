@@ -23,10 +23,11 @@ HALF = 16  # bits: nothing is quantised, everything is float16
 
 
 def quantize_tensor(weight: Tensor, bits: int, name: str = "the weight") -> tuple[Tensor, Tensor, Tensor]:
-    """Codes q with ``|w - s (q - z)| <= s / 2``, row by row: equation (16) as ``shared/method.md`` corrects it.
+    """Codes q with ``|w - s (q - z)| <= s / 2``, row by row: round to nearest, the paper's appendix B.
 
-    ``s = (max - min) / (2^bits - 1)``, ``z = round(-min / s)``, ``q = round(w / s) + z``. weight: (out, in), to codes uint8
-    (out, in), scale float16 (out,), zero_point uint8 (out,).
+    ``s = (max - min) / (2^bits - 1)``, ``z = round(-min / s)``, ``q = round(w / s) + z``. (As printed below equation (16),
+    ``s = max / (2^bits - 1)`` and ``z = -min / (2^bits - 1)``, the codes of a row with negative values do not fit in the
+    bits.) weight: (out, in), to codes uint8 (out, in), scale float16 (out,), zero_point uint8 (out,).
 
     The range of a row is widened to include 0: so z is a code itself, and zeros stay zeros. Only a row whose values all
     have one sign pays for it, with a larger s; a row of zeros has codes 0 and s = 1. The scale is rounded *up* to a
