@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class Site:
     in_features: int
     out_features: int
     bias: bool
+    heads: int = 0  # of a layer that makes queries, keys and values: how many heads they are for
 
     @property
     def parameters(self) -> int:
@@ -32,6 +34,106 @@ class Site:
     def side(self) -> str:
         """Where a second moment is the smaller one: ``"input"`` (n, n) or ``"output"`` (d, d)."""
         return "input" if self.in_features <= self.out_features else "output"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Parameters of one part of a module: of each direction or unit that is kept, beside them (a bias), and when dense."""
+
+    unit: int
+    fixed: int
+    dense: int
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A whole attention module: its queries, keys and values by one linear layer, its output by another."""
+
+    name: str
+    qkv: Site
+    proj: Site
+    head_width: int
+    window_size: tuple[int, int] | None  # of a Swin block
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Where statistics are collected."""
+        return (self.qkv, self.proj)
+
+    @property
+    def logits(self) -> Costs:
+        """Of queries and keys, each direction of a head: a row of either and the query's bias; keys need none."""
+        n, width = self.qkv.in_features, self.proj.in_features
+        return Costs(2 * n + 1, 0, 2 * width * (n + self.qkv.bias))
+
+    @property
+    def values(self) -> Costs:
+        """Of values and the output layer, each direction of a head."""
+        n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
+        return Costs(n + d, d, width * (n + self.qkv.bias + d) + d * self.proj.bias)
+
+
+@dataclass(frozen=True)
+class MlpSite:
+    """A whole MLP: two linear layers with an activation function between them."""
+
+    name: str
+    fc1: Site
+    fc2: Site
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Where statistics are collected."""
+        return (self.fc2,)
+
+    @property
+    def units(self) -> Costs:
+        """Of the hidden units."""
+        n, h, d = self.fc1.in_features, self.fc1.out_features, self.fc2.out_features
+        unit = n + self.fc1.bias + d
+        return Costs(unit, d, h * unit + d * self.fc2.bias)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What can be kept of one part of a module, one by one: heads' directions, or hidden units.
+
+    ``order`` has the most important first; ``loss[r]`` is the predicted increase of the loss, in nats for an image, with
+    the first r kept.
+    """
+
+    order: Tensor  # shape: (k,), indices
+    loss: Tensor  # shape: (k + 1,)
+    costs: Costs
+    multiple: int = 1  # are kept or left together, as one for each head
+
+    def kept(self, count: int | None) -> Tensor:
+        """The indices of the first ``count``, ``None``: all, in their own order."""
+        return self.order[:count].sort().values
+
+    def curve(self, name: str, multiple: int) -> ErrorCurve:
+        """What an allocator chooses from."""
+        step = math.lcm(self.multiple, multiple)
+        return ErrorCurve(name, self.loss.cpu(), self.costs.unit, self.costs.dense, self.costs.fixed, step)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear map after directions or units of which some are kept: all that is needed to refit it on any of them."""
+
+    units: Directions
+    basis: Tensor | None  # shape: (h, s, s), a head's dimensions to its directions; None: the layer's inputs themselves
+    covariance: Tensor  # shape: (k, k), of the units, damped
+    weight: Tensor  # shape: (k, d), from the units
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The directions in which queries and keys are compared."""
+
+    units: Directions
+    query: Tensor  # shape: (h, s, s), a head's dimensions to its directions
+    key: Tensor  # shape: (h, s, s)
 
 
 @dataclass(frozen=True)
@@ -52,6 +154,8 @@ class Moments:
     ``representative_count``   ()          how many were summed
     ``gradient_second``        (d, d)      sum of g g^T
     ``fisher_rows``            (n,)        sum over images of the row sums of the squared weight gradient
+    ``head_fisher_query``      (h, s, s)   sum over images of D D^T, D the gradient of B in ``logit = q^T B k / sqrt(s)``
+    ``head_fisher_key``        (h, s, s)   sum over images of D^T D; both by ``"head_fisher"``, at a layer with heads
     =========================  ==========  ==============================================
     """
 
@@ -73,13 +177,13 @@ class Moments:
     def mean(self, name: str) -> Tensor:
         """The average that belongs to a sum: over tokens, over weighted tokens, or over images.
 
-        ``gradient_second`` and ``fisher_rows`` are averaged over images, so that they speak of the loss of an image.
+        Moments of gradients are averaged over images, so that they speak of the loss of an image.
         """
         if name.startswith("normalised_"):
             return self.sums[name] / self.sums["normalised_weight"]
         if name == "representative":
             return self.sums[name] / self.sums["representative_count"]
-        return self.sums[name] / (self.images if name in ("gradient_second", "fisher_rows") else self.tokens)
+        return self.sums[name] / (self.images if "gradient" in name or "fisher" in name else self.tokens)
 
 
 @dataclass(frozen=True)

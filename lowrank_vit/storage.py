@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.compensate import empty_module
 from lowrank_vit.errors import InputError
 from lowrank_vit.files import write_json, write_tensors
-from lowrank_vit.layers import LowRankLinear
+from lowrank_vit.layers import LowRankLinear, SmallMlp
 from lowrank_vit.sites import replace_module
 
 FORMAT = 1
@@ -32,17 +33,21 @@ def is_saved_model(folder: Path) -> bool:
 
 
 def _layer_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "in_features": module.in_features,
-            "out_features": module.out_features,
-            "rank": module.rank,
-            "bias": module.up.bias is not None,
-            "correction": getattr(module.correction, "config", None),
-        }
-        for name, module in model.named_modules()
-        if isinstance(module, LowRankLinear)
-    }
+    configs: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            configs[name] = {
+                "in_features": module.in_features,
+                "out_features": module.out_features,
+                "rank": module.rank,
+                "bias": module.up.bias is not None,
+                "correction": getattr(module.correction, "config", None),
+            }
+        elif isinstance(module, LowRankAttention):
+            configs[name] = {"kind": "attention", **module.config}
+        elif isinstance(module, SmallMlp):
+            configs[name] = {"kind": "mlp", **module.config}
+    return configs
 
 
 def _config(model: nn.Module, report: Mapping[str, Any], model_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
             **config["model_args"],
         )
         for name, layer in own["layers"].items():
-            replace_module(model, name, _empty_layer(layer))
+            replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"{folder / 'config.json'} does not describe a model ({error}): save the model again"
@@ -152,7 +157,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     return model.to(device).eval()
 
 
-def _empty_layer(config: Mapping[str, Any]) -> LowRankLinear:
+def _empty_layer(config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+    """The module of a shape, without its weights; ``dense``: what it takes the place of."""
+    config = dict(config)
+    kind = config.pop("kind", "linear")
+    if kind == "attention":
+        return LowRankAttention(**config)
+    if kind == "mlp":
+        return SmallMlp(act=getattr(dense, "act", nn.Identity()), **config)
+    if kind != "linear":
+        raise ValueError(f"a layer of unknown kind {kind!r}")
     n, d, correction = config["in_features"], config["out_features"], config["correction"]
     module = None if correction is None else empty_module(**correction)
     return LowRankLinear(n, d, config["rank"], config["bias"], module)

@@ -28,6 +28,8 @@ class Decomposition(Protocol):
 
 
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.decompose")
+# of a whole attention module or MLP: what they return is kept or left direction by direction, unit by unit
+HALVES: Registry[type] = Registry("decomposition of a block's half", "lowrank_vit.decompose")
 
 
 def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:
