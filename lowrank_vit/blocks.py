@@ -55,7 +55,9 @@ def decompose_halves(
         weight, own = dense_output(model, output)[0], moments[output.name]
         try:
             if isinstance(site, AttentionSite):
-                parts[site.name + LOGITS] = attention.logits(site, moments[site.qkv.name])
+                parts[site.name + LOGITS] = attention.logits(
+                    site, *dense_output(model, site.qkv), moments[site.qkv.name]
+                )
                 parts[site.name + VALUES] = attention.values(site, weight, own)
             else:
                 parts[site.name + UNITS] = mlp(site, weight, own)

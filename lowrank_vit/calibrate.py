@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lowrank_vit.observe import NEED_GRADIENT, Accumulator, Batch, resolve
 from lowrank_vit.progress import track
 from lowrank_vit.records import Moments, Site
 from lowrank_vit.sites import get_linear
+
 
 def sample_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
     """One label for each image, drawn from the model's own prediction, (batch,).
@@ -129,8 +131,9 @@ def calibrate(
 ) -> dict[str, Moments]:
     """The moments of every site over all images of ``batches`` (tensors (B, C, H, W), or tuples that begin with one).
 
-    ``needs``: the statistics, of all sites or site by site. Labels are never read. With gradients among ``needs``, one backward pass is made from a random ``probe`` of the
-    model's own prediction: ``"labels"`` or ``"signs"`` (the same Fisher information, less noise). In several processes each passes its own share and all get the sums of all.
+    ``needs``: the statistics, of all sites or site by site. Labels are never read. With gradients among them, one
+    backward pass is made from a random ``probe`` of the model's own prediction: ``"labels"`` or ``"signs"`` (the same
+    Fisher information, less noise). In several processes each passes its own share and all get the sums of all.
     Raises ``InputError`` for no images, activations that are not finite, or a layer that is never called.
     """
     shared = None if isinstance(needs, Mapping) else frozenset(needs)

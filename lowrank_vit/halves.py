@@ -27,7 +27,9 @@ def _plain(name: str, parts: Sequence[object]) -> None:
     """Raise ``InputError`` unless none of the optional parts of a module is there."""
     for part in parts:
         if part is not None and not isinstance(part, nn.Identity):
-            raise InputError(f"{name!r} normalises or gates inside ({type(part).__name__}): recipe 'best' cannot keep that")
+            raise InputError(
+                f"{name!r} normalises or gates inside ({type(part).__name__}): recipe 'best' cannot keep that"
+            )
 
 
 def _attention_site(name: str, module: Attention | WindowAttention) -> AttentionSite:
@@ -108,9 +110,7 @@ def fold_attention(
     biases = _bias(module.qkv).unflatten(0, (3, heads, 1, width))  # (3, h, 1, s)
 
     def project(part: int, transform: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        weight, bias = (
-            (t[part] @ transform).transpose(0, 1).flatten(1)[:, kept] for t in (weights, biases)
-        )
+        weight, bias = ((t[part] @ transform).transpose(0, 1).flatten(1)[:, kept] for t in (weights, biases))
         return weight, bias[0]
 
     small = LowRankAttention(site.qkv.in_features, logit_widths, value_widths, module.scale, site.window_size)

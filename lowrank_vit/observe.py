@@ -52,6 +52,7 @@ class Batch:
     products: dict[str, Tensor] = field(default_factory=dict)
 
     def product(self, name: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """A product of the input ``x``, computed once where consecutive layers share it."""
         if x is not self.last_input:
             self.last_input, self.products = x, {}
         if name not in self.products:
@@ -72,6 +73,7 @@ class Accumulator:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor) -> None:
+        """Add to a sum, in float64."""
         value = value.to(torch.float64)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
@@ -131,4 +133,5 @@ class Accumulator:
         self.add("head_fisher_key", (slope.mT @ slope).sum(0))
 
     def moments(self) -> Moments:
+        """What has been seen so far."""
         return Moments(self.images, self.tokens, self.sums)

@@ -177,12 +177,12 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
+    model.to(next(iter(tensors.values())).dtype)
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         first = [line.strip() for line in str(error).splitlines()[1:2]]
         raise InputError(f"{path} does not fit config.json: {first[0] if first else error}") from None
-    model.to(next(iter(tensors.values())).dtype)
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:

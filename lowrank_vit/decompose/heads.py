@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.decompose import HALVES, tail_energy
-from lowrank_vit.decompose.interpolate import covariance, damped, eliminate
+from lowrank_vit.decompose.interpolate import covariance, eliminate
 from lowrank_vit.metric import cholesky_root
 from lowrank_vit.records import AttentionSite, Directions, Logits, Moments, Part
 
@@ -50,6 +50,25 @@ def value_basis(covariance: Tensor, weight: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(root.T, u, upper=True)
 
 
+def activation_metrics(site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> tuple[Tensor, Tensor]:
+    """Second moment of the queries and covariance of the keys of every head, (h, s, s) each, from those of the input.
+
+    weight: (n, 3 h s), bias: (3 h s,) of the layer that makes queries, keys and values.
+    """
+    inner, mean = weight.shape[1] // 3, moments.mean("input_sum")
+    spread = covariance(moments, 0.0)
+    queries, keys = (w.unflatten(1, (site.qkv.heads, -1)).transpose(0, 1) for w in weight.split(inner, 1)[:2])
+    centre = (mean @ weight + bias)[:inner].unflatten(0, (site.qkv.heads, -1))
+    return queries.mT @ spread @ queries + centre[:, :, None] * centre[:, None, :], keys.mT @ spread @ keys
+
+
+def blend(fisher: Tensor, activations: Tensor, share: float) -> Tensor:
+    """``share`` of the activations' moment, scaled to the Fisher information's trace, in its place; (h, s, s) each."""
+    traces = [moment.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for moment in (fisher, activations)]
+    scaled = activations * (traces[0] / traces[1].clamp_min(1e-30))
+    return (1 - share) * fisher + share * scaled
+
+
 def round_robin(heads: int, width: int) -> Tensor:
     """Every head's first direction, then every head's second, (heads * width,): the order of one rank for all heads."""
     return torch.arange(heads * width).view(heads, width).T.flatten()
@@ -64,19 +83,24 @@ class HeadLowRank:
     loses, others make up for where they can. ``each_head``: every head its own rank; otherwise one for all of a layer.
     """
 
+    activation_share: float = 0.5  # of the logits' metric: what independent tokens would say; the rest is the Fisher
     logit_damping: float = 0.1  # of the mean eigenvalue of both sides' Fisher information
-    damping: float = 1e-4  # of the mean eigenvalue of the values' covariance
-    gradient_damping: float = 0.3  # of the mean eigenvalue of the gradient's second moment
+    damping: float = 1e-4  # of the values' mean second moment
+    gradient_damping: float = 0.1  # of the mean eigenvalue of the gradient's second moment
     each_head: bool = True
 
     needs: ClassVar[tuple[frozenset[str], ...]] = (  # of the linear layers of the site, one after the other
-        frozenset({"head_fisher"}),
+        frozenset({"input_second", "head_fisher"}),
         frozenset({"input_second", "gradient_second"}),
     )
 
-    def logits(self, site: AttentionSite, moments: Moments) -> Logits:
-        """From the statistics of the layer that makes queries and keys."""
-        metrics = zip(moments.mean("head_fisher_query"), moments.mean("head_fisher_key"), strict=True)
+    def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
+        """From the layer that makes queries and keys, (n, 3 h s) and (3 h s,), and its statistics."""
+        fisher = (moments.mean("head_fisher_query"), moments.mean("head_fisher_key"))
+        activations = activation_metrics(site, weight, bias, moments)
+        metrics = zip(
+            *[blend(*pair, self.activation_share) for pair in zip(fisher, activations, strict=True)], strict=True
+        )
         query, key, gains = map(
             torch.stack, zip(*[query_key(left, right, self.logit_damping) for left, right in metrics], strict=True)
         )
@@ -89,7 +113,7 @@ class HeadLowRank:
     def values(self, site: AttentionSite, weight: Tensor, moments: Moments) -> Part:
         """From the output layer's weight, (h s, n), and statistics."""
         heads, width = site.qkv.heads, site.head_width
-        spread = damped(covariance(moments), self.damping)
+        spread = covariance(moments, self.damping)
         root, _ = cholesky_root(moments.mean("gradient_second"), self.gradient_damping)
         blocks = [slice(head * width, (head + 1) * width) for head in range(heads)]
         basis = torch.stack([value_basis(spread[block, block], weight[block] @ root) for block in blocks])

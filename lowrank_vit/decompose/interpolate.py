@@ -17,17 +17,15 @@ from lowrank_vit.decompose import HALVES
 from lowrank_vit.metric import cholesky_root
 from lowrank_vit.records import Directions, MlpSite, Moments, Part
 
+FLOOR = 1e-10  # of the damping: dead units, too few images
 COMPACT = 64  # removals between two compactions of the matrices
 
-def damped(moment: Tensor, damping: float) -> Tensor:
-    """The moment plus ``damping`` of its mean eigenvalue on the diagonal."""
-    return moment + damping * moment.diagonal().mean() * torch.eye(len(moment)).to(moment)
 
-
-def covariance(moments: Moments) -> Tensor:
-    """Of the layer's input, over all tokens, (n, n)."""
-    mean = moments.mean("input_sum")
-    return moments.mean("input_second") - torch.outer(mean, mean)
+def covariance(moments: Moments, damping: float) -> Tensor:
+    """Of the layer's input over all tokens, plus ``damping`` of its mean second moment on the diagonal, (n, n)."""
+    second, mean = moments.mean("input_second"), moments.mean("input_sum")
+    scale = second.diagonal().mean().clamp_min(1e-30)
+    return second - torch.outer(mean, mean) + max(damping, FLOOR) * scale * torch.eye(len(mean)).to(second)
 
 
 def refit(covariance: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
@@ -58,7 +56,8 @@ def eliminate(covariance: Tensor, weight: Tensor, order: Tensor | None = None) -
     the refitted weight and the inverse without j. O(k^2) a step, O(k^3) in all.
 
     covariance: (k, k), positive definite; weight: (k, d), already multiplied by the root of the output's metric.
-    order: (k,), where the order is given and only its losses are asked for. Returns the units, the last to be removed first, (k,), and the loss with 0 ... k of them kept, (k + 1,).
+    order: (k,), where the order is given and only its losses are asked for.
+    Returns the units, the last to be removed first, (k,), and the loss with 0 ... k of them kept, (k + 1,).
     """
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
     weight, alive = weight.clone(), torch.arange(len(weight), device=weight.device)
@@ -89,14 +88,14 @@ class Interpolation:
     loss gradient at the MLP's output, summed over the tokens of an image.
     """
 
-    damping: float = 1e-4  # of the mean eigenvalue of C: shrinks the refit towards the weight as it was
-    gradient_damping: float = 0.3  # of the mean eigenvalue of G
+    damping: float = 1e-4  # of the mean second moment: shrinks the refit towards the weight as it was
+    gradient_damping: float = 0.1  # of the mean eigenvalue of G
 
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second", "gradient_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments) -> Part:
         """weight: (h, d) of the second layer, moments: its statistics."""
-        spread = damped(covariance(moments), self.damping)
+        spread = covariance(moments, self.damping)
         root, _ = cholesky_root(moments.mean("gradient_second"), self.gradient_damping)
         order, loss = eliminate(spread, weight @ root)
         return Part(Directions(order, loss, site.units), None, spread, weight)
