@@ -22,9 +22,10 @@ from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.errors import InputError
 from lowrank_vit.halves import HalfSite, dense_output, find_halves, fold_attention, fold_mlp
 from lowrank_vit.metric import output_metric
+from lowrank_vit.parts import AttentionSite, Directions, Logits, Part
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
-from lowrank_vit.records import AttentionSite, Directions, ErrorCurve, LayerReport, Logits, Moments, Part, RankPlan
+from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.errors import InputError
 from lowrank_vit.layers import SmallMlp
-from lowrank_vit.records import AttentionSite, MlpSite, Site, as_float64
+from lowrank_vit.parts import AttentionSite, MlpSite
+from lowrank_vit.records import Site, as_float64
 from lowrank_vit.sites import BLOCK_LINEARS, find_sites, get_linear
 
 HalfSite = AttentionSite | MlpSite

@@ -15,7 +15,7 @@ from lowrank_vit.calibrate import calibrate
 from lowrank_vit.cost import multiply_accumulates, parameter_count
 from lowrank_vit.halves import find_halves
 from lowrank_vit.layers import SmallMlp
-from lowrank_vit.records import AttentionSite
+from lowrank_vit.parts import AttentionSite
 from tests.models import NAMES, VIT, images, tiny
 
 KINDS = sorted(NAMES)

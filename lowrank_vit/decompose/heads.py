@@ -15,7 +15,8 @@ from torch import Tensor
 from lowrank_vit.decompose import HALVES, tail_energy
 from lowrank_vit.decompose.interpolate import covariance, eliminate
 from lowrank_vit.metric import cholesky_root
-from lowrank_vit.records import AttentionSite, Directions, Logits, Moments, Part
+from lowrank_vit.parts import AttentionSite, Directions, Logits, Part
+from lowrank_vit.records import Moments
 
 
 def query_key(query_metric: Tensor, key_metric: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lowrank_vit.decompose import HALVES
 from lowrank_vit.metric import cholesky_root
-from lowrank_vit.records import Directions, MlpSite, Moments, Part
+from lowrank_vit.parts import Directions, MlpSite, Part
+from lowrank_vit.records import Moments
 
 FLOOR = 1e-10  # of the damping: dead units, too few images
 COMPACT = 64  # removals between two compactions of the matrices

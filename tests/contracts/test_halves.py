@@ -9,7 +9,8 @@ from torch import Tensor
 from lowrank_vit.decompose import HALVES
 from lowrank_vit.decompose.heads import HeadLowRank, activation_metrics, blend, query_key
 from lowrank_vit.decompose.interpolate import Interpolation, eliminate, refit, refitted
-from lowrank_vit.records import AttentionSite, MlpSite, Moments, Site
+from lowrank_vit.parts import AttentionSite, MlpSite
+from lowrank_vit.records import Moments, Site
 from tests.contracts.layer import Sample, dense_moments, sample
 
 HEADS, WIDTH, N = 3, 4, 10
