@@ -10,8 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from lowrank_vit.calibrate import STATISTICS, calibrate, resolve, sample_labels
+from lowrank_vit.calibrate import calibrate, sample_labels
 from lowrank_vit.errors import InputError
+from lowrank_vit.observe import STATISTICS, resolve
 from lowrank_vit.records import Moments, Site
 from lowrank_vit.sites import find_sites, get_linear
 from tests.contracts.layer import dense_moments
