@@ -31,7 +31,10 @@ NEED_GRADIENT = frozenset({"gradient_second", "fisher_rows", "head_fisher"})
 
 
 def resolve(needs: Iterable[str], site: Site) -> frozenset[str]:
-    """The sums to collect at a site: ``"second"`` becomes the smaller side's, unless the input's is needed anyway."""
+    """The sums to collect at a site: ``"second"`` becomes the smaller side's, unless the input's is needed anyway.
+
+    ``"head_fisher"`` is left out at a site without heads.
+    """
     wanted = set(needs)
     if not wanted <= STATISTICS:
         raise ValueError(f"unknown statistics {sorted(wanted - STATISTICS)}")
@@ -40,6 +43,8 @@ def resolve(needs: Iterable[str], site: Site) -> frozenset[str]:
             wanted.remove(f"{prefix}second")
             if f"{prefix}input_second" not in wanted:
                 wanted.add(f"{prefix}{site.side}_second")
+    if not site.heads:
+        wanted.discard("head_fisher")
     return frozenset(wanted)
 
 
