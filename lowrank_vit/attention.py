@@ -13,6 +13,9 @@ from torch import Tensor, nn
 class Heads(nn.Module):
     """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), zeros behind."""
 
+    index: Tensor
+    filled: Tensor
+
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         self.widths, self.widest = list(widths), max(widths)
@@ -42,6 +45,8 @@ class LowRankAttention(nn.Module):
     Keys and values have no bias: the softmax ignores the one, the output's bias holds the other. ``scale`` is that of the
     dense head. With a ``window_size``, (height, width), a bias for each relative position is added, as Swin's is.
     """
+
+    relative_position_index: Tensor
 
     def __init__(
         self,

@@ -136,8 +136,10 @@ def calibrate(
     Fisher information, less noise). In several processes each passes its own share and all get the sums of all.
     Raises ``InputError`` for no images, activations that are not finite, or a layer that is never called.
     """
-    shared = None if isinstance(needs, Mapping) else frozenset(needs)
-    wanted = {site.name: frozenset(needs[site.name]) if shared is None else shared for site in sites}
+    if isinstance(needs, Mapping):
+        wanted = {site.name: frozenset(needs[site.name]) for site in sites}
+    else:
+        wanted = dict.fromkeys((site.name for site in sites), frozenset(needs))
     backward = any(own & NEED_GRADIENT for own in wanted.values())
     model = model.to(device).eval()
     batch = Batch()
