@@ -8,7 +8,7 @@ an image, so one knapsack decides over the whole model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,71 +17,102 @@ from torch import Tensor, nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
-from lowrank_vit.decompose import HALVES
+from lowrank_vit.cost import parameter_count
+from lowrank_vit.decompose import ATTENTIONS, MLPS, AttentionDecomposition, MlpDecomposition
 from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.errors import InputError
-from lowrank_vit.halves import HalfSite, dense_output, find_halves, fold_attention, fold_mlp
+from lowrank_vit.halves import dense_linear, find_halves, fold_attention, fold_mlp
 from lowrank_vit.metric import output_metric
-from lowrank_vit.parts import AttentionSite, Directions, Logits, Part
+from lowrank_vit.parts import (
+    HIDDEN,
+    QUERY_KEY,
+    VALUE,
+    AttentionSite,
+    Directions,
+    HalfSite,
+    Logits,
+    MlpSite,
+    Part,
+    last_part,
+    part_name,
+)
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
 
-LOGITS, VALUES, UNITS = ".query_key", ".value", ".hidden"  # the parts of a half, as a plan names them
 
-
-def needs_of(recipe: Recipe, sites: list[HalfSite]) -> dict[str, frozenset[str]]:
-    """The statistics of every linear layer that they are collected at."""
+def methods_of(recipe: Recipe) -> tuple[AttentionDecomposition, MlpDecomposition]:
+    """The recipe's decompositions, with their default fields."""
     assert recipe.attention is not None
     assert recipe.mlp is not None
+    attention: type[AttentionDecomposition] = ATTENTIONS.get(recipe.attention)
+    mlp: type[MlpDecomposition] = MLPS.get(recipe.mlp)
+    return attention(), mlp()
+
+
+def needs_of(recipe: Recipe, sites: Sequence[HalfSite]) -> dict[str, frozenset[str]]:
+    """The statistics of every linear layer that they are collected at."""
+    attention, mlp = methods_of(recipe)
     needs: dict[str, frozenset[str]] = {}
     for site in sites:
-        method = HALVES.get(recipe.attention) if isinstance(site, AttentionSite) else HALVES.get(recipe.mlp)
-        needs |= {linear.name: own for linear, own in zip(site.linears, method.needs, strict=True)}
+        wanted = attention.needs if isinstance(site, AttentionSite) else mlp.needs
+        needs |= {linear.name: own for linear, own in zip(site.linears, wanted, strict=True)}
     return needs
 
 
 def decompose_halves(
-    model: nn.Module, recipe: Recipe, sites: list[HalfSite], moments: Mapping[str, Moments], progress: bool
+    model: nn.Module,
+    recipe: Recipe,
+    sites: Sequence[HalfSite],
+    moments: Mapping[str, Moments],
+    progress: bool,
 ) -> dict[str, Part | Logits]:
     """All parts of all halves. Raises ``InputError`` that names the half whose statistics cannot be used."""
-    assert recipe.attention is not None
-    assert recipe.mlp is not None
-    attention, mlp = HALVES.get(recipe.attention)(), HALVES.get(recipe.mlp)()
+    attention, mlp = methods_of(recipe)
     parts: dict[str, Part | Logits] = {}
     for site in track(sites, "decompose", shown=progress):
-        output = site.proj if isinstance(site, AttentionSite) else site.fc2
-        weight, own = dense_output(model, output)[0], moments[output.name]
+        output = site.linears[-1]
+        weight, own = dense_linear(model, output)[0], moments[output.name]
         try:
-            if isinstance(site, AttentionSite):
-                parts[site.name + LOGITS] = attention.logits(
-                    site, *dense_output(model, site.qkv), moments[site.qkv.name]
-                )
-                parts[site.name + VALUES] = attention.values(site, weight, own)
-            else:
-                parts[site.name + UNITS] = mlp(site, weight, own)
+            if isinstance(site, MlpSite):
+                parts[part_name(site, HIDDEN)] = mlp(site, weight, own)
+                continue
+            qkv = moments[site.qkv.name]
+            parts[part_name(site, QUERY_KEY)] = attention.logits(site, *dense_linear(model, site.qkv), qkv)
+            parts[part_name(site, VALUE)] = attention.values(site, weight, own)
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise InputError(f"{site.name!r} cannot be decomposed: {error}") from error
     return parts
 
 
-def part_curves(parts: Mapping[str, Part | Logits], multiple: int) -> list[ErrorCurve]:
+def part_curves(sites: Sequence[HalfSite], parts: Mapping[str, Directions], multiple: int) -> list[ErrorCurve]:
     """What the allocator chooses from: one curve for every part."""
-    return [part.units.curve(name, multiple) for name, part in parts.items()]
+    return [
+        parts[name].curve(name, costs, multiple)
+        for site in sites
+        for name, costs in ((part_name(site, part), costs) for part, costs in site.parts.items())
+    ]
 
 
 def block_budget(model: nn.Module, recipe: Recipe, reduction: float) -> int:
     """The parameters that are left for all halves. Raises ``InputError`` before any image is seen if it is too few."""
-    curves = []
-    for site in find_halves(model):
-        attention = isinstance(site, AttentionSite)
-        size = site.proj.in_features if attention else site.fc1.out_features
-        for costs in (site.logits, site.values) if attention else (site.units,):
-            units = Directions(torch.arange(size), torch.zeros(size + 1), costs)
-            curves.append(units.curve(f"{site.name} {len(curves)}", recipe.rank_multiple))
-    return budget_within(model, recipe, curves, reduction)
+    sites = find_halves(model)
+    unknown = {
+        part_name(site, part): Directions(torch.arange(costs.count), torch.zeros(costs.count + 1))
+        for site in sites
+        for part, costs in site.parts.items()
+    }
+    return budget_within(model, recipe, part_curves(sites, unknown, recipe.rank_multiple), reduction)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a smaller half takes its output layer for."""
+
+    weight: Tensor  # shape: (n, d), of the dense layer's inputs
+    shift: Tensor  # shape: (d,), added to the bias
 
 
 @dataclass(frozen=True)
@@ -90,7 +121,7 @@ class BlockAnalysis:
 
     model: nn.Module
     recipe: Recipe
-    sites: list[HalfSite]
+    sites: Sequence[HalfSite]
     images: Images
     moments: Mapping[str, Moments]
     held_out: Mapping[str, Moments] | None
@@ -112,15 +143,20 @@ class BlockAnalysis:
     def compress(self, reduction: float) -> tuple[nn.Module, dict[str, Any]]:
         """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
         plan = self.plan(reduction)
-        compressed, layers = copy.deepcopy(self.model), []
+        compressed, fits = copy.deepcopy(self.model), {}
         with self.watch("fold"):
             for site in self.sites:
-                layers.append(self._replace(compressed, site, plan))
+                counts = {part: plan.ranks[part_name(site, part)] for part in site.parts}
+                if any(count is not None for count in counts.values()):
+                    small, fits[site.name] = self._small(site, counts)
+                    replace_module(compressed, site.name, small)
+        layers = [self._entry(site, compressed, plan, fits.get(site.name)) for site in self.sites]
         entries = {
             "format": report.FORMAT,
             "model": report.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": asdict(self.recipe),
+            "methods": {type(method).__name__: vars(method) for method in methods_of(self.recipe)},
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json(layers),
@@ -132,65 +168,55 @@ class BlockAnalysis:
         compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
         return compressed, entries
 
-    def _replace(self, compressed: nn.Module, site: HalfSite, plan: RankPlan) -> LayerReport:
-        """Put the smaller module in place, unless all of it stays; what became of the half."""
-        names = [name for name in (LOGITS, VALUES, UNITS) if site.name + name in plan.ranks]
-        counts = {name: plan.ranks[site.name + name] for name in names}
-        if all(count is None for count in counts.values()):
-            return self._entry(site, compressed.get_submodule(site.name), None, None, {})
-        part, count = self.parts[site.name + names[-1]], counts[names[-1]]
+    def _small(self, site: HalfSite, counts: Mapping[str, int | None]) -> tuple[nn.Module, Fit]:
+        """The smaller module, and what it takes the output layer for."""
+        last = last_part(site)
+        part = self.parts[part_name(site, last)]
         assert isinstance(part, Part)
-        kept = part.units.kept(count)
+        kept = part.units.kept(counts[last])
         rows, approximation = refitted(part, kept)
-        output = site.proj if isinstance(site, AttentionSite) else site.fc2
-        weight, bias = dense_output(self.model, output)
-        shift = self.moments[output.name].mean("input_sum") @ (weight - approximation)
-        module = self.model.get_submodule(site.name)
-        small: nn.Module
-        if isinstance(site, AttentionSite):
-            logits = self.parts[site.name + LOGITS]
-            assert isinstance(logits, Logits)
-            assert part.basis is not None
-            directions = logits.units.kept(counts[LOGITS])
-            small = fold_attention(
-                site, module, logits.query, logits.key, directions, part.basis, kept, rows, bias + shift
-            )
-        else:
-            small = fold_mlp(site, module, kept, rows, bias + shift)
-        replace_module(compressed, site.name, small)
-        return self._entry(site, small, approximation, shift, counts)
+        weight, bias = dense_linear(self.model, site.linears[-1])
+        shift = part.mean @ (weight - approximation)
+        fit = Fit(approximation, shift)
+        if isinstance(site, MlpSite):
+            return fold_mlp(self.model, site, kept, rows, bias + shift), fit
+        logits = self.parts[part_name(site, QUERY_KEY)]
+        assert isinstance(logits, Logits)
+        assert part.basis is not None
+        directions, pair = logits.units.kept(counts[QUERY_KEY]), (logits.query, logits.key)
+        return fold_attention(self.model, site, pair, directions, part.basis, kept, rows, bias + shift), fit
 
-    def _entry(
-        self,
-        site: HalfSite,
-        module: nn.Module,
-        approximation: Tensor | None,
-        shift: Tensor | None,
-        counts: Mapping[str, int | None],
-    ) -> LayerReport:
-        """``relative_error`` is that of the half's last layer: what the values, or the hidden units, lose."""
-        output = site.proj if isinstance(site, AttentionSite) else site.fc2
-        weight, errors = dense_output(self.model, output)[0], []
-        for moments in (self.moments, self.held_out):
-            if moments is None:
-                errors.append(None)
-            elif approximation is None:
-                errors.append(0.0)
-            else:
-                metric = output_metric(weight, moments[output.name], centred=False)
-                errors.append(metric.relative_error(approximation, shift))
-        kept: dict[str, float | int | None] = {}
-        for name, count in counts.items():
-            units = self.parts[site.name + name].units
-            label = name.removeprefix(".")
-            kept[label] = len(units.order) if count is None else count
-            kept[f"{label}_of"] = len(units.order)
-            kept[f"{label}_predicted_loss"] = 0.0 if count is None else float(units.loss[count])
-        rank = None if not counts else int(kept["value" if isinstance(site, AttentionSite) else "hidden"] or 0)
-        width = site.qkv.in_features if isinstance(site, AttentionSite) else site.fc1.in_features
-        params = sum(parameter.numel() for parameter in module.parameters())
-        assert errors[0] is not None
-        return LayerReport(site.name, width, output.out_features, rank, None, params, errors[0], errors[1], kept)
+    def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, fit: Fit | None) -> LayerReport:
+        """What became of a half; its error is that of its last layer: what the values, or the hidden units, lose."""
+        output = site.linears[-1]
+        weight = dense_linear(self.model, output)[0]
+        details: dict[str, float | int | None] = {}
+
+        def error(moments: Mapping[str, Moments]) -> float:
+            if fit is None:
+                return 0.0
+            return output_metric(weight, moments[output.name], centred=False).relative_error(fit.weight, fit.shift)
+
+        for part, costs in site.parts.items():
+            name = part_name(site, part)
+            own, count = self.parts[name], plan.ranks[name]
+            details[part] = costs.count if count is None else count
+            details[f"{part}_of"] = costs.count
+            details[f"{part}_predicted_loss"] = 0.0 if count is None else float(own.units.loss[count])
+            if isinstance(own, Part):
+                details["ridge"] = own.ridge
+        kept = None if fit is None else plan.ranks[part_name(site, last_part(site))]
+        return LayerReport(
+            site.name,
+            site.in_features,
+            output.out_features,
+            kept,
+            None,
+            parameter_count(compressed.get_submodule(site.name)),
+            error(self.moments),
+            None if self.held_out is None else error(self.held_out),
+            details,
+        )
 
 
 def analyse_blocks(
@@ -216,5 +242,5 @@ def analyse_blocks(
             unseen_moments = collect(model, outputs, frozenset({"input_second"}), unseen, seed, progress)
     with watch("decompose"):
         parts = decompose_halves(model, recipe, sites, moments, progress)
-    curves = part_curves(parts, recipe.rank_multiple)
+    curves = part_curves(sites, {name: part.units for name, part in parts.items()}, recipe.rank_multiple)
     return BlockAnalysis(model, recipe, sites, seen, moments, unseen_moments, parts, curves, device, seed, watch)

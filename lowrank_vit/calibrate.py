@@ -61,7 +61,8 @@ def probe_signs(logits: Tensor, images: Tensor, seed: int) -> Tensor:
     return (logits.float() * (weighted - p * weighted.sum(-1, keepdim=True))).sum()
 
 
-PROBES = {"labels": probe_labels, "signs": probe_signs}
+LABELS = "labels"
+PROBES = {LABELS: probe_labels, "signs": probe_signs}
 
 
 def _images(batch: Tensor | Sequence[Tensor]) -> Tensor:
@@ -125,7 +126,7 @@ def calibrate(
     batches: Iterable[Tensor | Sequence[Tensor]],
     *,
     seed: int = 0,
-    probe: str = "labels",
+    probe: str = LABELS,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> dict[str, Moments]:

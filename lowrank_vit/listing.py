@@ -33,9 +33,9 @@ def listing(kind: str) -> dict[str, str]:
         return {name: recipe.about for name, recipe in RECIPES.items()}
     registries: list[Registry]
     if kind == "decompositions":
-        from lowrank_vit.decompose import DECOMPOSITIONS, HALVES
+        from lowrank_vit.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS
 
-        registries = [DECOMPOSITIONS, HALVES]
+        registries = [DECOMPOSITIONS, ATTENTIONS, MLPS]
     elif kind == "allocators":
         from lowrank_vit.allocate import ALLOCATORS
 

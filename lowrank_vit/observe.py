@@ -24,10 +24,11 @@ STATISTICS = frozenset(
         "representative",
         "gradient_second",
         "fisher_rows",
+        "sensitive_second",
         "head_fisher",
     }
 )
-NEED_GRADIENT = frozenset({"gradient_second", "fisher_rows", "head_fisher"})
+NEED_GRADIENT = frozenset({"gradient_second", "fisher_rows", "sensitive_second", "head_fisher"})
 
 
 def resolve(needs: Iterable[str], site: Site) -> frozenset[str]:
@@ -118,6 +119,11 @@ class Accumulator:
         if "gradient_second" in self.wanted:
             rows = g.flatten(0, 1)
             self.add("gradient_second", rows.T @ rows)
+        if "sensitive_second" in self.wanted:
+            rows, weights = x.detach().float().flatten(0, -2), g.flatten(0, 1).square().sum(1)
+            self.add("sensitive_weight", weights.sum())
+            self.add("sensitive_input_sum", weights @ rows)
+            self.add("sensitive_second", (rows * weights[:, None]).T @ rows)
         if "fisher_rows" in self.wanted:
             # row i of an image's weight gradient is X[:, i]^T g, so its squared norm needs no (n, d) matrix
             inputs = x.detach().float().reshape(images, -1, x.shape[-1])

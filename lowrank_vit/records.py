@@ -53,6 +53,9 @@ class Moments:
     ``representative_count``   ()          how many were summed
     ``gradient_second``        (d, d)      sum of g g^T
     ``fisher_rows``            (n,)        sum over images of the row sums of the squared weight gradient
+    ``sensitive_second``       (n, n)      sum of ||g||^2 x x^T: tokens count as much as the loss listens to them
+    ``sensitive_input_sum``    (n,)        sum of ||g||^2 x
+    ``sensitive_weight``       ()          sum of ||g||^2
     ``head_fisher_query``      (h, s, s)   sum over images of D D^T, D the gradient of B in ``logit = q^T B k / sqrt(s)``
     ``head_fisher_key``        (h, s, s)   sum over images of D^T D; both by ``"head_fisher"``, at a layer with heads
     =========================  ==========  ==============================================
@@ -80,6 +83,8 @@ class Moments:
         """
         if name.startswith("normalised_"):
             return self.sums[name] / self.sums["normalised_weight"]
+        if name.startswith("sensitive_"):
+            return self.sums[name] / self.sums["sensitive_weight"].clamp_min(torch.finfo(torch.float64).tiny)
         if name == "representative":
             return self.sums[name] / self.sums["representative_count"]
         return self.sums[name] / (self.images if "gradient" in name or "fisher" in name else self.tokens)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import cache, cost
 from lowrank_vit.allocate import least_cost
-from lowrank_vit.calibrate import calibrate
+from lowrank_vit.calibrate import LABELS, calibrate
 from lowrank_vit.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.decompose import DECOMPOSITIONS
 from lowrank_vit.errors import InputError
@@ -83,7 +83,7 @@ def collect(
     images: Images,
     seed: int,
     progress: bool,
-    probe: str = "labels",
+    probe: str = LABELS,
 ) -> dict[str, Moments]:
     """The moments of a set of images: from the disk where they were collected before, on the model's device."""
     device = next(model.parameters()).device
@@ -94,7 +94,9 @@ def collect(
     if images.fingerprint is None:
         return compute()
     wanted = [f"{name}: {need}" for name in needs for need in needs[name]] if isinstance(needs, Mapping) else needs
-    key = cache.moments_key(model, images.fingerprint, [site.name for site in sites], [*wanted, probe], seed)
+    if probe != LABELS:  # so that files from before there were other probes are still found
+        wanted = [*wanted, f"probe: {probe}"]
+    key = cache.moments_key(model, images.fingerprint, [site.name for site in sites], wanted, seed)
     found = cache.cached_moments(key, compute)
     return {name: replace(own, sums={k: v.to(device) for k, v in own.sums.items()}) for name, own in found.items()}
 

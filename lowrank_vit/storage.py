@@ -177,7 +177,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
-    model.to(next(iter(tensors.values())).dtype)
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+    if dtype is not None:
+        model.to(dtype)  # before the weights are copied in: float64 ones would be rounded
     try:
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank_vit.decompose import HALVES, tail_energy
+from lowrank_vit.decompose import ATTENTIONS, tail_energy
 from lowrank_vit.decompose.interpolate import covariance, eliminate
 from lowrank_vit.metric import cholesky_root
 from lowrank_vit.parts import AttentionSite, Directions, Logits, Part
@@ -56,8 +56,8 @@ def activation_metrics(site: AttentionSite, weight: Tensor, bias: Tensor, moment
 
     weight: (n, 3 h s), bias: (3 h s,) of the layer that makes queries, keys and values.
     """
-    inner, mean = weight.shape[1] // 3, moments.mean("input_sum")
-    spread = covariance(moments, 0.0)
+    inner = weight.shape[1] // 3
+    mean, spread, _ = covariance(moments)
     queries, keys = (w.unflatten(1, (site.qkv.heads, -1)).transpose(0, 1) for w in weight.split(inner, 1)[:2])
     centre = (mean @ weight + bias)[:inner].unflatten(0, (site.qkv.heads, -1))
     return queries.mT @ spread @ queries + centre[:, :, None] * centre[:, None, :], keys.mT @ spread @ keys
@@ -75,7 +75,7 @@ def round_robin(heads: int, width: int) -> Tensor:
     return torch.arange(heads * width).view(heads, width).T.flatten()
 
 
-@HALVES.register("heads")
+@ATTENTIONS.register("heads")
 @dataclass(frozen=True)
 class HeadLowRank:
     """Of an attention module, keep directions of queries with keys, and of values with the output, head by head.
@@ -88,11 +88,12 @@ class HeadLowRank:
     logit_damping: float = 0.1  # of the mean eigenvalue of both sides' Fisher information
     damping: float = 1e-4  # of the values' mean second moment
     gradient_damping: float = 0.1  # of the mean eigenvalue of the gradient's second moment
+    sensitivity: float = 0.5  # of a token's weight, for the values: how far the loss's gradient decides it
     each_head: bool = True
 
-    needs: ClassVar[tuple[frozenset[str], ...]] = (  # of the linear layers of the site, one after the other
+    needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (
         frozenset({"input_second", "head_fisher"}),
-        frozenset({"input_second", "gradient_second"}),
+        frozenset({"input_second", "gradient_second", "sensitive_second"}),
     )
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
@@ -109,12 +110,12 @@ class HeadLowRank:
         robin = round_robin(heads, width).to(gains.device)
         order = gains.flatten().argsort(descending=True) if self.each_head else robin
         loss = tail_energy(gains.flatten()[order].sqrt())
-        return Logits(Directions(order, loss, site.logits, 1 if self.each_head else heads), query, key)
+        return Logits(Directions(order, loss, 1 if self.each_head else heads), query, key)
 
     def values(self, site: AttentionSite, weight: Tensor, moments: Moments) -> Part:
         """From the output layer's weight, (h s, n), and statistics."""
         heads, width = site.qkv.heads, site.head_width
-        spread = covariance(moments, self.damping)
+        mean, spread, ridge = covariance(moments, self.damping, self.sensitivity)
         root, _ = cholesky_root(moments.mean("gradient_second"), self.gradient_damping)
         blocks = [slice(head * width, (head + 1) * width) for head in range(heads)]
         basis = torch.stack([value_basis(spread[block, block], weight[block] @ root) for block in blocks])
@@ -122,5 +123,5 @@ class HeadLowRank:
         spread, weight = whole.T @ spread @ whole, torch.linalg.solve(whole, weight)
         robin = None if self.each_head else round_robin(heads, width).to(weight.device)
         order, loss = eliminate(spread, weight @ root, robin)
-        units = Directions(order, loss, site.values, 1 if self.each_head else heads)
-        return Part(units, basis, spread, weight)
+        units = Directions(order, loss, 1 if self.each_head else heads)
+        return Part(units, basis, spread, mean, weight, ridge)

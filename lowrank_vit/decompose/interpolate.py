@@ -13,20 +13,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lowrank_vit.decompose import HALVES
+from lowrank_vit.decompose import MLPS
 from lowrank_vit.metric import cholesky_root
 from lowrank_vit.parts import Directions, MlpSite, Part
 from lowrank_vit.records import Moments
 
-FLOOR = 1e-10  # of the damping: dead units, too few images
 COMPACT = 64  # removals between two compactions of the matrices
 
 
-def covariance(moments: Moments, damping: float) -> Tensor:
-    """Of the layer's input over all tokens, plus ``damping`` of its mean second moment on the diagonal, (n, n)."""
+def covariance(moments: Moments, damping: float = 0.0, sensitivity: float = 0.0) -> tuple[Tensor, Tensor, float]:
+    """Mean (n,) and covariance (n, n) of a layer's input, with a ridge on the diagonal; the ridge.
+
+    It is ``damping`` of the mean second moment, or as much more as a sound factorisation takes.
+    A token weighs ``1 - sensitivity``, plus ``sensitivity`` times its share of the loss's squared gradient: what is fitted
+    is then the output where the loss listens to it (in a last block, the class token alone).
+    """
     second, mean = moments.mean("input_second"), moments.mean("input_sum")
+    if sensitivity:
+        second = torch.lerp(second, moments.mean("sensitive_second"), sensitivity)
+        mean = torch.lerp(mean, moments.mean("sensitive_input_sum"), sensitivity)
     scale = second.diagonal().mean().clamp_min(1e-30)
-    return second - torch.outer(mean, mean) + max(damping, FLOOR) * scale * torch.eye(len(mean)).to(second)
+    spread = second - torch.outer(mean, mean)
+    _, ridge = cholesky_root(spread, damping, scale)
+    return mean, spread + ridge * scale * torch.eye(len(mean), dtype=mean.dtype, device=mean.device), ridge
 
 
 def refit(covariance: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
@@ -42,7 +51,10 @@ def refit(covariance: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
 
 
 def refitted(part: Part, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight of the kept units, (s, d), and what it stands for as a weight of the layer's own inputs, (k, d)."""
+    """The weight of the kept units, (s, d), and what it stands for as a weight of the layer's own inputs, (k, d).
+
+    The mean of what is lost, ``mean @ (W - W^)``, belongs into the bias.
+    """
     rows = refit(part.covariance, part.weight, kept)
     whole = torch.zeros_like(part.weight)
     whole[kept] = rows
@@ -80,23 +92,24 @@ def eliminate(covariance: Tensor, weight: Tensor, order: Tensor | None = None) -
     return torch.stack(removed[::-1]), loss
 
 
-@HALVES.register("interpolative")
+@MLPS.register("interpolative")
 @dataclass(frozen=True)
 class Interpolation:
     """Of an MLP, keep hidden units by backward elimination and refit the second layer on them.
 
-    The loss is ``1/2 tr(G E^T C E)`` in nats for an image: C the hidden covariance over tokens, G the second moment of the
-    loss gradient at the MLP's output, summed over the tokens of an image.
+    The loss is ``1/2 tr(G E^T C E)`` in nats for an image: C the hidden covariance over weighted tokens, G the second
+    moment of the loss gradient at the MLP's output, summed over the tokens of an image.
     """
 
     damping: float = 1e-4  # of the mean second moment: shrinks the refit towards the weight as it was
     gradient_damping: float = 0.1  # of the mean eigenvalue of G
+    sensitivity: float = 0.5  # of a token's weight: how far the loss's gradient decides it
 
-    needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second", "gradient_second"}),)
+    needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second", "gradient_second", "sensitive_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments) -> Part:
         """weight: (h, d) of the second layer, moments: its statistics."""
-        spread = covariance(moments, self.damping)
+        mean, spread, ridge = covariance(moments, self.damping, self.sensitivity)
         root, _ = cholesky_root(moments.mean("gradient_second"), self.gradient_damping)
         order, loss = eliminate(spread, weight @ root)
-        return Part(Directions(order, loss, site.units), None, spread, weight)
+        return Part(Directions(order, loss), None, spread, mean, weight, ridge)
