@@ -142,7 +142,10 @@ class BlockAnalysis:
 
     def compress(self, reduction: float) -> tuple[nn.Module, dict[str, Any]]:
         """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
-        plan = self.plan(reduction)
+        return self.apply(self.plan(reduction))
+
+    def apply(self, plan: RankPlan) -> tuple[nn.Module, dict[str, Any]]:
+        """What ``compress`` returns, for a plan of one's own: a count, or ``None`` for dense, for every part."""
         compressed, fits = copy.deepcopy(self.model), {}
         with self.watch("fold"):
             for site in self.sites:
@@ -190,7 +193,8 @@ class BlockAnalysis:
         """What became of a half; its error is that of its last layer: what the values, or the hidden units, lose."""
         output = site.linears[-1]
         weight = dense_linear(self.model, output)[0]
-        details: dict[str, float | int | None] = {}
+        dense = parameter_count(self.model.get_submodule(site.name))
+        details: dict[str, float | int | None] = {"dense_params": dense}
 
         def error(moments: Mapping[str, Moments]) -> float:
             if fit is None:

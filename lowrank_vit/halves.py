@@ -69,9 +69,9 @@ def find_halves(model: nn.Module) -> list[HalfSite]:
     covered = {linear for half in halves for linear in _linears(half)}
     for site in find_sites(model, BLOCK_LINEARS):
         if site.name not in covered:
-            parent = site.name.rpartition(".")[0]
+            owner = type(model.get_submodule(site.name.rpartition(".")[0]))
             raise InputError(
-                f"{site.name!r} is in a {type(model.get_submodule(parent)).__name__}, which recipe 'best' does not know "
+                f"{site.name!r} belongs to {owner.__module__}.{owner.__name__}, which recipe 'best' does not know "
                 f"(it takes timm's plain ViT and Swin blocks): {ADVICE}"
             )
     return halves
