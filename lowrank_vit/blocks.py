@@ -13,16 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
-from lowrank_vit.cost import parameter_count
 from lowrank_vit.decompose import ATTENTIONS, MLPS, AttentionDecomposition, MlpDecomposition
 from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.errors import InputError
 from lowrank_vit.halves import dense_linear, find_halves, fold_attention, fold_mlp
-from lowrank_vit.metric import output_metric
 from lowrank_vit.parts import (
     HIDDEN,
     QUERY_KEY,
@@ -30,6 +28,7 @@ from lowrank_vit.parts import (
     AttentionSite,
     Directions,
     HalfSite,
+    Kept,
     Logits,
     MlpSite,
     Part,
@@ -39,6 +38,7 @@ from lowrank_vit.parts import (
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
+from lowrank_vit.refit import OutputRefit
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
 
@@ -108,14 +108,6 @@ def block_budget(model: nn.Module, recipe: Recipe, reduction: float) -> int:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What a smaller half takes its output layer for."""
-
-    weight: Tensor  # shape: (n, d), of the dense layer's inputs
-    shift: Tensor  # shape: (d,), added to the bias
-
-
-@dataclass(frozen=True)
 class BlockAnalysis:
     """All that is known of a model before a size is chosen: statistics, and all directions of all halves."""
 
@@ -123,6 +115,7 @@ class BlockAnalysis:
     recipe: Recipe
     sites: Sequence[HalfSite]
     images: Images
+    unseen: Images | None
     moments: Mapping[str, Moments]
     held_out: Mapping[str, Moments] | None
     parts: Mapping[str, Part | Logits]
@@ -130,6 +123,7 @@ class BlockAnalysis:
     device: torch.device
     seed: int
     watch: Stopwatch
+    progress: bool
 
     def plan(self, reduction: float) -> RankPlan:
         """How much of every part is kept when the whole model has lost ``reduction`` of its parameters.
@@ -146,23 +140,24 @@ class BlockAnalysis:
 
     def apply(self, plan: RankPlan) -> tuple[nn.Module, dict[str, Any]]:
         """What ``compress`` returns, for a plan of one's own: a count, or ``None`` for dense, for every part."""
-        compressed, fits = copy.deepcopy(self.model), {}
+        compressed, kept = copy.deepcopy(self.model), {}
         with self.watch("fold"):
             for site in self.sites:
                 counts = {part: plan.ranks[part_name(site, part)] for part in site.parts}
                 if any(count is not None for count in counts.values()):
-                    small, fits[site.name] = self._small(site, counts)
+                    small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
-        layers = [self._entry(site, compressed, plan, fits.get(site.name)) for site in self.sites]
+        divergence = self._refit(compressed) if self.recipe.refit and kept else {}
         entries = {
             "format": report.FORMAT,
             "model": report.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": asdict(self.recipe),
-            "methods": {type(method).__name__: vars(method) for method in methods_of(self.recipe)},
+            "methods": {type(method).__name__: vars(method) for method in (*methods_of(self.recipe), OutputRefit())},
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
-            "layers": report.as_json(layers),
+            "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
+            **divergence,
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
             "peak_memory_bytes": provenance.peak_memory(self.device),
@@ -171,56 +166,51 @@ class BlockAnalysis:
         compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
         return compressed, entries
 
-    def _small(self, site: HalfSite, counts: Mapping[str, int | None]) -> tuple[nn.Module, Fit]:
-        """The smaller module, and what it takes the output layer for."""
+    def _small(self, site: HalfSite, counts: Mapping[str, int | None]) -> tuple[nn.Module, Kept]:
+        """The smaller module, and what of the output layer's inputs it keeps."""
         last = last_part(site)
         part = self.parts[part_name(site, last)]
         assert isinstance(part, Part)
-        kept = part.units.kept(counts[last])
-        rows, approximation = refitted(part, kept)
+        chosen = part.units.kept(counts[last])
+        rows, approximation = refitted(part, chosen)
         weight, bias = dense_linear(self.model, site.linears[-1])
-        shift = part.mean @ (weight - approximation)
-        fit = Fit(approximation, shift)
+        bias = bias + part.mean @ (weight - approximation)
         if isinstance(site, MlpSite):
-            return fold_mlp(self.model, site, kept, rows, bias + shift), fit
+            kept = Kept(torch.eye(len(weight)).to(weight)[:, chosen], weight.new_zeros(len(weight)))
+            return fold_mlp(self.model, site, chosen, rows, bias), kept
         logits = self.parts[part_name(site, QUERY_KEY)]
         assert isinstance(logits, Logits)
         assert part.basis is not None
+        kept = Kept(torch.block_diag(*part.basis)[:, chosen], dense_linear(self.model, site.qkv)[1][-len(weight) :])
         directions, pair = logits.units.kept(counts[QUERY_KEY]), (logits.query, logits.key)
-        return fold_attention(self.model, site, pair, directions, part.basis, kept, rows, bias + shift), fit
+        return fold_attention(self.model, site, pair, directions, part.basis, chosen, rows, bias), kept
 
-    def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, fit: Fit | None) -> LayerReport:
-        """What became of a half; its error is that of its last layer: what the values, or the hidden units, lose."""
-        output = site.linears[-1]
-        weight = dense_linear(self.model, output)[0]
-        dense = parameter_count(self.model.get_submodule(site.name))
-        details: dict[str, float | int | None] = {"dense_params": dense}
+    def _refit(self, compressed: nn.Module) -> dict[str, Any]:
+        """Refit the outputs under the smaller prefix; the divergence on held-out images before and after."""
+        found: dict[str, float] = {}
+        if self.unseen is not None:
+            found["before_refit"] = report.divergence(self.model, compressed, self.unseen.each())
+        positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
+        sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
+        with self.watch("refit"):
+            OutputRefit()(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
+        if self.unseen is not None:
+            found["after_refit"] = report.divergence(self.model, compressed, self.unseen.each())
+        return {"kl_held_out": found} if found else {}
 
-        def error(moments: Mapping[str, Moments]) -> float:
-            if fit is None:
-                return 0.0
-            return output_metric(weight, moments[output.name], centred=False).relative_error(fit.weight, fit.shift)
-
+    def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, kept: Kept | None) -> LayerReport:
+        """What became of a half."""
+        details: dict[str, float | int | None] = {}
         for part, costs in site.parts.items():
-            name = part_name(site, part)
-            own, count = self.parts[name], plan.ranks[name]
+            own, count = self.parts[part_name(site, part)], plan.ranks[part_name(site, part)]
             details[part] = costs.count if count is None else count
             details[f"{part}_of"] = costs.count
             details[f"{part}_predicted_loss"] = 0.0 if count is None else float(own.units.loss[count])
             if isinstance(own, Part):
                 details["ridge"] = own.ridge
-        kept = None if fit is None else plan.ranks[part_name(site, last_part(site))]
-        return LayerReport(
-            site.name,
-            site.in_features,
-            output.out_features,
-            kept,
-            None,
-            parameter_count(compressed.get_submodule(site.name)),
-            error(self.moments),
-            None if self.held_out is None else error(self.held_out),
-            details,
-        )
+        rank = None if kept is None else plan.ranks[part_name(site, last_part(site))]
+        moments = [None if own is None else own[site.linears[-1].name] for own in (self.moments, self.held_out)]
+        return report.half_report(site, self.model, compressed, kept, moments, rank, details)
 
 
 def analyse_blocks(
@@ -247,4 +237,6 @@ def analyse_blocks(
     with watch("decompose"):
         parts = decompose_halves(model, recipe, sites, moments, progress)
     curves = part_curves(sites, {name: part.units for name, part in parts.items()}, recipe.rank_multiple)
-    return BlockAnalysis(model, recipe, sites, seen, moments, unseen_moments, parts, curves, device, seed, watch)
+    return BlockAnalysis(
+        model, recipe, sites, seen, unseen, moments, unseen_moments, parts, curves, device, seed, watch, progress
+    )

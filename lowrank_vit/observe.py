@@ -122,6 +122,7 @@ class Accumulator:
         if "sensitive_second" in self.wanted:
             rows, weights = x.detach().float().flatten(0, -2), g.flatten(0, 1).square().sum(1)
             self.add("sensitive_weight", weights.sum())
+            self.add("sensitive_tokens", weights.view(images, -1).sum(0))
             self.add("sensitive_input_sum", weights @ rows)
             self.add("sensitive_second", (rows * weights[:, None]).T @ rows)
         if "fisher_rows" in self.wanted:

@@ -137,3 +137,11 @@ class Logits:
     units: Directions
     query: Tensor  # shape: (h, s, s), a head's dimensions to its directions
     key: Tensor  # shape: (h, s, s)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a smaller half keeps of the inputs that the dense output layer sees: ``(x - offset) columns``."""
+
+    columns: Tensor  # shape: (n, s)
+    offset: Tensor  # shape: (n,), the values' bias, which the smaller attention does not add

@@ -16,7 +16,8 @@ class Recipe:
     ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``. For the
     compensation: ``budget`` is Z's share of a layer's weight, ``solver`` is ``closed_form``, ``moments`` (Adam on the
     exact loss) or ``minibatch`` (the paper's), ``steps`` are the solver's. In place of a ``decomposition`` of single
-    matrices, ``attention`` and ``mlp`` name those of whole modules. ``probe``: how the Fisher information is sampled.
+    matrices, ``attention`` and ``mlp`` name those of whole modules, whose outputs ``refit`` fits anew, in closed form, to
+    the inputs that the smaller model gives them. ``probe``: how the Fisher information is sampled.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Recipe:
     attention: str | None = None
     mlp: str | None = None
     probe: str = "labels"
+    refit: bool = False
     about: str = ""
 
     @property
@@ -85,6 +87,7 @@ RECIPES = {
             attention="heads",
             mlp="interpolative",
             probe="signs",
+            refit=True,
             about="attention by head, MLP by interpolation, one budget of predicted loss over the whole model",
         ),
     )

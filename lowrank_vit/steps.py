@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +40,11 @@ class Images:
 
     def tensor(self) -> Tensor:
         """All images in memory, (N, C, H, W)."""
-        return torch.cat([item if isinstance(item, Tensor) else item[0] for item in self.batches])
+        return torch.cat(list(self.each()))
+
+    def each(self) -> Iterator[Tensor]:
+        """The batches without labels, (B, C, H, W)."""
+        return (item if isinstance(item, Tensor) else item[0] for item in self.batches)
 
 
 def dense_weight(model: nn.Module, site: Site) -> Tensor:

@@ -192,6 +192,19 @@ def test_ragged_heads_split_and_join() -> None:
     assert torch.equal(heads.join(split), x)
 
 
+def test_heads_of_unequal_widths_are_softmax_attention() -> None:
+    """Head by head, by its definition, with a scale that is nobody's default; one head passes nothing on."""
+    torch.manual_seed(0)
+    module = LowRankAttention(6, [3, 1, 2], [2, 4, 0], scale=0.37).double()
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        q, (k, v) = module.query(x), module.key_value(x).split([6, 6], -1)
+        heads = zip(q.split([3, 1, 2], -1), k.split([3, 1, 2], -1), v.split([2, 4, 0], -1), strict=True)
+        mixed = [(0.37 * q @ k.mT).softmax(-1) @ v for q, k, v in heads]
+        truth = torch.cat(mixed, -1) @ module.proj.weight.T + module.proj.bias
+        torch.testing.assert_close(module(x), truth)
+
+
 def test_statistics_leave_no_graph_behind() -> None:
     """A hook that held its own output would keep every batch's graph in memory."""
     model, alive = tiny(), []

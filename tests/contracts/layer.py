@@ -63,6 +63,7 @@ def dense_moments(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Moments:
         "representative_count": torch.tensor(float(images), dtype=torch.float64),
         "gradient_second": slopes.T @ slopes,
         "sensitive_weight": energies.sum(),
+        "sensitive_tokens": gradients.square().sum((0, 2)),
         "sensitive_input_sum": energies @ rows,
         "sensitive_second": torch.einsum("t,ti,tj->ij", energies, rows, rows),
         "fisher_rows": fisher,
