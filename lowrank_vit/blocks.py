@@ -38,7 +38,7 @@ from lowrank_vit.parts import (
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
-from lowrank_vit.refit import OutputRefit
+from lowrank_vit.refit import OutputRefit, check_refit
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
 
@@ -148,12 +148,13 @@ class BlockAnalysis:
                     small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
         divergence = self._refit(compressed) if self.recipe.refit and kept else {}
+        methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
         entries = {
             "format": report.FORMAT,
             "model": report.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": asdict(self.recipe),
-            "methods": {type(method).__name__: vars(method) for method in (*methods_of(self.recipe), OutputRefit())},
+            "methods": {type(method).__name__: vars(method) for method in methods},
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
@@ -226,6 +227,8 @@ def analyse_blocks(
 ) -> BlockAnalysis:
     """What ``pipeline.analyse`` does, for whole halves. The model is taken as it is, and not changed."""
     sites = find_halves(model)
+    if recipe.refit:
+        check_refit(model, seen.batches)
     linears = [linear for site in sites for linear in site.linears]
     with watch("calibrate"):
         moments = moments or collect(model, linears, needs_of(recipe, sites), seen, seed, progress, recipe.probe)

@@ -8,9 +8,10 @@ labels, and with no parameter more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import Attention, LayerScale, Mlp
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention, window_partition
@@ -52,6 +53,13 @@ def steps_of(model: nn.Module) -> dict[str, nn.Module]:
             "refitted: use the recipe without it, get_recipe('best').but(refit=False)"
         )
     return steps
+
+
+def check_refit(model: nn.Module, batches: object) -> None:
+    """Raise ``InputError``, before anything long begins, for what could not be refitted later."""
+    steps_of(model)
+    if isinstance(batches, Iterator):
+        raise InputError("the calibration images can be gone through only once: hand in a list or a data loader")
 
 
 def first_inputs(model: nn.Module, step: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -109,22 +117,25 @@ def tokens_of(block: nn.Module, half: str, x: Tensor) -> Tensor:
 class Regression:
     """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64."""
 
-    weight: float = 0.0
-    h: Tensor | float = 0.0  # shape: (k,)
-    e: Tensor | float = 0.0  # shape: (d,)
-    hh: Tensor | float = 0.0  # shape: (k, k)
-    he: Tensor | float = 0.0  # shape: (k, d)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
         """h: (rows, k), e: (rows, d), weights: (rows,)."""
         weighted = h * weights[:, None]
-        self.weight += float(weights.sum())
-        self.h, self.e = self.h + as_float64(weighted.sum(0)), self.e + as_float64(weights @ e)
-        self.hh, self.he = self.hh + as_float64(weighted.T @ h), self.he + as_float64(weighted.T @ e)
+        new = {"w": weights.sum(), "h": weighted.sum(0), "e": weights @ e, "hh": weighted.T @ h, "he": weighted.T @ e}
+        for name, value in new.items():
+            value = value.to(torch.float64)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal."""
-        hh, he, h, e = (torch.as_tensor(total) / self.weight for total in (self.hh, self.he, self.h, self.e))
+        """``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal.
+
+        In several processes, over the rows of all of them.
+        """
+        if dist.is_available() and dist.is_initialized():
+            for total in self.sums.values():
+                dist.all_reduce(total)
+        h, e, hh, he = (self.sums[name] / self.sums["w"] for name in ("h", "e", "hh", "he"))
         scale = hh.diagonal().mean().clamp_min(1e-30)
         root, _ = cholesky_root(hh - torch.outer(h, h), ridge, scale)
         weight = torch.cholesky_solve(he - torch.outer(h, e), root)
@@ -156,15 +167,13 @@ class OutputRefit:
         """Change the output layers of ``small`` in place.
 
         ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,). ``batches``: images that
-        were calibrated on, (B, C, H, W). Raises ``InputError`` for none of them, or for blocks of another kind.
+        were calibrated on, (B, C, H, W). Raises ``InputError`` for blocks of another kind.
         """
         steps, device = steps_of(dense), next(dense.parameters()).device
         first = next(iter(steps.values()))
         streams: Streams = [
             (x.cpu(), x.cpu()) for x in first_inputs(dense, first, (batch.to(device) for batch in batches))
         ]
-        if not streams:
-            raise InputError("the calibration images can be gone through only once: hand in a list or a data loader")
         for name in track(list(steps), "refit", shown=progress):
             old, new = steps[name], small.get_submodule(name)
             if isinstance(old, Block | SwinTransformerBlock):
