@@ -48,7 +48,9 @@ def forward_passes(job: Job) -> float:
     if job.recipe is None:
         return evaluated
     recipe = job.recipe_used()
-    calibration = job.calibration_samples * (1 + BACKWARD * (recipe.decomposition in GRADIENTS))
+    gradients = recipe.halves or recipe.decomposition in GRADIENTS
+    refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
+    calibration = job.calibration_samples * (1 + BACKWARD * gradients) + refit
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     tuning = job.epochs * ((1 + BACKWARD) * train + evaluated)
     return calibration + job.held_out_samples + solving + tuning + 2 * evaluated

@@ -177,6 +177,8 @@ def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
     if row.recipe is None:
         return {}
     recipe = get_recipe(row.recipe).but(**changes)
+    if recipe.halves:
+        return {"base": f"{recipe.attention} + {recipe.mlp}"}
     if recipe.compensation is None:
         return {"base": recipe.decomposition}
     return {

@@ -82,6 +82,22 @@ def check_bits(bits: int) -> None:
         raise InputError(f"weights cannot be quantised to {bits!r} bits: choose 2 to 8, or 16 for a float16 file")
 
 
+class SmallMlp(nn.Module):
+    """An MLP with fewer hidden units; the layers are called ``fc1`` and ``fc2`` as timm's are."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, bias: bool, act: nn.Module) -> None:
+        super().__init__()
+        self.config = {"in_features": in_features, "hidden": hidden, "out_features": out_features, "bias": bias}
+        self.fc1 = nn.Linear(in_features, hidden, bias=bias)
+        self.act = act
+        self.fc2 = nn.Linear(hidden, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., n) to (..., d)."""
+        y: Tensor = self.fc2(self.act(self.fc1(x)))
+        return y
+
+
 def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``U, V`` of the same product with ``U^T U = V^T V`` diagonal: ``sqrt(S)`` on both sides.
 

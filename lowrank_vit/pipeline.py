@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,9 +15,12 @@ from torch import Tensor, nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.blocks import BlockAnalysis, analyse_blocks, block_budget
 from lowrank_vit.compensate import Compensation
 from lowrank_vit.compensate.solve import Solution, solve
+from lowrank_vit.errors import InputError
 from lowrank_vit.fold import CutLayer, fold
+from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.records import ErrorCurve, Factors, Moments, RankPlan, Site
 from lowrank_vit.sites import BLOCK_LINEARS, find_sites, get_linear, replace_module
@@ -35,20 +36,6 @@ from lowrank_vit.steps import (
     resolve_device,
     statistics_needed,
 )
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to ``stage``."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -182,7 +169,7 @@ def analyse(
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
-) -> Analysis:
+) -> Analysis | BlockAnalysis:
     """Collect the statistics that ``recipe`` needs and decompose every site; the model itself is not changed.
 
     ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
@@ -194,6 +181,9 @@ def analyse(
     unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
     where, watch = resolve_device(device), Stopwatch()
     model = copy.deepcopy(model).to(where).eval()
+    if recipe.halves:
+        _all_blocks(sites)
+        return analyse_blocks(model, seen, recipe, unseen, moments, where, seed, watch, progress)
     chosen = find_sites(model, sites)
     needs = statistics_needed(recipe)
     with watch("calibrate"):
@@ -207,6 +197,11 @@ def analyse(
         factors = decompose(model, recipe, chosen, moments, progress)
     curves = error_curves(recipe, chosen, {name: own.loss for name, own in factors.items()})
     return Analysis(model, recipe, chosen, seen, moments, unseen_moments, factors, curves, where, seed, watch, progress)
+
+
+def _all_blocks(sites: str) -> None:
+    if sites != BLOCK_LINEARS:
+        raise InputError("this recipe takes whole attention modules and MLPs, all of them: leave out --sites")
 
 
 def compress(
@@ -223,5 +218,10 @@ def compress(
     Raises ``InputError`` with one line for whatever cannot be done.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    budget_for(model, recipe, find_sites(model, options.get("sites", BLOCK_LINEARS)), reduction)
+    sites = options.get("sites", BLOCK_LINEARS)
+    if recipe.halves:
+        _all_blocks(sites)
+        block_budget(model, recipe, reduction)
+    else:
+        budget_for(model, recipe, find_sites(model, sites), reduction)
     return analyse(model, calibration, recipe, **options).compress(reduction)

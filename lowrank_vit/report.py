@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_vit import cost, provenance
 from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
+from lowrank_vit.halves import dense_linear
 from lowrank_vit.metric import output_metric
+from lowrank_vit.parts import HalfSite, Kept
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, LayerReport, Moments, Site
 
@@ -113,6 +116,47 @@ def layer_reports(
             )
         )
     return reports
+
+
+def half_report(
+    site: HalfSite,
+    dense: nn.Module,
+    compressed: nn.Module,
+    kept: Kept | None,
+    moments: Sequence[Moments | None],
+    rank: int | None,
+    details: Mapping[str, float | int | None],
+) -> LayerReport:
+    """The entry of a whole attention module or MLP; ``kept`` is ``None`` where it is still the dense module.
+
+    ``moments``: of its output layer's inputs, seen and unseen. The error is that of the deployed output layer for the
+    inputs that the dense model gives it: what the values, or the hidden units, lose; not what queries and keys do.
+    """
+    output = site.linears[-1]
+    (weight, bias), (approximation, shift) = (dense_linear(model, output) for model in (dense, compressed))
+    if kept is not None:
+        approximation = kept.columns @ approximation
+        shift = shift - kept.offset @ approximation
+    errors = [
+        None if own is None else output_metric(weight, own, centred=False).relative_error(approximation, shift - bias)
+        for own in moments
+    ]
+    assert errors[0] is not None
+    whole, params = (cost.parameter_count(model.get_submodule(site.name)) for model in (dense, compressed))
+    details = {"dense_params": whole, **details}
+    return LayerReport(
+        site.name, site.in_features, output.out_features, rank, None, params, errors[0], errors[1], details
+    )
+
+
+def divergence(dense: nn.Module, compressed: nn.Module, batches: Iterable[Tensor]) -> float:
+    """The mean of ``KL(dense || compressed)`` over images, in nats."""
+    device, total, count = next(dense.parameters()).device, 0.0, 0
+    with torch.inference_mode():
+        for images in (batch.to(device) for batch in batches):
+            log_p, log_q = (model(images).double().log_softmax(-1) for model in (dense, compressed))
+            total, count = total + float((log_p.exp() * (log_p - log_q)).sum()), count + len(images)
+    return total / count
 
 
 def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:

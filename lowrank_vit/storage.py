@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.compensate import empty_module
 from lowrank_vit.errors import InputError
 from lowrank_vit.files import write_json, write_tensors
-from lowrank_vit.layers import LowRankLinear, QuantizedLinear
+from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
 from lowrank_vit.sites import replace_module
 
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
@@ -44,7 +45,11 @@ def _is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
-def _layer_config(module: LowRankLinear | QuantizedLinear) -> dict[str, Any]:
+def _layer_config(module: LowRankLinear | QuantizedLinear | LowRankAttention | SmallMlp) -> dict[str, Any]:
+    if isinstance(module, LowRankAttention):
+        return {"kind": "attention", **module.config}
+    if isinstance(module, SmallMlp):
+        return {"kind": "mlp", **module.config}
     shape = {"in_features": module.in_features, "out_features": module.out_features}
     if isinstance(module, QuantizedLinear):
         return {**shape, "bits": module.bits, "bias": module.bias is not None}
@@ -53,12 +58,9 @@ def _layer_config(module: LowRankLinear | QuantizedLinear) -> dict[str, Any]:
 
 
 def _layer_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """An entry for each module that timm does not make; a compressed layer comes before the factors inside it."""
-    return {
-        name: _layer_config(module)
-        for name, module in model.named_modules()
-        if isinstance(module, (LowRankLinear, QuantizedLinear))
-    }
+    """An entry for each module that timm does not make; a compressed one comes before the factors inside it."""
+    kinds = (LowRankLinear, QuantizedLinear, LowRankAttention, SmallMlp)
+    return {name: _layer_config(module) for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def _config(model: nn.Module, report: Mapping[str, Any], model_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
             **config["model_args"],
         )
         for name, layer in own["layers"].items():
-            replace_module(model, name, _empty_layer(layer))
+            replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"{folder / 'config.json'} does not describe a model ({error}): save the model again"
@@ -192,7 +194,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     return model.to(device).eval()
 
 
-def _empty_layer(config: Mapping[str, Any]) -> LowRankLinear | QuantizedLinear:
+def _empty_layer(config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+    """The module of a shape, without its weights; ``dense``: what it takes the place of."""
+    config = dict(config)
+    kind = config.pop("kind", "linear")
+    if kind == "attention":
+        return LowRankAttention(**config)
+    if kind == "mlp":
+        return SmallMlp(act=getattr(dense, "act", nn.Identity()), **config)
+    if kind != "linear":
+        raise ValueError(f"a layer of unknown kind {kind!r}")
     n, d = config["in_features"], config["out_features"]
     if "bits" in config:
         return QuantizedLinear(n, d, config["bits"], config["bias"])

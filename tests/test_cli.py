@@ -52,9 +52,10 @@ def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in text.splitlines()] == names
 
 
-def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("recipe", "layer"), [("exact", "blocks.0.attn.qkv"), ("best", "blocks.0.attn ")])
+def test_compress_inspect_evaluate(recipe: str, layer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
-    main([*COMPRESS, "--recipe", "exact", "--out", str(out)])
+    main([*COMPRESS, "--recipe", recipe, "--out", str(out)])
     assert f"saved to {out}" in capsys.readouterr().out
     main(["inspect", str(out), "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -63,7 +64,7 @@ def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(0 <= layer["relative_error_held_out"] < 1 for layer in report["layers"])
     main(["inspect", str(out), "--plot", str(tmp_path / "small.png")])
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
-    assert "blocks.0.attn.qkv" in capsys.readouterr().out
+    assert layer in capsys.readouterr().out
     main(["evaluate", str(out), "--data", "digits", "--json"])
     small = json.loads(capsys.readouterr().out)
     main(["evaluate", "--model", STANDIN, "--data", "digits", "--json"])

@@ -52,6 +52,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     recipe, sites = job.recipe_used(), find_sites(model, SITES)
     z = compensation_of(recipe)
     assert z is not None, f"recipe {recipe.name} has no Z to measure"
+    assert recipe.decomposition is not None
     ledger.tell("statistics of the attention projections")
     seen, unseen = seen_and_unseen(model, sites, NEEDS, {"normalised_input_second"}, data, job.seed)
     weights = {site.name: dense_weight(model, site) for site in sites}
