@@ -64,7 +64,8 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         return result | {"top1_float": dense["score"]["top1"] if exact is None else exact["top1"]["after"]}
     if job.recipe is None:
         return _result(task, ledger, dense, None)
-    compressed = _compressed(task, model, data, ledger, run)
+    compressed = _compressed(task, model, data, ledger)
+    log_compression(run, ledger.found["report"])
     del model
     if "before" not in ledger.found:
         with ledger.stage("evaluate", "evaluate before fine-tuning"):
@@ -113,7 +114,7 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     return found
 
 
-def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
+def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
     """The compressed model, before fine-tuning, and its report in the ledger."""
     folder, job = task.own_folder / "compressed", task.job
     if "report" in ledger.found and storage.is_saved_model(folder):
@@ -130,7 +131,6 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, r
             device=DEVICES.get(task.hardware.accelerator, "auto"),
         )
         _save(compressed.cpu(), folder, report)
-    log_compression(run, report)
     ledger.keep("report", report)
     return compressed
 

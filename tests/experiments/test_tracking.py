@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -188,7 +189,9 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
     assert steps == sorted(set(steps))  # later ones follow on
     assert second.steps[0] == STEPS_OF_AN_ATTEMPT
     assert len(first.table("layers")) == 12
-    assert not second.curve("layers/index", "layers/error")  # logged once
+    for run in runs[1:]:  # each says it anew
+        assert run.table("layers") == first.table("layers")
+        assert run.curve("layers/index", "layers/error") == first.curve("layers/index", "layers/error")
     trained = [point for run in runs for point in run.curve("trainer/global_step", "val_top1")]
     assert [step for step, _ in trained] == [20, 41]
 
@@ -215,6 +218,25 @@ def test_nothing_is_kept_where_it_is_disabled(tmp_path: Path, monkeypatch: pytes
     own = task(tmp_path, "deit_s/svd-40", "svd")
     assert run_job(own, quiet)["top1"]["after"] >= 0
     assert read_runs(tmp_path) == []
+
+
+def test_a_killed_job_keeps_its_curve(tmp_path: Path) -> None:
+    """What was logged more than a second before is on disk; without an exit record W&B takes the run for a failed one."""
+    source = f"""
+import os, signal, time
+from pathlib import Path
+from experiments import tracking
+from tests.experiments.test_tracking import task
+with tracking.tracked(task(Path({str(tmp_path)!r}))) as run:
+    run.log({{"trainer/global_step": 20, "val_top1": 50.0}})
+    time.sleep(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (found,) = read_runs(tmp_path)
+    assert found.curve("trainer/global_step", "val_top1") == [(20, 50.0)]
+    assert found.exit_code is None
 
 
 @pytest.mark.slow
