@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from lowrank_vit import compress, load, save
 from lowrank_vit.cli import main
+from tests.models import VIT, images, tiny
 
 STANDIN = "digits_deit_small"
 COMPRESS = ["compress", "--model", STANDIN, "--data", "digits", "--reduction", "0.4", "--calibration-samples", "64"]
@@ -119,6 +122,16 @@ def test_quantize_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "exists already" in refused(capsys, "quantize", small, "--bits", 4, "--out", eight)
     assert "then quantise that" in refused(capsys, "finetune", eight, "--data", "digits", *out)
     assert not (tmp_path / "out").exists()
+
+
+def test_quantize_keeps_how_timm_made_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compressed, _ = compress(tiny(), [images(12)], "exact", 0.4)
+    save(compressed, tmp_path / "small", model_args={k: v for k, v in VIT.items() if k != "num_classes"})
+    entry = json_of(capsys, "quantize", tmp_path / "small", "--bits", 5, "--out", tmp_path / "five")
+    assert entry["bits"] == 5
+    with torch.no_grad():
+        error = (load(tmp_path / "five")(images(3)) - compressed(images(3))).norm() / compressed(images(3)).norm()
+    assert 0 < error < 0.5
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
