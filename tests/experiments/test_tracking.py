@@ -15,12 +15,16 @@ from typing import Any
 import pytest
 
 from experiments import tracking
+from experiments.curves import finetune_loggers
 from experiments.registry import Job
 from experiments.run import Hardware, Task, run_job
 from experiments.tracking import ATTACHED_BYTES, STEPS_OF_AN_ATTEMPT, flat, run_id
 from lowrank_vit import load
+from lowrank_vit.finetune import fit
 from lowrank_vit.provenance import source_hash
 from tests.experiments.offline_runs import OfflineRun, read_runs
+from tests.test_finetune import TinyData, tiny
+from tests.test_structure import imports
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -40,6 +44,11 @@ def task(folder: Path, row: str = "deit_s/ours-paper-40", recipe: str | None = "
 
 def quiet(said: str) -> None:
     """Nobody is told."""
+
+
+def alone() -> dict[str, str]:
+    """The environment of a process that is to start W&B's service itself, as a worker does."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
 
 
 def stop_at(text: str) -> Callable[[str], None]:
@@ -196,6 +205,16 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
     assert [step for step, _ in trained] == [20, 41]
 
 
+def test_nothing_else_knows_of_wandb() -> None:
+    known = {
+        path.name
+        for path in (ROOT / "experiments").rglob("*.py")
+        for name in imports(path)
+        if name.split(".")[0] in ("wandb", "wandb_workspaces") or "loggers.Wandb" in name
+    }
+    assert known == {"tracking.py", "curves.py", "workspace.py"}
+
+
 def test_another_source_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     job = task(Path()).job
     before = run_id(job)
@@ -226,13 +245,15 @@ def test_a_killed_job_keeps_its_curve(tmp_path: Path) -> None:
 import os, signal, time
 from pathlib import Path
 from experiments import tracking
-from tests.experiments.test_tracking import task
-with tracking.tracked(task(Path({str(tmp_path)!r}))) as run:
+from experiments.registry import Job
+from experiments.run import Task
+job = Job("digits_deit_small", True, "digits", "1297+500", "svd", 0.4, 0)
+with tracking.tracked(Task(job, "deit_s/svd-40", "X", "table2", Path({str(tmp_path)!r}), "digits")) as run:
     run.log({{"trainer/global_step": 20, "val_top1": 50.0}})
     time.sleep(3)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=False)
+    killed = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=alone(), check=False)
     assert killed.returncode == -signal.SIGKILL
     (found,) = read_runs(tmp_path)
     assert found.curve("trainer/global_step", "val_top1") == [(20, 50.0)]
@@ -241,20 +262,32 @@ with tracking.tracked(task(Path({str(tmp_path)!r}))) as run:
 
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
-    """Spawned by Lightning, as ``--devices 2`` does."""
-    own = task(tmp_path, "deit_s/svd-40", "svd", epochs=2, processes=2)
-    own = dataclasses.replace(own, hardware=Hardware(devices=2, accelerator="cpu"))
-    with pytest.raises(ZeroDivisionError):
-        run_job(own, stop_at("evaluate before"))
-    result = run_job(own, quiet)
+    """Spawned by Lightning, as ``--devices 2`` does: the first attaches to the run, the second has none."""
+    own = task(tmp_path)
+    with pytest.raises(ZeroDivisionError), tracking.tracked(own):
+        raise ZeroDivisionError
+    with tracking.tracked(own) as run:
+        run.log({"before": 1})
+        tuned = fit(
+            tiny(),
+            TinyData(),
+            epochs=4,
+            devices=2,
+            accelerator="cpu",
+            progress=False,
+            loggers=finetune_loggers(run),
+        )
+        run.log({"after": 1})
     _, found = read_runs(tmp_path)
     accuracy = found.curve("trainer/global_step", "val_top1")
-    assert [step for step, _ in accuracy] == [10, 21]  # each step takes 64 images of each process
-    assert accuracy[-1][1] == result["finetune"]["val_top1"]
-    assert len(found.curve("trainer/global_step", "train_loss")) == 2
+    assert [step for step, _ in accuracy] == [2, 5, 8, 11]  # three steps an epoch
+    assert accuracy[-1][1] == tuned.val_top1
+    assert [step for step, _ in found.curve("trainer/global_step", "train_loss")] == [9]
     assert found.steps == sorted(set(found.steps))
     assert found.steps[0] == STEPS_OF_AN_ATTEMPT
-    assert found.summary["top1/after"] == result["top1"]["after"]
+    assert "before" in found.history[1]
+    assert "after" in found.history[-1]
+    assert found.config["epochs"] == own.job.epochs  # not what this fit was given
     assert found.exit_code == 0
 
 
@@ -268,7 +301,7 @@ def test_processes_started_from_outside_make_one_run(tmp_path: Path, free_port: 
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**alone(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
