@@ -1,11 +1,12 @@
-# make setup | lint | test | reproduce-table2     variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= WORKERS=
+# make setup | lint | test | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
+# variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= WORKERS= RESULTS=
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(DEVICES),--devices $(DEVICES)) \
         $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(STEPS),--steps $(STEPS)) \
-        $(if $(SOLVER),--solver $(SOLVER)) $(if $(WORKERS),--workers $(WORKERS))
+        $(if $(SOLVER),--solver $(SOLVER)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: setup lint format test browser reproduce-table2 benchmark
+.PHONY: setup lint format test browser reproduce-all reproduce-figures ablate-z benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -35,8 +36,17 @@ browser:
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium, and it cannot be installed (that takes root, apt-get and a network): the page is tested without one"
 
-reproduce-table2: setup
-	$(PYTHON) -m experiments run table2 $(FLAGS)
+reproduce-table%: setup
+	$(PYTHON) -m experiments run table$* $(FLAGS)
+
+ablate-z: reproduce-table1
+
+reproduce-figures: setup
+	$(PYTHON) -m experiments run figure1 figure2 figure3 $(FLAGS)
+
+# all tables and figures, side by side, with one progress display
+reproduce-all: setup
+	$(PYTHON) -m experiments run all $(FLAGS)
 
 benchmark: setup
 	$(PYTHON) -m benchmarks.statistics

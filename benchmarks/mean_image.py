@@ -54,6 +54,7 @@ def main() -> None:
     data = ImageData(args.data, resolve_model_data_config(model))
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
     analysis = analyse(model, images, "paper", progress=True)
+    assert isinstance(analysis, Analysis)
     ranks = analysis.plan(args.reduction).ranks
     table = Table(title=f"{args.model}, {100 * args.reduction:g} % fewer parameters, before Z")
     for column in COLUMNS:

@@ -67,6 +67,8 @@ def measure(model: nn.Module, images: Tensor, batch: int, repeats: int) -> list[
     floor = multiply_accumulates(model, size)
     rows = []
     for name, recipe in RECIPES.items():
+        if recipe.halves:
+            continue  # its statistics differ from layer to layer
         needs = statistics_needed(recipe)
         collect = partial(calibrate, model, sites, needs)
         seconds = median_seconds(lambda: collect(images.split(batch)), repeats)  # noqa: B023 (called at once)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.workspace import add_options
 from lowrank_vit.errors import InputError
 
 RESULTS = Path("results")
@@ -84,7 +85,23 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("tables", nargs="+", metavar="TABLE", help="or all")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     report.set_defaults(run=report_table)
+    publish = verbs.add_parser("publish", help="keep results in the repository, and render them in the README")
+    publish.add_argument("tables", nargs="*", metavar="TABLE", help="or all; none: only render the README again")
+    publish.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
+    publish.set_defaults(run=publish_tables)
+    workspace = verbs.add_parser(
+        "workspace", help="describe, or publish, the Weights & Biases workspace of all methods"
+    )
+    add_options(workspace)
+    workspace.set_defaults(run=publish_workspace)
     return parser
+
+
+def publish_workspace(args: argparse.Namespace) -> int:
+    """``workspace``."""
+    from experiments.workspace import run
+
+    return run(args)
 
 
 def list_tables(args: argparse.Namespace) -> int:
@@ -117,6 +134,14 @@ def report_table(args: argparse.Namespace) -> int:
     for table, _ in find_all(args.tables):
         show(write_report(args.results, table))
     return 0
+
+
+def publish_tables(args: argparse.Namespace) -> int:
+    """``publish``."""
+    from experiments.publish import run
+    from experiments.registry import find_all
+
+    return run(args.results, [table for table, _ in find_all(args.tables)])
 
 
 def run_table(args: argparse.Namespace) -> int:

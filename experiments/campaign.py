@@ -13,7 +13,8 @@ from experiments.plan import Options, Planned, as_json, make_plan, open_images
 from experiments.pool import FAILED, Outcome, run_here, run_pool
 from experiments.registry import Row, Table, find_all
 from experiments.results import PLAN, find_result, is_stale
-from experiments.run import Hardware, Task, launched_from_outside, rank, wandb_installed
+from experiments.run import Hardware, Task, launched_from_outside, rank
+from experiments.tracking import wandb_installed
 from lowrank_vit.errors import InputError
 
 MOST_WORKERS = 8
@@ -148,9 +149,9 @@ def _device(hardware: Hardware) -> str:
 
 
 def _report(results: Path, chosen: Sequence[Table]) -> None:
-    from experiments.report import write_report
+    from experiments.report import write_report, written
     from experiments.terminal import show
 
     for table in chosen:
         show(write_report(results, table))
-        say(f"written: {results / table.name}/table.md, table.csv, table.json, accuracy_vs_params.png")
+        say(f"written: {results / table.name}/{', '.join(written(table))}")

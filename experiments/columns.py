@@ -137,6 +137,9 @@ CATALOGUE = {
         ),
         _number("top1_reported", "Top-1 reported", percent, "Top-1\npaper", TOP1),
         Column("top1_dense", "Top-1 dense", _dense_text, _field("top1_dense"), short="dense\n%", about=TOP1),
+        _number(
+            "top1_float", "Top-1 float32", percent, "float32\n%", "Float32: top-1 before the weights were rounded."
+        ),
         _spread("top1_before_finetune", "before FT", percent, "before\nFT %", TOP1),
         Column(
             "top1",

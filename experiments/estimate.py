@@ -19,7 +19,12 @@ BATCH = 64
 
 def kind(job: Job) -> tuple[str | None, bool, str]:
     """Jobs of one kind take about as long: recipe, whether they are fine-tuned, images."""
-    return job.recipe, job.epochs > 0, f"{job.model} {job.images} {job.limit} {job.epochs} {dict(job.changes)}"
+    measure = job.measure or ""
+    return (
+        job.recipe,
+        job.epochs > 0,
+        f"{job.model} {job.images} {job.limit} {job.epochs} {dict(job.changes)} {measure}",
+    )
 
 
 def known_seconds(folder: Path) -> dict[tuple[str | None, bool, str], float]:
@@ -34,12 +39,18 @@ def known_seconds(folder: Path) -> dict[tuple[str | None, bool, str], float]:
 
 def forward_passes(job: Job) -> float:
     """Forward passes of one image that a job takes; a training step counts three."""
+    if job.measure is not None:
+        from experiments.measures import get_measure
+
+        return get_measure(job.measure).forward_passes(job)
     train, validation = (int(count) for count in job.images.split("+"))
     evaluated = min(job.limit or validation, validation)
     if job.recipe is None:
         return evaluated
     recipe = job.recipe_used()
-    calibration = job.calibration_samples * (1 + BACKWARD * (recipe.decomposition in GRADIENTS))
+    gradients = recipe.halves or recipe.decomposition in GRADIENTS
+    refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
+    calibration = job.calibration_samples * (1 + BACKWARD * gradients) + refit
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     tuning = job.epochs * ((1 + BACKWARD) * train + evaluated)
     return calibration + job.held_out_samples + solving + tuning + 2 * evaluated

@@ -55,10 +55,10 @@ class Images:
     validation: int
     classes: int | None
 
-    def about(self, limit: int | None) -> str:
-        """What the title says of them: never ImageNet, unless it is the whole validation set."""
-        if self.data == EMBEDDED:
-            return "digits stand-in, not ImageNet"
+    def about(self, limit: int | None, counted: bool = True) -> str:
+        """What the title says of them: never ImageNet, unless it is the whole validation set, and all are ``counted``."""
+        if self.data == EMBEDDED or not counted:
+            return "digits stand-in, not ImageNet" if self.data == EMBEDDED else f"on {self.data}"
         count = min(limit or self.validation, self.validation)
         whole = count == IMAGENET_VALIDATION and self.classes == IMAGENET_CLASSES
         return f"on {self.data}, {'the ImageNet-1k validation set, ' if whole else ''}{count:,} images"
@@ -131,7 +131,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
         "bits": row.bits,
         "measure": row.measure,
     }
-    if row.recipe is None:  # nothing else bears on the dense model's accuracy
+    if row.recipe is None and row.measure is None:  # nothing else bears on the dense model's accuracy
         fields["epochs"] = 0
     else:
         fields |= {
@@ -150,7 +150,8 @@ def recipe_changes(row: Row, steps: int | None, solver: str | None) -> dict[str,
 
     Nothing where it has no compensation, or has the value already; a solver that the row itself names stays.
     """
-    assert row.recipe is not None
+    if row.recipe is None:
+        return {}
     own = get_recipe(row.recipe).but(**row.changes)
     if own.compensation is None:
         return {}
@@ -163,11 +164,13 @@ def recipe_changes(row: Row, steps: int | None, solver: str | None) -> dict[str,
 def size_reduction(model: str, target: str) -> float:
     """The share of ``model``'s parameters to remove so that it is as small as ``target`` (timm's names)."""
     import timm
+    import torch
 
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
     from lowrank_vit.cost import parameter_count
 
-    dense, small = (parameter_count(timm.create_model(name)) for name in (model, target))
+    with torch.device("meta"):  # only counted
+        dense, small = (parameter_count(timm.create_model(name)) for name in (model, target))
     if small >= dense:
         raise InputError(f"{target} has {small:,} parameters, {model} only {dense:,}: there is nothing to remove")
     return 1 - small / dense
@@ -242,7 +245,7 @@ def as_json(table: Table, options: Options, images: Images, plan: list[Planned])
     """What the report needs to know of a run, all rows included, whichever of them were selected."""
     return {
         "table": table.name,
-        "title": f"{table.title} · {images.about(options.limit)}",
+        "title": f"{table.title} · {images.about(options.limit, counted=table.draw is None)}",
         "profile": "embedded" if options.embedded else images.data,
         "rows": {item.row.id: {"reason": item.reason, "jobs": [job.as_json() for job in item.jobs]} for item in plan},
     }

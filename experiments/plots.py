@@ -80,10 +80,9 @@ def _draw_panel(panel: Axes, rows: Sequence[Row], methods: Sequence[str]) -> Non
     """One architecture: the dense model, and each method before (hollow) and after (filled) fine-tuning."""
     largest = max(row["params_dense"] for row in rows)
     unit, label = (1e6, "millions") if largest >= 1e6 else (1e3, "thousands")
-    dense = [row["top1_dense"] for row in rows if row["top1_dense"] is not None]
-    if dense:
-        panel.axhline(dense[0], color="0.8", linewidth=0.8, zorder=0)
-        panel.plot(largest / unit, dense[0], "*", color="black", markersize=12)
+    for size, top1 in {(row["params_dense"], row["top1_dense"]) for row in rows if row["top1_dense"] is not None}:
+        panel.axhline(top1, color="0.8", linewidth=0.8, zorder=0)
+        panel.plot(size / unit, top1, "*", color="black", markersize=12)
     for method in methods:
         own = sorted((row for row in rows if row["method"] == method), key=lambda row: row["params"])
         _draw_method(panel, own, _style(methods, method), unit)
@@ -113,3 +112,45 @@ def _draw_method(panel: Axes, rows: Sequence[Row], style: tuple[Any, ...], unit:
                 elinewidth=0.8,
                 ecolor=(colour, 0.5),  # spreads overlap where methods have one size
             )
+
+
+def draw_sizes(table: Mapping[str, Any]) -> Figure:
+    """Top-1 against the size of the file, a panel for each architecture, a line for each model over its bits."""
+    measured = [row for row in table["rows"] if row["status"] == "done" and row["file_bytes"] is not None]
+    names = list(dict.fromkeys(row["architecture"] for row in measured))
+    models = list(dict.fromkeys(_without_bits(row) for row in measured))
+    figure = Figure(figsize=(max(5.2 * len(names), 5.8), 4.6), layout="constrained")
+    for index, name in enumerate(names):
+        panel = figure.add_subplot(1, len(names), index + 1)
+        rows = [row for row in measured if row["architecture"] == name]
+        unit, label = (2**20, "MiB") if max(row["file_bytes"] for row in rows) >= 2**20 else (2**10, "KiB")
+        for model in dict.fromkeys(map(_without_bits, rows)):
+            own = sorted((row for row in rows if _without_bits(row) == model), key=lambda row: row["file_bytes"])
+            _draw_sizes(panel, own, _style(models, model), unit)
+        panel.set_title(f"{name}: {rows[0]['model']}", fontsize=9)
+        panel.set_xlabel(f"file on disk, {label}")
+        panel.set_ylabel("top-1, %")
+        panel.grid(visible=True, color="0.92")
+        panel.set_axisbelow(True)
+    handles = []
+    for model in models:
+        marker, line, colour = _style(models, model)
+        handles.append(Line2D([], [], marker=marker, linestyle=line, color=colour, label=model))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    said = "numbers: bits of a weight" if names else "nothing measured yet"
+    figure.suptitle(textwrap.fill(f"{table['title']}; {said}", int(52 * max(len(names), 1))), fontsize=11)
+    return figure
+
+
+def _without_bits(row: Row) -> str:
+    return str(row["method"]).partition(",")[0]
+
+
+def _draw_sizes(panel: Axes, rows: Sequence[Row], style: tuple[Any, ...], unit: float) -> None:
+    marker, line, colour = style
+    x, y = [row["file_bytes"] / unit for row in rows], [row["top1"] for row in rows]
+    panel.plot(x, y, marker=marker, linestyle=line, color=colour, markersize=6)
+    for row, left, top in zip(rows, x, y, strict=True):
+        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
+        panel.annotate(str(row["bits"]), (left, top), fontsize=8, color=colour, **place)

@@ -54,7 +54,8 @@ def attempt(task: Task, tell: Callable[[str], None]) -> tuple[str, str]:
         status, said = FAILED, f"{name}{_line(str(error)) or type(error).__name__}"
     else:
         tops = [f"{top:.2f}" for top in result["top1"].values() if top is not None]
-        return DONE, f"top-1 {' > '.join(tops)} %, {result['seconds']['total']:.1f} s"
+        said = f"top-1 {' > '.join(tops)} %, " if tops else ""
+        return DONE, f"{said}{result['seconds']['total']:.1f} s"
     record_failure(task, said if status == SKIPPED else f"failed: {said}")
     return status, said
 

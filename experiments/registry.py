@@ -141,8 +141,9 @@ class Row:
 class Table:
     """A table or a figure of the paper. ``about``: the paper, the exact command, its wall time, on what it was measured.
 
-    ``columns``: what the rendered table shows, by the names of ``columns.py``. ``draw``: makes the figure of what the
-    jobs measured, from row to results (one for each seed) and the title.
+    ``columns``: what the rendered table shows, by the names of ``columns.py``. ``pictures``: made of ``table.json``'s
+    content, by file name; by default accuracy against parameters. ``findings``: sentences about the same content.
+    ``draw``: makes a figure of what the jobs measured, from row to results (one for each seed) and the title.
     """
 
     name: str
@@ -150,6 +151,8 @@ class Table:
     about: str
     rows: tuple[Row | Reported, ...]
     columns: tuple[str, ...] = ()
+    pictures: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = field(default_factory=dict)
+    findings: Callable[[Mapping[str, Any]], list[str]] | None = None
     draw: Callable[[Mapping[str, Sequence[Mapping[str, Any]]], str], Figure] | None = None
 
     @property

@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.columns import chosen, legend, notes_of
+from experiments.columns import Column, Row, chosen, legend, notes_of
 from experiments.latex import latex
 from experiments.registry import Table
 from experiments.results import FIELDS, finished, read_plan, table_json
 
 PLOT = "accuracy_vs_params"
-RENDERED = ("table.md", "table.csv", "table.json", "table.tex", "table.html", f"{PLOT}.png", f"{PLOT}.pdf")
+RENDERED = ("table.md", "table.csv", "table.json", "table.tex", "table.html")
 
 
-def markdown(table: Mapping[str, Any], command: str) -> str:
-    """``table.md``."""
+def markdown(table: Mapping[str, Any], command: str, pictures: Sequence[str] = (PLOT,)) -> str:
+    """``table.md``. pictures: their files' names."""
     columns, rows = chosen(table["columns"]), table["rows"]
+    notes = notes_of(rows)
+    parts = [
+        f"# {table['title']}",
+        f"`{command}`",
+        "\n".join(table_lines(columns, rows)),
+        legend(columns, rows),
+        "\n".join(f"[{number}] {text}  " for text, number in notes.items()),
+        "\n".join(f"- {text}" for text in table.get("findings", ())),
+        *(f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Row], digits: int = 2) -> list[str]:
+    """The rows as a Markdown table. digits: of measured percentages."""
     notes = notes_of(rows)
     lines = [
         [column.header for column in columns],
         [":--" if column.kind == "text" else "--:" for column in columns],
-        *([_cell(column.write(row, notes, 2)) for column in columns] for row in rows),
+        *([_cell(column.write(row, notes, digits)) for column in columns] for row in rows),
     ]
-    parts = [
-        f"# {table['title']}",
-        f"`{command}`",
-        "\n".join(f"| {' | '.join(line)} |" for line in lines),
-        legend(columns, rows),
-        "\n".join(f"[{number}] {text}  " for text, number in notes.items()),
-        f"![accuracy against parameters]({PLOT}.png)",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _cell(text: str) -> str:
@@ -56,7 +63,7 @@ def csv_text(table: Mapping[str, Any]) -> str:
 def written(table: Table) -> list[str]:
     """The names of the files that a report of ``table`` consists of, once it has results."""
     if table.draw is None:
-        return list(RENDERED)
+        return [*RENDERED, *(f"{name}.{kind}" for name in table.pictures or (PLOT,) for kind in ("png", "pdf"))]
     return ["table.json", *(f"{table.name}.{kind}" for kind in ("json", "png", "pdf"))]
 
 
@@ -71,6 +78,8 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
 
     plan, folder = read_plan(results, table), results / table.name
     content = table_json(results, table, plan, source_hash())
+    if table.findings is not None:
+        content["findings"] = table.findings(content)
     write_json(folder / "table.json", content)
     if table.draw is None:
         _write_table(results, table, plan, content)
@@ -87,11 +96,13 @@ def _write_table(results: Path, table: Table, plan: Mapping[str, Any], content: 
     from lowrank_vit.files import write_text
 
     folder, command = results / table.name, f"python -m experiments run {table.name}"
-    write_text(folder / "table.md", markdown(content, command))
+    pictures = table.pictures or {PLOT: draw_plot}
+    write_text(folder / "table.md", markdown(content, command, list(pictures)))
     write_text(folder / "table.csv", csv_text(content))
     write_text(folder / "table.tex", latex(content, table.name))
     write_text(folder / "table.html", page(content, details(results, table, plan), on_imagenet(plan), command))
-    save_figure(folder / PLOT, draw_plot(content))
+    for name, draw in pictures.items():
+        save_figure(folder / name, draw(content))
 
 
 def _write_figure(results: Path, table: Table, plan: Mapping[str, Any], title: str) -> None:

@@ -56,6 +56,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "relative_error_held_out_std",
     "residual_error_reported",
     "bits",
+    "top1_float",
     "file_bytes",
     "size_reported",
     "target",
@@ -73,6 +74,7 @@ MEANS = {  # field of a row: where a result has the number
     "gap": ("z", "gap"),
     "relative_error": ("relative_error",),
     "file_bytes": ("file_bytes",),
+    "top1_float": ("top1_float",),
 }
 SPREADS = {
     "top1_dense_std": ("top1", "dense"),
@@ -175,6 +177,8 @@ def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
     if row.recipe is None:
         return {}
     recipe = get_recipe(row.recipe).but(**changes)
+    if recipe.halves:
+        return {"base": f"{recipe.attention} + {recipe.mlp}"}
     if recipe.compensation is None:
         return {"base": recipe.decomposition}
     return {

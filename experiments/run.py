@@ -1,4 +1,4 @@
-"""One job from its description to ``result.json``; the only place that talks to Weights & Biases.
+"""One job from its description to ``result.json``.
 
 A finished job is not run again. One that was interrupted goes on after its last finished stage, and its fine-tuning
 after the last finished epoch, as long as the package's source is still the same.
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.registry import Job
-from experiments.results import ERROR, RESULT, job_folder, read_json
+from experiments.results import ERROR, RESULT, find_result, is_stale, job_folder, read_json
+from experiments.tracking import log_result, tracked
 
 JOB, STAGES, CHECKPOINTS = "job.json", "stages.json", "checkpoints"
-PROJECT = "lowrank-vit"
 Tell = Callable[[str], None]
 
 
@@ -57,6 +57,19 @@ class Task:
         """The folder of the job's files."""
         return job_folder(self.folder, self.job)
 
+    @property
+    def model_folder(self) -> Path:
+        """Where the job leaves its model, unless that is the dense one."""
+        job = self.job
+        return self.own_folder / ("quantised" if job.bits else "finetuned" if job.epochs else "compressed")
+
+
+def base_task(task: Task) -> Task | None:
+    """The same compression without the rounding to few bits, which has to be done before; None where there is none."""
+    if task.job.bits is None or task.job.recipe is None:
+        return None
+    return replace(task, job=replace(task.job, bits=None))
+
 
 class MissingWeightsError(Exception):
     """The weights cannot be had: the row is skipped, which is no failure."""
@@ -75,8 +88,44 @@ def launched_from_outside() -> bool:
 def run_job(task: Task, tell: Tell) -> dict[str, Any]:
     """Run a job, or what is left of it, and write its result. ``tell`` is told the stage.
 
+    What the job builds upon is run first. Of processes with the same job one runs it, and the others wait.
     Raises ``MissingWeightsError`` where the weights cannot be had, ``InputError`` for what cannot be run.
     """
+    from lowrank_vit.provenance import source_hash
+
+    base = base_task(task)
+    if base is not None:
+        run_job(base, tell)
+    with _alone(task, tell):
+        found = find_result(task.folder, task.job)
+        if found is None or is_stale(found, source_hash()) or not task.model_folder.is_dir():
+            return _run(task, tell)
+        return found
+
+
+@contextmanager
+def _alone(task: Task, tell: Tell) -> Iterator[None]:
+    """Hold the job's lock, which goes with the process. Processes of one job, which started together, share it."""
+    if launched_from_outside():
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    path = task.folder / "locks" / f"{task.job.key}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        tell("wait for another process with the same job")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(task: Task, tell: Tell) -> dict[str, Any]:
     from experiments.stages import perform
     from lowrank_vit.files import write_json
     from lowrank_vit.provenance import source_hash
@@ -89,11 +138,10 @@ def run_job(task: Task, tell: Tell) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)  # begun by another source: its half would spoil the rest
         (folder / ERROR).unlink(missing_ok=True)
         write_json(folder / JOB, description)
-    with _tracked(task) as run:
+    with tracked(task) if task.wandb and rank() == 0 else nullcontext() as run:
         measured = perform(task, tell, run)
         result = {"format": 1, "table": task.table, "row": task.row, "job": task.job.as_json(), **measured}
-        if run is not None:
-            run.summary.update(flat({name: value for name, value in measured.items() if name != "layers"}))
+        log_result(run, task, measured)
     if rank() == 0:
         write_json(folder / RESULT, result)
         (folder / STAGES).unlink(missing_ok=True)
@@ -108,64 +156,3 @@ def record_failure(task: Task, reason: str) -> None:
 
     if rank() == 0:
         write_json(task.own_folder / ERROR, {"row": task.row, "reason": reason})
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted names.
-
-    >>> flat({"top1": {"dense": 95.0}, "loss": 0.2})
-    {'top1.dense': 95.0, 'loss': 0.2}
-    """
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            found |= flat(item, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = item
-    return found
-
-
-def wandb_installed() -> bool:
-    """Whether Weights & Biases can be used."""
-    import importlib.util
-
-    return importlib.util.find_spec("wandb") is not None
-
-
-@contextmanager
-def _tracked(task: Task) -> Iterator[Any]:
-    """A run of Weights & Biases: offline unless ``WANDB_MODE`` says otherwise, silent, without system metrics.
-
-    Starting one costs 20 ms after the first of a process (0.7 s). None where it is not wanted.
-    """
-    if not task.wandb or rank() != 0:
-        yield None
-        return
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    quiet = wandb.Settings(
-        silent=True,
-        console="off",
-        disable_code=True,
-        disable_git=True,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_save_requirements=False,
-    )
-    run = wandb.init(
-        project=PROJECT,
-        group=task.table,
-        job_type=task.job.recipe or "dense",
-        name=task.name,
-        config=flat(task.job.as_json()) | {"row": task.row, "method": task.method},
-        dir=str(task.folder),
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-        settings=quiet,
-    )
-    try:
-        yield run
-    except BaseException:
-        run.finish(exit_code=1)
-        raise
-    run.finish()

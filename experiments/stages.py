@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from experiments.curves import finetune_loggers
+from experiments.ledger import EpochTeller, Ledger
+from experiments.measuring import measured
 from experiments.memory import DigitsInMemory
 from experiments.plan import EMBEDDED
-from experiments.results import read_json
-from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, rank
+from experiments.quantising import quantised
+from experiments.results import find_result, read_json
+from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, base_task, rank
+from experiments.tracking import log_compression
 from lowrank_vit import cost, provenance, storage
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
@@ -26,51 +28,10 @@ from lowrank_vit.files import write_json
 from lowrank_vit.finetune import fit
 from lowrank_vit.models import load_model
 from lowrank_vit.pipeline import compress
+from lowrank_vit.report import z_summary
 from lowrank_vit.steps import Images, resolve_device
 
 DEVICES = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
-
-
-class Ledger:
-    """What the stages of a job have found so far, and their seconds, on disk after every stage."""
-
-    def __init__(self, path: Path, tell: Tell) -> None:
-        self.path, self.tell = path, tell
-        self.found: dict[str, Any] = read_json(path) or {"seconds": {}}
-
-    @contextmanager
-    def stage(self, name: str, said: str) -> Iterator[None]:
-        """Announce a stage, and add its seconds up when it ends well."""
-        self.tell(said)
-        start = time.perf_counter()
-        yield
-        seconds = self.found["seconds"]
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-
-    def keep(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write down what a stage found."""
-        self.found[name] = dict(value)
-        if rank() == 0:
-            write_json(self.path, self.found)
-
-
-class EpochTeller(Logger):
-    """Tells the epochs of a fine-tuning as they end."""
-
-    def __init__(self, tell: Tell, epochs: int) -> None:
-        super().__init__()
-        self.tell, self.epochs = tell, epochs
-
-    name = "epochs"
-    version = 0
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """The accuracy comes once an epoch."""
-        if "val_top1" in metrics:
-            self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """They are in the job."""
 
 
 def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
@@ -88,11 +49,23 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
             limit=job.limit,
             seed=job.seed,
         )
+    if job.measure is not None:
+        return measured(job, model, data, DEVICES.get(task.hardware.accelerator, "auto"), ledger)
     with ledger.stage("evaluate_dense", "evaluate the dense model"):
         dense = _dense(task, model, data)
+    if job.bits is not None:
+        small = quantised(task, model, ledger)
+        with ledger.stage("evaluate", "evaluate"):
+            score = evaluate(small, data, **_evaluation(task))
+        ledger.keep("after", score)
+        result = _result(task, ledger, dense, None if job.recipe is None else data.calibration_record)
+        base = base_task(task)
+        exact = None if base is None else find_result(base.folder, base.job)
+        return result | {"top1_float": dense["score"]["top1"] if exact is None else exact["top1"]["after"]}
     if job.recipe is None:
         return _result(task, ledger, dense, None)
     compressed = _compressed(task, model, data, ledger)
+    log_compression(run, ledger.found["report"])
     del model
     if "before" not in ledger.found:
         with ledger.stage("evaluate", "evaluate before fine-tuning"):
@@ -170,12 +143,12 @@ def _save(model: nn.Module, folder: Path, report: Mapping[str, Any]) -> None:
 
 def _fine_tuned(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
     """The fine-tuned model; what was trained is in the ledger."""
-    folder, job, hardware = task.own_folder / "finetuned", task.job, task.hardware
+    folder, job, hardware = task.model_folder, task.job, task.hardware
     if "finetune" in ledger.found and storage.is_saved_model(folder):
         return storage.load(folder)
-    loggers: list[Logger] = []
-    if hardware.devices * hardware.num_nodes == 1:  # neither can be sent to other processes
-        loggers = [EpochTeller(ledger.tell, job.epochs)] + ([] if run is None else [WandbLogger(experiment=run)])
+    loggers = finetune_loggers(run)
+    if hardware.devices * hardware.num_nodes == 1:  # what it tells to cannot be sent to other processes
+        loggers.insert(0, EpochTeller(ledger.tell, job.epochs))
     with ledger.stage("finetune", "fine-tune"):
         tuned = fit(
             model,
@@ -217,9 +190,12 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
         "macs": {"dense": dense["macs"], "compressed": dense["macs"] if report is None else _macs(report)},
         **{name: {when: score and score[name] for when, score in scores.items()} for name in ("top1", "top5", "loss")},
         "n": dense["score"]["n"],
+        "relative_error": fmean(layer["relative_error"] for layer in layers) if layers else None,
         "relative_error_held_out": fmean(errors) if errors else None,
+        "z": z_summary(layers),
         "trainable_share": found.get("finetune", {}).get("trainable_share"),
         "finetune": found.get("finetune"),
+        "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "seconds": {**found["seconds"], "total": round(work, 3), **inner},
         "layers": [
             {name: layer[name] for name in ("name", "rank", "params", "relative_error_held_out")} for layer in layers

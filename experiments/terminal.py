@@ -35,6 +35,8 @@ def show(table: Mapping[str, Any], console: Console | None = None) -> None:
         _add_section(view, architecture, list(own), shown, notes)
     console.print(view)
     console.print(legend(columns, rows), style="dim", highlight=False)
+    for text in table.get("findings", ()):
+        console.print(f"- {text}", markup=False, highlight=False)
     for text, number in notes.items():
         console.print(f"[{number}] {text}", style="dim", markup=False, highlight=False)
 

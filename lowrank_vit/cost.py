@@ -8,15 +8,41 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowrank_vit.layers import QuantizedLinear
+
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters of the whole model, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Parameters of the whole model, shared ones once; a quantised layer counts what it had before."""
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    for layer in quantized:
+        count += layer.in_features * layer.out_features + (0 if layer.bias is None else layer.bias.numel())
+    return count
 
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of all parameters in the types they have."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def stored_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of the file of a quantised or float16 model, by what they are for; the file's header comes on top.
+
+    ``codes_bytes``, ``scales_bytes`` (with the zero points), ``float_bytes`` (all that stays floating, in float16) and
+    ``index_bytes`` (the positions of a sparse Z).
+    """
+    state = model.state_dict()
+    floating = sum(2 * tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    integers = sum(tensor.nbytes for tensor in state.values() if not tensor.is_floating_point())
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    codes, scales = sum(layer.codes.nbytes for layer in layers), sum(2 * layer.scale.numel() for layer in layers)
+    zero_points = sum(layer.zero_point.nbytes for layer in layers)
+    return {
+        "codes_bytes": codes,
+        "scales_bytes": scales + zero_points,
+        "float_bytes": floating - scales,
+        "index_bytes": integers - codes - zero_points,
+    }
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:

@@ -19,7 +19,7 @@ class CutLayer:
     u: Tensor  # shape: (n, r + q)
     v: Tensor  # shape: (d, r + q)
     correction: nn.Module | None  # a Z that does not fold
-    z: dict[str, int | str] | None  # kind and parameters
+    z: dict[str, float | str] | None  # kind, parameters and losses
     shift: Tensor | None  # shape: (d,), what is added to the bias
     approximation: Tensor  # shape: (n, d), W^
 

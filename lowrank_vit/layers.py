@@ -1,11 +1,16 @@
-"""What a compressed linear layer becomes."""
+"""What a compressed linear layer becomes, and what a quantised one is."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_vit.errors import InputError
+from lowrank_vit.packing import dequantize, packed_bytes, unpack
 from lowrank_vit.records import as_float64
+
+BITS = range(2, 9)  # of a code
 
 
 class LowRankLinear(nn.Module):
@@ -31,6 +36,66 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape and rank for the printed module."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class QuantizedLinear(nn.Module):
+    """``y = x W^T + b`` with W stored as packed integer codes and turned back into numbers at every call.
+
+    ``codes``: packed, uint8; ``scale``: (d,); ``zero_point``: (d,), uint8; ``bias``: (d,) or None. All are buffers: there
+    is nothing to train. Nothing is cached, so that codes take no more memory than in the file. W is restored in the type
+    of ``scale``, float32 in a loaded model, and the product is one in the type of x.
+    Raises ``InputError`` unless bits is 2 to 8.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bits: int, bias: bool = True) -> None:
+        super().__init__()
+        check_bits(bits)
+        self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self.register_buffer("codes", torch.zeros(packed_bytes(in_features * out_features, bits), dtype=torch.uint8))
+        self.register_buffer("scale", torch.ones(out_features))
+        self.register_buffer("zero_point", torch.zeros(out_features, dtype=torch.uint8))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (d, n), as the codes have it."""
+        codes = unpack(self.codes, self.bits, self.in_features * self.out_features)
+        return dequantize(codes.view(self.out_features, self.in_features), self.scale, self.zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., n) to (..., d)."""
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+    def extra_repr(self) -> str:
+        """Shape and bits for the printed module."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"
+
+
+def check_bits(bits: int) -> None:
+    """Raise ``InputError`` unless ``bits`` is a whole number from 2 to 8."""
+    if bits not in BITS:
+        raise InputError(f"weights cannot be quantised to {bits!r} bits: choose 2 to 8, or 16 for a float16 file")
+
+
+class SmallMlp(nn.Module):
+    """An MLP with fewer hidden units; the layers are called ``fc1`` and ``fc2`` as timm's are."""
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, bias: bool, act: nn.Module) -> None:
+        super().__init__()
+        self.config = {"in_features": in_features, "hidden": hidden, "out_features": out_features, "bias": bias}
+        self.fc1 = nn.Linear(in_features, hidden, bias=bias)
+        self.act = act
+        self.fc2 = nn.Linear(hidden, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., n) to (..., d)."""
+        y: Tensor = self.fc2(self.act(self.fc1(x)))
+        return y
 
 
 def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,11 +31,17 @@ def listing(kind: str) -> dict[str, str]:
         from lowrank_vit.recipes import RECIPES
 
         return {name: recipe.about for name, recipe in RECIPES.items()}
-    registry: Registry
+    registries: list[Registry]
     if kind == "decompositions":
-        from lowrank_vit.decompose import DECOMPOSITIONS as registry  # noqa: N811
+        from lowrank_vit.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS
+
+        registries = [DECOMPOSITIONS, ATTENTIONS, MLPS]
     elif kind == "allocators":
-        from lowrank_vit.allocate import ALLOCATORS as registry  # noqa: N811
+        from lowrank_vit.allocate import ALLOCATORS
+
+        registries = [ALLOCATORS]
     else:
-        from lowrank_vit.compensate import COMPENSATIONS as registry  # noqa: N811
-    return {name: _first_line(registry.get(name)) for name in registry.names()}
+        from lowrank_vit.compensate import COMPENSATIONS
+
+        registries = [COMPENSATIONS]
+    return {name: _first_line(registry.get(name)) for registry in registries for name in registry.names()}

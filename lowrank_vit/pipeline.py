@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,8 +15,12 @@ from torch import Tensor, nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.blocks import BlockAnalysis, analyse_blocks, block_budget
+from lowrank_vit.compensate import Compensation
 from lowrank_vit.compensate.solve import Solution, solve
+from lowrank_vit.errors import InputError
 from lowrank_vit.fold import CutLayer, fold
+from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.records import ErrorCurve, Factors, Moments, RankPlan, Site
 from lowrank_vit.sites import BLOCK_LINEARS, find_sites, get_linear, replace_module
@@ -34,20 +36,6 @@ from lowrank_vit.steps import (
     resolve_device,
     statistics_needed,
 )
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the seconds of the block to ``stage``."""
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -80,29 +68,28 @@ class Analysis:
         """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
         plan = self.plan(reduction)
         weights = {site.name: dense_weight(self.model, site) for site in self.sites}
-        layers = self._cut(plan, weights)
+        layers, solutions = self._cut(plan, weights)
         compressed = copy.deepcopy(self.model)
         with self.watch("fold"):
             for name, layer in layers.items():
                 replace_module(compressed, name, fold(layer, get_linear(self.model, layer.site)))
-        entries = self._report(compressed, plan, layers, weights)
+        entries = self._report(compressed, plan, layers, weights, solutions)
         compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
         return compressed, entries
 
-    def _cut(self, plan: RankPlan, weights: Mapping[str, Tensor]) -> dict[str, CutLayer]:
-        """The factors at their ranks, with Z and the shift of the bias."""
+    def _cut(self, plan: RankPlan, weights: Mapping[str, Tensor]) -> tuple[dict[str, CutLayer], Mapping[str, Solution]]:
+        """The factors at their ranks, with Z and the shift of the bias; what was found for Z."""
         ranks = {site: rank for site in self.sites if (rank := plan.ranks[site.name]) is not None}
         factors = {site.name: self.factors[site.name].cut(rank) for site, rank in ranks.items()}
         residuals = {name: weights[name] - u @ v.T for name, (u, v) in factors.items()}
-        with self.watch("compensate"):
-            solutions = self._compensate(residuals)
+        solutions, least = self._compensate(residuals)
         layers = {}
         for site, rank in ranks.items():
             (u, v), error, z = factors[site.name], residuals[site.name], solutions.get(site.name)
             correction: nn.Module | None = None
-            entry: dict[str, int | str] | None = None
+            entry: dict[str, float | str] | None = None
             if z is not None:
-                error, entry = error - z.dense().to(error), {"kind": z.kind, "params": z.parameters}
+                error, entry = error - z.dense().to(error), report.z_entry(z, least[site.name])
                 joined = z.factors()
                 if joined is None:
                     correction = z.module()
@@ -110,15 +97,31 @@ class Analysis:
                     u, v = torch.cat([u, joined[0].to(u)], 1), torch.cat([v, joined[1].to(v)], 1)
             shift = self.moments[site.name].mean("input_sum") @ error if self.recipe.bias_correction else None
             layers[site.name] = CutLayer(site, rank, u, v, correction, entry, shift, weights[site.name] - error)
-        return layers
+        return layers, solutions
 
-    def _compensate(self, residuals: Mapping[str, Tensor]) -> Mapping[str, Solution]:
+    def _compensate(self, residuals: Mapping[str, Tensor]) -> tuple[Mapping[str, Solution], dict[str, float]]:
+        """Z of every layer by the recipe's solver, and the least loss that the closed form reaches there."""
         method = compensation_of(self.recipe)
         if method is None or not residuals:
-            return {}
+            return {}, {}
         moments = {
             name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
         }
+        if self.recipe.solver == "closed_form":
+            with self.watch("compensate"):
+                found: Mapping[str, Solution] = solve(method, residuals, moments, progress=self.progress)
+            best = found
+        else:
+            with self.watch("compensate"):
+                found = self._descend(method, residuals, moments)
+            with self.watch("closed_form"):
+                best = solve(method, residuals, moments)
+        return found, {name: own.loss_after for name, own in best.items()}
+
+    def _descend(
+        self, method: Compensation, residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+    ) -> Mapping[str, Solution]:
+        """Z of every layer by one of the gradient solvers."""
         options: dict[str, Any] = {"steps": self.recipe.steps, "seed": self.seed, "progress": self.progress}
         if self.recipe.solver != "minibatch":
             return solve(method, residuals, moments, solver=self.recipe.solver, **options)
@@ -135,6 +138,7 @@ class Analysis:
         plan: RankPlan,
         layers: Mapping[str, CutLayer],
         weights: Mapping[str, Tensor],
+        solutions: Mapping[str, Solution],
     ) -> dict[str, Any]:
         seen = report.relative_errors(layers, weights, self.moments)
         unseen = None if self.held_out is None else report.relative_errors(layers, weights, self.held_out)
@@ -146,6 +150,7 @@ class Analysis:
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json(report.layer_reports(self.sites, layers, self.factors, seen, unseen)),
+            "compensation": report.compensation_entry(self.recipe, solutions),
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
             "peak_memory_bytes": provenance.peak_memory(self.device),
@@ -164,7 +169,7 @@ def analyse(
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
-) -> Analysis:
+) -> Analysis | BlockAnalysis:
     """Collect the statistics that ``recipe`` needs and decompose every site; the model itself is not changed.
 
     ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
@@ -176,6 +181,9 @@ def analyse(
     unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
     where, watch = resolve_device(device), Stopwatch()
     model = copy.deepcopy(model).to(where).eval()
+    if recipe.halves:
+        _all_blocks(sites)
+        return analyse_blocks(model, seen, recipe, unseen, moments, where, seed, watch, progress)
     chosen = find_sites(model, sites)
     needs = statistics_needed(recipe)
     with watch("calibrate"):
@@ -189,6 +197,11 @@ def analyse(
         factors = decompose(model, recipe, chosen, moments, progress)
     curves = error_curves(recipe, chosen, {name: own.loss for name, own in factors.items()})
     return Analysis(model, recipe, chosen, seen, moments, unseen_moments, factors, curves, where, seed, watch, progress)
+
+
+def _all_blocks(sites: str) -> None:
+    if sites != BLOCK_LINEARS:
+        raise InputError("this recipe takes whole attention modules and MLPs, all of them: leave out --sites")
 
 
 def compress(
@@ -205,5 +218,10 @@ def compress(
     Raises ``InputError`` with one line for whatever cannot be done.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    budget_for(model, recipe, find_sites(model, options.get("sites", BLOCK_LINEARS)), reduction)
+    sites = options.get("sites", BLOCK_LINEARS)
+    if recipe.halves:
+        _all_blocks(sites)
+        block_budget(model, recipe, reduction)
+    else:
+        budget_for(model, recipe, find_sites(model, sites), reduction)
     return analyse(model, calibration, recipe, **options).compress(reduction)

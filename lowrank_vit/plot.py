@@ -20,13 +20,19 @@ def _kind(name: str) -> str:
     return name.rpartition(".")[2]
 
 
+def _dense_parameters(layer: Mapping[str, Any]) -> int:
+    """Of a linear layer's weight; of a whole module, what the report says."""
+    whole: int | None = layer["details"].get("dense_params")
+    return whole or layer["in_features"] * layer["out_features"]
+
+
 def _plot_layers(kept: Axes, lost: Axes, layers: list[Mapping[str, Any]]) -> None:
     """Share of the parameters kept, and relative error, layer by layer, one shade for each kind of layer."""
     kinds = list(dict.fromkeys(_kind(layer["name"]) for layer in layers))
     for index, kind in enumerate(kinds):
         chosen = [(place, layer) for place, layer in enumerate(layers) if _kind(layer["name"]) == kind]
         places = [place for place, _ in chosen]
-        shares = [100 * layer["params"] / (layer["in_features"] * layer["out_features"]) for _, layer in chosen]
+        shares = [100 * layer["params"] / _dense_parameters(layer) for _, layer in chosen]
         style: dict[str, Any] = {
             "color": GREYS[index % 4],
             "hatch": HATCHES[index % 4],

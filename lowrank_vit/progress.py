@@ -1,8 +1,11 @@
-"""Progress bars on the error stream: the standard output is for results."""
+"""How far and how long: progress bars on the error stream (the standard output is for results), seconds of each stage."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,3 +22,17 @@ def track(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
         return
     with Progress(console=console, transient=True) as bar:
         yield from bar.track(items, description=description)
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to ``stage``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

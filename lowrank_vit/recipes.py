@@ -15,11 +15,13 @@ class Recipe:
 
     ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``. For the
     compensation: ``budget`` is Z's share of a layer's weight, ``solver`` is ``closed_form``, ``moments`` (Adam on the
-    exact loss) or ``minibatch`` (the paper's), ``steps`` are the solver's.
+    exact loss) or ``minibatch`` (the paper's), ``steps`` are the solver's. In place of a ``decomposition`` of single
+    matrices, ``attention`` and ``mlp`` name those of whole modules, whose outputs ``refit`` fits anew, in closed form, to
+    the inputs that the smaller model gives them. ``probe``: how the Fisher information is sampled.
     """
 
     name: str
-    decomposition: str
+    decomposition: str | None
     allocator: str
     compensation: str | None = None
     budget: float = 0.05
@@ -27,7 +29,16 @@ class Recipe:
     steps: int = 2000
     bias_correction: bool = False
     rank_multiple: int = 1
+    attention: str | None = None
+    mlp: str | None = None
+    probe: str = "labels"
+    refit: bool = False
     about: str = ""
+
+    @property
+    def halves(self) -> bool:
+        """Whether whole attention modules and MLPs are taken, not single matrices."""
+        return self.attention is not None
 
     def but(self, **changes: Any) -> Recipe:
         """The recipe with some fields changed; ``None`` leaves a field as it is."""
@@ -67,6 +78,17 @@ RECIPES = {
             "knapsack",
             bias_correction=True,
             about="weighted by the loss's Fisher on the output side, ranks by predicted loss over the whole model",
+        ),
+        Recipe(
+            "best",
+            None,
+            "knapsack",
+            bias_correction=True,
+            attention="heads",
+            mlp="interpolative",
+            probe="signs",
+            refit=True,
+            about="attention by head, MLP by interpolation, one budget of predicted loss over the whole model",
         ),
     )
 }

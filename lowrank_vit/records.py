@@ -17,6 +17,7 @@ class Site:
     in_features: int
     out_features: int
     bias: bool
+    heads: int = 0  # of a layer that makes queries, keys and values: how many heads they are for
 
     @property
     def parameters(self) -> int:
@@ -52,6 +53,12 @@ class Moments:
     ``representative_count``   ()          how many were summed
     ``gradient_second``        (d, d)      sum of g g^T
     ``fisher_rows``            (n,)        sum over images of the row sums of the squared weight gradient
+    ``sensitive_second``       (n, n)      sum of ||g||^2 x x^T: tokens count as much as the loss listens to them
+    ``sensitive_input_sum``    (n,)        sum of ||g||^2 x
+    ``sensitive_weight``       ()          sum of ||g||^2
+    ``sensitive_tokens``       (t,)        sum of ||g||^2 over images, for each position of an image
+    ``head_fisher_query``      (h, s, s)   sum over images of D D^T, D the gradient of B in ``logit = q^T B k / sqrt(s)``
+    ``head_fisher_key``        (h, s, s)   sum over images of D^T D; both by ``"head_fisher"``, at a layer with heads
     =========================  ==========  ==============================================
     """
 
@@ -73,13 +80,15 @@ class Moments:
     def mean(self, name: str) -> Tensor:
         """The average that belongs to a sum: over tokens, over weighted tokens, or over images.
 
-        ``gradient_second`` and ``fisher_rows`` are averaged over images, so that they speak of the loss of an image.
+        Moments of gradients are averaged over images, so that they speak of the loss of an image.
         """
         if name.startswith("normalised_"):
             return self.sums[name] / self.sums["normalised_weight"]
+        if name.startswith("sensitive_"):
+            return self.sums[name] / self.sums["sensitive_weight"].clamp_min(torch.finfo(torch.float64).tiny)
         if name == "representative":
             return self.sums[name] / self.sums["representative_count"]
-        return self.sums[name] / (self.images if name in ("gradient_second", "fisher_rows") else self.tokens)
+        return self.sums[name] / (self.images if "gradient" in name or "fisher" in name else self.tokens)
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class LayerReport:
     in_features: int
     out_features: int
     rank: int | None
-    z: Mapping[str, int | str] | None
+    z: Mapping[str, float | str] | None
     params: int
     relative_error: float
     relative_error_held_out: float | None

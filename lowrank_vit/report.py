@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lowrank_vit import cost
+from lowrank_vit import cost, provenance
+from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
+from lowrank_vit.halves import dense_linear
 from lowrank_vit.metric import output_metric
+from lowrank_vit.parts import HalfSite, Kept
+from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, LayerReport, Moments, Site
 
 FORMAT = 1
@@ -32,6 +38,52 @@ def relative_errors(
         metric = output_metric(weights[name], moments[name], centred=False)
         errors[name] = metric.relative_error(layer.approximation, layer.shift)
     return errors
+
+
+def z_entry(solution: Solution, least: float) -> dict[str, float | str]:
+    """The ``z`` of a layer. Losses are (10) on the calibration set; ``least``: what the closed form reaches there."""
+    return {
+        "kind": solution.kind,
+        "params": solution.parameters,
+        "loss_before": solution.loss_before,
+        "loss": solution.loss_after,
+        "loss_closed_form": least,
+    }
+
+
+def compensation_entry(recipe: Recipe, solutions: Mapping[str, Solution]) -> dict[str, Any] | None:
+    """The ``compensation`` entry: how Z was found, and each layer's losses on the way; None for a recipe without Z.
+
+    The closed form takes no steps: ``steps`` is null then, and there are no curves.
+    """
+    if recipe.compensation is None:
+        return None
+    return {
+        "solver": recipe.solver,
+        "steps": None if recipe.solver == "closed_form" else recipe.steps,
+        "curves": {name: [list(point) for point in own.curve] for name, own in solutions.items() if own.curve},
+    }
+
+
+def z_summary(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the Z of all layers of a report add up to; None where no layer has one.
+
+    ``overhead``: parameters of Z relative to those of the dense weights it stands beside. ``loss_before``, ``loss``:
+    means over the layers of (10). ``gap``: how far the sum of the losses is above what the closed form reaches, 0.01
+    for one percent; None where that leaves nothing to be above of.
+    """
+    found = [layer for layer in layers if layer["z"] is not None]
+    if not found:
+        return None
+    least = sum(layer["z"]["loss_closed_form"] for layer in found)
+    return {
+        "kind": found[0]["z"]["kind"],
+        "overhead": sum(layer["z"]["params"] for layer in found)
+        / sum(layer["in_features"] * layer["out_features"] for layer in found),
+        "loss_before": fmean(layer["z"]["loss_before"] for layer in found),
+        "loss": fmean(layer["z"]["loss"] for layer in found),
+        "gap": sum(layer["z"]["loss"] for layer in found) / least - 1 if least > 0 else None,
+    }
 
 
 def layer_reports(
@@ -66,6 +118,47 @@ def layer_reports(
     return reports
 
 
+def half_report(
+    site: HalfSite,
+    dense: nn.Module,
+    compressed: nn.Module,
+    kept: Kept | None,
+    moments: Sequence[Moments | None],
+    rank: int | None,
+    details: Mapping[str, float | int | None],
+) -> LayerReport:
+    """The entry of a whole attention module or MLP; ``kept`` is ``None`` where it is still the dense module.
+
+    ``moments``: of its output layer's inputs, seen and unseen. The error is that of the deployed output layer for the
+    inputs that the dense model gives it: what the values, or the hidden units, lose; not what queries and keys do.
+    """
+    output = site.linears[-1]
+    (weight, bias), (approximation, shift) = (dense_linear(model, output) for model in (dense, compressed))
+    if kept is not None:
+        approximation = kept.columns @ approximation
+        shift = shift - kept.offset @ approximation
+    errors = [
+        None if own is None else output_metric(weight, own, centred=False).relative_error(approximation, shift - bias)
+        for own in moments
+    ]
+    assert errors[0] is not None
+    whole, params = (cost.parameter_count(model.get_submodule(site.name)) for model in (dense, compressed))
+    details = {"dense_params": whole, **details}
+    return LayerReport(
+        site.name, site.in_features, output.out_features, rank, None, params, errors[0], errors[1], details
+    )
+
+
+def divergence(dense: nn.Module, compressed: nn.Module, batches: Iterable[Tensor]) -> float:
+    """The mean of ``KL(dense || compressed)`` over images, in nats."""
+    device, total, count = next(dense.parameters()).device, 0.0, 0
+    with torch.inference_mode():
+        for images in (batch.to(device) for batch in batches):
+            log_p, log_q = (model(images).double().log_softmax(-1) for model in (dense, compressed))
+            total, count = total + float((log_p.exp() * (log_p - log_q)).sum()), count + len(images)
+    return total / count
+
+
 def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
     """The ``params`` and ``macs`` entries; ``macs`` is null where the size of the model's input is not known."""
     before, after = cost.parameter_count(dense), cost.parameter_count(compressed)
@@ -80,3 +173,21 @@ def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
 def as_json(reports: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """The ``layers`` entry."""
     return [asdict(report) for report in reports]
+
+
+def dense_report(model: nn.Module) -> dict[str, Any]:
+    """The report of a model that was not compressed, so that it can be quantised and saved: no recipe, no layers."""
+    device = next(model.parameters()).device
+    return {
+        "format": FORMAT,
+        "model": architecture(model),
+        "recipe": None,
+        "recipe_fields": {},
+        "protocol": "training-free",
+        **size_report(model, model),
+        "layers": [],
+        "trajectory": [],
+        "seconds": {},
+        "peak_memory_bytes": provenance.peak_memory(device),
+        "provenance": provenance.record(device, 0, None),  # nothing is drawn
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import cache, cost
 from lowrank_vit.allocate import least_cost
-from lowrank_vit.calibrate import calibrate
+from lowrank_vit.calibrate import LABELS, calibrate
 from lowrank_vit.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.decompose import DECOMPOSITIONS
 from lowrank_vit.errors import InputError
@@ -22,6 +22,7 @@ from lowrank_vit.records import ErrorCurve, Factors, Moments, Site, as_float64
 from lowrank_vit.sites import get_linear
 
 logger = logging.getLogger(__name__)
+Needs = frozenset[str] | Mapping[str, frozenset[str]]  # of all sites, or site by site
 Batches = Iterable[Tensor | Sequence[Tensor]]
 
 
@@ -39,7 +40,11 @@ class Images:
 
     def tensor(self) -> Tensor:
         """All images in memory, (N, C, H, W)."""
-        return torch.cat([item if isinstance(item, Tensor) else item[0] for item in self.batches])
+        return torch.cat(list(self.each()))
+
+    def each(self) -> Iterator[Tensor]:
+        """The batches without labels, (B, C, H, W)."""
+        return (item if isinstance(item, Tensor) else item[0] for item in self.batches)
 
 
 def dense_weight(model: nn.Module, site: Site) -> Tensor:
@@ -57,6 +62,7 @@ def compensation_of(recipe: Recipe) -> Compensation | None:
 
 def statistics_needed(recipe: Recipe) -> frozenset[str]:
     """All statistics that the recipe's methods, and the report's errors, read."""
+    assert recipe.decomposition is not None
     needs = DECOMPOSITIONS.get(recipe.decomposition).needs | {"second"}
     if recipe.compensation is not None:
         needs |= {"input_second", "normalised_input_second"}
@@ -75,17 +81,26 @@ def resolve_device(device: str) -> torch.device:
 
 
 def collect(
-    model: nn.Module, sites: Sequence[Site], needs: frozenset[str], images: Images, seed: int, progress: bool
+    model: nn.Module,
+    sites: Sequence[Site],
+    needs: Needs,
+    images: Images,
+    seed: int,
+    progress: bool,
+    probe: str = LABELS,
 ) -> dict[str, Moments]:
     """The moments of a set of images: from the disk where they were collected before, on the model's device."""
     device = next(model.parameters()).device
 
     def compute() -> dict[str, Moments]:
-        return calibrate(model, sites, needs, images.batches, seed=seed, device=device, progress=progress)
+        return calibrate(model, sites, needs, images.batches, seed=seed, probe=probe, device=device, progress=progress)
 
     if images.fingerprint is None:
         return compute()
-    key = cache.moments_key(model, images.fingerprint, [site.name for site in sites], needs, seed)
+    wanted = [f"{name}: {need}" for name in needs for need in needs[name]] if isinstance(needs, Mapping) else needs
+    if probe != LABELS:  # so that files from before there were other probes are still found
+        wanted = [*wanted, f"probe: {probe}"]
+    key = cache.moments_key(model, images.fingerprint, [site.name for site in sites], wanted, seed)
     found = cache.cached_moments(key, compute)
     return {name: replace(own, sums={k: v.to(device) for k, v in own.sums.items()}) for name, own in found.items()}
 
@@ -94,6 +109,7 @@ def decompose(
     model: nn.Module, recipe: Recipe, sites: Sequence[Site], moments: Mapping[str, Moments], progress: bool
 ) -> dict[str, Factors]:
     """All directions of every site. Raises ``InputError`` that names the layer whose statistics cannot be used."""
+    assert recipe.decomposition is not None
     method, factors = DECOMPOSITIONS.get(recipe.decomposition)(), {}
     for site in track(sites, "decompose", shown=progress):
         try:
@@ -127,9 +143,14 @@ def budget_for(model: nn.Module, recipe: Recipe, sites: Sequence[Site], reductio
 
     Raises ``InputError`` for a reduction that no choice of ranks can reach; that needs no statistics.
     """
-    dense = cost.parameter_count(model)
-    fixed = dense - sum(site.parameters for site in sites)
     curves = error_curves(recipe, sites, {site.name: torch.zeros(site.full_rank + 1) for site in sites})
+    return budget_within(model, recipe, curves, reduction)
+
+
+def budget_within(model: nn.Module, recipe: Recipe, curves: Sequence[ErrorCurve], reduction: float) -> int:
+    """The parameters left for what ``curves`` choose. Raises ``InputError`` for a reduction that they cannot reach."""
+    dense = cost.parameter_count(model)
+    fixed = dense - sum(curve.dense_cost for curve in curves)
     reachable = 1 - (fixed + least_cost(curves)) / dense
     if not 0 < reduction <= reachable:
         raise InputError(

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 
-def show_report(report: Mapping[str, Any]) -> None:
-    """Print sizes, then one line for each layer."""
+def show_report(report: Mapping[str, Any], file_bytes: int) -> None:
+    """Print sizes, then one line for each compressed layer. ``file_bytes``: of the model on disk."""
     console = Console()
     params, macs = report["params"], report["macs"]
+    recipe = "dense" if report["recipe"] is None else f"by recipe [bold]{report['recipe']}[/] ({report['protocol']})"
     console.print(
-        f"[bold]{report['model']}[/] by recipe [bold]{report['recipe']}[/] ({report['protocol']}): "
+        f"[bold]{report['model']}[/] {recipe}: "
         f"{params['dense']:,} to {params['compressed']:,} parameters ({-100 * params['reduction']:+.2f} %)"
         + ("" if macs is None else f", {macs['dense'] / 1e6:,.1f} to {macs['compressed'] / 1e6:,.1f} M MACs")
     )
-    layers = report["layers"]
+    console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
+    if report["layers"]:
+        _show_layers(console, report["layers"])
+        seconds = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
+        console.print(seconds)
+
+
+def mebibytes(count: int) -> str:
+    """A size in MiB."""
+    return f"{count / 2**20:.2f} MiB"
+
+
+def precision(report: Mapping[str, Any]) -> str:
+    """What the weights are stored as."""
+    entry = report.get("quantization")
+    if entry is None:
+        return "not quantised"
+    if not entry["layers"]:
+        return "float16"
+    lost = 100 * entry["relative_weight_error"]
+    return f"{entry['bits']} bits in {entry['layers']} layers, float16 elsewhere (weights differ by {lost:.2f} %)"
+
+
+def _show_layers(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
+    """The table; its errors were measured before quantisation."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True, min_width=max(len(layer["name"]) for layer in layers))
     for column in ("shape", "rank", "Z", "params", "error %", "unseen %"):
@@ -35,4 +60,3 @@ def show_report(report: Mapping[str, Any]) -> None:
             "" if unseen is None else f"{100 * unseen:.2f}",
         )
     console.print(table)
-    console.print("  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items()))

@@ -10,10 +10,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from lowrank_vit.calibrate import STATISTICS, calibrate, resolve, sample_labels
+from lowrank_vit import cache
+from lowrank_vit.calibrate import calibrate, probe_signs, sample_labels
 from lowrank_vit.errors import InputError
+from lowrank_vit.halves import find_halves
+from lowrank_vit.observe import STATISTICS, resolve
+from lowrank_vit.parts import AttentionSite
 from lowrank_vit.records import Moments, Site
 from lowrank_vit.sites import find_sites, get_linear
+from lowrank_vit.steps import Images, collect
 from tests.contracts.layer import dense_moments
 from tests.models import images, tiny
 
@@ -81,6 +86,69 @@ def test_merged_moments_are_those_of_the_whole(kind: str) -> None:
     first, second = (calibrate(model, sites, STATISTICS, part.split(4)) for part in (data[:12], data[12:]))
     for site in sites:
         assert_same(first[site.name] + second[site.name], whole[site.name])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_fisher_is_that_of_a_matrix_between_queries_and_keys(kind: str) -> None:
+    """The truth: a matrix B = I between the two of every head, and autograd's gradient with respect to it."""
+    data, model = images(6, kind), tiny(kind)
+    sites = [half.qkv for half in find_halves(model) if isinstance(half, AttentionSite)]
+    between, truth = {}, {}
+    for site in sites:
+        width = site.out_features // 3
+        size = width // site.heads
+        between[site.name] = torch.eye(size).repeat(site.heads, 1, 1).requires_grad_()
+        truth[site.name] = [torch.zeros(site.heads, size, size, dtype=torch.float64) for _ in range(2)]
+
+        def turn(module: nn.Module, inputs: tuple, output: Tensor, name: str = site.name, width: int = width) -> Tensor:
+            queries = output[..., :width].unflatten(-1, (between[name].shape[0], -1))
+            turned = torch.einsum("...hs,hst->...ht", queries, between[name]).flatten(-2)
+            return torch.cat([turned, output[..., width:]], -1)
+
+        get_linear(model, site).register_forward_hook(turn)
+    for image in data:
+        logits = model(image[None])
+        loss = nn.functional.cross_entropy(logits, sample_labels(logits, image[None], 0))
+        for name, slope in zip(between, torch.autograd.grad(loss, list(between.values())), strict=True):
+            truth[name][0] += (slope @ slope.mT).double()
+            truth[name][1] += (slope.mT @ slope).double()
+    moments = calibrate(tiny(kind), sites, {"head_fisher"}, data.split(4))
+    for site in sites:
+        for name, total in zip(("head_fisher_query", "head_fisher_key"), truth[site.name], strict=True):
+            own = moments[site.name].sums[name]
+            torch.testing.assert_close(own, total, rtol=1e-3, atol=1e-3 * float(total.abs().max()), msg=name)
+
+
+def test_head_fisher_is_left_out_where_there_are_no_heads() -> None:
+    site = find_sites(tiny())[0]
+    assert site.heads == 0
+    assert "head_fisher" not in resolve({"head_fisher", "second"}, site)
+
+
+def test_signs_have_the_fisher_information() -> None:
+    """``E[c c^T] = diag(p) - p p^T`` at the logits, whatever the batch and the order."""
+    p = torch.tensor([0.9, 0.07, 0.03])
+    data, logits = images(4000), p.log().repeat(4000, 1).requires_grad_()
+    (slopes,) = torch.autograd.grad(probe_signs(logits, data, 0), logits)
+    truth = p.diag() - torch.outer(p, p)
+    torch.testing.assert_close(slopes.T @ slopes / 4000, truth, atol=0.01, rtol=0)
+    (backwards,) = torch.autograd.grad(probe_signs(logits, data.flip(0), 0), logits)
+    torch.testing.assert_close(backwards.flip(0), slopes)
+    (other,) = torch.autograd.grad(probe_signs(logits, data, 1), logits)
+    assert not torch.allclose(other, slopes)
+
+
+def test_files_of_recipes_without_a_probe_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    monkeypatch.setattr(cache, "cached_moments", lambda key, compute: keys.append(key) or {})
+    model, seen = tiny(), Images([images(2)], "fingerprint")
+    sites = find_sites(model)
+    needs = frozenset({"second", "gradient_second"})
+    collect(model, sites, needs, seen, 3, False)
+    collect(model, sites, needs, seen, 3, False, "signs")
+    collect(model, sites, dict.fromkeys((site.name for site in sites), needs), seen, 3, False)
+    assert keys[0] == cache.moments_key(model, "fingerprint", [site.name for site in sites], needs, 3)
+    assert len(set(keys)) == 3
 
 
 def test_labels_do_not_depend_on_batch_or_order() -> None:

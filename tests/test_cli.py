@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from lowrank_vit import compress, load, save
 from lowrank_vit.cli import main
+from tests.models import VIT, images, tiny
 
 STANDIN = "digits_deit_small"
 COMPRESS = ["compress", "--model", STANDIN, "--data", "digits", "--reduction", "0.4", "--calibration-samples", "64"]
@@ -51,9 +55,10 @@ def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in text.splitlines()] == names
 
 
-def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("recipe", "layer"), [("exact", "blocks.0.attn.qkv"), ("best", "blocks.0.attn ")])
+def test_compress_inspect_evaluate(recipe: str, layer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"
-    main([*COMPRESS, "--recipe", "exact", "--out", str(out)])
+    main([*COMPRESS, "--recipe", recipe, "--out", str(out)])
     assert f"saved to {out}" in capsys.readouterr().out
     main(["inspect", str(out), "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -62,7 +67,7 @@ def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(0 <= layer["relative_error_held_out"] < 1 for layer in report["layers"])
     main(["inspect", str(out), "--plot", str(tmp_path / "small.png")])
     assert (tmp_path / "small.png").read_bytes().startswith(b"\x89PNG")
-    assert "blocks.0.attn.qkv" in capsys.readouterr().out
+    assert layer in capsys.readouterr().out
     main(["evaluate", str(out), "--data", "digits", "--json"])
     small = json.loads(capsys.readouterr().out)
     main(["evaluate", "--model", STANDIN, "--data", "digits", "--json"])
@@ -77,6 +82,56 @@ def test_compress_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "of the parameters" in capsys.readouterr().out
     main(["inspect", str(tmp_path / "tuned"), "--json"])
     assert json.loads(capsys.readouterr().out)["protocol"] == "partial-ft"
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    """What a command with ``--json`` prints."""
+    main([*map(str, arguments), "--json"])
+    value = json.loads(capsys.readouterr().out)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_quantize_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, eight, half = tmp_path / "small", tmp_path / "eight", tmp_path / "half"
+    main([*COMPRESS, "--out", str(small)])
+    main(["quantize", str(small), "--bits", "8", "--out", str(eight)])
+    line = capsys.readouterr().out.splitlines()[-1]
+    before, after = ((folder / "model.safetensors").stat().st_size for folder in (small, eight))
+    assert "8 bits" in line
+    assert f"{before / 2**20:.2f} MiB -> {after / 2**20:.2f} MiB; saved to {eight}" in line
+    report = json_of(capsys, "inspect", eight)
+    assert report["file_bytes"] == report["quantization"]["file_bytes"] == report["bytes"]["file"] == after
+    assert report["layers"] == json_of(capsys, "inspect", small)["layers"]
+    main(["inspect", str(eight)])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "8 bits in" in text
+    assert f"{after / 2**20:.2f} MiB on disk" in text
+    scores = [json_of(capsys, "evaluate", folder, "--data", "digits") for folder in (small, eight)]
+    assert abs(scores[0]["top1"] - scores[1]["top1"]) < 1
+    dense = json_of(capsys, "quantize", "--model", STANDIN, "--bits", 16, "--out", half)
+    assert (dense["bits"], dense["layers"]) == (16, 0)
+    main(["inspect", str(half)])
+    assert "dense" in capsys.readouterr().out
+    assert json_of(capsys, "evaluate", half, "--data", "digits")["top1"] > 90
+    assert "no compressed layers" in refused(capsys, "inspect", half, "--plot", tmp_path / "x.png")
+    out = ("--out", tmp_path / "out")
+    assert "9 bits: choose 2 to 8" in refused(capsys, "quantize", small, "--bits", 9, *out)
+    assert "quantised already" in refused(capsys, "quantize", eight, "--bits", 4, *out)
+    assert "either DIR or --model" in refused(capsys, "quantize", "--bits", 4, *out)
+    assert "exists already" in refused(capsys, "quantize", small, "--bits", 4, "--out", eight)
+    assert "then quantise that" in refused(capsys, "finetune", eight, "--data", "digits", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_quantize_keeps_how_timm_made_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compressed, _ = compress(tiny(), [images(12)], "exact", 0.4)
+    save(compressed, tmp_path / "small", model_args={k: v for k, v in VIT.items() if k != "num_classes"})
+    entry = json_of(capsys, "quantize", tmp_path / "small", "--bits", 5, "--out", tmp_path / "five")
+    assert entry["bits"] == 5
+    with torch.no_grad():
+        error = (load(tmp_path / "five")(images(3)) - compressed(images(3))).norm() / compressed(images(3)).norm()
+    assert 0 < error < 0.5
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lowrank_vit import InputError, compress, load, save
 from lowrank_vit.compensate import COMPENSATIONS
 from lowrank_vit.files import replacing, write_json
+from lowrank_vit.quantize import quantize
 from lowrank_vit.recipes import get_recipe
-from lowrank_vit.storage import load_report
+from lowrank_vit.report import dense_report
+from lowrank_vit.storage import file_bytes, load_model_args, load_report
 from tests.models import NAMES, images, tiny
+
+
+def model_args(kind: str) -> dict[str, Any]:
+    return {k: v for k, v in NAMES[kind][1].items() if k != "num_classes"}
 
 
 def saved(folder: Path, kind: str = "vit", recipe: str = "exact", **changes: object) -> torch.nn.Module:
     compressed, _ = compress(tiny(kind), [images(12, kind)], get_recipe(recipe).but(**changes), 0.4)
-    save(compressed, folder, model_args={k: v for k, v in NAMES[kind][1].items() if k != "num_classes"})
+    save(compressed, folder, model_args=model_args(kind))
     return compressed
 
 
@@ -43,6 +51,83 @@ def test_every_z_survives(z: str, tmp_path: Path) -> None:
     compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
+@pytest.mark.parametrize("kind", sorted(NAMES))
+def test_a_quantised_dense_model_survives(kind: str, bits: int, tmp_path: Path) -> None:
+    dense = tiny(kind)
+    quantized, addition = quantize(dense, bits)
+    save(quantized, tmp_path / "q", {**dense_report(dense), **addition}, model_args=model_args(kind))
+    loaded, report = load(tmp_path / "q"), load_report(tmp_path / "q")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(5, kind)), quantized(images(5, kind)))
+    size = (tmp_path / "q" / "model.safetensors").stat().st_size
+    assert file_bytes(tmp_path / "q") == size
+    assert report["bytes"] == {"dense_fp16": 2 * sum(p.numel() for p in dense.parameters()), "file": size}
+    assert report["params"]["reduction"] == 0
+    assert json.loads((tmp_path / "q" / "config.json").read_text())["lowrank_vit"]["format"] == (1 if bits == 16 else 2)
+
+
+@pytest.mark.parametrize("z", COMPENSATIONS.names())
+def test_a_quantised_compressed_model_survives(z: str, tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
+    quantized, addition = quantize(compressed, 6)
+    save(quantized, tmp_path / "six", model_args=load_model_args(tmp_path / "small"))
+    loaded, report = load(tmp_path / "six"), load_report(tmp_path / "six")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(5)), quantized(images(5)))
+    kinds = ("codes_bytes", "scales_bytes", "float_bytes", "index_bytes")
+    assert report["quantization"] == {**addition["quantization"], "file_bytes": file_bytes(tmp_path / "six")}
+    data = (tmp_path / "six" / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    assert sum(report["quantization"][kind] for kind in kinds) + header == len(data)
+    assert report["params"] == compressed.compression_report["params"]
+    again = tmp_path / "again"
+    save(loaded, again, report, model_args=load_model_args(tmp_path / "six"))
+    assert (again / "model.safetensors").read_bytes() == data
+
+
+def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    save(quantize(compressed, 16)[0], tmp_path / "half", model_args=load_model_args(tmp_path / "small"))
+    sizes = []
+    for name in ("small", "half"):
+        data = (tmp_path / name / "model.safetensors").read_bytes()
+        sizes.append(len(data) - 8 - int.from_bytes(data[:8], "little"))
+    assert sizes[0] == 2 * sizes[1]
+    types = {
+        dtype: {p.dtype for p in load(tmp_path / "half", dtype=dtype).parameters()} for dtype in (None, torch.half)
+    }
+    assert types == {None: {torch.float32}, torch.half: {torch.half}}
+
+
+def test_a_float64_model_stays_one(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small").double()
+    save(compressed, tmp_path / "wide", model_args=load_model_args(tmp_path / "small"))
+    loaded = load(tmp_path / "wide")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(2).double()), compressed(images(2).double()))
+
+
+def test_what_does_not_fit_a_quantised_model_is_refused(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    quantized, _ = quantize(compressed, 4)
+    with pytest.raises(InputError, match="'quantization'"):
+        save(quantized, tmp_path / "four", compressed.compression_report)
+    save(quantized, tmp_path / "four", model_args=load_model_args(tmp_path / "small"))
+    folder = tmp_path / "four"
+    layers = json.loads((folder / "config.json").read_text())["lowrank_vit"]["layers"]
+    name = next(name for name, layer in layers.items() if "bits" in layer)
+    for bits in (8, 9, "x"):
+        break_config(folder, layers={**layers, name: {**layers[name], "bits": bits}})
+        with pytest.raises(InputError):
+            load(folder)
+    break_config(folder, layers=layers)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, f"{name}.codes": tensors[f"{name}.codes"].float()}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=rf"{name}\.codes is torch\.float32, not torch\.uint8"):
+        load(folder)
 
 
 def test_nothing_that_was_there_is_lost(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class SeededBatches:
 
 
 class _TensorBatches:
-    """Batches of images that are in memory; no collation, no workers."""
+    """Batches of images that are in memory, with their indices; no collation, no workers."""
 
     def __init__(self, images: Tensor, sampler: SeededBatches) -> None:
         self.images, self.sampler = images, sampler
@@ -49,8 +49,8 @@ class _TensorBatches:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self.images[indices] for indices in self.sampler)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((self.images[indices], torch.tensor(indices)) for indices in self.sampler)
 
 
 def count_images(images: Tensor | DataLoader) -> int:

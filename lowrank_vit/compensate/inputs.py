@@ -1,9 +1,9 @@
-"""What the minibatch solver sees of a batch: the inputs of the layers, from one pass of the frozen dense model."""
+"""What the minibatch solver sees of a batch: the layers' inputs, by a pass of the frozen dense model or from memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,18 +21,20 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class LayerInputs:
-    """Called with images (B, C, H, W), it gives ``A = X / (||X_i W||_F sqrt(count))`` of every layer, all tokens in one.
+    """It gives ``A = X / (||X_i W||_F sqrt(count))`` of every layer, all tokens in one, stacked by groups of one shape.
 
-    That is A, (tokens, n), where n > d, and ``A^T A``, (n, n), where n <= d: whichever makes the loss cheaper.
+    That is A, (L, tokens, n), where n > d, and ``A^T A``, (L, n, n), where n <= d: whichever makes the loss cheaper.
     Windows of an image, and rows of a feature map, are neighbours in a layer's input: an image is one block of it.
+    After ``remember`` the model is not run any more.
     Raises ``InputError`` where the model has no linear layer of a name, or does not use it.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str], dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
-        self.linears = {name: _linear(model, name) for name in names}
+    def __init__(self, model: nn.Module, groups: Sequence[Sequence[str]], dtype: torch.dtype) -> None:
+        self.model, self.groups, self.dtype = model, groups, dtype
+        self.linears = {name: _linear(model, name) for names in groups for name in names}
+        self.memory: list[Tensor] | None = None  # shape of each: (L, images, tokens, n)
         self._seen: dict[str, Tensor] = {}
-        self._images, self._root = 0, 1.0
+        self._images, self._count, self._keep = 0, 1.0, False
         self._handles: list[Any] = []
 
     def attach(self) -> None:
@@ -44,28 +46,56 @@ class LayerInputs:
         while self._handles:
             self._handles.pop().remove()
 
+    def remember(self, images: Tensor, most_bytes: int, batch_size: int) -> bool:
+        """Keep what all layers see of all images, (N, C, H, W), unless that takes more than ``most_bytes``."""
+        self._keep = True
+        first = self._run(images[:1])
+        if len(images) * sum(stack.nbytes for stack in first) <= most_bytes:
+            batches = [self._run(batch) for batch in images.split(batch_size)]
+            self.memory = [torch.cat(stacks, 1) for stacks in zip(*batches, strict=True)]
+        self._keep = False
+        return self.memory is not None
+
+    def __call__(self, batch: Tensor, count: float) -> list[Tensor]:
+        """Of images (B, C, H, W), or, once they are remembered, of their indices (B,).
+
+        count: the images over which (10) is to be averaged.
+        """
+        self._count = count
+        if self.memory is None:
+            return self._run(batch)
+        firsts = [self.linears[names[0]] for names in self.groups]
+        return [self._reduced(stack[:, batch], own) for stack, own in zip(self.memory, firsts, strict=True)]
+
     @torch.no_grad()
-    def __call__(self, images: Tensor, count: float) -> dict[str, Tensor]:
-        """One forward pass. count: the images over which (10) is to be averaged."""
-        self._images, self._root, self._seen = len(images), math.sqrt(count), {}
-        self.model(images.to(next(self.model.parameters()).dtype))
+    def _run(self, images: Tensor) -> list[Tensor]:
+        parameter = next(self.model.parameters())
+        self._images, self._seen = len(images), {}
+        self.model(images.to(parameter.device, parameter.dtype))
         if len(self._seen) < len(self.linears):
             unused = next(name for name in self.linears if name not in self._seen)
             raise InputError(f"the model does not call its layer {unused!r}")
-        return self._seen
+        return [torch.stack([self._seen.pop(name) for name in names]) for names in self.groups]
 
     def _watch(self, name: str) -> Callable[..., None]:
         linear, dtype = self.linears[name], self.dtype
-        n, wide, tiny = linear.in_features, linear.in_features <= linear.out_features, torch.finfo(dtype).tiny
+        n, tiny = linear.in_features, torch.finfo(dtype).tiny
 
         def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             y = output.to(dtype) if linear.bias is None else output.to(dtype) - linear.bias
-            norm = torch.linalg.vector_norm(y.reshape(self._images, -1), dim=1).mul_(self._root).clamp_min_(tiny)
-            a = (inputs[0].to(dtype).reshape(self._images, -1, n) / norm[:, None, None]).view(-1, n)
-            with full_precision(a.device):
-                self._seen[name] = a.T @ a if wide else a
+            norm = torch.linalg.vector_norm(y.reshape(self._images, -1), dim=1).clamp_min_(tiny)
+            a = inputs[0].to(dtype).reshape(self._images, -1, n) / norm[:, None, None]
+            self._seen[name] = a if self._keep else self._reduced(a, linear)
 
         return see
+
+    def _reduced(self, a: Tensor, linear: nn.Linear) -> Tensor:
+        """(..., B, t, n) to (..., B t, n) or (..., n, n)."""
+        a = (a / math.sqrt(self._count)).flatten(-3, -2)
+        if linear.in_features > linear.out_features:
+            return a
+        with full_precision(a.device):
+            return a.mT @ a
 
 
 def batch_loss(compensation: Compensation, state: State, residual: Tensor, seen: Tensor) -> Tensor:

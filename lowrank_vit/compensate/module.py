@@ -23,6 +23,7 @@ from lowrank_vit.trainer import LastCheckpoint, make_trainer, quiet_run
 
 LAST = "compensation.ckpt"
 CHECKPOINTS = 10  # in a run
+REMEMBERED_BYTES = 256 * 2**20  # of the inputs of all layers, so that a small model is run once, not at every step
 
 
 class LayerwiseCompensation(LightningModule):
@@ -32,7 +33,8 @@ class LayerwiseCompensation(LightningModule):
     prints the squared norm as divisor. One pass of the frozen dense model gives all inputs; the layers share nothing
     else: their losses are summed, and Adam works element by element. The model is no submodule, so it is neither
     trained nor saved. ``batch_size`` is that of all processes together. The buffer ``curve``, (points, layers), is the
-    loss of every ``record_every``-th batch, in the order of ``names``.
+    loss of every ``record_every``-th batch, in the order of ``names``. With ``images``, (N, C, H, W), batches are pairs of
+    images and their indices, and the layers' inputs are remembered where they are small.
     Raises ``InputError`` where the model has no linear layer of a group's name.
     """
 
@@ -49,8 +51,10 @@ class LayerwiseCompensation(LightningModule):
         batch_size: int = 64,
         seed: int = 0,
         record_every: int = 50,
+        images: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.images = images
         self.compensation, self.lr, self.batch_size, self.record_every = compensation, lr, batch_size, record_every
         self.layers = [group.names for group in groups]
         self.names = tuple(name for names in self.layers for name in names)
@@ -59,7 +63,7 @@ class LayerwiseCompensation(LightningModule):
         self.save_hyperparameters({"compensation": repr(compensation), "record_every": record_every})
         self.save_hyperparameters({"residual_norms": dict(zip(self.names, norms, strict=True))}, logger=False)
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-        self.inputs = LayerInputs(model, self.names, dtype)
+        self.inputs = LayerInputs(model, self.layers, dtype)
         self.residuals = [group.residual.to("cpu", dtype) for group in groups]  # no buffers: they need not be saved
         self.starts = [group.start(compensation, seed).to(torch.device("cpu"), dtype) for group in groups]
         self.z = nn.ModuleList(nn.ParameterDict(dict(state.trainable)) for state in self.starts)
@@ -91,12 +95,16 @@ class LayerwiseCompensation(LightningModule):
     def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
         """The sum of all layers' losses; on several processes, this one's share of the batch's mean."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        seen = self.inputs(images, self.batch_size / self.trainer.world_size)
+        if self.images is not None:  # at the first step: here the precision is the run's
+            self.inputs.remember(self.images, REMEMBERED_BYTES, self.batch_size)
+            self.images = None
+        known = images if self.inputs.memory is None else batch[1]
+        seen = self.inputs(known, self.batch_size / self.trainer.world_size)
         with full_precision(self.device):
             losses = torch.cat(
                 [
-                    batch_loss(self.compensation, state, residual, torch.stack([seen.pop(name) for name in names]))
-                    for names, state, residual in zip(self.layers, self._states, self.residuals, strict=True)
+                    batch_loss(self.compensation, state, residual, own)
+                    for own, state, residual in zip(seen, self._states, self.residuals, strict=True)
                 ]
             )
         if self.global_step % self.record_every == 0:
@@ -178,7 +186,8 @@ def compensate_minibatch(
         raise InputError(f"steps={steps}, lr={lr}, batch_size={batch_size}: positive, and an image for each device")
     groups = list(by_shape(residuals, moments))
     settings: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
-    module = LayerwiseCompensation(model, compensation, groups, record_every=record_every, **settings)
+    settings |= {"record_every": record_every, "images": images if isinstance(images, Tensor) else None}
+    module = LayerwiseCompensation(model, compensation, groups, **settings)
     data = _Data(images, steps, batch_size, seed)
     last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
     resumed = last if last is not None and last.exists() else None

@@ -1,8 +1,9 @@
-"""Decompositions ``W ~ U V^T`` of a linear layer, one file each.
+"""Decompositions, one file each: ``W ~ U V^T`` of a linear layer, or of a whole attention module or MLP.
 
-A decomposition is a frozen dataclass, called with the weight (n, d) and the layer's moments; it returns all directions,
-ordered. ``needs`` names the statistics that it reads: ``"second"`` is the second moment of the smaller side,
-``"input_second"`` insists on the input's.
+A decomposition of a linear layer is a frozen dataclass, called with the weight (n, d) and the layer's moments; it returns
+all directions, ordered. ``needs`` names the statistics that it reads: ``"second"`` is the second moment of the smaller
+side, ``"input_second"`` insists on the input's. One of an attention module or an MLP returns what can be kept of it,
+direction by direction or unit by unit, with the loss that is predicted for any number of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from lowrank_vit.parts import AttentionSite, Logits, MlpSite, Part
 from lowrank_vit.records import Factors, Moments
 from lowrank_vit.registry import Registry
 
@@ -27,7 +29,33 @@ class Decomposition(Protocol):
         ...
 
 
+class AttentionDecomposition(Protocol):
+    """What a decomposition of a whole attention module looks like."""
+
+    needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
+
+    def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
+        """Decompose the comparison of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
+        ...
+
+    def values(self, site: AttentionSite, weight: Tensor, moments: Moments) -> Part:
+        """Decompose the way from values to the output; weight: (h s, n)."""
+        ...
+
+
+class MlpDecomposition(Protocol):
+    """What a decomposition of a whole MLP looks like."""
+
+    needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
+
+    def __call__(self, site: MlpSite, weight: Tensor, moments: Moments) -> Part:
+        """Decompose the second layer, weight: (hidden, d)."""
+        ...
+
+
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.decompose")
+ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry("attention decomposition", "lowrank_vit.decompose")
+MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.decompose")
 
 
 def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Stand-ins: a DeiT, a ViT and a Swin of two sizes each for the digits, small enough that plain SVD visibly hurts.
+"""Stand-ins: a DeiT of three sizes, a ViT and a Swin of two for the digits, small enough that plain SVD visibly hurts.
 
 Importing this module registers them in timm, so that ``timm.create_model("digits_deit_small")`` builds one (untrained).
 The types differ as the real ones do: DeiT classifies from its class token and normalises with the data set's own mean
@@ -40,6 +40,7 @@ default_cfgs = generate_default_cfgs(
     {
         "digits_deit_base": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD),
         "digits_deit_small": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD),
+        "digits_deit_tiny": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD),
         "digits_vit_base": _pretrained_cfg(VIT_MEAN, VIT_STD),
         "digits_vit_small": _pretrained_cfg(VIT_MEAN, VIT_STD),
         "digits_swin_base": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD, classifier="head.fc"),
@@ -74,6 +75,12 @@ def digits_deit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def digits_deit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """DeiT stand-in, width 24, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
     return _vision_transformer("digits_deit_small", pretrained, kwargs, embed_dim=24, depth=3, num_heads=3, mlp_ratio=2)
+
+
+@register_model
+def digits_deit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DeiT stand-in, width 16, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
+    return _vision_transformer("digits_deit_tiny", pretrained, kwargs, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2)
 
 
 @register_model

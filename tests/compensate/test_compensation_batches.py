@@ -58,8 +58,9 @@ def test_a_loader_gives_the_same_batches_as_its_tensor(workers):
     loader = DataLoader(dataset, batch_size=3, num_workers=workers)
     from_loader, from_tensor = make_loader(loader, sampler), make_loader(images, sampler)
     assert len(from_loader) == len(from_tensor) == 6
-    for (left, labels), right in zip(from_loader, from_tensor, strict=True):
+    for (left, labels), (right, indices) in zip(from_loader, from_tensor, strict=True):
         assert torch.equal(left, right)
+        assert torch.equal(labels, indices)
         assert torch.equal(images[labels], right)
 
 

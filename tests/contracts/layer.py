@@ -46,6 +46,7 @@ def dense_moments(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Moments:
     weights = 1 / (inputs @ weight).square().sum((1, 2))
     token_weights = weights.repeat_interleave(tokens)
     slopes = gradients.flatten(0, 1)
+    energies = slopes.square().sum(1)
     fisher = sum((x.T @ g).square().sum(1) for x, g in zip(inputs, gradients, strict=True))
     sums = {
         "input_sum": rows.sum(0),
@@ -61,6 +62,10 @@ def dense_moments(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Moments:
         "representative": inputs.sum(0),
         "representative_count": torch.tensor(float(images), dtype=torch.float64),
         "gradient_second": slopes.T @ slopes,
+        "sensitive_weight": energies.sum(),
+        "sensitive_tokens": gradients.square().sum((0, 2)),
+        "sensitive_input_sum": energies @ rows,
+        "sensitive_second": torch.einsum("t,ti,tj->ij", energies, rows, rows),
         "fisher_rows": fisher,
     }
     return Moments(images, images * tokens, sums)

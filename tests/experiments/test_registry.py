@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,14 @@ import timm
 
 from experiments.plan import Options, make_plan, open_images
 from experiments.registry import Job, Reported, Row, Table, find, find_all, tables
+from experiments.table1 import BUDGETS, SOLVERS
 from lowrank_vit import InputError
+from lowrank_vit.compensate import COMPENSATIONS
 from lowrank_vit.digits import load_split
 from lowrank_vit.models import STANDINS
 from lowrank_vit.recipes import RECIPES
+from lowrank_vit.sites import find_sites
+from lowrank_vit.steps import budget_for
 
 JOB = Job("digits_deit_base", True, "digits", "1297+500", "paper", 0.4, 1, changes={"steps": 5})
 PRINTED = {  # copied by hand from the paper
@@ -95,7 +101,7 @@ def test_the_key_does_not_depend_on_paths(tmp_path: Path) -> None:
         plan = make_plan(table, options, open_images(options.data))
         keys.append([job.key for item in plan for job in item.jobs])
     assert keys[0] == keys[1]
-    assert len(keys[0]) == 11  # DeiT-Tiny's rows, one seed
+    assert len(keys[0]) == 14  # DeiT-Tiny's rows, one seed
 
 
 def test_tables_are_found() -> None:
@@ -104,7 +110,7 @@ def test_tables_are_found() -> None:
 
 @every_table
 def test_rows_are_well_formed(table: Table) -> None:
-    assert len(table.rows) > 5
+    assert len(table.rows) > 3
     assert table.runnable
     ids = [row.id for row in table.rows]
     assert len(set(ids)) == len(ids)
@@ -125,14 +131,75 @@ def test_rows_can_be_run(table: Table) -> None:
         assert row.model in timm.models.get_arch_pretrained_cfgs(architecture), "the tag is unknown to timm"
         assert row.standin is None or row.standin in STANDINS
         assert row.recipe is None or row.recipe in RECIPES
-        assert (row.recipe is None) == (row.reduction == 0)
-        assert (row.top1_reported is None) == (row.params_printed is None) == (row.source is None)
-        if row.recipe is not None:
-            assert row.id.endswith(f"-{round(100 * row.reduction)}")
+        assert (row.recipe is None) == (row.reduction == 0 and row.target is None)
+        assert (row.target is None) == (row.standin_target is None)
+        assert (row.top1_reported is None and not row.printed) == (row.source is None)
+
+
+@every_table
+def test_every_reduction_is_within_reach_of_its_recipe(table: Table) -> None:
+    for item in make_plan(table, Options(seeds=(0,)), open_images("digits")):
+        for job in item.jobs if item.row.recipe is not None else ():
+            model = timm.create_model(job.model)
+            assert budget_for(model, job.recipe_used(), find_sites(model), job.reduction) > 0
+
+
+def test_table1_is_the_whole_product() -> None:
+    table, _ = find("table1")
+    product = [*itertools.product(("representative", "whitened_normalised"), COMPENSATIONS.names(), SOLVERS, BUDGETS)]
+    assert len(product) == 2 * 4 * 3 * 4
+    for model in ("deit_b", "deit_t"):
+        rows = table.select(model)
+        names = ("decomposition", "compensation", "solver", "budget")
+        found = [tuple(row.changes.get(name) for name in names) for row in rows]
+        assert sorted(item for item in found if item[1]) == sorted(product)
+        assert sorted(item[0] for item in found if not item[1]) == ["representative", "whitened_normalised"]
+        assert len({row.reduction for row in rows}) == 1  # the same number of parameters everywhere
+        assert all(row.epochs == 0 for row in rows)
+
+
+def test_table4_prints_what_the_paper_prints() -> None:
+    table, _ = find("table4")
+    printed = {
+        row.id: (row.bits, row.printed["size_reported"], row.top1_reported) for row in table.runnable if row.printed
+    }
+    assert printed == {
+        "deit_b/dense-16": (16, 165.2, 81.80),
+        "deit_b/paper-50-16": (16, 82.6, 81.35),
+        "deit_b/paper-50-8": (8, 41.7, 81.15),
+        "deit_b/dense-4": (4, 42.2, 80.72),
+    }
+    assert {row.bits for row in table.select("deit_b/paper-50-*")} == {16, 8, 6, 4}
+
+
+def test_tables_share_their_jobs() -> None:
+    """What table 4 rounds is what table 2 compresses, so that nothing long runs twice."""
+    plans = {}
+    for name, row in (("table2", "deit_b/ours-paper-50"), ("table4", "deit_b/paper-50-8")):
+        plan = make_plan(find(name)[0], Options(), open_images("digits"))
+        plans[name] = next(item.jobs for item in plan if item.row.id == row)
+    assert [replace(job, bits=None).key for job in plans["table4"]] == [job.key for job in plans["table2"]]
+
+
+def test_table3_prints_what_the_paper_prints() -> None:
+    table, _ = find("table3")
+    printed = [
+        (row.id, row.params_printed, row.top1_reported) for row in table.runnable if row.recipe in (None, "paper")
+    ]
+    assert printed == [
+        ("vit_l/deit_b", "86.6M", 81.8),
+        ("vit_l/paper", "86.0M (-72%)", 83.1),
+        ("deit_b/deit_s", "22.1M", 79.8),
+        ("deit_b/paper", "21.7M (-75%)", 80.3),
+        ("deit_s/deit_t", "5.0M", 72.2),
+        ("deit_s/paper", "5.0M (-77%)", 74.0),
+    ]
 
 
 def test_table2_prints_what_the_paper_prints() -> None:
     table, _ = find("table2")
+    for row in table.runnable:
+        assert row.recipe is None or row.id.endswith(f"-{round(100 * row.reduction)}")
     rows = {row.id: row for row in table.rows}
     for name, printed in PRINTED.items():
         row = rows[name]
@@ -145,7 +212,8 @@ def test_table2_has_every_row_that_was_asked_for() -> None:
     for model, percent in (("deit_b", 40), ("deit_s", 40), ("vit_b", 50), ("swin_b", 40), ("deit_t", 40)):
         ids = {row.id for row in table.select(model)}
         ours = {f"{model}/ours-{name}-{off}" for name in ("paper", "exact", "loss_aware") for off in (40, 50, 60)}
-        assert ids == ours | {f"{model}/baseline", f"{model}/svd-{percent}"}
+        beyond = {f"{model}/best-{off}" for off in (40, 50, 60)}
+        assert ids == ours | beyond | {f"{model}/baseline", f"{model}/svd-{percent}"}
     assert sum(isinstance(row, Reported) for row in table.rows) == 10
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
 
 from experiments import campaign, stages
 from experiments.__main__ import main
@@ -25,6 +26,7 @@ from experiments.run import Hardware, Task, run_job
 from lowrank_vit import InputError, load
 from lowrank_vit.cost import parameter_count
 from lowrank_vit.data import ImageData
+from lowrank_vit.evaluate import evaluate
 from lowrank_vit.models import load_model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -78,7 +80,12 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert result["params"]["compressed"] <= 0.6 * result["params"]["dense"]
     assert result["n"] == 64
     assert all(0 <= result["top1"][when] <= 100 for when in ("dense", "before", "after"))
+    assert 0 < result["relative_error"] < 1
     assert 0 < result["relative_error_held_out"] < 1
+    assert result["z"]["kind"] == "low_rank"
+    assert 0 < result["z"]["overhead"] < 0.1  # a whole rank of layers this small is more than 5 %
+    assert 0 < result["z"]["loss"] < result["z"]["loss_before"] < 1
+    assert result["z"]["gap"] > 0.001  # three steps do not get there
     assert 0 < result["trainable_share"] < 0.2
     assert result["seconds"]["total"] > 0
     assert {"seed", "source", "git", "versions", "command"} <= result["provenance"].keys()
@@ -99,6 +106,7 @@ def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.M
     second = run_job(task(tmp_path, recipe="svd", epochs=0), lambda said: None)
     assert second["top1"]["dense"] == first["top1"]["dense"]
     assert second["top1"]["before"] is None  # nothing was fine-tuned
+    assert (first["z"], second["z"], first["relative_error"]) == (None, None, None)
     assert len(counted) == 2
 
 
@@ -113,6 +121,55 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
             raise StoppedError
 
     return tell
+
+
+def test_bits_share_the_model_that_they_are_rounded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressions = []
+    compress = stages.compress
+    monkeypatch.setattr(stages, "compress", lambda *args, **kw: compressions.append(1) or compress(*args, **kw))
+    results = {bits: run_job(task(tmp_path, "svd", bits=bits), lambda said: None) for bits in (16, 4)}
+    assert len(compressions) == 1
+    plain = find_result(tmp_path, task(tmp_path, "svd").job)
+    assert plain is not None
+    for bits, result in results.items():
+        own = task(tmp_path, "svd", bits=bits)
+        assert result["file_bytes"] == (own.model_folder / "model.safetensors").stat().st_size
+        assert result["top1_float"] == plain["top1"]["after"]
+        assert result["top1"]["after"] == evaluate_digits(own.model_folder)
+    assert results[4]["file_bytes"] < results[16]["file_bytes"]
+    assert results[16]["params"] == results[4]["params"] == plain["params"]
+    dense = run_job(task(tmp_path, None, epochs=0, bits=8), lambda said: None)
+    assert dense["top1_float"] == dense["top1"]["dense"]
+    assert dense["params"]["compressed"] == dense["params"]["dense"]
+
+
+def evaluate_digits(folder: Path) -> float:
+    """Top-1 of a saved model on the images of the tests' jobs."""
+    model = load(folder)
+    data = ImageData("digits", resolve_model_data_config(model), limit=TINY["limit"], seed=0)
+    return evaluate(model, data, progress=False, accelerator="cpu")["top1"]
+
+
+def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, said = task(tmp_path, "svd", epochs=0), []
+    done = run_job(own, lambda text: None)
+    lock = tmp_path / "locks" / f"{own.job.key}.lock"
+    hold = (
+        f"import filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+
+        def tell(text: str) -> None:
+            said.append(text)
+            other.kill()  # a dead process holds no lock
+
+        monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
+        assert run_job(own, tell) == done
+    assert said == ["wait for another process with the same job"]
 
 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:

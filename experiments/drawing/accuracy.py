@@ -1,0 +1,79 @@
+"""Figure 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.drawing import SIZE, Results, add_key, architecture, finish, key, mean, new_figure
+
+METHODS = {"svd": "plain SVD", "whitened": "whitened SVD"}
+PARTS = {"blocks": "(a) one block", "layers": "(b) one layer type"}
+PLACES = [(part, method) for part in PARTS for method in METHODS]
+SHARES = (("o", "-", "0.7"), ("s", "--", "0.5"), ("^", "-.", "0.3"), ("D", ":", "0.0"))  # darker: more is removed
+
+
+def draw(results: Results, title: str) -> Figure:
+    """A row of panels for each model: (a) blocks, (b) types of layers, each by plain and by whitened SVD."""
+    models = list(dict.fromkeys(name.partition("/")[0] for name in results))
+    counts = sorted({result["measured"]["n"] for own in results.values() for result in own})
+    notes = f"top-1 on {' or '.join(f'{count:,}' for count in counts)} images, everything else dense"
+    figure = new_figure(title, notes, results, 1.0 + 1.7 * len(models) + 0.4)
+    panels = figure.subplots(len(models), 4, squeeze=False, sharey="row", width_ratios=(5, 5, 4, 4))
+    for number, (line, model) in enumerate(zip(panels, models, strict=True)):
+        _draw_line(line, {part: results.get(f"{model}/{part}", ()) for part in PARTS})
+        for panel, (part, method) in zip(line, PLACES, strict=True):
+            if number == 0:
+                panel.set_title(f"{PARTS[part]},\n{METHODS[method]}", fontsize=SIZE)
+            if number == len(models) - 1:
+                panel.set_xlabel("block" if part == "blocks" else "layer type", fontsize=SIZE)
+    removed = next(iter(results.values()))[0]["measured"]["removed"]
+    add_key(figure, _entries(removed), columns=5, title="removed of the full rank of these layers:")
+    return figure
+
+
+def _draw_line(panels: Sequence[Axes], parts: Results) -> None:
+    """The panels of a model; those of a part that was not measured stay empty."""
+    measured = [(panel, place) for panel, place in zip(panels, PLACES, strict=True) if parts[place[0]]]
+    for panel, (part, method) in measured:
+        _draw_part(panel, parts[part], method)
+    for panel in panels:
+        finish(panel)
+        panel.set_visible(panel in [panel for panel, _ in measured])
+    first, (part, _) = measured[0]
+    first.set_ylabel(f"{architecture(parts[part])}\ntop-1, %", fontsize=SIZE)
+    first.tick_params(labelleft=True)
+
+
+def _draw_part(panel: Axes, results: Sequence[Mapping[str, Any]], method: str) -> None:
+    """Top-1 by the block or the type of layer that is reduced, a line for each share."""
+    measured = results[0]["measured"]
+    groups = list(measured["top1"][method])
+    panel.axhline(float(mean(results, "dense")), color="0.75", linewidth=0.8, zorder=0)
+    tops = [mean(results, "top1", method, group) for group in groups]
+    for index, _ in enumerate(measured["removed"]):
+        marker, line, colour = SHARES[index]
+        heights = [top[index] for top in tops]
+        panel.plot(
+            range(len(groups)), heights, marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1
+        )
+    panel.set_xticks(range(len(groups)), [_short(group, number) for number, group in enumerate(groups)])
+
+
+def _short(group: str, number: int) -> str:
+    """A block's number, counted through all stages; a layer's last name."""
+    return str(number) if "blocks" in group else group.rpartition(".")[2]
+
+
+def _entries(removed: Sequence[int]) -> list[Line2D]:
+    return [
+        key("nothing (dense)", color="0.75", linewidth=0.8),
+        *(
+            key(f"{percent} %", marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1)
+            for percent, (marker, line, colour) in zip(removed, SHARES, strict=True)
+        ),
+    ]

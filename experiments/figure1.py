@@ -1,0 +1,50 @@
+"""Figure 1: energy kept at every rank by plain and by activation-aware SVD, in the first block.
+
+Paper     Azizi, Nazemi, Pedram: Memory-Efficient Vision Transformers, 2024, Figure 1 and section 3.1 (DeiT-B)
+Command   python -m experiments run figure1        (all three: make reproduce-figures)
+          python -m experiments run figure1 --data imagefolder:IMAGENET --checkpoints WEIGHTS
+Takes     a second for each stand-in and seed; DeiT-Tiny (1000 + 256 images) 2 minutes on two cores that other work shared
+
+Energy kept is that of the layer's output. What each decomposition counts itself, as in the paper (the energy of the
+weight, that of the mean input's output), is drawn thin. The DeiT-Tiny, ViT and Swin rows are not in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from experiments.registry import Row, Table
+from experiments.table2 import DEIT_B, DEIT_T, SWIN_B, VIT_B
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """A row of panels for each model, a panel for each layer of its first block."""
+    from experiments.drawing.energy import draw
+
+    return draw(results, title)
+
+
+TABLE = Table(
+    name="figure1",
+    title="Figure 1: energy of the layers' outputs kept by rank, first block",
+    about=__doc__ or "",
+    rows=tuple(
+        Row(
+            f"{own.id}/energy",
+            own.label,
+            own.model,
+            own.standin,
+            "energy by rank",
+            None,
+            protocol="training-free",
+            epochs=0,
+            measure="energy",
+        )
+        for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
+    ),
+    draw=draw,
+)

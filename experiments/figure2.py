@@ -1,0 +1,53 @@
+"""Figure 2: top-1 when the ranks of a single block, or of one type of layer in all blocks, are reduced.
+
+Paper     Azizi, Nazemi, Pedram: Memory-Efficient Vision Transformers, 2024, Figure 2 and section 3.2 (DeiT-B)
+Command   python -m experiments run figure2        (all three: make reproduce-figures)
+          python -m experiments run figure2 --data imagefolder:IMAGENET --checkpoints WEIGHTS --limit 5000
+Takes     3 to 4 seconds for each row of a stand-in and seed, on one core; it goes on where it was interrupted
+
+Everything else stays dense, and nothing is fine-tuned. A real model is evaluated on 250 images unless --limit says
+otherwise. The DeiT-Tiny, ViT and Swin rows are not in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from experiments.registry import Row, Table
+from experiments.table2 import DEIT_B, DEIT_T, SWIN_B, VIT_B
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PARTS = {"blocks": "accuracy_by_block", "layers": "accuracy_by_layer"}  # the paper's (a) and (b)
+
+
+def draw(results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """A row of panels for each model: (a) blocks, (b) types of layers, each by plain and by whitened SVD."""
+    from experiments.drawing.accuracy import draw
+
+    return draw(results, title)
+
+
+TABLE = Table(
+    name="figure2",
+    title="Figure 2: top-1 with the ranks of a single block or type of layer reduced, without fine-tuning",
+    about=__doc__ or "",
+    rows=tuple(
+        Row(
+            f"{own.id}/{part}",
+            own.label,
+            own.model,
+            own.standin,
+            f"one of the {part} reduced",
+            None,
+            protocol="training-free",
+            epochs=0,
+            measure=measure,
+        )
+        for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
+        for part, measure in PARTS.items()
+    ),
+    draw=draw,
+)

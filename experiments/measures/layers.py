@@ -1,0 +1,60 @@
+"""Blocks and layers by their names, their factors, and the images that all measurements see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lowrank_vit.data import ImageData
+from lowrank_vit.recipes import Recipe
+from lowrank_vit.records import Factors, Moments, Site
+from lowrank_vit.steps import Images, collect, decompose
+
+DIGITS = 5  # decimals in the results
+
+
+def block_of(site: Site) -> str:
+    """The name of the block that a layer is in: ``blocks.0``, in a Swin ``layers.1.blocks.0``."""
+    return _parts(site)[0]
+
+
+def layer_of(site: Site) -> str:
+    """The name of a layer within its block, the same in all blocks: ``attn.qkv``."""
+    return _parts(site)[1]
+
+
+def _parts(site: Site) -> tuple[str, str]:
+    found = re.fullmatch(r"((?:.*\.)?blocks\.\d+)\.(.+)", site.name)
+    assert found is not None, f"{site.name} is in no block"
+    return found[1], found[2]
+
+
+def seen_and_unseen(
+    model: nn.Module, sites: Sequence[Site], seen: Iterable[str], unseen: Iterable[str], data: ImageData, seed: int
+) -> tuple[dict[str, Moments], dict[str, Moments]]:
+    """The statistics ``seen`` of the calibration images and ``unseen`` of the held-out images."""
+    calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint)
+    held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint)
+    return (
+        collect(model, sites, frozenset(seen), calibration, seed, False),
+        collect(model, sites, frozenset(unseen), held_out, seed, False),
+    )
+
+
+def factors_by(
+    method: str, model: nn.Module, sites: Sequence[Site], moments: Mapping[str, Moments]
+) -> dict[str, Factors]:
+    """All directions of every site by the decomposition called ``method``."""
+    return decompose(model, Recipe(method, method, "uniform"), sites, moments, False)
+
+
+def rounded(values: Tensor) -> list[float]:
+    """Plain numbers, which JSON can hold."""
+    return [round(value, DIGITS) for value in values.tolist()]
+
+
+def image_counts(seen: Mapping[str, Moments], unseen: Mapping[str, Moments]) -> dict[str, int]:
+    """How many images of both kinds there were."""
+    return {kind: next(iter(own.values())).images for kind, own in (("calibration", seen), ("unseen", unseen))}

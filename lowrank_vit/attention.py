@@ -1,0 +1,115 @@
+"""What a compressed attention module becomes: real smaller projections, queries and values of unequal widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import get_relative_position_index
+from torch import Tensor, nn
+
+
+class Heads(nn.Module):
+    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), zeros behind."""
+
+    index: Tensor
+    filled: Tensor
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.widths, self.widest = list(widths), max(widths)
+        index = torch.full((len(self.widths), self.widest), sum(self.widths))  # that channel is zero
+        start = 0
+        for head, width in enumerate(self.widths):
+            index[head, :width] = torch.arange(start, start + width)
+            start += width
+        self.equal = len(set(self.widths)) == 1
+        self.register_buffer("index", index.flatten(), persistent=False)
+        self.register_buffer("filled", (index < sum(widths)).flatten().nonzero().flatten(), persistent=False)
+
+    def split(self, x: Tensor) -> Tensor:
+        """x: (B, T, sum of widths)."""
+        x = x if self.equal else F.pad(x, (0, 1)).index_select(-1, self.index)
+        return x.unflatten(-1, (len(self.widths), self.widest)).transpose(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """The channels again, (B, heads, T, widest) to (B, T, sum of widths)."""
+        x = x.transpose(1, 2).flatten(2)
+        return x if self.equal else x.index_select(-1, self.filled)
+
+
+class LowRankAttention(nn.Module):
+    """Attention whose heads compare ``query_key`` directions and pass on ``value`` directions, given for each head.
+
+    Keys and values have no bias: the softmax ignores the one, the output's bias holds the other. ``scale`` is that of the
+    dense head. With a ``window_size``, (height, width), a bias for each relative position is added, as Swin's is.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        query_key: Sequence[int],
+        value: Sequence[int],
+        scale: float,
+        window_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.scale = width, scale
+        self.query_key, self.value = Heads(query_key), Heads(value)
+        self.query = nn.Linear(width, sum(query_key))
+        self.key_value = nn.Linear(width, sum(query_key) + sum(value), bias=False)
+        self.proj = nn.Linear(sum(value), width)
+        self.window_size = None if window_size is None else list(window_size)
+        if self.window_size is not None:
+            height, breadth = self.window_size
+            table = torch.zeros((2 * height - 1) * (2 * breadth - 1), len(query_key))
+            self.relative_position_bias_table = nn.Parameter(table)
+            index = get_relative_position_index(height, breadth).flatten()
+            self.register_buffer("relative_position_index", index, persistent=False)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The arguments that make an empty module of this shape."""
+        return {
+            "width": self.width,
+            "query_key": self.query_key.widths,
+            "value": self.value.widths,
+            "scale": self.scale,
+            "window_size": self.window_size,
+        }
+
+    def _bias(self, mask: Tensor | None, windows: int) -> Tensor | None:
+        """What is added to the logits, broadcast to (windows, heads, T, T); ``mask`` (masks, T, T) repeats by image."""
+        if self.window_size is None:
+            return mask
+        area = self.window_size[0] * self.window_size[1]
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        bias = bias.view(area, area, -1).permute(2, 0, 1).unsqueeze(0)
+        if mask is None:
+            return bias
+        return (bias + mask.unsqueeze(1)).repeat(windows // len(mask), 1, 1, 1)
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        """x: (B, T, n) to (B, T, n); ``mask`` is what Swin calls ``attn_mask``."""
+        query = self.query_key.split(self.query(x))
+        keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
+        bias = self._bias(attn_mask if mask is None else mask, len(x))
+        mixed = F.scaled_dot_product_attention(
+            query,
+            self.query_key.split(keys),
+            self.value.split(values),
+            attn_mask=bias,
+            is_causal=is_causal,
+            scale=self.scale,
+        )
+        joined: Tensor = self.proj(self.value.join(mixed))
+        return joined
+
+    def extra_repr(self) -> str:
+        """Ranks of the heads for the printed module."""
+        return f"width={self.width}, query_key={self.query_key.widths}, value={self.value.widths}"

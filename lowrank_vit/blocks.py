@@ -1,0 +1,246 @@
+"""The pipeline for whole halves of blocks: attention by head, MLP by interpolation, one budget for all of them.
+
+Calibrate, decompose, allocate, fold, as in ``pipeline``; what is chosen is not a rank for a matrix but how many
+directions of queries and keys, of values, and how many hidden units each block keeps. All their losses are in nats for
+an image, so one knapsack decides over the whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_vit import provenance, report
+from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.decompose import ATTENTIONS, MLPS, AttentionDecomposition, MlpDecomposition
+from lowrank_vit.decompose.interpolate import refitted
+from lowrank_vit.errors import InputError
+from lowrank_vit.halves import dense_linear, find_halves, fold_attention, fold_mlp
+from lowrank_vit.parts import (
+    HIDDEN,
+    QUERY_KEY,
+    VALUE,
+    AttentionSite,
+    Directions,
+    HalfSite,
+    Kept,
+    Logits,
+    MlpSite,
+    Part,
+    last_part,
+    part_name,
+)
+from lowrank_vit.progress import Stopwatch, track
+from lowrank_vit.recipes import Recipe
+from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
+from lowrank_vit.refit import OutputRefit, check_refit
+from lowrank_vit.sites import replace_module
+from lowrank_vit.steps import Images, budget_within, collect
+
+
+def methods_of(recipe: Recipe) -> tuple[AttentionDecomposition, MlpDecomposition]:
+    """The recipe's decompositions, with their default fields."""
+    assert recipe.attention is not None
+    assert recipe.mlp is not None
+    attention: type[AttentionDecomposition] = ATTENTIONS.get(recipe.attention)
+    mlp: type[MlpDecomposition] = MLPS.get(recipe.mlp)
+    return attention(), mlp()
+
+
+def needs_of(recipe: Recipe, sites: Sequence[HalfSite]) -> dict[str, frozenset[str]]:
+    """The statistics of every linear layer that they are collected at."""
+    attention, mlp = methods_of(recipe)
+    needs: dict[str, frozenset[str]] = {}
+    for site in sites:
+        wanted = attention.needs if isinstance(site, AttentionSite) else mlp.needs
+        needs |= {linear.name: own for linear, own in zip(site.linears, wanted, strict=True)}
+    return needs
+
+
+def decompose_halves(
+    model: nn.Module,
+    recipe: Recipe,
+    sites: Sequence[HalfSite],
+    moments: Mapping[str, Moments],
+    progress: bool,
+) -> dict[str, Part | Logits]:
+    """All parts of all halves. Raises ``InputError`` that names the half whose statistics cannot be used."""
+    attention, mlp = methods_of(recipe)
+    parts: dict[str, Part | Logits] = {}
+    for site in track(sites, "decompose", shown=progress):
+        output = site.linears[-1]
+        weight, own = dense_linear(model, output)[0], moments[output.name]
+        try:
+            if isinstance(site, MlpSite):
+                parts[part_name(site, HIDDEN)] = mlp(site, weight, own)
+                continue
+            qkv = moments[site.qkv.name]
+            parts[part_name(site, QUERY_KEY)] = attention.logits(site, *dense_linear(model, site.qkv), qkv)
+            parts[part_name(site, VALUE)] = attention.values(site, weight, own)
+        except (torch.linalg.LinAlgError, ValueError) as error:
+            raise InputError(f"{site.name!r} cannot be decomposed: {error}") from error
+    return parts
+
+
+def part_curves(sites: Sequence[HalfSite], parts: Mapping[str, Directions], multiple: int) -> list[ErrorCurve]:
+    """What the allocator chooses from: one curve for every part."""
+    return [
+        parts[name].curve(name, costs, multiple)
+        for site in sites
+        for name, costs in ((part_name(site, part), costs) for part, costs in site.parts.items())
+    ]
+
+
+def block_budget(model: nn.Module, recipe: Recipe, reduction: float) -> int:
+    """The parameters that are left for all halves. Raises ``InputError`` before any image is seen if it is too few."""
+    sites = find_halves(model)
+    unknown = {
+        part_name(site, part): Directions(torch.arange(costs.count), torch.zeros(costs.count + 1))
+        for site in sites
+        for part, costs in site.parts.items()
+    }
+    return budget_within(model, recipe, part_curves(sites, unknown, recipe.rank_multiple), reduction)
+
+
+@dataclass(frozen=True)
+class BlockAnalysis:
+    """All that is known of a model before a size is chosen: statistics, and all directions of all halves."""
+
+    model: nn.Module
+    recipe: Recipe
+    sites: Sequence[HalfSite]
+    images: Images
+    unseen: Images | None
+    moments: Mapping[str, Moments]
+    held_out: Mapping[str, Moments] | None
+    parts: Mapping[str, Part | Logits]
+    curves: list[ErrorCurve]
+    device: torch.device
+    seed: int
+    watch: Stopwatch
+    progress: bool
+
+    def plan(self, reduction: float) -> RankPlan:
+        """How much of every part is kept when the whole model has lost ``reduction`` of its parameters.
+
+        Raises ``InputError`` for a reduction that no choice can reach.
+        """
+        budget = budget_within(self.model, self.recipe, self.curves, reduction)
+        with self.watch("allocate"):
+            return ALLOCATORS.get(self.recipe.allocator)()(self.curves, budget)
+
+    def compress(self, reduction: float) -> tuple[nn.Module, dict[str, Any]]:
+        """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
+        return self.apply(self.plan(reduction))
+
+    def apply(self, plan: RankPlan) -> tuple[nn.Module, dict[str, Any]]:
+        """What ``compress`` returns, for a plan of one's own: a count, or ``None`` for dense, for every part."""
+        compressed, kept = copy.deepcopy(self.model), {}
+        with self.watch("fold"):
+            for site in self.sites:
+                counts = {part: plan.ranks[part_name(site, part)] for part in site.parts}
+                if any(count is not None for count in counts.values()):
+                    small, kept[site.name] = self._small(site, counts)
+                    replace_module(compressed, site.name, small)
+        divergence = self._refit(compressed) if self.recipe.refit and kept else {}
+        methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
+        entries = {
+            "format": report.FORMAT,
+            "model": report.architecture(self.model),
+            "recipe": self.recipe.name,
+            "recipe_fields": asdict(self.recipe),
+            "methods": {type(method).__name__: vars(method) for method in methods},
+            "protocol": "training-free",
+            **report.size_report(self.model, compressed),
+            "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
+            **divergence,
+            "compensation": None,
+            "trajectory": list(plan.trajectory),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
+            "peak_memory_bytes": provenance.peak_memory(self.device),
+            "provenance": provenance.record(self.device, self.seed, self.images.record),
+        }
+        compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
+        return compressed, entries
+
+    def _small(self, site: HalfSite, counts: Mapping[str, int | None]) -> tuple[nn.Module, Kept]:
+        """The smaller module, and what of the output layer's inputs it keeps."""
+        last = last_part(site)
+        part = self.parts[part_name(site, last)]
+        assert isinstance(part, Part)
+        chosen = part.units.kept(counts[last])
+        rows, approximation = refitted(part, chosen)
+        weight, bias = dense_linear(self.model, site.linears[-1])
+        bias = bias + part.mean @ (weight - approximation)
+        if isinstance(site, MlpSite):
+            kept = Kept(torch.eye(len(weight)).to(weight)[:, chosen], weight.new_zeros(len(weight)))
+            return fold_mlp(self.model, site, chosen, rows, bias), kept
+        logits = self.parts[part_name(site, QUERY_KEY)]
+        assert isinstance(logits, Logits)
+        assert part.basis is not None
+        kept = Kept(torch.block_diag(*part.basis)[:, chosen], dense_linear(self.model, site.qkv)[1][-len(weight) :])
+        directions, pair = logits.units.kept(counts[QUERY_KEY]), (logits.query, logits.key)
+        return fold_attention(self.model, site, pair, directions, part.basis, chosen, rows, bias), kept
+
+    def _refit(self, compressed: nn.Module) -> dict[str, Any]:
+        """Refit the outputs under the smaller prefix; the divergence on held-out images before and after."""
+        found: dict[str, float] = {}
+        if self.unseen is not None:
+            found["before_refit"] = report.divergence(self.model, compressed, self.unseen.each())
+        positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
+        sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
+        with self.watch("refit"):
+            OutputRefit()(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
+        if self.unseen is not None:
+            found["after_refit"] = report.divergence(self.model, compressed, self.unseen.each())
+        return {"kl_held_out": found} if found else {}
+
+    def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, kept: Kept | None) -> LayerReport:
+        """What became of a half."""
+        details: dict[str, float | int | None] = {}
+        for part, costs in site.parts.items():
+            own, count = self.parts[part_name(site, part)], plan.ranks[part_name(site, part)]
+            details[part] = costs.count if count is None else count
+            details[f"{part}_of"] = costs.count
+            details[f"{part}_predicted_loss"] = 0.0 if count is None else float(own.units.loss[count])
+            if isinstance(own, Part):
+                details["ridge"] = own.ridge
+        rank = None if kept is None else plan.ranks[part_name(site, last_part(site))]
+        moments = [None if own is None else own[site.linears[-1].name] for own in (self.moments, self.held_out)]
+        return report.half_report(site, self.model, compressed, kept, moments, rank, details)
+
+
+def analyse_blocks(
+    model: nn.Module,
+    seen: Images,
+    recipe: Recipe,
+    unseen: Images | None,
+    moments: Mapping[str, Moments] | None,
+    device: torch.device,
+    seed: int,
+    watch: Stopwatch,
+    progress: bool,
+) -> BlockAnalysis:
+    """What ``pipeline.analyse`` does, for whole halves. The model is taken as it is, and not changed."""
+    sites = find_halves(model)
+    if recipe.refit:
+        check_refit(model, seen.batches)
+    linears = [linear for site in sites for linear in site.linears]
+    with watch("calibrate"):
+        moments = moments or collect(model, linears, needs_of(recipe, sites), seen, seed, progress, recipe.probe)
+    unseen_moments = None
+    if unseen is not None:
+        outputs = [site.linears[-1] for site in sites]
+        with watch("held_out"):
+            unseen_moments = collect(model, outputs, frozenset({"input_second"}), unseen, seed, progress)
+    with watch("decompose"):
+        parts = decompose_halves(model, recipe, sites, moments, progress)
+    curves = part_curves(sites, {name: part.units for name, part in parts.items()}, recipe.rank_multiple)
+    return BlockAnalysis(
+        model, recipe, sites, seen, unseen, moments, unseen_moments, parts, curves, device, seed, watch, progress
+    )

@@ -1,0 +1,72 @@
+"""``compress``: a model to a folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.commands.arguments import add_data, add_model, image_data
+
+
+def add_parser(verbs: Any) -> None:
+    """The verb's arguments."""
+    parser = verbs.add_parser("compress", help="compress a model and save it to a folder")
+    add_model(parser, required=True)
+    add_data(parser)
+    parser.add_argument("--recipe", default="exact", help="see `list recipes` (default: exact)")
+    parser.add_argument("--reduction", type=float, required=True, help="share of all parameters to remove, e.g. 0.5")
+    parser.add_argument("--calibration-samples", type=int, default=1024)
+    parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the error report; 0: none")
+    parser.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
+    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    parser.add_argument(
+        "--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)"
+    )
+    parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
+    parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
+    parser.add_argument("--resume", action="store_true", help="keep a finished model in --out; reuse cached statistics")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """``compress``: every argument is checked before anything long begins."""
+    from lowrank_vit import storage
+    from lowrank_vit.models import load_model
+    from lowrank_vit.pipeline import compress
+    from lowrank_vit.recipes import get_recipe
+    from lowrank_vit.steps import Images, resolve_device
+    from lowrank_vit.view import show_report
+
+    recipe = get_recipe(args.recipe).but(solver=args.solver, steps=args.steps, rank_multiple=args.rank_multiple)
+    resolve_device(args.device)
+    if args.resume and storage.is_saved_model(args.out):
+        print(f"{args.out} is finished already")
+        return
+    storage.check_free(args.out)
+    model = load_model(args.model, args.checkpoint)
+    data = image_data(
+        args,
+        model,
+        calibration_samples=args.calibration_samples,
+        held_out_samples=args.held_out_samples or 1,  # none are looked at then
+        stratified=args.stratified,
+    )
+    calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
+    held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint) if args.held_out_samples else None
+    options = {} if args.sites is None else {"sites": args.sites}
+    compressed, report = compress(
+        model,
+        calibration,
+        recipe,
+        args.reduction,
+        held_out=held_out,
+        seed=args.seed,
+        device=args.device,
+        progress=True,
+        **options,
+    )
+    storage.save(compressed, args.out, report)
+    show_report(report, storage.file_bytes(args.out))
+    print(f"saved to {args.out}")

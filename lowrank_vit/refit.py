@@ -1,0 +1,215 @@
+"""Refit of what every half writes into the residual stream, once all that comes before it is smaller.
+
+A half is approximated for the inputs that the dense model gives it; what it gets are those of the smaller one. Half by
+half, first to last, its output layer is fitted so that the stream returns to the dense model's: in closed form, without
+labels, and with no parameter more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from timm.layers import Attention, LayerScale, Mlp
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention, window_partition
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from lowrank_vit.attention import LowRankAttention
+from lowrank_vit.errors import InputError
+from lowrank_vit.layers import SmallMlp
+from lowrank_vit.metric import cholesky_root
+from lowrank_vit.progress import track
+from lowrank_vit.records import as_float64
+
+Streams = list[tuple[Tensor, Tensor]]  # of the dense and of the smaller model, batch by batch, (B, ..., n)
+HALVES = ("attn", "mlp")
+
+
+class _ReachedError(Exception):
+    """The first step was reached: the rest of the forward pass is not needed."""
+
+
+def steps_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that the stream goes through one after the other, by name.
+
+    Raises ``InputError`` for a model that is not a plain ViT or Swin of timm.
+    """
+    steps: dict[str, nn.Module] = {}
+    if isinstance(model, VisionTransformer):
+        steps = {f"blocks.{name}": block for name, block in model.blocks.named_children()}
+    elif isinstance(model, SwinTransformer):
+        for stage, layer in model.layers.named_children():
+            steps[f"layers.{stage}.downsample"] = layer.get_submodule("downsample")
+            blocks = layer.get_submodule("blocks").named_children()
+            steps |= {f"layers.{stage}.blocks.{name}": block for name, block in blocks}
+    kinds = (Block, SwinTransformerBlock)
+    if not steps or any("blocks." in name and type(step) not in kinds for name, step in steps.items()):
+        raise InputError(
+            f"the blocks of {type(model).__name__} are not timm's plain ViT or Swin blocks, so their outputs cannot be "
+            "refitted: use the recipe without it, get_recipe('best').but(refit=False)"
+        )
+    return steps
+
+
+def check_refit(model: nn.Module, batches: object) -> None:
+    """Raise ``InputError``, before anything long begins, for what could not be refitted later."""
+    steps_of(model)
+    if isinstance(batches, Iterator):
+        raise InputError("the calibration images can be gone through only once: hand in a list or a data loader")
+
+
+def first_inputs(model: nn.Module, step: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What the model hands to its first step."""
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _ReachedError
+
+    hook = step.register_forward_pre_hook(stop)
+    try:
+        for batch in batches:
+            try:
+                model(batch)
+            except _ReachedError:
+                yield seen.pop()
+    finally:
+        hook.remove()
+
+
+def branch(block: nn.Module, half: str, x: Tensor) -> Tensor:
+    """What a half of a block adds to the stream x, (B, ..., n)."""
+    if isinstance(block, SwinTransformerBlock):
+        return block._attn(block.norm1(x)) if half == "attn" else block.mlp(block.norm2(x))
+    assert isinstance(block, Block)
+    added: Tensor = block.ls1(block.attn(block.norm1(x))) if half == "attn" else block.ls2(block.mlp(block.norm2(x)))
+    return added
+
+
+def output_layer(block: nn.Module, half: str) -> nn.Linear:
+    """The last layer of a half."""
+    module = block.get_submodule(half)
+    if isinstance(module, LowRankAttention | Attention | WindowAttention):
+        return module.proj
+    assert isinstance(module, SmallMlp | Mlp)
+    assert isinstance(module.fc2, nn.Linear)
+    return module.fc2
+
+
+def tokens_of(block: nn.Module, half: str, x: Tensor) -> Tensor:
+    """The stream's tokens, (B, ..., n), in the order in which the half's output layer makes them, (B, T, n).
+
+    Swin's attention sees them shifted, padded and cut into windows.
+    """
+    if half == "mlp" or not isinstance(block, SwinTransformerBlock):
+        return x.flatten(1, -2)
+    height, breadth = block.window_size
+    x = torch.roll(x, [-shift for shift in block.shift_size], (1, 2))
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % breadth, 0, -x.shape[1] % height))
+    return window_partition(x, (height, breadth)).reshape(len(x), -1, x.shape[-1])
+
+
+@dataclass
+class Regression:
+    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
+        """h: (rows, k), e: (rows, d), weights: (rows,)."""
+        weighted = h * weights[:, None]
+        new = {"w": weights.sum(), "h": weighted.sum(0), "e": weights @ e, "hh": weighted.T @ h, "he": weighted.T @ e}
+        for name, value in new.items():
+            value = value.to(torch.float64)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal.
+
+        In several processes, over the rows of all of them.
+        """
+        if dist.is_available() and dist.is_initialized():
+            for total in self.sums.values():
+                dist.all_reduce(total)
+        h, e, hh, he = (self.sums[name] / self.sums["w"] for name in ("h", "e", "hh", "he"))
+        scale = hh.diagonal().mean().clamp_min(1e-30)
+        root, _ = cholesky_root(hh - torch.outer(h, h), ridge, scale)
+        weight = torch.cholesky_solve(he - torch.outer(h, e), root)
+        return weight, e - h @ weight
+
+
+@dataclass(frozen=True)
+class OutputRefit:
+    """Minimise ``sum_t w_t ||s_t - s^_t - f^_t - (h_t W + b)||^2 + ridge s ||W||^2`` half by half, over W and b.
+
+    s: the dense stream after the half; s^: the smaller model's before it; f^: what its half adds; h: inputs of the half's
+    output layer, to whose weight and bias W and b are added. ``w_t`` is ``1 - sensitivity`` plus ``sensitivity`` times the
+    share of the position t in the loss's squared gradient at the half's output, so that a late block minds the class token.
+    """
+
+    ridge: float = 1e-3
+    sensitivity: float = 0.5
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        sensitivities: Mapping[str, Tensor],
+        batches: Iterable[Tensor],
+        *,
+        progress: bool = False,
+    ) -> None:
+        """Change the output layers of ``small`` in place.
+
+        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,). ``batches``: images that
+        were calibrated on, (B, C, H, W). Raises ``InputError`` for blocks of another kind.
+        """
+        steps, device = steps_of(dense), next(dense.parameters()).device
+        first = next(iter(steps.values()))
+        streams: Streams = [
+            (x.cpu(), x.cpu()) for x in first_inputs(dense, first, (batch.to(device) for batch in batches))
+        ]
+        for name in track(list(steps), "refit", shown=progress):
+            old, new = steps[name], small.get_submodule(name)
+            if isinstance(old, Block | SwinTransformerBlock):
+                for half in HALVES:
+                    output = name + (".attn.proj" if half == "attn" else ".mlp.fc2")
+                    streams = self._half(old, new, half, streams, sensitivities[output], device)
+            else:
+                streams = [(old(x.to(device)).cpu(), new(y.to(device)).cpu()) for x, y in streams]
+
+    def _half(
+        self, old: nn.Module, new: nn.Module, half: str, streams: Streams, sensitivity: Tensor, device: torch.device
+    ) -> Streams:
+        """Refit one half; the streams after it."""
+        layer, fit, inputs, targets = output_layer(new, half), Regression(), [], []
+        hook = layer.register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
+        share = sensitivity.float() / sensitivity.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        weights = 1 - self.sensitivity + self.sensitivity * len(share) * share
+        try:
+            for x, y in ((x.to(device), y.to(device)) for x, y in streams):
+                target = x + branch(old, half, x)
+                targets.append(target.cpu())
+                error = tokens_of(old, half, target - y - branch(new, half, y))
+                there = tokens_of(old, half, torch.ones_like(y[..., :1])).squeeze(-1)  # padding is nobody's output
+                rows = (weights.to(there) * there).flatten()
+                fit.add(inputs.pop().flatten(0, -2).float(), error.flatten(0, 1).float(), rows.float())
+        finally:
+            hook.remove()
+        change, shift = fit.solve(self.ridge)
+        scale = getattr(old, "ls1" if half == "attn" else "ls2", None)
+        if isinstance(scale, LayerScale):
+            gamma = as_float64(scale.gamma)
+            change, shift = change / gamma, shift / gamma
+        layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
+        layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
+        after = []
+        for x, (_, y) in zip(targets, streams, strict=True):
+            moved = y.to(device)
+            after.append((x, (moved + branch(new, half, moved)).cpu()))
+        return after

@@ -1,0 +1,200 @@
+"""The refit of every half's output: dense least squares as the truth, layouts against what the modules really do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, analyse, compress
+from lowrank_vit.blocks import BlockAnalysis
+from lowrank_vit.halves import find_halves
+from lowrank_vit.recipes import get_recipe
+from lowrank_vit.records import RankPlan
+from lowrank_vit.refit import OutputRefit, Regression, branch, first_inputs, output_layer, steps_of, tokens_of
+from lowrank_vit.report import divergence
+from lowrank_vit.sites import replace_module
+from tests.models import NAMES, SWIN, VIT, images, tiny
+
+KINDS = sorted(NAMES)
+PLAIN = get_recipe("best").but(refit=False)
+
+
+def padded_swin() -> nn.Module:
+    """A grid of 6 x 6 tokens in windows of 4 x 4, shifted in every second block."""
+    torch.manual_seed(0)
+    arguments = {**SWIN, "img_size": 12, "always_partition": True}
+    return timm.create_model(NAMES["swin"][0], pretrained=False, **arguments).eval().double()
+
+
+def model_and_images(kind: str, count: int = 24) -> tuple[nn.Module, Tensor]:
+    if kind == "padded":
+        return padded_swin(), torch.randn(count, 1, 12, 12, generator=torch.Generator().manual_seed(1)).double()
+    return tiny(kind).double(), images(count, kind).double()
+
+
+def test_regression_is_weighted_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, e = (torch.randn(60, width, generator=generator, dtype=torch.float64) + 1 for width in (5, 3))
+    weights, fit = torch.rand(60, generator=generator, dtype=torch.float64), Regression()
+    for part in (slice(0, 20), slice(20, 60)):
+        fit.add(h[part], e[part], weights[part])
+    root = weights.sqrt()[:, None]
+    truth = torch.linalg.lstsq(root * torch.cat([h, torch.ones(60, 1)], 1), root * e).solution
+    weight, bias = fit.solve(0.0)
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), truth)
+    ridge = 0.1 * (weights @ h.square()).mean() / weights.sum()
+    extra = torch.cat([ridge.sqrt() * torch.eye(5), torch.zeros(5, 1)], 1)
+    rows = torch.cat([root / weights.sum().sqrt() * torch.cat([h, torch.ones(60, 1)], 1), extra])
+    truth = torch.linalg.lstsq(rows, torch.cat([root / weights.sum().sqrt() * e, torch.zeros(5, 3)])).solution
+    weight, bias = fit.solve(0.1)
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), truth)
+
+
+def test_dead_inputs_are_finite() -> None:
+    fit = Regression()
+    fit.add(torch.zeros(4, 3), torch.ones(4, 2), torch.ones(4))
+    weight, bias = fit.solve(0.0)
+    assert torch.equal(weight, torch.zeros(3, 2).double())
+    torch.testing.assert_close(bias, torch.ones(2).double())
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+def test_tokens_are_in_the_order_of_the_output_layer(kind: str) -> None:
+    """What a half adds to the stream, back in the order of its output layer, is what that layer made."""
+    model, data = model_and_images(kind, 3)
+    made: list[Tensor] = []
+    shifted = 0
+    for name, step in steps_of(model).items():
+        if "blocks" not in name:
+            continue
+        (x,) = first_inputs(model, step, [data])
+        for half in ("attn", "mlp"):
+            hook = output_layer(step, half).register_forward_hook(lambda module, inputs, y: made.append(y))
+            with torch.no_grad():
+                added, there = branch(step, half, x), tokens_of(step, half, torch.ones_like(x[..., :1]))
+            hook.remove()
+            tokens = tokens_of(step, half, added)
+            torch.testing.assert_close(tokens, made.pop().reshape(tokens.shape) * there)
+            shifted += half == "attn" and any(getattr(step, "shift_size", ()))
+        if kind == "padded" and name.startswith("layers.0"):
+            (x,) = first_inputs(model, step, [data])
+            assert tokens_of(step, "attn", torch.ones_like(x)).shape[1] == 64 > x[0, ..., 0].numel() == 36
+    assert bool(shifted) == (kind != "vit")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_are_the_whole_way(kind: str) -> None:
+    model, data = model_and_images(kind, 3)
+    steps = steps_of(model)
+    (x,) = first_inputs(model, next(iter(steps.values())), [data])
+    with torch.no_grad():
+        for step in steps.values():
+            x = step(x)
+        torch.testing.assert_close(model.forward_head(model.norm(x)), model(data))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+@pytest.mark.parametrize("sensitivity", [0.0, 0.5])
+def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity: float) -> None:
+    """Its last layer, from all tokens at once: what the dense stream is after it, on its own inputs there."""
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), PLAIN)
+    assert isinstance(analysis, BlockAnalysis)
+    site = analysis.sites[0]
+    plan = {curve.name: None if not curve.name.startswith(site.name) else 3 for curve in analysis.curves}
+    small, _ = analysis.apply(RankPlan(plan))
+    name, block = next((n, s) for n, s in steps_of(model).items() if "blocks" in n)
+    cut = small.get_submodule(name)
+    layer, inputs = output_layer(cut, "attn"), []
+    before = layer.weight.clone()
+    layer.register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
+    (x,) = first_inputs(model, block, [data])
+    with torch.no_grad():
+        error = tokens_of(block, "attn", branch(block, "attn", x) - branch(cut, "attn", x))
+        there = tokens_of(block, "attn", torch.ones_like(x[..., :1])).squeeze(-1)
+    share = analysis.moments[site.linears[-1].name].sums["sensitive_tokens"]
+    rows = there * (1 - sensitivity + sensitivity * len(share) * share / share.sum())
+    root = rows.flatten().sqrt()[:, None]
+    h = torch.cat([inputs.pop().flatten(0, -2), torch.ones(len(root), 1)], 1)
+    truth = torch.linalg.lstsq(root * h, root * error.flatten(0, 1)).solution
+    sensitivities = {
+        s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.sites
+    }
+    OutputRefit(ridge=0.0, sensitivity=sensitivity)(model, small, sensitivities, data.split(8))
+    scale = float(truth.abs().max())
+    torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+def test_nothing_to_mend_changes_nothing(kind: str) -> None:
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), "best")
+    assert isinstance(analysis, BlockAnalysis)
+    same, report = analysis.apply(RankPlan({c.name: len(c.errors) - 1 for c in analysis.curves}))
+    assert report["recipe_fields"]["refit"]
+    with torch.no_grad():
+        torch.testing.assert_close(same(data), model(data), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_brings_the_model_nearer_to_the_dense_one(kind: str) -> None:
+    """With the same number of parameters, on the images that it was fitted on."""
+    model, data = model_and_images(kind, 64)
+    folded, plain = compress(model, data.split(16), PLAIN, 0.4, held_out=[data])
+    mended, report = compress(model, data.split(16), "best", 0.4, held_out=[data])
+    assert report["params"] == plain["params"]
+    assert "kl_held_out" not in plain
+    before, after = (divergence(model, small, [data]) for small in (folded, mended))
+    assert report["kl_held_out"] == pytest.approx({"before_refit": before, "after_refit": after})
+    assert after < 0.9 * before
+
+
+def test_layer_scale_is_divided_out() -> None:
+    """A scaled half is the half of a model whose output layer is scaled: both are refitted to the same function."""
+    torch.manual_seed(0)
+    scaled = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, init_values=0.1).eval().double()
+    plain, data = tiny().double(), images(24).double()
+    for name, parameter in scaled.named_parameters():
+        if not name.endswith("gamma"):
+            parameter.data = plain.get_parameter(name).data.clone()
+            continue
+        parameter.data = torch.rand_like(parameter) + 0.5
+        half = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        layer = plain.get_submodule(half)
+        layer.weight.data *= parameter.data[:, None]
+        layer.bias.data *= parameter.data
+    assert sum(name.endswith("gamma") for name, _ in scaled.named_parameters()) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(data), plain(data))
+    analysis = analyse(scaled, data.split(8), PLAIN)
+    assert isinstance(analysis, BlockAnalysis)
+    small, _ = analysis.apply(RankPlan({curve.name: (len(curve.errors) - 1) // 2 for curve in analysis.curves}))
+    same = copy.deepcopy(plain)
+    for site in find_halves(scaled):
+        replace_module(same, site.name, copy.deepcopy(small.get_submodule(site.name)))
+        gamma = scaled.get_submodule(site.name.replace("attn", "ls1").replace("mlp", "ls2")).gamma.data
+        layer = same.get_submodule(site.linears[-1].name)
+        layer.weight.data *= gamma[:, None]
+        layer.bias.data *= gamma
+    ones = {site.linears[-1].name: torch.ones(17) for site in find_halves(scaled)}
+    for model, other in ((scaled, small), (plain, same)):
+        OutputRefit(ridge=0.0)(model, other, ones, data.split(8))
+    with torch.no_grad():
+        torch.testing.assert_close(small(data), same(data), atol=1e-4, rtol=1e-4)
+        assert (small(data) - scaled(data)).abs().max() > 1e-2
+
+
+def test_what_it_cannot_walk_through_is_refused() -> None:
+    parallel = timm.create_model("vit_small_patch16_18x2_224", pretrained=False, **{**VIT, "depth": 1})
+    with pytest.raises(InputError, match=r"cannot be refitted: .*but\(refit=False\)"):
+        compress(parallel, [images(4)], "best", 0.3)
+    compress(parallel, [images(4)], PLAIN, 0.3)
+
+
+def test_images_that_are_gone_are_one_line() -> None:
+    with pytest.raises(InputError, match="gone through only once"):
+        compress(tiny(), iter([images(4)]), "best", 0.3)
