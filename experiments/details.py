@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +12,21 @@ from experiments.plan import EMBEDDED, IMAGENET_VALIDATION, jobs_of
 from experiments.registry import Job, Row, Table
 from experiments.results import finished, mean_of
 
+RUN = re.compile(r"run-(\d{4})(\d\d)(\d\d)_\d{6}-(?P<id>[0-9a-f]{16}-[0-9a-f]{8})")  # tracking.py names them
 FOLDER = "PATH"  # to the images or the weights, which a result does not know
 
 
 def details(results: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Of every row with jobs, by its name: the ``command`` that repeats it, its finished ``jobs`` and its ``layers``."""
     found, told = finished(results, plan), {}
+    runs = [path.name for path in (results / "wandb").glob("*run-*")]
     for row in table.runnable:
         jobs = jobs_of(plan["rows"].get(row.id, {"jobs": []}))
         if jobs:
             own = found.get(row.id, [])
             told[row.id] = {
                 "command": command(table, row, jobs),
-                "jobs": [provenance(result) for result in own],
+                "jobs": [provenance(result, runs) for result in own],
                 "layers": layers(own),
             }
     return told
@@ -68,18 +71,19 @@ def _unless(value: Any, default: Any) -> Any:
     return None if value == default else value
 
 
-def provenance(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Where one result comes from; ``date`` and ``wandb``, the run's id, only where the result names them."""
+def provenance(result: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]:
+    """Where one result comes from. ``runs``: the folders of Weights & Biases, which tell the run's id and its date."""
     origin, commit = result["provenance"], result["provenance"].get("git")
     job = Job.from_json(result["job"])
+    run = RUN.search("\n".join(name for name in sorted(runs) if f"-{job.key}-{origin['source'][:8]}" in name))
     return {
         "key": job.key,
         "seed": job.seed,
         "commit": commit and commit["commit"] + (" with changes" if commit["dirty"] else ""),
         "versions": origin.get("versions"),
         "device": origin.get("device"),
-        "date": origin.get("date"),
-        "wandb": result.get("wandb"),
+        "date": run and "{}-{}-{}".format(*run.groups()),
+        "wandb": run and run["id"],
         "seconds": result["seconds"]["total"],
     }
 

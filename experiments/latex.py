@@ -70,7 +70,11 @@ def latex(table: Mapping[str, Any], name: str) -> str:
             lines.append(r"    \midrule")
         above = row["architecture"]
         lines.append(_line([column.write(row, notes, 2) for column in columns]))
-    below = [legend(columns, rows), *(f"[{number}] {text}" for text, number in notes.items())]
+    below = [
+        *table.get("findings", ()),
+        legend(columns, rows),
+        *(f"[{number}] {text}" for text, number in notes.items()),
+    ]
     alignment = "".join("l" if column.kind == "text" else "r" for column in columns)
     paragraphs = "\\par\n".join(f"    {escape(text)}" for text in below)
     return FRAME % (escape(table["title"]), name, alignment, "\n".join(lines), paragraphs)

@@ -53,6 +53,7 @@ def page(table: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], imagen
             head="method" if "method" in names else names[0],
             rows=[_shown(row, columns, notes, told.get(row["id"], {})) for row in rows],
             filters={name: list(dict.fromkeys(_filtered(row)[name] for row in rows)) for name in FILTERS},
+            findings=table.get("findings", []),
             legend=legend(columns, rows),
             notes=list(notes),
             data=page_data(table, told, imagenet),
@@ -71,7 +72,7 @@ def page_data(table: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], i
         }
         for row in table["rows"]
     ]
-    return {"imagenet": imagenet, "rows": rows}
+    return {"imagenet": imagenet, "columns": table["columns"], "rows": rows}
 
 
 def _setting(row: Row) -> str | None:

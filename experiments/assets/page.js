@@ -108,10 +108,12 @@ const SHAPES = [
 const DASHES = ["2 3", "6 3", "", "8 3 2 3", "1 4", "12 3 3 3"];
 const STAR = "M0-8.5L2.1-2.8 8.1-2.6 3.4 1.1 5 6.9 0 3.5-5 6.9-3.4 1.1-8.1-2.6-2.1-2.8z";
 const isDense = (row) => row.protocol === "dense";
-const methods = unique(data.rows.filter((row) => row.status !== "reported" && !isDense(row)).map((row) => row.method));
+// What a line joins: a method at all its sizes, or one model at all its numbers of bits.
+const seriesOf = (row) => (row.bits == null ? row.method : row.method.split(",")[0]);
+const methods = unique(data.rows.filter((row) => row.status !== "reported" && !isDense(row)).map(seriesOf));
 function styleOf(row) {
   if (isDense(row)) return { shape: STAR, dash: "", colour: "var(--text)" };
-  const index = methods.indexOf(row.method);
+  const index = methods.indexOf(seriesOf(row));
   const shape = SHAPES[(index + 3 * Math.floor(index / SHAPES.length)) % SHAPES.length];
   return { shape, dash: DASHES[index % DASHES.length], colour: `var(--c${index % 8})` };
 }
@@ -242,8 +244,9 @@ function panel(host, points, xName) {
   const front = measured.filter((point) => !measured.some((other) => other.y > point.y && other.x <= SAME_SIZE * point.x));
   if (front.length > 1) drawing.append(svg("path", { d: line(front), class: "front" }));
   for (const method of methods) {
-    const own = measured.filter((point) => !isDense(point.row) && point.row.method === method);
-    if (own.length < 2) continue;
+    const own = measured.filter((point) => !isDense(point.row) && seriesOf(point.row) === method);
+    const sizes = new Set(own.map(({ row }) => `${row.setting} ${row.bits}`));
+    if (own.length < 2 || sizes.size < own.length) continue; // several at one size differ in something else
     const series = svg("path", { d: line(own), class: "series", "stroke-dasharray": own[0].style.dash });
     series.style.color = own[0].style.colour;
     drawing.append(series);
@@ -285,7 +288,7 @@ function drawPlot() {
   }
   for (const [figure, some] of panels) panel(figure, some, xName);
   if (!host.children.length) host.append(html("p", { class: "empty" }, "Nothing was measured in the rows that are shown."));
-  const shown = unique(points.filter((point) => !isDense(point.row)).map((point) => point.row.method));
+  const shown = unique(points.filter((point) => !isDense(point.row)).map((point) => seriesOf(point.row)));
   const dense = { shape: STAR, colour: "var(--text)" };
   key.replaceChildren(keyEntry(dense, "dense"), ...shown.map((method) => keyEntry(styleOf({ method }), method)));
   const front = svg("svg", { viewBox: "0 0 38 16", "aria-hidden": "true" }, svg("path", { d: "M5,8H33", class: "front" }));
@@ -300,20 +303,20 @@ const layered = data.rows.filter((row) => row.layers.length);
 const fill = (select, names) => select.replaceChildren(...names.map((name) => html("option", {}, name)));
 const EVERY = "all methods";
 const READABLE = 0.645; // of the greatest rank: where the text in a cell changes its colour
+const MOST_METHODS = 10; // whose errors are legible in one drawing
 const MOST_PAIRS = 4; // of methods whose two errors can be told apart in one drawing
 
-function drawLayers() {
+function layerColumns() {
   const [architecture, setting] = [find("#layers-architecture").value, find("#layers-setting").value];
   const rows = layered.filter((row) => row.architecture === architecture && (row.setting ?? "-") === setting);
   const repeated = new Set(rows.map((row) => row.method)).size < rows.length;
-  const columns = rows.map((row) => ({ row, name: repeated ? row.id.split("/").pop() : row.method }));
-  const names = unique(rows.flatMap((row) => row.layers.map((layer) => layer.name)));
-  const chosen = find("#layers-method");
-  const before = chosen.value;
-  fill(chosen, [EVERY, ...columns.map((column) => column.name)]);
-  if (columns.some((column) => column.name === before)) chosen.value = before;
+  return rows.map((row) => ({ row, name: repeated ? row.id.split("/").pop() : row.method }));
+}
+function drawLayers() {
+  const [columns, wanted] = [layerColumns(), find("#layers-method").value];
+  const names = unique(columns.flatMap(({ row }) => row.layers.map((layer) => layer.name)));
   drawRanks(columns, names);
-  drawErrors(columns.filter((column) => [EVERY, column.name].includes(chosen.value)), names);
+  drawErrors(columns.filter(({ name }) => [EVERY, name].includes(wanted)), names);
 }
 
 const LOG_STEPS = Array.from({ length: 30 }, (_, power) => [1, 2, 5].map((step) => Number(`${step}e${power - 20}`))).flat();
@@ -333,6 +336,7 @@ function drawRanks(columns, names) {
     });
     return html("tr", {}, html("th", { scope: "row" }, name), ...cells);
   });
+  find("#heat").classList.toggle("many", columns.length > MOST_METHODS);
   find("#heat").replaceChildren(html("thead", {}, head), html("tbody", {}, ...lines));
   find("#ramp").replaceChildren("0", html("i"), `${number(most)}`, html("i", { class: "uncut" }), "dense: left as it was");
 }
@@ -399,17 +403,26 @@ function keepChoices(select, names) {
 const someRowHas = ([name]) => data.rows.some((row) => row.status === "done" && row[name] !== null);
 keepChoices(find("#plot-x"), Object.fromEntries(Object.entries(SIZES).filter(someRowHas)));
 keepChoices(find("#plot-y"), Object.fromEntries(Object.entries(ACCURACIES).filter(someRowHas)));
+if (data.columns.includes("file_bytes") && data.columns.includes("bits")) find("#plot-x").value = "file_bytes";
 for (const name of ["#plot-x", "#plot-y", "#reported"]) find(name).addEventListener("change", drawPlot);
 
+function chooseSetting() {
+  const [select, names] = [find("#layers-method"), layerColumns().map((column) => column.name)];
+  const before = select.value;
+  fill(select, [EVERY, ...names]);
+  select.value = [EVERY, ...names].includes(before) ? before : names.length > MOST_METHODS ? names[0] : EVERY;
+  drawLayers();
+}
 function chooseArchitecture() {
   const own = layered.filter((row) => row.architecture === find("#layers-architecture").value);
   fill(find("#layers-setting"), unique(own.map((row) => row.setting ?? "-")));
-  drawLayers();
+  chooseSetting();
 }
 if (layered.length) {
   fill(find("#layers-architecture"), unique(layered.map((row) => row.architecture)));
   find("#layers-architecture").addEventListener("change", chooseArchitecture);
-  for (const name of ["#layers-setting", "#layers-method"]) find(name).addEventListener("change", drawLayers);
+  find("#layers-setting").addEventListener("change", chooseSetting);
+  find("#layers-method").addEventListener("change", drawLayers);
   chooseArchitecture();
 } else {
   find("#layers").hidden = true;

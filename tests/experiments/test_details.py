@@ -11,10 +11,10 @@ import pytest
 
 from experiments.__main__ import _parser
 from experiments.campaign import _options
-from experiments.details import command, details, layers, on_imagenet
+from experiments.details import command, details, layers, on_imagenet, provenance
 from experiments.plan import Images, Options, as_json, jobs_of, make_plan
 from experiments.results import find_result, read_plan
-from tests.experiments.synthetic import IMAGES, TABLE, fill
+from tests.experiments.synthetic import IMAGES, TABLE, fill, result
 
 REAL = Images("imagefolder:samples", 1000, 1000, 1000)
 ROWS = {row.id: row for row in TABLE.runnable}
@@ -61,6 +61,9 @@ def test_folders_that_nobody_knows_are_placeholders(tmp_path: Path) -> None:
 def test_where_the_numbers_come_from(tmp_path: Path) -> None:
     fill(tmp_path)
     plan = read_plan(tmp_path, TABLE)
+    key = jobs_of(plan["rows"]["m/svd-40"])[1].key
+    for run in (f"offline-run-20260102_030405-{key}-new", f"offline-run-20260203_040506-{key}-0123abcd"):
+        (tmp_path / "wandb" / run).mkdir(parents=True)
     told = details(tmp_path, TABLE, plan)
     assert list(told) == ["m/baseline", "m/svd-40", "m/ours-40", "m/ours-60"]  # n/svd-40 has no jobs
     svd, half, never = (told[name] for name in ("m/svd-40", "m/ours-40", "m/ours-60"))
@@ -68,8 +71,21 @@ def test_where_the_numbers_come_from(tmp_path: Path) -> None:
     assert all(find_result(tmp_path, job) for job in jobs_of(plan["rows"]["m/svd-40"]))
     assert [job["commit"] for job in svd["jobs"]] == ["0123abcd", "0123abcd with changes"]
     assert (svd["jobs"][1]["seed"], svd["jobs"][1]["seconds"], svd["jobs"][0]["wandb"]) == (1, 11.0, None)
+    assert (svd["jobs"][1]["wandb"], svd["jobs"][1]["date"]) == (None, None)  # both runs are of other sources
     assert [job["seed"] for job in half["jobs"]] == [0]
     assert (never["jobs"], never["layers"]) == ([], [])
+
+
+def test_a_run_of_wandb_is_found_by_the_job_and_its_source() -> None:
+    job = make_plan(TABLE, Options(), IMAGES)[0].jobs[0]
+    made = result(job, "89abcdef01234567", 90.0)
+    runs = [
+        f"offline-run-2026010{day}_030405-{job.key}-{source}"
+        for day, source in ((4, "89abcdef"), (2, "89abcdef"), (1, "0" * 8))
+    ]
+    told = provenance(made, runs)
+    assert (told["wandb"], told["date"]) == (f"{job.key}-89abcdef", "2026-01-02")
+    assert provenance(made, runs[2:])["wandb"] is None
 
 
 def test_layers_are_means_over_the_seeds() -> None:

@@ -270,3 +270,19 @@ def test_markup_in_the_data_is_text(opened: Open, tmp_path: Path) -> None:
     assert tab.locator(".rows tbody[data-row='2'] .expand").inner_text() == page_table.HOSTILE
     assert tab.title() == page_table.HOSTILE
     assert tab.locator("img, b:not(#tip b)").count() == 0
+
+
+def test_a_table_of_bits_is_drawn_over_the_size_of_its_files(opened: Open, tmp_path: Path) -> None:
+    rows = [
+        page_table.measured(
+            f"a/{bits}", "Alpha", f"Ours, {bits}-bit", 50, 90.0 - 8 / bits, bits=bits, file_bytes=1000 * bits
+        )
+        for bits in (16, 8, 4)
+    ]
+    path = tmp_path / "bits.html"
+    path.write_text(page(page_table.content(rows=rows, columns=["method", "bits", "file_bytes"]), {}, False, "run"))
+    tab = opened(path)
+    assert tab.locator("#plot-x").input_value() == "file_bytes"
+    assert tab.locator("#panels .series").count() == 1  # one model, three numbers of bits
+    assert tab.locator("#plot-key li").all_inner_texts()[1] == "Ours"
+    assert not tab.locator("#layers").is_visible()

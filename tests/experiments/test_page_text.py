@@ -42,6 +42,11 @@ def test_the_text_of_the_page_is_harmless_and_whole() -> None:
     assert json.loads(data[1]) == page_data(content, details, False)
 
 
+def test_findings_are_shown_as_text() -> None:
+    text = page(page_table.content(findings=["one <b>finding</b>"]), {}, False, "run")
+    assert "<li>one &lt;b&gt;finding&lt;/b&gt;</li>" in text
+
+
 def test_the_embedded_data_are_as_they_were(tmp_path: Path) -> None:
     fill(tmp_path)
     plan = read_plan(tmp_path, TABLE)
