@@ -169,10 +169,11 @@ document.addEventListener("keydown", (event) => event.key === "Escape" && (tip.h
 addEventListener("scroll", () => (tip.hidden = true), true);
 
 // ---- accuracy against size
-const SIZES = { params: "parameters", macs: "multiply-accumulates", file_bytes: "bytes on disk" };
+const SIZES = { params: "parameters", macs: "multiply-accumulates", file_bytes: "file on disk" };
 const ACCURACIES = { top1: "after fine-tuning", top1_before_finetune: "before fine-tuning" };
 const SPREADS = { top1: "top1_std", top1_before_finetune: "top1_before_std" };
-const UNITS = [[1e9, "billions"], [1e6, "millions"], [1e3, "thousands"], [1, ""]];
+const COUNTS = [[1e9, "billions"], [1e6, "millions"], [1e3, "thousands"], [1, ""]];
+const BYTES = [[2 ** 30, "GiB"], [2 ** 20, "MiB"], [2 ** 10, "KiB"], [1, "bytes"]];
 
 const SAME_SIZE = 1.005; // ranks are whole numbers, so equal budgets differ by some parameters
 
@@ -192,7 +193,8 @@ function domain(values, least) {
 }
 
 function measuredPoint(row, x, y) {
-  const lines = [`${number(row[x])} ${SIZES[x]}${saved(row[x], row[`${x}_dense`])}`];
+  const size = x === "file_bytes" ? "bytes on disk" : SIZES[x];
+  const lines = [`${number(row[x])} ${size}${saved(row[x], row[`${x}_dense`])}`];
   if (!isDense(row)) {
     if (row.top1_before_finetune !== null) lines.push(`before fine-tuning ${withSpread(row.top1_before_finetune, row.top1_before_std)} %`);
     lines.push(`top-1 ${withSpread(row.top1, row.top1_std)} %, dense ${number(row.top1_dense, 2)} %`);
@@ -204,13 +206,19 @@ function measuredPoint(row, x, y) {
 }
 const SQUARE = { shape: SHAPES[0], colour: "var(--muted)" };
 const CIRCLE = { shape: SHAPES[2], colour: "var(--muted)" };
-function reportedPoints(rows) {
+const PRINTED = {
+  params: (row) => [row.params_printed_count, `${row.params_printed} parameters`],
+  file_bytes: (row) => [row.size_reported && row.size_reported * 2 ** 20, `${row.size_reported} MiB`],
+};
+function reportedPoints(rows, xName) {
   const points = new Map(); // readings of one printed number are one mark
-  for (const row of rows.filter((row) => row.top1_reported !== null && row.params_printed_count !== null)) {
-    const key = `${row.params_printed_count} ${row.top1_reported}`;
+  for (const row of rows) {
+    const [x, words] = PRINTED[xName](row);
+    if (x === null || row.top1_reported === null) continue;
+    const key = `${x} ${row.top1_reported}`;
     const style = isDense(row) ? { ...SQUARE, shape: STAR } : row.status === "reported" ? CIRCLE : SQUARE;
-    const lines = [`${row.params_printed} parameters`, `top-1 ${number(row.top1_reported, 2)} % on ImageNet`, row.source ?? ""];
-    const point = points.get(key) ?? { x: row.params_printed_count, y: row.top1_reported, spread: 0, style, names: [], lines, printed: true };
+    const lines = [words, `top-1 ${number(row.top1_reported, 2)} % on ImageNet`, row.source ?? ""];
+    const point = points.get(key) ?? { x, y: row.top1_reported, spread: 0, style, names: [], lines, printed: true };
     point.names.push(row.method);
     point.title = `reported: ${row.architecture} · ${point.names.join(", ")}`;
     points.set(key, point);
@@ -227,7 +235,7 @@ function panel(host, points, xName) {
   const x = (value) => left + ((value - xLow) / (xHigh - xLow)) * (width - left - right);
   const y = (value) => height - bottom - ((Math.min(100, Math.max(0, value)) - yLow) / (yHigh - yLow)) * (height - top - bottom);
   const drawing = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "top-1 against size" });
-  const [unit, unitName] = UNITS.find(([size]) => xHigh >= size);
+  const [unit, unitName] = (xName === "file_bytes" ? BYTES : COUNTS).find(([size]) => xHigh >= size);
   for (const [value, text] of niceTicks(yLow, Math.min(100, yHigh), 6)) {
     drawing.append(svg("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), class: "grid" }));
     drawing.append(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, text));
@@ -272,12 +280,12 @@ function drawPlot() {
   const points = rows
     .filter((row) => row.status === "done" && row[xName] !== null && (isDense(row) ? row.top1 : row[yName]) !== null)
     .map((row) => measuredPoint(row, xName, yName));
-  const printed = find("#reported").checked && xName === "params";
+  const printed = find("#reported").checked && xName in PRINTED;
   host.replaceChildren();
   const panels = []; // drawn when all are there, as only then their widths are what they will be
   for (const architecture of unique(rows.map((row) => row.architecture))) {
     const own = points.filter((point) => point.row.architecture === architecture);
-    const theirs = printed ? reportedPoints(rows.filter((row) => row.architecture === architecture)) : [];
+    const theirs = printed ? reportedPoints(rows.filter((row) => row.architecture === architecture), xName) : [];
     const model = own.length ? own[0].row.model : "";
     const together = data.imagenet ? [[[...own, ...theirs], model, ""]] : [[own, model, ""], [theirs, "reported, ImageNet", "reported"]];
     for (const [some, about, kind] of together.filter(([some]) => some.length)) {
@@ -290,7 +298,7 @@ function drawPlot() {
   if (!host.children.length) host.append(html("p", { class: "empty" }, "Nothing was measured in the rows that are shown."));
   const shown = unique(points.filter((point) => !isDense(point.row)).map((point) => seriesOf(point.row)));
   const dense = { shape: STAR, colour: "var(--text)" };
-  key.replaceChildren(keyEntry(dense, "dense"), ...shown.map((method) => keyEntry(styleOf({ method }), method)));
+  key.replaceChildren(...(points.some(({ row }) => isDense(row)) ? [keyEntry(dense, "dense")] : []), ...shown.map((method) => keyEntry(styleOf({ method }), method)));
   const front = svg("svg", { viewBox: "0 0 38 16", "aria-hidden": "true" }, svg("path", { d: "M5,8H33", class: "front" }));
   key.append(html("li", {}, front, "Pareto front (sizes within 0.5 % count as equal)"));
   if (!printed) return;
@@ -304,7 +312,7 @@ const fill = (select, names) => select.replaceChildren(...names.map((name) => ht
 const EVERY = "all methods";
 const READABLE = 0.645; // of the greatest rank: where the text in a cell changes its colour
 const MOST_METHODS = 10; // whose errors are legible in one drawing
-const MOST_PAIRS = 4; // of methods whose two errors can be told apart in one drawing
+const MOST_PAIRS = 5; // of methods whose two errors can be told apart in one drawing
 
 function layerColumns() {
   const [architecture, setting] = [find("#layers-architecture").value, find("#layers-setting").value];

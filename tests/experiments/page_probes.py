@@ -46,3 +46,5 @@ CONTRASTS = """() => {
   probe.remove();
   return found;
 }"""
+LONG_OPTIONS = """() => document.querySelectorAll("select").forEach(
+  (select) => select.add(new Option("long ".repeat(50), "", false, false)))"""

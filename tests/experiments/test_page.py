@@ -13,7 +13,7 @@ import pytest
 from experiments.columns import chosen
 from experiments.page import page
 from tests.experiments import page_table
-from tests.experiments.page_probes import CONTRASTS, OUTSIDE, OVERLAPS
+from tests.experiments.page_probes import CONTRASTS, LONG_OPTIONS, OUTSIDE, OVERLAPS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -232,6 +232,7 @@ def test_the_page_fits_and_can_be_read(opened: Open, width: int, scheme: str) ->
     tab = opened(width=width, scheme=scheme)
     tab.locator("#reported").check()
     tab.locator(".expand").nth(2).click()
+    tab.evaluate(LONG_OPTIONS)
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert tab.evaluate(OVERLAPS) == []
     assert tab.evaluate(OUTSIDE) == []
@@ -275,7 +276,14 @@ def test_markup_in_the_data_is_text(opened: Open, tmp_path: Path) -> None:
 def test_a_table_of_bits_is_drawn_over_the_size_of_its_files(opened: Open, tmp_path: Path) -> None:
     rows = [
         page_table.measured(
-            f"a/{bits}", "Alpha", f"Ours, {bits}-bit", 50, 90.0 - 8 / bits, bits=bits, file_bytes=1000 * bits
+            f"a/{bits}",
+            "Alpha",
+            f"Ours, {bits}-bit",
+            50,
+            90.0 - 8 / bits,
+            bits=bits,
+            file_bytes=1000 * bits,
+            size_reported=10.0 * bits,
         )
         for bits in (16, 8, 4)
     ]
@@ -283,6 +291,10 @@ def test_a_table_of_bits_is_drawn_over_the_size_of_its_files(opened: Open, tmp_p
     path.write_text(page(page_table.content(rows=rows, columns=["method", "bits", "file_bytes"]), {}, False, "run"))
     tab = opened(path)
     assert tab.locator("#plot-x").input_value() == "file_bytes"
+    assert "file on disk, KiB" in tab.locator("#panels").inner_text()
+    tab.locator("#reported").check()
+    assert tab.locator("figure.reported .mark").count() == 3
+    assert "file on disk, MiB" in tab.locator("figure.reported").inner_text()
     assert tab.locator("#panels .series").count() == 1  # one model, three numbers of bits
-    assert tab.locator("#plot-key li").all_inner_texts()[1] == "Ours"
+    assert tab.locator("#plot-key li").all_inner_texts()[0] == "Ours"
     assert not tab.locator("#layers").is_visible()
