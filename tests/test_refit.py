@@ -14,18 +14,10 @@ from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.halves import find_halves
 from lowrank_vit.recipes import get_recipe
 from lowrank_vit.records import RankPlan
-from lowrank_vit.refit import (
-    OutputRefit,
-    Regression,
-    branch,
-    cross_validated,
-    first_inputs,
-    output_layer,
-    steps_of,
-    tokens_of,
-)
+from lowrank_vit.refit import OutputRefit, Regression, cross_validated
 from lowrank_vit.report import divergence
 from lowrank_vit.sites import replace_module
+from lowrank_vit.streams import branch, first_inputs, output_layer, steps_of, tokens_of
 from tests.models import NAMES, SWIN, VIT, images, tiny
 
 KINDS = sorted(NAMES)
