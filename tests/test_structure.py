@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STAGES = ["data", "calibrate", "decompose", "allocate", "compensate", "fold", "refit", "finetune", "evaluate", "storage"]
+STAGES = [
+    "data",
+    "calibrate",
+    "decompose",
+    "allocate",
+    "compensate",
+    "fold",
+    "refit",
+    "finetune",
+    "evaluate",
+    "storage",
+]
 SHARED_GROUND = {"storage": {"compensate"}}  # a saved Z is rebuilt by the code that made it
 
 
