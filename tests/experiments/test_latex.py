@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from experiments.latex import escape, latex
@@ -55,10 +55,12 @@ def test_nothing_joins_into_a_ligature(text: str) -> None:
 
 
 @given(TEXTS, TEXTS, TEXTS)
+@example("[2pt]", "a note", "a title")
+@example("*", "a note", "a title")
 def test_environments_and_cells_are_balanced_whatever_the_texts(
     table: dict[str, Any], method: str, note: str, title: str
 ) -> None:
-    rows = [{**row, "method": method, "note": note} for row in table["rows"]]
+    rows = [{**row, "architecture": method, "method": method, "note": note} for row in table["rows"]]
     text = latex({**table, "title": title, "rows": rows}, "table9")
     open_environments = []
     for what, name in re.findall(r"\\(begin|end)\{([a-z]+)\}", text):
