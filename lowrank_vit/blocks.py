@@ -154,7 +154,7 @@ class BlockAnalysis:
             "model": report.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": asdict(self.recipe),
-            "methods": {type(method).__name__: vars(method) for method in methods},
+            "methods": {type(method).__name__: report.plain(vars(method)) for method in methods},
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
