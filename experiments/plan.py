@@ -40,10 +40,9 @@ class Options:
         """Whether the run is on the stand-ins."""
         return self.data == EMBEDDED
 
-    @property
-    def seeds_used(self) -> tuple[int, ...]:
-        """The seeds asked for; by default three for the small stand-ins, one for real models."""
-        return self.seeds or ((0, 1, 2) if self.embedded else (0,))
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """The seeds asked for; by default three for the small stand-ins unless the row is content with fewer, else one."""
+        return self.seeds or (row.embedded_seeds if self.embedded else (0,))
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
             "processes": options.processes,
             "precision": options.precision,
         }
-    return tuple(Job(seed=seed, **fields) for seed in options.seeds_used)
+    return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 
 
 def recipe_changes(row: Row, steps: int | None, solver: str | None) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def draw_sizes(table: Mapping[str, Any]) -> Figure:
             own = sorted((row for row in rows if _without_bits(row) == model), key=lambda row: row["file_bytes"])
             _draw_sizes(panel, own, _style(models, model), unit)
         panel.set_title(f"{name}: {rows[0]['model']}", fontsize=9)
+        panel.margins(y=0.12)
         panel.set_xlabel(f"file on disk, {label}")
         panel.set_ylabel("top-1, %")
         panel.grid(visible=True, color="0.92")

@@ -113,7 +113,8 @@ class Row:
     ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
     aimed at, instead of ``reduction``; ``epochs`` None leaves the number to the run; ``bits`` and ``measure`` are the
-    job's; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they stand in.
+    job's; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they stand in;
+    ``embedded_seeds`` are those of the stand-ins by default.
     """
 
     id: str
@@ -135,6 +136,7 @@ class Row:
     bits: int | None = None
     measure: str | None = None
     printed: Mapping[str, Any] = field(default_factory=dict)
+    embedded_seeds: tuple[int, ...] = (0, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def compensated(model: Architecture, base: str, kind: str, solver: str, budget: 
         changes={"decomposition": BASES[base], "compensation": kind, "solver": solver, "budget": budget},
         epochs=0,
         printed=printed,
+        embedded_seeds=(0, 1, 2) if solver == "closed_form" else (0,),  # the others only come close to it, slowly
     )
 
 

@@ -147,18 +147,18 @@ class BlockAnalysis:
                 if any(count is not None for count in counts.values()):
                     small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
-        divergence = self._refit(compressed) if self.recipe.refit and kept else {}
+        refit = self._refit(compressed) if self.recipe.refit and kept else {}
         methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
         entries = {
             "format": report.FORMAT,
             "model": report.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": asdict(self.recipe),
-            "methods": {type(method).__name__: vars(method) for method in methods},
+            "methods": {type(method).__name__: report.plain(vars(method)) for method in methods},
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
-            **divergence,
+            **refit,
             "compensation": None,
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
@@ -188,17 +188,19 @@ class BlockAnalysis:
         return fold_attention(self.model, site, pair, directions, part.basis, chosen, rows, bias), kept
 
     def _refit(self, compressed: nn.Module) -> dict[str, Any]:
-        """Refit the outputs under the smaller prefix; the divergence on held-out images before and after."""
-        found: dict[str, float] = {}
+        """Refit the outputs under the smaller prefix; the ridges, and the divergence on held-out images before and after."""
+        found: dict[str, Any] = {}
         if self.unseen is not None:
-            found["before_refit"] = report.divergence(self.model, compressed, self.unseen.each())
+            found["kl_held_out_before"] = report.divergence(self.model, compressed, self.unseen.each())
         positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
         sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
         with self.watch("refit"):
-            OutputRefit()(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
+            found["ridges"] = OutputRefit()(
+                self.model, compressed, sensitivities, self.images.each(), progress=self.progress
+            )
         if self.unseen is not None:
-            found["after_refit"] = report.divergence(self.model, compressed, self.unseen.each())
-        return {"kl_held_out": found} if found else {}
+            found["kl_held_out"] = report.divergence(self.model, compressed, self.unseen.each())
+        return {"refit": found}
 
     def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, kept: Kept | None) -> LayerReport:
         """What became of a half."""

@@ -20,7 +20,7 @@ def _kind(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _dense_parameters(layer: Mapping[str, Any]) -> int:
+def dense_parameters(layer: Mapping[str, Any]) -> int:
     """Of a linear layer's weight; of a whole module, what the report says."""
     whole: int | None = layer["details"].get("dense_params")
     return whole or layer["in_features"] * layer["out_features"]
@@ -32,7 +32,7 @@ def _plot_layers(kept: Axes, lost: Axes, layers: list[Mapping[str, Any]]) -> Non
     for index, kind in enumerate(kinds):
         chosen = [(place, layer) for place, layer in enumerate(layers) if _kind(layer["name"]) == kind]
         places = [place for place, _ in chosen]
-        shares = [100 * layer["params"] / _dense_parameters(layer) for _, layer in chosen]
+        shares = [100 * layer["params"] / dense_parameters(layer) for _, layer in chosen]
         style: dict[str, Any] = {
             "color": GREYS[index % 4],
             "hatch": HATCHES[index % 4],

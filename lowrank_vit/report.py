@@ -170,6 +170,11 @@ def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
     }
 
 
+def plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's fields as a report holds them: JSON knows no tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
 def as_json(reports: Sequence[LayerReport]) -> list[dict[str, Any]]:
     """The ``layers`` entry."""
     return [asdict(report) for report in reports]

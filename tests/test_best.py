@@ -21,6 +21,7 @@ from lowrank_vit.finetune import partial_parameters
 from lowrank_vit.halves import find_halves
 from lowrank_vit.layers import SmallMlp
 from lowrank_vit.parts import AttentionSite
+from lowrank_vit.plot import dense_parameters
 from lowrank_vit.records import RankPlan
 from tests.models import NAMES, VIT, images, tiny
 
@@ -96,7 +97,7 @@ class TestBest:
         for layer in report["layers"]:
             module, details = compressed.get_submodule(layer["name"]), layer["details"]
             assert layer["params"] == parameter_count(module)
-            assert details["dense_params"] == parameter_count(model.get_submodule(layer["name"]))
+            assert dense_parameters(layer) == parameter_count(model.get_submodule(layer["name"]))
             if isinstance(module, LowRankAttention):
                 assert details["query_key"] == sum(module.query_key.widths)
                 assert details["value"] == layer["rank"] == sum(module.value.widths)

@@ -14,9 +14,10 @@ from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.halves import find_halves
 from lowrank_vit.recipes import get_recipe
 from lowrank_vit.records import RankPlan
-from lowrank_vit.refit import OutputRefit, Regression, branch, first_inputs, output_layer, steps_of, tokens_of
+from lowrank_vit.refit import OutputRefit, Regression, cross_validated
 from lowrank_vit.report import divergence
 from lowrank_vit.sites import replace_module
+from lowrank_vit.streams import branch, first_inputs, output_layer, steps_of, tokens_of
 from tests.models import NAMES, SWIN, VIT, images, tiny
 
 KINDS = sorted(NAMES)
@@ -36,10 +37,14 @@ def model_and_images(kind: str, count: int = 24) -> tuple[nn.Module, Tensor]:
     return tiny(kind).double(), images(count, kind).double()
 
 
+def tail(name: str) -> str:
+    return ".proj" if name.endswith("attn") else ".fc2"
+
+
 def test_regression_is_weighted_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     h, e = (torch.randn(60, width, generator=generator, dtype=torch.float64) + 1 for width in (5, 3))
-    weights, fit = torch.rand(60, generator=generator, dtype=torch.float64), Regression()
+    weights, fit = torch.rand(60, generator=generator, dtype=torch.float64), Regression.empty(5, 3)
     for part in (slice(0, 20), slice(20, 60)):
         fit.add(h[part], e[part], weights[part])
     root = weights.sqrt()[:, None]
@@ -55,11 +60,51 @@ def test_regression_is_weighted_least_squares() -> None:
 
 
 def test_dead_inputs_are_finite() -> None:
-    fit = Regression()
+    fit = Regression.empty(3, 2)
     fit.add(torch.zeros(4, 3), torch.ones(4, 2), torch.ones(4))
     weight, bias = fit.solve(0.0)
     assert torch.equal(weight, torch.zeros(3, 2).double())
     torch.testing.assert_close(bias, torch.ones(2).double())
+
+
+def folds_of(h: Tensor, e: Tensor, count: int) -> list[Regression]:
+    folds = [Regression.empty(h.shape[1], e.shape[1]) for _ in range(count)]
+    for index, fold in enumerate(folds):
+        fold.add(h[index::count], e[index::count], torch.ones(len(h[index::count])).to(h))
+    return folds
+
+
+def test_the_gain_is_the_error_that_is_saved() -> None:
+    h, e = (torch.randn(30, width, dtype=torch.float64) for width in (5, 3))
+    weight, bias = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    (fold,) = folds_of(h, e, 1)
+    truth = e.square().sum() - (e - h @ weight - bias).square().sum()
+    assert fold.gain(weight, bias) == pytest.approx(float(truth))
+
+
+def test_cross_validation_is_leaving_one_out() -> None:
+    """The ridge with the least error on rows left out, by separate fits; none at all where there is nothing to learn."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(24, 10, generator=generator, dtype=torch.float64)
+    e = h @ torch.randn(10, 3, generator=generator, dtype=torch.float64)
+    e = e + 2 * torch.randn(24, 3, generator=generator, dtype=torch.float64)
+    ridges, errors = (1e-6, 1e-2, 0.1, 0.3, 1.0, 100.0), []
+    for ridge in ridges:
+        error = 0.0
+        for index in range(4):
+            inside = torch.arange(24) % 4 != index
+            weight, bias = folds_of(h[inside], e[inside], 1)[0].solve(ridge)
+            error += float((e[~inside] - h[~inside] @ weight - bias).square().sum())
+        errors.append(error)
+    weight, bias, chosen = cross_validated(folds_of(h, e, 4), ridges)
+    assert chosen == ridges[errors.index(min(errors))]
+    assert chosen not in (ridges[0], ridges[-1])
+    torch.testing.assert_close(weight, folds_of(h, e, 1)[0].solve(chosen)[0])
+    noise = torch.randn(24, 3, generator=generator, dtype=torch.float64)
+    weight, bias, chosen = cross_validated(folds_of(h, noise - noise.mean(0), 4), (1e-6, 1e-3))
+    assert chosen is None
+    assert not weight.any()
+    assert not bias.any()
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "padded"])
@@ -110,6 +155,7 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
     name, block = next((n, s) for n, s in steps_of(model).items() if "blocks" in n)
     cut = small.get_submodule(name)
     layer, inputs = output_layer(cut, "attn"), []
+    layer.weight.data *= 0.5  # much to mend
     before = layer.weight.clone()
     layer.register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
     (x,) = first_inputs(model, block, [data])
@@ -124,7 +170,7 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
     sensitivities = {
         s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.sites
     }
-    OutputRefit(ridge=0.0, sensitivity=sensitivity)(model, small, sensitivities, data.split(8))
+    OutputRefit(ridges=(0.0,), sensitivity=sensitivity)(model, small, sensitivities, data.split(8))
     scale = float(truth.abs().max())
     torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
 
@@ -147,9 +193,11 @@ def test_it_brings_the_model_nearer_to_the_dense_one(kind: str) -> None:
     folded, plain = compress(model, data.split(16), PLAIN, 0.4, held_out=[data])
     mended, report = compress(model, data.split(16), "best", 0.4, held_out=[data])
     assert report["params"] == plain["params"]
-    assert "kl_held_out" not in plain
+    assert "refit" not in plain
+    assert set(report["refit"]["ridges"]) == {layer["name"] + tail(layer["name"]) for layer in report["layers"]}
     before, after = (divergence(model, small, [data]) for small in (folded, mended))
-    assert report["kl_held_out"] == pytest.approx({"before_refit": before, "after_refit": after})
+    assert report["refit"]["kl_held_out_before"] == pytest.approx(before)
+    assert report["refit"]["kl_held_out"] == pytest.approx(after)
     assert after < 0.9 * before
 
 
@@ -175,6 +223,7 @@ def test_layer_scale_is_divided_out() -> None:
     small, _ = analysis.apply(RankPlan({curve.name: (len(curve.errors) - 1) // 2 for curve in analysis.curves}))
     same = copy.deepcopy(plain)
     for site in find_halves(scaled):
+        small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
         replace_module(same, site.name, copy.deepcopy(small.get_submodule(site.name)))
         gamma = scaled.get_submodule(site.name.replace("attn", "ls1").replace("mlp", "ls2")).gamma.data
         layer = same.get_submodule(site.linears[-1].name)
@@ -182,7 +231,7 @@ def test_layer_scale_is_divided_out() -> None:
         layer.bias.data *= gamma
     ones = {site.linears[-1].name: torch.ones(17) for site in find_halves(scaled)}
     for model, other in ((scaled, small), (plain, same)):
-        OutputRefit(ridge=0.0)(model, other, ones, data.split(8))
+        OutputRefit(ridges=(0.0,))(model, other, ones, data.split(8))
     with torch.no_grad():
         torch.testing.assert_close(small(data), same(data), atol=1e-4, rtol=1e-4)
         assert (small(data) - scaled(data)).abs().max() > 1e-2

@@ -15,6 +15,7 @@ STAGES = [
     "allocate",
     "compensate",
     "fold",
+    "refit",
     "finetune",
     "quantize",
     "evaluate",

@@ -99,6 +99,12 @@ def test_what_a_row_itself_changes_is_in_its_jobs_and_no_deviation() -> None:
     assert deviations(job, row) == ["7 steps"]
 
 
+def test_a_row_may_be_content_with_fewer_seeds() -> None:
+    table = replace(TABLE, rows=(replace(named("m/ours-40"), embedded_seeds=(0,)), named("m/svd-40")))
+    assert [len(item.jobs) for item in make_plan(table, Options(), IMAGES)] == [1, 3]
+    assert [len(item.jobs) for item in make_plan(table, Options(seeds=(4, 5)), IMAGES)] == [2, 2]
+
+
 def test_a_row_may_aim_at_the_size_of_another_model() -> None:
     row = replace(named("m/ours-40"), standin="digits_deit_base", standin_target="digits_deit_small")
     (job,) = make_plan(replace(TABLE, rows=(row,)), Options(seeds=(0,)), IMAGES)[0].jobs
