@@ -1,0 +1,47 @@
+"""Table B, beyond the paper: what each ingredient of ``best`` brings, from SVD-LLM's form on, without fine-tuning.
+
+Sources   Wang et al. 2024 (SVD-LLM); Azizi et al. 2024 for the sizes; the rest is of this project (README)
+Command   python -m experiments run table_best
+          python -m experiments run table_best/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS
+
+Whitened SVD with the same share of every layer; the loss's Fisher on the output side, and ranks by predicted loss over the
+whole model; attention by head and MLPs by interpolation under one budget; outputs refitted to the dense model's.
+"""
+
+from __future__ import annotations
+
+from experiments.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
+from experiments.registry import Row, Table
+
+STEPS = {  # row: method, recipe, changes
+    "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
+    "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
+    "halves": ("Heads and interpolation, no refit", "best", {"refit": False}),
+    "best": ("Heads, interpolation, refit (best)", "best", {}),
+}
+REDUCTIONS = (25, 40, 50, 60)
+COLUMNS = (
+    "architecture", "method", "reduction", "params", "top1_dense", "top1", "relative_error_held_out", "macs", "seconds",
+    "status",
+)  # fmt: skip
+
+
+def rows(model: Architecture) -> list[Row]:
+    """All steps at all sizes."""
+    return [
+        Row(
+            f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
+            protocol="training-free", changes=changes, epochs=0,
+        )
+        for percent in REDUCTIONS
+        for name, (method, recipe, changes) in STEPS.items()
+    ]  # fmt: skip
+
+
+TABLE = Table(
+    name="table_best",
+    title="Table B: what each ingredient of best brings",
+    about=__doc__ or "",
+    rows=tuple(row for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T) for row in rows(model)),
+    columns=COLUMNS,
+)
