@@ -36,6 +36,7 @@ browser:
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
 	  echo "no Chromium, and it cannot be installed (that takes root, apt-get and a network): the page is tested without one"
 
+# reproduce-table1 ... reproduce-table4, reproduce-table_best
 reproduce-table%: setup
 	$(PYTHON) -m experiments run table$* $(FLAGS)
 
