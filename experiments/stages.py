@@ -198,7 +198,8 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "seconds": {**found["seconds"], "total": round(work, 3), **inner},
         "layers": [
-            {name: layer[name] for name in ("name", "rank", "params", "relative_error_held_out")} for layer in layers
+            {name: layer[name] for name in ("name", "rank", "params", "relative_error", "relative_error_held_out")}
+            for layer in layers
         ],
         "threads": torch.get_num_threads(),
         "provenance": provenance.record(device, task.job.seed, calibration),
