@@ -46,5 +46,6 @@ TABLE = Table(
         )
         for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
     ),
+    columns=("architecture", "method", "seconds", "status"),
     draw=draw,
 )

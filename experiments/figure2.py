@@ -49,5 +49,6 @@ TABLE = Table(
         for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
         for part, measure in PARTS.items()
     ),
+    columns=("architecture", "method", "seconds", "status"),
     draw=draw,
 )

@@ -54,5 +54,6 @@ TABLE = Table(
     title=f"Figure 3: error at the output of the attention projections, {100 - PERCENT} % of their parameters kept",
     about=__doc__ or "",
     rows=tuple(row(own) for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
+    columns=("architecture", "method", "seconds", "status"),
     draw=draw,
 )
