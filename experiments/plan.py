@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.checkpoints import checkpoint_names, file_hash, find_checkpoint, hub_reason
 from experiments.registry import Job, Row, Table
 from lowrank_vit.errors import InputError
 from lowrank_vit.recipes import get_recipe
@@ -173,47 +173,6 @@ def size_reduction(model: str, target: str) -> float:
     if small >= dense:
         raise InputError(f"{target} has {small:,} parameters, {model} only {dense:,}: there is nothing to remove")
     return 1 - small / dense
-
-
-def checkpoint_names(model: str) -> list[str]:
-    """The file names under which a model's weights are looked for: with the tag, then without."""
-    return list(dict.fromkeys((f"{model}.safetensors", f"{model.partition('.')[0]}.safetensors")))
-
-
-def find_checkpoint(folder: Path, model: str) -> Path | None:
-    """The model's weights in ``folder``. Raises ``InputError`` where that is no folder."""
-    if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: --checkpoints takes a folder of .safetensors files")
-    return next((path for name in checkpoint_names(model) if (path := folder / name).is_file()), None)
-
-
-@functools.cache
-def file_hash(path: Path) -> str:
-    """The first 12 hexadecimal digits of a file's sha256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-@functools.cache
-def hub_reason(model: str) -> str | None:
-    """Why the pretrained weights cannot be had: they are neither cached nor is the hub in reach. None where they can."""
-    import huggingface_hub
-    import timm
-
-    config = timm.get_pretrained_cfg(model)
-    if config is None or not config.hf_hub_id:
-        return f"the hub has no weights of {model}: give --checkpoints DIR"
-    cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id.partition("@")[0], "model.safetensors")
-    if isinstance(cached, str) or _hub_is_there():
-        return None
-    return f"the weights of {model} are not cached and the hub cannot be reached: give --checkpoints DIR"
-
-
-@functools.cache
-def _hub_is_there() -> bool:
-    from lowrank_vit.hub import hub_reachable
-
-    return hub_reachable()
 
 
 def deviations(job: Job, row: Row) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from experiments import plan
+from experiments import checkpoints
 from experiments.plan import (
     Images,
     Options,
@@ -57,19 +57,19 @@ def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
 def test_a_checkpoint_with_the_tag_goes_first(tmp_path: Path) -> None:
     for name in ("vit", "vit.tag"):
         (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-    found = plan.find_checkpoint(tmp_path, "vit.tag")
+    found = checkpoints.find_checkpoint(tmp_path, "vit.tag")
     assert found is not None
     assert found.name == "vit.tag.safetensors"
     with pytest.raises(InputError, match="there is no folder"):
-        plan.find_checkpoint(tmp_path / "nowhere", "vit")
+        checkpoints.find_checkpoint(tmp_path / "nowhere", "vit")
 
 
 def test_without_hub_and_checkpoints_rows_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(plan, "_hub_is_there", lambda: False)
-    plan.hub_reason.cache_clear()
+    monkeypatch.setattr(checkpoints, "_hub_is_there", lambda: False)
+    checkpoints.hub_reason.cache_clear()
     items = make_plan(TABLE, Options(data="imagefolder:x"), SAMPLES)
-    plan.hub_reason.cache_clear()
+    checkpoints.hub_reason.cache_clear()
     assert all("the hub cannot be reached: give --checkpoints" in (item.reason or "") for item in items)
 
 
