@@ -7,11 +7,11 @@ and int8 activations, of the same layers; only where torchao is installed, which
 All variants take turns in each round, and a ratio is the median over the rounds, so that other work on the machine hits
 all alike. Random images and weights: speed does not depend on them.
 
-Seen with torch 2.15 and torchao 0.18, one thread of a CPU with VNNI that other work shared (ratios are good to about 0.1):
-DeiT-Tiny at batch 1 ours 8 1.03 to 1.06, 6 1.18, 4 1.06; at batch 8 ours 8 1.06, 6 1.08, 4 1.12; torchao's int8 weights 1.03 to
-1.07 and int8 weights and activations 1.07 to 1.40. Only torch.compile makes the last one fast: 0.53 in one block of DeiT-Tiny
-at batch 8 (float32 compiled 0.97, int8 weights compiled 0.97). It rounds activations too, and its accuracy and its speed in
-a whole and in a low-rank model have not been measured, so the package has no such path.
+Seen with torch 2.15 and torchao 0.18, one thread of a CPU with VNNI that other work shared (good to about 0.2): DeiT-Tiny at
+batch 1 ours 8 1.03 to 1.06, 6 1.18, 4 1.06; at batch 8 ours 8 1.06, 6 1.08, 4 1.12; torchao's int8 weights 1.03 to 1.07, its
+int8 weights and activations 1.07 to 1.40. Only torch.compile makes the last one fast: 0.53 in one block of it at batch 8
+(float32 compiled 0.97, int8 weights compiled 0.97). It rounds activations too, and its accuracy and its speed in a whole and
+in a low-rank model have not been measured, so the package has no such path.
 """
 
 from __future__ import annotations
