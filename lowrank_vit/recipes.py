@@ -87,7 +87,6 @@ RECIPES = {
             attention="heads",
             mlp="interpolative",
             probe="signs",
-            refit=True,
             about="attention by head, MLP by interpolation, one budget of predicted loss over the whole model",
         ),
     )
