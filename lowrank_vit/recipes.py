@@ -87,6 +87,7 @@ RECIPES = {
             attention="heads",
             mlp="interpolative",
             probe="signs",
+            refit=True,
             about="attention by head, MLP by interpolation, one budget of predicted loss over the whole model",
         ),
     )
