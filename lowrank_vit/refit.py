@@ -115,7 +115,7 @@ class OutputRefit:
     much the same for all tokens of an image, so there are far fewer examples than tokens.
     """
 
-    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     sensitivity: float = 0.5
     folds: int = 4
 

@@ -20,8 +20,9 @@ from lowrank_vit.cost import multiply_accumulates, parameter_count
 from lowrank_vit.finetune import partial_parameters
 from lowrank_vit.halves import find_halves
 from lowrank_vit.layers import SmallMlp
-from lowrank_vit.parts import AttentionSite
+from lowrank_vit.parts import AttentionSite, last_part
 from lowrank_vit.plot import dense_parameters
+from lowrank_vit.recipes import get_recipe
 from lowrank_vit.records import RankPlan
 from tests.models import NAMES, VIT, images, tiny
 
@@ -119,6 +120,24 @@ class TestBest:
                 energy = (y - model.get_submodule(name).fc2.bias.detach()).square().sum()
                 error = float((outputs(compressed.get_submodule(name), *inputs) - y).square().sum() / energy)
                 assert entries[name][field] == pytest.approx(error, rel=2e-3, abs=1e-9)
+
+    def test_the_mean_input_of_the_output_layer_loses_nothing(self, kind: str) -> None:
+        """What is lost on average is in the bias, before any refit: the mean hidden unit, the mean value of every head."""
+        model, data = tiny(kind).double(), images(24, kind).double()
+        analysis = analyse(model, data.split(8), get_recipe("best").but(refit=False))
+        assert isinstance(analysis, BlockAnalysis)
+        small, _ = analysis.apply(RankPlan({c.name: (len(c.errors) - 1) // 2 for c in analysis.curves}))
+        for site in analysis.sites:
+            part = analysis.parts[f"{site.name}.{last_part(site)}"]
+            kept = part.units.kept((len(part.units.loss) - 1) // 2)
+            inputs = part.mean
+            if isinstance(site, AttentionSite):
+                values = model.get_submodule(site.qkv.name).bias.data[-len(part.mean) :]
+                inputs = (part.mean - values) @ torch.block_diag(*part.basis)
+            output = site.linears[-1].name
+            with torch.no_grad():
+                own, truth = small.get_submodule(output)(inputs[kept]), model.get_submodule(output)(part.mean)
+            torch.testing.assert_close(own, truth, atol=1e-9, rtol=1e-9)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_a_loaded_model_is_the_saved_one(self, kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
