@@ -53,8 +53,10 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
     profile = plan["profile"].partition(":")[2] or "digits"
     commands = {name: own["command"] for name, own in details(results, table, plan).items()}
     path = folder / profile / f"{table.name}.json"
-    findings = {} if table.findings is None else {"findings": table.findings(content)}
-    write_json(path, {**content, "rows": rows, **findings, "provenance": _provenance(found), "commands": commands})
+    more: dict[str, Any] = {} if table.findings is None else {"findings": table.findings(content)}
+    if table.draw is not None:
+        more["measured"] = {row: [own["measured"] for own in all_of] for row, all_of in finished(results, plan).items()}
+    write_json(path, {**content, "rows": rows, **more, "provenance": _provenance(found), "commands": commands})
     for name in [table.name] if table.draw else list(table.pictures or (PLOT,)):
         picture = results / table.name / f"{name}.png"
         if picture.is_file():
