@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,8 @@ def draw(content: Mapping[str, Any]) -> Figure:
         Line2D([], [], color="0.3", linestyle=style, label=f"solver: {name}") for name, style in SOLVERS.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.suptitle(f"{content['title']}; every point has the same number of parameters", fontsize=11)
+    title = f"{content['title']}; every point has the same number of parameters"
+    figure.suptitle(textwrap.fill(title, 38 * len(groups)), fontsize=11)
     return figure
 
 
@@ -117,5 +119,8 @@ def _draw_panel(panel: Axes, rows: Sequence[Row], none: Row | None, field: str) 
     panel.minorticks_off()
     if field == ERROR:
         panel.set_yscale("log")
+        for ticks in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            ticks("{x:g}")
+        panel.tick_params(axis="y", which="minor", labelsize=7)
     panel.grid(visible=True, color="0.92")
     panel.set_axisbelow(True)

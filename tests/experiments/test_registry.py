@@ -156,6 +156,7 @@ def test_table1_is_the_whole_product() -> None:
         assert sorted(item[0] for item in found if not item[1]) == ["representative", "whitened_normalised"]
         assert len({row.reduction for row in rows}) == 1  # the same number of parameters everywhere
         assert all(row.epochs == 0 for row in rows)
+        assert len({row.embedded_seeds for row in rows}) == 1  # solvers are compared on the same models
 
 
 def test_table4_prints_what_the_paper_prints() -> None:
