@@ -25,6 +25,7 @@ from lowrank_vit.teacher import Outputs, augment, check_pair, inputs_hash, outpu
 from lowrank_vit.trainer import default_precision, derived_seed, quiet_run
 from lowrank_vit.training import SeededTraining, cosine, distillation_loss, train
 
+PROTOCOL = "calibration-distilled"
 ORDER, AUGMENTATION = 1, 2  # streams of random numbers of one seed
 
 
@@ -84,7 +85,8 @@ class Distillation(SeededTraining):
         check_pair(model.eval(), teacher.eval(), images)
         super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "run"])
-        self.save_hyperparameters({"images": len(images), **(run or {})})
+        unseen = 0 if held_out is None else len(held_out)
+        self.save_hyperparameters({"images": len(images), "held_out_images": unseen, **(run or {})})
         self._images, self._held_out = images, held_out
         self._known: Outputs | None = None  # by (mirrored, position)
         self._draws = torch.empty(0)
