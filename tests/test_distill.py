@@ -149,6 +149,16 @@ def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == 0
 
 
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_smaller_heads_and_position_tables_are_trained_too(kind: str) -> None:
+    dense = tiny(kind)
+    model, _ = compress(dense, [images(32, kind)], "best", 0.4)
+    before = weights(model)
+    run(model, images(40, kind), dense, epochs=1)
+    assert kind == "vit" or any("position_bias_table" in name for name in before)
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
 def test_dropout_is_off() -> None:
     torch.manual_seed(0)
     noisy = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.5, proj_drop_rate=0.5, **VIT)
