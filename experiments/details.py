@@ -55,7 +55,7 @@ def command(table: Table, row: Row, jobs: Sequence[Job]) -> str:
     if job.recipe is not None:
         own = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
         options |= {
-            "epochs": None if job.epochs == (Job.epochs if row.epochs is None else row.epochs) else job.epochs,
+            "epochs": None if job.epochs == (Job.epochs if row.own_epochs is None else row.own_epochs) else job.epochs,
             **{name: own.get(name) for name in ("steps", "solver")},
             "calibration-samples": _unless(job.calibration_samples, Job.calibration_samples),
             "batch-size": _unless(job.batch_size, Job.batch_size),

@@ -13,6 +13,7 @@ from experiments.run import Task
 
 BACKWARD = 2.0  # a backward pass, in forward passes
 GRADIENTS = ("two_sided", "fwsvd")  # decompositions whose statistics need a backward pass
+DISTILLED = 20  # images of a step of distillation
 STEP, JOB = 4e-3, 1.0  # seconds of overhead for a training step, and for a job
 BATCH = 64
 
@@ -23,7 +24,7 @@ def kind(job: Job) -> tuple[str | None, bool, str]:
     return (
         job.recipe,
         job.epochs > 0,
-        f"{job.model} {job.images} {job.limit} {job.epochs} {dict(job.changes)} {measure}",
+        f"{job.model} {job.images} {job.limit} {job.epochs} {job.distill_epochs} {dict(job.changes)} {measure}",
     )
 
 
@@ -53,7 +54,8 @@ def forward_passes(job: Job) -> float:
     calibration = job.calibration_samples * (1 + BACKWARD * gradients) + refit
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     tuning = job.epochs * ((1 + BACKWARD) * train + evaluated)
-    return calibration + job.held_out_samples + solving + tuning + 2 * evaluated
+    distilling = job.distill_epochs * (2 + BACKWARD) * job.calibration_samples  # through the teacher, too
+    return calibration + job.held_out_samples + solving + tuning + distilling + 2 * evaluated
 
 
 def steps(job: Job) -> int:
@@ -62,7 +64,8 @@ def steps(job: Job) -> int:
         return 0
     recipe = job.recipe_used()
     solving = recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
-    return solving + job.epochs * int(job.images.split("+")[0]) // (job.batch_size * job.processes)
+    distilling = job.distill_epochs * job.calibration_samples // DISTILLED
+    return solving + distilling + job.epochs * int(job.images.split("+")[0]) // (job.batch_size * job.processes)
 
 
 def seconds_per_image(model: str, device: str, threads: int | None) -> float:

@@ -39,7 +39,7 @@ class Ledger:
 
 
 class EpochTeller(Logger):
-    """Tells the epochs of a fine-tuning as they end."""
+    """Tells the epochs of a fine-tuning or a distillation as they end."""
 
     def __init__(self, tell: Tell, epochs: int) -> None:
         super().__init__()
@@ -49,9 +49,11 @@ class EpochTeller(Logger):
     version = 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """The accuracy comes once an epoch."""
+        """The accuracy of the one, and the divergence of the other, comes once an epoch."""
         if "val_top1" in metrics:
             self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
+        if "train_kl" in metrics:
+            self.tell(f"distil {int(metrics['epoch']) + 1}/{self.epochs}, divergence {metrics['train_kl']:.4f}")
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """They are in the job."""

@@ -135,11 +135,12 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
     else:
         fields |= {
             "changes": {**row.changes, **recipe_changes(row, options.steps, options.solver)},
-            "epochs": next(count for count in (row.epochs, options.epochs, Job.epochs) if count is not None),
+            "epochs": next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None),
             "calibration_samples": min(options.calibration_samples, images.train),
             "batch_size": options.batch_size,
             "processes": options.processes,
             "precision": options.precision,
+            "distill_epochs": row.distill_epochs,
         }
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 
@@ -196,6 +197,7 @@ def deviations(job: Job, row: Row) -> list[str]:
 def protocol(row: Row, job: Job) -> str:
     """The row's protocol as it was run."""
     base = "training-free" if row.recipe is not None and job.epochs == 0 else row.protocol
+    base = "calibration-distilled" if job.distill_epochs else base
     return ", ".join([base, *deviations(job, row)])
 
 

@@ -30,6 +30,7 @@ class Job:
     many images it has (``train+validation``); ``recipe`` None evaluates the dense model; ``changes`` are the fields of
     the recipe that were changed; ``epochs`` 0 leaves the fine-tuning out; ``processes`` are all that share a step, since
     the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained).
+    ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out.
     ``measure`` names what a figure measures instead of all this.
     """
 
@@ -52,6 +53,7 @@ class Job:
     precision: str | None = None
     bits: int | None = None
     measure: str | None = None
+    distill_epochs: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -112,9 +114,9 @@ class Row:
 
     ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
-    aimed at, instead of ``reduction``; ``epochs`` None leaves the number to the run; ``bits`` and ``measure`` are the
-    job's; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they stand in;
-    ``embedded_seeds`` are those of the stand-ins by default.
+    aimed at, instead of ``reduction``; ``epochs`` None leaves the number to the run; ``bits``, ``measure`` and
+    ``distill_epochs`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
+    paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     """
 
     id: str
@@ -135,8 +137,14 @@ class Row:
     epochs: int | None = None
     bits: int | None = None
     measure: str | None = None
+    distill_epochs: int = 0
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def own_epochs(self) -> int | None:
+        """The epochs of fine-tuning that the row insists on: none after a distillation."""
+        return 0 if self.distill_epochs else self.epochs
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ class Task:
     def model_folder(self) -> Path:
         """Where the job leaves its model, unless that is the dense one."""
         job = self.job
-        return self.own_folder / ("quantised" if job.bits else "finetuned" if job.epochs else "compressed")
+        trained = "finetuned" if job.epochs else "distilled" if job.distill_epochs else "compressed"
+        return self.own_folder / ("quantised" if job.bits else trained)
 
 
 def base_task(task: Task) -> Task | None:

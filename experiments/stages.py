@@ -12,6 +12,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from experiments.curves import finetune_loggers
+from experiments.distilling import distilled
 from experiments.ledger import EpochTeller, Ledger
 from experiments.measuring import measured
 from experiments.memory import DigitsInMemory
@@ -66,15 +67,20 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         return _result(task, ledger, dense, None)
     compressed = _compressed(task, model, data, ledger)
     log_compression(run, ledger.found["report"])
+    teacher = model if job.distill_epochs else None
     del model
     if "before" not in ledger.found:
-        with ledger.stage("evaluate", "evaluate before fine-tuning"):
+        with ledger.stage("evaluate", "evaluate before training"):
             score = evaluate(compressed, data, **_evaluation(task))
         ledger.keep("before", score)
-    if job.epochs:
-        tuned = _fine_tuned(task, compressed, data, ledger, run)
+    trained = None
+    if teacher is not None:
+        trained = distilled(task, compressed, teacher, data, ledger, run)
+    elif job.epochs:
+        trained = _fine_tuned(task, compressed, data, ledger, run)
+    if trained is not None:
         with ledger.stage("evaluate", "evaluate"):
-            score = evaluate(tuned, data, **_evaluation(task))
+            score = evaluate(trained, data, **_evaluation(task))
         ledger.keep("after", score)
     return _result(task, ledger, dense, data.calibration_record)
 
@@ -178,7 +184,7 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
     if report is None:
         scores["after"] = dense["score"]
     elif "after" not in found:
-        scores["before"] = None  # without fine-tuning there is no before
+        scores["before"] = None  # without training there is no before
     layers = [] if report is None else [layer for layer in report["layers"] if layer["rank"] is not None]
     errors = [layer["relative_error_held_out"] for layer in layers]
     device = resolve_device(DEVICES.get(task.hardware.accelerator, "auto"))
@@ -193,8 +199,9 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
         "relative_error": fmean(layer["relative_error"] for layer in layers) if layers else None,
         "relative_error_held_out": fmean(errors) if errors else None,
         "z": z_summary(layers),
-        "trainable_share": found.get("finetune", {}).get("trainable_share"),
+        "trainable_share": (found.get("distillation") or found.get("finetune") or {}).get("trainable_share"),
         "finetune": found.get("finetune"),
+        "distillation": found.get("distillation"),
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "seconds": {**found["seconds"], "total": round(work, 3), **inner},
         "layers": [

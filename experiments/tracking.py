@@ -32,6 +32,7 @@ AXES = {  # history that is not over W&B's own step: its metrics, and what they 
     "layers/*": "layers/index",
     "val_top1": "trainer/global_step",
     "train_loss": "trainer/global_step",
+    "train_kl": "trainer/global_step",
     "lr": "trainer/global_step",
 }
 
@@ -90,7 +91,8 @@ def run_config(task: Task) -> dict[str, Any]:
 
 
 def _tags(job: Job) -> list[str]:
-    trained = "dense" if job.recipe is None else "fine-tuned" if job.epochs else "training-free"
+    trained = "fine-tuned" if job.epochs else "distilled" if job.distill_epochs else "training-free"
+    trained = "dense" if job.recipe is None else trained
     return [job.model, "stand-in" if job.standin else "real", trained]
 
 
@@ -190,7 +192,9 @@ def log_result(run: Any, task: Task, measured: Mapping[str, Any]) -> None:
         return
     result = {name: value for name, value in measured.items() if name != "layers"}
     run.summary.update(flat(result) | {"status": "done"})
-    folders = [folder for name in ("compressed", "finetuned") if (folder := task.own_folder / name).is_dir()]
+    folders = [
+        folder for name in ("compressed", "distilled", "finetuned") if (folder := task.own_folder / name).is_dir()
+    ]
     if folders or task.checkpoint is not None:
         run.log_artifact(_artifact(task, folders, measured))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -18,9 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lowrank_vit.errors import InputError
-from lowrank_vit.trainer import LastCheckpoint, check_resumable, default_precision, make_trainer, quiet_run, reseed
-
-LAST = "last.ckpt"
+from lowrank_vit.trainer import default_precision, quiet_run
+from lowrank_vit.training import SeededTraining, cosine, distillation_loss, train
 
 
 def _classifier_parameters(model: nn.Module) -> set[int]:
@@ -59,19 +57,7 @@ def trainable_share(model: nn.Module) -> float:
     return sum(sizes[name] for name in partial_parameters(model)) / sum(sizes.values())
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch. Logits: (batch, classes)."""
-    log_student = F.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-
-
-def cosine(step: int, steps: int) -> float:
-    """The factor of the learning rate: 1 at step 0, 0 from the last step on."""
-    return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
-
-
-class PartialFineTune(LightningModule):
+class PartialFineTune(SeededTraining):
     """The paper's partial fine-tune of a classifier, optionally distilled from a teacher.
 
     AdamW on ``partial_parameters``, the learning rate falling by a cosine to zero, step by step; cross-entropy with
@@ -95,36 +81,23 @@ class PartialFineTune(LightningModule):
         seed: int = 0,
         run: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         if epochs < 1 or lr <= 0 or temperature <= 0 or weight_decay < 0:
             raise InputError("epochs, lr and temperature must be positive, and weight_decay not negative")
         if not (0 <= distillation_weight <= 1 and 0 <= label_smoothing <= 1):
             raise InputError("distillation_weight and label_smoothing must be between 0 and 1")
-        if teacher is model:
-            raise InputError("the teacher is the student: hand in the dense model as another object")
+        super().__init__(model, teacher, partial_parameters(model))
         self.save_hyperparameters(ignore=["model", "teacher", "run"])
         self.save_hyperparameters({"distilled": teacher is not None, **(run or {})})
-        self.model = model
         self.top1 = MeanMetric()
-        # in a tuple, so that it is no submodule: not saved, not counted, not trained
-        self._teacher = () if teacher is None else (teacher,)
-        self._first_epoch = True
         self.val_top1: float | None = None  # percent, of the last epoch; None where none was run
-        self.trained = frozenset(partial_parameters(model))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in self.trained)
 
     def describe(self) -> dict[str, Any]:
         """All hyperparameters and what was trained, as plain values for a report."""
-        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
-        trained = sum(sizes[name] for name in self.trained)
         return {
             "optimizer": "AdamW",
             "schedule": "cosine to zero, each step",
             **dict(self.hparams),
-            "trained_parameters": trained,
-            "parameters": sum(sizes.values()),
-            "trainable_share": trained / sum(sizes.values()),
+            **self.counts(),
             "val_top1": self.val_top1,
         }
 
@@ -164,27 +137,11 @@ class PartialFineTune(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trained parameters, and its schedule."""
-        parameters = [p for name, p in self.model.named_parameters() if name in self.trained]
-        optimizer = torch.optim.AdamW(parameters, lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"])
+        settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        optimizer = torch.optim.AdamW(self.trained_parameters(), **settings)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: cosine(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_fit_start(self) -> None:
-        """Put the teacher beside the model."""
-        for teacher in self._teacher:
-            teacher.to(self.device).eval()
-
-    def on_train_epoch_start(self) -> None:
-        """Random numbers that depend on seed, epoch and rank alone, so that a resumed run draws the same.
-
-        Lightning makes the iterator of the first epoch it runs before it tells the sampler the epoch, and before this
-        hook; loader workers would start on the order of epoch 0. So that one is made again; later ones come after it.
-        """
-        reseed(self.hparams["seed"], self.current_epoch, self.global_rank)
-        if self._first_epoch:
-            iter(self.trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]  # set before any epoch
-            self._first_epoch = False
 
 
 def fit(
@@ -215,27 +172,23 @@ def fit(
     Raises ``InputError`` for bad settings, unlabelled images, or a checkpoint of another run.
     """
     precision = precision or default_precision(accelerator)
-    last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
-    resumed = last if resume and last is not None and last.exists() else None
     with quiet_run(data_module, model, teacher), isolate_rng():
         run = {"precision": precision, "processes": devices * num_nodes}
         module = PartialFineTune(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)
-        if resumed is not None:
-            check_resumable(module, resumed, {f"model.{name}" for name in module.trained})
-        trainer = make_trainer(
+        trainer = train(
+            module,
+            data_module,
+            epochs=epochs,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            loggers=loggers,
             devices=devices,
             num_nodes=num_nodes,
             accelerator=accelerator,
             strategy=strategy,
             precision=precision,
             progress=progress,
-            callbacks=[] if last is None else [LastCheckpoint(last)],
-            max_epochs=epochs,
-            logger=loggers or False,
-            enable_checkpointing=last is not None,
-            log_every_n_steps=10,
         )
-        trainer.fit(module, datamodule=data_module, ckpt_path=resumed, weights_only=True)
         if "val_top1" in trainer.callback_metrics:
             module.val_top1 = trainer.callback_metrics["val_top1"].item()
     return module

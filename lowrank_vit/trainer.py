@@ -128,9 +128,14 @@ def check_resumable(module: LightningModule, path: Path, trained: Collection[str
             raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
 
 
+def derived_seed(*entropy: int) -> int:
+    """One seed from all of the numbers, of which neighbours have nothing in common."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
 def reseed(*entropy: int) -> None:
     """Seed torch, NumPy and Python from all of the numbers, such as seed, epoch and rank."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    seed = derived_seed(*entropy)
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -209,10 +214,10 @@ class _State:
 
 
 @contextmanager
-def quiet_run(data: LightningDataModule, *models: nn.Module | None) -> Iterator[None]:
+def quiet_run(data: LightningDataModule | None, *models: nn.Module | None) -> Iterator[None]:
     """Run Lightning silently on ``models`` and leave them as they were: device, mode, ``requires_grad``.
 
-    ``data`` forgets its trainer, which could not be sent to the processes of a later run.
+    ``data``, where the module has not its own, forgets its trainer, which could not be sent to a later run's processes.
     Raises ``InputError`` also for one that was raised inside a spawned process.
     """
     states = [_State(model) for model in models if model is not None]
@@ -231,4 +236,5 @@ def quiet_run(data: LightningDataModule, *models: nn.Module | None) -> Iterator[
             logging.getLogger(name).setLevel(level)
         for state in states:
             state.restore()
-        data.trainer = None
+        if data is not None:
+            data.trainer = None

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lowrank_vit.errors import InputError
-from lowrank_vit.finetune import PartialFineTune, cosine, distillation_loss, fit, partial_parameters, trainable_share
+from lowrank_vit.finetune import PartialFineTune, fit, partial_parameters, trainable_share
 from lowrank_vit.layers import LowRankLinear
 from lowrank_vit.sites import find_sites, replace_module
+from lowrank_vit.training import cosine, distillation_loss
 
 IMAGES = 48
 

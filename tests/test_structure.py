@@ -17,6 +17,7 @@ STAGES = [
     "fold",
     "refit",
     "finetune",
+    "distill",
     "quantize",
     "evaluate",
     "storage",

@@ -134,10 +134,11 @@ class ImageData(lightning.LightningDataModule):
 
     def calibration_tensor(self) -> Tensor:
         """All calibration images in memory, whatever the process: (samples, C, H, W), float32."""
-        images = self._images(self.source.split("train"), self.calibration_indices)
-        loader = make_loader(images, SequentialSampler(images), self.batch_size, self._workers())
-        batches = [batch for batch, _ in loader]
-        return torch.cat(batches)
+        return self._tensor(self.source.split("train"), self.calibration_indices)
+
+    def held_out_tensor(self) -> Tensor:
+        """The same of the held-out images."""
+        return self._tensor(self.source.split("validation"), self.held_out_indices)
 
     @functools.cached_property
     def calibration_indices(self) -> list[int]:
@@ -188,6 +189,12 @@ class ImageData(lightning.LightningDataModule):
     def _in_order(self, split: ImageSplit, indices: Sequence[int]) -> ImageLoader:
         images = self._images(split, indices)
         return make_loader(images, ShardSampler(len(images)), self.batch_size, self._workers())
+
+    def _tensor(self, split: ImageSplit, indices: Sequence[int]) -> Tensor:
+        images = self._images(split, indices)
+        loader = make_loader(images, SequentialSampler(images), self.batch_size, self._workers())
+        batches = [batch for batch, _ in loader]
+        return torch.cat(batches)
 
     def _images(self, split: ImageSplit, indices: Sequence[int]) -> TransformedImages:
         return TransformedImages(split, indices, evaluation_transform(self.data_config), self.channels)

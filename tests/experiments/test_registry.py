@@ -73,6 +73,7 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         "bf16-mixed",
         8,
         "energy",
+        30,
     )
     fields, changed = JOB.as_json(), other.as_json()
     keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}

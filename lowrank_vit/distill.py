@@ -1,0 +1,235 @@
+"""Distillation on the calibration images: every parameter of a compressed model is trained, and no label is read.
+
+The dense model is the teacher, of the logits and of the final features. The images are the few that the compression
+was calibrated on, so this takes minutes, and may overfit: the divergence on unseen images is measured before and after.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchmetrics import MeanMetric
+
+from lowrank_vit.errors import InputError
+from lowrank_vit.report import divergence, plain
+from lowrank_vit.teacher import Outputs, augment, check_pair, inputs_hash, outputs, remember
+from lowrank_vit.trainer import default_precision, derived_seed, quiet_run
+from lowrank_vit.training import SeededTraining, cosine, distillation_loss, train
+
+PROTOCOL = "calibration-distilled"
+ORDER, AUGMENTATION = 1, 2  # streams of random numbers of one seed
+
+
+def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """``||student - teacher||^2 / ||teacher||^2`` over an image's features, (B, ..., width); mean over the batch."""
+    own, target = student.float().flatten(1), teacher.float().flatten(1)
+    return ((own - target).square().sum(1) / target.square().sum(1)).mean()
+
+
+def warm_up_cosine(step: int, steps: int, warm_up: float) -> float:
+    """The factor of the learning rate: it rises evenly over the share ``warm_up`` of the steps, then ``cosine``."""
+    rising = int(warm_up * steps)
+    return (step + 1) / (rising + 1) if step < rising else cosine(step - rising, steps - rising)
+
+
+class Distillation(SeededTraining):
+    """``T^2 KL(teacher || student)`` of the logits + ``feature_weight`` x ``feature_error`` of the final features.
+
+    AdamW on every parameter, ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all processes; what
+    does not fill a batch is left out of its epoch. The student stays in eval mode: dropout would be noise in what it is
+    to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``held_out``: unseen images, for
+    the divergence before and after. ``run`` is recorded with the hyperparameters.
+    Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
+    """
+
+    last_kl: Tensor
+    kl_held_out: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        images: Tensor,
+        *,
+        held_out: Tensor | None = None,
+        epochs: int = 20,
+        lr: float = 1.5e-4,
+        weight_decay: float = 0.0,
+        warm_up: float = 0.05,
+        gradient_clip: float | None = 1.0,
+        batch_size: int = 20,
+        temperature: float = 1.0,
+        feature_weight: float = 1.0,
+        flips: bool = True,
+        crop_scale: tuple[float, float] | None = None,
+        seed: int = 0,
+        run: dict[str, Any] | None = None,
+    ) -> None:
+        if epochs < 1 or lr <= 0 or temperature <= 0 or batch_size < 1:
+            raise InputError("epochs, lr, temperature and batch_size must be positive")
+        if weight_decay < 0 or feature_weight < 0 or not 0 <= warm_up < 1:
+            raise InputError("weight_decay and feature_weight must not be negative, and warm_up from 0 to below 1")
+        if gradient_clip is not None and gradient_clip <= 0:
+            raise InputError("gradient_clip must be positive, or None for no clipping")
+        if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+            raise InputError(f"crop_scale {crop_scale} must be two shares of the area, the lesser first")
+        check_pair(model.eval(), teacher.eval(), images)
+        super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
+        self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "run"])
+        unseen = 0 if held_out is None else len(held_out)
+        self.save_hyperparameters({"images": len(images), "held_out_images": unseen, **(run or {})})
+        self._images, self._held_out = images, held_out
+        self._known: Outputs | None = None  # by (mirrored, position)
+        self._draws = torch.empty(0)
+        self.kl = MeanMetric()
+        # buffers, since checkpoints and processes hand them on
+        self.register_buffer("last_kl", torch.tensor(float("nan")))
+        self.register_buffer("kl_held_out", torch.full((2,), float("nan")))
+
+    def describe(self) -> dict[str, Any]:
+        """All hyperparameters and what was measured, as plain values for a report; divergences are in nats.
+
+        ``train_kl``: the mean of the last epoch's steps. ``kl_held_out``: None without held-out images.
+        """
+        before, after = self.kl_held_out.tolist()
+        return {
+            "optimizer": "AdamW",
+            "schedule": "warm-up, then cosine to zero, each step",
+            **plain(self.hparams),
+            **self.counts(),
+            "train_kl": self.last_kl.item(),
+            "kl_held_out": None if self._held_out is None else {"before": before, "after": after},
+        }
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Whole batches of positions (B,) and images (B, C, H, W), shuffled by (seed, epoch)."""
+        images, world = TensorDataset(torch.arange(len(self._images)), self._images), self.trainer.world_size
+        batch = min(self.hparams["batch_size"], len(self._images))
+        if batch % world:
+            raise InputError(f"a batch of {batch} images cannot be shared by {world} processes: change batch_size")
+        seed = derived_seed(self.hparams["seed"], ORDER)
+        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
+            images, world, self.global_rank, seed=seed, drop_last=True
+        )
+        return DataLoader(images, batch // world, sampler=sampler, drop_last=True, generator=torch.Generator())
+
+    def loss(self, images: Tensor, target: Outputs) -> tuple[Tensor, Tensor]:
+        """The training loss, and the divergence of the logits at temperature 1; means over the batch."""
+        features, logits = outputs(self.model, images)
+        loss = distillation_loss(logits, target[1], self.hparams["temperature"])
+        loss = loss + self.hparams["feature_weight"] * feature_error(features, target[0])
+        return loss, distillation_loss(logits.detach(), target[1], 1.0)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """One batch of ``train_dataloader``."""
+        positions, images = batch
+        draws = self._draws[positions]
+        images = augment(images, draws, self.hparams["flips"], self.hparams["crop_scale"])
+        if self._known is None:
+            with torch.no_grad():
+                target = outputs(self._teacher[0], images)
+        else:
+            mirrored = (draws[:, 0] < 0.5).long() * int(self.hparams["flips"])
+            target = self._known[0][mirrored, positions], self._known[1][mirrored, positions]
+        loss, kl = self.loss(images, target)
+        self.kl.update(kl)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over all parameters, and its schedule."""
+        settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        optimizer = torch.optim.AdamW(self.trained_parameters(), **settings)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: warm_up_cosine(step, steps, self.hparams["warm_up"]))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """Put the teacher beside the model; a run that goes on knows the divergence before it already."""
+        super().on_fit_start()
+        if self.kl_held_out[0].isnan():
+            self._measure(0)
+        if self.hparams["crop_scale"] is None and 1 + self.hparams["flips"] < self.hparams["epochs"]:
+            with self.trainer.precision_plugin.forward_context():
+                self._known = remember(self._teacher[0], self._images, self.hparams["flips"], self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """What is mirrored and cropped depends on seed, epoch and image alone, on any number of processes."""
+        super().on_train_epoch_start()
+        generator = torch.Generator().manual_seed(derived_seed(self.hparams["seed"], self.current_epoch, AUGMENTATION))
+        self._draws = torch.rand(len(self._images), 4, generator=generator).to(self.device)
+        self.kl.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Before the checkpoint is written."""
+        self.last_kl.copy_(self.kl.compute())
+        self.log("train_kl", self.last_kl, prog_bar=True)
+        if self.current_epoch + 1 == self.hparams["epochs"]:
+            self._measure(1)
+            self._known = None
+
+    def _measure(self, when: int) -> None:
+        if self._held_out is not None:
+            batches = self._held_out.split(self.hparams["batch_size"])
+            self.kl_held_out[when] = divergence(self._teacher[0], self.model, batches)
+
+
+def distill(
+    model: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    epochs: int = 20,
+    devices: int = 1,
+    num_nodes: int = 1,
+    strategy: str | Strategy = "auto",
+    accelerator: str = "auto",
+    precision: str | None = None,
+    loggers: Logger | list[Logger] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    **fields: Any,
+) -> Distillation:
+    """Train all of ``model`` in place towards ``teacher`` on ``images``, (N, C, H, W), transformed for the model.
+
+    ``fields`` are further ones of ``Distillation``. With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which
+    a later call continues and, on the same kind and number of devices, ends with the weights of an undisturbed run
+    (bitwise on CPU). The model comes back on its own device, in eval mode, with its own ``requires_grad`` flags.
+    Raises ``InputError`` for bad settings, models that do not fit, or a checkpoint of another run.
+    """
+    precision = precision or default_precision(accelerator)
+    with quiet_run(None, model.eval(), teacher), isolate_rng():
+        run = {
+            "precision": precision,
+            "processes": devices * num_nodes,
+            "inputs_sha256": inputs_hash(model, teacher, images),
+        }
+        module = Distillation(model, teacher, images, held_out=held_out, epochs=epochs, seed=seed, run=run, **fields)
+        train(
+            module,
+            epochs=epochs,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            loggers=loggers,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            accelerator=accelerator,
+            precision=precision,
+            progress=progress,
+            gradient_clip_val=module.hparams["gradient_clip"],
+        )
+    return module
