@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from lowrank_vit.cost import parameter_count
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
 from lowrank_vit.models import STANDINS, cache, is_standin, load_model
@@ -73,7 +74,8 @@ def truncated(model: nn.Module, reduction: float) -> nn.Module:
 
 
 def test_there_is_a_base_and_a_small_one_of_each_type() -> None:
-    assert set(STANDINS) == {f"digits_{kind}_{size}" for kind in ("deit", "vit", "swin") for size in ("base", "small")}
+    pairs = {f"digits_{kind}_{size}" for kind in ("deit", "vit", "swin") for size in ("base", "small")}
+    assert set(STANDINS) == pairs | {"digits_deit_tiny"}
     assert is_standin(SMALL)
     assert not is_standin("deit_tiny_patch16_224")
     for kind in ("deit", "vit", "swin"):
@@ -81,6 +83,8 @@ def test_there_is_a_base_and_a_small_one_of_each_type() -> None:
             sum(p.numel() for p in timm.create_model(f"digits_{kind}_{s}").parameters()) for s in ("base", "small")
         )
         assert 1.5 <= base / small <= 3
+    small, tiny = (parameter_count(timm.create_model(f"digits_deit_{size}")) for size in ("small", "tiny"))
+    assert 1.5 <= small / tiny <= 3
 
 
 @pytest.mark.parametrize("name", STANDINS)

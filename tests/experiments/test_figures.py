@@ -142,7 +142,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert stop.value.code == 0
     said = capsys.readouterr().err
     assert said.count("jobs to run") == 1
-    assert "figure1.png, figure1.pdf, figure1.json" in said
+    assert "figure1.json, figure1.png, figure1.pdf" in said
     assert (tmp_path / "figure1" / "figure1.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "figure1" / "figure1.png").stat().st_size > 20_000
     assert (tmp_path / "figure1" / "figure1.pdf").read_bytes().startswith(b"%PDF")
