@@ -149,6 +149,14 @@ CATALOGUE = {
             short="after\nFT %",
             about=TOP1,
         ),
+        Column(
+            "accuracy",
+            "Top-1",
+            _top1_text,
+            lambda row: None if row["protocol"] == "dense" else row["top1"],
+            short="top-1\n%",
+            about="Top-1 in percent, measured here, {}: dense, and of the model in the row.",
+        ),
         _number(
             "relative_error",
             "Error calibration",

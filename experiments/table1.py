@@ -29,7 +29,7 @@ SOLVERS = ("closed_form", "moments", "minibatch")
 BUDGETS = (0.01, 0.025, 0.05, 0.1)
 COLUMNS = (
     "architecture", "base", "z", "solver", "budget", "overhead", "residual_error_reported", "relative_error",
-    "relative_error_held_out", "gap", "params", "top1_dense", "top1", "seconds", "status",
+    "relative_error_held_out", "gap", "params", "top1_dense", "accuracy", "seconds", "status",
 )  # fmt: skip
 SEEDS = (0,)  # by default, for 64 of the 98 rows take 2000 steps of Adam: --seeds 0,1,2 for their spread
 PAPER_SETTING = ("representative", "minibatch", 0.05)

@@ -30,7 +30,7 @@ PRINTED = {  # MiB and top-1, by recipe (None: dense) and bits
 BITS = (16, 8, 6, 4)
 COLUMNS = (
     "architecture", "method", "protocol", "bits", "size_reported", "file_bytes", "params", "top1_reported", "top1_dense",
-    "top1_float", "top1", "seconds", "status",
+    "top1_float", "accuracy", "seconds", "status",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ STEPS = {  # row: method, recipe, changes
 }
 REDUCTIONS = (25, 40, 50, 60)
 COLUMNS = (
-    "architecture", "method", "reduction", "params", "top1_dense", "top1", "relative_error_held_out", "macs", "seconds",
+    "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "macs", "seconds",
     "status",
 )  # fmt: skip
 
