@@ -260,6 +260,12 @@ with tracking.tracked(Task(job, "deit_s/svd-40", "X", "table2", Path({str(tmp_pa
     assert found.exit_code is None
 
 
+def test_only_the_first_process_has_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    run_job(task(tmp_path, "deit_s/baseline", None, epochs=0), quiet)
+    assert read_runs(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
     """Spawned by Lightning, as ``--devices 2`` does: the first attaches to the run, the second has none."""
