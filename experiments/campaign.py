@@ -123,8 +123,9 @@ def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
 def _run_tasks(tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
     from experiments.estimate import estimate
     from experiments.view import LiveView, duration
+    from lowrank_vit.steps import resolve_device
 
-    device, threads = _device(tasks[0].hardware), 1 if options.embedded else None
+    device, threads = str(resolve_device(tasks[0].hardware.device)), 1 if options.embedded else None
     workers = min(workers, len(tasks))
     seconds, basis = estimate(tasks, device, threads)
     total = sum(seconds) / workers
@@ -139,13 +140,6 @@ def _run_tasks(tasks: Sequence[Task], workers: int, options: Options) -> list[Ou
         done = sum(find_result(task.folder, task.job) is not None for task in tasks)
         say(f"interrupted: {done} of {len(tasks)} jobs are finished and kept; the same command continues")
         raise
-
-
-def _device(hardware: Hardware) -> str:
-    from lowrank_vit.steps import resolve_device
-
-    names = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
-    return str(resolve_device(names.get(hardware.accelerator, "auto")))
 
 
 def _report(results: Path, chosen: Sequence[Table]) -> None:

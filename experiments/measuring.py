@@ -17,7 +17,7 @@ from lowrank_vit.errors import InputError
 from lowrank_vit.steps import resolve_device
 
 if TYPE_CHECKING:
-    from experiments.stages import Ledger
+    from experiments.ledger import Ledger
 
 
 def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: Ledger) -> dict[str, Any]:

@@ -32,6 +32,23 @@ class Hardware:
     accelerator: str = "auto"
     precision: str | None = None
 
+    @property
+    def processes(self) -> int:
+        """All that share a step."""
+        return self.devices * self.num_nodes
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that every run under Lightning takes."""
+        names = ("devices", "num_nodes", "strategy", "accelerator")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def device(self) -> str:
+        """The device of what does not run under Lightning, as ``resolve_device`` takes it."""
+        names = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
+        return names.get(self.accelerator, "auto")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -59,10 +76,15 @@ class Task:
 
     @property
     def model_folder(self) -> Path:
-        """Where the job leaves its model, unless that is the dense one."""
+        """Where the job leaves its model, if it ``leaves_model``."""
         job = self.job
-        trained = "finetuned" if job.epochs else "distilled" if job.distill_epochs else "compressed"
+        trained = "distilled" if job.distill_epochs else "finetuned" if job.epochs else "compressed"
         return self.own_folder / ("quantised" if job.bits else trained)
+
+    @property
+    def leaves_model(self) -> bool:
+        """Whether there is a model at the end: not of the dense model's evaluation, and not of a measurement."""
+        return self.job.measure is None and (self.job.recipe is not None or self.job.bits is not None)
 
 
 def base_task(task: Task) -> Task | None:
@@ -99,7 +121,8 @@ def run_job(task: Task, tell: Tell) -> dict[str, Any]:
         run_job(base, tell)
     with _alone(task, tell):
         found = find_result(task.folder, task.job)
-        if found is None or is_stale(found, source_hash()) or not task.model_folder.is_dir():
+        whole = task.model_folder.is_dir() or not task.leaves_model
+        if found is None or is_stale(found, source_hash()) or not whole:
             return _run(task, tell)
         return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -11,28 +10,24 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from experiments.curves import finetune_loggers
-from experiments.distilling import distilled
-from experiments.ledger import EpochTeller, Ledger
+from experiments.ledger import Ledger
 from experiments.measuring import measured
 from experiments.memory import DigitsInMemory
 from experiments.plan import EMBEDDED
 from experiments.quantising import quantised
 from experiments.results import find_result, read_json
-from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, base_task, rank
+from experiments.run import STAGES, MissingWeightsError, Task, Tell, base_task, rank
 from experiments.tracking import log_compression
+from experiments.training import trained
 from lowrank_vit import cost, provenance, storage
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
 from lowrank_vit.evaluate import evaluate
 from lowrank_vit.files import write_json
-from lowrank_vit.finetune import fit
 from lowrank_vit.models import load_model
 from lowrank_vit.pipeline import compress
 from lowrank_vit.report import z_summary
 from lowrank_vit.steps import Images, resolve_device
-
-DEVICES = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}
 
 
 def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
             seed=job.seed,
         )
     if job.measure is not None:
-        return measured(job, model, data, DEVICES.get(task.hardware.accelerator, "auto"), ledger)
+        return measured(job, model, data, task.hardware.device, ledger)
     with ledger.stage("evaluate_dense", "evaluate the dense model"):
         dense = _dense(task, model, data)
     if job.bits is not None:
@@ -73,14 +68,10 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         with ledger.stage("evaluate", "evaluate before training"):
             score = evaluate(compressed, data, **_evaluation(task))
         ledger.keep("before", score)
-    trained = None
-    if teacher is not None:
-        trained = distilled(task, compressed, teacher, data, ledger, run)
-    elif job.epochs:
-        trained = _fine_tuned(task, compressed, data, ledger, run)
-    if trained is not None:
+    if job.epochs or job.distill_epochs:
+        tuned = trained(task, compressed, teacher, data, ledger, run)
         with ledger.stage("evaluate", "evaluate"):
-            score = evaluate(trained, data, **_evaluation(task))
+            score = evaluate(tuned, data, **_evaluation(task))
         ledger.keep("after", score)
     return _result(task, ledger, dense, data.calibration_record)
 
@@ -96,10 +87,7 @@ def _load(task: Task) -> nn.Module:
 
 
 def _evaluation(task: Task) -> dict[str, Any]:
-    hardware = task.hardware
-    nodes = {"num_nodes": hardware.num_nodes} if hardware.num_nodes > 1 else {}
-    settings = {"devices": hardware.devices, "accelerator": hardware.accelerator, "strategy": hardware.strategy}
-    return {**settings, **nodes, "progress": False}
+    return {**task.hardware.options, "progress": False}
 
 
 def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -134,47 +122,12 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -
             job.reduction,
             held_out=Images(data.held_out_dataloader(), data.held_out_fingerprint),
             seed=job.seed,
-            device=DEVICES.get(task.hardware.accelerator, "auto"),
+            device=task.hardware.device,
         )
-        _save(compressed.cpu(), folder, report)
+        if rank() == 0 and not storage.is_saved_model(folder):  # an interrupted run may have saved it
+            storage.save(compressed.cpu(), folder, report)
     ledger.keep("report", report)
     return compressed
-
-
-def _save(model: nn.Module, folder: Path, report: Mapping[str, Any]) -> None:
-    """Save a model unless an interrupted run has already."""
-    if rank() == 0 and not storage.is_saved_model(folder):
-        storage.save(model, folder, report)
-
-
-def _fine_tuned(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
-    """The fine-tuned model; what was trained is in the ledger."""
-    folder, job, hardware = task.model_folder, task.job, task.hardware
-    if "finetune" in ledger.found and storage.is_saved_model(folder):
-        return storage.load(folder)
-    loggers = finetune_loggers(run)
-    if hardware.devices * hardware.num_nodes == 1:  # what it tells to cannot be sent to other processes
-        loggers.insert(0, EpochTeller(ledger.tell, job.epochs))
-    with ledger.stage("finetune", "fine-tune"):
-        tuned = fit(
-            model,
-            data,
-            epochs=job.epochs,
-            lr=job.lr,
-            devices=hardware.devices,
-            num_nodes=hardware.num_nodes,
-            strategy=hardware.strategy,
-            accelerator=hardware.accelerator,
-            precision=hardware.precision,
-            loggers=loggers,
-            checkpoint_dir=task.own_folder / CHECKPOINTS,
-            seed=job.seed,
-            progress=False,
-        )
-        described = tuned.describe()
-        _save(tuned.model.cpu(), folder, {**ledger.found["report"], "protocol": "partial-ft", "finetune": described})
-    ledger.keep("finetune", described)
-    return tuned.model
 
 
 def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: dict[str, Any] | None) -> dict[str, Any]:
@@ -187,7 +140,7 @@ def _result(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: d
         scores["before"] = None  # without training there is no before
     layers = [] if report is None else [layer for layer in report["layers"] if layer["rank"] is not None]
     errors = [layer["relative_error_held_out"] for layer in layers]
-    device = resolve_device(DEVICES.get(task.hardware.accelerator, "auto"))
+    device = resolve_device(task.hardware.device)
     shared = ("load",) if report is None else ("load", "evaluate_dense")  # the work of all jobs on that model
     work = sum(value for stage, value in found["seconds"].items() if stage not in shared)
     inner = {} if report is None else {f"compress/{stage}": value for stage, value in report["seconds"].items()}

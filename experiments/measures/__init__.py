@@ -18,7 +18,7 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.registry import unknown
 
 if TYPE_CHECKING:
-    from experiments.stages import Ledger
+    from experiments.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lowrank_vit.sites import find_sites, get_linear
 from lowrank_vit.steps import Images, collect
 
 if TYPE_CHECKING:
-    from experiments.stages import Ledger
+    from experiments.ledger import Ledger
 
 METHODS = ("svd", "whitened")
 REMOVED = (25, 50, 75, 90)  # percent of the full rank

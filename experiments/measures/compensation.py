@@ -24,7 +24,7 @@ from lowrank_vit.sites import find_sites
 from lowrank_vit.steps import compensation_of, dense_weight
 
 if TYPE_CHECKING:
-    from experiments.stages import Ledger
+    from experiments.ledger import Ledger
 
 SITES = r"(^|\.)blocks\.\d+\.attn\.proj$"
 EXACT = "whitened_normalised"  # the exact minimiser of this very error

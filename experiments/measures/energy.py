@@ -22,7 +22,7 @@ from lowrank_vit.sites import find_sites
 from lowrank_vit.steps import dense_weight
 
 if TYPE_CHECKING:
-    from experiments.stages import Ledger
+    from experiments.ledger import Ledger
 
 METHODS = ("svd", "representative", "whitened")
 POINTS = 96  # ranks of a curve, at most

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from experiments.estimate import forward_passes, kind
+from experiments.ledger import Ledger
 from experiments.measures import accuracy, compensation, get_measure
 from experiments.measures.energy import spread
 from experiments.measures.layers import factors_by, seen_and_unseen
 from experiments.registry import Job
-from experiments.stages import Ledger
 from lowrank_vit import InputError
 from lowrank_vit.compensate.kinds.low_rank import LowRank
 from lowrank_vit.records import Site

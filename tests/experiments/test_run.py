@@ -322,3 +322,13 @@ def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
     second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert "jobs to run" not in second.stderr
     assert second.stdout == first.stdout
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_who_waited_for_the_dense_model_does_not_evaluate_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None
+) -> None:
+    own = task(tmp_path, None, epochs=0, bits=bits)
+    done = run_job(own, lambda said: None)
+    monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
+    assert run_job(own, lambda said: None) == json.loads(json.dumps(done))

@@ -12,10 +12,10 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from experiments.ledger import Ledger
 from experiments.measures import get_measure
 from experiments.memory import DigitsInMemory
 from experiments.registry import Job
-from experiments.stages import Ledger
 from lowrank_vit.models import STANDINS
 
 STEPS = 20  # of Z's gradient solvers
