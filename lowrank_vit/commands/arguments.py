@@ -32,6 +32,14 @@ def chosen_model(args: argparse.Namespace) -> nn.Module:
     return storage.load(args.folder) if args.folder else load_model(args.model, args.checkpoint)
 
 
+def lightning_accelerator(args: argparse.Namespace) -> str:
+    """Lightning's name of ``--device``. Raises ``InputError`` for a device that is not there."""
+    from lowrank_vit.steps import resolve_device
+
+    device = resolve_device(args.device)
+    return "gpu" if device.type == "cuda" else device.type
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """``--data`` and how it is read."""
     parser.add_argument(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowrank_vit.commands.arguments import add_data, add_model, chosen_model, image_data
+from lowrank_vit.commands.arguments import add_data, add_model, chosen_model, image_data, lightning_accelerator
 
 
 def add_parser(verbs: Any) -> None:
@@ -26,12 +26,10 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """``evaluate``: a folder, or a dense model by name."""
     from lowrank_vit.evaluate import evaluate
-    from lowrank_vit.steps import resolve_device
 
-    device = resolve_device(args.device)
+    accelerator = lightning_accelerator(args)
     model = chosen_model(args)
     data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
-    accelerator = "gpu" if device.type == "cuda" else device.type
     result = evaluate(model, data, devices=args.devices, accelerator=accelerator)
     if args.json:
         print(json.dumps(result))
