@@ -45,7 +45,8 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
         if row["stale"] or (row["status"] == "done" and row["reason"]):
             why = "is stale" if row["stale"] else f"is not whole ({row['reason']})"
             raise InputError(f"{table.name}/{row['id']} {why}: run it again, with --rerun-stale, before publishing")
-    found = [result for own in finished(results, plan).values() for result in own]
+    by_row = finished(results, plan)
+    found = [result for own in by_row.values() for result in own]
     if not found:
         raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
     if any(((result["provenance"]["git"]) or {"dirty": True})["dirty"] for result in found):
@@ -53,10 +54,10 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
     profile = plan["profile"].partition(":")[2] or "digits"
     commands = {name: own["command"] for name, own in details(results, table, plan).items()}
     path = folder / profile / f"{table.name}.json"
-    more: dict[str, Any] = {} if table.findings is None else {"findings": table.findings(content)}
+    kept = {**content, "rows": rows, "provenance": _provenance(found), "commands": commands}
     if table.draw is not None:
-        more["measured"] = {row: [own["measured"] for own in all_of] for row, all_of in finished(results, plan).items()}
-    write_json(path, {**content, "rows": rows, **more, "provenance": _provenance(found), "commands": commands})
+        kept["measured"] = {row: [result["measured"] for result in own] for row, own in by_row.items()}
+    write_json(path, kept)
     for name in [table.name] if table.draw else list(table.pictures or (PLOT,)):
         picture = results / table.name / f"{name}.png"
         if picture.is_file():

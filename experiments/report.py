@@ -78,8 +78,6 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
 
     plan, folder = read_plan(results, table), results / table.name
     content = table_json(results, table, plan, source_hash())
-    if table.findings is not None:
-        content["findings"] = table.findings(content)
     write_json(folder / "table.json", content)
     if table.draw is None:
         _write_table(results, table, plan, content)

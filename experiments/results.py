@@ -126,7 +126,8 @@ def table_json(folder: Path, table: Table, plan: Mapping[str, Any], source: str)
         entry = plan["rows"].get(row.id, {"reason": "this row is new: run the table again", "jobs": []})
         rows.append(_reported(row) if isinstance(row, Reported) else _measured(folder, row, entry, source))
     columns = [column.name for column in chosen(table.columns or DEFAULT)]
-    return {"title": plan["title"], "profile": plan["profile"], "columns": columns, "rows": rows}
+    content = {"title": plan["title"], "profile": plan["profile"], "columns": columns, "rows": rows}
+    return content if table.findings is None else {**content, "findings": table.findings(content)}
 
 
 def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
