@@ -50,14 +50,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
     with ledger.stage("evaluate_dense", "evaluate the dense model"):
         dense = _dense(task, model, data)
     if job.bits is not None:
-        small = quantised(task, model, ledger)
-        with ledger.stage("evaluate", "evaluate"):
-            score = evaluate(small, data, **_evaluation(task))
-        ledger.keep("after", score)
-        result = _result(task, ledger, dense, None if job.recipe is None else data.calibration_record)
-        base = base_task(task)
-        exact = None if base is None else find_result(base.folder, base.job)
-        return result | {"top1_float": dense["score"]["top1"] if exact is None else exact["top1"]["after"]}
+        return _rounded(task, model, data, ledger, dense)
     if job.recipe is None:
         return _result(task, ledger, dense, None)
     compressed = _compressed(task, model, data, ledger)
@@ -74,6 +67,18 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
             score = evaluate(tuned, data, **_evaluation(task))
         ledger.keep("after", score)
     return _result(task, ledger, dense, data.calibration_record)
+
+
+def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a job with ``bits``, beside the accuracy of what was rounded."""
+    small = quantised(task, model, ledger)
+    with ledger.stage("evaluate", "evaluate"):
+        score = evaluate(small, data, **_evaluation(task))
+    ledger.keep("after", score)
+    result = _result(task, ledger, dense, None if task.job.recipe is None else data.calibration_record)
+    base = base_task(task)
+    exact = None if base is None else find_result(base.folder, base.job)
+    return result | {"top1_float": dense["score"]["top1"] if exact is None else exact["top1"]["after"]}
 
 
 def _load(task: Task) -> nn.Module:
