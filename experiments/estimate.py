@@ -24,7 +24,7 @@ def kind(job: Job) -> tuple[str | None, bool, str]:
     return (
         job.recipe,
         job.epochs > 0,
-        f"{job.model} {job.images} {job.limit} {job.epochs} {job.distill_epochs} {dict(job.changes)} {measure}",
+        f"{job.model} {job.images} {job.limit} {job.epochs} {job.full} {job.distill_epochs} {dict(job.changes)} {measure}",
     )
 
 
@@ -53,7 +53,7 @@ def forward_passes(job: Job) -> float:
     refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
     calibration = job.calibration_samples * (1 + BACKWARD * gradients) + refit
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
-    tuning = job.epochs * ((1 + BACKWARD) * train + evaluated)
+    tuning = job.epochs * ((1 + BACKWARD + job.full) * train + evaluated)  # the full one goes through the teacher, too
     distilling = job.distill_epochs * (2 + BACKWARD) * job.calibration_samples  # through the teacher, too
     return calibration + job.held_out_samples + solving + tuning + distilling + 2 * evaluated
 

@@ -142,6 +142,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
             "precision": options.precision,
             "distill_epochs": row.distill_epochs,
         }
+        fields["full"] = row.full and fields["epochs"] > 0
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 
 

@@ -31,6 +31,7 @@ class Job:
     the recipe that were changed; ``epochs`` 0 leaves the fine-tuning out; ``processes`` are all that share a step, since
     the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained).
     ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out.
+    ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
     ``measure`` names what a figure measures instead of all this.
     """
 
@@ -54,6 +55,7 @@ class Job:
     bits: int | None = None
     measure: str | None = None
     distill_epochs: int = 0
+    full: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """All fields, as plain values."""
@@ -114,8 +116,8 @@ class Row:
 
     ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
-    aimed at, instead of ``reduction``; ``epochs`` None leaves the number to the run; ``bits``, ``measure`` and
-    ``distill_epochs`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
+    aimed at, instead of ``reduction``; ``epochs`` None leaves the number to the run; ``bits``, ``measure``, ``full``
+    and ``distill_epochs`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
     paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     """
 
@@ -138,6 +140,7 @@ class Row:
     bits: int | None = None
     measure: str | None = None
     distill_epochs: int = 0
+    full: bool = False
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)
 

@@ -55,7 +55,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         return _result(task, ledger, dense, None)
     compressed = _compressed(task, model, data, ledger)
     log_compression(run, ledger.found["report"])
-    teacher = model if job.distill_epochs else None
+    teacher = model if job.distill_epochs or job.full else None
     del model
     if "before" not in ledger.found:
         with ledger.stage("evaluate", "evaluate before training"):

@@ -12,7 +12,7 @@ it lets the protocol run on a laptop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.architectures import DEIT_B, DEIT_S, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.registry import Reported, Row, Table
@@ -82,12 +82,19 @@ def svd(model: Architecture, percent: int, params: str | None, top1: float | Non
     return measured(model, "svd", "Vanilla SVD + FT", "svd", percent, params, top1, note)
 
 
+def full(model: Architecture, percent: int) -> Row:
+    """``best``, every parameter fine-tuned towards labels and dense model: the protocol of the pruning methods above."""
+    row = measured(model, "best-full", "Beyond (best), full FT", "best", percent, None, None, "not in the paper")
+    return replace(row, protocol="full-ft+kd", full=True, embedded_seeds=(0,))
+
+
 def ours(model: Architecture, percent: int, params: str | None, top1: float | None, note: str = "") -> list[Row]:
     """The paper's method in its three readings, and ``best`` beside them, of which the paper prints nothing."""
     readings = [
         measured(model, f"ours-{name}", f"Ours ({name})", name, percent, params, top1, note) for name in READINGS
     ]
-    return [*readings, measured(model, "best", "Beyond (best)", "best", percent, None, None, "not in the paper")]
+    best = measured(model, "best", "Beyond (best)", "best", percent, None, None, "not in the paper")
+    return [*readings, best, full(model, percent)]
 
 
 TABLE = Table(

@@ -91,7 +91,8 @@ def run_config(task: Task) -> dict[str, Any]:
 
 
 def _tags(job: Job) -> list[str]:
-    trained = "fine-tuned" if job.epochs else "distilled" if job.distill_epochs else "training-free"
+    tuned = "fully fine-tuned" if job.full else "fine-tuned"
+    trained = tuned if job.epochs else "distilled" if job.distill_epochs else "training-free"
     trained = "dense" if job.recipe is None else trained
     return [job.model, "stand-in" if job.standin else "real", trained]
 

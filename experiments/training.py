@@ -1,4 +1,4 @@
-"""What follows a compression: the paper's partial fine-tune, or distillation of all factors."""
+"""What follows a compression: the paper's partial fine-tune, a full one, or distillation of all factors."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.distill import PROTOCOL, distill
 from lowrank_vit.finetune import fit
 
-Trained = tuple[nn.Module, dict[str, Any]]  # the model, and what the report says of its training
-
 
 def trained(
     task: Task, model: nn.Module, teacher: nn.Module | None, data: ImageData, ledger: Ledger, run: Any
 ) -> nn.Module:
-    """The model distilled from ``teacher``, or fine-tuned where there is none; what was measured is in the ledger.
+    """The model distilled or fine-tuned, as the job says; what was measured is in the ledger.
 
     ``run``: of Weights & Biases, or None.
     """
     folder, job = task.model_folder, task.job
-    entry = "finetune" if teacher is None else "distillation"
+    entry = "distillation" if job.distill_epochs else "finetune"
     if entry in ledger.found and storage.is_saved_model(folder):
         return storage.load(folder)
     options = _options(task, job.distill_epochs or job.epochs, ledger, run)
-    with ledger.stage(*(("finetune", "fine-tune") if teacher is None else ("distill", "distil"))):
-        if teacher is None:
-            (small, described), protocol = _fine_tuned(model, data, job.lr, options), "partial-ft"
+    with ledger.stage(*(("distill", "distil") if job.distill_epochs else ("finetune", "fine-tune"))):
+        if job.distill_epochs:
+            assert teacher is not None
+            small, protocol, described = _distilled(model, teacher, data, options)
         else:
-            (small, described), protocol = _distilled(model, teacher, data, options), PROTOCOL
+            tuned = fit(model, data, lr=job.lr, teacher=teacher, full=job.full, **options)
+            small, protocol, described = tuned.model, tuned.protocol, tuned.describe()
         if rank() == 0 and not storage.is_saved_model(folder):
             storage.save(small.cpu(), folder, {**ledger.found["report"], "protocol": protocol, entry: described})
     ledger.keep(entry, described)
@@ -56,12 +56,9 @@ def _options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any
     }
 
 
-def _fine_tuned(model: nn.Module, data: ImageData, lr: float, options: dict[str, Any]) -> Trained:
-    tuned = fit(model, data, lr=lr, **options)
-    return tuned.model, tuned.describe()
-
-
-def _distilled(model: nn.Module, teacher: nn.Module, data: ImageData, options: dict[str, Any]) -> Trained:
+def _distilled(
+    model: nn.Module, teacher: nn.Module, data: ImageData, options: dict[str, Any]
+) -> tuple[nn.Module, str, dict[str, Any]]:
     images, unseen = data.calibration_tensor(), data.held_out_tensor()
     student = distill(model, teacher, images, held_out=unseen, flips=data.source.mirrors, **options)
-    return student.model, {**student.describe(), "calibration": data.calibration_record}
+    return student.model, PROTOCOL, {**student.describe(), "calibration": data.calibration_record}

@@ -77,6 +77,23 @@ class LowRankAttention(nn.Module):
             "window_size": self.window_size,
         }
 
+    @torch.no_grad()
+    def balance(self) -> None:
+        """Scale every direction so that its two weight vectors are of one root mean square; the output stays as it is.
+
+        An optimiser whose steps are of one size, as Adam's, destroys the smaller of two unbalanced factors first.
+        """
+        keys, values = self.key_value.weight.split([self.query.out_features, self.proj.in_features])
+        query, proj = self.query.weight, self.proj.weight
+        for before, after in ((query, keys), (values, proj.T)):
+            sizes = [rows.double().square().mean(1).sqrt() for rows in (before, after)]
+            factor = (sizes[1] / sizes[0]).sqrt()
+            factor = torch.where(factor.isfinite() & (factor > 0), factor, 1.0).to(before.dtype)[:, None]
+            before.mul_(factor)
+            after.div_(factor)
+            if before is query:
+                self.query.bias.mul_(factor[:, 0])
+
     def _bias(self, mask: Tensor | None, windows: int) -> Tensor | None:
         """What is added to the logits, broadcast to (windows, heads, T, T); ``mask`` (masks, T, T) repeats by image."""
         if self.window_size is None:

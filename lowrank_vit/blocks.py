@@ -17,6 +17,7 @@ from torch import nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.decompose import ATTENTIONS, MLPS, AttentionDecomposition, MlpDecomposition
 from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.errors import InputError
@@ -148,6 +149,9 @@ class BlockAnalysis:
                     small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
         refit = self._refit(compressed) if self.recipe.refit and kept else {}
+        for module in compressed.modules():
+            if isinstance(module, LowRankAttention):
+                module.balance()
         methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
         entries = {
             "format": report.FORMAT,

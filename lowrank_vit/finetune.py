@@ -1,4 +1,7 @@
-"""Partial fine-tuning: LayerNorm, biases, classifier and patch embedding are trained, all else stays as it is."""
+"""Fine-tuning on labelled images: in part (LayerNorm, biases, classifier, patch embedding), or of all parameters.
+
+Protocols: ``partial-ft`` (the paper's) and ``full-ft``, each with ``+kd`` where the dense model is the teacher.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,9 @@ class PartialFineTune(SeededTraining):
     Raises ``InputError`` for values out of range and models that are not timm's.
     """
 
+    share = "partial"
+    names = staticmethod(partial_parameters)
+
     def __init__(
         self,
         model: nn.Module,
@@ -85,11 +91,16 @@ class PartialFineTune(SeededTraining):
             raise InputError("epochs, lr and temperature must be positive, and weight_decay not negative")
         if not (0 <= distillation_weight <= 1 and 0 <= label_smoothing <= 1):
             raise InputError("distillation_weight and label_smoothing must be between 0 and 1")
-        super().__init__(model, teacher, partial_parameters(model))
+        super().__init__(model, teacher, self.names(model))
         self.save_hyperparameters(ignore=["model", "teacher", "run"])
         self.save_hyperparameters({"distilled": teacher is not None, **(run or {})})
         self.top1 = MeanMetric()
         self.val_top1: float | None = None  # percent, of the last epoch; None where none was run
+
+    @property
+    def protocol(self) -> str:
+        """What results of this training are called: ``partial-ft``, ``full-ft+kd``."""
+        return f"{self.share}-ft{'+kd' if self._teacher else ''}"
 
     def describe(self) -> dict[str, Any]:
         """All hyperparameters and what was trained, as plain values for a report."""
@@ -144,6 +155,17 @@ class PartialFineTune(SeededTraining):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+class FullFineTune(PartialFineTune):
+    """The same training of every parameter; with a teacher this is the protocol of most published compressions."""
+
+    share = "full"
+
+    @staticmethod
+    def names(model: nn.Module) -> list[str]:
+        """All parameters."""
+        return [name for name, _ in model.named_parameters()]
+
+
 def fit(
     model: nn.Module,
     data_module: LightningDataModule,
@@ -160,10 +182,11 @@ def fit(
     resume: bool = True,
     seed: int = 0,
     teacher: nn.Module | None = None,
+    full: bool = False,
     progress: bool = True,
     **fields: float,
 ) -> PartialFineTune:
-    """Fine-tune ``model`` in place; ``fields`` are further ones of ``PartialFineTune``.
+    """Fine-tune ``model`` in place, ``full`` or in part; ``fields`` are further ones of ``PartialFineTune``.
 
     With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which a later call continues and, on the same kind
     and number of devices, ends with the weights of an undisturbed run (bitwise on CPU), as long as the data module
@@ -174,7 +197,8 @@ def fit(
     precision = precision or default_precision(accelerator)
     with quiet_run(data_module, model, teacher), isolate_rng():
         run = {"precision": precision, "processes": devices * num_nodes}
-        module = PartialFineTune(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)
+        kind = FullFineTune if full else PartialFineTune
+        module = kind(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)
         trainer = train(
             module,
             data_module,

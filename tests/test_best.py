@@ -225,6 +225,24 @@ def test_heads_of_unequal_widths_are_softmax_attention() -> None:
         torch.testing.assert_close(module(x), truth)
 
 
+def test_balanced_directions_of_the_same_attention() -> None:
+    """The vectors of a direction have one size, one that nothing reads stays finite, and the output is the same."""
+    torch.manual_seed(0)
+    module = LowRankAttention(6, [3, 1], [2, 4], scale=0.37).double()
+    module.proj.weight.data *= 1e-3
+    module.key_value.weight.data[1] = 0
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        before = module(x)
+        module.balance()
+        torch.testing.assert_close(module(x), before, rtol=1e-12, atol=1e-15)
+    keys, values = (rows.square().mean(1) for rows in module.key_value.weight.split([4, 6]))
+    torch.testing.assert_close(values, module.proj.weight.square().mean(0))
+    others = torch.tensor([0, 2, 3])
+    torch.testing.assert_close(keys[others], module.query.weight.square().mean(1)[others])
+    assert keys[1] == 0
+
+
 def test_statistics_leave_no_graph_behind() -> None:
     """A hook that held its own output would keep every batch's graph in memory."""
     model, alive = tiny(), []

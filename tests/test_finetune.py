@@ -190,6 +190,17 @@ def test_trains_the_chosen_and_nothing_else() -> None:
     assert record["distilled"] is False
 
 
+def test_the_full_fine_tune_trains_every_parameter() -> None:
+    model, teacher = tiny(), tiny(0.0)
+    nn.init.normal_(teacher.head.weight)
+    before = weights(model)
+    module = run(model, full=True, teacher=teacher, epochs=1)
+    assert not any(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert module.protocol == "full-ft+kd"
+    assert module.describe()["trainable_share"] == 1
+    assert PartialFineTune(tiny()).protocol == "partial-ft"
+
+
 def test_loss_is_smoothed_cross_entropy_mixed_with_distillation() -> None:
     model, teacher = tiny(0.0), tiny(0.0, classes=10)
     nn.init.normal_(teacher.head.weight)

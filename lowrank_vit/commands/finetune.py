@@ -1,4 +1,4 @@
-"""``finetune``: a compressed model, trained in part."""
+"""``finetune``: a compressed model, trained in part or in full."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--distill", action="store_true", help="towards the dense model's predictions")
+    parser.add_argument("--full", action="store_true", help="train all parameters")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """``finetune``: the paper's partial fine-tune of a compressed model."""
+    """``finetune``: the paper's partial fine-tune of a compressed model, or all of it."""
     from lowrank_vit.finetune import fit
 
     accelerator = lightning_accelerator(args)
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
         accelerator=accelerator,
         seed=args.seed,
         teacher=teacher,
+        full=args.full,
     )
-    report = {**report, "protocol": "partial-ft", "finetune": tuned.describe()}
+    report = {**report, "protocol": tuned.protocol, "finetune": tuned.describe()}
     save_trained(args, tuned.model, report)
     print(f"trained {100 * report['finetune']['trainable_share']:.2f} % of the parameters; saved to {args.out}")

@@ -1,4 +1,4 @@
-"""Rows that are distilled: their jobs, how long they take, and a job from end to end."""
+"""Rows whose parameters are all trained: their jobs, how long they take, and a job from end to end."""
 
 from __future__ import annotations
 
@@ -44,6 +44,25 @@ def test_the_field_changes_no_key_where_it_is_not_used() -> None:
     known = {name: value for name, value in job.as_json().items() if name != "distill_epochs"}
     assert Job.from_json(known).key == replace(job, distill_epochs=0).key != job.key
     assert job.dense_key == replace(job, distill_epochs=0).dense_key
+
+
+def test_a_full_fine_tune_is_a_job_of_its_own_unless_nothing_is_trained() -> None:
+    row = replace(ROW, full=True, protocol="full-ft+kd")
+    table = Table("table9", "Made up", "", (row,))
+    job, untrained = (make_plan(table, Options(epochs=count), IMAGES)[0].jobs[0] for count in (3, 0))
+    assert (job.full, untrained.full) == (True, False)
+    assert protocol(row, job) == "full-ft+kd, 3 epochs"
+    assert protocol(row, untrained) == "training-free"
+    assert "fully fine-tuned" in _tags(job)
+    train = int(job.images.split("+")[0])
+    assert forward_passes(job) - forward_passes(replace(job, full=False)) == 3 * train  # the teacher's
+
+
+def test_a_full_fine_tune_from_end_to_end(tmp_path: Path) -> None:
+    done = task(tmp_path, recipe="svd", epochs=1, full=True)
+    result = run_job(done, lambda text: None)
+    assert (result["trainable_share"], result["finetune"]["distilled"]) == (1.0, True)
+    assert storage.load_report(done.model_folder)["protocol"] == "full-ft+kd"
 
 
 def test_the_estimate_by_hand() -> None:

@@ -74,6 +74,7 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         8,
         "energy",
         30,
+        True,
     )
     fields, changed = JOB.as_json(), other.as_json()
     keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}
@@ -102,7 +103,7 @@ def test_the_key_does_not_depend_on_paths(tmp_path: Path) -> None:
         plan = make_plan(table, options, open_images(options.data))
         keys.append([job.key for item in plan for job in item.jobs])
     assert keys[0] == keys[1]
-    assert len(keys[0]) == 14  # DeiT-Tiny's rows, one seed
+    assert len(keys[0]) == 17  # DeiT-Tiny's rows, one seed
 
 
 def test_tables_are_found() -> None:
@@ -214,7 +215,7 @@ def test_table2_has_every_row_that_was_asked_for() -> None:
     for model, percent in (("deit_b", 40), ("deit_s", 40), ("vit_b", 50), ("swin_b", 40), ("deit_t", 40)):
         ids = {row.id for row in table.select(model)}
         ours = {f"{model}/ours-{name}-{off}" for name in ("paper", "exact", "loss_aware") for off in (40, 50, 60)}
-        beyond = {f"{model}/best-{off}" for off in (40, 50, 60)}
+        beyond = {f"{model}/best{full}-{off}" for full in ("", "-full") for off in (40, 50, 60)}
         assert ids == ours | beyond | {f"{model}/baseline", f"{model}/svd-{percent}"}
     assert sum(isinstance(row, Reported) for row in table.rows) == 10
 
