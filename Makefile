@@ -43,7 +43,7 @@ reproduce-table%: setup
 ablate-z: reproduce-table1
 
 reproduce-figures: setup
-	$(PYTHON) -m experiments run figure1 figure2 figure3 $(FLAGS)
+	$(PYTHON) -m experiments run figure1 figure2 figure3 figure_loss $(FLAGS)
 
 # all tables and figures, side by side, with one progress display
 reproduce-all: setup

@@ -10,10 +10,12 @@ from statistics import fmean
 from experiments.registry import Job
 from experiments.results import RESULT, read_json
 from experiments.run import Task
+from lowrank_vit.measured import IMAGES
 
 BACKWARD = 2.0  # a backward pass, in forward passes
 GRADIENTS = ("two_sided", "fwsvd")  # decompositions whose statistics need a backward pass
 DISTILLED = 20  # images of a step of distillation
+MEASURED = 18  # forward passes: three parts of each of a dozen blocks, from that block on
 STEP, JOB = 4e-3, 1.0  # seconds of overhead for a training step, and for a job
 BATCH = 64
 
@@ -53,9 +55,10 @@ def forward_passes(job: Job) -> float:
     refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
     calibration = job.calibration_samples * (1 + BACKWARD * gradients) + refit
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
+    measuring = recipe.measured * MEASURED * IMAGES
     tuning = job.epochs * ((1 + BACKWARD + job.full) * train + evaluated)  # the full one goes through the teacher, too
     distilling = job.distill_epochs * (2 + BACKWARD) * job.calibration_samples  # through the teacher, too
-    return calibration + job.held_out_samples + solving + tuning + distilling + 2 * evaluated
+    return calibration + measuring + job.held_out_samples + solving + tuning + distilling + 2 * evaluated
 
 
 def steps(job: Job) -> int:

@@ -5,7 +5,8 @@ Command   python -m experiments run table_best
           python -m experiments run table_best/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS
 
 Whitened SVD with the same share of every layer; the loss's Fisher on the output side, and ranks by predicted loss over the
-whole model; attention by head and MLPs by interpolation under one budget; outputs refitted to the dense model's.
+whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
+outputs refitted to the dense model's.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from experiments.registry import Row, Table
 STEPS = {  # row: method, recipe, changes
     "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
     "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
-    "halves": ("Heads and interpolation, no refit", "best", {"refit": False}),
-    "best": ("Heads, interpolation, refit (best)", "best", {}),
+    "halves": ("Heads and interpolation", "best", {"refit": False, "measured": 0}),
+    "measured": ("+ losses measured", "best", {"refit": False}),
+    "best": ("+ outputs refitted (best)", "best", {}),
 }
 REDUCTIONS = (25, 40, 50, 60)
 COLUMNS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from lowrank_vit.decompose import ATTENTIONS, MLPS, AttentionDecomposition, MlpD
 from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.errors import InputError
 from lowrank_vit.halves import dense_linear, find_halves, fold_attention, fold_mlp
+from lowrank_vit.measured import Replay, corrected
 from lowrank_vit.parts import (
     HIDDEN,
     QUERY_KEY,
@@ -131,9 +132,38 @@ class BlockAnalysis:
 
         Raises ``InputError`` for a reduction that no choice can reach.
         """
-        budget = budget_within(self.model, self.recipe, self.curves, reduction)
+        budget, allocate = (
+            budget_within(self.model, self.recipe, self.curves, reduction),
+            ALLOCATORS.get(self.recipe.allocator)(),
+        )
         with self.watch("allocate"):
-            return ALLOCATORS.get(self.recipe.allocator)()(self.curves, budget)
+            plan = allocate(self.curves, budget)
+        points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in self.curves}
+        for _ in range(self.recipe.measured):
+            with self.watch("measure"):
+                for name, point in self._measure(plan).items():
+                    points[name].append(point)
+            curves = [corrected(curve, points[curve.name]) for curve in self.curves]
+            with self.watch("allocate"):
+                plan = allocate(curves, budget)
+        steps = [
+            {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
+            for curve in self.curves
+            for count, loss in points[curve.name]
+        ]
+        return replace(plan, trajectory=(*plan.trajectory, *steps))
+
+    def _measure(self, plan: RankPlan) -> dict[str, tuple[int, float]]:
+        """What every part really costs at its count, the rest of the model dense; at half of it where it stays dense."""
+        replay, points = Replay(self.model, self.images.each()), {}
+        for site in track(self.sites, "measure", shown=self.progress):
+            for part, costs in site.parts.items():
+                name = part_name(site, part)
+                own, count = self.parts[name].units, plan.ranks[name]
+                count = costs.count // 2 // own.multiple * own.multiple if count is None else count
+                small, _ = self._small(site, {each: count if each == part else None for each in site.parts})
+                points[name] = count, replay.divergence(site.name, small)
+        return points
 
     def compress(self, reduction: float) -> tuple[nn.Module, dict[str, Any]]:
         """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
@@ -234,7 +264,7 @@ def analyse_blocks(
 ) -> BlockAnalysis:
     """What ``pipeline.analyse`` does, for whole halves. The model is taken as it is, and not changed."""
     sites = find_halves(model)
-    if recipe.refit:
+    if recipe.refit or recipe.measured:
         check_refit(model, seen.batches)
     linears = [linear for site in sites for linear in site.linears]
     with watch("calibrate"):

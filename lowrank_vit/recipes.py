@@ -17,7 +17,8 @@ class Recipe:
     compensation: ``budget`` is Z's share of a layer's weight, ``solver`` is ``closed_form``, ``moments`` (Adam on the
     exact loss) or ``minibatch`` (the paper's), ``steps`` are the solver's. In place of a ``decomposition`` of single
     matrices, ``attention`` and ``mlp`` name those of whole modules, whose outputs ``refit`` fits anew, in closed form, to
-    the inputs that the smaller model gives them. ``probe``: how the Fisher information is sampled.
+    the inputs that the smaller model gives them. ``probe``: how the Fisher information is sampled. ``measured``: how many
+    times their predicted losses are corrected by measured ones before the budget is spent.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Recipe:
     mlp: str | None = None
     probe: str = "labels"
     refit: bool = False
+    measured: int = 0
     about: str = ""
 
     @property
@@ -88,6 +90,7 @@ RECIPES = {
             mlp="interpolative",
             probe="signs",
             refit=True,
+            measured=1,
             about="attention by head, MLP by interpolation, one budget of predicted loss over the whole model",
         ),
     )

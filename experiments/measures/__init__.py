@@ -1,4 +1,4 @@
-"""What the figures measure on a dense model: one file for each figure of the paper.
+"""What the figures measure on a dense model: one file for each figure.
 
 A measurement is a function ``(model, data, job, ledger)`` to a dictionary of plain values; it tells the ledger how it
 goes, and a long one keeps there what it has, so that it can be interrupted. The model stays as it is.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from experiments.measures import accuracy, compensation, energy
+from experiments.measures import accuracy, compensation, energy, loss
 from experiments.registry import Job
 from lowrank_vit.data import ImageData
 from lowrank_vit.registry import unknown
@@ -34,6 +34,7 @@ MEASURES = {
     "accuracy_by_block": Measure(accuracy.by_block, accuracy.forward_passes),
     "accuracy_by_layer": Measure(accuracy.by_layer, accuracy.forward_passes),
     "compensation": Measure(compensation.measure, compensation.forward_passes),
+    "loss": Measure(loss.measure, loss.forward_passes),
 }
 
 

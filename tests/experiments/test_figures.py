@@ -22,7 +22,7 @@ from experiments.registry import Job, find
 from experiments.results import find_result
 from tests.experiments.untrained import dense, job_for, run
 
-FIGURES = ("figure1", "figure2", "figure3")
+FIGURES = ("figure1", "figure2", "figure3", "figure_loss")
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -62,15 +62,20 @@ def drawn(request: pytest.FixtureRequest) -> tuple[str, Figure]:
 
 def test_panels_are_labelled(drawn: tuple[str, Figure]) -> None:
     name, figure = drawn
-    assert len(figure.axes) == {"figure1": 2 * 4, "figure2": 2 * 4, "figure3": 2}[name]
+    assert len(figure.axes) == {"figure1": 2 * 4, "figure2": 2 * 4, "figure3": 2, "figure_loss": 2}[name]
     heading = figure.get_suptitle()
-    assert heading.startswith(f"Figure {name[-1]}:")
+    assert heading.startswith(f"Figure {'B' if name == 'figure_loss' else name[-1]}:")
     assert "not ImageNet" in heading
     assert "mean over seeds 0, 1" in heading.replace("\n", " ")
     labels = {panel.get_xlabel() for panel in figure.axes} - {""}, {panel.get_ylabel() for panel in figure.axes} - {""}
-    assert labels[0] == {"figure1": {"rank"}, "figure2": {"block", "layer type"}, "figure3": {"block"}}[name]
-    words = {"figure1": "energy kept", "figure2": "top-1, %", "figure3": "relative squared error"}[name]
-    assert all(words in label for label in labels[1])
+    below, beside = {
+        "figure1": ({"rank"}, "energy kept"),
+        "figure2": ({"block", "layer type"}, "top-1, %"),
+        "figure3": ({"block"}, "relative squared error"),
+        "figure_loss": ({"predicted"}, "measured"),
+    }[name]
+    assert labels[0] == below
+    assert all(beside in label for label in labels[1])
     (legend,) = figure.legends
     assert len(legend.get_texts()) >= 5
     assert all(len(panel.lines) > 4 for panel in figure.axes)

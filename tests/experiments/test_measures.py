@@ -14,10 +14,13 @@ from experiments.ledger import Ledger
 from experiments.measures import accuracy, compensation, get_measure
 from experiments.measures.energy import spread
 from experiments.measures.layers import factors_by, seen_and_unseen
+from experiments.measures.loss import rank_correlation
 from experiments.registry import Job
 from lowrank_vit import InputError
 from lowrank_vit.compensate.kinds.low_rank import LowRank
-from lowrank_vit.records import Site
+from lowrank_vit.pipeline import analyse
+from lowrank_vit.recipes import get_recipe
+from lowrank_vit.records import RankPlan, Site
 from lowrank_vit.sites import find_sites
 from tests.experiments.untrained import STEPS, data_for, dense, job_for, run
 
@@ -66,6 +69,42 @@ def test_energies_of_the_first_block(energy: dict[str, Any]) -> None:
         for name in ("svd", "representative"):
             assert all(other <= most + EXACT for other, most in zip(methods[name]["calibration"], best, strict=False))
         assert max(methods["svd"]["calibration"]) > methods["svd"]["calibration"][5]
+
+
+def test_losses_of_one_part_at_a_time() -> None:
+    """Nothing measured is below zero, the more is removed the more is predicted, and small changes rank alike."""
+    model, job = dense(), job_for("loss")
+    found = run("loss", model, job)
+    assert found["images"] == {"calibration": 64, "unseen": 32}
+    assert len(found["parts"]) == 3 * len(model.blocks)
+    assert set(found["parts"]) >= {"blocks.0.attn.query_key", "blocks.0.attn.value", "blocks.0.mlp.hidden"}
+    for part in found["parts"].values():
+        assert part["predicted"] == sorted(part["predicted"])
+        assert min(part["measured"]) >= 0
+    assert 0.5 < found["rank_correlation"] <= 1
+
+
+def test_the_measured_loss_is_the_divergence_of_the_one_part() -> None:
+    model, job = dense(), job_for("loss", calibration_samples=64)
+    found = run("loss", model, job)["parts"]["blocks.1.mlp.hidden"]["measured"][1]
+    data, hidden = data_for(model, job), model.blocks[1].mlp.fc1.out_features
+    images = data.held_out_tensor()
+    batches = [batch for batch, *_ in data.calibration_dataloader()]
+    analysis = analyse(model, batches, get_recipe("best").but(refit=False), seed=0, device="cpu")
+    plan = {curve.name: None for curve in analysis.curves} | {"blocks.1.mlp.hidden": hidden // 2}
+    small, _ = analysis.apply(RankPlan(plan))
+    with torch.inference_mode():
+        p, q = (each(images).double().softmax(-1) for each in (model, small))
+    assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), abs=1e-8)  # as rounded
+
+
+def test_rank_correlation_by_hand() -> None:
+    """Ranks 1, 2, 3, 4 against 1, 3, 2, 4: 1 - 6 * 2 / (4 * 15)."""
+    parts = {
+        "a": {"predicted": [0.1, 2.0], "measured": [1.0, 30.0]},
+        "b": {"predicted": [3.0, 9.0], "measured": [20.0, 1e9]},
+    }
+    assert rank_correlation(parts) == 0.8
 
 
 @pytest.mark.parametrize("images", ["calibration", "unseen"])

@@ -1,0 +1,104 @@
+"""Measured losses, by which predicted ones are corrected before the budget is spent.
+
+The Fisher information predicts the increase of the loss to second order. Where much is taken away, and above all for the
+logits of attention, that can be wrong by a factor of ten, and each kind of part has errors of its own. So every part is
+reduced alone, the rest of the model stays dense, and the divergence from the dense model, which needs no labels, says
+what it really costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lowrank_vit.records import ErrorCurve
+from lowrank_vit.sites import replace_module
+from lowrank_vit.streams import first_inputs, steps_of
+
+IMAGES = 96  # calibration images; with few the allocator spends on what is cheap by chance
+LEAST = 1e-12  # nats: a smaller prediction is none
+
+
+class Replay:
+    """The streams of some images through a dense model, from which it can be finished with one module exchanged.
+
+    ``images``: at most that many of the batches, (B, C, H, W), are looked at. With several processes, each has its own.
+    Raises ``InputError`` for a model whose blocks are of another kind.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterable[Tensor], images: int = IMAGES) -> None:
+        self._model: Any = model
+        self._steps = steps_of(model)
+        device, first = next(model.parameters()).device, next(iter(self._steps.values()))
+        with torch.no_grad():
+            few = (batch.to(device) for batch in _first(batches, images))
+            x = torch.cat(list(first_inputs(model, first, few)))
+            self._inputs = {}
+            for name, step in self._steps.items():
+                self._inputs[name], x = x, step(x)
+            self._dense = self._finish(x)
+
+    @torch.no_grad()
+    def divergence(self, name: str, module: nn.Module) -> float:
+        """The mean of ``KL(dense || exchanged)`` over the images, in nats, ``module`` in place of the one called ``name``."""
+        names = list(self._steps)
+        start = next(index for index, step in enumerate(names) if name.startswith(f"{step}."))
+        with _exchanged(self._model, name, module):
+            x = self._inputs[names[start]]
+            for step in names[start:]:
+                x = self._steps[step](x)
+            log_q = self._finish(x)
+        log_p = self._dense
+        sums = torch.tensor([float((log_p.exp() * (log_p - log_q)).sum()), len(x)], dtype=torch.float64)
+        if dist.is_available() and dist.is_initialized():
+            sums = sums.to(x.device)
+            dist.all_reduce(sums)
+        return float(sums[0] / sums[1])
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """Log-probabilities, (B, classes), float64, of the stream after the last step."""
+        logits: Tensor = self._model.forward_head(self._model.norm(x))
+        return logits.double().log_softmax(-1)
+
+
+def _first(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:
+    for batch in batches:
+        yield batch[:images]
+        images -= len(batch)
+        if images <= 0:
+            return
+
+
+@contextmanager
+def _exchanged(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    """Put a module in the place of another for a while."""
+    own = model.get_submodule(name)
+    replace_module(model, name, module)
+    try:
+        yield
+    finally:
+        replace_module(model, name, own)
+
+
+def corrected(curve: ErrorCurve, points: Sequence[tuple[int, float]]) -> ErrorCurve:
+    """The curve with its losses scaled to meet the measured ones; ``points``: (count, loss).
+
+    The logarithm of measured / predicted is interpolated linearly between the counts and constant beyond them. The
+    result never rises with the count, as what is kept in addition cannot do harm.
+    """
+    ratios = {
+        count: max(loss, LEAST) / float(curve.errors[count]) for count, loss in points if curve.errors[count] > LEAST
+    }
+    if not ratios:
+        return curve
+    counts = sorted(ratios)
+    factors = np.exp(np.interp(range(len(curve.errors)), counts, np.log([ratios[count] for count in counts])))
+    errors = curve.errors * torch.from_numpy(factors).to(curve.errors)
+    return replace(curve, errors=errors.flip(0).cummax(0).values.flip(0))
