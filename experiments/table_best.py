@@ -11,10 +11,12 @@ outputs refitted to the dense model's.
 
 from __future__ import annotations
 
+from typing import Any
+
 from experiments.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.registry import Row, Table
 
-STEPS = {  # row: method, recipe, changes
+STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
     "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
     "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
     "halves": ("Heads and interpolation", "best", {"refit": False, "measured": 0}),

@@ -146,7 +146,7 @@ class BlockAnalysis:
             curves = [corrected(curve, points[curve.name]) for curve in self.curves]
             with self.watch("allocate"):
                 plan = allocate(curves, budget)
-        steps = [
+        steps: list[dict[str, float | int | str]] = [
             {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
             for curve in self.curves
             for count, loss in points[curve.name]
