@@ -179,9 +179,6 @@ class BlockAnalysis:
                     small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
         refit = self._refit(compressed) if self.recipe.refit and kept else {}
-        for module in compressed.modules():
-            if isinstance(module, LowRankAttention):
-                module.balance()
         methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
         entries = {
             "format": report.FORMAT,
@@ -199,6 +196,9 @@ class BlockAnalysis:
             "peak_memory_bytes": provenance.peak_memory(self.device),
             "provenance": provenance.record(self.device, self.seed, self.images.record),
         }
+        for module in compressed.modules():  # the errors above are in the basis before this
+            if isinstance(module, LowRankAttention):
+                module.balance()
         compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
         return compressed, entries
 

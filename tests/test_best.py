@@ -132,8 +132,11 @@ class TestBest:
             kept = part.units.kept((len(part.units.loss) - 1) // 2)
             inputs = part.mean
             if isinstance(site, AttentionSite):
-                values = model.get_submodule(site.qkv.name).bias.data[-len(part.mean) :]
-                inputs = (part.mean - values) @ torch.block_diag(*part.basis)
+                qkv, basis = model.get_submodule(site.qkv.name), torch.block_diag(*part.basis)
+                inputs = (part.mean - qkv.bias.data[-len(basis) :]) @ basis
+                before = basis.T[kept] @ qkv.weight.data[-len(basis) :]
+                balanced = small.get_submodule(site.name).key_value.weight.data[-len(kept) :]
+                inputs[kept] *= balanced.norm(dim=1) / before.norm(dim=1)
             output = site.linears[-1].name
             with torch.no_grad():
                 own, truth = small.get_submodule(output)(inputs[kept]), model.get_submodule(output)(part.mean)
