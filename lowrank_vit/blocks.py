@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,12 +36,13 @@ from lowrank_vit.parts import (
     last_part,
     part_name,
 )
+from lowrank_vit.phases import Phases, identity, shared
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
 from lowrank_vit.refit import OutputRefit, check_refit
 from lowrank_vit.sites import replace_module
-from lowrank_vit.steps import Images, budget_within, collect
+from lowrank_vit.steps import Images, budget_within, collect, cubic_cost
 
 
 def methods_of(recipe: Recipe) -> tuple[AttentionDecomposition, MlpDecomposition]:
@@ -69,22 +71,29 @@ def decompose_halves(
     moments: Mapping[str, Moments],
     progress: bool,
 ) -> dict[str, Part | Logits]:
-    """All parts of all halves. Raises ``InputError`` that names the half whose statistics cannot be used."""
+    """All parts of all halves, which are shared out among the processes by cost.
+
+    Raises ``InputError`` that names the half whose statistics cannot be used.
+    """
     attention, mlp = methods_of(recipe)
-    parts: dict[str, Part | Logits] = {}
-    for site in track(sites, "decompose", shown=progress):
+    device, by_name = next(model.parameters()).device, {site.name: site for site in sites}
+
+    def parts_of(site: HalfSite) -> dict[str, Part | Logits]:
         output = site.linears[-1]
         weight, own = dense_linear(model, output)[0], moments[output.name]
         try:
             if isinstance(site, MlpSite):
-                parts[part_name(site, HIDDEN)] = mlp(site, weight, own)
-                continue
-            qkv = moments[site.qkv.name]
-            parts[part_name(site, QUERY_KEY)] = attention.logits(site, *dense_linear(model, site.qkv), qkv)
-            parts[part_name(site, VALUE)] = attention.values(site, weight, own)
+                return {part_name(site, HIDDEN): mlp(site, weight, own)}
+            logits = attention.logits(site, *dense_linear(model, site.qkv), moments[site.qkv.name])
+            return {part_name(site, QUERY_KEY): logits, part_name(site, VALUE): attention.values(site, weight, own)}
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise InputError(f"{site.name!r} cannot be decomposed: {error}") from error
-    return parts
+
+    def work(names: Sequence[str]) -> dict[str, dict[str, Part | Logits]]:
+        return {name: parts_of(by_name[name]) for name in track(names, "decompose", shown=progress)}
+
+    found = shared({site.name: cubic_cost(site.linears[-1]) for site in sites}, work, device)
+    return {name: part for parts in found.values() for name, part in parts.items()}
 
 
 def part_curves(sites: Sequence[HalfSite], parts: Mapping[str, Directions], multiple: int) -> list[ErrorCurve]:
@@ -124,6 +133,7 @@ class BlockAnalysis:
     seed: int
     watch: Stopwatch
     progress: bool
+    phases: Phases
 
     def plan(self, reduction: float) -> RankPlan:
         """How much of every part is kept when the whole model has lost ``reduction`` of its parameters.
@@ -147,7 +157,7 @@ class BlockAnalysis:
                 if any(count is not None for count in counts.values()):
                     small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
-        refit = self._refit(compressed) if self.recipe.refit and kept else {}
+        refit = self._refit(compressed, dict(plan.ranks)) if self.recipe.refit and kept else {}
         methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
         entries = {
             "format": report.FORMAT,
@@ -187,17 +197,22 @@ class BlockAnalysis:
         directions, pair = logits.units.kept(counts[QUERY_KEY]), (logits.query, logits.key)
         return fold_attention(self.model, site, pair, directions, part.basis, chosen, rows, bias), kept
 
-    def _refit(self, compressed: nn.Module) -> dict[str, Any]:
+    def _refit(self, compressed: nn.Module, counts: Mapping[str, int | None]) -> dict[str, Any]:
         """Refit the outputs under the smaller prefix; the ridges, and the divergence on held-out images before and after."""
         found: dict[str, Any] = {}
         if self.unseen is not None:
             found["kl_held_out_before"] = report.divergence(self.model, compressed, self.unseen.each())
         positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
         sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
+
+        def refit() -> dict[str, Any]:
+            ridges = OutputRefit()(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
+            return {"ridges": ridges, "weights": compressed.state_dict()}
+
         with self.watch("refit"):
-            found["ridges"] = OutputRefit()(
-                self.model, compressed, sensitivities, self.images.each(), progress=self.progress
-            )
+            kept = self.phases.of(counts)("refit", refit)
+        compressed.load_state_dict(kept["weights"])
+        found["ridges"] = kept["ridges"]
         if self.unseen is not None:
             found["kl_held_out"] = report.divergence(self.model, compressed, self.unseen.each())
         return {"refit": found}
@@ -227,6 +242,7 @@ def analyse_blocks(
     seed: int,
     watch: Stopwatch,
     progress: bool,
+    checkpoint_dir: Path | None,
 ) -> BlockAnalysis:
     """What ``pipeline.analyse`` does, for whole halves. The model is taken as it is, and not changed."""
     sites = find_halves(model)
@@ -240,9 +256,24 @@ def analyse_blocks(
         outputs = [site.linears[-1] for site in sites]
         with watch("held_out"):
             unseen_moments = collect(model, outputs, frozenset({"input_second"}), unseen, seed, progress)
+    key = identity(model, moments, asdict(recipe), seed) if checkpoint_dir else ""
+    phases = Phases(checkpoint_dir, key, device)
     with watch("decompose"):
-        parts = decompose_halves(model, recipe, sites, moments, progress)
+        parts = phases("decompose", lambda: decompose_halves(model, recipe, sites, moments, progress))
     curves = part_curves(sites, {name: part.units for name, part in parts.items()}, recipe.rank_multiple)
     return BlockAnalysis(
-        model, recipe, sites, seen, unseen, moments, unseen_moments, parts, curves, device, seed, watch, progress
+        model,
+        recipe,
+        sites,
+        seen,
+        unseen,
+        moments,
+        unseen_moments,
+        parts,
+        curves,
+        device,
+        seed,
+        watch,
+        progress,
+        phases,
     )

@@ -31,13 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
     try:
-        args.run(args)
+        _run(args)
     except InputError as error:
         sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
+        print("interrupted: what is finished is kept whole, and the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+
+
+def _run(args: argparse.Namespace) -> None:
+    """The verb, in as many processes as it is to have."""
+    if "devices" not in args:
+        args.run(args)
+        return
+    from lowrank_vit.commands.arguments import lightning_accelerator
+    from lowrank_vit.launch import launch
+
+    launch(args.run, args, devices=args.devices, accelerator=lightning_accelerator(args))
 
 
 def _fail(message: str) -> int:
