@@ -89,7 +89,8 @@ def die_before_second_change() -> None:
     def dying(change: Callable[..., Any]) -> Callable[..., Any]:
         def instead(path: Any, *args: Any, **options: Any) -> Any:
             nonlocal changes
-            if args or not os.fspath(path).endswith(TEMPORARY):
+            there = options.get("dir_fd") is not None or os.path.lexists(path)
+            if there and (args or not os.fspath(path).endswith(TEMPORARY)):
                 changes += 1
                 if changes == 2:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -155,6 +156,8 @@ def at_every_write(stage: Stage) -> int:
     place, kills = stage.fresh(), 0
     while (code := wait(stage.start(*place, die_before_second_change))) == -signal.SIGKILL:
         kills += 1
+        if kills > 200:
+            sys.exit(f"no end after {kills} kills: a step of the job is not kept ({place[0].folder})")
     if code:
         stage.run(place)
     stage.check(place)
