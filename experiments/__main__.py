@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.workspace import add_options
-from lowrank_vit.errors import InputError
+from lowrank_vit.errors import InputError, disk_failed
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
@@ -178,10 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not disk_failed(error):
+            raise
+        print(f"error: {error}: free some space, then run again; what was finished before is kept", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {stopped or 'what is finished is kept; the same command continues'}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

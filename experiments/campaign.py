@@ -33,7 +33,7 @@ def say(text: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """``python -m experiments run``: 0 where all went well, 1 where a job failed.
 
-    Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line said.
+    Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line of what is kept.
     """
     check(args.launcher, dict(args.slurm))
     if args.launcher is None:
@@ -159,8 +159,9 @@ def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, op
             return run_pool(tasks, workers, threads, view)
     except KeyboardInterrupt:
         done = sum(find_result(task.folder, task.job) is not None for task in tasks)
-        say(f"interrupted: {done} of {len(tasks)} jobs are finished and kept; the same command continues")
-        raise
+        raise KeyboardInterrupt(
+            f"{done} of {len(tasks)} jobs are finished and kept; the same command continues"
+        ) from None
 
 
 def _report(results: Path, chosen: Sequence[Table]) -> None:

@@ -58,24 +58,17 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
     log_compression(run, ledger.found["report"])
     teacher = model if job.distill_epochs else None
     del model
-    if "before" not in ledger.found:
-        with ledger.stage("evaluate", "evaluate before training"):
-            score = evaluate(compressed, data, **_evaluation(task))
-        ledger.keep("before", score)
+    _score(task, compressed, data, ledger, "before", "evaluate before training")
     if job.epochs or job.distill_epochs:
         tuned = trained(task, compressed, teacher, data, ledger, run)
-        with ledger.stage("evaluate", "evaluate"):
-            score = evaluate(tuned, data, **_evaluation(task))
-        ledger.keep("after", score)
+        _score(task, tuned, data, ledger, "after", "evaluate")
     return _result(task, ledger, dense, data.calibration_record)
 
 
 def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a job with ``bits``, beside the accuracy of what was rounded."""
     small = quantised(task, model, ledger)
-    with ledger.stage("evaluate", "evaluate"):
-        score = evaluate(small, data, **_evaluation(task))
-    ledger.keep("after", score)
+    _score(task, small, data, ledger, "after", "evaluate")
     result = _result(task, ledger, dense, None if task.job.recipe is None else data.calibration_record)
     base = base_task(task)
     exact = None if base is None else find_result(base.folder, base.job)
@@ -90,6 +83,15 @@ def _load(task: Task) -> nn.Module:
         if task.checkpoint is None and not task.job.standin:
             raise MissingWeightsError(str(error)) from error
         raise
+
+
+def _score(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, when: str, said: str) -> None:
+    """Accuracy before or after training, unless it is known already."""
+    if when in ledger.found:
+        return
+    with ledger.stage("evaluate", said):
+        score = evaluate(model, data, **_evaluation(task))
+    ledger.keep(when, score)
 
 
 def _evaluation(task: Task) -> dict[str, Any]:

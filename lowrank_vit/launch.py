@@ -54,13 +54,12 @@ def launch(
     if local * machines == 1 or (dist.is_available() and dist.is_initialized()):
         return function(*args)
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from torch.multiprocessing import ProcessExitedException
 
-    from lowrank_vit.trainer import quiet_run
+    from lowrank_vit.trainer import QuietFabricDDP, quiet_run
 
-    strategy = DDPStrategy(start_method="popen" if launched_from_outside() else "spawn")
+    strategy = QuietFabricDDP(start_method="popen" if launched_from_outside() else "spawn")
     with quiet_run(None):
         try:
             fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=machines, strategy=strategy)
@@ -76,9 +75,6 @@ def launch(
 
 
 def _enter(fabric: Any, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-    from lowrank_vit.trainer import silence
-
-    silence()
     if not launched_from_outside():
         die_with_parent()
     with contextlib.ExitStack() as stack:

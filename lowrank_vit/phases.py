@@ -112,7 +112,8 @@ class Phases:
 
     def __call__(self, name: str, compute: Callable[[], T]) -> T:
         """What was kept of the phase, else what ``compute`` finds, which is then kept."""
-        path = self.place(f"{name}.pt")
+        place = self.place(name)
+        path = None if place is None else place.with_suffix(".pt")
         known = agreed(path.read_bytes() if path is not None and is_first() and path.is_file() else None)
         if known is not None:
             found: T = from_bytes(known, self.device)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import random
 import re
 import signal
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rich
 import torch
+from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
-from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
+from lowrank_vit.checkpoints import WholeCheckpoints
 from lowrank_vit.errors import InputError
-from lowrank_vit.files import write_bytes
 from lowrank_vit.parallel import launched_from_outside, rank_and_world
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
@@ -56,6 +54,16 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a Z; it is no error, and as quick
+
+
+class QuietFabricDDP(FabricDDPStrategy):
+    """The processes of a run that is shared as a whole; they, too, say nothing."""
+
+    def setup_environment(self) -> None:
+        """A spawned process starts with fresh logging and warning filters."""
+        silence()
+        super().setup_environment()
 
 
 class QuietDDP(DDPStrategy):
@@ -87,49 +95,6 @@ def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> s
     if strategy in ("ddp", "ddp_spawn"):
         return QuietDDP(start_method="popen" if strategy == "ddp" else "spawn")
     return strategy
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints written as every file is: a crash leaves either the old one or the new one.
-
-    Lightning's own writer moves a file from the temporary folder, which is a copy where that is on another disk.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the file whole; Lightning asks the first process only."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_bytes(Path(path), buffer.getbuffer())
-
-
-class LastCheckpoint(Checkpoint):
-    """Writes the whole state to ``path`` after each epoch."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
-        trainer.save_checkpoint(self.path)
-
-
-def check_resumable(module: LightningModule, path: Path, trained: Collection[str]) -> None:
-    """Raise ``InputError`` unless the checkpoint is of this very run: the same settings, shapes and frozen parameters."""
-    remedy = "remove it, or go on as it was begun"
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        settings, state = dict(saved["hyper_parameters"]), saved["state_dict"]
-    except Exception as error:
-        raise InputError(f"{path} is no checkpoint of such a run ({type(error).__name__}): {remedy}") from None
-    for name, value in module.hparams.items():
-        if settings.get(name) != value:
-            raise InputError(f"{path} was trained with {name}={settings.get(name)}, not {value}: {remedy}")
-    for name, parameter in module.named_parameters():
-        other = state.get(name)
-        if other is None or other.shape != parameter.shape:
-            raise InputError(f"{path} is of another model, {name} differs in shape: {remedy}")
-        if name not in trained and not torch.equal(other, parameter.detach().cpu()):
-            raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
 
 
 def derived_seed(*entropy: int) -> int:

@@ -12,9 +12,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from lowrank_vit.checkpoints import LastCheckpoint, check_resumable
 from lowrank_vit.errors import InputError
 from lowrank_vit.parallel import agreed
-from lowrank_vit.trainer import LastCheckpoint, check_resumable, make_trainer, reseed
+from lowrank_vit.trainer import make_trainer, reseed
 
 LAST = "last.ckpt"
 

@@ -31,6 +31,7 @@ from experiments.run import Hardware, Task, run_job
 from lowrank_vit.cache import cache_folder
 from lowrank_vit.files import TEMPORARY
 from lowrank_vit.models import load_model
+from lowrank_vit.provenance import source_hash
 
 MODEL = "digits_deit_small"
 TIMES = ("seconds", "peak_memory_bytes")  # what differs between two runs of one job
@@ -89,8 +90,10 @@ def die_before_second_change() -> None:
     def dying(change: Callable[..., Any]) -> Callable[..., Any]:
         def instead(path: Any, *args: Any, **options: Any) -> Any:
             nonlocal changes
-            there = options.get("dir_fd") is not None or os.path.lexists(path)
-            if there and (args or not os.fspath(path).endswith(TEMPORARY)):
+            inside = options.get("dir_fd")  # how ``rmtree`` deletes
+            owner = os.fspath(path) if inside is None else str(Path(f"/proc/self/fd/{inside}").readlink())
+            there = inside is not None or os.path.lexists(path)
+            if there and (args or not owner.endswith(TEMPORARY)):
                 changes += 1
                 if changes == 2:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--every-write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    source_hash()  # known to all forks, whatever becomes of the source meanwhile
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder), args.steps)
         names = len(stage.whole)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from lowrank_vit import InputError, phases, save
+from lowrank_vit import InputError, load, phases, save
 from lowrank_vit.files import write_json
 from lowrank_vit.launch import launch, processes_asked_for
 from lowrank_vit.parallel import agreed, gathered, is_first, layout, rank_and_world
@@ -55,10 +54,11 @@ def test_a_compression_on_several_processes_is_that_of_one(world: int, tmp_path:
     run_all(tmp_path / "alone")
     launch(run_all, tmp_path / "together", devices=world, accelerator="cpu")
     for name in RECIPES:
-        one, other = (load_file(tmp_path / place / name / "model.safetensors") for place in ("alone", "together"))
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert torch.allclose(other[key], value, rtol=1e-4, atol=1e-5), f"{name}: {key}"
+        # not the weights: the basis of a head's directions may turn, and the model is the same
+        one, other = (load(tmp_path / place / name).eval() for place in ("alone", "together"))
+        with torch.no_grad():
+            expected, found = (model(images(20, seed=4).double()) for model in (one, other))
+        assert (found - expected).norm() < 1e-5 * expected.norm(), name
         reports = [load_report(tmp_path / place / name) for place in ("alone", "together")]
         for layer, same in zip(reports[0]["layers"], reports[1]["layers"], strict=True):
             assert same["rank"] == layer["rank"]

@@ -14,13 +14,14 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lowrank_vit.checkpoints import LastCheckpoint
 from lowrank_vit.compensate import Compensation, State
 from lowrank_vit.compensate.batches import SeededBatches, count_images, make_loader
 from lowrank_vit.compensate.inputs import LayerInputs, batch_loss, full_precision
 from lowrank_vit.compensate.solve import Group, Solution, by_shape
 from lowrank_vit.errors import InputError
 from lowrank_vit.parallel import agreed
-from lowrank_vit.trainer import LastCheckpoint, make_trainer, quiet_run
+from lowrank_vit.trainer import make_trainer, quiet_run
 
 LAST = "compensation.ckpt"
 CHECKPOINTS = 10  # in a run
