@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.workspace import add_options
-from lowrank_vit.errors import InputError
+from lowrank_vit.errors import InputError, disk_failed
 
 RESULTS = Path("results")
+LAUNCHERS = ("local", "slurm")
 
 
 def _count(text: str) -> int:
@@ -32,6 +33,13 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdigit() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1,2")
     return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE such as partition=gpu")
+    return name.replace("-", "_"), value
 
 
 def _add_options(run: argparse.ArgumentParser) -> None:
@@ -61,8 +69,14 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--workers", type=_count, help="jobs side by side (default: a core each for the stand-ins, else 1)"
     )
-    run.add_argument("--devices", type=_count, default=1, help="of each job, for Lightning")
-    run.add_argument("--num-nodes", type=_count, default=1)
+    run.add_argument("--devices", type=_count, help="of each job (default: as torchrun or srun started, or 1)")
+    run.add_argument("--num-nodes", type=_count, help="of each job (likewise)")
+    run.add_argument(
+        "--launcher", choices=LAUNCHERS, help="hand each job to submitit: SLURM's queue, or processes of this machine"
+    )
+    run.add_argument(
+        "--slurm", type=_option, action="append", default=[], metavar="KEY=VALUE", help="such as partition=gpu time=600"
+    )
     run.add_argument("--strategy", default="auto", help="Lightning's")
     run.add_argument("--precision", help="Lightning's, for fine-tuning (default: bf16-mixed where a GPU has it)")
     run.add_argument(
@@ -164,10 +178,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not disk_failed(error):
+            raise
+        print(f"error: {error}: free some space, then run again; what was finished before is kept", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {stopped or 'what is finished is kept; the same command continues'}", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -9,44 +9,61 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.attempt import FAILED, Outcome
+from experiments.cluster import check, run_on
 from experiments.plan import Options, Planned, as_json, make_plan, open_images
-from experiments.pool import FAILED, Outcome, run_here, run_pool
+from experiments.pool import run_here, run_pool
 from experiments.registry import Row, Table, find_all
 from experiments.results import PLAN, find_result, is_stale
-from experiments.run import Hardware, Task, launched_from_outside, rank
+from experiments.run import Hardware, Task
 from experiments.tracking import wandb_installed
 from lowrank_vit.errors import InputError
+from lowrank_vit.launch import launch, processes_asked_for
+from lowrank_vit.parallel import agreed, is_first, launched_from_outside
 
 MOST_WORKERS = 8
 
 
 def say(text: str) -> None:
     """One line on the error stream, of one process."""
-    if rank() == 0:
+    if is_first():
         print(text, file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """``python -m experiments run``: 0 where all went well, 1 where a job failed.
 
-    Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line said.
+    Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line of what is kept.
     """
+    check(args.launcher, dict(args.slurm))
+    if args.launcher is None:
+        args.devices, args.num_nodes = processes_asked_for(args.devices, args.num_nodes)
+    elif launched_from_outside():
+        raise InputError("--launcher starts the jobs itself: leave out torchrun or srun")
+    else:
+        args.devices, args.num_nodes = args.devices or 1, args.num_nodes or 1
+    if launched_from_outside():
+        return launch(_run, args, accelerator=_hardware(args).accelerator)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     chosen = find_all(args.targets)
     options, hardware = _options(args), _hardware(args)
     workers = _workers(args, options)
     images = open_images(options.data)
     plans = [(table, selected, make_plan(table, options, images)) for table, selected in chosen]
-    if rank() == 0:
+    if is_first():
         from lowrank_vit.files import write_json
 
         for table, _, plan in plans:
             write_json(args.results / table.name / PLAN, as_json(table, options, images, plan))
-    tasks = _tasks(args, plans, hardware)
+    tasks = agreed(_tasks(args, plans, hardware))
     for _, selected, plan in plans:
         _say_skipped(plan, selected)
-    outcomes = _run_tasks(tasks, workers, options) if tasks else []
+    outcomes = _run_tasks(args, tasks, workers, options) if tasks else []
     failed = [outcome for outcome in outcomes if outcome.status == FAILED]
-    if rank() == 0:
+    if is_first():
         _report(args.results, [table for table, _ in chosen])
     if failed:
         say(f"{len(failed)} of {len(outcomes)} jobs failed, {failed[0].task.name} for one: {failed[0].said}")
@@ -99,7 +116,7 @@ def _tasks(
         if result is not None and is_stale(result, source_hash()):
             stale += 1
             if args.rerun_stale:
-                if rank() == 0:
+                if is_first():
                     shutil.rmtree(task.own_folder, ignore_errors=True)
                 result = None
         if result is None:
@@ -120,7 +137,9 @@ def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
         say(f"skipped {rows[0].architecture} ({len(rows)} row{'s' * (len(rows) > 1)}): {reason}")
 
 
-def _run_tasks(tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
+def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
+    from rich.console import Console
+
     from experiments.estimate import estimate
     from experiments.view import LiveView, duration
     from lowrank_vit.steps import resolve_device
@@ -132,14 +151,17 @@ def _run_tasks(tasks: Sequence[Task], workers: int, options: Options) -> list[Ou
     say(f"{len(tasks)} jobs to run, {workers} at a time: about {duration(total)} (estimated from {basis})")
     expected = {task.job.key: own for task, own in zip(tasks, seconds, strict=True)}
     try:
-        with LiveView(expected) as view:
+        with LiveView(expected, Console(stderr=True, quiet=not is_first())) as view:
             if launched_from_outside():
                 return run_here(tasks, view)
+            if args.launcher:
+                return run_on(args.launcher, dict(args.slurm), tasks, workers, threads, view)
             return run_pool(tasks, workers, threads, view)
     except KeyboardInterrupt:
         done = sum(find_result(task.folder, task.job) is not None for task in tasks)
-        say(f"interrupted: {done} of {len(tasks)} jobs are finished and kept; the same command continues")
-        raise
+        raise KeyboardInterrupt(
+            f"{done} of {len(tasks)} jobs are finished and kept; the same command continues"
+        ) from None
 
 
 def _report(results: Path, chosen: Sequence[Table]) -> None:

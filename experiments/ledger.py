@@ -11,8 +11,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from experiments.results import read_json
-from experiments.run import Tell, rank
+from experiments.run import Tell
 from lowrank_vit.files import write_json
+from lowrank_vit.parallel import agreed, is_first
 
 
 class Ledger:
@@ -20,7 +21,7 @@ class Ledger:
 
     def __init__(self, path: Path, tell: Tell) -> None:
         self.path, self.tell = path, tell
-        self.found: dict[str, Any] = read_json(path) or {"seconds": {}}
+        self.found: dict[str, Any] = agreed(read_json(path) or {"seconds": {}})
 
     @contextmanager
     def stage(self, name: str, said: str) -> Iterator[None]:
@@ -34,7 +35,7 @@ class Ledger:
     def keep(self, name: str, value: Mapping[str, Any]) -> None:
         """Write down what a stage found."""
         self.found[name] = dict(value)
-        if rank() == 0:
+        if is_first():
             write_json(self.path, self.found)
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from experiments.measures import get_measure
 from experiments.registry import Job
-from experiments.run import launched_from_outside
 from lowrank_vit import cost, provenance
 from lowrank_vit.data import ImageData
 from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import rank_and_world
 from lowrank_vit.steps import resolve_device
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: L
     Raises ``InputError`` for an unknown measure, and where several processes were started for it.
     """
     assert job.measure is not None
-    if launched_from_outside():
+    if rank_and_world()[1] > 1:
         raise InputError("a figure is measured by one process: start it without torchrun or srun")
     where, measure, start = resolve_device(device), get_measure(job.measure), time.perf_counter()
     found = measure.run(model.to(where).eval(), data, job, ledger)

@@ -6,10 +6,9 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -17,19 +16,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-from experiments.run import MissingWeightsError, Task, record_failure, run_job
+from experiments.attempt import FAILED, Outcome, attempt
+from experiments.run import Task, record_failure
+from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import die_with_parent
 
 Serve = Callable[[Connection, Path, int | None], None]
-DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a task ended: done, failed or skipped, with its reason in one line, or the accuracy in words."""
-
-    task: Task
-    status: str
-    said: str
 
 
 class View(Protocol):
@@ -40,28 +32,6 @@ class View(Protocol):
 
     def end(self, outcome: Outcome) -> None:
         """A task has ended."""
-
-
-def attempt(task: Task, tell: Callable[[str], None]) -> tuple[str, str]:
-    """Run a task; an error becomes one line, which is kept for the report. Status and what is said of it."""
-    try:
-        result = run_job(task, tell)
-    except MissingWeightsError as error:
-        status, said = SKIPPED, _line(str(error))
-    except Exception as error:
-        traceback.print_exc()
-        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        status, said = FAILED, f"{name}{_line(str(error)) or type(error).__name__}"
-    else:
-        tops = [f"{top:.2f}" for top in result["top1"].values() if top is not None]
-        said = f"top-1 {' > '.join(tops)} %, " if tops else ""
-        return DONE, f"{said}{result['seconds']['total']:.1f} s"
-    record_failure(task, said if status == SKIPPED else f"failed: {said}")
-    return status, said
-
-
-def _line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "").strip()
 
 
 def run_here(tasks: Sequence[Task], view: View) -> list[Outcome]:
@@ -143,7 +113,8 @@ def _listen(worker: _Worker, view: View) -> Outcome | None:
             ", killed, perhaps for want of memory" if worker.process.exitcode == -signal.SIGKILL else ""
         )
         task, worker.task = worker.task, None
-        record_failure(task, f"failed: {reason}")
+        with suppress(InputError):  # the disk is full, perhaps
+            record_failure(task, f"failed: {reason}")
         return Outcome(task, FAILED, reason)
     if status == "stage":
         view.stage(worker.task, said)
@@ -154,7 +125,7 @@ def _listen(worker: _Worker, view: View) -> Outcome | None:
 
 def serve_jobs(pipe: Connection, log: Path, threads: int | None) -> None:
     """A worker: run what comes through the pipe; all that libraries print goes to the log."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -167,10 +138,3 @@ def serve_jobs(pipe: Connection, log: Path, threads: int | None) -> None:
         task = pipe.recv()
         print(f"== {task.name} {task.job.key}", flush=True)
         pipe.send(attempt(task, lambda text: pipe.send(("stage", text))))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)

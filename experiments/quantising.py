@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from experiments.ledger import Ledger
-from experiments.run import Task, base_task, rank
+from experiments.run import Task, base_task
 from lowrank_vit import storage
+from lowrank_vit.parallel import agreed, is_first
 from lowrank_vit.quantize import quantize
 from lowrank_vit.report import dense_report
 
@@ -19,10 +20,12 @@ def quantised(task: Task, dense: nn.Module, ledger: Ledger) -> nn.Module:
     assert job.bits is not None
     with ledger.stage("quantise", f"round to {job.bits} bits"):
         model, report = _before(task, dense)
-        if rank() == 0 and not storage.is_saved_model(folder):
+        if is_first() and not storage.is_saved_model(folder):
             small, addition = quantize(model, job.bits)
             storage.save(small, folder, {**report, **addition})
-    ledger.keep("report", storage.load_report(folder))
+        agreed(None)  # that it is there
+    if "report" not in ledger.found:
+        ledger.keep("report", storage.load_report(folder))
     return storage.load(folder)
 
 

@@ -6,10 +6,9 @@ after the last finished epoch, as long as the package's source is still the same
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from typing import Any
 from experiments.registry import Job
 from experiments.results import ERROR, RESULT, find_result, is_stale, job_folder, read_json
 from experiments.tracking import log_result, tracked
+from lowrank_vit.files import TEMPORARY
+from lowrank_vit.parallel import agreed, is_first
 
 JOB, STAGES, CHECKPOINTS = "job.json", "stages.json", "checkpoints"
 Tell = Callable[[str], None]
@@ -98,16 +99,6 @@ class MissingWeightsError(Exception):
     """The weights cannot be had: the row is skipped, which is no failure."""
 
 
-def rank() -> int:
-    """This process's number where torchrun or SLURM started several; only number 0 writes."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-
-
-def launched_from_outside() -> bool:
-    """Whether this process is one of several that torchrun or SLURM started."""
-    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS") or 1) > 1
-
-
 def run_job(task: Task, tell: Tell) -> dict[str, Any]:
     """Run a job, or what is left of it, and write its result. ``tell`` is told the stage.
 
@@ -120,29 +111,31 @@ def run_job(task: Task, tell: Tell) -> dict[str, Any]:
     if base is not None:
         run_job(base, tell)
     with _alone(task, tell):
-        found = find_result(task.folder, task.job)
-        whole = task.model_folder.is_dir() or not task.leaves_model
+        found = agreed(find_result(task.folder, task.job))
+        whole = agreed(task.model_folder.is_dir() or not task.leaves_model)
         if found is None or is_stale(found, source_hash()) or not whole:
-            return _run(task, tell)
+            found = _run(task, tell)
+        if is_first():
+            _clear(task.own_folder)
         return found
 
 
 @contextmanager
 def _alone(task: Task, tell: Tell) -> Iterator[None]:
-    """Hold the job's lock, which goes with the process. Processes of one job, which started together, share it."""
-    if launched_from_outside():
-        yield
-        return
+    """Hold the job's lock, which goes with the process; of processes that share the job the first one holds it."""
     from filelock import FileLock, Timeout
 
     path = task.folder / "locks" / f"{task.job.key}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        tell("wait for another process with the same job")
-        lock.acquire()
+    lock, patience, held = FileLock(path), 0.0, False
+    while not held:
+        if is_first():
+            with suppress(Timeout):
+                lock.acquire(timeout=patience)
+        held = agreed(lock.is_locked)  # now and then, since those who share the job do not wait for ever
+        if not held and not patience:
+            tell("wait for another process with the same job")
+            patience = 60.0
     try:
         yield
     finally:
@@ -156,27 +149,34 @@ def _run(task: Task, tell: Tell) -> dict[str, Any]:
 
     folder = task.own_folder
     description = {"table": task.table, "row": task.row, "source": source_hash(), "job": task.job.as_json()}
-    if rank() == 0:
+    if is_first():
         before = read_json(folder / JOB)
         if before is None or before.get("source") != description["source"]:
             shutil.rmtree(folder, ignore_errors=True)  # begun by another source: its half would spoil the rest
+            write_json(folder / JOB, description)
         (folder / ERROR).unlink(missing_ok=True)
-        write_json(folder / JOB, description)
-    with tracked(task) if task.wandb and rank() == 0 else nullcontext() as run:
+    with tracked(task) if task.wandb and is_first() else nullcontext() as run:
         measured = perform(task, tell, run)
         result = {"format": 1, "table": task.table, "row": task.row, "job": task.job.as_json(), **measured}
         log_result(run, task, measured)
-    if rank() == 0:
+    if is_first():
         write_json(folder / RESULT, result)
-        (folder / STAGES).unlink(missing_ok=True)
-        for leftover in (folder / CHECKPOINTS, *folder.glob(".*")):
-            shutil.rmtree(leftover, ignore_errors=True)
     return result
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a job's result makes needless, and what killed processes left unfinished."""
+    (folder / STAGES).unlink(missing_ok=True)
+    for leftover in (folder / CHECKPOINTS, *folder.glob(f".*{TEMPORARY}")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def record_failure(task: Task, reason: str) -> None:
     """Keep the one-line reason, for the report."""
     from lowrank_vit.files import write_json
 
-    if rank() == 0:
+    if is_first():
         write_json(task.own_folder / ERROR, {"row": task.row, "reason": reason})

@@ -16,7 +16,7 @@ from experiments.memory import DigitsInMemory
 from experiments.plan import EMBEDDED
 from experiments.quantising import quantised
 from experiments.results import find_result, read_json
-from experiments.run import STAGES, MissingWeightsError, Task, Tell, base_task, rank
+from experiments.run import CHECKPOINTS, STAGES, MissingWeightsError, Task, Tell, base_task
 from experiments.tracking import log_compression
 from experiments.training import trained
 from lowrank_vit import cost, provenance, storage
@@ -25,6 +25,7 @@ from lowrank_vit.errors import InputError
 from lowrank_vit.evaluate import evaluate
 from lowrank_vit.files import write_json
 from lowrank_vit.models import load_model
+from lowrank_vit.parallel import agreed, is_first
 from lowrank_vit.pipeline import compress
 from lowrank_vit.report import z_summary
 from lowrank_vit.steps import Images, resolve_device
@@ -57,24 +58,17 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
     log_compression(run, ledger.found["report"])
     teacher = model if job.distill_epochs or job.full else None
     del model
-    if "before" not in ledger.found:
-        with ledger.stage("evaluate", "evaluate before training"):
-            score = evaluate(compressed, data, **_evaluation(task))
-        ledger.keep("before", score)
+    _score(task, compressed, data, ledger, "before", "evaluate before training")
     if job.epochs or job.distill_epochs:
         tuned = trained(task, compressed, teacher, data, ledger, run)
-        with ledger.stage("evaluate", "evaluate"):
-            score = evaluate(tuned, data, **_evaluation(task))
-        ledger.keep("after", score)
+        _score(task, tuned, data, ledger, "after", "evaluate")
     return _result(task, ledger, dense, data.calibration_record)
 
 
 def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:
     """The result of a job with ``bits``, beside the accuracy of what was rounded."""
     small = quantised(task, model, ledger)
-    with ledger.stage("evaluate", "evaluate"):
-        score = evaluate(small, data, **_evaluation(task))
-    ledger.keep("after", score)
+    _score(task, small, data, ledger, "after", "evaluate")
     result = _result(task, ledger, dense, None if task.job.recipe is None else data.calibration_record)
     base = base_task(task)
     exact = None if base is None else find_result(base.folder, base.job)
@@ -91,6 +85,15 @@ def _load(task: Task) -> nn.Module:
         raise
 
 
+def _score(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, when: str, said: str) -> None:
+    """Accuracy before or after training, unless it is known already."""
+    if when in ledger.found:
+        return
+    with ledger.stage("evaluate", said):
+        score = evaluate(model, data, **_evaluation(task))
+    ledger.keep(when, score)
+
+
 def _evaluation(task: Task) -> dict[str, Any]:
     return {**task.hardware.options, "progress": False}
 
@@ -98,7 +101,7 @@ def _evaluation(task: Task) -> dict[str, Any]:
 def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     """Accuracy and size of the dense model: measured once for each model and set of images."""
     path = task.folder / "dense" / f"{task.job.dense_key}.json"
-    known = read_json(path)
+    known = agreed(read_json(path))
     if known is not None and known["source"] == provenance.source_hash():
         return known
     size = cost.input_size(model)
@@ -108,7 +111,7 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
         "params": cost.parameter_count(model),
         "macs": None if size is None else cost.multiply_accumulates(model, size),
     }
-    if rank() == 0:
+    if is_first():
         write_json(path, found)
     return found
 
@@ -116,7 +119,7 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
 def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
     """The compressed model, before fine-tuning, and its report in the ledger."""
     folder, job = task.own_folder / "compressed", task.job
-    if "report" in ledger.found and storage.is_saved_model(folder):
+    if "report" in ledger.found and agreed(storage.is_saved_model(folder)):
         return storage.load(folder)
     with ledger.stage("compress", f"compress by {job.recipe}"):
         calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
@@ -128,8 +131,9 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -
             held_out=Images(data.held_out_dataloader(), data.held_out_fingerprint),
             seed=job.seed,
             device=task.hardware.device,
+            checkpoint_dir=task.own_folder / CHECKPOINTS,
         )
-        if rank() == 0 and not storage.is_saved_model(folder):  # an interrupted run may have saved it
+        if is_first() and not storage.is_saved_model(folder):  # an interrupted run may have saved it
             storage.save(compressed.cpu(), folder, report)
     ledger.keep("report", report)
     return compressed

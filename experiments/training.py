@@ -8,11 +8,12 @@ from torch import nn
 
 from experiments.curves import finetune_loggers
 from experiments.ledger import EpochTeller, Ledger
-from experiments.run import CHECKPOINTS, Task, rank
+from experiments.run import CHECKPOINTS, Task
 from lowrank_vit import storage
 from lowrank_vit.data import ImageData
 from lowrank_vit.distill import PROTOCOL, distill
 from lowrank_vit.finetune import fit
+from lowrank_vit.parallel import agreed, is_first
 
 
 def trained(
@@ -24,7 +25,7 @@ def trained(
     """
     folder, job = task.model_folder, task.job
     entry = "distillation" if job.distill_epochs else "finetune"
-    if entry in ledger.found and storage.is_saved_model(folder):
+    if entry in ledger.found and agreed(storage.is_saved_model(folder)):
         return storage.load(folder)
     options = _options(task, job.distill_epochs or job.epochs, ledger, run)
     with ledger.stage(*(("distill", "distil") if job.distill_epochs else ("finetune", "fine-tune"))):
@@ -34,7 +35,7 @@ def trained(
         else:
             tuned = fit(model, data, lr=job.lr, teacher=teacher, full=job.full, **options)
             small, protocol, described = tuned.model, tuned.protocol, tuned.describe()
-        if rank() == 0 and not storage.is_saved_model(folder):
+        if is_first() and not storage.is_saved_model(folder):
             storage.save(small.cpu(), folder, {**ledger.found["report"], "protocol": protocol, entry: described})
     ledger.keep(entry, described)
     return small
@@ -42,9 +43,7 @@ def trained(
 
 def _options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any]:
     """What either training is told: hardware, epochs, who listens, and where it goes on after an interruption."""
-    loggers = finetune_loggers(run)
-    if task.hardware.processes == 1:  # what it tells to cannot be sent to other processes
-        loggers.insert(0, EpochTeller(ledger.tell, epochs))
+    loggers = [EpochTeller(ledger.tell, epochs), *finetune_loggers(run)]
     return {
         **task.hardware.options,
         "precision": task.hardware.precision,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from experiments.pool import DONE, Outcome
+from experiments.attempt import DONE, Outcome
 from experiments.run import Task
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +20,12 @@ from torch import nn
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
 from lowrank_vit.attention import LowRankAttention
-from lowrank_vit.decompose import ATTENTIONS, MLPS, AttentionDecomposition, MlpDecomposition
 from lowrank_vit.decompose.interpolate import refitted
-from lowrank_vit.errors import InputError
+from lowrank_vit.half_steps import decompose_halves, methods_of, needs_of, part_curves
 from lowrank_vit.halves import dense_linear, find_halves, fold_attention, fold_mlp
 from lowrank_vit.measured import Replay, corrected
 from lowrank_vit.parts import (
-    HIDDEN,
     QUERY_KEY,
-    VALUE,
-    AttentionSite,
     Directions,
     HalfSite,
     Kept,
@@ -37,65 +35,13 @@ from lowrank_vit.parts import (
     last_part,
     part_name,
 )
+from lowrank_vit.phases import Phases, identity
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
 from lowrank_vit.refit import OutputRefit, check_refit
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
-
-
-def methods_of(recipe: Recipe) -> tuple[AttentionDecomposition, MlpDecomposition]:
-    """The recipe's decompositions, with their default fields."""
-    assert recipe.attention is not None
-    assert recipe.mlp is not None
-    attention: type[AttentionDecomposition] = ATTENTIONS.get(recipe.attention)
-    mlp: type[MlpDecomposition] = MLPS.get(recipe.mlp)
-    return attention(), mlp()
-
-
-def needs_of(recipe: Recipe, sites: Sequence[HalfSite]) -> dict[str, frozenset[str]]:
-    """The statistics of every linear layer that they are collected at."""
-    attention, mlp = methods_of(recipe)
-    needs: dict[str, frozenset[str]] = {}
-    for site in sites:
-        wanted = attention.needs if isinstance(site, AttentionSite) else mlp.needs
-        needs |= {linear.name: own for linear, own in zip(site.linears, wanted, strict=True)}
-    return needs
-
-
-def decompose_halves(
-    model: nn.Module,
-    recipe: Recipe,
-    sites: Sequence[HalfSite],
-    moments: Mapping[str, Moments],
-    progress: bool,
-) -> dict[str, Part | Logits]:
-    """All parts of all halves. Raises ``InputError`` that names the half whose statistics cannot be used."""
-    attention, mlp = methods_of(recipe)
-    parts: dict[str, Part | Logits] = {}
-    for site in track(sites, "decompose", shown=progress):
-        output = site.linears[-1]
-        weight, own = dense_linear(model, output)[0], moments[output.name]
-        try:
-            if isinstance(site, MlpSite):
-                parts[part_name(site, HIDDEN)] = mlp(site, weight, own)
-                continue
-            qkv = moments[site.qkv.name]
-            parts[part_name(site, QUERY_KEY)] = attention.logits(site, *dense_linear(model, site.qkv), qkv)
-            parts[part_name(site, VALUE)] = attention.values(site, weight, own)
-        except (torch.linalg.LinAlgError, ValueError) as error:
-            raise InputError(f"{site.name!r} cannot be decomposed: {error}") from error
-    return parts
-
-
-def part_curves(sites: Sequence[HalfSite], parts: Mapping[str, Directions], multiple: int) -> list[ErrorCurve]:
-    """What the allocator chooses from: one curve for every part."""
-    return [
-        parts[name].curve(name, costs, multiple)
-        for site in sites
-        for name, costs in ((part_name(site, part), costs) for part, costs in site.parts.items())
-    ]
 
 
 def block_budget(model: nn.Module, recipe: Recipe, reduction: float) -> int:
@@ -126,6 +72,7 @@ class BlockAnalysis:
     seed: int
     watch: Stopwatch
     progress: bool
+    phases: Phases
 
     def plan(self, reduction: float) -> RankPlan:
         """How much of every part is kept when the whole model has lost ``reduction`` of its parameters.
@@ -141,7 +88,7 @@ class BlockAnalysis:
         points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in self.curves}
         for _ in range(self.recipe.measured):
             with self.watch("measure"):
-                for name, point in self._measure(plan).items():
+                for name, point in self.phases.of(dict(plan.ranks))("measure", partial(self._measure, plan)).items():
                     points[name].append(point)
             curves = [corrected(curve, points[curve.name]) for curve in self.curves]
             with self.watch("allocate"):
@@ -178,7 +125,7 @@ class BlockAnalysis:
                 if any(count is not None for count in counts.values()):
                     small, kept[site.name] = self._small(site, counts)
                     replace_module(compressed, site.name, small)
-        refit = self._refit(compressed) if self.recipe.refit and kept else {}
+        refit = self._refit(compressed, dict(plan.ranks)) if self.recipe.refit and kept else {}
         methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
         entries = {
             "format": report.FORMAT,
@@ -221,17 +168,22 @@ class BlockAnalysis:
         directions, pair = logits.units.kept(counts[QUERY_KEY]), (logits.query, logits.key)
         return fold_attention(self.model, site, pair, directions, part.basis, chosen, rows, bias), kept
 
-    def _refit(self, compressed: nn.Module) -> dict[str, Any]:
+    def _refit(self, compressed: nn.Module, counts: Mapping[str, int | None]) -> dict[str, Any]:
         """Refit the outputs under the smaller prefix; the ridges, and the divergence on held-out images before and after."""
         found: dict[str, Any] = {}
         if self.unseen is not None:
             found["kl_held_out_before"] = report.divergence(self.model, compressed, self.unseen.each())
         positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
         sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
+
+        def refit() -> dict[str, Any]:
+            ridges = OutputRefit()(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
+            return {"ridges": ridges, "weights": compressed.state_dict()}
+
         with self.watch("refit"):
-            found["ridges"] = OutputRefit()(
-                self.model, compressed, sensitivities, self.images.each(), progress=self.progress
-            )
+            kept = self.phases.of(counts)("refit", refit)
+        compressed.load_state_dict(kept["weights"])
+        found["ridges"] = kept["ridges"]
         if self.unseen is not None:
             found["kl_held_out"] = report.divergence(self.model, compressed, self.unseen.each())
         return {"refit": found}
@@ -261,6 +213,7 @@ def analyse_blocks(
     seed: int,
     watch: Stopwatch,
     progress: bool,
+    checkpoint_dir: Path | None,
 ) -> BlockAnalysis:
     """What ``pipeline.analyse`` does, for whole halves. The model is taken as it is, and not changed."""
     sites = find_halves(model)
@@ -274,9 +227,24 @@ def analyse_blocks(
         outputs = [site.linears[-1] for site in sites]
         with watch("held_out"):
             unseen_moments = collect(model, outputs, frozenset({"input_second"}), unseen, seed, progress)
+    key = identity(model, moments, asdict(recipe), seed) if checkpoint_dir else ""
+    phases = Phases(checkpoint_dir, key, device)
     with watch("decompose"):
-        parts = decompose_halves(model, recipe, sites, moments, progress)
+        parts = phases("decompose", lambda: decompose_halves(model, recipe, sites, moments, progress))
     curves = part_curves(sites, {name: part.units for name, part in parts.items()}, recipe.rank_multiple)
     return BlockAnalysis(
-        model, recipe, sites, seen, unseen, moments, unseen_moments, parts, curves, device, seed, watch, progress
+        model,
+        recipe,
+        sites,
+        seen,
+        unseen,
+        moments,
+        unseen_moments,
+        parts,
+        curves,
+        device,
+        seed,
+        watch,
+        progress,
+        phases,
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lowrank_vit.errors import InputError
 from lowrank_vit.files import write_tensors
+from lowrank_vit.parallel import gathered, is_first_here
 from lowrank_vit.records import Moments
 
 FORMAT = 1  # of the statistics: raise it when their meaning changes
@@ -38,21 +41,39 @@ def moments_key(model: nn.Module, images: str, sites: Iterable[str], needs: Iter
 
 
 def cached_moments(key: str, compute: Callable[[], dict[str, Moments]]) -> dict[str, Moments]:
-    """What is cached under ``key``, else what ``compute`` gives, which is then cached. A broken file is made anew."""
+    """What is cached under ``key``, else what ``compute`` gives, which is then cached. A broken file is made anew.
+
+    Of several processes all compute together unless each has found it. Where it cannot be cached, a warning says so.
+    """
     path = cache_folder() / "moments" / f"{key}.safetensors"
-    if path.exists():
-        try:
-            return _read(path)
-        except (SafetensorError, OSError, ValueError, KeyError):
-            path.unlink(missing_ok=True)
+    known = _read(path)
+    if all(gathered(known is not None)) and known is not None:
+        return known
     moments = compute()
-    tensors = {f"{name}|{key}": total for name, own in moments.items() for key, total in own.sums.items()}
-    counts = {name: [own.images, own.tokens] for name, own in moments.items()}
-    write_tensors(path, tensors, {"counts": json.dumps(counts)})
+    if known is None and is_first_here():
+        _write(path, moments)
     return moments
 
 
-def _read(path: Path) -> dict[str, Moments]:
+def _write(path: Path, moments: Mapping[str, Moments]) -> None:
+    tensors = {f"{name}|{key}": total for name, own in moments.items() for key, total in own.sums.items()}
+    counts = {name: [own.images, own.tokens] for name, own in moments.items()}
+    try:
+        write_tensors(path, tensors, {"counts": json.dumps(counts)})
+    except InputError as error:  # a full disk, perhaps: what they are needed for can still be done
+        warnings.warn(f"the statistics are not cached: {error}", stacklevel=3)
+
+
+def _read(path: Path) -> dict[str, Moments] | None:
+    if not path.exists():
+        return None
+    try:
+        return _load(path)
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+
+
+def _load(path: Path) -> dict[str, Moments]:
     with safe_open(path, "pt") as file:
         counts = json.loads(file.metadata()["counts"])
         sums: dict[str, dict] = {name: {} for name in counts}

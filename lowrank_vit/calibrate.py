@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.errors import InputError
 from lowrank_vit.observe import NEED_GRADIENT, Accumulator, Batch, resolve
+from lowrank_vit.parallel import rank_and_world
 from lowrank_vit.progress import track
 from lowrank_vit.records import Moments, Site
 from lowrank_vit.sites import get_linear
@@ -93,7 +94,7 @@ def _accumulators(
 
 def _reduce(moments: Mapping[str, Moments]) -> dict[str, Moments]:
     """The sum over all processes, where there are several."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if rank_and_world()[1] == 1:
         return dict(moments)
     merged = {}
     for name, own in moments.items():
@@ -105,17 +106,21 @@ def _reduce(moments: Mapping[str, Moments]) -> dict[str, Moments]:
     return merged
 
 
-def _check(moments: Mapping[str, Moments], sites: Sequence[Site]) -> None:
-    for site in sites:
-        own = moments[site.name]
+def _check_called(accumulators: Sequence[Accumulator]) -> None:
+    for own in accumulators:
         if not own.images:
             raise InputError(
-                f"layer {site.name!r} is never called as a module, so its input cannot be seen: leave it out by --sites"
+                f"layer {own.site.name!r} is never called as a module, so its input cannot be seen: leave it out by --sites"
             )
-        bad = [name for name, total in own.sums.items() if not torch.isfinite(total).all()]
+
+
+def _check_finite(moments: Mapping[str, Moments]) -> None:
+    """Of the sums of all processes, so that all of them stop."""
+    for name, own in moments.items():
+        bad = [statistic for statistic, total in own.sums.items() if not torch.isfinite(total).all()]
         if bad:
             raise InputError(
-                f"the activations of layer {site.name!r} are not finite ({bad[0]}): check the weights and the images"
+                f"the activations of layer {name!r} are not finite ({bad[0]}): check the weights and the images"
             )
 
 
@@ -163,7 +168,10 @@ def calibrate(
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
     if not batch.images:
-        raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
-    moments = {own.site.name: own.moments() for own in accumulators}
-    _check(moments, sites)
-    return _reduce(moments)
+        raise InputError(
+            "no images to calibrate on: the data set or --calibration-samples is empty, or has fewer than the processes"
+        )
+    _check_called(accumulators)
+    moments = _reduce({own.site.name: own.moments() for own in accumulators})
+    _check_finite(moments)
+    return moments

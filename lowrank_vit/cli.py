@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lowrank_vit.commands import compress, distill, evaluate, finetune, inspect, quantize
 from lowrank_vit.commands import list as list_names
-from lowrank_vit.errors import InputError
+from lowrank_vit.errors import InputError, disk_failed
 
 VERBS = (compress, evaluate, finetune, distill, quantize, inspect, list_names)
 
@@ -31,13 +31,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
     try:
-        args.run(args)
+        _run(args)
     except InputError as error:
         sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+    except OSError as error:
+        if not disk_failed(error):
+            raise
+        sys.exit(_fail(f"{error}: free some space, then run again; what was finished before is kept"))
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept whole, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(args: argparse.Namespace) -> None:
+    """The verb, in as many processes as it is to have."""
+    if "devices" not in args:
+        args.run(args)
+        return
+    from lowrank_vit.commands.arguments import lightning_accelerator
+    from lowrank_vit.launch import launch
+
+    launch(args.run, args, devices=args.devices, accelerator=lightning_accelerator(args))
 
 
 def _fail(message: str) -> int:

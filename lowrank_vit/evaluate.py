@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.strategies import Strategy
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from torchmetrics import Metric
 
 from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import rank_and_world
 from lowrank_vit.trainer import make_trainer, quiet_run
 
 EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
@@ -94,7 +94,7 @@ def shard(loader: DataLoader) -> DataLoader:
 
     A loader with a sampler of its own is taken to be sharded already. Raises ``InputError`` for an iterable data set.
     """
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    rank, world = rank_and_world()
     if world == 1:
         return loader
     if isinstance(loader.dataset, IterableDataset):
@@ -104,7 +104,7 @@ def shard(loader: DataLoader) -> DataLoader:
     return DataLoader(
         loader.dataset,
         batch_size=loader.batch_size or 1,
-        sampler=range(dist.get_rank(), len(loader.dataset), world),  # type: ignore[arg-type]
+        sampler=range(rank, len(loader.dataset), world),  # type: ignore[arg-type]
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -72,6 +72,7 @@ class PartialFineTune(SeededTraining):
 
     share = "partial"
     names = staticmethod(partial_parameters)
+    last_top1: Tensor
 
     def __init__(
         self,
@@ -95,7 +96,12 @@ class PartialFineTune(SeededTraining):
         self.save_hyperparameters(ignore=["model", "teacher", "run"])
         self.save_hyperparameters({"distilled": teacher is not None, **(run or {})})
         self.top1 = MeanMetric()
-        self.val_top1: float | None = None  # percent, of the last epoch; None where none was run
+        self.register_buffer("last_top1", torch.tensor(float("nan")))  # a buffer, since checkpoints hand it on
+
+    @property
+    def val_top1(self) -> float | None:
+        """Percent, of the last epoch; None where none was validated."""
+        return None if self.last_top1.isnan() else self.last_top1.item()
 
     @property
     def protocol(self) -> str:
@@ -144,7 +150,8 @@ class PartialFineTune(SeededTraining):
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's accuracy."""
-        self.log("val_top1", self.top1.compute(), prog_bar=True, sync_dist=True, reduce_fx="max")
+        self.last_top1.copy_(self.top1.compute())
+        self.log("val_top1", self.last_top1, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the trained parameters, and its schedule."""
@@ -199,7 +206,7 @@ def fit(
         run = {"precision": precision, "processes": devices * num_nodes}
         kind = FullFineTune if full else PartialFineTune
         module = kind(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)
-        trainer = train(
+        train(
             module,
             data_module,
             epochs=epochs,
@@ -213,6 +220,4 @@ def fit(
             precision=precision,
             progress=progress,
         )
-        if "val_top1" in trainer.callback_metrics:
-            module.val_top1 = trainer.callback_metrics["val_top1"].item()
     return module

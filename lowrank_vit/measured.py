@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from lowrank_vit.parallel import gathered, rank_and_world
 from lowrank_vit.records import ErrorCurve
 from lowrank_vit.sites import replace_module
 from lowrank_vit.streams import first_inputs, steps_of
@@ -29,7 +29,8 @@ LEAST = 1e-12  # nats: a smaller prediction is none
 class Replay:
     """The streams of some images through a dense model, from which it can be finished with one module exchanged.
 
-    ``images``: at most that many of the batches, (B, C, H, W), are looked at. With several processes, each has its own.
+    ``images``: the first so many of the batches, (B, C, H, W), are looked at, or all if there are fewer; of several
+    processes, each has every world-th of them.
     Raises ``InputError`` for a model whose blocks are of another kind.
     """
 
@@ -38,7 +39,8 @@ class Replay:
         self._steps = steps_of(model)
         device, first = next(model.parameters()).device, next(iter(self._steps.values()))
         with torch.no_grad():
-            few = (batch.to(device) for batch in _first(batches, images))
+            own = len(range(rank_and_world()[0], images, rank_and_world()[1]))
+            few = (batch.to(device) for batch in _first(batches, own))
             x = torch.cat(list(first_inputs(model, first, few)))
             self._inputs = {}
             for name, step in self._steps.items():
@@ -56,11 +58,8 @@ class Replay:
                 x = self._steps[step](x)
             log_q = self._finish(x)
         log_p = self._dense
-        sums = torch.tensor([float((log_p.exp() * (log_p - log_q)).sum()), len(x)], dtype=torch.float64)
-        if dist.is_available() and dist.is_initialized():
-            sums = sums.to(x.device)
-            dist.all_reduce(sums)
-        return float(sums[0] / sums[1])
+        found = gathered((float((log_p.exp() * (log_p - log_q)).sum()), len(x)))
+        return sum(total for total, _ in found) / sum(count for _, count in found)
 
     def _finish(self, x: Tensor) -> Tensor:
         """Log-probabilities, (B, classes), float64, of the stream after the last step."""

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from lowrank_vit.compensate import Compensation
 from lowrank_vit.compensate.solve import Solution, solve
 from lowrank_vit.errors import InputError
 from lowrank_vit.fold import CutLayer, fold
+from lowrank_vit.parallel import layout
+from lowrank_vit.phases import Phases, identity, shared
 from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.records import ErrorCurve, Factors, Moments, RankPlan, Site
@@ -30,6 +33,7 @@ from lowrank_vit.steps import (
     budget_for,
     collect,
     compensation_of,
+    cubic_cost,
     decompose,
     dense_weight,
     error_curves,
@@ -54,6 +58,7 @@ class Analysis:
     seed: int
     watch: Stopwatch
     progress: bool
+    phases: Phases
 
     def plan(self, reduction: float) -> RankPlan:
         """The ranks at which the whole model has lost ``reduction`` of its parameters, met to within one rank.
@@ -82,7 +87,7 @@ class Analysis:
         ranks = {site: rank for site in self.sites if (rank := plan.ranks[site.name]) is not None}
         factors = {site.name: self.factors[site.name].cut(rank) for site, rank in ranks.items()}
         residuals = {name: weights[name] - u @ v.T for name, (u, v) in factors.items()}
-        solutions, least = self._compensate(residuals)
+        solutions, least = self._compensate(residuals, self.phases.of(dict(plan.ranks)))
         layers = {}
         for site, rank in ranks.items():
             (u, v), error, z = factors[site.name], residuals[site.name], solutions.get(site.name)
@@ -99,7 +104,9 @@ class Analysis:
             layers[site.name] = CutLayer(site, rank, u, v, correction, entry, shift, weights[site.name] - error)
         return layers, solutions
 
-    def _compensate(self, residuals: Mapping[str, Tensor]) -> tuple[Mapping[str, Solution], dict[str, float]]:
+    def _compensate(
+        self, residuals: Mapping[str, Tensor], phases: Phases
+    ) -> tuple[Mapping[str, Solution], dict[str, float]]:
         """Z of every layer by the recipe's solver, and the least loss that the closed form reaches there."""
         method = compensation_of(self.recipe)
         if method is None or not residuals:
@@ -107,30 +114,48 @@ class Analysis:
         moments = {
             name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
         }
+        costs = {site.name: cubic_cost(site) for site in self.sites if site.name in residuals}
+
+        def closed_form() -> dict[str, Solution]:
+            def work(names: Sequence[str]) -> dict[str, Solution]:
+                return solve(method, {name: residuals[name] for name in names}, moments, progress=self.progress)
+
+            return shared(costs, work, self.device)
+
         if self.recipe.solver == "closed_form":
             with self.watch("compensate"):
-                found: Mapping[str, Solution] = solve(method, residuals, moments, progress=self.progress)
+                found: Mapping[str, Solution] = phases("compensate", closed_form)
             best = found
         else:
             with self.watch("compensate"):
-                found = self._descend(method, residuals, moments)
+                found = phases("compensate", lambda: self._descend(method, residuals, moments, costs, phases))
             with self.watch("closed_form"):
-                best = solve(method, residuals, moments)
+                best = phases("closed_form", closed_form)
         return found, {name: own.loss_after for name, own in best.items()}
 
     def _descend(
-        self, method: Compensation, residuals: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+        self,
+        method: Compensation,
+        residuals: Mapping[str, Tensor],
+        moments: Mapping[str, Tensor],
+        costs: Mapping[str, float],
+        phases: Phases,
     ) -> Mapping[str, Solution]:
         """Z of every layer by one of the gradient solvers."""
         options: dict[str, Any] = {"steps": self.recipe.steps, "seed": self.seed, "progress": self.progress}
         if self.recipe.solver != "minibatch":
-            return solve(method, residuals, moments, solver=self.recipe.solver, **options)
+
+            def work(names: Sequence[str]) -> dict[str, Solution]:
+                own = {name: residuals[name] for name in names}
+                return solve(method, own, moments, solver=self.recipe.solver, **options)
+
+            return shared(costs, work, self.device)
         from lowrank_vit.compensate.module import compensate_minibatch  # Lightning takes seconds to import
 
         accelerator = "gpu" if self.device.type == "cuda" else "cpu"
-        return compensate_minibatch(
-            self.model, method, residuals, moments, self.images.tensor(), accelerator=accelerator, **options
-        )
+        options |= {"accelerator": accelerator, "checkpoint_dir": phases.place("minibatch")}
+        options["devices"], options["num_nodes"] = layout()
+        return compensate_minibatch(self.model, method, residuals, moments, self.images.tensor(), **options)
 
     def _report(
         self,
@@ -169,21 +194,25 @@ def analyse(
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
+    checkpoint_dir: str | Path | None = None,
 ) -> Analysis | BlockAnalysis:
     """Collect the statistics that ``recipe`` needs and decompose every site; the model itself is not changed.
 
     ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
     ``moments``: what ``calibrate`` collected on the same images before; then they are not gone through again.
+    ``checkpoint_dir``: each phase ends in a file there, by which a later call for the same goes on where an interrupted
+    one stood, to the same bits; remove the folder when the model is saved. Of several processes (``torch.distributed``)
+    each has its share of the batches, and all get the whole result.
     Raises ``InputError`` with one line for whatever cannot be done.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     seen = calibration if isinstance(calibration, Images) else Images(calibration)
     unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
     where, watch = resolve_device(device), Stopwatch()
-    model = copy.deepcopy(model).to(where).eval()
+    model, folder = copy.deepcopy(model).to(where).eval(), None if checkpoint_dir is None else Path(checkpoint_dir)
     if recipe.halves:
         _all_blocks(sites)
-        return analyse_blocks(model, seen, recipe, unseen, moments, where, seed, watch, progress)
+        return analyse_blocks(model, seen, recipe, unseen, moments, where, seed, watch, progress, folder)
     chosen = find_sites(model, sites)
     needs = statistics_needed(recipe)
     with watch("calibrate"):
@@ -193,10 +222,14 @@ def analyse(
         whole = frozenset({"input_second" if "input_second" in needs else "second"})
         with watch("held_out"):
             unseen_moments = collect(model, chosen, whole, unseen, seed, progress)
+    key = identity(model, moments, asdict(recipe), seed) if folder else ""
+    phases = Phases(folder, key, where)
     with watch("decompose"):
-        factors = decompose(model, recipe, chosen, moments, progress)
+        factors = phases("decompose", lambda: decompose(model, recipe, chosen, moments, progress))
     curves = error_curves(recipe, chosen, {name: own.loss for name, own in factors.items()})
-    return Analysis(model, recipe, chosen, seen, moments, unseen_moments, factors, curves, where, seed, watch, progress)
+    return Analysis(
+        model, recipe, chosen, seen, moments, unseen_moments, factors, curves, where, seed, watch, progress, phases
+    )
 
 
 def _all_blocks(sites: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.errors import InputError
 from lowrank_vit.metric import cholesky_root
+from lowrank_vit.parallel import rank_and_world
 from lowrank_vit.progress import track
 from lowrank_vit.records import as_float64
 from lowrank_vit.streams import (
@@ -63,7 +64,7 @@ class Regression:
 
     def gather(self) -> None:
         """Add up over the processes, where there are several."""
-        if dist.is_available() and dist.is_initialized():
+        if rank_and_world()[1] > 1:
             for total in self.sums.values():
                 dist.all_reduce(total)
 
@@ -157,7 +158,8 @@ class OutputRefit:
         folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
         share = sensitivity.float() / sensitivity.sum().clamp_min(torch.finfo(torch.float64).tiny)
         weights = 1 - self.sensitivity + self.sensitivity * len(share) * share
-        seen = 0
+        rank, world = rank_and_world()
+        seen = rank  # the images go round the processes: their number over all of them decides the fold
         for x, y in ((x.to(device), y.to(device)) for x, y in streams):
             target = x + branch(old, half, x)
             targets.append(target.cpu())
@@ -166,9 +168,9 @@ class OutputRefit:
             there = tokens_of(old, half, torch.ones_like(y[..., :1])).squeeze(-1)  # padding is nobody's output
             rows, h = (weights.to(there) * there).float(), h.reshape(*error.shape[:2], -1).float()
             for index, fold in enumerate(folds):
-                part = slice((index - seen) % self.folds, None, self.folds)
+                part = (torch.arange(len(x), device=device) * world + seen) % self.folds == index
                 fold.add(h[part].flatten(0, 1), error[part].flatten(0, 1), rows[part].flatten())
-            seen += len(x)
+            seen += len(x) * world
         for fold in folds:
             fold.gather()
         change, shift, ridge = cross_validated(folds, self.ridges)

@@ -15,6 +15,7 @@ from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
 from lowrank_vit.halves import dense_linear
 from lowrank_vit.metric import output_metric
+from lowrank_vit.parallel import gathered
 from lowrank_vit.parts import HalfSite, Kept
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, LayerReport, Moments, Site
@@ -150,13 +151,14 @@ def half_report(
 
 
 def divergence(dense: nn.Module, compressed: nn.Module, batches: Iterable[Tensor]) -> float:
-    """The mean of ``KL(dense || compressed)`` over images, in nats."""
+    """The mean of ``KL(dense || compressed)`` over the images of all processes, in nats."""
     device, total, count = next(dense.parameters()).device, 0.0, 0
     with torch.inference_mode():
         for images in (batch.to(device) for batch in batches):
             log_p, log_q = (model(images).double().log_softmax(-1) for model in (dense, compressed))
             total, count = total + float((log_p.exp() * (log_p - log_q)).sum()), count + len(images)
-    return total / count
+    totals, counts = zip(*gathered((total, count)), strict=True)
+    return sum(totals) / sum(counts)
 
 
 def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from lowrank_vit.calibrate import LABELS, calibrate
 from lowrank_vit.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.decompose import DECOMPOSITIONS
 from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import gathered
+from lowrank_vit.phases import shared
 from lowrank_vit.progress import track
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import ErrorCurve, Factors, Moments, Site, as_float64
@@ -39,8 +41,12 @@ class Images:
     record: dict[str, Any] | None = None
 
     def tensor(self) -> Tensor:
-        """All images in memory, (N, C, H, W)."""
-        return torch.cat(list(self.each()))
+        """All images in memory, (N, C, H, W); of several processes, which take turns at them, those of all."""
+        shares = gathered(torch.cat(list(self.each())))
+        whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
+        for rank, share in enumerate(shares):
+            whole[rank :: len(shares)] = share
+        return whole
 
     def each(self) -> Iterator[Tensor]:
         """The batches without labels, (B, C, H, W)."""
@@ -108,23 +114,37 @@ def collect(
 def decompose(
     model: nn.Module, recipe: Recipe, sites: Sequence[Site], moments: Mapping[str, Moments], progress: bool
 ) -> dict[str, Factors]:
-    """All directions of every site. Raises ``InputError`` that names the layer whose statistics cannot be used."""
+    """All directions of every site, shared out among the processes by cost.
+
+    Raises ``InputError`` that names the layer whose statistics cannot be used.
+    """
     assert recipe.decomposition is not None
-    method, factors = DECOMPOSITIONS.get(recipe.decomposition)(), {}
-    for site in track(sites, "decompose", shown=progress):
-        try:
-            own = method(dense_weight(model, site), moments[site.name])
-        except (torch.linalg.LinAlgError, ValueError) as error:
-            raise InputError(
-                f"layer {site.name!r} cannot be decomposed by {recipe.decomposition!r}: {error}"
-            ) from error
-        if own.ridge > 0:
-            logger.info("layer %s: the statistics took a relative ridge of %g", site.name, own.ridge)
-        factors[site.name] = own
+    method: Callable[[Tensor, Moments], Factors] = DECOMPOSITIONS.get(recipe.decomposition)()
+    device, by_name = next(model.parameters()).device, {site.name: site for site in sites}
+
+    def work(names: Sequence[str]) -> dict[str, Factors]:
+        own = {}
+        for name in track(names, "decompose", shown=progress):
+            try:
+                own[name] = method(dense_weight(model, by_name[name]), moments[name])
+            except (torch.linalg.LinAlgError, ValueError) as error:
+                raise InputError(f"layer {name!r} cannot be decomposed by {recipe.decomposition!r}: {error}") from error
+        return own
+
+    factors = shared({site.name: cubic_cost(site) for site in sites}, work, device)
+    for name, found in factors.items():
+        if found.ridge > 0:
+            logger.info("layer %s: the statistics took a relative ridge of %g", name, found.ridge)
     caps = {own.cap for site in sites if (own := factors[site.name]).cap is not None and own.cap < site.full_rank}
     if caps:
         logger.warning("the mean image caps the rank of some layers at %s (see the report)", sorted(caps))
     return factors
+
+
+def cubic_cost(site: Site) -> float:
+    """What the decomposition or the closed form of a layer takes, in proportion: eigenvectors, and products."""
+    n, d = site.in_features, site.out_features
+    return float(n**3 + n * d * min(n, d))
 
 
 def error_curves(recipe: Recipe, sites: Sequence[Site], losses: Mapping[str, Tensor]) -> list[ErrorCurve]:

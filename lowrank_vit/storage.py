@@ -6,8 +6,7 @@ What ``quantize`` made is stored with its floating values in float16; everything
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.compensate import empty_module
 from lowrank_vit.errors import InputError
-from lowrank_vit.files import write_json, write_tensors
+from lowrank_vit.files import json_text, replacing, tensor_bytes
 from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
 from lowrank_vit.sites import replace_module
 
@@ -100,18 +99,10 @@ def save(
         raise InputError("the report of this quantised model has no entry 'quantization': add what quantize returned")
     config = _config(model, report, model_args)
     check_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        write_tensors(temporary / WEIGHTS, _stored(model, "quantization" in report), {"format": "pt"})
-        write_json(temporary / "report.json", _with_sizes(report, file_bytes(temporary)))
-        write_json(temporary / "config.json", config)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with replacing(target, folder=True) as temporary:
+        (temporary / WEIGHTS).write_bytes(tensor_bytes(_stored(model, "quantization" in report), {"format": "pt"}))
+        (temporary / "report.json").write_text(json_text(_with_sizes(report, file_bytes(temporary))), "utf-8")
+        (temporary / "config.json").write_text(json_text(config), "utf-8")
 
 
 def _stored(model: nn.Module, half: bool) -> dict[str, Tensor]:
@@ -136,11 +127,9 @@ def check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists already: choose another --out, or --resume to keep a finished model")
     parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write into {parent}: {error.strerror or error}; choose another --out") from None
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "permission denied, or a read-only disk" if parent.is_dir() else "it is no folder"
+        raise InputError(f"cannot write into {parent}: {reason}; choose another --out")
 
 
 def read_json(path: Path) -> dict[str, Any]:

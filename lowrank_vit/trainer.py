@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import random
 import re
+import signal
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rich
 import torch
-import torch.distributed as dist
+from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
-from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
+from lowrank_vit.checkpoints import WholeCheckpoints
 from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import launched_from_outside, rank_and_world
 
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
 
@@ -52,6 +54,16 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a Z; it is no error, and as quick
+
+
+class QuietFabricDDP(FabricDDPStrategy):
+    """The processes of a run that is shared as a whole; they, too, say nothing."""
+
+    def setup_environment(self) -> None:
+        """A spawned process starts with fresh logging and warning filters."""
+        silence()
+        super().setup_environment()
 
 
 class QuietDDP(DDPStrategy):
@@ -69,16 +81,6 @@ class QuietDDP(DDPStrategy):
         super().setup_environment()
 
 
-def launched_from_outside() -> bool:
-    """Whether torchrun, SLURM or Lightning's own launcher has started this process as one of several."""
-    return (
-        (dist.is_available() and dist.is_initialized())
-        or TorchElasticEnvironment.detect()
-        or SLURMEnvironment.detect()
-        or LightningEnvironment().creates_processes_externally
-    )
-
-
 def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> str | Strategy:
     """Lightning's strategy for ``"auto"``, ``"ddp"`` and ``"ddp_spawn"``; any other is handed through.
 
@@ -86,46 +88,13 @@ def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> s
     where a launcher has started the processes already, it uses those.
     """
     if strategy == "auto" and devices * num_nodes > 1:
-        strategy = "ddp" if num_nodes > 1 or launched_from_outside() else "ddp_spawn"
+        started = (
+            rank_and_world()[1] > 1 or launched_from_outside() or LightningEnvironment().creates_processes_externally
+        )
+        strategy = "ddp" if num_nodes > 1 or started else "ddp_spawn"
     if strategy in ("ddp", "ddp_spawn"):
         return QuietDDP(start_method="popen" if strategy == "ddp" else "spawn")
     return strategy
-
-
-class LastCheckpoint(Checkpoint):
-    """Writes the whole state to ``path`` after each epoch; a crash leaves either the old file or the new one.
-
-    Lightning's own writer moves a file from the temporary folder, which is a copy where that is on another disk.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save beside the target, then rename."""
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(self.path)
-
-
-def check_resumable(module: LightningModule, path: Path, trained: Collection[str]) -> None:
-    """Raise ``InputError`` unless the checkpoint is of this very run: the same settings, shapes and frozen parameters."""
-    remedy = "give another folder or resume=False"
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        settings, state = dict(saved["hyper_parameters"]), saved["state_dict"]
-    except Exception as error:
-        raise InputError(f"{path} is no checkpoint of such a run ({type(error).__name__}): {remedy}") from None
-    for name, value in module.hparams.items():
-        if settings.get(name) != value:
-            raise InputError(f"{path} was trained with {name}={settings.get(name)}, not {value}: {remedy}")
-    for name, parameter in module.named_parameters():
-        other = state.get(name)
-        if other is None or other.shape != parameter.shape:
-            raise InputError(f"{path} is of another model, {name} differs in shape: {remedy}")
-        if name not in trained and not torch.equal(other, parameter.detach().cpu()):
-            raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
 
 
 def derived_seed(*entropy: int) -> int:
@@ -186,6 +155,7 @@ def make_trainer(
             strategy=choose_strategy(strategy, devices, num_nodes),
             precision=precision or "32-true",  # type: ignore[arg-type]  # checked by Lightning
             callbacks=[*bar, *(callbacks or [])],
+            plugins=[WholeCheckpoints()],
             enable_progress_bar=progress,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -218,14 +188,21 @@ def quiet_run(data: LightningDataModule | None, *models: nn.Module | None) -> It
     """Run Lightning silently on ``models`` and leave them as they were: device, mode, ``requires_grad``.
 
     ``data``, where the module has not its own, forgets its trainer, which could not be sent to a later run's processes.
-    Raises ``InputError`` also for one that was raised inside a spawned process.
+    Raises ``InputError`` also for one that was raised inside a spawned process, and ``KeyboardInterrupt`` where Lightning
+    would end the whole process.
     """
     states = [_State(model) for model in models if model is not None]
+    on_interrupt = signal.getsignal(signal.SIGINT)
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     try:
         with warnings.catch_warnings():
             silence()
             yield
+    except SystemExit as stopped:
+        if not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning ignores further ones, and exits
+        raise KeyboardInterrupt from None
     except Exception as error:
         cause = _unwrap(error)
         if cause is error:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from lowrank_vit.checkpoints import LastCheckpoint, check_resumable
 from lowrank_vit.errors import InputError
-from lowrank_vit.trainer import LastCheckpoint, check_resumable, make_trainer, reseed
+from lowrank_vit.parallel import agreed
+from lowrank_vit.trainer import make_trainer, reseed
 
 LAST = "last.ckpt"
 
@@ -88,14 +90,14 @@ def train(
     resume: bool,
     loggers: Logger | list[Logger] | None,
     **options: Any,
-) -> Trainer:
+) -> None:
     """Train ``module``, on its own images where there is no data module; ``options`` are those of ``make_trainer``.
 
     With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which a later call continues.
     Raises ``InputError`` for bad settings, or a checkpoint of another run.
     """
     last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
-    resumed = last if resume and last is not None and last.exists() else None
+    resumed = last if resume and last is not None and agreed(last.exists()) else None
     if resumed is not None:
         check_resumable(module, resumed, {f"model.{name}" for name in module.trained})
     trainer = make_trainer(
@@ -107,4 +109,3 @@ def train(
         **options,
     )
     trainer.fit(module, datamodule=data_module, ckpt_path=resumed, weights_only=True)
-    return trainer

@@ -49,6 +49,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes that read images (default: by the data)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        help="processes that share the work, a GPU each (default: as torchrun or srun started, or 1)",
+    )
 
 
 def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> ImageData:

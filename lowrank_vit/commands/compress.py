@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.commands.arguments import add_data, add_model, image_data
+from lowrank_vit.commands.unfinished import unfinished
+
+if TYPE_CHECKING:
+    from lowrank_vit.recipes import Recipe
 
 
 def add_parser(verbs: Any) -> None:
@@ -25,7 +29,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
     parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
-    parser.add_argument("--resume", action="store_true", help="keep a finished model in --out; reuse cached statistics")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep a finished model in --out (an unfinished one always goes on)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.set_defaults(run=run)
 
@@ -33,18 +39,28 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """``compress``: every argument is checked before anything long begins."""
     from lowrank_vit import storage
-    from lowrank_vit.models import load_model
-    from lowrank_vit.pipeline import compress
+    from lowrank_vit.parallel import agreed
     from lowrank_vit.recipes import get_recipe
-    from lowrank_vit.steps import Images, resolve_device
-    from lowrank_vit.view import show_report
+    from lowrank_vit.steps import resolve_device
 
     recipe = get_recipe(args.recipe).but(solver=args.solver, steps=args.steps, rank_multiple=args.rank_multiple)
     resolve_device(args.device)
-    if args.resume and storage.is_saved_model(args.out):
-        print(f"{args.out} is finished already")
-        return
-    storage.check_free(args.out)
+    with unfinished(args.out) as folder:
+        if args.resume and agreed(storage.is_saved_model(args.out)):
+            print(f"{args.out} is finished already")
+            return
+        storage.check_free(args.out)
+        _compress(args, recipe, folder)
+
+
+def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
+    from lowrank_vit import storage
+    from lowrank_vit.models import load_model
+    from lowrank_vit.parallel import is_first
+    from lowrank_vit.pipeline import compress
+    from lowrank_vit.steps import Images
+    from lowrank_vit.view import show_report
+
     model = load_model(args.model, args.checkpoint)
     data = image_data(
         args,
@@ -64,9 +80,12 @@ def run(args: argparse.Namespace) -> None:
         held_out=held_out,
         seed=args.seed,
         device=args.device,
-        progress=True,
+        progress=is_first(),
+        checkpoint_dir=folder,
         **options,
     )
+    if not is_first():
+        return
     storage.save(compressed, args.out, report)
     show_report(report, storage.file_bytes(args.out))
     print(f"saved to {args.out}")

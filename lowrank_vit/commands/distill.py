@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from lowrank_vit.commands.arguments import add_data, image_data, lightning_accelerator
-from lowrank_vit.commands.training import add_folders, dense_model, save_trained, unfinished, untrained
+from lowrank_vit.commands.training import add_folders, dense_model, save_trained, untrained
+from lowrank_vit.commands.unfinished import unfinished
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,9 +26,15 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``distill``: all parameters of a compressed model, by the dense model's logits and features."""
-    from lowrank_vit.distill import PROTOCOL, distill
+    with unfinished(args.out) as folder:
+        _run(args, folder)
 
-    accelerator = lightning_accelerator(args)
+
+def _run(args: argparse.Namespace, folder: Path) -> None:
+    from lowrank_vit.distill import PROTOCOL, distill
+    from lowrank_vit.parallel import layout
+
+    accelerator, (devices, num_nodes) = lightning_accelerator(args), layout()
     model, report = untrained(args, "distil")
     teacher = dense_model(args, report)
     data = image_data(
@@ -40,12 +48,13 @@ def run(args: argparse.Namespace) -> None:
         teacher,
         data.calibration_tensor(),
         held_out=data.held_out_tensor() if args.held_out_samples else None,
-        checkpoint_dir=unfinished(args),
+        checkpoint_dir=folder,
         epochs=args.epochs,
         lr=args.learning_rate,
         batch_size=args.batch_size,
         flips=data.source.mirrors,
-        devices=args.devices,
+        devices=devices,
+        num_nodes=num_nodes,
         accelerator=accelerator,
         seed=args.seed,
     )

@@ -18,7 +18,6 @@ def add_parser(verbs: Any) -> None:
     add_data(parser)
     parser.add_argument("--split", choices=("train", "validation"), default="validation")
     parser.add_argument("--limit", type=int, help="evaluate this many images, drawn by the seed")
-    parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run)
 
@@ -26,11 +25,13 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """``evaluate``: a folder, or a dense model by name."""
     from lowrank_vit.evaluate import evaluate
+    from lowrank_vit.parallel import layout
 
     accelerator = lightning_accelerator(args)
     model = chosen_model(args)
     data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
-    result = evaluate(model, data, devices=args.devices, accelerator=accelerator)
+    devices, num_nodes = layout()
+    result = evaluate(model, data, devices=devices, num_nodes=num_nodes, accelerator=accelerator)
     if args.json:
         print(json.dumps(result))
     else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from lowrank_vit.commands.arguments import add_data, image_data, lightning_accelerator
-from lowrank_vit.commands.training import add_folders, dense_model, save_trained, unfinished, untrained
+from lowrank_vit.commands.training import add_folders, dense_model, save_trained, untrained
+from lowrank_vit.commands.unfinished import unfinished
 
 
 def add_parser(verbs: Any) -> None:
@@ -23,18 +25,25 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``finetune``: the paper's partial fine-tune of a compressed model, or all of it."""
-    from lowrank_vit.finetune import fit
+    with unfinished(args.out) as folder:
+        _run(args, folder)
 
-    accelerator = lightning_accelerator(args)
+
+def _run(args: argparse.Namespace, folder: Path) -> None:
+    from lowrank_vit.finetune import fit
+    from lowrank_vit.parallel import layout
+
+    accelerator, (devices, num_nodes) = lightning_accelerator(args), layout()
     model, report = untrained(args, "fine-tune")
     teacher = dense_model(args, report) if args.distill else None
     tuned = fit(
         model,
         image_data(args, model),
-        checkpoint_dir=unfinished(args),
+        checkpoint_dir=folder,
         epochs=args.epochs,
         lr=args.learning_rate,
-        devices=args.devices,
+        devices=devices,
+        num_nodes=num_nodes,
         accelerator=accelerator,
         seed=args.seed,
         teacher=teacher,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
     """DIR and ``--out``, and where the dense weights are."""
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--teacher-checkpoint", type=Path, metavar="FILE", help="the dense weights (default: the hub)")
-    parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
@@ -40,15 +38,10 @@ def dense_model(args: argparse.Namespace, report: Mapping[str, Any]) -> nn.Modul
     return load_model(report["model"], args.teacher_checkpoint)
 
 
-def unfinished(args: argparse.Namespace) -> Path:
-    """Where an interrupted run goes on from its last whole epoch."""
-    out: Path = args.out
-    return out.with_name(f".{out.name}.unfinished")
-
-
 def save_trained(args: argparse.Namespace, model: nn.Module, report: Mapping[str, Any]) -> None:
-    """Write ``--out`` and clear away what an interruption would have needed."""
+    """Write ``--out``; one process does."""
     from lowrank_vit import storage
+    from lowrank_vit.parallel import is_first
 
-    storage.save(model.cpu(), args.out, report, model_args=storage.load_model_args(args.folder))
-    shutil.rmtree(unfinished(args), ignore_errors=True)
+    if is_first():
+        storage.save(model.cpu(), args.out, report, model_args=storage.load_model_args(args.folder))

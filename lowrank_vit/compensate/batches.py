@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sized
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import rank_and_world
 
 
 class SeededBatches:
@@ -29,8 +29,7 @@ class SeededBatches:
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        parallel = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+        rank, world = rank_and_world()
         in_pass, last_pass, order = self.count // self.batch_size, -1, []
         for batch in range(self.steps_done(), self.steps):
             number, place = divmod(batch, in_pass)

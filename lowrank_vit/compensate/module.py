@@ -14,12 +14,14 @@ from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lowrank_vit.checkpoints import LastCheckpoint
 from lowrank_vit.compensate import Compensation, State
 from lowrank_vit.compensate.batches import SeededBatches, count_images, make_loader
 from lowrank_vit.compensate.inputs import LayerInputs, batch_loss, full_precision
 from lowrank_vit.compensate.solve import Group, Solution, by_shape
 from lowrank_vit.errors import InputError
-from lowrank_vit.trainer import LastCheckpoint, make_trainer, quiet_run
+from lowrank_vit.parallel import agreed
+from lowrank_vit.trainer import make_trainer, quiet_run
 
 LAST = "compensation.ckpt"
 CHECKPOINTS = 10  # in a run
@@ -190,7 +192,7 @@ def compensate_minibatch(
     module = LayerwiseCompensation(model, compensation, groups, **settings)
     data = _Data(images, steps, batch_size, seed)
     last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
-    resumed = last if last is not None and last.exists() else None
+    resumed = last if last is not None and agreed(last.exists()) else None
     if resumed is not None:
         _check_resumable(resumed, module)
     with quiet_run(data, model):

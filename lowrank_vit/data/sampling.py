@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch.distributed as dist
 from torch.utils.data import DistributedSampler
 
 from lowrank_vit.errors import InputError
+from lowrank_vit.parallel import rank_and_world
 
 CALIBRATION, HELD_OUT, EVALUATION, TRAINING = range(4)  # separate streams of one seed; each epoch has its own
 
@@ -45,13 +45,6 @@ def _random(seed: int, stream: int) -> np.random.RandomState:
 def hash_indices(indices: Sequence[int]) -> str:
     """The sha256, in hexadecimal, of the indices as little-endian 64-bit integers, in their order."""
     return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) outside ``torch.distributed``."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 class Draw(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,6 +17,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lowrank_vit.cache import cache_folder
+from lowrank_vit.errors import InputError
+from lowrank_vit.files import write_tensors
 from lowrank_vit.models.training import RECIPE, train_standin
 
 
@@ -62,13 +63,9 @@ def _restore(model: nn.Module, path: Path) -> bool:
 
 
 def _store(model: nn.Module, path: Path) -> None:
-    """Write under another name and rename, so that no reader ever sees half a file."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(safetensors.torch.save({key: tensor.contiguous() for key, tensor in model.state_dict().items()}))
-        temporary.replace(path)
-    except OSError as error:
+        write_tensors(path, model.state_dict())
+    except InputError as error:
         warnings.warn(f"the trained stand-in could not be cached at {path}: {error}", stacklevel=3)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.pool import FAILED, Outcome, run_pool
+from experiments.attempt import FAILED, Outcome
+from experiments.pool import run_pool
 from experiments.registry import Job
 from experiments.results import ERROR, job_folder, read_json
 from experiments.run import Task

@@ -18,8 +18,9 @@ from timm.data import resolve_model_data_config
 
 from experiments import campaign, stages
 from experiments.__main__ import main
+from experiments.attempt import Outcome
 from experiments.memory import DigitsInMemory
-from experiments.pool import Outcome, View, run_here
+from experiments.pool import View, run_here
 from experiments.registry import Job
 from experiments.results import find_result
 from experiments.run import Hardware, Task, run_job

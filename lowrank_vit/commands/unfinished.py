@@ -1,0 +1,51 @@
+"""Where an interrupted command goes on: ``.NAME.unfinished`` beside ``--out``, which one process at a time has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.errors import InputError
+
+LOCK = "lock"
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """The folder, for the block that makes ``out``. It is removed once ``out`` is whole, or where there is nothing in it.
+
+    Its lock goes with the process. Raises ``InputError`` while another process holds it, and where it cannot be written.
+    """
+    from lowrank_vit import storage
+    from lowrank_vit.parallel import agreed, is_first
+
+    folder = out.with_name(f".{out.name}.unfinished")
+    lock, refused = _locked(folder, out) if is_first() else (None, None)
+    refused = agreed(refused)
+    if refused is not None:
+        raise InputError(refused)
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            if storage.is_saved_model(out) or [path.name for path in folder.iterdir()] == [LOCK]:
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
+def _locked(folder: Path, out: Path) -> tuple[Any, str | None]:
+    """The lock, or why it cannot be had."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None, f"another process is at work on {out}: wait for it, or choose another --out"
+    except OSError as error:
+        return None, f"cannot write beside {out}: {error.strerror or error}; choose another --out"
+    return lock, None
