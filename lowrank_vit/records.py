@@ -102,8 +102,8 @@ class Factors:
     cap: int | None = None  # the rank above which no direction helps, where the statistics cap it
 
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
-        """``U, V`` of the first ``rank`` directions."""
-        return self.u[:, :rank], self.v[:, :rank]
+        """``U, V`` of the first ``rank`` directions, the same in memory however many follow."""
+        return self.u[:, :rank].contiguous(), self.v[:, :rank].contiguous()
 
 
 @dataclass(frozen=True)
