@@ -57,18 +57,23 @@ def load(
 
 
 def push_to_hub(
-    model: nn.Module | str | Path, repository: str, *, private: bool = False, message: str = "Upload a compressed model"
+    model: nn.Module | str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    message: str = "Upload a compressed model",
+    **options: Any,
 ) -> str:
     """Upload a saved folder, or a compressed model, to ``"OWNER/NAME"`` of the Hugging Face hub; the address it has there.
 
-    The repository is made where there is none yet. A folder is loaded before, so nothing broken is published; its
-    ``report.json`` names paths and the command as they were given. Needs ``hf auth login`` or ``HF_TOKEN``.
+    The repository is made where there is none yet. A folder is checked before, so nothing broken is published; its
+    ``report.json`` names the command and its paths as they were given. ``options``: of ``save``, for a model.
+    Needs ``hf auth login`` or ``HF_TOKEN``.
     Raises ``InputError`` for a folder that is no model, and where the hub refuses or cannot be reached.
     """
     if isinstance(model, nn.Module):
         with tempfile.TemporaryDirectory() as parent:
-            save(model, Path(parent) / "model")
-            return push_to_hub(Path(parent) / "model", repository, private=private, message=message)
-    folder = Path(model)
-    storage.verify(folder)
-    return hub.upload(folder, repository, private, message)
+            save(model, Path(parent) / "model", **options)
+            return hub.upload(Path(parent) / "model", repository, private, message)
+    storage.verify(model)
+    return hub.upload(Path(model), repository, private, message)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from lowrank_vit.commands import compress, distill, evaluate, finetune, inspect, push, quantize, shrink
 from lowrank_vit.commands import list as list_names
 from lowrank_vit.errors import InputError
-from lowrank_vit.hub import local_folder
 
 VERBS = (compress, shrink, evaluate, finetune, distill, quantize, inspect, push, list_names)
 
@@ -33,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     try:
         if getattr(args, "folder", None):
+            from lowrank_vit.hub import local_folder  # the network's modules take a while
+
             args.folder = local_folder(args.folder, nested=args.run is shrink.run)
         args.run(args)
     except InputError as error:
