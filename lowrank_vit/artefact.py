@@ -14,6 +14,7 @@ from lowrank_vit import hub, storage
 from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.nested import pack, unpack
 from lowrank_vit.pipeline import Analysis
+from lowrank_vit.seal import NESTED, checksums
 from lowrank_vit.steps import resolve_device
 
 
@@ -52,7 +53,8 @@ def load(
     path = hub.local_folder(folder, nested=reduction is not None)
     if reduction is None:
         return storage.load(path, where, dtype)
-    model, _ = unpack(path, where).compress(reduction)
+    model, report = unpack(path, where).compress(reduction)
+    report["provenance"]["nested_sha256"] = (checksums(storage.read_config(path)) or {}).get(NESTED)
     return model.to(storage.type_in_memory(dtype, next(model.parameters()).dtype))
 
 

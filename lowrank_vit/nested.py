@@ -36,10 +36,15 @@ FORMAT = 1
 
 def check_nestable(recipe: Recipe) -> None:
     """Raise ``InputError`` for a recipe whose smaller sizes need more than ordered factors and moments: the images."""
-    if recipe.halves:
+    if recipe.refit:
         raise InputError(
             f"recipe {recipe.name!r} cannot be nested: it fits its outputs anew, to images that pass through the smaller "
             "model; compress once for every size (the statistics are cached), or nest 'loss_aware'"
+        )
+    if recipe.halves:
+        raise InputError(
+            f"recipe {recipe.name!r} cannot be nested: its units are fitted anew for every choice of them, so a smaller "
+            "size is no part of a larger one; compress once for every size, or nest 'loss_aware'"
         )
     if recipe.compensation is not None and recipe.solver == "minibatch":
         raise InputError(

@@ -143,6 +143,9 @@ def test_a_nested_folder_is_shrunk(tmp_path: Path, capsys: pytest.CaptureFixture
     assert taken["nested"] is None
     assert taken["layers"] == made["layers"]
     assert taken["provenance"]["calibration"] == made["provenance"]["calibration"]
+    main([*COMPRESS, "--nested", "--resume", "--out", str(small)])
+    assert "finished already" in capsys.readouterr().out
+    assert "exists already" in refused(capsys, *COMPRESS, "--nested", "--resume", "--out", direct)
     out = ("--out", tmp_path / "out")
     assert "holds one size only" in refused(capsys, "shrink", direct, "--reduction", 0.7, *out)
     assert "out of reach" in refused(capsys, "shrink", small, "--reduction", 0.99, *out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def test_every_recipe_is_nested_or_refused_by_name(tmp_path: Path) -> None:
     for name, reason in REFUSED.items():
         with pytest.raises(InputError, match=f"recipe '{name}' cannot be nested.*{reason}"):
             check_nestable(get_recipe(name))
+    with pytest.raises(InputError, match="units are fitted anew for every choice"):
+        check_nestable(get_recipe("best").but(refit=False))
     model, _ = compress(tiny(), [images(12)], "svd", 0.3)
     with pytest.raises(InputError, match="recipe 'best' cannot be nested"):
         save(model, tmp_path / "small", nested=analyse(tiny(), [images(12)], "best"))
@@ -102,6 +105,8 @@ def test_what_is_taken_out_is_a_folder_of_its_own(tmp_path: Path) -> None:
     assert_same(load(tmp_path / "smaller"), opened)
     assert load_report(tmp_path / "smaller") == opened.compression_report
     assert nested_entry(tmp_path / "smaller") is None
+    came_from = hashlib.sha256((tmp_path / "small" / NESTED).read_bytes()).hexdigest()
+    assert opened.compression_report["provenance"]["nested_sha256"] == came_from
     with pytest.raises(InputError, match="holds one size only: compress with --nested"):
         load(tmp_path / "smaller", reduction=0.6)
 

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     resolve_device(args.device)
     if args.nested:
         check_nestable(recipe)
-    if args.resume and storage.is_saved_model(args.out):
+    if args.resume and storage.is_saved_model(args.out) and (storage.nested_entry(args.out) or not args.nested):
         print(f"{args.out} is finished already")
         return
     storage.check_free(args.out)
