@@ -12,6 +12,7 @@ from torch import nn
 
 from lowrank_vit import hub, storage
 from lowrank_vit.blocks import BlockAnalysis
+from lowrank_vit.errors import InputError
 from lowrank_vit.nested import pack, unpack
 from lowrank_vit.pipeline import Analysis
 from lowrank_vit.seal import NESTED, checksums
@@ -77,5 +78,10 @@ def push_to_hub(
         with tempfile.TemporaryDirectory() as parent:
             save(model, Path(parent) / "model", **options)
             return hub.upload(Path(parent) / "model", repository, private, message)
-    storage.verify(model)
-    return hub.upload(Path(model), repository, private, message)
+    folder = Path(model)
+    storage.verify(folder)
+    if storage.nested_entry(folder) is not None and not (folder / NESTED).is_file():
+        raise InputError(
+            f"{folder / NESTED} is missing: push the nested folder that was saved, or what `shrink` takes out"
+        )
+    return hub.upload(folder, repository, private, message)

@@ -89,6 +89,6 @@ def empty_model(config: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any
         )
         for name, layer in layers.items():
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise InputError(f"does not describe a model ({error}): save the model again") from None
     return model

@@ -215,11 +215,14 @@ def load_model_args(folder: str | Path) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> None:
-    """Raise ``InputError`` unless every file of the folder is the one that was saved, and the model loads."""
+    """Raise ``InputError`` unless the model loads, and every file that is there is the one that was saved.
+
+    A nested folder from the hub may be without its large file.
+    """
     folder = Path(folder)
     load(folder)
     load_report(folder)
-    if nested_entry(folder) is not None:
+    if nested_entry(folder) is not None and (folder / NESTED).exists():
         check_file(read_config(folder), folder / NESTED)
 
 

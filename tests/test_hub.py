@@ -77,11 +77,15 @@ def test_a_folder_goes_to_the_hub_and_comes_back(
                 assert torch.equal(load(f"{prefix}somebody/small{revision}")(images(3)), model(images(3)))
     smaller = load("hf_hub:somebody/small", reduction=0.6)
     assert smaller.compression_report["params"]["reduction"] > 0.6
-    main(["inspect", "hf_hub:somebody/small"])
-    assert "nested" in capsys.readouterr().out
     main(["shrink", "hf_hub:somebody/small", "--reduction", "0.6", "--out", str(tmp_path / "smaller")])
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "smaller")(images(3)), smaller(images(3)))
+    (snapshot / NESTED).unlink()  # as it is fetched for all but other sizes
+    capsys.readouterr()
+    main(["inspect", "hf_hub:somebody/small"])
+    assert "nested" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"nested\.safetensors is missing"):
+        push_to_hub(snapshot, "somebody/again")
 
 
 def test_a_model_is_pushed_without_a_folder(uploads: list) -> None:

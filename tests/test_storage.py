@@ -203,6 +203,16 @@ def test_broken_folders_are_one_line(tmp_path: Path) -> None:
         break_config(folder, layers={**layers, name: {**layers[name], **changes}})
         with pytest.raises(InputError):
             load(folder)
+    for key, value in {
+        "model_args": {"patch_size": 0},
+        "num_classes": "x",
+        "architecture": "no_such",
+        "pretrained_cfg": 1,
+    }.items():
+        (folder / "config.json").write_text(json.dumps({**json.loads(config), key: value}))
+        with pytest.raises(InputError, match=r"config\.json"):
+            load(folder)
+    (folder / "config.json").write_text(config)
     break_config(folder, layers={"no.such": layers[name]})
     with pytest.raises(InputError, match="does not describe a model"):
         load(folder)
