@@ -10,14 +10,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lowrank_vit.artefact import load, push_to_hub, save
     from lowrank_vit.errors import InputError
     from lowrank_vit.pipeline import analyse, compress
-    from lowrank_vit.storage import load, save
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "analyse", "compress", "load", "save"]
+__all__ = ["InputError", "analyse", "compress", "load", "push_to_hub", "save"]
 
-_HOMES = {"analyse": "pipeline", "compress": "pipeline", "load": "storage", "save": "storage", "InputError": "errors"}
+_HOMES = {
+    "analyse": "pipeline",
+    "compress": "pipeline",
+    "load": "artefact",
+    "push_to_hub": "artefact",
+    "save": "artefact",
+    "InputError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -98,7 +98,7 @@ class BlockAnalysis:
             for curve in self.curves
             for count, loss in points[curve.name]
         ]
-        return replace(plan, trajectory=(*plan.trajectory, *steps))
+        return replace(plan, measured=tuple(steps))
 
     def _measure(self, plan: RankPlan) -> dict[str, tuple[int, float]]:
         """What every part really costs at its count, the rest of the model dense; at half of it where it stays dense."""
@@ -139,6 +139,7 @@ class BlockAnalysis:
             **refit,
             "compensation": None,
             "trajectory": list(plan.trajectory),
+            "measured_losses": list(plan.measured),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
             "peak_memory_bytes": provenance.peak_memory(self.device),
             "provenance": provenance.record(self.device, self.seed, self.images.record),

@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lowrank_vit.commands import compress, distill, evaluate, finetune, inspect, quantize
+from lowrank_vit.commands import compress, distill, evaluate, finetune, inspect, push, quantize, shrink
 from lowrank_vit.commands import list as list_names
 from lowrank_vit.errors import InputError, disk_failed
 
-VERBS = (compress, evaluate, finetune, distill, quantize, inspect, list_names)
+VERBS = (compress, shrink, evaluate, finetune, distill, quantize, inspect, push, list_names)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
     try:
+        if getattr(args, "folder", None):
+            from lowrank_vit.hub import local_folder  # the network's modules take a while
+
+            args.folder = local_folder(args.folder, nested=args.run is shrink.run)
         _run(args)
     except InputError as error:
         sys.exit(_fail(str(error)))

@@ -232,6 +232,15 @@ def analyse(
     )
 
 
+def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: str = BLOCK_LINEARS) -> None:
+    """Raise ``InputError``, before an image is seen, for a reduction that no choice of ranks can reach."""
+    if recipe.halves:
+        _all_blocks(sites)
+        block_budget(model, recipe, reduction)
+    else:
+        budget_for(model, recipe, find_sites(model, sites), reduction)
+
+
 def _all_blocks(sites: str) -> None:
     if sites != BLOCK_LINEARS:
         raise InputError("this recipe takes whole attention modules and MLPs, all of them: leave out --sites")
@@ -251,10 +260,5 @@ def compress(
     Raises ``InputError`` with one line for whatever cannot be done.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    sites = options.get("sites", BLOCK_LINEARS)
-    if recipe.halves:
-        _all_blocks(sites)
-        block_budget(model, recipe, reduction)
-    else:
-        budget_for(model, recipe, find_sites(model, sites), reduction)
+    check_reduction(model, recipe, reduction, options.get("sites", BLOCK_LINEARS))
     return analyse(model, calibration, recipe, **options).compress(reduction)

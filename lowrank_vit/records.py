@@ -102,8 +102,8 @@ class Factors:
     cap: int | None = None  # the rank above which no direction helps, where the statistics cap it
 
     def cut(self, rank: int) -> tuple[Tensor, Tensor]:
-        """``U, V`` of the first ``rank`` directions."""
-        return self.u[:, :rank], self.v[:, :rank]
+        """``U, V`` of the first ``rank`` directions, the same in memory however many follow."""
+        return self.u[:, :rank].contiguous(), self.v[:, :rank].contiguous()
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,14 @@ class ErrorCurve:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """The rank of every layer (``None``: stays dense), and the steps that led there where an allocator records them."""
+    """The rank of every layer (``None``: stays dense), and the steps that led there where an allocator records them.
+
+    ``measured``: predicted and measured losses of parts, where the plan was corrected by them.
+    """
 
     ranks: Mapping[str, int | None]
     trajectory: tuple[Mapping[str, float | int | str], ...] = ()
+    measured: tuple[Mapping[str, float | int | str], ...] = ()
 
 
 @dataclass(frozen=True)

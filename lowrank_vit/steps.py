@@ -169,12 +169,16 @@ def budget_for(model: nn.Module, recipe: Recipe, sites: Sequence[Site], reductio
 
 def budget_within(model: nn.Module, recipe: Recipe, curves: Sequence[ErrorCurve], reduction: float) -> int:
     """The parameters left for what ``curves`` choose. Raises ``InputError`` for a reduction that they cannot reach."""
-    dense = cost.parameter_count(model)
-    fixed = dense - sum(curve.dense_cost for curve in curves)
-    reachable = 1 - (fixed + least_cost(curves)) / dense
-    if not 0 < reduction <= reachable:
+    dense, largest = cost.parameter_count(model), largest_reduction(model, curves)
+    if not 0 < reduction <= largest:
         raise InputError(
             f"reduction {reduction:g} is out of reach: recipe {recipe.name!r} on these layers "
-            f"reaches from 0 (not included) to {int(reachable * 1e4) / 1e4:g}"
+            f"reaches from 0 (not included) to {int(largest * 1e4) / 1e4:g}"
         )
-    return int(dense * (1 - reduction)) - fixed
+    return int(dense * (1 - reduction)) - (dense - sum(curve.dense_cost for curve in curves))
+
+
+def largest_reduction(model: nn.Module, curves: Sequence[ErrorCurve]) -> float:
+    """The share of all parameters that is removed when every curve is at its cheapest choice."""
+    removed = sum(curve.dense_cost for curve in curves) - least_cost(curves)
+    return removed / cost.parameter_count(model)

@@ -1,5 +1,6 @@
 """A compressed or quantised model's folder: ``config.json`` (timm-style), ``model.safetensors``, ``report.json``.
 
+A model card, ``README.md``, stands beside them; ``nested.safetensors``, too, in a folder that opens at other sizes.
 What ``quantize`` made is stored with its floating values in float16; everything else in the types it has.
 """
 
@@ -8,26 +9,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lowrank_vit.attention import LowRankAttention
-from lowrank_vit.compensate import empty_module
+from lowrank_vit import card
 from lowrank_vit.errors import InputError
 from lowrank_vit.files import json_text, replacing, tensor_bytes
-from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
-from lowrank_vit.sites import replace_module
+from lowrank_vit.seal import CARD, CONFIG, NESTED, REPORT, WEIGHTS, check_config, check_file, sealed
+from lowrank_vit.skeleton import empty_model, is_quantized, layer_configs, timm_config
 
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
-WEIGHTS = "model.safetensors"
-FILES = ("config.json", WEIGHTS, "report.json")
-PORTABLE = (str, int, float, bool, list, tuple, type(None))
+FILES = (CONFIG, WEIGHTS, REPORT)
+
+
+@dataclass(frozen=True)
+class NestedFile:
+    """What ``nested.py`` puts into ``nested.safetensors``; storage only writes it down."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, str]
+    entry: Mapping[str, Any]  # what config.json says of it
 
 
 def is_saved_model(folder: Path) -> bool:
@@ -40,41 +47,23 @@ def file_bytes(folder: str | Path) -> int:
     return (Path(folder) / WEIGHTS).stat().st_size
 
 
-def _is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, QuantizedLinear) for module in model.modules())
-
-
-def _layer_config(module: LowRankLinear | QuantizedLinear | LowRankAttention | SmallMlp) -> dict[str, Any]:
-    if isinstance(module, LowRankAttention):
-        return {"kind": "attention", **module.config}
-    if isinstance(module, SmallMlp):
-        return {"kind": "mlp", **module.config}
-    shape = {"in_features": module.in_features, "out_features": module.out_features}
-    if isinstance(module, QuantizedLinear):
-        return {**shape, "bits": module.bits, "bias": module.bias is not None}
-    correction = getattr(module.correction, "config", None)
-    return {**shape, "rank": module.rank, "bias": module.up.bias is not None, "correction": correction}
-
-
-def _layer_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """An entry for each module that timm does not make; a compressed one comes before the factors inside it."""
-    kinds = (LowRankLinear, QuantizedLinear, LowRankAttention, SmallMlp)
-    return {name: _layer_config(module) for name, module in model.named_modules() if isinstance(module, kinds)}
-
-
 def _config(model: nn.Module, report: Mapping[str, Any], model_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    pretrained = {k: v for k, v in getattr(model, "pretrained_cfg", {}).items() if isinstance(v, PORTABLE)}
-    architecture = pretrained.get("architecture")
-    if architecture is None:
-        raise InputError(f"{type(model).__name__} was not made by timm.create_model, so it could not be loaded again")
-    version = 2 if _is_quantized(model) else 1
-    return {
-        "architecture": architecture,
-        "num_classes": getattr(model, "num_classes", pretrained.get("num_classes")),
-        "model_args": dict(model_args or {}),
-        "pretrained_cfg": pretrained,
-        "lowrank_vit": {"format": version, "recipe": report.get("recipe"), "layers": _layer_configs(model)},
+    own = {
+        "format": 2 if is_quantized(model) else 1,
+        "recipe": report.get("recipe"),
+        "layers": layer_configs(model),
     }
+    return {**timm_config(model, model_args), "lowrank_vit": own}
+
+
+def report_of(model: nn.Module, report: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """``report``, or the one that ``compress`` attached. Raises ``InputError`` where there is none, or one with gaps."""
+    report = report if report is not None else getattr(model, "compression_report", None)
+    if report is None:
+        raise InputError("this model was not made by lowrank_vit.compress: compress it first, or hand in a report")
+    if missing := card.NEEDS - report.keys():
+        raise InputError(f"the report has no entry {min(missing)!r}: hand in what lowrank_vit.compress returned")
+    return report
 
 
 def save(
@@ -83,26 +72,32 @@ def save(
     report: Mapping[str, Any] | None = None,
     *,
     model_args: Mapping[str, Any] | None = None,
+    nested: NestedFile | None = None,
 ) -> None:
     """Write the model's folder whole or not at all: it is made beside ``folder`` and then renamed.
 
     ``report``: the one that ``compress`` attached to the model, unless another is given; where it has the entry
     "quantization", the file is float16, and the sizes on disk are added to the report. ``model_args``: further
-    arguments of ``timm.create_model`` that the dense model was made with.
+    arguments of ``timm.create_model`` that the dense model was made with. ``nested``: goes to a file of its own.
     Raises ``InputError`` where ``folder`` holds something already, cannot be written, or the model was not compressed.
     """
     target = Path(folder)
-    report = report if report is not None else getattr(model, "compression_report", None)
-    if report is None:
-        raise InputError("this model was not made by lowrank_vit.compress: compress it first, or hand in a report")
-    if _is_quantized(model) and "quantization" not in report:
+    report = report_of(model, report)
+    if is_quantized(model) and "quantization" not in report:
         raise InputError("the report of this quantised model has no entry 'quantization': add what quantize returned")
     config = _config(model, report, model_args)
     check_free(target)
     with replacing(target, folder=True) as temporary:
         (temporary / WEIGHTS).write_bytes(tensor_bytes(_stored(model, "quantization" in report), {"format": "pt"}))
-        (temporary / "report.json").write_text(json_text(_with_sizes(report, file_bytes(temporary))), "utf-8")
-        (temporary / "config.json").write_text(json_text(config), "utf-8")
+        report = _with_sizes(report, file_bytes(temporary))
+        (temporary / REPORT).write_text(json_text(report), "utf-8")
+        names = [WEIGHTS, REPORT]
+        if nested is not None:
+            names.append(NESTED)
+            (temporary / NESTED).write_bytes(tensor_bytes(nested.tensors, nested.metadata))
+            config["lowrank_vit"]["nested"] = {**nested.entry, "bytes": (temporary / NESTED).stat().st_size}
+        (temporary / CARD).write_text(card.model_card(config, report, file_bytes(temporary)), "utf-8")
+        (temporary / CONFIG).write_text(json_text(sealed(config, temporary, names)), "utf-8")
 
 
 def _stored(model: nn.Module, half: bool) -> dict[str, Tensor]:
@@ -145,6 +140,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``, of a format that is known, with its checksum as it was saved. Raises ``InputError`` otherwise."""
+    path = folder / CONFIG
+    config = read_json(path)
+    own = config.get("lowrank_vit")
+    if not isinstance(own, dict) or not isinstance(own.get("layers"), dict):
+        raise InputError(f"{path} has no 'lowrank_vit' entry: this is not a compressed model")
+    if own.get("format") not in FORMATS:
+        raise InputError(
+            f"{folder} is of format {own.get('format')!r}, this version reads {FORMATS}: upgrade lowrank-vit"
+        )
+    check_config(config, path)
+    return config
+
+
 def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
     """The compressed or quantised model in a folder, in eval mode.
 
@@ -155,50 +165,19 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     Raises ``InputError`` for a folder that is no such model, is broken, or is of a newer format.
     """
     folder = Path(folder)
-    config = read_json(folder / "config.json")
-    own = config.get("lowrank_vit")
-    if not isinstance(own, dict) or not isinstance(own.get("layers"), dict):
-        raise InputError(f"{folder / 'config.json'} has no 'lowrank_vit' entry: this is not a compressed model")
-    if own.get("format") not in FORMATS:
-        raise InputError(
-            f"{folder} is of format {own.get('format')!r}, this version reads {FORMATS}: upgrade lowrank-vit"
-        )
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-
+    config = read_config(folder)
     try:
-        model = timm.create_model(
-            config["architecture"],
-            pretrained=False,
-            num_classes=config["num_classes"],
-            pretrained_cfg=config["pretrained_cfg"],
-            **config["model_args"],
-        )
-        for name, layer in own["layers"].items():
-            replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} does not describe a model ({error}): save the model again"
-        ) from None
+        model = empty_model(config, config["lowrank_vit"]["layers"])
+    except InputError as error:
+        raise InputError(f"{folder / CONFIG} {error}") from None
+    check_file(config, folder / WEIGHTS)
     _load_weights(model, folder / WEIGHTS, dtype)
     return model.to(device).eval()
 
 
-def _empty_layer(config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
-    """The module of a shape, without its weights; ``dense``: what it takes the place of."""
-    config = dict(config)
-    kind = config.pop("kind", "linear")
-    if kind == "attention":
-        return LowRankAttention(**config)
-    if kind == "mlp":
-        return SmallMlp(act=getattr(dense, "act", nn.Identity()), **config)
-    if kind != "linear":
-        raise ValueError(f"a layer of unknown kind {kind!r}")
-    n, d = config["in_features"], config["out_features"]
-    if "bits" in config:
-        return QuantizedLinear(n, d, config["bits"], config["bias"])
-    correction = config["correction"]
-    module = None if correction is None else empty_module(**correction)
-    return LowRankLinear(n, d, config["rank"], config["bias"], module)
+def type_in_memory(wanted: torch.dtype | None, stored: torch.dtype) -> torch.dtype:
+    """The type that ``load`` gives floating values of a ``stored`` type."""
+    return wanted or (torch.float32 if stored.itemsize < 4 else stored)
 
 
 def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
@@ -207,7 +186,7 @@ def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> No
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
     floating = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
-    model.to(dtype or (torch.float32 if floating.itemsize < 4 else floating))
+    model.to(type_in_memory(dtype, floating))
     for name, empty in model.state_dict().items():
         if name in tensors and tensors[name].is_floating_point() != empty.is_floating_point():
             raise InputError(f"{path} does not fit config.json: {name} is {tensors[name].dtype}, not {empty.dtype}")
@@ -220,10 +199,32 @@ def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> No
 
 def load_model_args(folder: str | Path) -> dict[str, Any]:
     """The ``model_args`` that a model was saved with, so that what is made of it can be saved with them, too."""
-    arguments = read_json(Path(folder) / "config.json").get("model_args")
+    arguments = read_config(Path(folder)).get("model_args")
     return arguments if isinstance(arguments, dict) else {}
 
 
+def verify(folder: str | Path) -> None:
+    """Raise ``InputError`` unless the model loads, and every file that is there is the one that was saved.
+
+    A nested folder from the hub may be without its large file.
+    """
+    folder = Path(folder)
+    load(folder)
+    load_report(folder)
+    if nested_entry(folder) is not None and (folder / NESTED).exists():
+        check_file(read_config(folder), folder / NESTED)
+
+
+def nested_entry(folder: str | Path) -> dict[str, Any] | None:
+    """What ``config.json`` says of the other sizes that the folder opens at; ``None`` where it is not nested."""
+    entry = read_config(Path(folder))["lowrank_vit"].get("nested")
+    return entry if isinstance(entry, dict) else None
+
+
 def load_report(folder: str | Path) -> dict[str, Any]:
-    """The report of a saved model."""
-    return read_json(Path(folder) / "report.json")
+    """The report of a saved model. Raises ``InputError`` where it is missing or was edited."""
+    folder = Path(folder)
+    path, config = folder / REPORT, read_config(folder)
+    report = read_json(path)
+    check_file(config, path)
+    return report

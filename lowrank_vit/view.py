@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show_report(report: Mapping[str, Any], file_bytes: int) -> None:
-    """Print sizes, then one line for each compressed layer. ``file_bytes``: of the model on disk."""
+def show_report(report: Mapping[str, Any], file_bytes: int, nested: Mapping[str, Any] | None = None) -> None:
+    """Print sizes, then one line for each compressed layer.
+
+    ``file_bytes``: of the model on disk; ``nested``: of a nested folder, what its config.json says of the other sizes.
+    """
     console = Console()
     params, macs = report["params"], report["macs"]
     recipe = "dense" if report["recipe"] is None else f"by recipe [bold]{report['recipe']}[/] ({report['protocol']})"
@@ -20,6 +23,11 @@ def show_report(report: Mapping[str, Any], file_bytes: int) -> None:
         + ("" if macs is None else f", {macs['dense'] / 1e6:,.1f} to {macs['compressed'] / 1e6:,.1f} M MACs")
     )
     console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
+    if nested is not None:
+        console.print(
+            f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "
+            f"ranks by allocator {nested['allocator']['name']}: {mebibytes(nested['bytes'])} more on disk"
+        )
     if report["layers"]:
         _show_layers(console, report["layers"])
         seconds = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())

@@ -124,6 +124,38 @@ def test_quantize_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "out").exists()
 
 
+def test_a_nested_folder_is_shrunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, smaller, direct = tmp_path / "small", tmp_path / "smaller", tmp_path / "direct"
+    main([*COMPRESS, "--nested", "--out", str(small)])
+    size = (small / "nested.safetensors").stat().st_size
+    text = " ".join(capsys.readouterr().out.split())
+    entry = json_of(capsys, "inspect", small)["nested"]
+    assert f"nested: `shrink` opens it at any reduction up to {entry['largest_reduction']:.4g}, " in text
+    assert f"ranks by allocator knapsack: {size / 2**20:.2f} MiB more on disk" in text
+    assert (entry["bytes"], entry["allocator"]) == (size, {"name": "knapsack"})
+    main(["shrink", str(small), "--reduction", "0.6", "--out", str(smaller)])
+    assert f"saved to {smaller}" in capsys.readouterr().out
+    main([*COMPRESS, "--reduction", "0.6", "--out", str(direct)])
+    capsys.readouterr()
+    files = [(folder / "model.safetensors").read_bytes() for folder in (smaller, direct)]
+    assert files[0] == files[1]
+    taken, made = (json_of(capsys, "inspect", folder) for folder in (smaller, direct))
+    assert taken["nested"] is None
+    assert taken["layers"] == made["layers"]
+    assert taken["provenance"]["calibration"] == made["provenance"]["calibration"]
+    main([*COMPRESS, "--nested", "--resume", "--out", str(small)])
+    assert "finished already" in capsys.readouterr().out
+    assert "exists already" in refused(capsys, *COMPRESS, "--nested", "--resume", "--out", direct)
+    out = ("--out", tmp_path / "out")
+    assert "holds one size only" in refused(capsys, "shrink", direct, "--reduction", 0.7, *out)
+    assert "out of reach" in refused(capsys, "shrink", small, "--reduction", 0.99, *out)
+    assert "exists already" in refused(capsys, "shrink", small, "--reduction", 0.7, "--out", direct)
+    assert "cuda:77" in refused(capsys, "shrink", small, "--reduction", 0.7, "--device", "cuda:77", *out)
+    assert "recipe 'best' cannot be nested" in refused(capsys, *COMPRESS, "--recipe", "best", "--nested", *out)
+    assert "closed_form or moments" in refused(capsys, *COMPRESS, "--recipe", "paper", "--nested", *out)
+    assert not (tmp_path / "out").exists()
+
+
 def test_quantize_keeps_how_timm_made_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compressed, _ = compress(tiny(), [images(12)], "exact", 0.4)
     save(compressed, tmp_path / "small", model_args={k: v for k, v in VIT.items() if k != "num_classes"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def test_a_loaded_model_is_the_saved_one(kind: str, tmp_path: Path) -> None:
         assert torch.equal(loaded(images(5, kind)), compressed(images(5, kind)))
     assert load_report(tmp_path / "small") == compressed.compression_report
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "report.json",
@@ -125,6 +127,7 @@ def test_what_does_not_fit_a_quantised_model_is_refused(tmp_path: Path) -> None:
             load(folder)
     break_config(folder, layers=layers)
     tensors = load_file(folder / "model.safetensors")
+    break_config(folder)
     save_file({**tensors, f"{name}.codes": tensors[f"{name}.codes"].float()}, folder / "model.safetensors")
     with pytest.raises(InputError, match=rf"{name}\.codes is torch\.float32, not torch\.uint8"):
         load(folder)
@@ -166,7 +169,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def break_config(folder: Path, **changes: object) -> None:
+    """Change what config.json says; without checksums, as a folder has none that was saved before there were any."""
     config = json.loads((folder / "config.json").read_text())
+    config["lowrank_vit"].pop("sha256", None)
     config["lowrank_vit"].update(changes)
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -176,6 +181,7 @@ def test_broken_folders_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json is missing"):
         load(folder)
     saved(folder)
+    break_config(folder)
     weights, config = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_text()
     for junk in (weights[:1000], b"junk", b""):
         (folder / "model.safetensors").write_bytes(junk)
@@ -197,6 +203,75 @@ def test_broken_folders_are_one_line(tmp_path: Path) -> None:
         break_config(folder, layers={**layers, name: {**layers[name], **changes}})
         with pytest.raises(InputError):
             load(folder)
+    for key, value in {
+        "model_args": {"patch_size": 0},
+        "num_classes": "x",
+        "architecture": "no_such",
+        "pretrained_cfg": 1,
+    }.items():
+        (folder / "config.json").write_text(json.dumps({**json.loads(config), key: value}))
+        with pytest.raises(InputError, match=r"config\.json"):
+            load(folder)
+    (folder / "config.json").write_text(config)
     break_config(folder, layers={"no.such": layers[name]})
     with pytest.raises(InputError, match="does not describe a model"):
         load(folder)
+
+
+def test_a_folder_from_before_there_were_checksums_loads(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    break_config(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def test_an_edited_file_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    """Each edit would load as another model, or tell another story, without a checksum."""
+    folder = tmp_path / "small"
+    saved(folder, recipe="best")
+    weights = (folder / "model.safetensors").read_bytes()
+    for junk in (flipped(weights, len(weights) - 1), weights[:-4], b""):
+        (folder / "model.safetensors").write_bytes(junk)
+        with pytest.raises(InputError, match=r"model\.safetensors does not have the checksum"):
+            load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        load(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    config = (folder / "config.json").read_text()
+    scale = re.search(r'"scale": [0-9.]+', config)
+    assert scale is not None
+    for old, new in (
+        (scale.group(), '"scale": 0.5'),
+        ('"num_classes": 10', '"num_classes": 11'),
+        ('"bias": true', '"bias": 1'),
+    ):
+        assert old in config
+        (folder / "config.json").write_text(config.replace(old, new, 1))
+        with pytest.raises(InputError, match=r"config\.json does not have its checksum"):
+            load(folder)
+    (folder / "config.json").write_text(json.dumps(json.loads(config)))  # the same values, laid out another way
+    load(folder)
+    report = (folder / "report.json").read_text()
+    (folder / "report.json").write_text(report.replace("training-free", "full-ft", 1))
+    with pytest.raises(InputError, match=r"report\.json does not have the checksum"):
+        load_report(folder)
+
+
+def test_a_report_with_gaps_is_refused(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    report = {key: value for key, value in compressed.compression_report.items() if key != "protocol"}
+    with pytest.raises(InputError, match="no entry 'protocol'"):
+        save(compressed, tmp_path / "other", report)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    saved(tmp_path / "small")
+    with pytest.raises(InputError, match="cuda:77"):
+        load(tmp_path / "small", "cuda:77")
+    assert next(load(tmp_path / "small", device="auto").parameters()).device.type in ("cpu", "cuda")

@@ -20,9 +20,10 @@ STAGES = [
     "distill",
     "quantize",
     "evaluate",
+    "skeleton",
     "storage",
 ]
-SHARED_GROUND = {"storage": {"compensate"}}  # a saved Z is rebuilt by the code that made it
+SHARED_GROUND = {"storage": {"skeleton"}, "skeleton": {"compensate"}}  # a saved Z is rebuilt by the code that made it
 
 
 def imports(path: Path) -> set[str]:

@@ -30,6 +30,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
     parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
     parser.add_argument(
+        "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="keep a finished model in --out (an unfinished one always goes on)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -39,25 +42,34 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """``compress``: every argument is checked before anything long begins."""
     from lowrank_vit import storage
+    from lowrank_vit.nested import check_nestable
     from lowrank_vit.parallel import agreed
     from lowrank_vit.recipes import get_recipe
     from lowrank_vit.steps import resolve_device
 
     recipe = get_recipe(args.recipe).but(solver=args.solver, steps=args.steps, rank_multiple=args.rank_multiple)
     resolve_device(args.device)
+    if args.nested:
+        check_nestable(recipe)
     with unfinished(args.out) as folder:
-        if args.resume and agreed(storage.is_saved_model(args.out)):
+        if args.resume and agreed(_finished(args)):
             print(f"{args.out} is finished already")
             return
         storage.check_free(args.out)
         _compress(args, recipe, folder)
 
 
-def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
+def _finished(args: argparse.Namespace) -> bool:
     from lowrank_vit import storage
+
+    return storage.is_saved_model(args.out) and (not args.nested or storage.nested_entry(args.out) is not None)
+
+
+def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
+    from lowrank_vit import artefact, storage
     from lowrank_vit.models import load_model
     from lowrank_vit.parallel import is_first
-    from lowrank_vit.pipeline import compress
+    from lowrank_vit.pipeline import analyse, check_reduction
     from lowrank_vit.steps import Images
     from lowrank_vit.view import show_report
 
@@ -72,11 +84,11 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
     held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint) if args.held_out_samples else None
     options = {} if args.sites is None else {"sites": args.sites}
-    compressed, report = compress(
+    check_reduction(model, recipe, args.reduction, **options)
+    analysis = analyse(
         model,
         calibration,
         recipe,
-        args.reduction,
         held_out=held_out,
         seed=args.seed,
         device=args.device,
@@ -84,8 +96,9 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
         checkpoint_dir=folder,
         **options,
     )
+    compressed, report = analysis.compress(args.reduction)
     if not is_first():
         return
-    storage.save(compressed, args.out, report)
-    show_report(report, storage.file_bytes(args.out))
+    artefact.save(compressed, args.out, report, nested=analysis if args.nested else None)
+    show_report(report, storage.file_bytes(args.out), storage.nested_entry(args.out))
     print(f"saved to {args.out}")

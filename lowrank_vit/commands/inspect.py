@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit import storage
     from lowrank_vit.view import show_report
 
-    storage.load(args.folder)
+    storage.verify(args.folder)
     report, size = storage.load_report(args.folder), storage.file_bytes(args.folder)
+    nested = storage.nested_entry(args.folder)
     if args.plot:
         if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise InputError(f"cannot draw {args.plot.name!r}: end its name in .png, .pdf or .svg")
@@ -37,6 +38,6 @@ def run(args: argparse.Namespace) -> None:
 
         plot_report(report, args.plot)
     if args.json:
-        print(json.dumps({**report, "file_bytes": size}))
+        print(json.dumps({**report, "file_bytes": size, "nested": nested}))
     else:
-        show_report(report, size)
+        show_report(report, size, nested)

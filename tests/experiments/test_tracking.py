@@ -153,7 +153,7 @@ def test_the_models_are_an_artifact(whole: tuple[Task, dict[str, Any], OfflineRu
     own, result, found = whole
     (artifact,) = [item for item in found.artifacts if item["type"] == "model"]
     files = {item["path"]: Path(item["local_path"]) for item in artifact["manifest"]["contents"]}
-    names = ("config.json", "model.safetensors", "report.json")
+    names = ("README.md", "config.json", "model.safetensors", "report.json")
     assert set(files) == {f"{stage}/{name}" for stage in ("compressed", "finetuned") for name in names}
     for name, path in files.items():
         assert path == own.own_folder / name  # not a copy
