@@ -174,16 +174,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         raise InputError(
             f"{folder} is of format {own.get('format')!r}, this version reads {FORMATS}: upgrade lowrank-vit"
         )
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-
     try:
-        model = timm.create_model(
-            config["architecture"],
-            pretrained=False,
-            num_classes=config["num_classes"],
-            pretrained_cfg=config["pretrained_cfg"],
-            **config["model_args"],
-        )
+        model = _architecture(config)
         for name, layer in own["layers"].items():
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -192,6 +184,27 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         ) from None
     _load_weights(model, folder / WEIGHTS, dtype)
     return model.to(device).eval()
+
+
+def _architecture(config: Mapping[str, Any]) -> nn.Module:
+    """The dense model, as timm builds it, with random weights."""
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+
+    return timm.create_model(
+        config["architecture"],
+        pretrained=False,
+        num_classes=config["num_classes"],
+        pretrained_cfg=config["pretrained_cfg"],
+        **config["model_args"],
+    )
+
+
+def dense_architecture(folder: str | Path) -> nn.Module:
+    """The dense model that the model in a folder was made from, in eval mode, with random weights: its size and speed.
+
+    Raises ``InputError`` for what ``load`` refuses; load the folder first.
+    """
+    return _architecture(read_json(Path(folder) / "config.json")).eval()
 
 
 def _empty_layer(config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
