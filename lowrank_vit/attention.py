@@ -10,33 +10,29 @@ from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor, nn
 
 
-class Heads(nn.Module):
-    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), zeros behind."""
+class Heads:
+    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), zeros behind.
 
-    index: Tensor
-    filled: Tensor
+    Queries, keys and values of one width are what torch's fused attention takes: on a CPU the zeros cost a tenth of what
+    the unfused one does.
+    """
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.widths, self.widest = list(widths), max(widths)
-        index = torch.full((len(self.widths), self.widest), sum(self.widths))  # that channel is zero
-        start = 0
-        for head, width in enumerate(self.widths):
-            index[head, :width] = torch.arange(start, start + width)
-            start += width
-        self.equal = len(set(self.widths)) == 1
-        self.register_buffer("index", index.flatten(), persistent=False)
-        self.register_buffer("filled", (index < sum(widths)).flatten().nonzero().flatten(), persistent=False)
+    def __init__(self, widths: Sequence[int], widest: int) -> None:
+        self.widths, self.widest = list(widths), widest
+        self.equal = set(self.widths) == {widest}
 
     def split(self, x: Tensor) -> Tensor:
         """x: (B, T, sum of widths)."""
-        x = x if self.equal else F.pad(x, (0, 1)).index_select(-1, self.index)
-        return x.unflatten(-1, (len(self.widths), self.widest)).transpose(1, 2)
+        if self.equal:
+            return x.unflatten(-1, (len(self.widths), self.widest)).transpose(1, 2)
+        heads = x.split(self.widths, -1)
+        return torch.stack([F.pad(head, (0, self.widest - head.shape[-1])) for head in heads], 1)
 
     def join(self, x: Tensor) -> Tensor:
         """The channels again, (B, heads, T, widest) to (B, T, sum of widths)."""
-        x = x.transpose(1, 2).flatten(2)
-        return x if self.equal else x.index_select(-1, self.filled)
+        if self.equal:
+            return x.transpose(1, 2).flatten(2)
+        return torch.cat([x[:, head, :, :width] for head, width in enumerate(self.widths)], -1)
 
 
 class LowRankAttention(nn.Module):
@@ -58,7 +54,8 @@ class LowRankAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.scale = width, scale
-        self.query_key, self.value = Heads(query_key), Heads(value)
+        widest = max(*query_key, *value)
+        self.query_key, self.value = Heads(query_key, widest), Heads(value, widest)
         self.query = nn.Linear(width, sum(query_key))
         self.key_value = nn.Linear(width, sum(query_key) + sum(value), bias=False)
         self.proj = nn.Linear(sum(value), width)

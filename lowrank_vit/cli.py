@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lowrank_vit.commands import compress, distill, evaluate, export, finetune, inspect, quantize
+from lowrank_vit.commands import benchmark, compress, distill, evaluate, export, finetune, inspect, quantize
 from lowrank_vit.commands import list as list_names
 from lowrank_vit.errors import InputError
 
-VERBS = (compress, evaluate, finetune, distill, quantize, inspect, export, list_names)
+VERBS = (compress, evaluate, finetune, distill, quantize, inspect, export, benchmark, list_names)
 
 
 def make_parser() -> argparse.ArgumentParser:
