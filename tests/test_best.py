@@ -210,8 +210,8 @@ def test_ragged_heads_split_and_join() -> None:
     assert torch.equal(split[:, 2, :, :2], x[..., 3:])
     assert split[:, 1].abs().sum() == split[:, 2, :, 2:].abs().sum() == split[:, 0, :, 3].abs().sum() == 0
     assert torch.equal(heads.join(split), x)
-    equal = Heads([3, 3], 3)
-    assert torch.equal(equal.split(x := torch.randn(2, 4, 6))[:, 1], x[..., 3:])
+    equal, x = Heads([3, 3], 3), torch.randn(2, 4, 6)
+    assert torch.equal(equal.split(x)[:, 1], x[..., 3:])
     assert torch.equal(equal.join(equal.split(x)), x)
 
 
