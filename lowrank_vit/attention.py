@@ -103,7 +103,7 @@ class LowRankAttention(nn.Module):
         bias = bias.view(area, area, -1).permute(2, 0, 1).unsqueeze(0)
         if mask is None:
             return bias
-        return (bias + mask.unsqueeze(1)).repeat(windows // len(mask), 1, 1, 1)
+        return (bias + mask.unsqueeze(1)).repeat(windows // mask.shape[0], 1, 1, 1)
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, mask: Tensor | None = None
@@ -111,7 +111,7 @@ class LowRankAttention(nn.Module):
         """x: (B, T, n) to (B, T, n); ``mask`` is what Swin calls ``attn_mask``."""
         query = self.query_key.split(self.query(x))
         keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
-        bias = self._bias(attn_mask if mask is None else mask, len(x))
+        bias = self._bias(attn_mask if mask is None else mask, x.shape[0])
         mixed = F.scaled_dot_product_attention(
             query,
             self.query_key.split(keys),

@@ -7,11 +7,24 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from lowrank_vit.commands import compress, distill, evaluate, finetune, inspect, push, quantize, shrink
+from lowrank_vit.commands import (
+    benchmark,
+    compress,
+    distill,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    push,
+    quantize,
+    shrink,
+)  # fmt: skip
 from lowrank_vit.commands import list as list_names
 from lowrank_vit.errors import InputError, disk_failed
 
-VERBS = (compress, shrink, evaluate, finetune, distill, quantize, inspect, push, list_names)
+VERBS = (
+    compress, shrink, evaluate, finetune, distill, quantize, inspect, export, benchmark, push, list_names,
+)  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:

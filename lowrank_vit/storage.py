@@ -175,6 +175,14 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     return model.to(device).eval()
 
 
+def dense_architecture(folder: str | Path) -> nn.Module:
+    """The dense model that the model in a folder was made from, in eval mode, with random weights: its size and speed.
+
+    Raises ``InputError`` for what ``load`` refuses; load the folder first.
+    """
+    return empty_model(read_config(Path(folder)), {}).eval()
+
+
 def type_in_memory(wanted: torch.dtype | None, stored: torch.dtype) -> torch.dtype:
     """The type that ``load`` gives floating values of a ``stored`` type."""
     return wanted or (torch.float32 if stored.itemsize < 4 else stored)

@@ -206,13 +206,16 @@ def test_a_shifted_window_keeps_its_mask() -> None:
 
 
 def test_ragged_heads_split_and_join() -> None:
-    heads, x = Heads([3, 0, 2]), torch.randn(2, 4, 5)
+    heads, x = Heads([3, 0, 2], 4), torch.randn(2, 4, 5)
     split = heads.split(x)
-    assert split.shape == (2, 3, 4, 3)
-    assert torch.equal(split[:, 0], x[..., :3])
+    assert split.shape == (2, 3, 4, 4)
+    assert torch.equal(split[:, 0, :, :3], x[..., :3])
     assert torch.equal(split[:, 2, :, :2], x[..., 3:])
-    assert split[:, 1].abs().sum() == split[:, 2, :, 2].abs().sum() == 0
+    assert split[:, 1].abs().sum() == split[:, 2, :, 2:].abs().sum() == split[:, 0, :, 3].abs().sum() == 0
     assert torch.equal(heads.join(split), x)
+    equal, x = Heads([3, 3], 3), torch.randn(2, 4, 6)
+    assert torch.equal(equal.split(x)[:, 1], x[..., 3:])
+    assert torch.equal(equal.join(equal.split(x)), x)
 
 
 def test_heads_of_unequal_widths_are_softmax_attention() -> None:
