@@ -75,7 +75,8 @@ def _hook(accumulator: Accumulator) -> Callable[..., None]:
         x = inputs[0]
         with torch.no_grad():
             accumulator.see_input(x, output)
-        if output.requires_grad and accumulator.wanted & NEED_GRADIENT:
+        if torch.is_grad_enabled() and accumulator.wanted & NEED_GRADIENT:
+            output.requires_grad_()  # the graph begins at the first layer that is listened to, not at the images
             seen = output.detach()  # a hook that held its own tensor would keep the whole graph alive for ever
             output.register_hook(lambda gradient: accumulator.see_gradient(x, seen, gradient))
 
@@ -157,9 +158,8 @@ def calibrate(
         for item in track(batches, "calibrate", shown=progress):
             images = _images(item)
             batch.images = len(images)
-            inputs = images.to(device).requires_grad_(backward)
             with torch.set_grad_enabled(backward):
-                logits = model(inputs)
+                logits = model(images.to(device))
                 if backward:
                     PROBES[probe](logits, images, seed).backward()
     finally:

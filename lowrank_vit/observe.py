@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lowrank_vit.gram import gram
 from lowrank_vit.records import Moments, Site
 
 STATISTICS = frozenset(
@@ -80,8 +81,10 @@ class Accumulator:
 
     def add(self, name: str, value: Tensor) -> None:
         """Add to a sum, in float64."""
-        value = value.to(torch.float64)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if name in self.sums:
+            self.sums[name] += value
+        else:
+            self.sums[name] = value.to(torch.float64, copy=True)  # layers that share an input are handed one tensor
 
     def see_input(self, x: Tensor, output: Tensor) -> None:
         """x: (..., n), output: (..., d) of the layer for the batch; windows of one image are neighbours."""
@@ -89,7 +92,7 @@ class Accumulator:
         self.images, self.tokens = self.images + self.batch.images, self.tokens + len(rows)
         self.add("input_sum", self.batch.product("sum", x, lambda: rows.sum(0)))
         if "input_second" in self.wanted:
-            self.add("input_second", self.batch.product("second", x, lambda: rows.T @ rows))
+            self.add("input_second", self.batch.product("second", x, lambda: gram(rows)))
         if "input_abs" in self.wanted:
             self.add("input_abs", self.batch.product("abs", x, lambda: rows.abs().sum(0)))
         if "representative" in self.wanted:
@@ -102,7 +105,7 @@ class Accumulator:
     def _see_output(self, rows: Tensor, output: Tensor) -> None:
         images = self.batch.images
         if "output_second" in self.wanted:
-            self.add("output_second", output.T @ output)
+            self.add("output_second", gram(output))
         if self.wanted & {"normalised_output_second", "normalised_input_second"}:
             energy = output.reshape(images, -1).square().sum(1).clamp_min(torch.finfo(output.dtype).tiny)
             weights = energy.reciprocal().repeat_interleave(len(rows) // images)
@@ -110,21 +113,20 @@ class Accumulator:
             self.add("normalised_input_sum", weights @ rows)
             for name, x in (("normalised_input_second", rows), ("normalised_output_second", output)):
                 if name in self.wanted:
-                    self.add(name, (x * weights[:, None]).T @ x)
+                    self.add(name, gram(x, weights))
 
     def see_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         """gradient: (..., d), of the summed loss of a batch with respect to the layer's output."""
         images = self.batch.images
         g = gradient.float().reshape(images, -1, gradient.shape[-1])
         if "gradient_second" in self.wanted:
-            rows = g.flatten(0, 1)
-            self.add("gradient_second", rows.T @ rows)
+            self.add("gradient_second", gram(g.flatten(0, 1)))
         if "sensitive_second" in self.wanted:
             rows, weights = x.detach().float().flatten(0, -2), g.flatten(0, 1).square().sum(1)
             self.add("sensitive_weight", weights.sum())
             self.add("sensitive_tokens", weights.view(images, -1).sum(0))
             self.add("sensitive_input_sum", weights @ rows)
-            self.add("sensitive_second", (rows * weights[:, None]).T @ rows)
+            self.add("sensitive_second", gram(rows, weights))
         if "fisher_rows" in self.wanted:
             # row i of an image's weight gradient is X[:, i]^T g, so its squared norm needs no (n, d) matrix
             inputs = x.detach().float().reshape(images, -1, x.shape[-1])
