@@ -23,7 +23,7 @@ from lowrank_vit.fold import CutLayer, fold
 from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.records import ErrorCurve, Factors, Moments, RankPlan, Site
-from lowrank_vit.sites import BLOCK_LINEARS, find_sites, get_linear, replace_module
+from lowrank_vit.sites import BLOCK_LINEARS, call_every_layer, find_sites, get_linear, replace_module
 from lowrank_vit.steps import (
     Batches,
     Images,
@@ -54,6 +54,7 @@ class Analysis:
     seed: int
     watch: Stopwatch
     progress: bool
+    chosen: bool = False  # by the user: the sites
 
     def plan(self, reduction: float) -> RankPlan:
         """The ranks at which the whole model has lost ``reduction`` of its parameters, met to within one rank.
@@ -150,6 +151,7 @@ class Analysis:
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json(report.layer_reports(self.sites, layers, self.factors, seen, unseen)),
+            "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites], chosen=self.chosen),
             "compensation": report.compensation_entry(self.recipe, solutions),
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
@@ -180,7 +182,7 @@ def analyse(
     seen = calibration if isinstance(calibration, Images) else Images(calibration)
     unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
     where, watch = resolve_device(device), Stopwatch()
-    model = copy.deepcopy(model).to(where).eval()
+    model = call_every_layer(copy.deepcopy(model)).to(where).eval()
     if recipe.halves:
         _all_blocks(sites)
         return analyse_blocks(model, seen, recipe, unseen, moments, where, seed, watch, progress)
@@ -196,7 +198,21 @@ def analyse(
     with watch("decompose"):
         factors = decompose(model, recipe, chosen, moments, progress)
     curves = error_curves(recipe, chosen, {name: own.loss for name, own in factors.items()})
-    return Analysis(model, recipe, chosen, seen, moments, unseen_moments, factors, curves, where, seed, watch, progress)
+    return Analysis(
+        model,
+        recipe,
+        chosen,
+        seen,
+        moments,
+        unseen_moments,
+        factors,
+        curves,
+        where,
+        seed,
+        watch,
+        progress,
+        sites != BLOCK_LINEARS,
+    )
 
 
 def _all_blocks(sites: str) -> None:

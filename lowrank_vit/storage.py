@@ -23,7 +23,7 @@ from lowrank_vit.compensate import empty_module
 from lowrank_vit.errors import InputError
 from lowrank_vit.files import write_json, write_tensors
 from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
-from lowrank_vit.sites import replace_module
+from lowrank_vit.sites import call_every_layer, replace_module
 
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
 WEIGHTS = "model.safetensors"
@@ -186,6 +186,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
         )
         for name, layer in own["layers"].items():
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
+        call_every_layer(model)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(
             f"{folder / 'config.json'} does not describe a model ({error}): save the model again"
