@@ -136,6 +136,7 @@ class BlockAnalysis:
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
+            "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites]),
             **refit,
             "compensation": None,
             "trajectory": list(plan.trajectory),

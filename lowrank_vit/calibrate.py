@@ -66,8 +66,21 @@ LABELS = "labels"
 PROBES = {LABELS: probe_labels, "signs": probe_signs}
 
 
-def _images(batch: Tensor | Sequence[Tensor]) -> Tensor:
-    return batch if isinstance(batch, Tensor) else batch[0]
+def _images(batch: Tensor | Sequence[Tensor], size: torch.Size | None) -> Tensor:
+    """The images of a batch. Raises ``InputError`` unless they are (B, C, H, W), of the ``size`` (C, H, W) of the first."""
+    images = batch if isinstance(batch, Tensor) else batch[0]
+    if images.ndim != 4 or (size is not None and images.shape[1:] != size):
+        expected = "(B, C, H, W)" if size is None else f"(B, {', '.join(map(str, size))}) as in the first batch"
+        raise InputError(f"a batch of calibration images is {tuple(images.shape)}: expected {expected}")
+    return images
+
+
+def _check_classifier(model: nn.Module) -> None:
+    if getattr(model, "num_classes", None) == 0:
+        raise InputError(
+            "the model has no classifier (num_classes is 0), and this recipe measures the loss of its predictions: "
+            "choose a recipe without gradients, as 'exact'"
+        )
 
 
 def _hook(accumulator: Accumulator) -> Callable[..., None]:
@@ -141,14 +154,17 @@ def calibrate(
     ``needs``: the statistics, of all sites or site by site. Labels are never read. With gradients among them, one
     backward pass is made from a random ``probe`` of the model's own prediction: ``"labels"`` or ``"signs"`` (the same
     Fisher information, less noise). In several processes each passes its own share and all get the sums of all.
-    Raises ``InputError`` for no images, activations that are not finite, or a layer that is never called.
+    Raises ``InputError`` for no images, images of several sizes, activations that are not finite, a layer that is never
+    called, and gradients of a model without a classifier.
     """
     if isinstance(needs, Mapping):
         wanted = {site.name: frozenset(needs[site.name]) for site in sites}
     else:
         wanted = dict.fromkeys((site.name for site in sites), frozenset(needs))
     backward = any(own & NEED_GRADIENT for own in wanted.values())
-    model = model.to(device).eval()
+    if backward:
+        _check_classifier(model)
+    model, size = model.to(device).eval(), None
     batch = Batch()
     accumulators = _accumulators(model, sites, wanted, batch)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -156,8 +172,8 @@ def calibrate(
     try:
         model.requires_grad_(False)
         for item in track(batches, "calibrate", shown=progress):
-            images = _images(item)
-            batch.images = len(images)
+            images = _images(item, size)
+            batch.images, size = len(images), images.shape[1:]
             with torch.set_grad_enabled(backward):
                 logits = model(images.to(device))
                 if backward:

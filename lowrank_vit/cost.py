@@ -47,10 +47,11 @@ def stored_bytes(model: nn.Module) -> dict[str, int]:
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
     """(C, H, W) of the images that a timm model takes: what its patch embedding says, else its configuration."""
-    embedding = getattr(model, "patch_embed", None)
-    size, projection = getattr(embedding, "img_size", None), getattr(embedding, "proj", None)
-    if size is not None and projection is not None:
-        return projection.in_channels, *size
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    for module in model.modules():
+        size = getattr(module, "img_size", None)
+        if first is not None and isinstance(size, tuple | list) and len(size) == 2:
+            return first.in_channels, *size
     configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     return None if configured is None else tuple(configured)
 
@@ -62,9 +63,14 @@ def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
-    was_training = model.training
+    was_training, trained = model.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
     counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
-        model.eval()(image)
-    model.train(was_training)
+    try:
+        model.requires_grad_(False)  # the counter trips over a parameter that is the input of a module, as a token is
+        with torch.inference_mode(), counter:
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_()
     return counter.get_total_flops() // 2

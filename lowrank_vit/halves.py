@@ -58,7 +58,7 @@ def find_halves(model: nn.Module) -> list[HalfSite]:
     Raises ``InputError`` for one that has more to it than its smaller form could have (normalised queries, gates), and
     where a block has a linear layer that belongs to neither: half a block would stay behind.
     """
-    halves: list[HalfSite] = []
+    sites, halves = find_sites(model, BLOCK_LINEARS), list[HalfSite]()
     for name, module in model.named_modules():
         if not re.search(BLOCK_LINEARS, name):
             continue
@@ -67,7 +67,7 @@ def find_halves(model: nn.Module) -> list[HalfSite]:
         elif isinstance(module, Mlp) and type(module) in MLP_TYPES:
             halves.append(_mlp_site(name, module))
     covered = {linear for half in halves for linear in _linears(half)}
-    for site in find_sites(model, BLOCK_LINEARS):
+    for site in sites:
         if site.name not in covered:
             owner = type(model.get_submodule(site.name.rpartition(".")[0]))
             raise InputError(

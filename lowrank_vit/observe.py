@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lowrank_vit.errors import InputError
 from lowrank_vit.gram import gram
 from lowrank_vit.records import Moments, Site
 
@@ -87,8 +88,16 @@ class Accumulator:
             self.sums[name] = value.to(torch.float64, copy=True)  # layers that share an input are handed one tensor
 
     def see_input(self, x: Tensor, output: Tensor) -> None:
-        """x: (..., n), output: (..., d) of the layer for the batch; windows of one image are neighbours."""
+        """x: (..., n), output: (..., d) of the layer for the batch; windows of one image are neighbours.
+
+        Raises ``InputError`` for rows that cannot be those of the batch's images, as coordinates are.
+        """
         rows = x.detach().flatten(0, -2).float()
+        if len(rows) % self.batch.images:
+            raise InputError(
+                f"layer {self.site.name!r} is given {len(rows)} rows for {self.batch.images} images, so it does not look "
+                "at images one by one: leave it out by --sites"
+            )
         self.images, self.tokens = self.images + self.batch.images, self.tokens + len(rows)
         self.add("input_sum", self.batch.product("sum", x, lambda: rows.sum(0)))
         if "input_second" in self.wanted:

@@ -26,7 +26,7 @@ from lowrank_vit.phases import Phases, identity, shared
 from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.records import ErrorCurve, Factors, Moments, RankPlan, Site
-from lowrank_vit.sites import BLOCK_LINEARS, find_sites, get_linear, replace_module
+from lowrank_vit.sites import BLOCK_LINEARS, call_every_layer, find_sites, get_linear, replace_module
 from lowrank_vit.steps import (
     Batches,
     Images,
@@ -59,6 +59,7 @@ class Analysis:
     watch: Stopwatch
     progress: bool
     phases: Phases
+    chosen: bool = False  # by the user: the sites
 
     def plan(self, reduction: float) -> RankPlan:
         """The ranks at which the whole model has lost ``reduction`` of its parameters, met to within one rank.
@@ -175,6 +176,7 @@ class Analysis:
             "protocol": "training-free",
             **report.size_report(self.model, compressed),
             "layers": report.as_json(report.layer_reports(self.sites, layers, self.factors, seen, unseen)),
+            "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites], chosen=self.chosen),
             "compensation": report.compensation_entry(self.recipe, solutions),
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
@@ -209,7 +211,8 @@ def analyse(
     seen = calibration if isinstance(calibration, Images) else Images(calibration)
     unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
     where, watch = resolve_device(device), Stopwatch()
-    model, folder = copy.deepcopy(model).to(where).eval(), None if checkpoint_dir is None else Path(checkpoint_dir)
+    model, folder = copy.deepcopy(model), None if checkpoint_dir is None else Path(checkpoint_dir)
+    model = call_every_layer(model).to(where).eval()
     if recipe.halves:
         _all_blocks(sites)
         return analyse_blocks(model, seen, recipe, unseen, moments, where, seed, watch, progress, folder)
@@ -228,7 +231,20 @@ def analyse(
         factors = phases("decompose", lambda: decompose(model, recipe, chosen, moments, progress))
     curves = error_curves(recipe, chosen, {name: own.loss for name, own in factors.items()})
     return Analysis(
-        model, recipe, chosen, seen, moments, unseen_moments, factors, curves, where, seed, watch, progress, phases
+        model,
+        recipe,
+        chosen,
+        seen,
+        moments,
+        unseen_moments,
+        factors,
+        curves,
+        where,
+        seed,
+        watch,
+        progress,
+        phases,
+        sites != BLOCK_LINEARS,
     )
 
 

@@ -17,7 +17,7 @@ from lowrank_vit.cost import stored_bytes
 from lowrank_vit.errors import InputError
 from lowrank_vit.layers import LowRankLinear, QuantizedLinear, check_bits
 from lowrank_vit.packing import pack
-from lowrank_vit.sites import BLOCK_LINEARS, find_sites, replace_module
+from lowrank_vit.sites import BLOCK_LINEARS, call_every_layer, find_sites, replace_module
 
 HALF = 16  # bits: nothing is quantised, everything is float16
 
@@ -74,8 +74,8 @@ def quantize_linear(linear: nn.Linear, bits: int, name: str = "the layer") -> Qu
 
 
 def _round_to_half(model: nn.Module) -> None:
-    """Round every floating value to the nearest float16, in place; the types stay as they are."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    """Round every floating value that a file holds to the nearest float16, in place; the types stay as they are."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             rounded = tensor.detach().half()
             if not rounded.isfinite().all():
@@ -106,7 +106,7 @@ def quantize(model: nn.Module, bits: int, *, sites: str = BLOCK_LINEARS) -> tupl
         check_bits(bits)
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the one that it was made from")
-    linears, quantized = _linears(model, sites), copy.deepcopy(model).eval()
+    linears, quantized = _linears(model, sites), call_every_layer(copy.deepcopy(model)).eval()
     if bits != HALF:
         for name, linear in linears.items():
             replace_module(quantized, name, quantize_linear(linear, bits, name))

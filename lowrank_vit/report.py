@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -19,8 +22,10 @@ from lowrank_vit.parallel import gathered
 from lowrank_vit.parts import HalfSite, Kept
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, LayerReport, Moments, Site
+from lowrank_vit.sites import EXPECTED_DENSE, left_dense
 
 FORMAT = 1
+logger = logging.getLogger(__name__)
 
 
 def architecture(model: nn.Module) -> str:
@@ -165,11 +170,40 @@ def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
     """The ``params`` and ``macs`` entries; ``macs`` is null where the size of the model's input is not known."""
     before, after = cost.parameter_count(dense), cost.parameter_count(compressed)
     size = cost.input_size(dense)
-    macs = None if size is None else [cost.multiply_accumulates(model, size) for model in (dense, compressed)]
+    try:
+        macs = None if size is None else [cost.multiply_accumulates(model, size) for model in (dense, compressed)]
+    except (RuntimeError, AssertionError):  # of whichever layer the size does not fit
+        logger.warning("the model does not take images of %s, so that its MACs are not counted", size)
+        macs = None
     return {
         "params": {"dense": before, "compressed": after, "reduction": 1 - after / before},
         "macs": None if macs is None else {"dense": macs[0], "compressed": macs[1]},
     }
+
+
+def left_dense_entry(model: nn.Module, compressed: Iterable[str], *, chosen: bool = False) -> dict[str, Any]:
+    """The ``left_dense`` entry: layers outside ``compressed``, but the classifier and the patch embedding.
+
+    What nobody expects to stay is said on the log, too, unless the user has ``chosen`` the sites.
+    """
+    found = left_dense(model, compressed)
+    unexpected = {name: count for name, count in found.items() if not re.search(EXPECTED_DENSE, f"{name}.")}
+    if unexpected and not chosen:
+        share = 100 * sum(unexpected.values()) / cost.parameter_count(model)
+        logger.warning(
+            "left dense, being in no block of a known kind: %s (%d in all, %.1f %% of the parameters); "
+            "recipes for single layers, as 'loss_aware', take linear ones by --sites",
+            some(unexpected),
+            len(unexpected),
+            share,
+        )
+    return {"layers": list(found), "params": sum(found.values())}
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three of the names."""
+    first, *rest = [*islice(names, 4)]
+    return ", ".join([first, *rest[:2], *(["..."] if len(rest) > 2 else [])])
 
 
 def plain(fields: Mapping[str, Any]) -> dict[str, Any]:

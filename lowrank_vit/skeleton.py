@@ -12,7 +12,7 @@ from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.compensate import empty_module
 from lowrank_vit.errors import InputError
 from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
-from lowrank_vit.sites import replace_module
+from lowrank_vit.sites import call_every_layer, replace_module
 
 PORTABLE = (str, int, float, bool, list, tuple, type(None))
 
@@ -89,6 +89,7 @@ def empty_model(config: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any
         )
         for name, layer in layers.items():
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
+        call_every_layer(model)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise InputError(f"does not describe a model ({error}): save the model again") from None
     return model

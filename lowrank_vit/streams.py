@@ -39,7 +39,8 @@ def steps_of(model: nn.Module) -> dict[str, nn.Module]:
     if not steps or any("blocks." in name and type(step) not in kinds for name, step in steps.items()):
         raise InputError(
             f"the blocks of {type(model).__name__} are not timm's plain ViT or Swin blocks, so their outputs cannot be "
-            "refitted or measured: use the recipe without it, get_recipe('best').but(refit=False, measured=0)"
+            "refitted or measured: choose recipe 'loss_aware', or in Python "
+            "get_recipe('best').but(refit=False, measured=0)"
         )
     return steps
 

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lowrank_vit.report import some
+
 
 def show_report(report: Mapping[str, Any], file_bytes: int, nested: Mapping[str, Any] | None = None) -> None:
     """Print sizes, then one line for each compressed layer.
@@ -30,6 +32,9 @@ def show_report(report: Mapping[str, Any], file_bytes: int, nested: Mapping[str,
         )
     if report["layers"]:
         _show_layers(console, report["layers"])
+        left = report.get("left_dense", {"layers": []})
+        if left["layers"]:
+            console.print(f"left dense: {some(left['layers'])} ({left['params']:,} parameters)")
         seconds = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
         console.print(seconds)
 
