@@ -89,8 +89,9 @@ def _hook(accumulator: Accumulator) -> Callable[..., None]:
         with torch.no_grad():
             accumulator.see_input(x, output)
         if torch.is_grad_enabled() and accumulator.wanted & NEED_GRADIENT:
+            # a hook that held its own tensor, or a view of it, would keep the whole graph alive for ever
+            seen = output.detach()
             output.requires_grad_()  # the graph begins at the first layer that is listened to, not at the images
-            seen = output.detach()  # a hook that held its own tensor would keep the whole graph alive for ever
             output.register_hook(lambda gradient: accumulator.see_gradient(x, seen, gradient))
 
     return see
@@ -178,6 +179,7 @@ def calibrate(
                 logits = model(images.to(device))
                 if backward:
                     PROBES[probe](logits, images, seed).backward()
+            batch.forget()
     finally:
         for hook in hooks:
             hook.remove()

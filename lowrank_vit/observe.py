@@ -59,6 +59,10 @@ class Batch:
     last_input: Tensor | None = None
     products: dict[str, Tensor] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Let go of the input, whose graph leads to hooks that hold this batch: no collector would find that circle."""
+        self.last_input, self.products = None, {}
+
     def product(self, name: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """A product of the input ``x``, computed once where consecutive layers share it."""
         if x is not self.last_input:
