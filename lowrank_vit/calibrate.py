@@ -83,16 +83,21 @@ def _check_classifier(model: nn.Module) -> None:
         )
 
 
-def _hook(accumulator: Accumulator) -> Callable[..., None]:
-    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _hook(accumulator: Accumulator) -> Callable[..., Tensor | None]:
+    def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         x = inputs[0]
         with torch.no_grad():
             accumulator.see_input(x, output)
-        if torch.is_grad_enabled() and accumulator.wanted & NEED_GRADIENT:
-            # a hook that held its own tensor, or a view of it, would keep the whole graph alive for ever
-            seen = output.detach()
-            output.requires_grad_()  # the graph begins at the first layer that is listened to, not at the images
-            output.register_hook(lambda gradient: accumulator.see_gradient(x, seen, gradient))
+        if not (torch.is_grad_enabled() and accumulator.wanted & NEED_GRADIENT):
+            return None
+        begins = not output.requires_grad
+        # a hook that held its own tensor, or a view of it, would keep the whole graph alive for ever
+        seen = output.detach()
+        output.requires_grad_()
+        output.register_hook(lambda gradient: accumulator.see_gradient(x, seen, gradient))
+        # the graph begins at the first layer that is listened to, not at the images; BEiT changes its outputs in place,
+        # which what a graph begins with does not permit
+        return output.clone() if begins else None
 
     return see
 
