@@ -27,6 +27,7 @@ from lowrank_vit.training import SeededTraining, cosine, distillation_loss, trai
 
 PROTOCOL = "calibration-distilled"
 ORDER, AUGMENTATION = 1, 2  # streams of random numbers of one seed
+CROPS = (0.25, 1.0)  # shares of the area of a photograph in which it keeps its meaning
 
 
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -42,8 +43,10 @@ def warm_up_cosine(step: int, steps: int, warm_up: float) -> float:
 
 
 class Distillation(SeededTraining):
-    """``T^2 KL(teacher || student)`` of the logits + ``feature_weight`` x ``feature_error`` of the final features.
+    """``T^2 KL(teacher || student)`` of the logits, and the errors of features and of blocks.
 
+    ``feature_weight`` x ``feature_error`` of what the classifier is given, ``block_weight`` x its mean over the outputs of
+    all blocks: these leave the few images less room to be learnt by heart than logits alone.
     AdamW on every parameter, ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all processes; what
     does not fill a batch is left out of its epoch. The student stays in eval mode: dropout would be noise in what it is
     to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``held_out``: unseen images, for
@@ -62,13 +65,14 @@ class Distillation(SeededTraining):
         *,
         held_out: Tensor | None = None,
         epochs: int = 20,
-        lr: float = 1.5e-4,
+        lr: float = 6e-5,
         weight_decay: float = 0.0,
         warm_up: float = 0.05,
         gradient_clip: float | None = 1.0,
         batch_size: int = 20,
         temperature: float = 1.0,
         feature_weight: float = 1.0,
+        block_weight: float = 1.0,
         flips: bool = True,
         crop_scale: tuple[float, float] | None = None,
         seed: int = 0,
@@ -76,8 +80,10 @@ class Distillation(SeededTraining):
     ) -> None:
         if epochs < 1 or lr <= 0 or temperature <= 0 or batch_size < 1:
             raise InputError("epochs, lr, temperature and batch_size must be positive")
-        if weight_decay < 0 or feature_weight < 0 or not 0 <= warm_up < 1:
-            raise InputError("weight_decay and feature_weight must not be negative, and warm_up from 0 to below 1")
+        if min(weight_decay, feature_weight, block_weight) < 0 or not 0 <= warm_up < 1:
+            raise InputError(
+                "weight_decay, feature_weight and block_weight must not be negative, and warm_up from 0 to below 1"
+            )
         if gradient_clip is not None and gradient_clip <= 0:
             raise InputError("gradient_clip must be positive, or None for no clipping")
         if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
@@ -87,7 +93,7 @@ class Distillation(SeededTraining):
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "run"])
         unseen = 0 if held_out is None else len(held_out)
         self.save_hyperparameters({"images": len(images), "held_out_images": unseen, **(run or {})})
-        self._images, self._held_out = images, held_out
+        self._images, self._held_out, self._blocks = images, held_out, block_weight > 0
         self._known: Outputs | None = None  # by (mirrored, position)
         self._draws = torch.empty(0)
         self.kl = MeanMetric()
@@ -124,9 +130,12 @@ class Distillation(SeededTraining):
 
     def loss(self, images: Tensor, target: Outputs) -> tuple[Tensor, Tensor]:
         """The training loss, and the divergence of the logits at temperature 1; means over the batch."""
-        features, logits = outputs(self.model, images)
+        features, logits, *blocks = outputs(self.model, images, self._blocks)
         loss = distillation_loss(logits, target[1], self.hparams["temperature"])
         loss = loss + self.hparams["feature_weight"] * feature_error(features, target[0])
+        if blocks:
+            errors = [feature_error(own, dense) for own, dense in zip(blocks, target[2:], strict=True)]
+            loss = loss + self.hparams["block_weight"] * torch.stack(errors).mean()
         return loss, distillation_loss(logits.detach(), target[1], 1.0)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -136,10 +145,10 @@ class Distillation(SeededTraining):
         images = augment(images, draws, self.hparams["flips"], self.hparams["crop_scale"])
         if self._known is None:
             with torch.no_grad():
-                target = outputs(self._teacher[0], images)
+                target = outputs(self._teacher[0], images, self._blocks)
         else:
             mirrored = (draws[:, 0] < 0.5).long() * int(self.hparams["flips"])
-            target = self._known[0][mirrored, positions], self._known[1][mirrored, positions]
+            target = tuple(known[mirrored, positions] for known in self._known)
         loss, kl = self.loss(images, target)
         self.kl.update(kl)
         self.log("train_loss", loss, prog_bar=True)
@@ -161,7 +170,8 @@ class Distillation(SeededTraining):
             self._measure(0)
         if self.hparams["crop_scale"] is None and 1 + self.hparams["flips"] < self.hparams["epochs"]:
             with self.trainer.precision_plugin.forward_context():
-                self._known = remember(self._teacher[0], self._images, self.hparams["flips"], self.device)
+                flips = self.hparams["flips"]
+                self._known = remember(self._teacher[0], self._images, flips, self.device, self._blocks)
 
     def on_train_epoch_start(self) -> None:
         """What is mirrored and cropped depends on seed, epoch and image alone, on any number of processes."""

@@ -1,8 +1,10 @@
-"""What a distillation shows to the dense model, and what that says: logits and final features."""
+"""What a distillation shows to the dense model, and what that says: logits, pooled features, outputs of its blocks."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from lowrank_vit.layers import QuantizedLinear
 
 KNOWN_BYTES = 2**30  # what the teacher says is kept in memory up to this size, instead of asking it every epoch
 BATCH = 64
-Outputs = tuple[Tensor, Tensor]  # final features (B, ..., width) and logits (B, classes)
+BLOCK = r"(?:.*\.)?blocks\.\d+"
+Outputs = tuple[Tensor, ...]  # pooled features (B, width), logits (B, classes), and outputs of blocks (B, ..., width)
 
 
 def augment(images: Tensor, draws: Tensor, flips: bool, crop_scale: tuple[float, float] | None) -> Tensor:
@@ -34,11 +37,18 @@ def augment(images: Tensor, draws: Tensor, flips: bool, crop_scale: tuple[float,
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 
 
-def outputs(model: nn.Module, images: Tensor) -> Outputs:
-    """The final features, all tokens, and the logits of a timm model."""
+def outputs(model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
+    """The features that the classifier is given and the logits of a timm model, and with ``blocks`` what each block gives."""
     timm_model: Any = model
-    features = timm_model.forward_features(images)
-    return features, timm_model.forward_head(features)
+    seen: list[Tensor] = []
+    listened = [module for name, module in model.named_modules() if blocks and re.fullmatch(BLOCK, name)]
+    hooks = [module.register_forward_hook(lambda module, inputs, output: seen.append(output)) for module in listened]
+    try:
+        features = timm_model.forward_features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return timm_model.forward_head(features, pre_logits=True), timm_model.forward_head(features), *seen
 
 
 def check_pair(model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
@@ -52,11 +62,13 @@ def check_pair(model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
         if not hasattr(each, "forward_features"):
             raise InputError(f"{type(each).__name__} has no forward_features(): distillation needs timm models")
         with torch.no_grad():
-            found.append([output.shape[1:] for output in outputs(each, images[:1].to(next(each.parameters())))])
-    for name, dense, small in zip(("features", "logits"), *found, strict=True):
+            seen = outputs(each, images[:1].to(next(each.parameters())), blocks=True)
+            found.append([output.shape[1:] for output in seen])
+    names = ["features", "logits", *(f"block {index}'s outputs" for index in range(len(found[0]) - 2))]
+    for name, dense, small in itertools.zip_longest(names, *found):
         if dense != small:
             raise InputError(
-                f"the teacher's {name} are {tuple(dense)}, the model's {tuple(small)}: "
+                f"the teacher's {name} are {dense and tuple(dense)}, the model's {small and tuple(small)}: "
                 "hand in the dense model that was compressed"
             )
 
@@ -69,18 +81,19 @@ def inputs_hash(model: nn.Module, teacher: nn.Module, images: Tensor) -> str:
 
 
 @torch.no_grad()
-def remember(teacher: nn.Module, images: Tensor, flips: bool, device: torch.device) -> Outputs | None:
+def remember(
+    teacher: nn.Module, images: Tensor, flips: bool, device: torch.device, blocks: bool = False
+) -> Outputs | None:
     """What the teacher says of all images (N, C, H, W) and, with ``flips``, of their mirror images: (1 or 2, N, ...) each.
 
     None where that would take more than ``KNOWN_BYTES``.
     """
-    size = sum(output.nbytes for output in outputs(teacher, images[:1].to(device)))
+    size = sum(output.nbytes for output in outputs(teacher, images[:1].to(device), blocks))
     if (1 + flips) * len(images) * size > KNOWN_BYTES:
         return None
     told = [
-        outputs(teacher, batch.flip(-1) if mirrored else batch)
+        outputs(teacher, batch.flip(-1) if mirrored else batch, blocks)
         for mirrored in range(1 + flips)
         for batch in (part.to(device) for part in images.split(BATCH))
     ]
-    features, logits = (torch.cat(parts).unflatten(0, (1 + flips, -1)) for parts in zip(*told, strict=True))
-    return features, logits
+    return tuple(torch.cat(parts).unflatten(0, (1 + flips, -1)) for parts in zip(*told, strict=True))

@@ -20,7 +20,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--calibration-samples", type=int, default=1000)
     parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the divergence; 0: none")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
+    parser.add_argument("--learning-rate", type=float, default=6e-5)
     parser.set_defaults(run=run)
 
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, folder: Path) -> None:
-    from lowrank_vit.distill import PROTOCOL, distill
+    from lowrank_vit.distill import CROPS, PROTOCOL, distill
     from lowrank_vit.parallel import layout
 
     accelerator, (devices, num_nodes) = lightning_accelerator(args), layout()
@@ -53,6 +53,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         lr=args.learning_rate,
         batch_size=args.batch_size,
         flips=data.source.mirrors,
+        crop_scale=CROPS if data.source.mirrors else None,
         devices=devices,
         num_nodes=num_nodes,
         accelerator=accelerator,
