@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 PANEL = 128  # columns: narrower panels save more of the work, and each product of them is slower

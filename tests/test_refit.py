@@ -17,7 +17,7 @@ from lowrank_vit.records import RankPlan
 from lowrank_vit.refit import OutputRefit, Regression, cross_validated
 from lowrank_vit.report import divergence
 from lowrank_vit.sites import replace_module
-from lowrank_vit.streams import branch, first_inputs, output_layer, steps_of, tokens_of
+from lowrank_vit.streams import branch, first_inputs, output_layer, steps_of, stream_of, tokens_of
 from tests.models import NAMES, SWIN, VIT, images, tiny
 
 KINDS = sorted(NAMES)
@@ -125,6 +125,7 @@ def test_tokens_are_in_the_order_of_the_output_layer(kind: str) -> None:
             tokens = tokens_of(step, half, added)
             torch.testing.assert_close(tokens, made.pop().reshape(tokens.shape) * there)
             shifted += half == "attn" and any(getattr(step, "shift_size", ()))
+            assert torch.equal(stream_of(step, half, tokens, added.shape), added)
         if kind == "padded" and name.startswith("layers.0"):
             (x,) = first_inputs(model, step, [data])
             assert tokens_of(step, "attn", torch.ones_like(x)).shape[1] == 64 > x[0, ..., 0].numel() == 36
