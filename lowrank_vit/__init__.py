@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lowrank_vit.errors import InputError
-    from lowrank_vit.pipeline import analyse, compress
+    from lowrank_vit.pipeline import analyse, compress, sweep
     from lowrank_vit.storage import load, save
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "analyse", "compress", "load", "save"]
+__all__ = ["InputError", "analyse", "compress", "load", "save", "sweep"]
 
-_HOMES = {"analyse": "pipeline", "compress": "pipeline", "load": "storage", "save": "storage", "InputError": "errors"}
+_HOMES = {
+    **dict.fromkeys(("analyse", "compress", "sweep"), "pipeline"),
+    **dict.fromkeys(("load", "save"), "storage"),
+    "InputError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -190,16 +190,17 @@ class BlockAnalysis:
     def _refit(self, compressed: nn.Module) -> dict[str, Any]:
         """Refit the outputs under the smaller prefix; the ridges, and the divergence on held-out images before and after."""
         found: dict[str, Any] = {}
-        if self.unseen is not None:
-            found["kl_held_out_before"] = report.divergence(self.model, compressed, self.unseen.each())
+        before = None if self.unseen is None else copy.deepcopy(compressed)
         positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
         sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
         with self.watch("refit"):
             found["ridges"] = OutputRefit()(
                 self.model, compressed, sensitivities, self.images.each(), progress=self.progress
             )
-        if self.unseen is not None:
-            found["kl_held_out"] = report.divergence(self.model, compressed, self.unseen.each())
+        if self.unseen is not None and before is not None:
+            with self.watch("divergence"):
+                pair = report.divergences(self.model, (before, compressed), self.unseen.each())
+            found["kl_held_out_before"], found["kl_held_out"] = pair
         return {"refit": found}
 
     def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, kept: Kept | None) -> LayerReport:

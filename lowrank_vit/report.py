@@ -149,14 +149,22 @@ def half_report(
     )
 
 
-def divergence(dense: nn.Module, compressed: nn.Module, batches: Iterable[Tensor]) -> float:
-    """The mean of ``KL(dense || compressed)`` over images, in nats."""
-    device, total, count = next(dense.parameters()).device, 0.0, 0
+def divergences(dense: nn.Module, models: Sequence[nn.Module], batches: Iterable[Tensor]) -> list[float]:
+    """The mean of ``KL(dense || model)`` over images, in nats, for each of the models."""
+    device, totals, count = next(dense.parameters()).device, [0.0] * len(models), 0
     with torch.inference_mode():
         for images in (batch.to(device) for batch in batches):
-            log_p, log_q = (model(images).double().log_softmax(-1) for model in (dense, compressed))
-            total, count = total + float((log_p.exp() * (log_p - log_q)).sum()), count + len(images)
-    return total / count
+            log_p = dense(images).double().log_softmax(-1)
+            for index, model in enumerate(models):
+                log_q = model(images).double().log_softmax(-1)
+                totals[index] += float((log_p.exp() * (log_p - log_q)).sum())
+            count += len(images)
+    return [total / count for total in totals]
+
+
+def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[Tensor]) -> float:
+    """``divergences`` of a single model."""
+    return divergences(dense, [model], batches)[0]
 
 
 def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:

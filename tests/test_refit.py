@@ -187,6 +187,36 @@ def test_nothing_to_mend_changes_nothing(kind: str) -> None:
         torch.testing.assert_close(same(data), model(data), atol=1e-9, rtol=1e-9)
 
 
+class Watched(OutputRefit):
+    """Keeps the streams that a half leaves behind."""
+
+    def _half(self, old: nn.Module, new: nn.Module, half: str, streams: list, *rest: object) -> float | None:
+        ridge = super()._half(old, new, half, streams, *rest)
+        object.__setattr__(self, "left", streams)
+        return ridge
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+def test_the_streams_are_those_of_both_models(kind: str) -> None:
+    """After the last half, with nothing gone through twice: what either model, as it is in the end, has there."""
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), PLAIN)
+    small, _ = analysis.compress(0.4)
+    for site in analysis.sites:
+        small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
+    ones = {s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.sites}
+    refit = Watched()
+    assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
+    steps, others = list(steps_of(model).values()), list(steps_of(small).values())
+    (x,) = first_inputs(model, steps[0], [data])
+    y = x
+    with torch.no_grad():
+        for old, new in zip(steps, others, strict=True):
+            x, y = old(x), new(y)
+    torch.testing.assert_close(torch.cat([x for x, _ in refit.left]), x)
+    torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_brings_the_model_nearer_to_the_dense_one(kind: str) -> None:
     """With the same number of parameters, on the images that it was fitted on."""

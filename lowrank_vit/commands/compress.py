@@ -15,7 +15,13 @@ def add_parser(verbs: Any) -> None:
     add_model(parser, required=True)
     add_data(parser)
     parser.add_argument("--recipe", default="exact", help="see `list recipes` (default: exact)")
-    parser.add_argument("--reduction", type=float, required=True, help="share of all parameters to remove, e.g. 0.5")
+    parser.add_argument(
+        "--reduction",
+        type=shares,
+        required=True,
+        metavar="SHARE[,SHARE...]",
+        help="of all parameters to remove, e.g. 0.5; of several, each goes to its own folder in --out",
+    )
     parser.add_argument("--calibration-samples", type=int, default=1024)
     parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the error report; 0: none")
     parser.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
@@ -30,21 +36,30 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def shares(text: str) -> dict[str, float]:
+    """Numbers by how they were written, which names their folders."""
+    return {part.strip(): float(part) for part in text.split(",")}
+
+
 def run(args: argparse.Namespace) -> None:
     """``compress``: every argument is checked before anything long begins."""
     from lowrank_vit import storage
     from lowrank_vit.models import load_model
-    from lowrank_vit.pipeline import compress
+    from lowrank_vit.pipeline import sweep
     from lowrank_vit.recipes import get_recipe
     from lowrank_vit.steps import Images, resolve_device
     from lowrank_vit.view import show_report
 
     recipe = get_recipe(args.recipe).but(solver=args.solver, steps=args.steps, rank_multiple=args.rank_multiple)
     resolve_device(args.device)
-    if args.resume and storage.is_saved_model(args.out):
-        print(f"{args.out} is finished already")
+    folders = {args.out / name if len(args.reduction) > 1 else args.out: r for name, r in args.reduction.items()}
+    for folder in [folder for folder in folders if args.resume and storage.is_saved_model(folder)]:
+        print(f"{folder} is finished already")
+        del folders[folder]
+    if not folders:
         return
-    storage.check_free(args.out)
+    for folder in folders:
+        storage.check_free(folder)
     model = load_model(args.model, args.checkpoint)
     data = image_data(
         args,
@@ -56,17 +71,18 @@ def run(args: argparse.Namespace) -> None:
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
     held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint) if args.held_out_samples else None
     options = {} if args.sites is None else {"sites": args.sites}
-    compressed, report = compress(
+    models = sweep(
         model,
         calibration,
         recipe,
-        args.reduction,
+        list(folders.values()),
         held_out=held_out,
         seed=args.seed,
         device=args.device,
         progress=True,
         **options,
     )
-    storage.save(compressed, args.out, report)
-    show_report(report, storage.file_bytes(args.out))
-    print(f"saved to {args.out}")
+    for folder, (compressed, report) in zip(folders, models, strict=True):
+        storage.save(compressed, folder, report)
+        show_report(report, storage.file_bytes(folder))
+        print(f"saved to {folder}")
