@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowrank_vit.artefact import load, push_to_hub, save
     from lowrank_vit.errors import InputError
-    from lowrank_vit.pipeline import analyse, compress
+    from lowrank_vit.pipeline import analyse, compress, sweep
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "analyse", "compress", "load", "push_to_hub", "save"]
+__all__ = ["InputError", "analyse", "compress", "load", "push_to_hub", "save", "sweep"]
 
 _HOMES = {
-    "analyse": "pipeline",
-    "compress": "pipeline",
-    "load": "artefact",
-    "push_to_hub": "artefact",
-    "save": "artefact",
+    **dict.fromkeys(("analyse", "compress", "sweep"), "pipeline"),
+    **dict.fromkeys(("load", "push_to_hub", "save"), "artefact"),
     "InputError": "errors",
 }
 

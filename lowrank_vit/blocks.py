@@ -173,8 +173,7 @@ class BlockAnalysis:
     def _refit(self, compressed: nn.Module, counts: Mapping[str, int | None]) -> dict[str, Any]:
         """Refit the outputs under the smaller prefix; the ridges, and the divergence on held-out images before and after."""
         found: dict[str, Any] = {}
-        if self.unseen is not None:
-            found["kl_held_out_before"] = report.divergence(self.model, compressed, self.unseen.each())
+        before = None if self.unseen is None else copy.deepcopy(compressed)
         positions = {site.linears[-1].name: self.moments[site.linears[-1].name] for site in self.sites}
         sensitivities = {name: own.sums["sensitive_tokens"] for name, own in positions.items()}
 
@@ -186,8 +185,10 @@ class BlockAnalysis:
             kept = self.phases.of(counts)("refit", refit)
         compressed.load_state_dict(kept["weights"])
         found["ridges"] = kept["ridges"]
-        if self.unseen is not None:
-            found["kl_held_out"] = report.divergence(self.model, compressed, self.unseen.each())
+        if self.unseen is not None and before is not None:
+            with self.watch("divergence"):
+                pair = report.divergences(self.model, (before, compressed), self.unseen.each())
+            found["kl_held_out_before"], found["kl_held_out"] = pair
         return {"refit": found}
 
     def _entry(self, site: HalfSite, compressed: nn.Module, plan: RankPlan, kept: Kept | None) -> LayerReport:

@@ -8,7 +8,7 @@ PANEL = 128  # columns: narrower panels save more of the work, and each product 
 
 
 def gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """``X^T diag(w) X`` for rows x: (rows, n) and weights (rows,), none of them negative: (n, n), exactly symmetric.
+    """``X^T diag(w) X`` for rows x: (rows, n) and weights (rows,), none of them negative: (n, n).
 
     Only what stands on and above the diagonal is multiplied out, panel by panel, and mirrored: ``(1 + p / n) / 2`` of
     the work of the whole with panels of p columns. Rows of no weight are left out: in a last block they are nearly all.

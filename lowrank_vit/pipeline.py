@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,25 @@ def _all_blocks(sites: str) -> None:
         raise InputError("this recipe takes whole attention modules and MLPs, all of them: leave out --sites")
 
 
+def sweep(
+    model: nn.Module,
+    calibration: Batches | Images,
+    recipe: str | Recipe,
+    reductions: Sequence[float],
+    **options: Any,
+) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """``compress`` for each of several reductions, from one calibration and one decomposition: they are paid for once.
+
+    The models are made one after the other, as they are asked for. Every reduction is checked before anything long
+    begins. The stages' seconds in a report are those since the beginning of the sweep.
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    for reduction in reductions:
+        check_reduction(model, recipe, reduction, options.get("sites", BLOCK_LINEARS))
+    analysis = analyse(model, calibration, recipe, **options)
+    return (analysis.compress(reduction) for reduction in reductions)
+
+
 def compress(
     model: nn.Module,
     calibration: Batches | Images,
@@ -273,8 +292,6 @@ def compress(
 
     calibration: batches of images (B, C, H, W), or tuples that begin with them; labels are never read.
     options: those of ``analyse``. Returns the compressed model, on the device that was used, and its report.
-    Raises ``InputError`` with one line for whatever cannot be done.
+    Raises ``InputError`` with one line for whatever cannot be done. ``sweep`` makes several sizes at little more cost.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_reduction(model, recipe, reduction, options.get("sites", BLOCK_LINEARS))
-    return analyse(model, calibration, recipe, **options).compress(reduction)
+    return next(sweep(model, calibration, recipe, [reduction], **options))

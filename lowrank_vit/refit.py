@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lowrank_vit.errors import InputError
+from lowrank_vit.gram import gram
 from lowrank_vit.metric import cholesky_root
 from lowrank_vit.parallel import rank_and_world
 from lowrank_vit.progress import track
@@ -30,6 +31,7 @@ from lowrank_vit.streams import (
     first_inputs,
     output_layer,
     steps_of,
+    stream_of,
     tokens_of,
 )
 
@@ -56,11 +58,11 @@ class Regression:
         return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
 
     def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
-        """h: (rows, k), e: (rows, d), weights: (rows,)."""
-        weighted = h * weights[:, None]
-        new = {"w": weights.sum(), "h": weighted.sum(0), "e": weights @ e, "hh": weighted.T @ h, "he": weighted.T @ e}
+        """h: (rows, k), e: (rows, d), weights: (rows,), none of them negative."""
+        he = h.T @ (e * weights[:, None])
+        new = {"w": weights.sum(), "h": weights @ h, "e": weights @ e, "hh": gram(h, weights), "he": he}
         for name, value in new.items():
-            self.sums[name] += value.to(torch.float64)
+            self.sums[name] += value
 
     def gather(self) -> None:
         """Add up over the processes, where there are several."""
@@ -114,6 +116,9 @@ class OutputRefit:
     share of the position t in the loss's squared gradient at the half's output, so that a late block minds the class token.
     The ridge is chosen half by half, by cross-validation over ``folds`` parts of the images: what a stream has lost is
     much the same for all tokens of an image, so there are far fewer examples than tokens.
+
+    Either model goes through the images once. Memory grows with them: both streams, and the inputs of one output layer,
+    are kept, ``4 N T (2 n + k)`` bytes for N images of T tokens (float32; k: that layer's inputs, after reduction).
     """
 
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -145,40 +150,59 @@ class OutputRefit:
             if isinstance(old, Block | SwinTransformerBlock):
                 for half in HALVES:
                     output = f"{name}.{half}.{OUTPUTS[half]}"
-                    streams, ridges[output] = self._half(old, new, half, streams, sensitivities[output], device)
+                    ridges[output] = self._half(old, new, half, streams, sensitivities[output], device)
             else:
-                streams = [(old(x.to(device)).cpu(), new(y.to(device)).cpu()) for x, y in streams]
+                for place, (x, y) in enumerate(streams):
+                    streams[place] = old(x.to(device)).cpu(), new(y.to(device)).cpu()
         return ridges
 
     def _half(
         self, old: nn.Module, new: nn.Module, half: str, streams: Streams, sensitivity: Tensor, device: torch.device
-    ) -> tuple[Streams, float | None]:
-        """Refit one half; the streams after it, and the ridge."""
-        layer, targets = output_layer(new, half), []
+    ) -> float | None:
+        """Refit one half; the ridge. The streams are replaced by those after it, and either model goes through it once.
+
+        What the layer's inputs h add by its change is added to the stream, instead of going through the half again.
+        """
+        layer = output_layer(new, half)
         folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
         share = sensitivity.float() / sensitivity.sum().clamp_min(torch.finfo(torch.float64).tiny)
         weights = 1 - self.sensitivity + self.sensitivity * len(share) * share
         rank, world = rank_and_world()
-        seen = rank  # the images go round the processes: their number over all of them decides the fold
-        for x, y in ((x.to(device), y.to(device)) for x, y in streams):
+        inputs, seen = [], rank  # the images go round the processes: their number over all of them decides the fold
+        for place, (x, y) in enumerate(streams):
+            x, y = x.to(device), y.to(device)
             target = x + branch(old, half, x)
-            targets.append(target.cpu())
             added, h = branch_and_inputs(new, half, y)
-            error = tokens_of(old, half, target - y - added).float()
+            y = y + added
+            streams[place] = target.cpu(), y.cpu()
+            error = tokens_of(old, half, target - y)
             there = tokens_of(old, half, torch.ones_like(y[..., :1])).squeeze(-1)  # padding is nobody's output
-            rows, h = (weights.to(there) * there).float(), h.reshape(*error.shape[:2], -1).float()
+            rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
+            inputs.append(h.cpu())
             for index, fold in enumerate(folds):
                 part = (torch.arange(len(x), device=device) * world + seen) % self.folds == index
-                fold.add(h[part].flatten(0, 1), error[part].flatten(0, 1), rows[part].flatten())
+                fold.add(h[part].flatten(0, 1).float(), error[part].flatten(0, 1).float(), rows[part].flatten().float())
             seen += len(x) * world
         for fold in folds:
             fold.gather()
         change, shift, ridge = cross_validated(folds, self.ridges)
-        scale = getattr(old, "ls1" if half == "attn" else "ls2", None)
-        if isinstance(scale, LayerScale):
-            gamma = as_float64(scale.gamma)
-            change, shift = change / gamma, shift / gamma
-        layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
-        layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
-        moved = (y.to(device) for _, y in streams)
-        return [(x, (y + branch(new, half, y)).cpu()) for x, y in zip(targets, moved, strict=True)], ridge
+        if ridge is not None:
+            _add_to(layer, change, shift, getattr(old, "ls1" if half == "attn" else "ls2", None))
+            self._move(old, half, streams, inputs, change, shift)
+        return ridge
+
+    @staticmethod
+    def _move(old: nn.Module, half: str, streams: Streams, inputs: list[Tensor], change: Tensor, shift: Tensor) -> None:
+        """Add to the smaller model's stream what the change, (k, d) and (d,), makes of the layer's inputs, (B, T, k)."""
+        for place, (x, y) in enumerate(streams):
+            added = torch.addmm(shift.to(y), inputs[place].to(change.device).flatten(0, 1), change.to(y))
+            streams[place] = x, y + stream_of(old, half, added.unflatten(0, (len(y), -1)), y.shape).cpu()
+
+
+def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: nn.Module | None) -> None:
+    """Add to a layer's weight and bias, (k, d) and (d,), in the units of the stream: ``scale`` stands between the two."""
+    if isinstance(scale, LayerScale):
+        gamma = as_float64(scale.gamma)
+        change, shift = change / gamma, shift / gamma
+    layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
+    layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)

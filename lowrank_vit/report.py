@@ -155,15 +155,23 @@ def half_report(
     )
 
 
-def divergence(dense: nn.Module, compressed: nn.Module, batches: Iterable[Tensor]) -> float:
-    """The mean of ``KL(dense || compressed)`` over the images of all processes, in nats."""
-    device, total, count = next(dense.parameters()).device, 0.0, 0
+def divergences(dense: nn.Module, models: Sequence[nn.Module], batches: Iterable[Tensor]) -> list[float]:
+    """The mean of ``KL(dense || model)`` over the images of all processes, in nats, for each of the models."""
+    device, totals, count = next(dense.parameters()).device, [0.0] * len(models), 0
     with torch.inference_mode():
         for images in (batch.to(device) for batch in batches):
-            log_p, log_q = (model(images).double().log_softmax(-1) for model in (dense, compressed))
-            total, count = total + float((log_p.exp() * (log_p - log_q)).sum()), count + len(images)
-    totals, counts = zip(*gathered((total, count)), strict=True)
-    return sum(totals) / sum(counts)
+            log_p = dense(images).double().log_softmax(-1)
+            for index, model in enumerate(models):
+                log_q = model(images).double().log_softmax(-1)
+                totals[index] += float((log_p.exp() * (log_p - log_q)).sum())
+            count += len(images)
+    *sums, images_seen = map(sum, zip(*gathered((*totals, count)), strict=True))
+    return [total / images_seen for total in sums]
+
+
+def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[Tensor]) -> float:
+    """``divergences`` of a single model."""
+    return divergences(dense, [model], batches)[0]
 
 
 def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, Mlp
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention, window_partition
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+    window_partition,
+    window_reverse,
+)
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -104,3 +110,16 @@ def tokens_of(block: nn.Module, half: str, x: Tensor) -> Tensor:
     x = torch.roll(x, [-shift for shift in block.shift_size], (1, 2))
     x = F.pad(x, (0, 0, 0, -x.shape[2] % breadth, 0, -x.shape[1] % height))
     return window_partition(x, (height, breadth)).reshape(len(x), -1, x.shape[-1])
+
+
+def stream_of(block: nn.Module, half: str, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of ``tokens_of``: the output layer's tokens, (B, T, n), as a stream of the shape (B, ..., n).
+
+    Padding is dropped.
+    """
+    if half == "mlp" or not isinstance(block, SwinTransformerBlock):
+        return tokens.reshape(shape)
+    (_, height, breadth, n), window = shape, block.window_size
+    padded = [size + -size % step for size, step in zip((height, breadth), window, strict=True)]
+    x = window_reverse(tokens.reshape(-1, *window, n), window, *padded)[:, :height, :breadth]
+    return torch.roll(x, list(block.shift_size), (1, 2))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, analyse, compress
+from lowrank_vit import InputError, compress, steps, sweep
+from lowrank_vit.calibrate import calibrate
 from lowrank_vit.compensate import COMPENSATIONS
 from lowrank_vit.cost import multiply_accumulates, parameter_count
 from lowrank_vit.layers import balance
@@ -83,17 +84,24 @@ class TestEveryRecipe:
                 assert layer[field] == pytest.approx(float(error / energy), rel=2e-3, abs=1e-6)
 
 
-def test_a_sweep_reuses_one_analysis() -> None:
-    model, data = tiny(), images(24)
-    analysis = analyse(model, [data], "exact")
-    errors = []
-    for reduction in (0.2, 0.4, 0.6):
-        compressed, report = analysis.compress(reduction)
+def test_a_sweep_reuses_one_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, reductions, calls = tiny(), images(24), (0.2, 0.4, 0.6), []
+    monkeypatch.setattr(steps, "calibrate", lambda *a, **k: calls.append(a) or calibrate(*a, **k))
+    errors, models = [], list(sweep(model, [data], "exact", reductions))
+    assert len(calls) == 1
+    for reduction, (compressed, report) in zip(reductions, models, strict=True):
         alone, _ = compress(model, [data], "exact", reduction)
         for (key, one), other in zip(compressed.state_dict().items(), alone.state_dict().values(), strict=True):
             assert torch.equal(one, other), key
         errors.append(sum(layer["relative_error"] for layer in report["layers"]))
     assert errors == sorted(errors)
+
+
+@pytest.mark.parametrize("recipe", ["exact", "best"])
+def test_a_sweep_refuses_before_it_begins(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "calibrate", lambda *a, **k: pytest.fail("images were gone through"))
+    with pytest.raises(InputError, match=r"0\.999 is out of reach"):
+        sweep(tiny(), [images(4)], recipe, [0.3, 0.999])
 
 
 @pytest.mark.parametrize("name", ["exact", "svd_llm"])

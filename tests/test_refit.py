@@ -17,7 +17,7 @@ from lowrank_vit.records import RankPlan
 from lowrank_vit.refit import OutputRefit, Regression, cross_validated
 from lowrank_vit.report import divergence
 from lowrank_vit.sites import replace_module
-from lowrank_vit.streams import branch, first_inputs, output_layer, steps_of, tokens_of
+from lowrank_vit.streams import branch, first_inputs, output_layer, steps_of, stream_of, tokens_of
 from tests.models import NAMES, SWIN, VIT, images, tiny
 
 KINDS = sorted(NAMES)
@@ -125,6 +125,7 @@ def test_tokens_are_in_the_order_of_the_output_layer(kind: str) -> None:
             tokens = tokens_of(step, half, added)
             torch.testing.assert_close(tokens, made.pop().reshape(tokens.shape) * there)
             shifted += half == "attn" and any(getattr(step, "shift_size", ()))
+            assert torch.equal(stream_of(step, half, tokens, added.shape), added)
         if kind == "padded" and name.startswith("layers.0"):
             (x,) = first_inputs(model, step, [data])
             assert tokens_of(step, "attn", torch.ones_like(x)).shape[1] == 64 > x[0, ..., 0].numel() == 36
@@ -184,6 +185,36 @@ def test_nothing_to_mend_changes_nothing(kind: str) -> None:
     assert report["recipe_fields"]["refit"]
     with torch.no_grad():
         torch.testing.assert_close(same(data), model(data), atol=1e-9, rtol=1e-9)
+
+
+class Watched(OutputRefit):
+    """Keeps the streams that a half leaves behind."""
+
+    def _half(self, old: nn.Module, new: nn.Module, half: str, streams: list, *rest: object) -> float | None:
+        ridge = super()._half(old, new, half, streams, *rest)
+        object.__setattr__(self, "left", streams)
+        return ridge
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+def test_the_streams_are_those_of_both_models(kind: str) -> None:
+    """After the last half, with nothing gone through twice: what either model, as it is in the end, has there."""
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), PLAIN)
+    small, _ = analysis.compress(0.4)
+    for site in analysis.sites:
+        small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
+    ones = {s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.sites}
+    refit = Watched()
+    assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
+    steps, others = list(steps_of(model).values()), list(steps_of(small).values())
+    (x,) = first_inputs(model, steps[0], [data])
+    y = x
+    with torch.no_grad():
+        for old, new in zip(steps, others, strict=True):
+            x, y = old(x), new(y)
+    torch.testing.assert_close(torch.cat([x for x, _ in refit.left]), x)
+    torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.commands.arguments import add_data, add_model, image_data
 from lowrank_vit.commands.unfinished import unfinished
+from lowrank_vit.errors import InputError
 
 if TYPE_CHECKING:
     from lowrank_vit.recipes import Recipe
@@ -19,7 +21,13 @@ def add_parser(verbs: Any) -> None:
     add_model(parser, required=True)
     add_data(parser)
     parser.add_argument("--recipe", default="exact", help="see `list recipes` (default: exact)")
-    parser.add_argument("--reduction", type=float, required=True, help="share of all parameters to remove, e.g. 0.5")
+    parser.add_argument(
+        "--reduction",
+        type=shares,
+        required=True,
+        metavar="SHARE[,SHARE...]",
+        help="of all parameters to remove, e.g. 0.5; of several, each goes to its own folder in --out",
+    )
     parser.add_argument("--calibration-samples", type=int, default=1024)
     parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the error report; 0: none")
     parser.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
@@ -39,6 +47,11 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def shares(text: str) -> dict[str, float]:
+    """Numbers by how they were written, which names their folders."""
+    return {part.strip(): float(part) for part in text.split(",")}
+
+
 def run(args: argparse.Namespace) -> None:
     """``compress``: every argument is checked before anything long begins."""
     from lowrank_vit import storage
@@ -49,23 +62,30 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = get_recipe(args.recipe).but(solver=args.solver, steps=args.steps, rank_multiple=args.rank_multiple)
     resolve_device(args.device)
+    folders = {args.out / name if len(args.reduction) > 1 else args.out: r for name, r in args.reduction.items()}
     if args.nested:
         check_nestable(recipe)
-    with unfinished(args.out) as folder:
-        if args.resume and agreed(_finished(args)):
-            print(f"{args.out} is finished already")
-            return
-        storage.check_free(args.out)
-        _compress(args, recipe, folder)
+        if len(folders) > 1:
+            raise InputError(
+                "a nested folder holds all sizes: give it one --reduction, and take others out by `shrink`"
+            )
+    with unfinished(args.out, tuple(folders)) as folder:
+        for done in [out for out in folders if args.resume and agreed(_finished(out, args.nested))]:
+            print(f"{done} is finished already")
+            del folders[done]
+        for out in folders:
+            storage.check_free(out)
+        if folders:
+            _compress(args, recipe, folders, folder)
 
 
-def _finished(args: argparse.Namespace) -> bool:
+def _finished(folder: Path, nested: bool) -> bool:
     from lowrank_vit import storage
 
-    return storage.is_saved_model(args.out) and (not args.nested or storage.nested_entry(args.out) is not None)
+    return storage.is_saved_model(folder) and (not nested or storage.nested_entry(folder) is not None)
 
 
-def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
+def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, float], meanwhile: Path) -> None:
     from lowrank_vit import artefact, storage
     from lowrank_vit.models import load_model
     from lowrank_vit.parallel import is_first
@@ -84,7 +104,8 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
     held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint) if args.held_out_samples else None
     options = {} if args.sites is None else {"sites": args.sites}
-    check_reduction(model, recipe, args.reduction, **options)
+    for reduction in folders.values():
+        check_reduction(model, recipe, reduction, **options)
     analysis = analyse(
         model,
         calibration,
@@ -93,12 +114,12 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folder: Path) -> None:
         seed=args.seed,
         device=args.device,
         progress=is_first(),
-        checkpoint_dir=folder,
+        checkpoint_dir=meanwhile,
         **options,
     )
-    compressed, report = analysis.compress(args.reduction)
-    if not is_first():
-        return
-    artefact.save(compressed, args.out, report, nested=analysis if args.nested else None)
-    show_report(report, storage.file_bytes(args.out), storage.nested_entry(args.out))
-    print(f"saved to {args.out}")
+    for folder, reduction in folders.items():
+        compressed, report = analysis.compress(reduction)
+        if is_first():
+            artefact.save(compressed, folder, report, nested=analysis if args.nested else None)
+            show_report(report, storage.file_bytes(folder), storage.nested_entry(folder))
+            print(f"saved to {folder}")

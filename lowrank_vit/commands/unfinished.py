@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ LOCK = "lock"
 
 
 @contextmanager
-def unfinished(out: Path) -> Iterator[Path]:
-    """The folder, for the block that makes ``out``. It is removed once ``out`` is whole, or where there is nothing in it.
+def unfinished(out: Path, folders: Sequence[Path] = ()) -> Iterator[Path]:
+    """The folder, for the block that makes ``out``, or ``folders`` in it.
+
+    It is removed once they are whole, or where there is nothing in it.
 
     Its lock goes with the process. Raises ``InputError`` while another process holds it, and where it cannot be written.
     """
@@ -31,7 +33,9 @@ def unfinished(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         if lock is not None:
-            if storage.is_saved_model(out) or [path.name for path in folder.iterdir()] == [LOCK]:
+            if all(map(storage.is_saved_model, folders or (out,))) or [path.name for path in folder.iterdir()] == [
+                LOCK
+            ]:
                 shutil.rmtree(folder, ignore_errors=True)
             lock.release()
 

@@ -1,0 +1,28 @@
+"""The symmetric product against the dense one in float64, on both sides of the panel's width."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowrank_vit.gram import PANEL, gram
+
+
+@pytest.mark.parametrize("width", [1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 3 * PANEL + 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_the_whole_product(width: int, dtype: torch.dtype) -> None:
+    """Within the bound of a sum of m products, ``m eps |X|^T |X|``."""
+    x = torch.randn(40, width, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 1
+    weights = torch.rand(40, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    bound = 43 * torch.finfo(dtype).eps
+    for own, rows in ((gram(x), x.double()), (gram(x, weights), x.double() * weights.double().sqrt()[:, None])):
+        assert ((own - rows.T @ rows).abs() <= bound * (rows.abs().T @ rows.abs())).all()
+
+
+def test_rows_without_weight_are_left_out_and_nothing_else_is() -> None:
+    x, weights = torch.randn(50, 7, dtype=torch.float64), torch.zeros(50, dtype=torch.float64)
+    assert not gram(x, weights).any()
+    weights[[3, 17]] = torch.tensor([1e-300, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(gram(x, weights), 2 * torch.outer(x[17], x[17]) + 1e-300 * torch.outer(x[3], x[3]))
+    weights[5] = torch.nan
+    assert gram(x, weights).isnan().all()
