@@ -66,7 +66,6 @@ def pack(analysis: Analysis | BlockAnalysis, report: Mapping[str, Any]) -> stora
         raise InputError(
             "a nested folder holds the model that this analysis made, neither trained nor quantised: save that"
         )
-    allocator = {"name": analysis.recipe.allocator, **_allocator_fields(analysis.recipe)}
     counts = {
         kind: {name: [own.images, own.tokens] for name, own in moments.items()}
         for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {}))
@@ -81,14 +80,15 @@ def pack(analysis: Analysis | BlockAnalysis, report: Mapping[str, Any]) -> stora
     }
     entry = {
         "format": FORMAT,
-        "allocator": allocator,
-        "largest_reduction": largest_reduction(analysis.model, analysis.curves),
+        "allocator": _allocator(analysis.recipe),
+        "largest_reduction": int(1e4 * largest_reduction(analysis.model, analysis.curves)) / 1e4,
     }
     return storage.NestedFile(dict(_tensors(analysis)), {"format": "pt", "nested": json.dumps(record)}, entry)
 
 
-def _allocator_fields(recipe: Recipe) -> dict[str, Any]:
-    return plain(vars(ALLOCATORS.get(recipe.allocator)()))
+def _allocator(recipe: Recipe) -> dict[str, Any]:
+    """The allocator's name and its parameters."""
+    return {"name": recipe.allocator, **plain(vars(ALLOCATORS.get(recipe.allocator)()))}
 
 
 def _tensors(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
@@ -136,18 +136,14 @@ def unpack(folder: Path, device: torch.device) -> Analysis:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 kind, _, rest = name.partition("|")
                 tensors.setdefault(kind, {})[rest] = file.get_tensor(name).clone()  # aligned as torch aligns
-        if entry["allocator"] != {
-            "name": record["recipe"]["allocator"],
-            **_allocator_fields(Recipe(**record["recipe"])),
-        }:
-            raise InputError(
-                f"{path} was made with other parameters of its allocator than this version's: compress again"
-            )
-        return _analysis(config, record, tensors, device)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
+        analysis = _analysis(config, record, tensors, device)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} cannot be read ({error}): fetch or save the folder again") from None
+    if entry.get("allocator") != _allocator(analysis.recipe):
+        raise InputError(f"{path} was made with other parameters of its allocator than this version's: compress again")
+    return analysis
 
 
 def _analysis(
@@ -160,7 +156,7 @@ def _analysis(
         name: Factors(tensors["u"][name], tensors["v"][name], tensors["loss"][name], **record["layers"][name])
         for name in (site.name for site in sites)
     }
-    moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind], kind) for kind in ("seen", "unseen"))
+    moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     return Analysis(
         model.eval(),
         recipe,
@@ -178,7 +174,7 @@ def _analysis(
     )
 
 
-def _moments(tensors: Mapping[str, Tensor], counts: Mapping[str, tuple[int, int]], kind: str) -> dict[str, Moments]:
+def _moments(tensors: Mapping[str, Tensor], counts: Mapping[str, tuple[int, int]]) -> dict[str, Moments]:
     sums: dict[str, dict[str, Tensor]] = {name: {} for name in counts}
     for key, tensor in tensors.items():
         name, _, statistic = key.rpartition("|")

@@ -75,7 +75,7 @@ def _empty_layer(config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
 def empty_model(config: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any]]) -> nn.Module:
     """The model of a ``config.json`` with the given ``layers`` replaced, its weights still to be loaded.
 
-    Raises ``InputError`` for a description that is none; the caller says of which file.
+    Raises ``InputError`` for a description that is none; the caller says in which folder.
     """
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
 
@@ -91,5 +91,5 @@ def empty_model(config: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
         call_every_layer(model)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
-        raise InputError(f"does not describe a model ({error}): save the model again") from None
+        raise InputError(f"config.json does not describe a model ({error}): save the model again") from None
     return model

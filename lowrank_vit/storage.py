@@ -169,7 +169,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     try:
         model = empty_model(config, config["lowrank_vit"]["layers"])
     except InputError as error:
-        raise InputError(f"{folder / CONFIG} {error}") from None
+        raise InputError(f"{folder}: {error}") from None
     check_file(config, folder / WEIGHTS)
     _load_weights(model, folder / WEIGHTS, dtype)
     return model.to(device).eval()
