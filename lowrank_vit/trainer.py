@@ -28,6 +28,7 @@ from lowrank_vit.checkpoints import WholeCheckpoints
 from lowrank_vit.errors import InputError
 from lowrank_vit.parallel import launched_from_outside, rank_and_world
 
+OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
 
 
@@ -155,7 +156,7 @@ def make_trainer(
             strategy=choose_strategy(strategy, devices, num_nodes),
             precision=precision or "32-true",  # type: ignore[arg-type]  # checked by Lightning
             callbacks=[*bar, *(callbacks or [])],
-            plugins=[WholeCheckpoints()],
+            plugins=[WholeCheckpoints()] if strategy in OWN_STRATEGIES else [],  # sharded ones write their own
             enable_progress_bar=progress,
             enable_model_summary=False,
             use_distributed_sampler=False,

@@ -31,7 +31,7 @@ from experiments.run import Hardware, Task, run_job
 from lowrank_vit.cache import cache_folder
 from lowrank_vit.files import TEMPORARY
 from lowrank_vit.models import load_model
-from lowrank_vit.provenance import source_hash
+from lowrank_vit.provenance import git_state, source_hash
 
 MODEL = "digits_deit_small"
 TIMES = ("seconds", "peak_memory_bytes")  # what differs between two runs of one job
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--every-write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    source_hash()  # known to all forks, whatever becomes of the source meanwhile
+    source_hash(), git_state()  # the same for all forks, whatever becomes of the source meanwhile
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder), args.steps)
         names = len(stage.whole)

@@ -18,7 +18,7 @@ from timm.data import resolve_model_data_config
 
 from experiments import campaign, stages
 from experiments.__main__ import main
-from experiments.attempt import Outcome
+from experiments.attempt import Outcome, attempt
 from experiments.memory import DigitsInMemory
 from experiments.pool import View, run_here
 from experiments.registry import Job
@@ -333,3 +333,24 @@ def test_who_waited_for_the_dense_model_does_not_evaluate_it_again(
     done = run_job(own, lambda said: None)
     monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
     assert run_job(own, lambda said: None) == json.loads(json.dumps(done))
+
+
+@pytest.mark.slow
+def test_a_job_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """The same number of images a step, so the same result to rounding; the first process alone writes and tells."""
+    alone, said = task(tmp_path / "alone", "best"), []
+    two = task(tmp_path / "two", "best", processes=2, batch_size=32)
+    two = dataclasses.replace(two, hardware=Hardware(devices=2, accelerator="cpu"))
+    assert attempt(two, said.append)[0] == "done"
+    one, other = run_job(alone, lambda text: None), find_result(two.folder, two.job)
+    assert other is not None
+    assert [text for text in said if text.startswith("fine-tune")][-1].startswith("fine-tune 2/2")
+    assert [text for text in said if text == "compress by best"] == ["compress by best"]
+    for when, top1 in one["top1"].items():
+        assert other["top1"][when] == pytest.approx(top1, abs=100 / 64 + 1e-6), when  # an image may tip over
+    for name in ("dense", "before", "after"):
+        assert other["loss"][name] == pytest.approx(one["loss"][name], rel=1e-3), name
+    assert [layer["rank"] for layer in other["layers"]] == [layer["rank"] for layer in one["layers"]]
+    assert sorted(path.name for path in two.own_folder.iterdir()) == sorted(
+        path.name for path in alone.own_folder.iterdir()
+    )
