@@ -7,21 +7,25 @@ rounds, of the ratio within a round. Random weights and images: speed does not d
 from __future__ import annotations
 
 import copy
+import ctypes
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer
 
 from lowrank_vit import cost
 from lowrank_vit.errors import InputError
 from lowrank_vit.progress import track
 
 MODES = ("eager", "compiled")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": timer, "cpu": time.process_time}
 BATCHES = (1, 8, 64)
 BLOCK = 0.2  # seconds that a timed block of calls takes at least
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
@@ -67,16 +71,22 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def seconds_in_turns(models: Mapping[str, Run], images: Tensor, seconds: float) -> dict[str, list[float]]:
+def seconds_in_turns(
+    models: Mapping[str, Run], images: Tensor, seconds: float, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Seconds of a call in every round, for each model, which take turns; about ``seconds`` in all, at least five rounds.
 
-    A first call, which compiles what is compiled, is not counted.
+    A first call, which compiles what is compiled, is not counted. ``clock``: ``wall``, or ``cpu``, the processor's time of
+    this process, of all threads together: on a machine that others use, what one thread would take alone.
     """
     timers, counts, estimate = {}, {}, 0.0
     for name, model in models.items():
         model(images)
         timers[name] = Timer(
-            "model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads()
+            "model(images)",
+            globals={"model": model, "images": images},
+            timer=CLOCKS[clock],
+            num_threads=torch.get_num_threads(),
         )
         once = timers[name].timeit(1).median
         counts[name] = max(1, round(BLOCK / once))
@@ -84,13 +94,16 @@ def seconds_in_turns(models: Mapping[str, Run], images: Tensor, seconds: float) 
     rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(seconds / estimate)))
     found: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
-        for name, timer in timers.items():
-            found[name].append(timer.timeit(counts[name]).median)
+        for name, timed in timers.items():
+            found[name].append(timed.timeit(counts[name]).median)
     return found
 
 
-def activation_bytes(model: Run, images: Tensor) -> int:
-    """The most bytes that tensors made during a call hold at one time; on a CPU as the allocator counts them."""
+def activation_bytes(model: Run, images: Tensor) -> int | None:
+    """The most bytes that a call adds to what is held already: of the GPU's memory, or of this process's own.
+
+    The latter as the Linux kernel counts it, pages of workspaces included; None on other systems.
+    """
     model(images)
     if images.is_cuda:
         torch.cuda.synchronize()
@@ -98,14 +111,19 @@ def activation_bytes(model: Run, images: Tensor) -> int:
         torch.cuda.reset_peak_memory_stats()
         model(images)
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        model(images)
-    held = peak = 0
-    events = [event for event in recorded.events() or () if event.name == "[memory]"]
-    for event in sorted(events, key=lambda event: event.time_range.start):
-        held += event.cpu_memory_usage
-        peak = max(peak, held)
-    return peak
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is no part of what is held
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    except (OSError, AttributeError, TypeError):
+        return None
+    before = _resident("VmRSS")
+    model(images)
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
 
 
 def tensor_bytes(model: nn.Module) -> int:
@@ -122,7 +140,12 @@ def prepared(model: nn.Module, setting: Setting) -> nn.Module:
 
 
 def compare(
-    models: Mapping[str, nn.Module], setting: Setting, size: Sequence[int], macs: Mapping[str, int], seconds: float
+    models: Mapping[str, nn.Module],
+    setting: Setting,
+    size: Sequence[int],
+    macs: Mapping[str, int],
+    seconds: float,
+    clock: str = "wall",
 ) -> dict[str, Any]:
     """One row: every model in one setting, beside the first of them, which is the dense one.
 
@@ -133,16 +156,17 @@ def compare(
     own = {name: prepared(model, setting) for name, model in models.items()}
     images = torch.randn(setting.batch, *size, device=setting.device, dtype=getattr(torch, setting.dtype))
     with torch.inference_mode():
-        found = seconds_in_turns(own, images, seconds)
-        peaks = {name: tensor_bytes(model) + activation_bytes(model, images) for name, model in own.items()}
+        found = seconds_in_turns(own, images, seconds, clock)
+        peaks = {name: activation_bytes(model, images) for name, model in own.items()}
     dense, row = next(iter(models)), asdict(setting)
     for name, times in found.items():
+        peak = peaks[name]
         low, middle, high = quartiles(times)
         row[name] = {
             "seconds": middle,
             "seconds_quartiles": [low, high],
             "images_per_second": setting.batch / middle,
-            "peak_memory_bytes": peaks[name],
+            "peak_memory_bytes": None if peak is None else tensor_bytes(own[name]) + peak,
             "rounds": len(times),
         }
         if name != dense:
@@ -153,9 +177,14 @@ def compare(
 
 
 def benchmark(
-    models: Mapping[str, nn.Module], chosen: Sequence[Setting], *, seconds: float = 10.0, progress: bool = False
+    models: Mapping[str, nn.Module],
+    chosen: Sequence[Setting],
+    *,
+    seconds: float = 10.0,
+    clock: str = "wall",
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """All settings, one after the other: ``{"threads", "params", "macs", "rows"}``; the first model is the dense one.
+    """All settings, one after the other: ``{"params", "macs", "rows", ...}``; the first model is the dense one.
 
     ``seconds``: about how long the models of a row are timed together. Raises ``InputError`` where the size of the
     model's images is not known.
@@ -166,10 +195,12 @@ def benchmark(
     macs = {name: cost.multiply_accumulates(model, size) for name, model in models.items()}
     return {
         "threads": torch.get_num_threads(),
+        "clock": clock,
         "matmul_precision": torch.get_float32_matmul_precision(),
         "params": {name: cost.parameter_count(model) for name, model in models.items()},
         "macs": macs,
         "rows": [
-            compare(models, setting, size, macs, seconds) for setting in track(chosen, "benchmark", shown=progress)
+            compare(models, setting, size, macs, seconds, clock)
+            for setting in track(chosen, "benchmark", shown=progress)
         ],
     }

@@ -20,6 +20,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--device", default="auto", help="cpu | cuda | auto: the CPU, and the GPU where there is one")
     parser.add_argument("--seconds", type=float, default=10.0, help="that each setting is timed for (default: 10)")
     parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: count the processor's time of this process, for a machine that others use",
+    )
+    parser.add_argument(
         "--matmul-precision",
         choices=("highest", "high", "medium"),
         default="highest",
@@ -44,7 +50,9 @@ def run(args: argparse.Namespace) -> None:
     compressed = storage.load(args.folder)
     dense = storage.dense_architecture(args.folder)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    found = benchmark({"dense": dense, "compressed": compressed}, chosen, seconds=args.seconds, progress=True)
+    found = benchmark(
+        {"dense": dense, "compressed": compressed}, chosen, seconds=args.seconds, clock=args.clock, progress=True
+    )
     size = {"dense": parameter_bytes(dense), "compressed": storage.file_bytes(args.folder)}
     found = {"model": storage.load_report(args.folder)["model"], "bytes": size, **found}
     if args.json:
@@ -60,6 +68,10 @@ def _sizes(text: str) -> list[int]:
         raise InputError(f"--batches {text!r} cannot be read: give whole numbers, as in 1,8,64") from None
 
 
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.1f}"
+
+
 def _show(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -72,7 +84,8 @@ def _show(found: Mapping[str, Any]) -> None:
         f"[bold]{found['model']}[/], dense to compressed: {params['dense']:,} to {params['compressed']:,} parameters, "
         f"{mebibytes(size['dense'])} to {mebibytes(size['compressed'])} on disk, {macs['dense'] / 1e6:,.1f} to "
         f"{macs['compressed'] / 1e6:,.1f} M MACs (1 : {macs['dense'] / macs['compressed']:.2f}); "
-        f"{found['threads']} threads, matrix products in precision {found['matmul_precision']}"
+        f"{found['threads']} threads, {found['clock']} clock, "
+        f"matrix products in precision {found['matmul_precision']}"
     )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("device", "type", "mode"):
@@ -87,7 +100,7 @@ def _show(found: Mapping[str, Any]) -> None:
             str(row["batch"]),
             *(f"{1e3 * one['seconds']:.1f}" for one in (dense, small)),
             *(f"{one['images_per_second']:.1f}" for one in (dense, small)),
-            *(f"{one['peak_memory_bytes'] / 2**20:.1f}" for one in (dense, small)),
+            *(_mebibytes(one["peak_memory_bytes"]) for one in (dense, small)),
             f"{small['speedup']:.2f} ({low:.2f}-{high:.2f})",
             f"{100 * small['share_of_mac_ratio']:.0f}",
         )

@@ -1,0 +1,153 @@
+"""Speed of compressed DeiT-S and DeiT-B shapes beside the dense models, as a share of what the multiply-accumulates promise.
+
+    python -m benchmarks.speed [--models deit_small_patch16_224,deit_base_patch16_224] [--reductions 0.5,0.6]
+                               [--batches 1,8,64] [--modes eager,compiled] [--matmul-precision medium] [--clock cpu]
+
+Weights are random, for speed does not depend on them; the shapes are real: ``matrices`` has one rank for every layer, as
+``svd_llm`` (U V^T, two products for one); ``halves`` has the widths that ``best`` chose for each head and MLP of DeiT-Tiny at
+-50 %, scaled to the model and the reduction; ``halves, 8`` has them in multiples of 8, as ``--rank-multiple 8`` gives them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lowrank_vit.attention import LowRankAttention
+from lowrank_vit.benchmark import CLOCKS, benchmark, settings
+from lowrank_vit.cost import parameter_count
+from lowrank_vit.files import write_json
+from lowrank_vit.layers import LowRankLinear, SmallMlp
+from lowrank_vit.sites import find_sites, get_linear, replace_module
+
+HEAD, HIDDEN = 64, 768  # of DeiT-Tiny
+# query-key and value directions of each head, hidden units: what `compress --recipe best --reduction 0.5` left of its blocks
+WIDTHS = (
+    ((15, 8, 20), (13, 48, 62), 579),
+    ((28, 17, 10), (44, 26, 23), 389),
+    ((11, 12, 31), (27, 27, 33), 405),
+    ((28, 16, 17), (42, 20, 31), 281),
+    ((20, 40, 21), (28, 33, 24), 203),
+    ((12, 28, 19), (25, 6, 30), 217),
+    ((19, 21, 31), (29, 35, 31), 406),
+    ((22, 19, 23), (38, 37, 39), 534),
+    ((30, 20, 23), (50, 49, 51), 564),
+    ((15, 23, 13), (54, 55, 61), 470),
+    ((15, 14, 16), (51, 56, 61), 152),
+    ((10, 11, 15), (49, 49, 55), 123),
+)
+
+
+def matrices(name: str, share: float, multiple: int) -> nn.Module:
+    """Every linear layer of the blocks as U V^T with ``share`` of its parameters."""
+    model = timm.create_model(name).eval()
+    for site in find_sites(model):
+        n, d = site.in_features, site.out_features
+        rank = max(1, int(share * n * d / (n + d)) // multiple * multiple)
+        bias = get_linear(model, site).bias is not None
+        replace_module(model, site.name, LowRankLinear(n, d, rank, bias))
+    return model
+
+
+def scaled(widths: Sequence[int], heads: int, share: float, multiple: int) -> list[int]:
+    """The widths of DeiT-Tiny's heads, repeated for ``heads`` of them and scaled; their sum is a multiple."""
+    found = [min(HEAD, max(1, round(share * widths[head % len(widths)]))) for head in range(heads)]
+    while sum(found) % multiple:
+        found[found.index(max(found))] -= 1
+    return found
+
+
+def halves(name: str, share: float, multiple: int) -> nn.Module:
+    """Every attention and MLP with ``share`` of what ``best`` gave it at -50 %."""
+    model = timm.create_model(name).eval()
+    for block, (query_key, value, hidden) in enumerate(WIDTHS):
+        attention, mlp = model.blocks[block].attn, model.blocks[block].mlp
+        width, heads, units = attention.qkv.in_features, attention.num_heads, mlp.fc1.out_features
+        widths = [scaled(one, heads, share, multiple) for one in (query_key, value)]
+        replace_module(model, f"blocks.{block}.attn", LowRankAttention(width, *widths, HEAD**-0.5))
+        kept = max(multiple, min(units, int(share * hidden * units / HIDDEN)) // multiple * multiple)
+        replace_module(model, f"blocks.{block}.mlp", SmallMlp(width, kept, width, True, mlp.act))
+    return model.eval()
+
+
+VARIANTS: dict[str, tuple[Callable[[str, float, int], nn.Module], int]] = {
+    "matrices": (matrices, 1),
+    "halves": (halves, 1),
+    "halves, 8": (halves, 8),
+}
+
+
+def reduced(name: str, variant: str, reduction: float) -> nn.Module:
+    """The largest model of this kind that has lost ``reduction`` of the dense one's parameters."""
+    make, multiple = VARIANTS[variant]
+    target = (1 - reduction) * parameter_count(timm.create_model(name))
+    low, high = 0.0, 2.0
+    with torch.device("meta"):
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if parameter_count(make(name, middle, multiple)) <= target else (low, middle)
+    return make(name, low, multiple)
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """A table: a line for each variant and setting."""
+    dense = next(iter(found["macs"]))
+    table = Table(title=f"{name}, {found['threads']} threads, {found['clock']} clock, {found['matmul_precision']}")
+    for column in ("model", "params", "mode", "batch", "ms", "speed-up", "MACs' ratio", "share %"):
+        table.add_column(column, justify="left" if column in ("model", "mode") else "right", no_wrap=True)
+    for row in found["rows"]:
+        for variant, macs in found["macs"].items():
+            own = row[variant]
+            cells = [
+                variant,
+                f"{found['params'][variant] / 1e6:.2f}M",
+                f"{row['device']} {row['mode']}",
+                str(row["batch"]),
+            ]
+            cells.append(f"{1e3 * own['seconds']:.1f}")
+            if variant != dense:
+                low, high = own["speedup_quartiles"]
+                cells.append(f"{own['speedup']:.2f} ({low:.2f}-{high:.2f})")
+                cells += [f"{found['macs'][dense] / macs:.2f}", f"{100 * own['share_of_mac_ratio']:.0f}"]
+            table.add_row(*cells)
+    Console(width=max(Console().width, 110)).print(table)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Speed of compressed shapes beside the dense models.")
+    parser.add_argument("--models", default="deit_small_patch16_224,deit_base_patch16_224", metavar="NAME,...")
+    parser.add_argument("--reductions", default="0.5,0.6", metavar="R,...")
+    parser.add_argument("--variants", default=";".join(VARIANTS), metavar="NAME;...", help="(default: all)")
+    parser.add_argument("--batches", default="1,8,64", metavar="B,...")
+    parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for all models in one setting")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--matmul-precision", choices=("highest", "high", "medium"), default="highest")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    chosen = settings(args.device, args.modes.split(","), [int(batch) for batch in args.batches.split(",")])
+    results: dict[str, Any] = {}
+    for name in args.models.split(","):
+        models = {"dense": timm.create_model(name).eval()}
+        for reduction in args.reductions.split(","):
+            for variant in args.variants.split(";"):
+                models[f"-{100 * float(reduction):g} % {variant}"] = reduced(name, variant, float(reduction))
+        results[name] = benchmark(models, chosen, seconds=args.seconds, clock=args.clock, progress=True)
+        show(name, results[name])
+    if args.json:
+        write_json(args.json, results)
+
+
+if __name__ == "__main__":
+    main()
