@@ -43,7 +43,7 @@ def cached_moments(key: str, compute: Callable[[], dict[str, Moments]]) -> dict[
     if path.exists():
         try:
             return _read(path)
-        except (SafetensorError, OSError, ValueError, KeyError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
             path.unlink(missing_ok=True)
     moments = compute()
     tensors = {f"{name}|{key}": total for name, own in moments.items() for key, total in own.sums.items()}

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lowrank_vit.commands import compress, distill, evaluate, finetune, inspect, quantize
 from lowrank_vit.commands import list as list_names
@@ -14,9 +15,17 @@ from lowrank_vit.errors import InputError
 VERBS = (compress, evaluate, finetune, distill, quantize, inspect, list_names)
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says a mistake in one line, as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(_fail(f"{message}; see {self.prog} --help"))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="lowrank_vit", description="Smaller vision transformers by low rank.")
+    parser = OneLineParser(prog="lowrank_vit", description="Smaller vision transformers by low rank.")
     parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb in VERBS:
@@ -38,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
+    except OSError as error:  # of a path or a disk that nobody foresaw
+        sys.exit(_fail(f"{error}: check the path, its permissions and the space on the disk"))
 
 
 def _fail(message: str) -> int:

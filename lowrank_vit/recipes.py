@@ -35,6 +35,10 @@ class Recipe:
     refit: bool = False
     about: str = ""
 
+    def __post_init__(self) -> None:
+        if self.rank_multiple < 1 or self.steps < 1:
+            raise InputError(f"rank_multiple={self.rank_multiple}, steps={self.steps}: both must be at least 1")
+
     @property
     def halves(self) -> bool:
         """Whether whole attention modules and MLPs are taken, not single matrices."""

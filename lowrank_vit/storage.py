@@ -5,7 +5,6 @@ What ``quantize`` made is stored with its floating values in float16; everything
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from lowrank_vit.errors import InputError
 from lowrank_vit.files import write_json, write_tensors
 from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
 from lowrank_vit.sites import call_every_layer, replace_module
+from lowrank_vit.trust import check_architecture, check_layer, check_report, check_tensors, parse_json
 
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
 WEIGHTS = "model.safetensors"
@@ -133,7 +133,7 @@ def _with_sizes(report: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 def check_free(folder: Path) -> None:
     """Raise ``InputError`` unless ``folder`` can be made, or is empty: nothing that was there is ever lost."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise InputError(f"{folder} exists already: choose another --out, or --resume to keep a finished model")
     parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     try:
@@ -146,10 +146,10 @@ def check_free(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ``InputError`` for a missing, broken or foreign file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {path.parent} is not the folder of a compressed model") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): save the model again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object: save the model again")
@@ -177,6 +177,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
 
     try:
+        check_architecture(config)
         model = timm.create_model(
             config["architecture"],
             pretrained=False,
@@ -185,9 +186,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dt
             **config["model_args"],
         )
         for name, layer in own["layers"].items():
+            check_layer(name, layer, model.get_submodule(name))
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
         call_every_layer(model)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # timm's architectures fail in their own ways on arguments that make no sense
         raise InputError(
             f"{folder / 'config.json'} does not describe a model ({error}): save the model again"
         ) from None
@@ -216,12 +218,17 @@ def _empty_layer(config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
 def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
     try:
         tensors = load_file(path)
+        check_tensors(tensors)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be used ({error}): save the model again") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
     floating = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     model.to(dtype or (torch.float32 if floating.itemsize < 4 else floating))
     for name, empty in model.state_dict().items():
-        if name in tensors and tensors[name].is_floating_point() != empty.is_floating_point():
+        if name not in tensors or (tensors[name].is_floating_point() and empty.is_floating_point()):
+            continue
+        if tensors[name].dtype != empty.dtype:
             raise InputError(f"{path} does not fit config.json: {name} is {tensors[name].dtype}, not {empty.dtype}")
     try:
         model.load_state_dict(tensors, strict=True)
@@ -237,5 +244,11 @@ def load_model_args(folder: str | Path) -> dict[str, Any]:
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
-    """The report of a saved model."""
-    return read_json(Path(folder) / "report.json")
+    """The report of a saved model. Raises ``InputError`` for one without what every report has."""
+    path = Path(folder) / "report.json"
+    report = read_json(path)
+    try:
+        check_report(report)
+    except ValueError as error:
+        raise InputError(f"{path} is no report ({error}): save the model again") from None
+    return report

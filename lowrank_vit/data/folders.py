@@ -27,8 +27,11 @@ class FileSplit:
 
     def content(self, index: int) -> bytes:
         """The file's bytes."""
+        path = Path(self.files[index])
         try:
-            return Path(self.files[index]).read_bytes()
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise InputError(f"cannot read the image {path}: it is no file; remove it")
+            return path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the image {self.files[index]}: {error.strerror}") from error
 
@@ -82,7 +85,12 @@ def _files_by_class(folder: Path) -> dict[str, list[str]]:
 
 
 def _images_under(folder: str) -> Iterator[str]:
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:
+            folders.clear()  # a link back to where we have been
+            continue
+        seen.add(place)
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):
