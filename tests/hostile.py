@@ -32,17 +32,20 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.te
 def outcome(*arguments: str | Path) -> tuple[int, str]:
     """Exit code and, if that is not 0, the one line that says why."""
     out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as stopped:
-            lines = err.getvalue().splitlines()
-            assert stopped.code == 2, (stopped.code, lines)
-            assert [line.startswith("error: ") for line in lines].count(True) == 1, lines
-            assert lines[-1].startswith("error: "), lines
-            assert "Traceback" not in err.getvalue()
-            return 2, lines[-1]
-    return 0, ""
+            code = stopped.code
+    if code == 0:
+        return 0, ""
+    lines = err.getvalue().splitlines()
+    assert code == 2, (code, lines)
+    assert [line.startswith("error: ") for line in lines].count(True) == 1, lines
+    assert lines[-1].startswith("error: "), lines
+    assert "Traceback" not in err.getvalue()
+    return 2, lines[-1]
 
 
 def refused(*arguments: str | Path) -> str:

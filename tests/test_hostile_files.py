@@ -152,8 +152,11 @@ def test_ranks_that_no_layer_has(copied: Path, rank: object) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"input_size": "abc"}, {"input_size": [1, 8, -8]}, {"input_size": [1, 10**9, 8]}, {"mean": [0.5] * 7}]
-    + [{"crop_pct": -1}, {"crop_pct": 1e-9}, {"interpolation": "x"}, {"std": [0.0]}],
+    [
+        *({"input_size": value} for value in ("abc", [1, 8, -8], [1, 10**9, 8])),
+        *({"crop_pct": value} for value in (-1, 1e-9)),
+        *({"mean": [0.5] * 7}, {"std": [0.0]}, {"interpolation": "x"}),
+    ],
 )
 def test_an_image_transform_that_makes_no_sense(copied: Path, change: dict[str, Any]) -> None:
     config = json.loads((copied / "config.json").read_text())

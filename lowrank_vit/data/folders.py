@@ -77,11 +77,18 @@ def _files_by_class(folder: Path) -> dict[str, list[str]]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue  # .ipynb_checkpoints and the like are no classes
-            if entry.is_dir():
+            if _is_folder(entry):
                 classes[entry.name] = list(_images_under(entry.path))
             elif entry.name.lower().endswith(SUFFIXES):
                 classes[""].append(entry.path)
     return classes
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _images_under(folder: str) -> Iterator[str]:
