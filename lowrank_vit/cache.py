@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Moments] | None:
         return None
     try:
         return _load(path)
-    except (SafetensorError, OSError, ValueError, KeyError):
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lowrank_vit.commands import (
     benchmark,
@@ -27,9 +28,17 @@ VERBS = (
 )  # fmt: skip
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says a mistake in one line, as every other mistake is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        self.exit(_fail(f"{message}; see {self.prog} --help"))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(prog="lowrank_vit", description="Smaller vision transformers by low rank.")
+    parser = OneLineParser(prog="lowrank_vit", description="Smaller vision transformers by low rank.")
     parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for verb in VERBS:
@@ -54,9 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
     except OSError as error:
-        if not disk_failed(error):
-            raise
-        sys.exit(_fail(f"{error}: free some space, then run again; what was finished before is kept"))
+        remedy = "free some space, then run again; what was finished before is kept"
+        remedy = remedy if disk_failed(error) else "check the path, its permissions and the space on the disk"
+        sys.exit(_fail(f"{error}: {remedy}"))
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept whole, and the same command goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -6,6 +6,7 @@ was calibrated on, so this takes minutes, and may overfit: the divergence on uns
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,10 @@ class Distillation(SeededTraining):
         seed: int = 0,
         run: dict[str, Any] | None = None,
     ) -> None:
-        if epochs < 1 or lr <= 0 or temperature <= 0 or batch_size < 1:
-            raise InputError("epochs, lr, temperature and batch_size must be positive")
-        if min(weight_decay, feature_weight, block_weight) < 0 or not 0 <= warm_up < 1:
+        if epochs < 1 or batch_size < 1 or not (0 < lr < math.inf and 0 < temperature < math.inf):
+            raise InputError("epochs, lr, temperature and batch_size must be positive, and finite")
+        weights = (weight_decay, feature_weight, block_weight)
+        if not (all(0 <= weight < math.inf for weight in weights) and 0 <= warm_up < 1):
             raise InputError(
                 "weight_decay, feature_weight and block_weight must not be negative, and warm_up from 0 to below 1"
             )

@@ -5,6 +5,7 @@ Protocols: ``partial-ft`` (the paper's) and ``full-ft``, each with ``+kd`` where
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def partial_parameters(model: nn.Module) -> list[str]:
     ]
 
 
+def check_classes(model: nn.Module, present: int | None) -> None:
+    """Raise ``InputError`` where the data have more classes than the model."""
+    own = getattr(model, "num_classes", None)
+    if own is not None and present is not None and present > own:
+        raise InputError(
+            f"the images are of {present} classes, the model knows {own}: the data belong to another model"
+        )
+
+
 def trainable_share(model: nn.Module) -> float:
     """The share of all parameters, 0 to 1, that the partial fine-tune trains."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -88,8 +98,8 @@ class PartialFineTune(SeededTraining):
         seed: int = 0,
         run: dict[str, Any] | None = None,
     ) -> None:
-        if epochs < 1 or lr <= 0 or temperature <= 0 or weight_decay < 0:
-            raise InputError("epochs, lr and temperature must be positive, and weight_decay not negative")
+        if epochs < 1 or not (0 < lr < math.inf and 0 < temperature < math.inf and 0 <= weight_decay < math.inf):
+            raise InputError("epochs, lr and temperature must be positive, and weight_decay not negative; all finite")
         if not (0 <= distillation_weight <= 1 and 0 <= label_smoothing <= 1):
             raise InputError("distillation_weight and label_smoothing must be between 0 and 1")
         super().__init__(model, teacher, self.names(model))
@@ -202,6 +212,7 @@ def fit(
     Raises ``InputError`` for bad settings, unlabelled images, or a checkpoint of another run.
     """
     precision = precision or default_precision(accelerator)
+    check_classes(model, getattr(data_module, "num_classes", None))
     with quiet_run(data_module, model, teacher), isolate_rng():
         run = {"precision": precision, "processes": devices * num_nodes}
         kind = FullFineTune if full else PartialFineTune

@@ -37,6 +37,10 @@ class Recipe:
     measured: int = 0
     about: str = ""
 
+    def __post_init__(self) -> None:
+        if self.rank_multiple < 1 or self.steps < 1:
+            raise InputError(f"rank_multiple={self.rank_multiple}, steps={self.steps}: both must be at least 1")
+
     @property
     def halves(self) -> bool:
         """Whether whole attention modules and MLPs are taken, not single matrices."""

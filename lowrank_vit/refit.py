@@ -92,9 +92,13 @@ class Regression:
 def cross_validated(folds: Sequence[Regression], ridges: Sequence[float]) -> tuple[Tensor, Tensor, float | None]:
     """The fit on all folds with the ridge that is best on rows that it was not fitted on, and that ridge.
 
-    Every fold is predicted from the others. Where no ridge lowers the error there, nothing is fitted: zeros, ``None``.
+    Every fold is predicted from the others. Where no ridge lowers the error there, or all rows are in one fold (of a
+    single image), nothing is fitted: zeros, ``None``.
     """
+    folds = [fold for fold in folds if fold.sums["w"] > 0] or folds[:1]
     whole = folds[0]
+    if len(folds) == 1:
+        return torch.zeros_like(whole.sums["he"]), torch.zeros_like(whole.sums["e"]), None
     for fold in folds[1:]:
         whole = whole.plus(fold)
     rests = [whole.plus(fold, -1) for fold in folds]

@@ -13,6 +13,7 @@ from lowrank_vit.compensate import empty_module
 from lowrank_vit.errors import InputError
 from lowrank_vit.layers import LowRankLinear, QuantizedLinear, SmallMlp
 from lowrank_vit.sites import call_every_layer, replace_module
+from lowrank_vit.trust import check_architecture, check_layer
 
 PORTABLE = (str, int, float, bool, list, tuple, type(None))
 
@@ -80,6 +81,7 @@ def empty_model(config: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
 
     try:
+        check_architecture(config)
         model: nn.Module = timm.create_model(
             config["architecture"],
             pretrained=False,
@@ -88,8 +90,9 @@ def empty_model(config: Mapping[str, Any], layers: Mapping[str, Mapping[str, Any
             **config["model_args"],
         )
         for name, layer in layers.items():
+            check_layer(name, layer, model.get_submodule(name))
             replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
         call_every_layer(model)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # timm's architectures fail in their own ways on arguments that make no sense
         raise InputError(f"config.json does not describe a model ({error}): save the model again") from None
     return model

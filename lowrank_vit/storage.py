@@ -6,7 +6,6 @@ What ``quantize`` made is stored with its floating values in float16; everything
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from lowrank_vit.errors import InputError
 from lowrank_vit.files import json_text, replacing, tensor_bytes
 from lowrank_vit.seal import CARD, CONFIG, NESTED, REPORT, WEIGHTS, check_config, check_file, sealed
 from lowrank_vit.skeleton import empty_model, is_quantized, layer_configs, timm_config
+from lowrank_vit.trust import check_report, check_tensors, parse_json
 
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
 FILES = (CONFIG, WEIGHTS, REPORT)
@@ -119,7 +119,7 @@ def _with_sizes(report: Mapping[str, Any], size: int) -> dict[str, Any]:
 
 def check_free(folder: Path) -> None:
     """Raise ``InputError`` unless ``folder`` can be made, or is empty: nothing that was there is ever lost."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise InputError(f"{folder} exists already: choose another --out, or --resume to keep a finished model")
     parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -130,10 +130,10 @@ def check_free(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ``InputError`` for a missing, broken or foreign file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {path.parent} is not the folder of a compressed model") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): save the model again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object: save the model again")
@@ -191,12 +191,17 @@ def type_in_memory(wanted: torch.dtype | None, stored: torch.dtype) -> torch.dty
 def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
     try:
         tensors = load_file(path)
+        check_tensors(tensors)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be used ({error}): save the model again") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
     floating = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     model.to(type_in_memory(dtype, floating))
     for name, empty in model.state_dict().items():
-        if name in tensors and tensors[name].is_floating_point() != empty.is_floating_point():
+        if name not in tensors or (tensors[name].is_floating_point() and empty.is_floating_point()):
+            continue
+        if tensors[name].dtype != empty.dtype:
             raise InputError(f"{path} does not fit config.json: {name} is {tensors[name].dtype}, not {empty.dtype}")
     try:
         model.load_state_dict(tensors, strict=True)
@@ -230,9 +235,13 @@ def nested_entry(folder: str | Path) -> dict[str, Any] | None:
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
-    """The report of a saved model. Raises ``InputError`` where it is missing or was edited."""
+    """The report of a saved model. Raises ``InputError`` where it is missing, was edited, or lacks what every report has."""
     folder = Path(folder)
     path, config = folder / REPORT, read_config(folder)
     report = read_json(path)
     check_file(config, path)
+    try:
+        check_report(report)
+    except ValueError as error:
+        raise InputError(f"{path} is no report ({error}): save the model again") from None
     return report

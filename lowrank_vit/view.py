@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lowrank_vit.report import some
@@ -17,10 +18,14 @@ def show_report(report: Mapping[str, Any], file_bytes: int, nested: Mapping[str,
     ``file_bytes``: of the model on disk; ``nested``: of a nested folder, what its config.json says of the other sizes.
     """
     console = Console()
-    params, macs = report["params"], report["macs"]
-    recipe = "dense" if report["recipe"] is None else f"by recipe [bold]{report['recipe']}[/] ({report['protocol']})"
+    params, macs = report["params"], report.get("macs")
+    recipe = (
+        "dense"
+        if report["recipe"] is None
+        else f"by recipe [bold]{escape(report['recipe'])}[/] ({escape(report['protocol'])})"
+    )
     console.print(
-        f"[bold]{report['model']}[/] {recipe}: "
+        f"[bold]{escape(report['model'])}[/] {recipe}: "
         f"{params['dense']:,} to {params['compressed']:,} parameters ({-100 * params['reduction']:+.2f} %)"
         + ("" if macs is None else f", {macs['dense'] / 1e6:,.1f} to {macs['compressed'] / 1e6:,.1f} M MACs")
     )
@@ -32,10 +37,10 @@ def show_report(report: Mapping[str, Any], file_bytes: int, nested: Mapping[str,
         )
     if report["layers"]:
         _show_layers(console, report["layers"])
-        left = report.get("left_dense", {"layers": []})
-        if left["layers"]:
-            console.print(f"left dense: {some(left['layers'])} ({left['params']:,} parameters)")
-        seconds = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
+        left = report.get("left_dense")
+        if left is not None and left["layers"]:
+            console.print(f"left dense: {escape(some(left['layers']))} ({left['params']:,} parameters)")
+        seconds = "  ".join(f"{escape(stage)} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
         console.print(seconds)
 
 
@@ -64,7 +69,7 @@ def _show_layers(console: Console, layers: Sequence[Mapping[str, Any]]) -> None:
     for layer in layers:
         unseen = layer["relative_error_held_out"]
         table.add_row(
-            layer["name"],
+            escape(layer["name"]),
             f"{layer['in_features']} x {layer['out_features']}",
             "dense" if layer["rank"] is None else str(layer["rank"]),
             "" if layer["z"] is None else f"{layer['z']['params']:,}",

@@ -22,6 +22,14 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
 
 
+def natural(text: str) -> int:
+    """A whole number from 0 to 2^32 - 1, as random generators and counts take it."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {2**32 - 1}")
+    return number
+
+
 def chosen_model(args: argparse.Namespace) -> nn.Module:
     """The model that DIR or ``--model`` names. Raises ``InputError`` unless it is exactly one of them."""
     from lowrank_vit import storage
@@ -46,8 +54,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, metavar="SPEC", help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME"
     )
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, help="processes that read images (default: by the data)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument(
         "--devices",

@@ -27,8 +27,11 @@ class FileSplit:
 
     def content(self, index: int) -> bytes:
         """The file's bytes."""
+        path = Path(self.files[index])
         try:
-            return Path(self.files[index]).read_bytes()
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise InputError(f"cannot read the image {path}: it is no file; remove it")
+            return path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot read the image {self.files[index]}: {error.strerror}") from error
 
@@ -74,15 +77,27 @@ def _files_by_class(folder: Path) -> dict[str, list[str]]:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue  # .ipynb_checkpoints and the like are no classes
-            if entry.is_dir():
+            if _is_folder(entry):
                 classes[entry.name] = list(_images_under(entry.path))
             elif entry.name.lower().endswith(SUFFIXES):
                 classes[""].append(entry.path)
     return classes
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def _images_under(folder: str) -> Iterator[str]:
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(parent)) in seen:
+            folders.clear()  # a link back to where we have been
+            continue
+        seen.add(place)
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(SUFFIXES) and not file.startswith("."):

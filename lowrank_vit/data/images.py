@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lowrank_vit.errors import InputError
 
 MODES = {1: "L", 3: "RGB"}
+LONGEST = 1000  # times the shorter side: to resize the shorter one to 224 pixels, a strip would fill the memory
 
 
 def read_image(content: bytes, where: str) -> Image.Image:
@@ -21,6 +22,8 @@ def read_image(content: bytes, where: str) -> Image.Image:
         unknown_format = isinstance(error, UnidentifiedImageError)  # whose text shows a buffer's address
         reason = "it is empty or no image" if unknown_format else (str(error).splitlines() or ["broken"])[0]
         raise InputError(f"cannot read the image {where} ({reason}): replace or remove it") from error
+    if max(image.size) > LONGEST * min(image.size):
+        raise InputError(f"the image {where} is a strip of {image.width} x {image.height} pixels: replace or remove it")
     return image
 
 

@@ -20,6 +20,7 @@ from lowrank_vit.data.sampling import Draw
 from lowrank_vit.errors import InputError
 
 MOST_WORKERS = 4
+LARGEST, SMALLEST_CROP = 8192, 0.05  # pixels; share of the side
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -44,7 +45,23 @@ def input_channels(data_config: Mapping[str, Any]) -> int:
             f"the data config's input_size is {size!r}; expected (channels, height, width) with 1 or 3 channels, "
             "as timm.data.resolve_model_data_config(model) gives it"
         )
+    _try(data_config)
     return int(size[0])
+
+
+def _try(data_config: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for a data config, which a saved model's folder may hold, that does not transform an image."""
+    channels, height, width = data_config["input_size"]
+    try:
+        if not (0 < height <= LARGEST and 0 < width <= LARGEST and data_config.get("crop_pct", 1) >= SMALLEST_CROP):
+            raise ValueError("its size or crop is out of range")
+        image = Image.new(MODES[channels], (8, 8))
+        for transform in (evaluation_transform(data_config), training_transform(data_config)):
+            if transform(image).shape != (channels, height, width):
+                raise ValueError("its images come out in another shape")
+    except Exception as error:  # timm's and torchvision's, of whichever step
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the data config cannot be used ({reason}): {dict(data_config)}") from None
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
