@@ -14,13 +14,15 @@ from rich.progress import Progress
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
-    """The items, with a bar while they are gone through, where ``shown`` and where somebody may be looking."""
+def progress_bars(shown: bool) -> Progress:
+    """Bars on the error stream, where ``shown`` and where somebody may be looking; nothing at all otherwise."""
     console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield from items
-        return
-    with Progress(console=console, transient=True) as bar:
+    return Progress(console=console, transient=True, disable=not (shown and console.is_terminal))
+
+
+def track(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
+    """The items, with a bar while they are gone through."""
+    with progress_bars(shown) as bar:
         yield from bar.track(items, description=description)
 
 

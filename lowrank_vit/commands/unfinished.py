@@ -24,7 +24,8 @@ def unfinished(out: Path, folders: Sequence[Path] = ()) -> Iterator[Path]:
     from lowrank_vit import storage
     from lowrank_vit.parallel import agreed, is_first
 
-    folder = out.with_name(f".{out.name}.unfinished")
+    named = out if out.name not in ("", "..") else out.resolve()
+    folder = named.with_name(f".{named.name}.unfinished")
     lock, refused = _locked(folder, out) if is_first() else (None, None)
     refused = agreed(refused)
     if refused is not None:

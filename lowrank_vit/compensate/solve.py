@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from lowrank_vit.compensate import Compensation, State, quadratic, squared_error
 from lowrank_vit.errors import InputError
+from lowrank_vit.progress import progress_bars
 from lowrank_vit.registry import unknown
 
 SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and Lightning, is in ``module.py``
@@ -123,7 +122,7 @@ def solve(
     if steps < 1 or lr <= 0:
         raise InputError(f"steps={steps}, lr={lr}: both must be positive")
     found: dict[str, Solution] = {}
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    with progress_bars(progress) as bar:
         if solver == "closed_form":
             for name, residual in bar.track(residuals.items(), description="compensate"):
                 for group in by_shape({name: residual}, moments):
