@@ -23,6 +23,7 @@ from lowrank_vit.sites import replace_module
 from lowrank_vit.streams import first_inputs, steps_of
 
 IMAGES = 96  # calibration images; with few the allocator spends on what is cheap by chance
+TRUST = 0.5  # in what so few images say: the geometric mean of predicted and measured, see README
 LEAST = 1e-12  # nats: a smaller prediction is none
 
 
@@ -86,11 +87,12 @@ def _exchanged(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]
         replace_module(model, name, own)
 
 
-def corrected(curve: ErrorCurve, points: Sequence[tuple[int, float]]) -> ErrorCurve:
-    """The curve with its losses scaled to meet the measured ones; ``points``: (count, loss).
+def corrected(curve: ErrorCurve, points: Sequence[tuple[int, float]], trust: float = TRUST) -> ErrorCurve:
+    """The curve with its losses scaled towards the measured ones; ``points``: (count, loss).
 
-    The logarithm of measured / predicted is interpolated linearly between the counts and constant beyond them. The
-    result never rises with the count, as what is kept in addition cannot do harm.
+    The factor is measured / predicted to the power of ``trust``: with 1 the measured losses are met, with 0 nothing is
+    changed. Its logarithm is interpolated linearly between the counts and constant beyond them. The result never rises
+    with the count, as what is kept in addition cannot do harm.
     """
     ratios = {
         count: max(loss, LEAST) / float(curve.errors[count]) for count, loss in points if curve.errors[count] > LEAST
@@ -98,6 +100,6 @@ def corrected(curve: ErrorCurve, points: Sequence[tuple[int, float]]) -> ErrorCu
     if not ratios:
         return curve
     counts = sorted(ratios)
-    factors = np.exp(np.interp(range(len(curve.errors)), counts, np.log([ratios[count] for count in counts])))
+    factors = np.exp(np.interp(range(len(curve.errors)), counts, trust * np.log([ratios[count] for count in counts])))
     errors = curve.errors * torch.from_numpy(factors).to(curve.errors)
     return replace(curve, errors=errors.flip(0).cummax(0).values.flip(0))

@@ -38,13 +38,15 @@ def test_the_replay_is_the_whole_model_with_one_half_exchanged(kind: str) -> Non
 def test_a_corrected_curve_by_hand() -> None:
     errors = torch.tensor([16.0, 8.0, 4.0, 2.0, 0.0], dtype=torch.float64)
     curve = ErrorCurve("x", errors, 1, 9)
-    once = corrected(curve, [(2, 12.0)])
+    once = corrected(curve, [(2, 12.0)], trust=1)
     assert once.errors.tolist() == pytest.approx([48, 24, 12, 6, 0])  # thrice what was predicted
-    twice = corrected(curve, [(3, 2.0), (1, 32.0)])
+    twice = corrected(curve, [(3, 2.0), (1, 32.0)], trust=1)
     assert twice.errors.tolist() == pytest.approx([64, 32, 8, 2, 0])  # 4 times, 2 times in between, once
-    rising = corrected(curve, [(1, 1.0), (2, 5.0)])
+    rising = corrected(curve, [(1, 1.0), (2, 5.0)], trust=1)
     assert rising.errors[1] == pytest.approx(5)  # keeping less cannot cost less
     assert all(a >= b for a, b in zip(rising.errors, rising.errors[1:], strict=False))
+    half = corrected(curve, [(2, 16.0)], trust=0.5)
+    assert half.errors.tolist() == pytest.approx([32, 16, 8, 4, 0])  # four times as much, half believed: twice
     assert corrected(curve, [(4, 1e-9)]) is curve  # of what is lossless nothing can be learnt
 
 
