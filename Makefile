@@ -49,7 +49,7 @@ reproduce-figures: setup
 reproduce-all: setup
 	$(PYTHON) -m experiments run all $(FLAGS)
 
-# tables in the terminal, JSON in results/benchmarks; DeiT-B at batch 64 takes a laptop an hour
+# tables in the terminal, JSON in results/benchmarks; DeiT-B at batch 64 takes long on a CPU
 benchmark: setup
 	$(PYTHON) -m benchmarks.statistics --json $(or $(RESULTS),results)/benchmarks/statistics.json
 	$(PYTHON) -m benchmarks.quantize --json $(or $(RESULTS),results)/benchmarks/quantize.json

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Heads:
     """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), zeros behind.
 
-    Queries, keys and values of one width are what torch's fused attention takes: on a CPU the zeros cost a tenth of what
-    the unfused one does.
+    Queries, keys and values of one width are what torch's fused attention takes: with the zeros it needs a third of the
+    time of the unfused one (DeiT-Tiny's widths, a CPU).
     """
 
     def __init__(self, widths: Sequence[int], widest: int) -> None:
