@@ -49,5 +49,8 @@ reproduce-figures: setup
 reproduce-all: setup
 	$(PYTHON) -m experiments run all $(FLAGS)
 
+# tables in the terminal, JSON in results/benchmarks; DeiT-B at batch 64 takes long on a CPU
 benchmark: setup
-	$(PYTHON) -m benchmarks.statistics
+	$(PYTHON) -m benchmarks.statistics --json $(or $(RESULTS),results)/benchmarks/statistics.json
+	$(PYTHON) -m benchmarks.quantize --json $(or $(RESULTS),results)/benchmarks/quantize.json
+	$(PYTHON) -m benchmarks.speed --json $(or $(RESULTS),results)/benchmarks/speed.json

@@ -67,14 +67,16 @@ def scaled(widths: Sequence[int], heads: int, share: float, multiple: int) -> li
 
 def halves(name: str, share: float, multiple: int) -> nn.Module:
     """Every attention and MLP with ``share`` of what ``best`` gave it at -50 %."""
-    model: Any = timm.create_model(name).eval()
+    model = timm.create_model(name).eval()
+    sites = {site.name: site for site in find_sites(model)}
     for block, (query_key, value, hidden) in enumerate(WIDTHS):
-        attention, mlp = model.blocks[block].attn, model.blocks[block].mlp
-        width, heads, units = attention.qkv.in_features, attention.num_heads, mlp.fc1.out_features
-        logits, values = (scaled(one, heads, share, multiple) for one in (query_key, value))
-        replace_module(model, f"blocks.{block}.attn", LowRankAttention(width, logits, values, HEAD**-0.5))
+        mlp = sites[f"blocks.{block}.mlp.fc1"]
+        width, units = mlp.in_features, mlp.out_features
+        queries, values = (scaled(one, width // HEAD, share, multiple) for one in (query_key, value))
+        replace_module(model, f"blocks.{block}.attn", LowRankAttention(width, queries, values, HEAD**-0.5))
         kept = max(multiple, min(units, int(share * hidden * units / HIDDEN)) // multiple * multiple)
-        replace_module(model, f"blocks.{block}.mlp", SmallMlp(width, kept, width, True, mlp.act))
+        act = model.get_submodule(f"blocks.{block}.mlp.act")
+        replace_module(model, f"blocks.{block}.mlp", SmallMlp(width, kept, width, True, act))
     return model.eval()
 
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 class Heads:
     """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), zeros behind.
 
-    By slices: a gather by index, and the scatter of its gradient, cost three times as much.
+    By slices: a gather by index, and the scatter of its gradient, cost three times as much. Queries, keys and values of
+    one width are what torch's fused attention takes: with the zeros it needs a third of the time of the unfused one
+    (DeiT-Tiny's widths, a CPU).
     """
 
     def __init__(self, widths: Sequence[int], widest: int | None = None) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,13 +49,16 @@ class Setting:
 def settings(device: str, modes: Sequence[str] = MODES, batches: Sequence[int] = BATCHES) -> list[Setting]:
     """All settings of a run: float32 on the CPU, bfloat16 on a GPU; ``auto`` is the CPU, and a GPU where there is one.
 
-    Raises ``InputError`` for an unknown mode and a batch below 1.
+    Raises ``InputError`` for an unknown mode, a batch below 1, and where what ``compiled`` needs is not installed.
     """
     for mode in modes:
         if mode not in MODES:
             raise InputError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
     if not batches or min(batches) < 1:
         raise InputError(f"batches {list(batches)} cannot be run: give sizes of at least 1")
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if "compiled" in modes and not any(shutil.which(name) for name in compilers if name):
+        raise InputError("torch.compile needs a C++ compiler: install g++, or leave it out with --modes eager")
     both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     places = [
         (place, "bfloat16" if "cuda" in place else "float32") for place in (both if device == "auto" else [device])

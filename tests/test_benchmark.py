@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -88,7 +89,8 @@ def test_activations_are_counted_while_they_live() -> None:
         assert activation_bytes(model, x) == pytest.approx(alive * x.nbytes, abs=x.nbytes / 4)
 
 
-def test_settings_are_checked() -> None:
+def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == "g++" else None)
     assert [(one.mode, one.batch) for one in settings("cpu", batches=[1, 2])] == [
         ("eager", 1),
         ("eager", 2),
@@ -100,6 +102,10 @@ def test_settings_are_checked() -> None:
         settings("cpu", ["eagre"])
     with pytest.raises(InputError, match=r"batches \[0\]"):
         settings("cpu", batches=[0])
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
+        settings("cpu")
+    assert settings("cpu", ["eager"])
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
