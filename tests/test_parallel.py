@@ -111,8 +111,8 @@ def test_what_processes_tell_each_other(tmp_path: Path, capfd: pytest.CaptureFix
 def die(folder: Path) -> None:
     if rank_and_world()[0] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    write_json(folder / "last.json", {"whole": True})
     time.sleep(300)
+    write_json(folder / "survived.json", {})
 
 
 def refuse() -> None:
@@ -121,10 +121,9 @@ def refuse() -> None:
 
 @pytest.mark.slow
 def test_a_process_that_dies_or_refuses_ends_the_others_with_one_line(tmp_path: Path) -> None:
-    start = time.monotonic()
     with pytest.raises(InputError, match=r"process 1 terminated with signal SIGKILL, perhaps .* is kept"):
         launch(die, tmp_path, devices=2, accelerator="cpu")
-    assert time.monotonic() - start < 200
+    assert not (tmp_path / "survived.json").exists()
     with pytest.raises(InputError, match=r"^the images are broken$"):
         launch(refuse, devices=2, accelerator="cpu")
 

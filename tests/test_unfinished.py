@@ -31,7 +31,7 @@ def interrupted(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> N
     captured = capsys.readouterr()
     assert stopped.value.code == 130
     assert captured.out == ""
-    assert [line for line in captured.err.splitlines() if "caps the rank" not in line] == [
+    assert [line for line in captured.err.splitlines() if line.strip() and "caps the rank" not in line] == [
         "interrupted: what is finished is kept whole, and the same command goes on from there"
     ]
 
@@ -95,11 +95,11 @@ def test_ctrl_c_in_the_middle_of_a_training(tmp_path: Path, capsys: pytest.Captu
     command = [sys.executable, "-m", "lowrank_vit", *arguments]
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     state = tmp_path / ".tuned.unfinished"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 400  # the imports of a busy machine
     while not (state / "last.ckpt").exists() and time.monotonic() < end:
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=200)
     assert running.returncode == 130, err
     assert out == ""
     assert err.count("\ninterrupted: what is finished is kept") + err.startswith("interrupted: what is") == 1
