@@ -179,7 +179,8 @@ class OutputRefit:
             inputs.append(h.cpu())
             for index, fold in enumerate(folds):
                 part = slice((index - seen) % self.folds, None, self.folds)
-                fold.add(*(t[part].flatten(0, 1).float() for t in (h, error)), rows[part].flatten().float())
+                own_h, own_error, own_rows = (t[part].flatten(0, 1).float() for t in (h, error, rows))
+                fold.add(own_h, own_error, own_rows)
             seen += len(x)
         for fold in folds:
             fold.gather()
