@@ -185,7 +185,8 @@ class OutputRefit:
             inputs.append(h.cpu())
             for index, fold in enumerate(folds):
                 part = (torch.arange(len(x), device=device) * world + seen) % self.folds == index
-                fold.add(h[part].flatten(0, 1).float(), error[part].flatten(0, 1).float(), rows[part].flatten().float())
+                own_h, own_error, own_rows = (t[part].flatten(0, 1).float() for t in (h, error, rows))
+                fold.add(own_h, own_error, own_rows)
             seen += len(x) * world
         for fold in folds:
             fold.gather()
