@@ -19,8 +19,10 @@ T = TypeVar("T")
 def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
     """Processes on each machine, and machines: as a launcher has started them, else as told, else one.
 
-    Raises ``InputError`` where both speak and differ, and for several machines without a launcher.
+    Raises ``InputError`` for less than one, where both speak and differ, and for several machines without a launcher.
     """
+    if not all(count is None or count > 0 for count in (devices, num_nodes)):
+        raise InputError(f"{devices} devices on {num_nodes or 1} machines: choose positive numbers")
     if not launched_from_outside():
         if (num_nodes or 1) > 1:
             raise InputError(f"{num_nodes} machines need a launcher on each: torchrun or srun, see the README")

@@ -68,6 +68,8 @@ def check_layer(name: str, config: Mapping[str, Any], dense: nn.Module) -> None:
     if not isinstance(config, dict) or not dimensions:
         raise ValueError(f"{name!r} is no layer")
     for key, value in config.items():
+        if key == "bits":  # of whatever layer; it refuses others than it can have
+            continue
         limit = sum(p.numel() for p in dense.parameters()) if key == "correction" else max(dimensions)
         if any(not 0 <= number <= limit for number in _numbers(value)):  # a NaN is neither
             raise ValueError(f"{name!r} has the {key} {value!r}, and was a layer of at most {limit}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
@@ -56,9 +57,10 @@ def _try(data_config: Mapping[str, Any]) -> None:
         if not (0 < height <= LARGEST and 0 < width <= LARGEST and data_config.get("crop_pct", 1) >= SMALLEST_CROP):
             raise ValueError("its size or crop is out of range")
         image = Image.new(MODES[channels], (8, 8))
-        for transform in (evaluation_transform(data_config), training_transform(data_config)):
-            if transform(image).shape != (channels, height, width):
-                raise ValueError("its images come out in another shape")
+        with isolate_rng():
+            for transform in (evaluation_transform(data_config), training_transform(data_config)):
+                if transform(image).shape != (channels, height, width):
+                    raise ValueError("its images come out in another shape")
     except Exception as error:  # timm's and torchvision's, of whichever step
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the data config cannot be used ({reason}): {dict(data_config)}") from None
