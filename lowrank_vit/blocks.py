@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,11 @@ class BlockAnalysis:
     progress: bool
     phases: Phases
 
+    @cached_property
+    def size(self) -> tuple[int, int | None]:
+        """The dense model's parameters and multiply-accumulates."""
+        return report.model_size(self.model)
+
     def plan(self, reduction: float) -> RankPlan:
         """How much of every part is kept when the whole model has lost ``reduction`` of its parameters.
 
@@ -134,7 +139,7 @@ class BlockAnalysis:
             "recipe_fields": asdict(self.recipe),
             "methods": {type(method).__name__: report.plain(vars(method)) for method in methods},
             "protocol": "training-free",
-            **report.size_report(self.model, compressed),
+            **report.size_report(self.model, compressed, self.size),
             "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
             "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites]),
             **refit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,6 +46,11 @@ class OutputMetric:
     energy: float  # E||x W||^2, not centred: the denominator of every relative error
     ridge: float
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The pseudoinverse of the weight, (d, n): made once, while changes of the weight are many."""
+        return torch.linalg.pinv(self.weight)
+
     def image(self, u: Tensor) -> Tensor:
         """``L^T u`` up to a rotation that leaves all inner products as they are. u: (n, k).
 
@@ -52,7 +58,7 @@ class OutputMetric:
         """
         if self.left is not None:
             return self.left @ u
-        coefficients = torch.linalg.lstsq(self.weight, u).solution
+        coefficients = self.inverse @ u
         # what is left of a weight whose rank is reached is rounding, which lies nowhere in particular
         if torch.dist(self.weight @ coefficients, u) > 1e-6 * u.norm() + 1e-12 * self.weight.norm():
             raise ValueError("this factor needs the input's second moment: collect 'input_second'")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lowrank_vit.compensate import Compensation
 from lowrank_vit.compensate.solve import Solution, solve
 from lowrank_vit.errors import InputError
 from lowrank_vit.fold import CutLayer, fold
+from lowrank_vit.metric import OutputMetric, output_metric
 from lowrank_vit.parallel import layout
 from lowrank_vit.phases import Phases, identity, shared
 from lowrank_vit.progress import Stopwatch
@@ -61,6 +63,20 @@ class Analysis:
     phases: Phases
     chosen: bool = False  # by the user: the sites
 
+    @cached_property
+    def metrics(self) -> list[dict[str, OutputMetric]]:
+        """What every layer's error is measured by, on the seen and on the unseen images: the same for all sizes."""
+        return [
+            {s.name: output_metric(dense_weight(self.model, s), own[s.name], centred=False) for s in self.sites}
+            for own in (self.moments, self.held_out)
+            if own is not None
+        ]
+
+    @cached_property
+    def size(self) -> tuple[int, int | None]:
+        """The dense model's parameters and multiply-accumulates."""
+        return report.model_size(self.model)
+
     def plan(self, reduction: float) -> RankPlan:
         """The ranks at which the whole model has lost ``reduction`` of its parameters, met to within one rank.
 
@@ -79,7 +95,7 @@ class Analysis:
         with self.watch("fold"):
             for name, layer in layers.items():
                 replace_module(compressed, name, fold(layer, get_linear(self.model, layer.site)))
-        entries = self._report(compressed, plan, layers, weights, solutions)
+        entries = self._report(compressed, plan, layers, solutions)
         compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
         return compressed, entries
 
@@ -163,18 +179,17 @@ class Analysis:
         compressed: nn.Module,
         plan: RankPlan,
         layers: Mapping[str, CutLayer],
-        weights: Mapping[str, Tensor],
         solutions: Mapping[str, Solution],
     ) -> dict[str, Any]:
-        seen = report.relative_errors(layers, weights, self.moments)
-        unseen = None if self.held_out is None else report.relative_errors(layers, weights, self.held_out)
+        seen, *rest = (report.relative_errors(layers, metrics) for metrics in self.metrics)
+        unseen = rest[0] if rest else None
         return {
             "format": report.FORMAT,
             "model": report.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": asdict(self.recipe),
             "protocol": "training-free",
-            **report.size_report(self.model, compressed),
+            **report.size_report(self.model, compressed, self.size),
             "layers": report.as_json(report.layer_reports(self.sites, layers, self.factors, seen, unseen)),
             "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites], chosen=self.chosen),
             "compensation": report.compensation_entry(self.recipe, solutions),

@@ -17,7 +17,7 @@ from lowrank_vit import cost, provenance
 from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
 from lowrank_vit.halves import dense_linear
-from lowrank_vit.metric import output_metric
+from lowrank_vit.metric import OutputMetric, output_metric
 from lowrank_vit.parallel import gathered
 from lowrank_vit.parts import HalfSite, Kept
 from lowrank_vit.recipes import Recipe
@@ -35,15 +35,9 @@ def architecture(model: nn.Module) -> str:
     return type(model).__name__ if name is None else f"{name}.{tag}" if tag else name
 
 
-def relative_errors(
-    layers: Mapping[str, CutLayer], weights: Mapping[str, Tensor], moments: Mapping[str, Moments]
-) -> dict[str, float]:
-    """``E||y - y^||^2 / E||x W||^2`` of every compressed layer under the given moments."""
-    errors = {}
-    for name, layer in layers.items():
-        metric = output_metric(weights[name], moments[name], centred=False)
-        errors[name] = metric.relative_error(layer.approximation, layer.shift)
-    return errors
+def relative_errors(layers: Mapping[str, CutLayer], metrics: Mapping[str, OutputMetric]) -> dict[str, float]:
+    """``E||y - y^||^2 / E||x W||^2`` of every compressed layer under the given metrics, which are not centred."""
+    return {name: metrics[name].relative_error(layer.approximation, layer.shift) for name, layer in layers.items()}
 
 
 def z_entry(solution: Solution, least: float) -> dict[str, float | str]:
@@ -174,18 +168,31 @@ def divergence(dense: nn.Module, model: nn.Module, batches: Iterable[Tensor]) ->
     return divergences(dense, [model], batches)[0]
 
 
-def size_report(dense: nn.Module, compressed: nn.Module) -> dict[str, Any]:
-    """The ``params`` and ``macs`` entries; ``macs`` is null where the size of the model's input is not known."""
-    before, after = cost.parameter_count(dense), cost.parameter_count(compressed)
-    size = cost.input_size(dense)
+def model_size(model: nn.Module) -> tuple[int, int | None]:
+    """Parameters, and multiply-accumulates for an image; the latter ``None`` where the size of its input is not known."""
+    return cost.parameter_count(model), _macs(model, cost.input_size(model))
+
+
+def _macs(model: nn.Module, size: tuple[int, ...] | None) -> int | None:
     try:
-        macs = None if size is None else [cost.multiply_accumulates(model, size) for model in (dense, compressed)]
+        return None if size is None else cost.multiply_accumulates(model, size)
     except (RuntimeError, AssertionError):  # of whichever layer the size does not fit
         logger.warning("the model does not take images of %s, so that its MACs are not counted", size)
-        macs = None
+        return None
+
+
+def size_report(
+    dense: nn.Module, compressed: nn.Module, before: tuple[int, int | None] | None = None
+) -> dict[str, Any]:
+    """The ``params`` and ``macs`` entries; ``macs`` is null where the size of the model's input is not known.
+
+    ``before``: the dense model's, by ``model_size``, where it has been counted already.
+    """
+    params, macs = model_size(dense) if before is None else before
+    after, less = cost.parameter_count(compressed), None if macs is None else _macs(compressed, cost.input_size(dense))
     return {
-        "params": {"dense": before, "compressed": after, "reduction": 1 - after / before},
-        "macs": None if macs is None else {"dense": macs[0], "compressed": macs[1]},
+        "params": {"dense": params, "compressed": after, "reduction": 1 - after / params},
+        "macs": None if macs is None else {"dense": macs, "compressed": less},
     }
 
 
