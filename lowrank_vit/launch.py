@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -68,7 +69,7 @@ def launch(
         except (MisconfigurationException, ValueError) as error:
             raise InputError(f"Lightning refuses these settings: {str(error).strip().splitlines()[0]}") from error
         try:
-            result: T = fabric.launch(_enter, function, args)  # type: ignore[arg-type]  # more arguments follow
+            result: T = fabric.launch(functools.partial(_enter, functools.partial(function, *args)))
             return result
         except ProcessExitedException as error:
             raise InputError(
@@ -76,12 +77,13 @@ def launch(
             ) from None
 
 
-def _enter(fabric: Any, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+def _enter(work: Callable[[], T], fabric: Any) -> T:
+    """``work`` holds its arguments, into which Lightning would look, and refuse frozen records."""
     if not launched_from_outside():
         die_with_parent()
     with contextlib.ExitStack() as stack:
         if not is_first():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
-        result = function(*args)
+        result = work()
         sys.stdout.flush()
         return result
