@@ -220,11 +220,7 @@ def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
     assert module.describe()["distilled"] is True
     assert module.describe()["parameters"] == sum(p.numel() for p in model.parameters())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
-<<<<<<< HEAD
     assert saved.keys() == {f"model.{name}" for name in model.state_dict()} | {"last_top1"}
-=======
-    assert saved.keys() == {"last_top1", *(f"model.{name}" for name in model.state_dict())}
->>>>>>> resume
 
 
 @pytest.mark.parametrize("workers", [0, 2])
