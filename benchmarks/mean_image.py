@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from timm.data import resolve_model_data_config
 
+from lowrank_vit.analysis import Analysis
 from lowrank_vit.data import ImageData
 from lowrank_vit.decompose.whitened import Whitened
 from lowrank_vit.metric import output_metric
 from lowrank_vit.models import load_model
-from lowrank_vit.pipeline import Analysis, analyse
+from lowrank_vit.pipeline import analyse
 from lowrank_vit.records import Site
 from lowrank_vit.steps import Images, dense_weight
 

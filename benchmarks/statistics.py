@@ -27,13 +27,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lowrank_vit.analysis import Analysis
 from lowrank_vit.blocks import BlockAnalysis, needs_of
 from lowrank_vit.calibrate import NEED_GRADIENT, calibrate, resolve
 from lowrank_vit.cost import input_size
 from lowrank_vit.files import write_json
 from lowrank_vit.gram import gram
 from lowrank_vit.halves import find_halves
-from lowrank_vit.pipeline import Analysis, analyse
+from lowrank_vit.pipeline import analyse
 from lowrank_vit.recipes import Recipe, get_recipe
 from lowrank_vit.records import Moments, Site
 from lowrank_vit.refit import OutputRefit, Regression, cross_validated

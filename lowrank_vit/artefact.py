@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from lowrank_vit import hub, storage
+from lowrank_vit.analysis import Analysis
 from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.errors import InputError
 from lowrank_vit.nested import pack, unpack
-from lowrank_vit.pipeline import Analysis
 from lowrank_vit.seal import NESTED, checksums
 from lowrank_vit.steps import resolve_device
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from lowrank_vit import storage
 from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.analysis import Analysis
 from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.errors import InputError
 from lowrank_vit.phases import Phases
-from lowrank_vit.pipeline import Analysis
 from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, Moments, Site

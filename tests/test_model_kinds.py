@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, load, save
+from lowrank_vit.analysis import Analysis
 from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.calibrate import calibrate
 from lowrank_vit.cost import parameter_count
 from lowrank_vit.finetune import partial_parameters
 from lowrank_vit.fold import CutLayer, fold
 from lowrank_vit.observe import STATISTICS
-from lowrank_vit.pipeline import Analysis, analyse
+from lowrank_vit.pipeline import analyse
 from lowrank_vit.quantize import quantize
 from lowrank_vit.recipes import RECIPES, Recipe
 from lowrank_vit.records import Moments, RankPlan

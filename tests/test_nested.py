@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lowrank_vit import InputError, analyse, compress, load, save
+from lowrank_vit.analysis import Analysis
 from lowrank_vit.compensate import COMPENSATIONS
 from lowrank_vit.nested import check_nestable
-from lowrank_vit.pipeline import Analysis
 from lowrank_vit.quantize import quantize
 from lowrank_vit.recipes import RECIPES, Recipe, get_recipe
 from lowrank_vit.seal import CONFIG, NESTED

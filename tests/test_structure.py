@@ -15,6 +15,7 @@ STAGES = [
     "allocate",
     "compensate",
     "fold",
+    "measured",
     "refit",
     "finetune",
     "distill",
@@ -22,6 +23,8 @@ STAGES = [
     "evaluate",
     "skeleton",
     "storage",
+    "export",
+    "benchmark",
 ]
 SHARED_GROUND = {"storage": {"skeleton"}, "skeleton": {"compensate"}}  # a saved Z is rebuilt by the code that made it
 
