@@ -134,6 +134,7 @@ def test_an_iterable_data_set_is_not_sharded(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
     with pytest.raises(InputError, match="iterable"):
         shard(DataLoader(Stream()))
 
