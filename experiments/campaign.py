@@ -73,7 +73,8 @@ def _run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> Options:
     names = ("data", "checkpoints", "seeds", "epochs", "steps", "solver", "limit", "calibration_samples", "batch_size")
     given = {name: getattr(args, name) for name in names}
-    return Options(**given, processes=args.devices * args.num_nodes, precision=args.precision)
+    processes = (args.devices or 1) * (args.num_nodes or 1)
+    return Options(**given, processes=processes, precision=args.precision)
 
 
 def _hardware(args: argparse.Namespace) -> Hardware:
