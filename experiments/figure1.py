@@ -11,41 +11,14 @@ weight, that of the mean input's output), is drawn thin. The DeiT-Tiny, ViT and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
+from experiments.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.registry import Row, Table
-from experiments.table2 import DEIT_B, DEIT_T, SWIN_B, VIT_B
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def draw(results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
-    """A row of panels for each model, a panel for each layer of its first block."""
-    from experiments.drawing.energy import draw
-
-    return draw(results, title)
-
 
 TABLE = Table(
     name="figure1",
     title="Figure 1: energy of the layers' outputs kept by rank, first block",
     about=__doc__ or "",
-    rows=tuple(
-        Row(
-            f"{own.id}/energy",
-            own.label,
-            own.model,
-            own.standin,
-            "energy by rank",
-            None,
-            protocol="training-free",
-            epochs=0,
-            measure="energy",
-        )
-        for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
-    ),
+    rows=tuple(Row.measuring(own, "energy", "energy by rank", "energy") for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
     columns=("architecture", "method", "seconds", "status"),
-    draw=draw,
+    drawing="energy",
 )

@@ -12,23 +12,10 @@ otherwise. The DeiT-Tiny, ViT and Swin rows are not in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
+from experiments.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.registry import Row, Table
-from experiments.table2 import DEIT_B, DEIT_T, SWIN_B, VIT_B
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PARTS = {"blocks": "accuracy_by_block", "layers": "accuracy_by_layer"}  # the paper's (a) and (b)
-
-
-def draw(results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
-    """A row of panels for each model: (a) blocks, (b) types of layers, each by plain and by whitened SVD."""
-    from experiments.drawing.accuracy import draw
-
-    return draw(results, title)
 
 
 TABLE = Table(
@@ -36,20 +23,10 @@ TABLE = Table(
     title="Figure 2: top-1 with the ranks of a single block or type of layer reduced, without fine-tuning",
     about=__doc__ or "",
     rows=tuple(
-        Row(
-            f"{own.id}/{part}",
-            own.label,
-            own.model,
-            own.standin,
-            f"one of the {part} reduced",
-            None,
-            protocol="training-free",
-            epochs=0,
-            measure=measure,
-        )
+        Row.measuring(own, part, f"one of the {part} reduced", measure)
         for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
         for part, measure in PARTS.items()
     ),
     columns=("architecture", "method", "seconds", "status"),
-    draw=draw,
+    drawing="accuracy",
 )

@@ -13,39 +13,22 @@ the same loss over all calibration images at once. The DeiT-Tiny, ViT and Swin r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
+from experiments.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.registry import Row, Table
-from experiments.table2 import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PERCENT = 50  # of each projection's parameters that are removed
 
 
-def draw(results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
-    """A panel for each model: the error of every method in every block."""
-    from experiments.drawing.compensation import draw
-
-    return draw(results, title)
-
-
 def row(own: Architecture) -> Row:
     """The projections of a model."""
-    return Row(
-        f"{own.id}/attn-proj-{PERCENT}",
-        own.label,
-        own.model,
-        own.standin,
+    return Row.measuring(
+        own,
+        f"attn-proj-{PERCENT}",
         "error of attn.proj",
-        "paper",
-        PERCENT / 100,
-        protocol="training-free",
+        "compensation",
+        recipe="paper",
+        reduction=PERCENT / 100,
         changes={"allocator": "uniform"} | ({"solver": "moments"} if own is DEIT_T else {}),
-        epochs=0,
-        measure="compensation",
     )
 
 
@@ -55,5 +38,5 @@ TABLE = Table(
     about=__doc__ or "",
     rows=tuple(row(own) for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
     columns=("architecture", "method", "seconds", "status"),
-    draw=draw,
+    drawing="compensation",
 )

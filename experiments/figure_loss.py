@@ -11,41 +11,16 @@ the order of the parts right, so their rank correlation (Spearman) is what count
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
 from experiments.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.registry import Row, Table
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def draw(results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
-    """A panel for each model."""
-    from experiments.drawing.loss import draw
-
-    return draw(results, title)
-
 
 TABLE = Table(
     name="figure_loss",
     title="Figure B: predicted against measured increase of the loss, one part of the model reduced",
     about=__doc__ or "",
     rows=tuple(
-        Row(
-            f"{own.id}/loss",
-            own.label,
-            own.model,
-            own.standin,
-            "predicted against measured loss",
-            None,
-            protocol="training-free",
-            epochs=0,
-            measure="loss",
-        )
-        for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
+        Row.measuring(own, "loss", "predicted against measured loss", "loss") for own in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
     ),
     columns=("architecture", "method", "seconds", "status"),
-    draw=draw,
+    drawing="loss",
 )

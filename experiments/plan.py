@@ -206,7 +206,7 @@ def as_json(table: Table, options: Options, images: Images, plan: list[Planned])
     """What the report needs to know of a run, all rows included, whichever of them were selected."""
     return {
         "table": table.name,
-        "title": f"{table.title} · {images.about(options.limit, counted=table.draw is None)}",
+        "title": f"{table.title} · {images.about(options.limit, counted=table.drawing is None)}",
         "profile": "embedded" if options.embedded else images.data,
         "rows": {item.row.id: {"reason": item.reason, "jobs": [job.as_json() for job in item.jobs]} for item in plan},
     }

@@ -55,13 +55,13 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
     commands = {name: own["command"] for name, own in details(results, table, plan).items()}
     path = folder / profile / f"{table.name}.json"
     kept = {**content, "rows": rows, "provenance": _provenance(found), "commands": commands}
-    if table.draw is not None:
+    if table.drawing is not None:
         kept["measured"] = {row: [result["measured"] for result in own] for row, own in by_row.items()}
     write_json(path, kept)
-    for name in [table.name] if table.draw else list(table.pictures or (PLOT,)):
+    for name in [table.name] if table.drawing else list(table.pictures or (PLOT,)):
         picture = results / table.name / f"{name}.png"
         if picture.is_file():
-            shutil.copyfile(picture, path.with_name(picture.name if table.draw else f"{table.name}_{name}.png"))
+            shutil.copyfile(picture, path.with_name(picture.name if table.drawing else f"{table.name}_{name}.png"))
     return path
 
 

@@ -19,6 +19,8 @@ from lowrank_vit.registry import unknown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from experiments.architectures import Architecture
+
 PREFIXES = ("table", "figure")  # of the modules that hold a table
 
 
@@ -144,6 +146,12 @@ class Row:
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)
 
+    @classmethod
+    def measuring(cls, own: Architecture, name: str, method: str, measure: str, **fields: Any) -> Row:
+        """A row that measures instead of compressing and comparing: nothing is trained."""
+        fields = {"recipe": None, "protocol": "training-free", "epochs": 0, "measure": measure, **fields}
+        return cls(f"{own.id}/{name}", own.label, own.model, own.standin, method, **fields)
+
     @property
     def own_epochs(self) -> int | None:
         """The epochs of fine-tuning that the row insists on: none after a distillation."""
@@ -156,7 +164,7 @@ class Table:
 
     ``columns``: what the rendered table shows, by the names of ``columns.py``. ``pictures``: made of ``table.json``'s
     content, by file name; by default accuracy against parameters. ``findings``: sentences about the same content.
-    ``draw``: makes a figure of what the jobs measured, from row to results (one for each seed) and the title.
+    ``drawing``: the module of ``experiments.drawing`` that makes a figure of what the jobs measured.
     """
 
     name: str
@@ -166,7 +174,12 @@ class Table:
     columns: tuple[str, ...] = ()
     pictures: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = field(default_factory=dict)
     findings: Callable[[Mapping[str, Any]], list[str]] | None = None
-    draw: Callable[[Mapping[str, Sequence[Mapping[str, Any]]], str], Figure] | None = None
+    drawing: str | None = None
+
+    def draw(self, results: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+        """The figure of what the jobs measured, from row to results, one for each seed. Only where there is a ``drawing``."""
+        figure: Figure = importlib.import_module(f"experiments.drawing.{self.drawing}").draw(results, title)
+        return figure
 
     @property
     def runnable(self) -> list[Row]:

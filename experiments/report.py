@@ -62,7 +62,7 @@ def csv_text(table: Mapping[str, Any]) -> str:
 
 def written(table: Table) -> list[str]:
     """The names of the files that a report of ``table`` consists of, once it has results."""
-    if table.draw is None:
+    if table.drawing is None:
         return [*RENDERED, *(f"{name}.{kind}" for name in table.pictures or (PLOT,) for kind in ("png", "pdf"))]
     return ["table.json", *(f"{table.name}.{kind}" for kind in ("json", "png", "pdf"))]
 
@@ -79,7 +79,7 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
     plan, folder = read_plan(results, table), results / table.name
     content = table_json(results, table, plan, source_hash())
     write_json(folder / "table.json", content)
-    if table.draw is None:
+    if table.drawing is None:
         _write_table(results, table, plan, content)
     else:
         _write_figure(results, table, plan, content["title"])
@@ -107,7 +107,7 @@ def _write_figure(results: Path, table: Table, plan: Mapping[str, Any], title: s
     from experiments.plots import save_figure
     from lowrank_vit.files import write_json
 
-    assert table.draw is not None
+    assert table.drawing is not None
     found = finished(results, plan)
     write_json(results / table.name / f"{table.name}.json", {"title": title, "rows": found})
     if found:

@@ -39,7 +39,7 @@ def test_the_jobs_of_a_figure(name: str) -> None:
 
 def draw(name: str, results: dict[str, Any]) -> Figure:
     table, _ = find(name)
-    assert table.draw is not None
+    assert table.drawing is not None
     return table.draw(results, f"{table.title} · digits stand-in, not ImageNet")
 
 
