@@ -8,14 +8,14 @@ an image, so one knapsack decides over the whole model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_vit import provenance, report
 from lowrank_vit.allocate import ALLOCATORS
@@ -23,7 +23,7 @@ from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.half_steps import decompose_halves, methods_of, needs_of, part_curves
 from lowrank_vit.halves import dense_linear, find_halves, fold_attention, fold_mlp
-from lowrank_vit.measured import Replay, corrected
+from lowrank_vit.measured import IMAGES, Replay, corrected
 from lowrank_vit.parts import (
     QUERY_KEY,
     Directions,
@@ -84,16 +84,15 @@ class BlockAnalysis:
 
         Raises ``InputError`` for a reduction that no choice can reach.
         """
-        budget, allocate = (
-            budget_within(self.model, self.recipe, self.curves, reduction),
-            ALLOCATORS.get(self.recipe.allocator)(),
-        )
+        budget = budget_within(self.model, self.recipe, self.curves, reduction)
+        allocate = ALLOCATORS.get(self.recipe.allocator)()
         with self.watch("allocate"):
             plan = allocate(self.curves, budget)
         points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in self.curves}
         for _ in range(self.recipe.measured):
             with self.watch("measure"):
-                for name, point in self.phases.of(dict(plan.ranks))("measure", partial(self._measure, plan)).items():
+                found = self.phases.of(dict(plan.ranks))("measure", partial(self.measure, plan, self.images.each()))
+                for name, point in found.items():
                     points[name].append(point)
             curves = [corrected(curve, points[curve.name]) for curve in self.curves]
             with self.watch("allocate"):
@@ -105,9 +104,12 @@ class BlockAnalysis:
         ]
         return replace(plan, measured=tuple(steps))
 
-    def _measure(self, plan: RankPlan) -> dict[str, tuple[int, float]]:
-        """What every part really costs at its count, the rest of the model dense; at half of it where it stays dense."""
-        replay, points = Replay(self.model, self.images.each()), {}
+    def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int = IMAGES) -> dict[str, tuple[int, float]]:
+        """What every part really costs at its count, the rest of the model dense; at half of it where it stays dense.
+
+        By part: the count, and the divergence from the dense model in nats on the first ``images`` of the batches.
+        """
+        replay, points = Replay(self.model, batches, images), {}
         for site in track(self.sites, "measure", shown=self.progress):
             for part, costs in site.parts.items():
                 name = part_name(site, part)

@@ -35,7 +35,7 @@ class Replay:
     Raises ``InputError`` for a model whose blocks are of another kind.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[Tensor], images: int = IMAGES) -> None:
+    def __init__(self, model: nn.Module, batches: Iterable[Tensor], images: int) -> None:
         self._model: Any = model
         self._steps = steps_of(model)
         device, first = next(model.parameters()).device, next(iter(self._steps.values()))

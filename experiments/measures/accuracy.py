@@ -8,14 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.measures.layers import block_of, factors_by, layer_of
+from experiments.measures.layers import block_of, factors_by, layer_of, sites_of
 from experiments.registry import Job
 from lowrank_vit.data import ImageData
 from lowrank_vit.evaluate import evaluate
@@ -46,19 +45,9 @@ def forward_passes(job: Job) -> float:
     """The statistics, and an evaluation for each variant and for the dense model."""
     validation = int(job.images.split("+")[1])
     assert job.measure is not None
-    groups = {GROUPS[job.measure](site) for site in _sites_of(job.model)}
+    groups = {GROUPS[job.measure](site) for site in sites_of(job.model)}
     variants = len(groups) * len(METHODS) * len(REMOVED)
     return job.calibration_samples + (1 + variants) * min(_limit(job) or validation, validation)
-
-
-@cache
-def _sites_of(model: str) -> list[Site]:
-    import timm
-
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-
-    with torch.device("meta"):
-        return find_sites(timm.create_model(model, pretrained=False))
 
 
 def _limit(job: Job) -> int | None:

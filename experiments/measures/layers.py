@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_vit.data import ImageData
 from lowrank_vit.recipes import Recipe
 from lowrank_vit.records import Factors, Moments, Site
+from lowrank_vit.sites import find_sites
 from lowrank_vit.steps import Images, collect, decompose
 
 DIGITS = 5  # decimals in the results
@@ -29,6 +32,17 @@ def _parts(site: Site) -> tuple[str, str]:
     found = re.fullmatch(r"((?:.*\.)?blocks\.\d+)\.(.+)", site.name)
     assert found is not None, f"{site.name} is in no block"
     return found[1], found[2]
+
+
+@cache
+def sites_of(model: str) -> list[Site]:
+    """The layers of the model of that name, which is not built in memory."""
+    import timm
+
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+
+    with torch.device("meta"):
+        return find_sites(timm.create_model(model, pretrained=False))
 
 
 def seen_and_unseen(

@@ -10,17 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics.functional import spearman_corrcoef
 
-from experiments.measures.layers import block_of
+from experiments.measures.layers import block_of, sites_of
 from experiments.registry import Job
 from lowrank_vit.blocks import BlockAnalysis
 from lowrank_vit.data import ImageData
 from lowrank_vit.pipeline import analyse
 from lowrank_vit.recipes import get_recipe
 from lowrank_vit.records import ErrorCurve, RankPlan
-from lowrank_vit.report import divergence
 from lowrank_vit.steps import Images
 
 if TYPE_CHECKING:
@@ -33,16 +32,10 @@ DIGITS = 8
 
 
 def forward_passes(job: Job) -> float:
-    """The statistics with their gradients, and a comparison with the dense model for each part and share."""
-    import timm
-
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-    from lowrank_vit.sites import find_sites
-
-    with torch.device("meta"):
-        blocks = {block_of(site) for site in find_sites(timm.create_model(job.model, pretrained=False))}
+    """The statistics with their gradients; each part is measured from its block on, which is half the model on average."""
+    blocks = {block_of(site) for site in sites_of(job.model)}
     variants = len(blocks) * PARTS_OF_A_BLOCK * len(REMOVED)
-    return 3 * job.calibration_samples + 2 * variants * min(_limit(job), job.held_out_samples)
+    return 3 * job.calibration_samples + variants / 2 * min(_limit(job), job.held_out_samples)
 
 
 def _limit(job: Job) -> int:
@@ -57,12 +50,20 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     analysis = analyse(model, images, recipe, seed=job.seed, device=str(next(model.parameters()).device))
     assert isinstance(analysis, BlockAnalysis)
     unseen = data.held_out_tensor()[: _limit(job)]
-    parts = {}
-    for number, curve in enumerate(analysis.curves, start=1):
-        ledger.tell(f"{curve.name}, {number} of {len(analysis.curves)}")
-        known = ledger.found.get(f"loss {curve.name}")
-        parts[curve.name] = known or _losses(analysis, curve, unseen.split(data.batch_size))
-        ledger.keep(f"loss {curve.name}", parts[curve.name])
+    parts: dict[str, dict[str, list[float]]] = {
+        curve.name: {"predicted": [], "measured": []} for curve in analysis.curves
+    }
+    for percent in REMOVED:
+        ledger.tell(f"every part less {percent} %")
+        plan = RankPlan({curve.name: _kept(curve, percent) for curve in analysis.curves})
+        losses = ledger.found.get(f"loss {percent}")
+        if losses is None:
+            found = analysis.measure(plan, [unseen], len(unseen))
+            losses = {name: round(loss, DIGITS) for name, (_, loss) in found.items()}
+            ledger.keep(f"loss {percent}", losses)
+        for curve in analysis.curves:
+            parts[curve.name]["predicted"].append(round(curve.error(plan.ranks[curve.name]), DIGITS))
+            parts[curve.name]["measured"].append(losses[curve.name])
     return {
         "images": {"calibration": job.calibration_samples, "unseen": len(unseen)},
         "removed": list(REMOVED),
@@ -71,17 +72,10 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     }
 
 
-def _losses(analysis: BlockAnalysis, curve: ErrorCurve, unseen: tuple[Tensor, ...]) -> dict[str, list[float]]:
-    """Both losses of one part."""
-    everything, own = len(curve.errors) - 1, analysis.parts[curve.name].units
-    predicted, measured = [], []
-    for percent in REMOVED:
-        count = max(everything * (100 - percent) // 100 // curve.multiple, 1) * curve.multiple
-        plan = RankPlan({each.name: count if each is curve else None for each in analysis.curves})
-        compressed, _ = analysis.apply(plan)
-        predicted.append(round(float(own.loss[count]), DIGITS))
-        measured.append(round(divergence(analysis.model, compressed, unseen), DIGITS))
-    return {"predicted": predicted, "measured": measured}
+def _kept(curve: ErrorCurve, percent: int) -> int:
+    """How many directions or units of a part are left, a multiple of its curve's."""
+    everything = len(curve.errors) - 1
+    return max(everything * (100 - percent) // 100 // curve.multiple, 1) * curve.multiple
 
 
 def rank_correlation(parts: dict[str, dict[str, list[float]]]) -> float:
