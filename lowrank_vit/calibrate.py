@@ -137,7 +137,7 @@ def _check_called(accumulators: Sequence[Accumulator]) -> None:
 def _check_finite(moments: Mapping[str, Moments]) -> None:
     """Of the sums of all processes, so that all of them stop."""
     for name, own in moments.items():
-        bad = [statistic for statistic, total in own.sums.items() if not torch.isfinite(total).all()]
+        bad = [statistic for statistic, total in own.sums.items() if not torch.isfinite(total.sum())]
         if bad:
             raise InputError(
                 f"the activations of layer {name!r} are not finite ({bad[0]}): check the weights and the images"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -128,7 +129,13 @@ class ErrorCurve:
 
     def error(self, rank: int | None) -> float:
         """Loss at ``rank``; ``None`` is dense. Beyond the last direction nothing more is gained."""
-        return 0.0 if rank is None else float(self.errors[min(rank, len(self.errors) - 1)])
+        return 0.0 if rank is None else self._values[min(rank, len(self._values) - 1)]
+
+    @cached_property
+    def _values(self) -> list[float]:
+        """The errors as plain numbers: allocators ask for tens of thousands of them."""
+        found: list[float] = self.errors.tolist()
+        return found
 
     @property
     def ranks(self) -> range:
