@@ -21,7 +21,7 @@ from lowrank_vit.parallel import layout
 from lowrank_vit.phases import Phases, shared
 from lowrank_vit.progress import Stopwatch
 from lowrank_vit.recipes import Recipe
-from lowrank_vit.records import ErrorCurve, Factors, Moments, RankPlan, Site
+from lowrank_vit.records import ErrorCurve, Factors, LayerReport, Moments, RankPlan, Site
 from lowrank_vit.sites import get_linear, replace_module
 from lowrank_vit.steps import (
     Images,
@@ -32,17 +32,16 @@ from lowrank_vit.steps import (
 )
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """All that is known of a model before a size is chosen: statistics, all directions of all layers, error curves."""
+@dataclass(frozen=True, kw_only=True)
+class BaseAnalysis:
+    """What is known of a model whatever its units are, and what every report says."""
 
     model: nn.Module
     recipe: Recipe
-    sites: list[Site]
+    sites: Sequence[Any]
     images: Images
     moments: Mapping[str, Moments]
     held_out: Mapping[str, Moments] | None
-    factors: Mapping[str, Factors]
     curves: list[ErrorCurve]
     device: torch.device
     seed: int
@@ -52,6 +51,41 @@ class Analysis:
     chosen: bool = False  # by the user: the sites
 
     @cached_property
+    def size(self) -> tuple[int, int | None]:
+        """The dense model's parameters and multiply-accumulates."""
+        return report.model_size(self.model)
+
+    def _finish(
+        self, compressed: nn.Module, plan: RankPlan, layers: Sequence[LayerReport], **entries: Any
+    ) -> dict[str, Any]:
+        """The report, which is attached to the model, too; ``entries``: those of the recipe's kind."""
+        whole = {
+            "format": report.FORMAT,
+            "model": report.architecture(self.model),
+            "recipe": self.recipe.name,
+            "recipe_fields": asdict(self.recipe),
+            "protocol": "training-free",
+            **report.size_report(self.model, compressed, self.size),
+            "layers": report.as_json(layers),
+            "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites], chosen=self.chosen),
+            **entries,
+            "trajectory": list(plan.trajectory),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
+            "peak_memory_bytes": provenance.peak_memory(self.device),
+            "provenance": provenance.record(self.device, self.seed, self.images.record),
+        }
+        compressed.compression_report = whole  # type: ignore[assignment]  # plain data, so that save() finds it
+        return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(BaseAnalysis):
+    """All that is known of a model before a size is chosen: statistics, all directions of all layers, error curves."""
+
+    sites: Sequence[Site]
+    factors: Mapping[str, Factors]
+
+    @cached_property
     def metrics(self) -> list[dict[str, OutputMetric]]:
         """What every layer's error is measured by, on the seen and on the unseen images: the same for all sizes."""
         return [
@@ -59,11 +93,6 @@ class Analysis:
             for own in (self.moments, self.held_out)
             if own is not None
         ]
-
-    @cached_property
-    def size(self) -> tuple[int, int | None]:
-        """The dense model's parameters and multiply-accumulates."""
-        return report.model_size(self.model)
 
     def plan(self, reduction: float) -> RankPlan:
         """The ranks at which the whole model has lost ``reduction`` of its parameters, met to within one rank.
@@ -83,9 +112,10 @@ class Analysis:
         with self.watch("fold"):
             for name, layer in layers.items():
                 replace_module(compressed, name, fold(layer, get_linear(self.model, layer.site)))
-        entries = self._report(compressed, plan, layers, solutions)
-        compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
-        return compressed, entries
+        seen, *rest = (report.relative_errors(layers, metrics) for metrics in self.metrics)
+        entries = report.layer_reports(self.sites, layers, self.factors, seen, rest[0] if rest else None)
+        compensation = report.compensation_entry(self.recipe, solutions)
+        return compressed, self._finish(compressed, plan, entries, compensation=compensation)
 
     def _cut(self, plan: RankPlan, weights: Mapping[str, Tensor]) -> tuple[dict[str, CutLayer], Mapping[str, Solution]]:
         """The factors at their ranks, with Z and the shift of the bias; what was found for Z."""
@@ -161,28 +191,3 @@ class Analysis:
         options |= {"accelerator": accelerator, "checkpoint_dir": phases.place("minibatch")}
         options["devices"], options["num_nodes"] = layout()
         return compensate_minibatch(self.model, method, residuals, moments, self.images.tensor(), **options)
-
-    def _report(
-        self,
-        compressed: nn.Module,
-        plan: RankPlan,
-        layers: Mapping[str, CutLayer],
-        solutions: Mapping[str, Solution],
-    ) -> dict[str, Any]:
-        seen, *rest = (report.relative_errors(layers, metrics) for metrics in self.metrics)
-        unseen = rest[0] if rest else None
-        return {
-            "format": report.FORMAT,
-            "model": report.architecture(self.model),
-            "recipe": self.recipe.name,
-            "recipe_fields": asdict(self.recipe),
-            "protocol": "training-free",
-            **report.size_report(self.model, compressed, self.size),
-            "layers": report.as_json(report.layer_reports(self.sites, layers, self.factors, seen, unseen)),
-            "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites], chosen=self.chosen),
-            "compensation": report.compensation_entry(self.recipe, solutions),
-            "trajectory": list(plan.trajectory),
-            "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
-            "peak_memory_bytes": provenance.peak_memory(self.device),
-            "provenance": provenance.record(self.device, self.seed, self.images.record),
-        }

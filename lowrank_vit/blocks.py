@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import provenance, report
+from lowrank_vit import report
 from lowrank_vit.allocate import ALLOCATORS
+from lowrank_vit.analysis import BaseAnalysis
 from lowrank_vit.attention import LowRankAttention
 from lowrank_vit.decompose.interpolate import refitted
 from lowrank_vit.half_steps import decompose_halves, methods_of, needs_of, part_curves
@@ -38,7 +39,7 @@ from lowrank_vit.parts import (
 from lowrank_vit.phases import Phases, identity
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
-from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
+from lowrank_vit.records import LayerReport, Moments, RankPlan
 from lowrank_vit.refit import OutputRefit, check_refit
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
@@ -55,29 +56,13 @@ def block_budget(model: nn.Module, recipe: Recipe, reduction: float) -> int:
     return budget_within(model, recipe, part_curves(sites, unknown, recipe.rank_multiple), reduction)
 
 
-@dataclass(frozen=True)
-class BlockAnalysis:
+@dataclass(frozen=True, kw_only=True)
+class BlockAnalysis(BaseAnalysis):
     """All that is known of a model before a size is chosen: statistics, and all directions of all halves."""
 
-    model: nn.Module
-    recipe: Recipe
     sites: Sequence[HalfSite]
-    images: Images
     unseen: Images | None
-    moments: Mapping[str, Moments]
-    held_out: Mapping[str, Moments] | None
     parts: Mapping[str, Part | Logits]
-    curves: list[ErrorCurve]
-    device: torch.device
-    seed: int
-    watch: Stopwatch
-    progress: bool
-    phases: Phases
-
-    @cached_property
-    def size(self) -> tuple[int, int | None]:
-        """The dense model's parameters and multiply-accumulates."""
-        return report.model_size(self.model)
 
     def plan(self, reduction: float) -> RankPlan:
         """How much of every part is kept when the whole model has lost ``reduction`` of its parameters.
@@ -134,29 +119,19 @@ class BlockAnalysis:
                     replace_module(compressed, site.name, small)
         refit = self._refit(compressed, dict(plan.ranks)) if self.recipe.refit and kept else {}
         methods = [*methods_of(self.recipe), *([OutputRefit()] if self.recipe.refit else [])]
-        entries = {
-            "format": report.FORMAT,
-            "model": report.architecture(self.model),
-            "recipe": self.recipe.name,
-            "recipe_fields": asdict(self.recipe),
-            "methods": {type(method).__name__: report.plain(vars(method)) for method in methods},
-            "protocol": "training-free",
-            **report.size_report(self.model, compressed, self.size),
-            "layers": report.as_json([self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]),
-            "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites]),
-            **refit,
-            "compensation": None,
-            "trajectory": list(plan.trajectory),
-            "measured_losses": list(plan.measured),
-            "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
-            "peak_memory_bytes": provenance.peak_memory(self.device),
-            "provenance": provenance.record(self.device, self.seed, self.images.record),
-        }
+        layers = [self._entry(site, compressed, plan, kept.get(site.name)) for site in self.sites]
         for module in compressed.modules():  # the errors above are in the basis before this
             if isinstance(module, LowRankAttention):
                 module.balance()
-        compressed.compression_report = entries  # type: ignore[assignment]  # plain data, so that save() finds it
-        return compressed, entries
+        return compressed, self._finish(
+            compressed,
+            plan,
+            layers,
+            methods={type(method).__name__: report.plain(vars(method)) for method in methods},
+            measured_losses=list(plan.measured),
+            compensation=None,
+            **refit,
+        )
 
     def _small(self, site: HalfSite, counts: Mapping[str, int | None]) -> tuple[nn.Module, Kept]:
         """The smaller module, and what of the output layer's inputs it keeps."""
@@ -243,18 +218,18 @@ def analyse_blocks(
         parts = phases("decompose", lambda: decompose_halves(model, recipe, sites, moments, progress))
     curves = part_curves(sites, {name: part.units for name, part in parts.items()}, recipe.rank_multiple)
     return BlockAnalysis(
-        model,
-        recipe,
-        sites,
-        seen,
-        unseen,
-        moments,
-        unseen_moments,
-        parts,
-        curves,
-        device,
-        seed,
-        watch,
-        progress,
-        phases,
+        model=model,
+        recipe=recipe,
+        sites=sites,
+        images=seen,
+        unseen=unseen,
+        moments=moments,
+        held_out=unseen_moments,
+        parts=parts,
+        curves=curves,
+        device=device,
+        seed=seed,
+        watch=watch,
+        progress=progress,
+        phases=phases,
     )

@@ -158,17 +158,17 @@ def _analysis(
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     return Analysis(
-        model.eval(),
-        recipe,
-        sites,
-        Images((), record=record["calibration"]),
-        moments,
-        unseen or None,
-        factors,
-        error_curves(recipe, sites, tensors["loss"]),
-        device,
-        record["seed"],
-        Stopwatch(),
+        model=model.eval(),
+        recipe=recipe,
+        sites=sites,
+        images=Images((), record=record["calibration"]),
+        moments=moments,
+        held_out=unseen or None,
+        factors=factors,
+        curves=error_curves(recipe, sites, tensors["loss"]),
+        device=device,
+        seed=record["seed"],
+        watch=Stopwatch(),
         progress=False,
         phases=Phases(None, "", device),
     )

@@ -79,20 +79,20 @@ def analyse(
         factors = phases("decompose", lambda: decompose(model, recipe, chosen, moments, progress))
     curves = error_curves(recipe, chosen, {name: own.loss for name, own in factors.items()})
     return Analysis(
-        model,
-        recipe,
-        chosen,
-        seen,
-        moments,
-        unseen_moments,
-        factors,
-        curves,
-        where,
-        seed,
-        watch,
-        progress,
-        phases,
-        sites != BLOCK_LINEARS,
+        model=model,
+        recipe=recipe,
+        sites=chosen,
+        images=seen,
+        moments=moments,
+        held_out=unseen_moments,
+        factors=factors,
+        curves=curves,
+        device=where,
+        seed=seed,
+        watch=watch,
+        progress=progress,
+        phases=phases,
+        chosen=sites != BLOCK_LINEARS,
     )
 
 
