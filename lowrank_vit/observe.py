@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.errors import InputError
-from lowrank_vit.gram import gram
+from lowrank_vit.gram import add_upper, mirrored, upper_gram
 from lowrank_vit.records import Moments, Site
 
 STATISTICS = frozenset(
@@ -91,6 +91,13 @@ class Accumulator:
         else:
             self.sums[name] = value.to(torch.float64, copy=True)  # layers that share an input are handed one tensor
 
+    def add_second(self, name: str, product: Tensor) -> None:
+        """Add an ``upper_gram`` to a second moment, whose other half waits for ``moments``."""
+        if name in self.sums:
+            add_upper(self.sums[name], product)
+        else:
+            self.add(name, product)
+
     def see_input(self, x: Tensor, output: Tensor) -> None:
         """x: (..., n), output: (..., d) of the layer for the batch; windows of one image are neighbours.
 
@@ -105,7 +112,7 @@ class Accumulator:
         self.images, self.tokens = self.images + self.batch.images, self.tokens + len(rows)
         self.add("input_sum", self.batch.product("sum", x, lambda: rows.sum(0)))
         if "input_second" in self.wanted:
-            self.add("input_second", self.batch.product("second", x, lambda: gram(rows)))
+            self.add_second("input_second", self.batch.product("second", x, lambda: upper_gram(rows)))
         if "input_abs" in self.wanted:
             self.add("input_abs", self.batch.product("abs", x, lambda: rows.abs().sum(0)))
         if "representative" in self.wanted:
@@ -118,7 +125,7 @@ class Accumulator:
     def _see_output(self, rows: Tensor, output: Tensor) -> None:
         images = self.batch.images
         if "output_second" in self.wanted:
-            self.add("output_second", gram(output))
+            self.add_second("output_second", upper_gram(output))
         if self.wanted & {"normalised_output_second", "normalised_input_second"}:
             energy = output.reshape(images, -1).square().sum(1).clamp_min(torch.finfo(output.dtype).tiny)
             weights = energy.reciprocal().repeat_interleave(len(rows) // images)
@@ -126,20 +133,20 @@ class Accumulator:
             self.add("normalised_input_sum", weights @ rows)
             for name, x in (("normalised_input_second", rows), ("normalised_output_second", output)):
                 if name in self.wanted:
-                    self.add(name, gram(x, weights))
+                    self.add_second(name, upper_gram(x, weights))
 
     def see_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         """gradient: (..., d), of the summed loss of a batch with respect to the layer's output."""
         images = self.batch.images
         g = gradient.float().reshape(images, -1, gradient.shape[-1])
         if "gradient_second" in self.wanted:
-            self.add("gradient_second", gram(g.flatten(0, 1)))
+            self.add_second("gradient_second", upper_gram(g.flatten(0, 1)))
         if "sensitive_second" in self.wanted:
             rows, weights = x.detach().float().flatten(0, -2), g.flatten(0, 1).square().sum(1)
             self.add("sensitive_weight", weights.sum())
             self.add("sensitive_tokens", weights.view(images, -1).sum(0))
             self.add("sensitive_input_sum", weights @ rows)
-            self.add("sensitive_second", gram(rows, weights))
+            self.add_second("sensitive_second", upper_gram(rows, weights))
         if "fisher_rows" in self.wanted:
             # row i of an image's weight gradient is X[:, i]^T g, so its squared norm needs no (n, d) matrix
             inputs = x.detach().float().reshape(images, -1, x.shape[-1])
@@ -161,4 +168,7 @@ class Accumulator:
 
     def moments(self) -> Moments:
         """What has been seen so far."""
+        for name, total in self.sums.items():
+            if name.endswith("_second"):
+                mirrored(total)
         return Moments(self.images, self.tokens, self.sums)
