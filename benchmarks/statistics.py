@@ -34,7 +34,7 @@ from lowrank_vit.blocks import BlockAnalysis, needs_of
 from lowrank_vit.calibrate import NEED_GRADIENT, calibrate, resolve
 from lowrank_vit.cost import input_size
 from lowrank_vit.files import write_json
-from lowrank_vit.gram import upper_gram
+from lowrank_vit.gram import gram_panels
 from lowrank_vit.halves import find_halves
 from lowrank_vit.pipeline import analyse
 from lowrank_vit.recipes import Recipe, get_recipe
@@ -154,7 +154,7 @@ class Bench:
         def products(name: str) -> None:
             for width in moment_widths(layers[name]):
                 for _ in self.batches:
-                    upper_gram(rows[width])
+                    gram_panels(rows[width])
 
         for recipe in recipes:
             runs[f"statistics of {recipe.name}"] = partial(collect, recipe)

@@ -1,26 +1,20 @@
 """The product that every second moment is made of: ``X^T X``, at little over half the work of a general product.
 
-Only what stands on and above the diagonal is multiplied out and added up, panel by panel: ``(1 + p / n) / 2`` of the work
-of the whole with panels of p columns. ``mirrored`` completes a sum, once.
+Only what stands on and above the diagonal is multiplied out and added up, as panels of p columns: ``(1 + p / n) / 2`` of
+the work and of the memory of the whole, in pieces that stay in the cache. ``assembled`` makes the whole of a sum, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 PANEL = 128  # columns: narrower panels save more of the work, and each product of them is slower
 
 
-def _panels(n: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + PANEL, n)) for start in range(0, n, PANEL))
-
-
-@torch.no_grad()
-def upper_gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The panels of ``X^T diag(w) X``, (n, n), for rows x: (rows, n) and weights (rows,), none negative; zeros below.
+def gram_panels(x: Tensor, weights: Tensor | None = None) -> list[Tensor]:
+    """``X^T diag(w) X`` for rows x: (rows, n) and weights (rows,), none of them negative: by panels, (p, n), (p, n - p), ...
 
     Rows of no weight are left out: in a last block they are nearly all.
     """
@@ -29,25 +23,20 @@ def upper_gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
         if 2 * int(heard.sum()) < len(x):
             x, weights = x[heard], weights[heard]
         x = x * weights.sqrt()[:, None]
-    product = x.new_zeros(x.shape[1], x.shape[1])
-    for start, stop in _panels(x.shape[1]):
-        torch.mm(x[:, start:stop].T, x[:, start:], out=product[start:stop, start:])
-    return product
+    return [x[:, start : start + PANEL].T @ x[:, start:] for start in range(0, x.shape[1], PANEL)]
 
 
-def add_upper(total: Tensor, product: Tensor) -> None:
-    """Add the panels of an ``upper_gram`` to a sum, which may be of a higher precision."""
-    for start, stop in _panels(len(total)):
-        total[start:stop, start:] += product[start:stop, start:]
-
-
-def mirrored(product: Tensor) -> Tensor:
-    """The whole symmetric matrix, in place."""
-    for start, stop in _panels(len(product)):
-        product[stop:, start:stop] = product[start:stop, stop:].T
-    return product
+def assembled(panels: Sequence[Tensor]) -> Tensor:
+    """The symmetric matrix, (n, n), that the panels are the upper half of."""
+    n = panels[0].shape[1]
+    whole = panels[0].new_empty(n, n)
+    for index, panel in enumerate(panels):
+        start, stop = index * PANEL, index * PANEL + len(panel)
+        whole[start:stop, start:] = panel
+        whole[stop:, start:stop] = panel[:, len(panel) :].T
+    return whole
 
 
 def gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
-    """``X^T diag(w) X``, (n, n), whole: see ``upper_gram``."""
-    return mirrored(upper_gram(x, weights))
+    """``X^T diag(w) X``, (n, n), whole: see ``gram_panels``."""
+    return assembled(gram_panels(x, weights))

@@ -5,16 +5,18 @@ Products are taken in float32 batch by batch and added up in float64, so memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lowrank_vit.errors import InputError
-from lowrank_vit.gram import add_upper, mirrored, upper_gram
+from lowrank_vit.gram import assembled, gram_panels
 from lowrank_vit.records import Moments, Site
 
+Product = TypeVar("Product")
 STATISTICS = frozenset(
     {
         "second",  # of the smaller side
@@ -57,19 +59,20 @@ class Batch:
 
     images: int = 0
     last_input: Tensor | None = None
-    products: dict[str, Tensor] = field(default_factory=dict)
+    products: dict[str, Any] = field(default_factory=dict)
 
     def forget(self) -> None:
         """Let go of the input, whose graph leads to hooks that hold this batch: no collector would find that circle."""
         self.last_input, self.products = None, {}
 
-    def product(self, name: str, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+    def product(self, name: str, x: Tensor, compute: Callable[[], Product]) -> Product:
         """A product of the input ``x``, computed once where consecutive layers share it."""
         if x is not self.last_input:
             self.last_input, self.products = x, {}
         if name not in self.products:
             self.products[name] = compute()
-        return self.products[name]
+        found: Product = self.products[name]
+        return found
 
 
 @dataclass
@@ -83,6 +86,7 @@ class Accumulator:
     images: int = 0
     tokens: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, list[Tensor]] = field(default_factory=dict)  # second moments, by panels
 
     def add(self, name: str, value: Tensor) -> None:
         """Add to a sum, in float64."""
@@ -91,12 +95,13 @@ class Accumulator:
         else:
             self.sums[name] = value.to(torch.float64, copy=True)  # layers that share an input are handed one tensor
 
-    def add_second(self, name: str, product: Tensor) -> None:
-        """Add an ``upper_gram`` to a second moment, whose other half waits for ``moments``."""
-        if name in self.sums:
-            add_upper(self.sums[name], product)
-        else:
-            self.add(name, product)
+    def add_second(self, name: str, panels: Sequence[Tensor]) -> None:
+        """Add the panels of a second moment, in float64."""
+        if name not in self.seconds:
+            self.seconds[name] = [panel.to(torch.float64, copy=True) for panel in panels]
+            return
+        for total, panel in zip(self.seconds[name], panels, strict=True):
+            total += panel
 
     def see_input(self, x: Tensor, output: Tensor) -> None:
         """x: (..., n), output: (..., d) of the layer for the batch; windows of one image are neighbours.
@@ -112,7 +117,7 @@ class Accumulator:
         self.images, self.tokens = self.images + self.batch.images, self.tokens + len(rows)
         self.add("input_sum", self.batch.product("sum", x, lambda: rows.sum(0)))
         if "input_second" in self.wanted:
-            self.add_second("input_second", self.batch.product("second", x, lambda: upper_gram(rows)))
+            self.add_second("input_second", self.batch.product("second", x, lambda: gram_panels(rows)))
         if "input_abs" in self.wanted:
             self.add("input_abs", self.batch.product("abs", x, lambda: rows.abs().sum(0)))
         if "representative" in self.wanted:
@@ -125,7 +130,7 @@ class Accumulator:
     def _see_output(self, rows: Tensor, output: Tensor) -> None:
         images = self.batch.images
         if "output_second" in self.wanted:
-            self.add_second("output_second", upper_gram(output))
+            self.add_second("output_second", gram_panels(output))
         if self.wanted & {"normalised_output_second", "normalised_input_second"}:
             energy = output.reshape(images, -1).square().sum(1).clamp_min(torch.finfo(output.dtype).tiny)
             weights = energy.reciprocal().repeat_interleave(len(rows) // images)
@@ -133,20 +138,20 @@ class Accumulator:
             self.add("normalised_input_sum", weights @ rows)
             for name, x in (("normalised_input_second", rows), ("normalised_output_second", output)):
                 if name in self.wanted:
-                    self.add_second(name, upper_gram(x, weights))
+                    self.add_second(name, gram_panels(x, weights))
 
     def see_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         """gradient: (..., d), of the summed loss of a batch with respect to the layer's output."""
         images = self.batch.images
         g = gradient.float().reshape(images, -1, gradient.shape[-1])
         if "gradient_second" in self.wanted:
-            self.add_second("gradient_second", upper_gram(g.flatten(0, 1)))
+            self.add_second("gradient_second", gram_panels(g.flatten(0, 1)))
         if "sensitive_second" in self.wanted:
             rows, weights = x.detach().float().flatten(0, -2), g.flatten(0, 1).square().sum(1)
             self.add("sensitive_weight", weights.sum())
             self.add("sensitive_tokens", weights.view(images, -1).sum(0))
             self.add("sensitive_input_sum", weights @ rows)
-            self.add_second("sensitive_second", upper_gram(rows, weights))
+            self.add_second("sensitive_second", gram_panels(rows, weights))
         if "fisher_rows" in self.wanted:
             # row i of an image's weight gradient is X[:, i]^T g, so its squared norm needs no (n, d) matrix
             inputs = x.detach().float().reshape(images, -1, x.shape[-1])
@@ -168,7 +173,5 @@ class Accumulator:
 
     def moments(self) -> Moments:
         """What has been seen so far."""
-        for name, total in self.sums.items():
-            if name.endswith("_second"):
-                mirrored(total)
-        return Moments(self.images, self.tokens, self.sums)
+        seconds = {name: assembled(panels) for name, panels in self.seconds.items()}
+        return Moments(self.images, self.tokens, self.sums | seconds)
