@@ -11,7 +11,7 @@ from experiments.ledger import EpochTeller, Ledger
 from experiments.run import CHECKPOINTS, Task
 from lowrank_vit import storage
 from lowrank_vit.data import ImageData
-from lowrank_vit.distill import CROPS, PROTOCOL, distill
+from lowrank_vit.distill import PROTOCOL, augmentations, distill
 from lowrank_vit.finetune import fit
 from lowrank_vit.parallel import agreed, is_first
 
@@ -59,6 +59,5 @@ def _distilled(
     model: nn.Module, teacher: nn.Module, data: ImageData, options: dict[str, Any]
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     images, unseen = data.calibration_tensor(), data.held_out_tensor()
-    crops = CROPS if data.source.mirrors else None
-    student = distill(model, teacher, images, held_out=unseen, flips=data.source.mirrors, crop_scale=crops, **options)
+    student = distill(model, teacher, images, held_out=unseen, **augmentations(data.source.mirrors), **options)
     return student.model, PROTOCOL, {**student.describe(), "calibration": data.calibration_record}

@@ -67,6 +67,7 @@ class BaseAnalysis:
             "protocol": "training-free",
             **report.size_report(self.model, compressed, self.size),
             "layers": report.as_json(layers),
+            "overfit": report.overfit_entry(layers),
             "left_dense": report.left_dense_entry(self.model, [site.name for site in self.sites], chosen=self.chosen),
             **entries,
             "trajectory": list(plan.trajectory),

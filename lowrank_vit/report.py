@@ -118,6 +118,20 @@ def layer_reports(
     return reports
 
 
+def overfit_entry(layers: Sequence[LayerReport]) -> dict[str, float] | None:
+    """The ``overfit`` entry: the mean error of the reduced layers on seen and on unseen images, and the second by the first.
+
+    ``None`` without unseen images, or where nothing was reduced or lost. A ratio near 1 means that the calibration images
+    were enough for what was fitted to them.
+    """
+    pairs = [(own.relative_error, own.relative_error_held_out) for own in layers if own.rank is not None]
+    seen = fmean(own for own, _ in pairs) if pairs else 0.0
+    if seen <= 0 or any(unseen is None for _, unseen in pairs):
+        return None
+    unseen = fmean(unseen for _, unseen in pairs if unseen is not None)
+    return {"relative_error": seen, "relative_error_held_out": unseen, "ratio": unseen / seen}
+
+
 def half_report(
     site: HalfSite,
     dense: nn.Module,

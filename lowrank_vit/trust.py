@@ -38,6 +38,7 @@ REPORT = {
     "layers": [LAYER],
     "seconds": {None: NUMBER},
 }  # what the commands read of it
+OVERFIT = {"relative_error": NUMBER, "relative_error_held_out": NUMBER, "ratio": NUMBER}
 QUANTIZATION = {"bits": COUNT, "layers": COUNT, "relative_weight_error": NUMBER}
 
 
@@ -101,6 +102,8 @@ def check_report(report: Mapping[str, Any]) -> None:
         _check(report["macs"], SIZES, "macs")
     if report.get("quantization") is not None:
         _check(report["quantization"], QUANTIZATION, "quantization")
+    if report.get("overfit") is not None:
+        _check(report["overfit"], OVERFIT, "overfit")
     if report.get("left_dense") is not None:
         _check(report["left_dense"], {"layers": [TEXT], "params": COUNT}, "left_dense")
     for layer in report["layers"]:

@@ -40,6 +40,12 @@ def show_report(report: Mapping[str, Any], file_bytes: int, nested: Mapping[str,
         left = report.get("left_dense")
         if left is not None and left["layers"]:
             console.print(f"left dense: {escape(some(left['layers']))} ({left['params']:,} parameters)")
+        overfit = report.get("overfit")
+        if overfit is not None:
+            console.print(
+                f"error of the reduced layers: {100 * overfit['relative_error']:.2f} % seen, "
+                f"{100 * overfit['relative_error_held_out']:.2f} % unseen ({overfit['ratio']:.2f} times)"
+            )
         seconds = "  ".join(f"{escape(stage)} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
         console.print(seconds)
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lowrank_vit import compress
 from lowrank_vit.compensate import COMPENSATIONS
 from lowrank_vit.recipes import Recipe
-from lowrank_vit.report import z_summary
+from lowrank_vit.records import LayerReport
+from lowrank_vit.report import overfit_entry, z_summary
 from tests.models import images, tiny
 
 SOLVERS = ("closed_form", "moments", "minibatch")
@@ -121,3 +122,26 @@ def test_the_summary_worked_by_hand() -> None:
     summary = z_summary([layer(10, 0.0, 0.0, 0.0)])
     assert summary is not None
     assert summary["gap"] is None
+
+
+def test_the_overfit_worked_by_hand() -> None:
+    """The mean of the reduced layers alone, and nothing where there is nothing to compare."""
+
+    def layer(rank: int | None, seen: float, unseen: float | None) -> LayerReport:
+        return LayerReport("x", 2, 2, rank, None, 4, seen, unseen)
+
+    found = overfit_entry([layer(1, 0.1, 0.2), layer(1, 0.3, 0.3), layer(None, 0.0, 0.0)])
+    assert found == pytest.approx({"relative_error": 0.2, "relative_error_held_out": 0.25, "ratio": 1.25})
+    assert overfit_entry([layer(1, 0.1, None)]) is None
+    assert overfit_entry([layer(None, 0.0, 0.0)]) is None
+    assert overfit_entry([layer(1, 0.0, 0.0)]) is None
+
+
+@pytest.mark.parametrize("name", ["exact", "best"])
+def test_every_report_with_unseen_images_has_it(name: str) -> None:
+    _, report = compress(tiny(), [images(8)], name, 0.3, held_out=[images(8) + 1], device="cpu")
+    means = [
+        sum(layer[kind] for layer in report["layers"] if layer["rank"] is not None)
+        for kind in ("relative_error", "relative_error_held_out")
+    ]
+    assert report["overfit"]["ratio"] == pytest.approx(means[1] / means[0])

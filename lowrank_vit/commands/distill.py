@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, folder: Path) -> None:
-    from lowrank_vit.distill import CROPS, PROTOCOL, distill
+    from lowrank_vit.distill import PROTOCOL, augmentations, distill
     from lowrank_vit.parallel import layout
 
     accelerator, (devices, num_nodes) = lightning_accelerator(args), layout()
@@ -52,8 +52,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         epochs=args.epochs,
         lr=args.learning_rate,
         batch_size=args.batch_size,
-        flips=data.source.mirrors,
-        crop_scale=CROPS if data.source.mirrors else None,
+        **augmentations(data.source.mirrors),
         devices=devices,
         num_nodes=num_nodes,
         accelerator=accelerator,
