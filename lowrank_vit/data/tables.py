@@ -162,7 +162,11 @@ def _labels(spec: str, tables: Mapping[str, datasets.Dataset]) -> tuple[dict[str
     names = next(iter(declared.values()), [])
     if any(other != names for other in declared.values()):
         raise InputError(f"{spec}: its splits number their classes differently: save them with the same class names")
-    given = {value for column in values.values() for value in column if value is not None}
+    whole = [value for column in values.values() for value in column if value is not None]
+    odd = next((value for value in whole if not isinstance(value, int | str)), None)
+    if odd is not None:
+        raise InputError(f"{spec}: a label must be a number or a class name, not {type(odd).__name__}")
+    given = set(whole)
     mapping, count = _numbering(spec, given, names)
     return {split: [mapping.get(value, NO_LABEL) for value in column] for split, column in values.items()}, count
 
@@ -174,7 +178,7 @@ def _numbering(spec: str, given: set[Any], names: Sequence[str]) -> tuple[Mappin
     if all(isinstance(value, str) for value in given):
         return class_labels(given, spec)
     if not all(isinstance(value, int) for value in given):
-        raise InputError(f"{spec}: a label must be a number or a class name, not {type(next(iter(given))).__name__}")
+        raise InputError(f"{spec}: some labels are numbers and some are names: give one or the other")
     wnids = imagenet_wnids()
     if names and all(name in wnids for name in names):
         return {rank: wnids[name] for rank, name in enumerate(names)}, IMAGENET_CLASSES

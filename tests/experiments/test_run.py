@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -269,6 +271,24 @@ def test_a_failed_job_is_reported_and_the_rest_runs(
     found = {row["id"]: row for row in json.loads((tmp_path / "table2" / "table.json").read_text())["rows"]}
     assert found["deit_s/ours-exact-40"]["reason"] == "failed: a layer has NaN"
     assert found["deit_s/ours-paper-40"]["protocol"].startswith("training-free, 3 steps")
+
+
+def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    own = task(tmp_path, "exact", epochs=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, said = attempt(own, print)
+    assert status == "failed"
+    assert "No space left on device; free some space" in said
+    assert find_result(own.folder, own.job) is None
+    assert not own.model_folder.exists()
+    assert attempt(own, print)[0] == "done"
+    assert find_result(own.folder, own.job) is not None
 
 
 def test_digits_in_memory_are_the_digits() -> None:
