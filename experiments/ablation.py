@@ -68,6 +68,8 @@ def draw(content: Mapping[str, Any]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+    from experiments.plots import add_key
+
     groups = [
         (name, base, [row for row in rows if row["base"] == base])
         for name, rows in _measured(content).items()
@@ -91,7 +93,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
     handles += [
         Line2D([], [], color="0.3", linestyle=style, label=f"solver: {name}") for name, style in SOLVERS.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    add_key(figure, handles, columns=4)
     title = f"{content['title']}; every point has the same number of parameters"
     figure.suptitle(textwrap.fill(title, 38 * len(groups)), fontsize=11)
     return figure

@@ -49,11 +49,28 @@ def draw_plot(table: Mapping[str, Any]) -> Figure:
         _draw_panel(panel, [row for row in measured if row["architecture"] == name], methods)
         panel.set_title(f"{name}: {_model(measured, name)}", fontsize=9)
     if names:
-        figure.legend(handles=_legend(methods), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+        add_key(figure, _legend(methods, any(row["top1_before_finetune"] is not None for row in measured)), columns=3)
     stale = "; some results are stale" if any(row["stale"] for row in measured) else ""
     title = f"{table['title']}{stale}" if names else f"{table['title']}: nothing measured yet"
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
     return figure
+
+
+def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str | None = None) -> None:
+    """The legend of the whole figure, below its panels, in as many columns as fit; at most ``columns``."""
+    for count in range(columns, 0, -1):
+        legend = figure.legend(
+            handles=entries,
+            loc="outside lower center",
+            ncols=count,
+            frameon=False,
+            fontsize=8,
+            title=title,
+            title_fontsize=8,
+        )
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _model(rows: Sequence[Row], architecture: str) -> str:
@@ -66,14 +83,14 @@ def _style(methods: Sequence[str], method: str) -> tuple[Any, ...]:
     return STYLES[(index + 3 * again) % len(STYLES)][0], *STYLES[index][1:]
 
 
-def _legend(methods: Sequence[str]) -> list[Line2D]:
+def _legend(methods: Sequence[str], tuned: bool) -> list[Line2D]:
     handles = [Line2D([], [], marker="*", color="black", linestyle="none", markersize=11, label="dense")]
     for method in methods:
         marker, line, colour = _style(methods, method)
         handles.append(Line2D([], [], marker=marker, linestyle=line, color=colour, label=method))
     hollow = Line2D([], [], marker="o", linestyle="none", color="0.4", markerfacecolor="white")
     hollow.set_label("hollow: before fine-tuning")
-    return [*handles, hollow]
+    return [*handles, hollow] if tuned else handles
 
 
 def _draw_panel(panel: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
@@ -138,7 +155,7 @@ def draw_sizes(table: Mapping[str, Any]) -> Figure:
         marker, line, colour = _style(models, model)
         handles.append(Line2D([], [], marker=marker, linestyle=line, color=colour, label=model))
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        add_key(figure, handles, columns=4)
     said = "numbers: bits of a weight" if names else "nothing measured yet"
     figure.suptitle(textwrap.fill(f"{table['title']}; {said}", int(52 * max(len(names), 1))), fontsize=11)
     return figure

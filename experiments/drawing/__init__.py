@@ -64,16 +64,3 @@ def architecture(results: Sequence[Mapping[str, Any]]) -> str:
 def key(label: str, **style: Any) -> Line2D:
     """An entry of a legend."""
     return Line2D([], [], label=label, **style)
-
-
-def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str | None = None) -> None:
-    """The legend of the whole figure, below its panels."""
-    figure.legend(
-        handles=entries,
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=SIZE,
-        title=title,
-        title_fontsize=SIZE,
-    )

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.drawing import SIZE, Results, add_key, architecture, finish, key, mean, new_figure
+from experiments.drawing import SIZE, Results, architecture, finish, key, mean, new_figure
+from experiments.plots import add_key
 
 METHODS = {"svd": "plain SVD", "whitened": "whitened SVD"}
 PARTS = {"blocks": "(a) one block", "layers": "(b) one layer type"}

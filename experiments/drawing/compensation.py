@@ -19,7 +19,6 @@ from experiments.drawing import (
     SVD,
     WHITENED,
     Results,
-    add_key,
     architecture,
     counted,
     finish,
@@ -27,6 +26,7 @@ from experiments.drawing import (
     mean,
     new_figure,
 )
+from experiments.plots import add_key
 
 SMALL, LARGE = 4, 8  # points; Z's two solvers end so close to each other that one has to stand around the other
 METHODS = {  # label, style, whether the markers are hollow, their size

@@ -15,7 +15,6 @@ from experiments.drawing import (
     SVD,
     WHITENED,
     Results,
-    add_key,
     architecture,
     counted,
     finish,
@@ -23,6 +22,7 @@ from experiments.drawing import (
     mean,
     new_figure,
 )
+from experiments.plots import add_key
 
 METHODS = {
     "svd": ("plain SVD", SVD, "the energy of W"),

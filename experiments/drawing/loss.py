@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.drawing import SIZE, WIDTH, Results, add_key, architecture, counted, finish, key, mean, new_figure
+from experiments.drawing import SIZE, WIDTH, Results, architecture, counted, finish, key, mean, new_figure
+from experiments.plots import add_key
 from lowrank_vit.parts import HIDDEN, QUERY_KEY, VALUE
 
 PARTS = {QUERY_KEY: ("o", "queries and keys"), VALUE: ("s", "values"), HIDDEN: ("^", "hidden units")}

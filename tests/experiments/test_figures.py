@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from experiments import campaign
@@ -17,6 +18,7 @@ from experiments.__main__ import main
 from experiments.drawing import SIZE
 from experiments.measures import MEASURES
 from experiments.plan import Options, make_plan, open_images
+from experiments.plots import add_key
 from experiments.pool import run_here
 from experiments.registry import Job, find
 from experiments.results import find_result
@@ -157,3 +159,15 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert result["measured"]["images"]["calibration"] == 32
     assert result["seconds"]["total"] > 0
     assert result["provenance"]["calibration"]["samples"] == 32
+
+
+def test_a_legend_is_no_wider_than_its_figure() -> None:
+    figure = Figure(figsize=(3.6, 3), layout="constrained")
+    figure.add_subplot()
+    add_key(figure, [Line2D([], [], label=f"a method with a long name, {index}") for index in range(6)], columns=3)
+    (legend,) = figure.legends
+    FigureCanvasAgg(figure).draw()
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert len(legend.get_texts()) == 6
