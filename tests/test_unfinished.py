@@ -94,11 +94,19 @@ def test_a_full_disk_is_one_line(
 def test_ctrl_c_in_the_middle_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*COMPRESS, "--recipe", "svd", "--held-out-samples", "0", "--out", str(tmp_path / "small")])
     # the signal has to come before the last epoch
-    arguments = ["finetune", str(tmp_path / "small"), "--data", "digits", "--epochs", "12"]
+    arguments = ["finetune", str(tmp_path / "small"), "--data", "digits", "--epochs", "6"]
     main([*arguments, "--out", str(tmp_path / "whole")])
     arguments += ["--out", str(tmp_path / "tuned")]
     command = [sys.executable, "-m", "lowrank_vit", *arguments]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background, and all that this starts, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     state = tmp_path / ".tuned.unfinished"
     end = time.monotonic() + 400  # the imports of a busy machine
     while not (state / "last.ckpt").exists() and time.monotonic() < end:
