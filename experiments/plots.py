@@ -16,6 +16,7 @@ from lowrank_vit.files import replacing
 
 Row = Mapping[str, Any]
 PANELS = 2  # in a line
+SIZE = 8  # points, of what is written small
 STYLES = (  # marker, line and colour: each of the three tells the methods apart, the last one also in grey
     ("s", ":", "#757575"),
     ("^", "--", "#C04E00"),
@@ -64,9 +65,9 @@ def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str 
             loc="outside lower center",
             ncols=count,
             frameon=False,
-            fontsize=8,
+            fontsize=SIZE,
             title=title,
-            title_fontsize=8,
+            title_fontsize=SIZE,
         )
         if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return

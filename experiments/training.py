@@ -11,9 +11,10 @@ from experiments.ledger import EpochTeller, Ledger
 from experiments.run import CHECKPOINTS, Task
 from lowrank_vit import storage
 from lowrank_vit.data import ImageData
-from lowrank_vit.distill import PROTOCOL, augmentations, distill
+from lowrank_vit.distill import PROTOCOL, distill
 from lowrank_vit.finetune import fit
 from lowrank_vit.parallel import agreed, is_first
+from lowrank_vit.teacher import augmentations
 
 
 def trained(

@@ -28,12 +28,6 @@ from lowrank_vit.training import SeededTraining, cosine, distillation_loss, trai
 
 PROTOCOL = "calibration-distilled"
 ORDER, AUGMENTATION = 1, 2  # streams of random numbers of one seed
-CROPS = (0.25, 1.0)  # shares of the area of a photograph in which it keeps its meaning
-
-
-def augmentations(mirrors: bool) -> dict[str, Any]:
-    """The fields of ``Distillation`` for images that keep their meaning when mirrored and cropped, or for others."""
-    return {"flips": mirrors, "crop_scale": CROPS if mirrors else None}
 
 
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -82,6 +82,10 @@ class Regression:
         weight = torch.cholesky_solve(he - torch.outer(h, e), root)
         return weight, e - h @ weight
 
+    def nothing(self) -> tuple[Tensor, Tensor]:
+        """The ``W, b`` that change nothing: zeros."""
+        return torch.zeros_like(self.sums["he"]), torch.zeros_like(self.sums["e"])
+
     def gain(self, weight: Tensor, bias: Tensor) -> float:
         """By how much ``h W + b`` lowers the squared error on these rows: ``sum w ||e||^2 - sum w ||e - h W - b||^2``."""
         w, h, e, hh, he = (self.sums[name] for name in ("w", "h", "e", "hh", "he"))
@@ -98,7 +102,7 @@ def cross_validated(folds: Sequence[Regression], ridges: Sequence[float]) -> tup
     folds = [fold for fold in folds if fold.sums["w"] > 0] or folds[:1]
     whole = folds[0]
     if len(folds) == 1:
-        return torch.zeros_like(whole.sums["he"]), torch.zeros_like(whole.sums["e"]), None
+        return *whole.nothing(), None
     for fold in folds[1:]:
         whole = whole.plus(fold)
     rests = [whole.plus(fold, -1) for fold in folds]
@@ -108,7 +112,7 @@ def cross_validated(folds: Sequence[Regression], ridges: Sequence[float]) -> tup
     best = max(gains, key=gains.__getitem__)
     if gains[best] > 0:
         return *whole.solve(best), best
-    return torch.zeros_like(whole.sums["he"]), torch.zeros_like(whole.sums["e"]), None
+    return *whole.nothing(), None
 
 
 @dataclass(frozen=True)

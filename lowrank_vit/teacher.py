@@ -18,6 +18,7 @@ from lowrank_vit.layers import QuantizedLinear
 KNOWN_BYTES = 2**30  # what the teacher says is kept in memory up to this size, instead of asking it every epoch
 BATCH = 64
 BLOCK = r"(?:.*\.)?blocks\.\d+"
+CROPS = (0.25, 1.0)  # shares of the area of a photograph in which it keeps its meaning
 Outputs = tuple[Tensor, ...]  # pooled features (B, width), logits (B, classes), and outputs of blocks (B, ..., width)
 
 
@@ -35,6 +36,11 @@ def augment(images: Tensor, draws: Tensor, flips: bool, crop_scale: tuple[float,
     corners = torch.cat([torch.diag_embed(side[:, None].expand(-1, 2)), centre[:, :, None]], -1).to(images.dtype)
     grid = F.affine_grid(corners, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+
+
+def augmentations(mirrors: bool) -> dict[str, Any]:
+    """The fields of ``Distillation`` for images that keep their meaning when mirrored and cropped, or for others."""
+    return {"flips": mirrors, "crop_scale": CROPS if mirrors else None}
 
 
 def outputs(model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:

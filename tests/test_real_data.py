@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -128,19 +127,25 @@ def test_loss_aware_keeps_its_accuracy(
 def test_eight_bits_cost_next_to_nothing(
     model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
 ) -> None:
-    """Dense and compressed, 8-bit against float16: 93 of 100 answers are the same, for little over half of the bytes."""
-    pictures = torch.cat([batch for batch, _ in islice(data.val_dataloader(), 2)])
+    """Dense and compressed, 8-bit against float16: under 0.3 points of top-1, for little over half of the bytes."""
+    pictures = list(data.val_dataloader())  # decoded once for four evaluations
     compressed, _ = analyse(model, images.split(50), "loss_aware", moments=moments).compress(0.25)
     for whole in (model, compressed):
-        answers, size = {}, {}
+        score, size = {}, {}
         for bits in (16, 8):
             quantized, addition = quantize(whole, bits)
-            with torch.inference_mode():
-                answers[bits] = quantized(pictures).argmax(-1)
+            score[bits] = top1(quantized, pictures)
             size[bits] = sum(count for kind, count in addition["quantization"].items() if kind.endswith("_bytes"))
-        assert len(pictures) == 128
-        assert (answers[16] == answers[8]).float().mean() >= 0.93
+        assert score[16] - score[8] < 0.3
         assert size[8] < 0.57 * size[16]
+
+
+def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
+    """Percent of 1000 images."""
+    with torch.inference_mode():
+        hits = [model(images).argmax(-1) == labels for images, labels in batches]
+    assert sum(map(len, hits)) == 1000
+    return 100 * float(torch.cat(hits).float().mean())
 
 
 def test_best_keeps_most_of_its_accuracy(model: nn.Module, data: ImageData, images: Tensor) -> None:

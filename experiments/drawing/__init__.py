@@ -11,11 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.plots import STYLES
+from experiments.plots import SIZE, STYLES
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by row: one for each seed
 WIDTH = 7.2  # inches, of a page's text
-SIZE = 8  # points
 LINE = 100  # characters of a title
 # marker, line and colour, those of the same methods in the tables' plots
 SVD, REPRESENTATIVE, WHITENED, CLOSED_FORM, GRADIENT = (STYLES[index] for index in (0, 1, 2, 4, 5))

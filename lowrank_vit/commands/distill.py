@@ -31,8 +31,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, folder: Path) -> None:
-    from lowrank_vit.distill import PROTOCOL, augmentations, distill
+    from lowrank_vit.distill import PROTOCOL, distill
     from lowrank_vit.parallel import layout
+    from lowrank_vit.teacher import augmentations
 
     accelerator, (devices, num_nodes) = lightning_accelerator(args), layout()
     model, report = untrained(args, "distil")
