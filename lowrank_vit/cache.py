@@ -17,7 +17,7 @@ from lowrank_vit.files import write_tensors
 from lowrank_vit.parallel import gathered, is_first_here
 from lowrank_vit.records import Moments
 
-FORMAT = 1  # of the statistics: raise it when their meaning changes
+FORMAT = 2  # of the statistics: raise it when their meaning changes
 
 
 def cache_folder() -> Path:

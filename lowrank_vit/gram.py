@@ -1,4 +1,4 @@
-"""The product that every second moment is made of: ``X^T X``, at little over half the work of a general product.
+"""The products that moments are made of: ``X^T X``, at little over half the work of a general product, and ``w^T X``.
 
 Only what stands on and above the diagonal is multiplied out and added up, as panels of p columns: ``(1 + p / n) / 2`` of
 the work and of the memory of the whole, in pieces that stay in the cache. ``assembled`` makes the whole of a sum, once.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 PANEL = 128  # columns: narrower panels save more of the work, and each product of them is slower
+PIECE = 64  # rows that are added up in float32
 
 
 def gram_panels(x: Tensor, weights: Tensor | None = None) -> list[Tensor]:
@@ -24,6 +26,17 @@ def gram_panels(x: Tensor, weights: Tensor | None = None) -> list[Tensor]:
             x, weights = x[heard], weights[heard]
         x = x * weights.sqrt()[:, None]
     return [x[:, start : start + PANEL].T @ x[:, start:] for start in range(0, x.shape[1], PANEL)]
+
+
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """``X^T w``, (n,), float64, for rows x: (rows, n) and weights (rows,), with a relative error of about ``1e-7``.
+
+    A single product in float32 adds up one row after the other: of ten thousand it errs by up to 1e-4 of the mean, which is
+    more than some covariances have to lose. So it is taken in pieces.
+    """
+    whole = len(x) // PIECE * PIECE
+    pieces = torch.bmm(weights[:whole].view(-1, 1, PIECE), x[:whole].view(-1, PIECE, x.shape[1]))
+    return pieces.sum((0, 1), dtype=torch.float64) + weights[whole:] @ x[whole:]
 
 
 def assembled(panels: Sequence[Tensor]) -> Tensor:

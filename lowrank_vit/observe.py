@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.errors import InputError
-from lowrank_vit.gram import assembled, gram_panels
+from lowrank_vit.gram import assembled, gram_panels, weighted_sum
 from lowrank_vit.records import Moments, Site
 
 Product = TypeVar("Product")
@@ -135,7 +135,7 @@ class Accumulator:
             energy = output.reshape(images, -1).square().sum(1).clamp_min(torch.finfo(output.dtype).tiny)
             weights = energy.reciprocal().repeat_interleave(len(rows) // images)
             self.add("normalised_weight", weights.sum())
-            self.add("normalised_input_sum", weights @ rows)
+            self.add("normalised_input_sum", weighted_sum(rows, weights))
             for name, x in (("normalised_input_second", rows), ("normalised_output_second", output)):
                 if name in self.wanted:
                     self.add_second(name, gram_panels(x, weights))
@@ -150,7 +150,7 @@ class Accumulator:
             rows, weights = x.detach().float().flatten(0, -2), g.flatten(0, 1).square().sum(1)
             self.add("sensitive_weight", weights.sum())
             self.add("sensitive_tokens", weights.view(images, -1).sum(0))
-            self.add("sensitive_input_sum", weights @ rows)
+            self.add("sensitive_input_sum", weighted_sum(rows, weights))
             self.add_second("sensitive_second", gram_panels(rows, weights))
         if "fisher_rows" in self.wanted:
             # row i of an image's weight gradient is X[:, i]^T g, so its squared norm needs no (n, d) matrix

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lowrank_vit.errors import InputError
-from lowrank_vit.gram import gram
+from lowrank_vit.gram import gram, weighted_sum
 from lowrank_vit.metric import cholesky_root
 from lowrank_vit.parallel import rank_and_world
 from lowrank_vit.progress import track
@@ -60,8 +60,8 @@ class Regression:
     def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
         """h: (rows, k), e: (rows, d), weights: (rows,), none of them negative."""
         he = h.T @ (e * weights[:, None])
-        new = {"w": weights.sum(), "h": weights @ h, "e": weights @ e, "hh": gram(h, weights), "he": he}
-        for name, value in new.items():
+        firsts = {"w": weights.sum(), "h": weighted_sum(h, weights), "e": weighted_sum(e, weights)}
+        for name, value in {**firsts, "hh": gram(h, weights), "he": he}.items():
             self.sums[name] += value
 
     def gather(self) -> None:

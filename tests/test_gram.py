@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowrank_vit.gram import PANEL, assembled, gram, gram_panels
+from lowrank_vit.gram import PANEL, PIECE, assembled, gram, gram_panels, weighted_sum
 
 
 @pytest.mark.parametrize("width", [1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 3 * PANEL + 5])
@@ -34,3 +34,14 @@ def test_panels_are_added_up_and_assembled_once(width: int) -> None:
     whole = assembled([a + b for a, b in zip(gram_panels(first), gram_panels(second), strict=True)])
     x = torch.cat([first, second])
     torch.testing.assert_close(whole, x.T @ x)
+
+
+@pytest.mark.parametrize("rows", [1, PIECE - 1, PIECE, PIECE + 1, 20_000])
+def test_a_weighted_sum_of_many_rows_is_exact_to_single_precision(rows: int) -> None:
+    """Rows far from zero, and one in 197 of nearly all weight, as the class token has."""
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(rows, 24, generator=generator) * 0.03 + 1, torch.rand(rows, generator=generator) * 1e-6
+    weights[::197] += 1
+    found, truth = weighted_sum(x, weights), weights.double() @ x.double()
+    assert found.dtype == torch.float64
+    assert ((found - truth).abs() <= 1e-6 * truth).all()
