@@ -181,11 +181,14 @@ class Bench:
 
         decomposition = self.fixed(decompose)
         assert self.analysis is not None
-        size = median(self.fixed(partial(self.analysis.compress, share)) for share in (0.3, 0.4, 0.5))
-        once = statistics + decomposition
-        rows = [Row(f"decomposition of {name}", decomposition), Row(f"one size of {name}", size)]
-        rows.append(Row(f"sweep of {SIZES}, {name}", (once + SIZES * size) / (once + size)))
-        return rows
+        first, *others = (self.fixed(partial(self.analysis.compress, share)) for share in (0.5, 0.3, 0.4, 0.5))
+        one, size = statistics + decomposition + first, median(others)
+        return [
+            Row(f"decomposition of {name}", decomposition),
+            Row(f"first size of {name}", first),
+            Row(f"one more size of {name}", size),
+            Row(f"sweep of {SIZES}, {name}", (one + (SIZES - 1) * size) / one),
+        ]
 
     def refit(self, reduction: float) -> list[Row]:
         """The refit of ``best``, after ``sizes("best", ...)``: what goes by images, and what does not."""
@@ -205,18 +208,13 @@ class Bench:
                 fold.add(*rows)
         ridges = OutputRefit.ridges
         solve = self.fixed(lambda: [cross_validated(own, ridges) for own in folds])
-        free = patch.object(refit, "cross_validated", lambda own, ridges: (*unchanged(own[0]), ridges[0]))
+        free = patch.object(refit, "cross_validated", lambda own, ridges: (*own[0].nothing(), ridges[0]))
         with free:  # on few images the solutions would be most of it
             (streamed,) = ratios(
                 self.forward, {"": partial(OutputRefit(), self.model, small, sums, self.batches)}, 1
             ).values()
         step = f"refit at -{100 * reduction:g} %"
         return [Row(step, streamed, least / self.forward_macs, bytes=kept), Row("its solutions", solve)]
-
-
-def unchanged(fold: Regression) -> tuple[Tensor, Tensor]:
-    """A fit that changes nothing."""
-    return torch.zeros_like(fold.sums["he"]), torch.zeros_like(fold.sums["e"])
 
 
 def show(title: str, rows: Iterable[Row]) -> None:

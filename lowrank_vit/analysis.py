@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,12 +87,32 @@ class Analysis(BaseAnalysis):
     factors: Mapping[str, Factors]
 
     @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The dense weights by site, (n, d), float64."""
+        return {site.name: dense_weight(self.model, site) for site in self.sites}
+
+    @cached_property
     def metrics(self) -> list[dict[str, OutputMetric]]:
         """What every layer's error is measured by, on the seen and on the unseen images: the same for all sizes."""
+        kinds = [self.moments] if self.held_out is None else [self.moments, self.held_out]
+        return [{name: self._metric(name, own[name]) for name in self.weights} for own in kinds]
+
+    def _metric(self, name: str, moments: Moments) -> OutputMetric:
+        """Where the bias takes up the mean of what is lost, what is left is counted about that mean."""
+        about = self.moments[name].mean("input_sum") if self.recipe.bias_correction else None
+        return output_metric(self.weights[name], moments, centred=False, about=about)
+
+    @cached_property
+    def _errors(self) -> list[dict[str, list[float]]]:
+        """The errors of every layer at all ranks that an allocator may choose, without Z, as of ``metrics``."""
+        directions = {}
+        for curve in self.curves:
+            own = self.factors[curve.name]
+            u, v = own.cut(max(curve.ranks, default=0))
+            directions[curve.name] = replace(own, u=u, v=v)
         return [
-            {s.name: output_metric(dense_weight(self.model, s), own[s.name], centred=False) for s in self.sites}
-            for own in (self.moments, self.held_out)
-            if own is not None
+            {name: metric.error_curve(directions[name]).tolist() for name, metric in kind.items()}
+            for kind in self.metrics
         ]
 
     def plan(self, reduction: float) -> RankPlan:
@@ -107,46 +127,61 @@ class Analysis(BaseAnalysis):
     def compress(self, reduction: float) -> tuple[nn.Module, dict[str, Any]]:
         """A compressed copy of the model, and its report (attached to it as ``compression_report``, too)."""
         plan = self.plan(reduction)
-        weights = {site.name: dense_weight(self.model, site) for site in self.sites}
-        layers, solutions = self._cut(plan, weights)
+        layers, solutions = self._cut(plan)
         compressed = copy.deepcopy(self.model)
         with self.watch("fold"):
             for name, layer in layers.items():
                 replace_module(compressed, name, fold(layer, get_linear(self.model, layer.site)))
-        seen, *rest = (report.relative_errors(layers, metrics) for metrics in self.metrics)
+        with self.watch("errors"):
+            seen, *rest = self._relative_errors(layers, solutions)
         entries = report.layer_reports(self.sites, layers, self.factors, seen, rest[0] if rest else None)
         compensation = report.compensation_entry(self.recipe, solutions)
         return compressed, self._finish(compressed, plan, entries, compensation=compensation)
 
-    def _cut(self, plan: RankPlan, weights: Mapping[str, Tensor]) -> tuple[dict[str, CutLayer], Mapping[str, Solution]]:
+    def _relative_errors(
+        self, layers: Mapping[str, CutLayer], solutions: Mapping[str, Solution]
+    ) -> list[dict[str, float]]:
+        """``E||y - y^||^2 / E||x W||^2`` of every compressed layer on the seen and on the unseen images."""
+        if not solutions:
+            return [{name: own[name][layer.rank] for name, layer in layers.items()} for own in self._errors]
+        whole = {
+            name: layer.u @ layer.v.T + (0 if layer.correction is None else solutions[name].dense().to(layer.u))
+            for name, layer in layers.items()
+        }
+        return [{name: own[name].relative_error(w) for name, w in whole.items()} for own in self.metrics]
+
+    def _cut(self, plan: RankPlan) -> tuple[dict[str, CutLayer], Mapping[str, Solution]]:
         """The factors at their ranks, with Z and the shift of the bias; what was found for Z."""
         ranks = {site: rank for site in self.sites if (rank := plan.ranks[site.name]) is not None}
         factors = {site.name: self.factors[site.name].cut(rank) for site, rank in ranks.items()}
-        residuals = {name: weights[name] - u @ v.T for name, (u, v) in factors.items()}
-        solutions, least = self._compensate(residuals, self.phases.of(dict(plan.ranks)))
+        solutions, least = self._compensate(factors, self.phases.of(dict(plan.ranks)))
         layers = {}
         for site, rank in ranks.items():
-            (u, v), error, z = factors[site.name], residuals[site.name], solutions.get(site.name)
+            (u, v), z = factors[site.name], solutions.get(site.name)
             correction: nn.Module | None = None
             entry: dict[str, float | str] | None = None
             if z is not None:
-                error, entry = error - z.dense().to(error), report.z_entry(z, least[site.name])
-                joined = z.factors()
+                entry, joined = report.z_entry(z, least[site.name]), z.factors()
                 if joined is None:
                     correction = z.module()
                 else:
                     u, v = torch.cat([u, joined[0].to(u)], 1), torch.cat([v, joined[1].to(v)], 1)
-            shift = self.moments[site.name].mean("input_sum") @ error if self.recipe.bias_correction else None
-            layers[site.name] = CutLayer(site, rank, u, v, correction, entry, shift, weights[site.name] - error)
+            shift = None
+            if self.recipe.bias_correction:
+                mean = self.moments[site.name].mean("input_sum")
+                shift = mean @ self.weights[site.name] - (mean @ u) @ v.T
+                shift = shift if z is None or correction is None else shift - mean @ z.dense().to(u)
+            layers[site.name] = CutLayer(site, rank, u, v, correction, entry, shift)
         return layers, solutions
 
     def _compensate(
-        self, residuals: Mapping[str, Tensor], phases: Phases
+        self, factors: Mapping[str, tuple[Tensor, Tensor]], phases: Phases
     ) -> tuple[Mapping[str, Solution], dict[str, float]]:
         """Z of every layer by the recipe's solver, and the least loss that the closed form reaches there."""
         method = compensation_of(self.recipe)
-        if method is None or not residuals:
+        if method is None or not factors:
             return {}, {}
+        residuals = {name: self.weights[name] - u @ v.T for name, (u, v) in factors.items()}
         moments = {
             name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
         }

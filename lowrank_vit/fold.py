@@ -21,7 +21,6 @@ class CutLayer:
     correction: nn.Module | None  # a Z that does not fold
     z: dict[str, float | str] | None  # kind, parameters and losses
     shift: Tensor | None  # shape: (d,), what is added to the bias
-    approximation: Tensor  # shape: (n, d), W^
 
     @property
     def parameters(self) -> int:

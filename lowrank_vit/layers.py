@@ -103,11 +103,15 @@ def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
     Training and quantising unbalanced factors destroys them. u: (n, r), v: (d, r), r at most min(n, d).
     """
-    left, left_upper = torch.linalg.qr(u)
-    right, right_upper = torch.linalg.qr(v)
-    a, singular_values, bt = torch.linalg.svd(left_upper @ right_upper.T)
-    root = singular_values.sqrt()
-    return left @ a * root, right @ bt.T * root
+    if len(u) < len(v):
+        v, u = balance(v, u)
+        return u, v
+    right, upper = torch.linalg.qr(v)
+    left = u @ upper.T
+    squared, rotation = torch.linalg.eigh(left.T @ left)  # = B S^2 B^T, so that (U R^T B S^-1/2) (Q B S^1/2)^T is U V^T
+    root = squared.clamp_min(1e-16 * squared[-1]).clamp_min(torch.finfo(squared.dtype).tiny).pow(0.25).flip(0)
+    rotation = rotation.flip(1)
+    return left @ rotation / root, right @ rotation * root
 
 
 def low_rank_linear(

@@ -88,25 +88,33 @@ class OutputMetric:
         return max(float(squared), 0.0) / self.energy
 
 
-def _root(second: Tensor, mean: Tensor, centred: bool) -> tuple[Tensor, float]:
-    """The root of a second moment, or of the covariance, which is no more exact than the second moment."""
-    moment = second - torch.outer(mean, mean) if centred else second
+def _root(second: Tensor, mean: Tensor, centre: Tensor | None) -> tuple[Tensor, float]:
+    """The root of the second moment about zero or about ``centre``, which is no more exact than the one about zero."""
+    if centre is None:
+        moment = second
+    else:
+        away = mean - centre
+        moment = second - torch.outer(mean, mean) + torch.outer(away, away)
     return cholesky_root(moment, scale=second.diagonal().mean())
 
 
-def output_metric(weight: Tensor, moments: Moments, *, centred: bool, normalised: bool = False) -> OutputMetric:
+def output_metric(
+    weight: Tensor, moments: Moments, *, centred: bool, normalised: bool = False, about: Tensor | None = None
+) -> OutputMetric:
     """The metric of a layer from whichever second moment was collected.
 
-    ``centred``: the covariance in place of the second moment, for layers whose mean error goes into the bias.
+    ``centred``: the covariance in place of the second moment, for layers whose mean error goes into the bias; ``about``,
+    (n,): the second moment about this point, for layers whose bias takes up the error of another mean than theirs.
     ``normalised``: every image weighted by ``1 / ||X_i W||_F^2``, the paper's (3).
     """
     prefix = "normalised_" if normalised else ""
     mean = moments.mean(prefix + "input_sum")
+    centre = mean if about is None and centred else about
     if moments.has(prefix + "input_second"):
         second = moments.mean(prefix + "input_second")
         energy = float((weight * (second @ weight)).sum())
-        root, ridge = _root(second, mean, centred)
+        root, ridge = _root(second, mean, centre)
         return OutputMetric(weight, root.T @ weight, root.T, mean, max(energy, 1e-300), ridge)
-    second, shift = moments.mean(prefix + "output_second"), mean @ weight
-    root, ridge = _root(second, shift, centred)
+    second = moments.mean(prefix + "output_second")
+    root, ridge = _root(second, mean @ weight, None if centre is None else centre @ weight)
     return OutputMetric(weight, root.T, None, mean, max(float(second.trace()), 1e-300), ridge)

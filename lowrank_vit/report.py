@@ -17,7 +17,7 @@ from lowrank_vit import cost, provenance
 from lowrank_vit.compensate.solve import Solution
 from lowrank_vit.fold import CutLayer
 from lowrank_vit.halves import dense_linear
-from lowrank_vit.metric import OutputMetric, output_metric
+from lowrank_vit.metric import output_metric
 from lowrank_vit.parallel import gathered
 from lowrank_vit.parts import HalfSite, Kept
 from lowrank_vit.recipes import Recipe
@@ -33,11 +33,6 @@ def architecture(model: nn.Module) -> str:
     config = getattr(model, "pretrained_cfg", None) or {}
     name, tag = config.get("architecture"), config.get("tag")
     return type(model).__name__ if name is None else f"{name}.{tag}" if tag else name
-
-
-def relative_errors(layers: Mapping[str, CutLayer], metrics: Mapping[str, OutputMetric]) -> dict[str, float]:
-    """``E||y - y^||^2 / E||x W||^2`` of every compressed layer under the given metrics, which are not centred."""
-    return {name: metrics[name].relative_error(layer.approximation, layer.shift) for name, layer in layers.items()}
 
 
 def z_entry(solution: Solution, least: float) -> dict[str, float | str]:

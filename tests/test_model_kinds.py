@@ -78,7 +78,7 @@ def at_full_rank(analysis: Analysis) -> nn.Module:
         u, v = analysis.factors[site.name].u, analysis.factors[site.name].v
         lost = dense_weight(model, site) - u @ v.T
         shift = analysis.moments[site.name].mean("input_sum") @ lost if analysis.recipe.bias_correction else None
-        layer = CutLayer(site, site.full_rank, u, v, None, None, shift, u @ v.T)
+        layer = CutLayer(site, site.full_rank, u, v, None, None, shift)
         replace_module(model, site.name, fold(layer, get_linear(analysis.model, site)))
     return model
 
