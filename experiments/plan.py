@@ -15,6 +15,7 @@ from lowrank_vit.recipes import get_recipe
 
 EMBEDDED = "digits"
 NO_STANDIN = "no stand-in for {} among the embedded models: give --data (DATA=) to run the real one"
+UNTRAINED = "a full fine-tune of no epochs is none: leave out --epochs (EPOCHS=)"
 IMAGENET_VALIDATION = 50_000
 IMAGENET_CLASSES = 1000
 
@@ -101,6 +102,8 @@ def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
 
 
 def _plan_row(row: Row, options: Options, images: Images) -> Planned:
+    if row.full and epochs_of(row, options) == 0:
+        return Planned(row, reason=UNTRAINED)
     if options.embedded:
         if row.standin is None:
             return Planned(row, reason=NO_STANDIN.format(row.architecture))
@@ -135,15 +138,20 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
     else:
         fields |= {
             "changes": {**row.changes, **recipe_changes(row, options.steps, options.solver)},
-            "epochs": next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None),
+            "epochs": epochs_of(row, options),
             "calibration_samples": min(options.calibration_samples, images.train),
             "batch_size": options.batch_size,
             "processes": options.processes,
             "precision": options.precision,
             "distill_epochs": row.distill_epochs,
+            "full": row.full,
         }
-        fields["full"] = row.full and fields["epochs"] > 0
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
+
+
+def epochs_of(row: Row, options: Options) -> int:
+    """The epochs of fine-tuning of a row: its own, else those asked for, else the paper's."""
+    return next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None)
 
 
 def recipe_changes(row: Row, steps: int | None, solver: str | None) -> dict[str, Any]:

@@ -46,13 +46,15 @@ def test_the_field_changes_no_key_where_it_is_not_used() -> None:
     assert job.dense_key == replace(job, distill_epochs=0).dense_key
 
 
-def test_a_full_fine_tune_is_a_job_of_its_own_unless_nothing_is_trained() -> None:
+def test_a_full_fine_tune_is_a_job_of_its_own_and_left_out_where_nothing_is_trained() -> None:
     row = replace(ROW, full=True, protocol="full-ft+kd")
     table = Table("table9", "Made up", "", (row,))
-    job, untrained = (make_plan(table, Options(epochs=count), IMAGES)[0].jobs[0] for count in (3, 0))
-    assert (job.full, untrained.full) == (True, False)
+    planned, untrained = (make_plan(table, Options(epochs=count), IMAGES)[0] for count in (3, 0))
+    assert not untrained.jobs
+    assert "epochs" in str(untrained.reason)
+    job = planned.jobs[0]
+    assert (job.full, planned.reason) == (True, None)
     assert protocol(row, job) == "full-ft+kd, 3 epochs"
-    assert protocol(row, untrained) == "training-free"
     assert "fully fine-tuned" in _tags(job)
     train = int(job.images.split("+")[0])
     assert forward_passes(job) - forward_passes(replace(job, full=False)) == 3 * train  # the teacher's
