@@ -47,10 +47,11 @@ class Distillation(SeededTraining):
 
     ``feature_weight`` x ``feature_error`` of what the classifier is given, ``block_weight`` x its mean over the outputs of
     all blocks: these leave the few images less room to be learnt by heart than logits alone.
-    AdamW on every parameter, ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all processes; what
-    does not fill a batch is left out of its epoch. The student stays in eval mode: dropout would be noise in what it is
-    to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``held_out``: unseen images, for
-    the divergence before and after. ``run`` is recorded with the hyperparameters.
+    AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which learn few
+    images by heart if they move far; ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all
+    processes; what does not fill a batch is left out of its epoch. The student stays in eval mode: dropout would be
+    noise in what it is to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning.
+    ``held_out``: unseen images, for the divergence before and after. ``run`` is recorded with the hyperparameters.
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
 
@@ -65,7 +66,8 @@ class Distillation(SeededTraining):
         *,
         held_out: Tensor | None = None,
         epochs: int = 20,
-        lr: float = 6e-5,
+        lr: float = 1e-5,
+        vector_lr: float = 3e-3,
         weight_decay: float = 0.0,
         warm_up: float = 0.05,
         gradient_clip: float | None = 1.0,
@@ -78,8 +80,8 @@ class Distillation(SeededTraining):
         seed: int = 0,
         run: dict[str, Any] | None = None,
     ) -> None:
-        if epochs < 1 or batch_size < 1 or not (0 < lr < math.inf and 0 < temperature < math.inf):
-            raise InputError("epochs, lr, temperature and batch_size must be positive, and finite")
+        if epochs < 1 or batch_size < 1 or not all(0 < value < math.inf for value in (lr, vector_lr, temperature)):
+            raise InputError("epochs, lr, vector_lr, temperature and batch_size must be positive, and finite")
         weights = (weight_decay, feature_weight, block_weight)
         if not (all(0 <= weight < math.inf for weight in weights) and 0 <= warm_up < 1):
             raise InputError(
@@ -158,8 +160,9 @@ class Distillation(SeededTraining):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over all parameters, and its schedule."""
-        settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
-        optimizer = torch.optim.AdamW(self.trained_parameters(), **settings)
+        matrices, vectors = ([p for p in self.trained_parameters() if (p.ndim == 1) is flat] for flat in (False, True))
+        groups = [{"params": matrices, "lr": self.hparams["lr"]}, {"params": vectors, "lr": self.hparams["vector_lr"]}]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.hparams["weight_decay"])
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: warm_up_cosine(step, steps, self.hparams["warm_up"]))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

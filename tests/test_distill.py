@@ -145,9 +145,19 @@ def test_a_step_reduces_the_loss() -> None:
     model, dense = student(), tiny()
     target = tuple(output.detach() for output in teacher.outputs(dense, IMAGES, blocks=True))
     before = Distillation(model, dense, IMAGES).loss(IMAGES, target)[0]
-    module = run(model, epochs=1, batch_size=45, lr=1e-4, flips=False)
+    module = run(model, epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-4, flips=False)
     assert module.trainer.global_step == 1
     assert module.loss(IMAGES, target)[0] < 0.999 * before
+
+
+def test_matrices_and_vectors_have_learning_rates_of_their_own() -> None:
+    """The first step of Adam is as long as its learning rate in every number."""
+    model = student().double()
+    before = weights(model)
+    run(model, IMAGES.double(), tiny().double(), epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-2, precision="64-true")
+    for name, parameter in model.named_parameters():
+        step = (parameter - before[name]).abs().max().item()
+        assert step == pytest.approx(1e-2 if parameter.ndim == 1 else 1e-4, rel=0.05), name
 
 
 def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
@@ -279,6 +289,7 @@ def wide(classes: int = 10, width: int = 16) -> nn.Module:
     [
         ({"epochs": 0}, "positive"),
         ({"lr": -1.0}, "positive"),
+        ({"vector_lr": 0.0}, "positive"),
         ({"batch_size": 0}, "positive"),
         ({"temperature": 0.0}, "positive"),
         ({"feature_weight": -1.0}, "negative"),
@@ -381,7 +392,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     entry = report["distillation"]
     assert report["protocol"] == "calibration-distilled"
     assert (report["params"], report["layers"]) == (before["params"], before["layers"])
-    assert (entry["images"], entry["batch_size"], entry["flips"], entry["lr"]) == (64, 20, False, 6e-5)
+    assert (entry["images"], entry["batch_size"], entry["flips"], entry["lr"], entry["vector_lr"]) == (
+        64,
+        20,
+        False,
+        1e-5,
+        3e-3,
+    )
     assert entry["calibration"]["samples"] == 64
     assert entry["kl_held_out"]["after"] < entry["kl_held_out"]["before"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["distilled", "small"]

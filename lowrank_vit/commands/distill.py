@@ -20,7 +20,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--calibration-samples", type=int, default=1000)
     parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the divergence; 0: none")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--learning-rate", type=float, default=6e-5)
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="of matrices")
+    parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="of biases and normalisation")
     parser.set_defaults(run=run)
 
 
@@ -52,6 +53,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         checkpoint_dir=folder,
         epochs=args.epochs,
         lr=args.learning_rate,
+        vector_lr=args.vector_learning_rate,
         batch_size=args.batch_size,
         **augmentations(data.source.mirrors),
         devices=devices,
