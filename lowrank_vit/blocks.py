@@ -39,7 +39,7 @@ from lowrank_vit.parts import (
 from lowrank_vit.phases import Phases, identity
 from lowrank_vit.progress import Stopwatch, track
 from lowrank_vit.recipes import Recipe
-from lowrank_vit.records import ErrorCurve, LayerReport, Moments, RankPlan
+from lowrank_vit.records import LayerReport, Moments, RankPlan
 from lowrank_vit.refit import OutputRefit, check_refit
 from lowrank_vit.sites import replace_module
 from lowrank_vit.steps import Images, budget_within, collect
@@ -72,7 +72,7 @@ class BlockAnalysis(BaseAnalysis):
         budget = budget_within(self.model, self.recipe, self.curves, reduction)
         allocate = ALLOCATORS.get(self.recipe.allocator)()
         with self.watch("allocate"):
-            plan = allocate(self._priced(self.curves), budget)
+            plan = allocate(self.curves, budget)
         points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in self.curves}
         for _ in range(self.recipe.measured):
             with self.watch("measure"):
@@ -81,17 +81,13 @@ class BlockAnalysis(BaseAnalysis):
                     points[name].append(point)
             curves = [corrected(curve, points[curve.name]) for curve in self.curves]
             with self.watch("allocate"):
-                plan = allocate(self._priced(curves), budget)
+                plan = allocate(curves, budget)
         steps: list[dict[str, float | int | str]] = [
             {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
             for curve in self.curves
             for count, loss in points[curve.name]
         ]
         return replace(plan, measured=tuple(steps))
-
-    def _priced(self, curves: Sequence[ErrorCurve]) -> list[ErrorCurve]:
-        """What the budget is spent by: losses times the prices of their parts."""
-        return [replace(curve, errors=curve.errors * self.parts[curve.name].units.price) for curve in curves]
 
     def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int = IMAGES) -> dict[str, tuple[int, float]]:
         """What every part really costs at its count, the rest of the model dense; at half of it where it stays dense.

@@ -101,13 +101,12 @@ class Directions:
     """What can be kept of one part of a module, one by one: heads' directions, or hidden units.
 
     ``order`` has the most important first; ``loss[r]`` is the predicted increase of the loss, in nats for an image, with
-    the first r kept; ``price`` is what a nat of it counts beside one of other parts when the budget is spent.
+    the first r kept.
     """
 
     order: Tensor  # shape: (k,), indices
     loss: Tensor  # shape: (k + 1,)
     multiple: int = 1  # are kept or left together, as one for each head
-    price: float = 1.0
 
     def kept(self, count: int | None) -> Tensor:
         """The indices of the first ``count``, ``None``: all, in their own order."""

@@ -64,25 +64,3 @@ def test_a_wrong_prediction_is_put_right() -> None:
     assert {step["part"] for step in measured.measured} == set(right.ranks)
     own = next(step for step in measured.measured if step["part"] == victim)
     assert own["predicted_loss"] > 100 * own["measured_loss"] > 0
-
-
-def test_what_has_a_price_is_kept_the_longer_and_its_loss_is_told_as_it_is() -> None:
-    """A price of p in one part is the plan of a loss p times as large there."""
-    analysis = analyse(tiny(), images(16).split(8), UNMEASURED.but(measured=1))
-    priced = {name: part for name, part in analysis.parts.items() if part.units.price != 1}
-    assert set(priced) == {name for name in analysis.parts if name.endswith("value")}
-
-    def with_price(price: float) -> RankPlan:
-        parts = {
-            name: replace(part, units=replace(part.units, price=price)) if name in priced else part
-            for name, part in analysis.parts.items()
-        }
-        return replace(analysis, parts=parts).plan(0.5)
-
-    plans = [with_price(price) for price in (0.01, 1.0, 100.0)]
-    kept = [sum(count or 0 for name, count in plan.ranks.items() if name in priced) for plan in plans]
-    assert kept[0] < kept[1] < kept[2]
-    for plan in plans:
-        for step in plan.measured:
-            curve = next(curve for curve in analysis.curves if curve.name == step["part"])
-            assert step["predicted_loss"] == curve.error(int(step["kept"]))

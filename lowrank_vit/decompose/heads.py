@@ -81,9 +81,7 @@ class HeadLowRank:
     """Of an attention module, keep directions of queries with keys, and of values with the output, head by head.
 
     Directions of values are chosen by elimination, as hidden units are, with the covariance across heads: what one head
-    loses, others make up for where they can. Alone, values lose little; together, and after the refit of all outputs, more
-    than hidden units of the same loss, hence their price. ``each_head``: every head its own rank; otherwise one for all of a
-    layer.
+    loses, others make up for where they can. ``each_head``: every head its own rank; otherwise one for all of a layer.
     """
 
     activation_share: float = 0.5  # of the logits' metric: what independent tokens would say; the rest is the Fisher
@@ -92,7 +90,6 @@ class HeadLowRank:
     gradient_damping: float = 0.1  # of the mean eigenvalue of the gradient's second moment
     sensitivity: float = 0.5  # of a token's weight, for the values: how far the loss's gradient decides it
     each_head: bool = True
-    value_price: float = 1.8  # of a nat lost by values; chosen by divergence on held-out calibration images, see README
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (
         frozenset({"input_second", "head_fisher"}),
@@ -126,5 +123,5 @@ class HeadLowRank:
         spread, weight = whole.T @ spread @ whole, torch.linalg.solve(whole, weight)
         robin = None if self.each_head else round_robin(heads, width).to(weight.device)
         order, loss = eliminate(spread, weight @ root, robin)
-        units = Directions(order, loss, 1 if self.each_head else heads, self.value_price)
+        units = Directions(order, loss, 1 if self.each_head else heads)
         return Part(units, basis, spread, mean, weight, ridge)
