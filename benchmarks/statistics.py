@@ -1,6 +1,6 @@
 """What calibration, the refit and a sweep cost, as ratios to a bare forward pass over the same images, on the CPU.
 
-    python -m benchmarks.statistics [--model deit_small_patch16_224] [--images 32] [--recipes exact,best] [--json FILE]
+    python -m benchmarks.statistics [--model deit_small_patch16_224] [--images 48] [--recipes exact,best] [--json FILE]
 
 Seconds are the process's CPU seconds, medians over rounds in which all steps take turns with the forward pass, so that
 other work on the machine hits all alike. Costs that do not depend on the number of images are ratios to a forward pass
@@ -235,8 +235,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Cost of calibration, refit and sweep against a bare forward pass.")
     parser.add_argument("--model", default="deit_small_patch16_224")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--of", type=int, default=1024, help="images of a calibration set, for what does not go by images"
