@@ -1,19 +1,21 @@
-# make setup | lint | test | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
-# variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= WORKERS= RESULTS=
+# make setup | lint | test | test-slow | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
+# variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= OPTIMIZER= LR= GLOBAL_BATCH= WORKERS= LOADER_WORKERS= RESULTS=
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(DEVICES),--devices $(DEVICES)) \
         $(if $(SEEDS),--seeds $(SEEDS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(STEPS),--steps $(STEPS)) \
-        $(if $(SOLVER),--solver $(SOLVER)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(RESULTS),--results $(RESULTS))
+        $(if $(SOLVER),--solver $(SOLVER)) $(if $(OPTIMIZER),--optimizer $(OPTIMIZER)) $(if $(LR),--lr $(LR)) \
+        $(if $(GLOBAL_BATCH),--global-batch $(GLOBAL_BATCH)) $(if $(WORKERS),--workers $(WORKERS)) \
+        $(if $(LOADER_WORKERS),--loader-workers $(LOADER_WORKERS)) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: setup lint format test browser reproduce-all reproduce-figures ablate-z benchmark
+.PHONY: setup lint format test test-slow audit mutants browser reproduce-all reproduce-figures ablate-z benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml uv.lock
 	@command -v $(UV) >/dev/null 2>&1 || { python3 -m venv .uv && .uv/bin/pip install --quiet uv; }
-	$(UV) sync --frozen --quiet
+	$(UV) sync --frozen --all-extras --quiet
 	@touch $@
 
 lint: setup
@@ -26,8 +28,24 @@ format: setup
 	.venv/bin/ruff format .
 
 # one thread for each of two processes: tiny models gain nothing from more
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# what takes more than ten seconds a test; continuous integration runs both
+test-slow: setup
+	$(PYTEST) -m slow
+
+# known vulnerabilities of all locked versions, extras and tools of development included; it asks a public service
+audit: setup
+	@list=$$(mktemp) && trap 'rm -f "$$list"' EXIT && \
+	  $(UV) export --frozen --quiet --all-extras --all-groups --no-emit-project --output-file "$$list" && \
+	  $(UV) tool run pip-audit --strict --require-hashes --disable-pip --requirement "$$list"
+
+# mistakes planted one by one, each against the tests that should notice it; not in continuous integration
+mutants: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.mutants
 
 # Chromium for the tests of the HTML page, which are skipped, with the reason, where it is missing
 browser:

@@ -1,1 +1,1 @@
-"""Scripts that print a table and write JSON; they are no tests."""
+"""Scripts that print a table and write JSON; they are not tests."""

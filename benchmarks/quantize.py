@@ -1,10 +1,10 @@
-"""What quantised weights cost in speed: seconds of a forward pass as a ratio to float32, and torchao's int8 beside.
+"""What quantised weights cost in speed: seconds of a forward pass as a ratio to float32, beside torchao's int8.
 
     python -m benchmarks.quantize [--model deit_tiny_patch16_224] [--batches 1,8,64] [--compile] [--json FILE]
 
 ``ours N``: codes of N bits, turned back into float32 weights at every call. ``torchao ...``: int8 weights, or int8 weights
 and int8 activations, of the same layers; only where torchao is installed, which the package itself does not use.
-All variants take turns in each round, and a ratio is the median over the rounds, so that other work on the machine hits
+All variants take turns in each round, and a ratio is the median over the rounds, so that other work on the machine affects
 all alike. Random images and weights: speed does not depend on them.
 
 Seen with torch 2.15 and torchao 0.18, one thread of a CPU with VNNI that other work shared (good to about 0.2): DeiT-Tiny at
@@ -27,14 +27,11 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from lowrank_vit.cost import input_size
-from lowrank_vit.files import write_json
-from lowrank_vit.quantize import quantize
-from lowrank_vit.sites import BLOCK_LINEARS
+from benchmarks.output import show, write
+from lowrank_vit import BLOCK_LINEARS, quantize
+from lowrank_vit.modules.counting import input_size
 
 BITS = (8, 7, 6, 4, 2)
 COMPILED = ("float32", "ours 8", "torchao int8 weights", "torchao int8 both")
@@ -45,7 +42,7 @@ def _is_site(module: nn.Module, name: str) -> bool:
 
 
 def torchao_variants(model: nn.Module) -> dict[str, nn.Module]:
-    """The same layers in torchao's int8: weights only, and weights and activations."""
+    """Make copies with the same layers in torchao's int8: weights only, and weights and activations."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
     configs = {"weights": Int8WeightOnlyConfig(), "both": Int8DynamicActivationInt8WeightConfig()}
@@ -57,7 +54,7 @@ def torchao_variants(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def seconds_of_rounds(variants: dict[str, nn.Module], images: Tensor, rounds: int) -> list[dict[str, float]]:
-    """Seconds of each variant in each round, after one round that is not counted (it compiles)."""
+    """Return the seconds of each variant in each round, after an uncounted round, which compiles."""
     results: list[dict[str, float]] = []
     with torch.inference_mode():
         for _ in range(rounds + 1):
@@ -70,19 +67,19 @@ def seconds_of_rounds(variants: dict[str, nn.Module], images: Tensor, rounds: in
 
 
 def measure(variants: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, dict[str, float]]:
-    """``{"ratio", "seconds"}`` of each variant: medians over the rounds."""
-    found = seconds_of_rounds(variants, images, rounds)
+    """Return ``{"ratio", "seconds"}`` of each variant: medians over the rounds."""
+    seconds = seconds_of_rounds(variants, images, rounds)
     return {
         name: {
-            "ratio": median(one[name] / one["float32"] for one in found),
-            "seconds": median(one[name] for one in found),
+            "ratio": median(one[name] / one["float32"] for one in seconds),
+            "seconds": median(one[name] for one in seconds),
         }
         for name in variants
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all variants and print the table."""
     parser = argparse.ArgumentParser(description="Speed of quantised weights against float32.")
     parser.add_argument("--model", default="deit_tiny_patch16_224")
     parser.add_argument("--batches", default="1,8,64", metavar="B,B,...")
@@ -102,14 +99,11 @@ def main() -> None:
             variants[f"{name}, compiled"].compile()
     batches = [int(batch) for batch in args.batches.split(",")]
     rows: dict[int, Any] = {batch: measure(variants, torch.randn(batch, *size), args.rounds) for batch in batches}
-    table = Table(title=f"{args.model}, {torch.get_num_threads()} threads: float32 is 1")
-    for column in ("weights", *(f"batch {batch}" for batch in batches)):
-        table.add_column(column, justify="left" if column == "weights" else "right")
-    for name in variants:
-        table.add_row(name, *(f"{rows[batch][name]['ratio']:.2f}" for batch in batches))
-    Console().print(table)
-    if args.json:
-        write_json(args.json, {"model": args.model, "threads": torch.get_num_threads(), "batches": rows})
+    title = f"{args.model}, {torch.get_num_threads()} threads: float32 is 1"
+    header = ("weights", *(f"batch {batch}" for batch in batches))
+    lines = [[name, *(f"{rows[batch][name]['ratio']:.2f}" for batch in batches)] for name in variants]
+    show(title, header, lines)
+    write(args.json, title, header, lines, {"model": args.model, "batches": rows})
 
 
 if __name__ == "__main__":

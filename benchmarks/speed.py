@@ -1,9 +1,9 @@
-"""Speed of compressed DeiT-S and DeiT-B shapes beside the dense models, as a share of what the multiply-accumulates promise.
+"""Speed of compressed DeiT-S and DeiT-B shapes beside the dense models, as a share of the saved multiply-accumulates.
 
     python -m benchmarks.speed [--models deit_small_patch16_224,deit_base_patch16_224] [--reductions 0.5,0.6]
                                [--batches 1,8,64] [--modes eager,compiled] [--matmul-precision medium] [--clock cpu]
 
-Weights are random, for speed does not depend on them; the shapes are real: ``matrices`` has one rank for every layer, as
+Weights are random, as speed does not depend on them; the shapes are real: ``matrices`` has one rank for every layer, as
 ``svd_llm`` (U V^T, two products for one); ``halves`` has the widths that ``best`` chose for each head and MLP of DeiT-Tiny at
 -50 %, scaled to the model and the reduction; ``halves, 8`` has them in multiples of 8, as ``--rank-multiple 8`` gives them.
 """
@@ -17,16 +17,16 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
-from lowrank_vit.attention import LowRankAttention
-from lowrank_vit.benchmark import CLOCKS, benchmark, settings
-from lowrank_vit.cost import parameter_count
-from lowrank_vit.files import write_json
-from lowrank_vit.layers import LowRankLinear, SmallMlp
-from lowrank_vit.sites import find_sites, get_linear, replace_module
+from benchmarks.output import show, write
+from lowrank_vit import benchmark, find_sites
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.low_rank_attention import LowRankAttention
+from lowrank_vit.modules.low_rank_linear import LowRankLinear
+from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.surgery import get_linear, replace_module
+from lowrank_vit.stages.evaluate.speed import CLOCKS, settings
 
 HEAD, HIDDEN = 64, 768  # of DeiT-Tiny
 # query-key and value directions of each head, hidden units: what `compress --recipe best --reduction 0.5` left of its blocks
@@ -47,7 +47,7 @@ WIDTHS = (
 
 
 def matrices(name: str, share: float, multiple: int) -> nn.Module:
-    """Every linear layer of the blocks as U V^T with ``share`` of its parameters."""
+    """Make a model with every linear layer of the blocks as U V^T, with ``share`` of its parameters."""
     model = timm.create_model(name).eval()
     for site in find_sites(model):
         n, d = site.in_features, site.out_features
@@ -58,15 +58,15 @@ def matrices(name: str, share: float, multiple: int) -> nn.Module:
 
 
 def scaled(widths: Sequence[int], heads: int, share: float, multiple: int) -> list[int]:
-    """The widths of DeiT-Tiny's heads, repeated for ``heads`` of them and scaled; their sum is a multiple."""
-    found = [min(HEAD, max(1, round(share * widths[head % len(widths)]))) for head in range(heads)]
-    while sum(found) % multiple:
-        found[found.index(max(found))] -= 1
-    return found
+    """Return the widths of DeiT-Tiny's heads, repeated for ``heads`` heads and scaled; their sum is a multiple."""
+    chosen = [min(HEAD, max(1, round(share * widths[head % len(widths)]))) for head in range(heads)]
+    while sum(chosen) % multiple:
+        chosen[chosen.index(max(chosen))] -= 1
+    return chosen
 
 
 def halves(name: str, share: float, multiple: int) -> nn.Module:
-    """Every attention and MLP with ``share`` of what ``best`` gave it at -50 %."""
+    """Make a model with every attention module and MLP at ``share`` of the widths that ``best`` chose at -50 %."""
     model = timm.create_model(name).eval()
     sites = {site.name: site for site in find_sites(model)}
     for block, (query_key, value, hidden) in enumerate(WIDTHS):
@@ -88,7 +88,7 @@ VARIANTS: dict[str, tuple[Callable[[str, float, int], nn.Module], int]] = {
 
 
 def reduced(name: str, variant: str, reduction: float) -> nn.Module:
-    """The largest model of this kind that has lost ``reduction`` of the dense one's parameters."""
+    """Make the largest model of this kind that has lost ``reduction`` of the dense one's parameters."""
     make, multiple = VARIANTS[variant]
     target = (1 - reduction) * parameter_count(timm.create_model(name))
     low, high = 0.0, 2.0
@@ -99,32 +99,28 @@ def reduced(name: str, variant: str, reduction: float) -> nn.Module:
     return make(name, low, multiple)
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """A table: a line for each variant and setting."""
-    dense = next(iter(found["macs"]))
-    table = Table(title=f"{name}, {found['threads']} threads, {found['clock']} clock, {found['matmul_precision']}")
-    for column in ("model", "params", "mode", "batch", "ms", "speed-up", "MACs' ratio", "share %"):
-        table.add_column(column, justify="left" if column in ("model", "mode") else "right", no_wrap=True)
-    for row in found["rows"]:
-        for variant, macs in found["macs"].items():
-            own = row[variant]
-            cells = [
-                variant,
-                f"{found['params'][variant] / 1e6:.2f}M",
-                f"{row['device']} {row['mode']}",
-                str(row["batch"]),
-            ]
-            cells.append(f"{1e3 * own['seconds']:.1f}")
+HEADER = ("model", "params", "mode", "batch", "ms", "speed-up (quartiles)", "MACs' ratio", "share %")
+
+
+def lines(results: dict[str, Any]) -> list[list[str]]:
+    """Return a line for each variant and setting."""
+    dense = next(iter(results["macs"]))
+    found = []
+    for row in results["rows"]:
+        for variant, macs in results["macs"].items():
+            measured = row[variant]
+            cells = [variant, f"{results['params'][variant] / 1e6:.2f}M", f"{row['device']} {row['mode']}"]
+            cells += [str(row["batch"]), f"{1e3 * measured['seconds']:.1f}"]
             if variant != dense:
-                low, high = own["speedup_quartiles"]
-                cells.append(f"{own['speedup']:.2f} ({low:.2f}-{high:.2f})")
-                cells += [f"{found['macs'][dense] / macs:.2f}", f"{100 * own['share_of_mac_ratio']:.0f}"]
-            table.add_row(*cells)
-    Console(width=max(Console().width, 110)).print(table)
+                low, high = measured["speedup_quartiles"]
+                cells.append(f"{measured['speedup']:.2f} ({low:.2f}-{high:.2f})")
+                cells += [f"{results['macs'][dense] / macs:.2f}", f"{100 * measured['share_of_mac_ratio']:.0f}"]
+            found.append([*cells, *[""] * (len(HEADER) - len(cells))])
+    return found
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all models and print the tables."""
     parser = argparse.ArgumentParser(description="Speed of compressed shapes beside the dense models.")
     parser.add_argument("--models", default="deit_small_patch16_224,deit_base_patch16_224", metavar="NAME,...")
     parser.add_argument("--reductions", default="0.5,0.6", metavar="R,...")
@@ -140,15 +136,22 @@ def main() -> None:
     torch.set_float32_matmul_precision(args.matmul_precision)
     chosen = settings(args.device, args.modes.split(","), [int(batch) for batch in args.batches.split(",")])
     results: dict[str, Any] = {}
+    told: list[list[str]] = []
     for name in args.models.split(","):
         models = {"dense": timm.create_model(name).eval()}
         for reduction in args.reductions.split(","):
             for variant in args.variants.split(";"):
                 models[f"-{100 * float(reduction):g} % {variant}"] = reduced(name, variant, float(reduction))
         results[name] = benchmark(models, chosen, seconds=args.seconds, clock=args.clock, progress=True)
-        show(name, results[name])
-    if args.json:
-        write_json(args.json, results)
+        show(f"{name}, {settings_told(results[name])}", HEADER, lines(results[name]))
+        told += [[f"{name} {first}", *rest] for first, *rest in lines(results[name])]
+    title = f"Speed beside the dense models, {settings_told(next(iter(results.values())))}"
+    write(args.json, title, HEADER, told, results)
+
+
+def settings_told(results: dict[str, Any]) -> str:
+    """Say how the times were taken."""
+    return f"{results['threads']} threads, {results['clock']} clock, {results['matmul_precision']} precision"
 
 
 if __name__ == "__main__":

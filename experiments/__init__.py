@@ -1,1 +1,1 @@
-"""The paper's tables as data, and what runs them: ``python -m experiments list | run | report``."""
+"""Hold the paper's tables as data, and run them: ``python -m experiments list | run | report``."""

@@ -1,20 +1,31 @@
-"""``python -m experiments``: list the tables, run one, report on it. Each verb imports what it needs when it runs."""
+"""List the tables, run one, report on it: ``python -m experiments``. Each verb imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.workspace import add_options
-from lowrank_vit.errors import InputError, disk_failed
+from experiments.tracking.workspace import add_options
+from lowrank_vit.runtime.errors import InputError, disk_failed
+from lowrank_vit.runtime.extras import require
+
+if TYPE_CHECKING:
+    from experiments.tables.rows import Table
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
+REPORTING = ("jinja2", "matplotlib")
+LR = """(default: 1e-4, the paper's for a batch that it does not name; it stays as it is, whatever the batch. 64 images on
+each of eight devices are a batch of 512: --global-batch 64 keeps the steps of one device; to scale the rate linearly with
+the batch instead, give --lr 8e-4)"""
 
 
 def _count(text: str) -> int:
@@ -23,10 +34,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _epochs(text: str) -> int:
+def _natural(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of epochs")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     return int(text)
+
+
+def _rate(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (rate := float(text)) < math.inf:
+            return rate
+    raise argparse.ArgumentTypeError(f"{text!r} is no learning rate such as 1e-4")
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -42,7 +60,8 @@ def _option(text: str) -> tuple[str, str]:
     return name.replace("-", "_"), value
 
 
-def _add_options(run: argparse.ArgumentParser) -> None:
+def _add_choices(run: argparse.ArgumentParser) -> None:
+    """Add the options that say which rows run, on what, and with which settings."""
     run.add_argument(
         "targets",
         nargs="+",
@@ -59,15 +78,31 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--seeds", type=_seeds, metavar="0,1,2", help="default: 0,1,2 for the stand-ins, 0 for real models"
     )
-    run.add_argument("--epochs", type=_epochs, help="of fine-tuning (default: 20; 0 leaves it out)")
+    run.add_argument("--epochs", type=_natural, help="of fine-tuning (default: 20; 0 leaves it out)")
     run.add_argument("--steps", type=_count, help="of Z's gradient solvers (default: the recipe's)")
     run.add_argument("--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)")
+    run.add_argument(
+        "--optimizer", choices=("adam", "sgd"), help="of Z's gradient solvers (default: the recipe's, adam)"
+    )
     run.add_argument("--limit", type=_count, help="evaluate this many images, drawn by the seed")
     run.add_argument("--calibration-samples", type=_count, default=1024)
-    run.add_argument("--batch-size", type=_count, default=64, help="of one device (default: 64)")
+    batch = run.add_mutually_exclusive_group()
+    batch.add_argument("--batch-size", type=_count, default=64, help="of one device (default: 64)")
+    batch.add_argument("--global-batch", type=_count, metavar="N", help="of all devices together, split evenly")
+    run.add_argument("--lr", type=_rate, default=1e-4, help=f"of fine-tuning {LR}")
+
+
+def _add_machinery(run: argparse.ArgumentParser) -> None:
+    """Add the options that say where and how jobs run."""
     run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     run.add_argument(
         "--workers", type=_count, help="jobs side by side (default: a core each for the stand-ins, else 1)"
+    )
+    run.add_argument(
+        "--loader-workers",
+        type=_natural,
+        metavar="N",
+        help="processes that read and decode images, for each device (default: a core's each, up to 16)",
     )
     run.add_argument("--devices", type=_count, help="of each job (default: as torchrun or srun started, or 1)")
     run.add_argument("--num-nodes", type=_count, help="of each job (likewise)")
@@ -82,7 +117,8 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--accelerator", default="auto", help="Lightning's (default: the CPU for the stand-ins, else auto)"
     )
-    run.add_argument("--rerun-stale", action="store_true", help="run again what another version of the package made")
+    run.add_argument("--dry-run", action="store_true", help="say how long each row would take, and run nothing")
+    run.add_argument("--rerun-stale", action="store_true", help="run again what older code made")
     run.add_argument("--no-wandb", action="store_true", help="keep no Weights & Biases runs (they are offline anyway)")
 
 
@@ -93,7 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("table", nargs="?", metavar="TABLE")
     listing.set_defaults(run=list_tables)
     run = verbs.add_parser("run", help="run what is not finished yet, then report")
-    _add_options(run)
+    _add_choices(run)
+    _add_machinery(run)
     run.set_defaults(run=run_table)
     report = verbs.add_parser("report", help="render the last run again")
     report.add_argument("tables", nargs="+", metavar="TABLE", help="or all")
@@ -112,15 +149,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def publish_workspace(args: argparse.Namespace) -> int:
-    """``workspace``."""
-    from experiments.workspace import run
+    """Run the verb ``workspace``."""
+    from experiments.report.styles import group_colours
+    from experiments.tracking.workspace import run
 
-    return run(args)
+    return run(args, group_colours())
 
 
 def list_tables(args: argparse.Namespace) -> int:
-    """``list``."""
-    from experiments.registry import Row, find, tables
+    """Run the verb ``list``."""
+    from experiments.tables.catalogue import find, tables
+    from experiments.tables.rows import Row
 
     if args.table is None:
         for table in tables().values():
@@ -140,29 +179,42 @@ def list_tables(args: argparse.Namespace) -> int:
 
 
 def report_table(args: argparse.Namespace) -> int:
-    """``report``."""
-    from experiments.registry import find_all
-    from experiments.report import write_report
-    from experiments.terminal import show
+    """Run the verb ``report``."""
+    from experiments.tables.catalogue import find_all
 
     for table, _ in find_all(args.tables):
-        show(write_report(args.results, table))
+        _render(args.results, table)
     return 0
 
 
+def _render(results: Path, table: Table) -> list[str]:
+    """Write a table's report, show it, and name its files."""
+    from experiments.report.files import written
+    from experiments.report.terminal import show
+    from experiments.report.write import write_report
+
+    show(write_report(results, table))
+    return written(table)
+
+
 def publish_tables(args: argparse.Namespace) -> int:
-    """``publish``."""
-    from experiments.publish import run
-    from experiments.registry import find_all
+    """Run the verb ``publish``."""
+    from experiments.report.publish import run
+    from experiments.tables.catalogue import find_all
 
     return run(args.results, [table for table, _ in find_all(args.tables)])
 
 
 def run_table(args: argparse.Namespace) -> int:
-    """``run``."""
-    from experiments.campaign import run
+    """Run the verb ``run``."""
+    from experiments.runner.campaign import run
 
-    return run(args)
+    return run(args, _render)
+
+
+def _packages(args: argparse.Namespace) -> list[str]:
+    """List the optional packages without which a verb fails, perhaps after hours of work; W&B is not among them."""
+    return [*REPORTING, *(["sklearn"] if vars(args).get("data") == "digits" else [])]
 
 
 def _interrupt(*_: Any) -> None:
@@ -171,9 +223,12 @@ def _interrupt(*_: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb. A user's mistake is one line on the error stream and exit code 2; a failed job is exit code 1."""
-    args = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    args = _parser().parse_args(words)
+    args.command = shlex.join(["python", "-m", "experiments", *words])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        require("python -m experiments", *_packages(args))
         sys.exit(args.run(args))
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

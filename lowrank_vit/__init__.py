@@ -1,8 +1,11 @@
 """Smaller vision transformers by activation-aware, mixed-rank low-rank approximation.
 
-compressed, report = lowrank_vit.compress(model, calibration=dataloader, recipe="exact", reduction=0.5)
+compressed, report = lowrank_vit.compress(model, calibration=dataloader, reduction=0.5)
 lowrank_vit.save(compressed, "small")
 model = lowrank_vit.load("small")
+
+Public are the names below, and the packages ``runtime``, ``records``, ``linalg``, ``modules``, ``objectives``, ``data``
+and ``models``. All other modules are internal: what they do is reached by the names below.
 """
 
 from __future__ import annotations
@@ -10,24 +13,112 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowrank_vit.artefact import load, push_to_hub, save
-    from lowrank_vit.errors import InputError
-    from lowrank_vit.pipeline import analyse, compress, sweep
+    from lowrank_vit.architectures.base import family_of, first_inputs
+    from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_weight, find_sites
+    from lowrank_vit.pipeline.analysis import Analysis
+    from lowrank_vit.pipeline.api import analyse, compress, sweep
+    from lowrank_vit.pipeline.budget import check_reduction
+    from lowrank_vit.pipeline.recipe import Recipe
+    from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
+    from lowrank_vit.pipeline.reporting import dense_report
+    from lowrank_vit.pipeline.saving import load, push_to_hub, save
+    from lowrank_vit.pipeline.statistics import collect
+    from lowrank_vit.runtime.errors import InputError
+    from lowrank_vit.runtime.hardware import Hardware
+    from lowrank_vit.stages.calibrate.stream import calibrate
+    from lowrank_vit.stages.compensate import Compensation
+    from lowrank_vit.stages.compensate.minibatch import compensate_minibatch
+    from lowrank_vit.stages.compensate.solve import Solution, solve
+    from lowrank_vit.stages.correct.output_refit import OutputRefit
+    from lowrank_vit.stages.decompose import DECOMPOSITIONS
+    from lowrank_vit.stages.evaluate.accuracy import evaluate
+    from lowrank_vit.stages.evaluate.comparison import compare
+    from lowrank_vit.stages.evaluate.speed import benchmark
+    from lowrank_vit.stages.export.formats import export
+    from lowrank_vit.stages.quantize.weights import quantize
+    from lowrank_vit.stages.training.augmentation import augmentations
+    from lowrank_vit.stages.training.distill import distill
+    from lowrank_vit.stages.training.finetune import finetune
+    from lowrank_vit.storage.folder import file_bytes, is_saved_model, load_report
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "analyse", "compress", "load", "push_to_hub", "save", "sweep"]
+__all__ = [
+    "BLOCK_LINEARS",
+    "DECOMPOSITIONS",
+    "RECIPES",
+    "Analysis",
+    "Compensation",
+    "Hardware",
+    "InputError",
+    "OutputRefit",
+    "Recipe",
+    "Solution",
+    "analyse",
+    "augmentations",
+    "benchmark",
+    "calibrate",
+    "check_reduction",
+    "collect",
+    "compare",
+    "compensate_minibatch",
+    "compress",
+    "dense_report",
+    "dense_weight",
+    "distill",
+    "evaluate",
+    "export",
+    "family_of",
+    "file_bytes",
+    "find_sites",
+    "finetune",
+    "first_inputs",
+    "get_recipe",
+    "is_saved_model",
+    "load",
+    "load_report",
+    "push_to_hub",
+    "quantize",
+    "save",
+    "solve",
+    "sweep",
+]
 
 _HOMES = {
-    **dict.fromkeys(("analyse", "compress", "sweep"), "pipeline"),
-    **dict.fromkeys(("load", "push_to_hub", "save"), "artefact"),
-    "InputError": "errors",
+    "architectures.base": ("family_of", "first_inputs"),
+    "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
+    "pipeline.analysis": ("Analysis",),
+    "pipeline.api": ("analyse", "compress", "sweep"),
+    "pipeline.budget": ("check_reduction",),
+    "pipeline.recipe": ("Recipe",),
+    "pipeline.recipes": ("RECIPES", "get_recipe"),
+    "pipeline.reporting": ("dense_report",),
+    "pipeline.saving": ("load", "push_to_hub", "save"),
+    "pipeline.statistics": ("collect",),
+    "runtime.errors": ("InputError",),
+    "runtime.hardware": ("Hardware",),
+    "stages.calibrate.stream": ("calibrate",),
+    "stages.compensate": ("Compensation",),
+    "stages.compensate.minibatch": ("compensate_minibatch",),
+    "stages.compensate.solve": ("Solution", "solve"),
+    "stages.correct.output_refit": ("OutputRefit",),
+    "stages.decompose": ("DECOMPOSITIONS",),
+    "stages.evaluate.accuracy": ("evaluate",),
+    "stages.evaluate.comparison": ("compare",),
+    "stages.evaluate.speed": ("benchmark",),
+    "stages.export.formats": ("export",),
+    "stages.quantize.weights": ("quantize",),
+    "stages.training.augmentation": ("augmentations",),
+    "stages.training.distill": ("distill",),
+    "stages.training.finetune": ("finetune",),
+    "storage.folder": ("file_bytes", "is_saved_model", "load_report"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: ``--help`` must not wait for torch."""
-    if name not in _HOMES:
+    module = next((module for module, names in _HOMES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'lowrank_vit' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"lowrank_vit.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"lowrank_vit.{module}"), name)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from tests.support.processes import become
+from tests.support.sources import ROOT
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,7 +30,13 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real weights and images; tests that use it carry the marker ``real_data``."""
-    folder = Path(os.environ.get("LOWRANK_VIT_DATA") or REPOSITORY.parent / "shared" / "data")
+    folder = Path(os.environ.get("LOWRANK_VIT_DATA") or ROOT.parent / "shared" / "data")
     if not (folder / "weights").is_dir() or not (folder / "imagenet-samples").is_dir():
         pytest.skip(f"no real data: {folder} has no weights/ and imagenet-samples/ (set LOWRANK_VIT_DATA)")
     return folder
+
+
+@pytest.fixture
+def as_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Makes ``torch.distributed`` say that this is one of several processes."""
+    return functools.partial(become, monkeypatch)

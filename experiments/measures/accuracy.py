@@ -1,4 +1,4 @@
-"""Figure 2: what one block, or one type of layer in all blocks, costs in accuracy when its ranks are reduced.
+"""Measure for figure 2 what reducing one block, or one type of layer in all blocks, costs in accuracy.
 
 Everything else stays dense. The weight itself becomes ``U V^T`` of rank r, the same function as two factors.
 """
@@ -8,41 +8,41 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from experiments.jobs.job import Job
+from experiments.jobs.ledger import Ledger
+from experiments.jobs.measure import MEASURES, Measure
 from experiments.measures.layers import block_of, factors_by, layer_of, sites_of
-from experiments.registry import Job
+from lowrank_vit import Hardware, collect, evaluate, find_sites
 from lowrank_vit.data import ImageData
-from lowrank_vit.evaluate import evaluate
-from lowrank_vit.records import Factors, Site
-from lowrank_vit.sites import find_sites, get_linear
-from lowrank_vit.steps import Images, collect
+from lowrank_vit.modules.surgery import get_linear
+from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.images import Images
+from lowrank_vit.records.layers import Site
 
-if TYPE_CHECKING:
-    from experiments.ledger import Ledger
-
-METHODS = ("svd", "whitened")
+METHODS = ("svd", "representative", "whitened")
 REMOVED = (25, 50, 75, 90)  # percent of the full rank
 IMAGES = 250  # that a real model is evaluated on, unless a limit says otherwise
 GROUPS = {"accuracy_by_block": block_of, "accuracy_by_layer": layer_of}
 
 
 def by_block(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Top-1 with the layers of a single block reduced, block by block."""
+    """Measure top-1 with the layers of a single block reduced, block by block."""
     return _measure(model, data, job, ledger, block_of)
 
 
 def by_layer(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Top-1 with the layers of one type reduced in all blocks, type by type."""
+    """Measure top-1 with the layers of one type reduced in all blocks, type by type."""
     return _measure(model, data, job, ledger, layer_of)
 
 
 def forward_passes(job: Job) -> float:
-    """The statistics, and an evaluation for each variant and for the dense model."""
+    """Count the statistics, and an evaluation for each variant and for the dense model."""
     validation = int(job.images.split("+")[1])
     assert job.measure is not None
     groups = {GROUPS[job.measure](site) for site in sites_of(job.model)}
@@ -57,23 +57,23 @@ def _limit(job: Job) -> int | None:
 def _measure(
     model: nn.Module, data: ImageData, job: Job, ledger: Ledger, group_of: Callable[[Site], str]
 ) -> dict[str, Any]:
-    """Under "top1", by method and group, an accuracy for each share in "removed"; all are of the same "n" images."""
+    """Measure under "top1", by method and group, each share in "removed"; all are of the same "n" images."""
     sites = find_sites(model)
     groups: dict[str, list[Site]] = {}
     for site in sites:
         groups.setdefault(group_of(site), []).append(site)
     ledger.tell("statistics of all blocks")
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-    moments = collect(model, sites, frozenset({"second"}), calibration, job.seed, False)
+    moments = collect(model, sites, frozenset({"input_second", "representative"}), calibration, job.seed, False)
     factors = {method: factors_by(method, model, sites, moments) for method in METHODS}
     loader = in_memory(data, _limit(job))
     dense = _score(model, loader)
     top1: dict[str, dict[str, list[float]]] = {method: {} for method in METHODS}
-    for number, (name, own) in enumerate(groups.items(), start=1):
+    for number, (name, group) in enumerate(groups.items(), start=1):
         ledger.tell(f"{name}, {number} of {len(groups)}")
         for method in METHODS:
             known = ledger.found.get(f"{method} {name}")
-            top1[method][name] = known["top1"] if known else _scores(model, own, factors[method], loader)
+            top1[method][name] = known["top1"] if known else _scores(model, group, factors[method], loader)
             ledger.keep(f"{method} {name}", {"top1": top1[method][name]})
     return {"n": dense["n"], "dense": round(dense["top1"], 2), "removed": list(REMOVED), "top1": top1}
 
@@ -81,16 +81,16 @@ def _measure(
 def _scores(
     model: nn.Module, sites: Sequence[Site], factors: Mapping[str, Factors], loader: DataLoader[Any]
 ) -> list[float]:
-    """Top-1 in percent with each share removed from these layers."""
-    found = []
+    """Measure top-1 in percent with each share removed from these layers."""
+    scores = []
     for percent in REMOVED:
         with reduced(model, sites, factors, percent):
-            found.append(round(_score(model, loader)["top1"], 2))
-    return found
+            scores.append(round(_score(model, loader)["top1"], 2))
+    return scores
 
 
 def in_memory(data: ImageData, limit: int | None) -> DataLoader[Any]:
-    """The images of the evaluation, decoded once."""
+    """Decode the images of the evaluation once."""
     few = copy.copy(data)
     few.limit = limit
     batches = list(few.val_dataloader())
@@ -100,12 +100,12 @@ def in_memory(data: ImageData, limit: int | None) -> DataLoader[Any]:
 
 def _score(model: nn.Module, loader: DataLoader[Any]) -> dict[str, Any]:
     cuda = next(model.parameters()).is_cuda
-    return evaluate(model, loader, accelerator="gpu" if cuda else "cpu", progress=False)
+    return evaluate(model, loader, hardware=Hardware(accelerator="gpu" if cuda else "cpu"), progress=False)
 
 
 @contextmanager
 def reduced(model: nn.Module, sites: Sequence[Site], factors: Mapping[str, Factors], percent: int) -> Iterator[None]:
-    """The model with ``percent`` of the full rank of these layers removed, and at least rank 1 left; dense afterwards."""
+    """Remove ``percent`` of the full rank of these layers, at least rank 1 left; the model is dense again afterwards."""
     linears = {site: get_linear(model, site) for site in sites}
     dense = {site: linear.weight.data for site, linear in linears.items()}
     try:
@@ -119,5 +119,9 @@ def reduced(model: nn.Module, sites: Sequence[Site], factors: Mapping[str, Facto
 
 
 def kept_rank(site: Site, percent: int) -> int:
-    """The rank that is left of the full one."""
+    """Return the rank that is left of the full one."""
     return max(1, round(site.full_rank * (100 - percent) / 100))
+
+
+MEASURES.register("accuracy_by_block")(Measure(by_block, forward_passes))
+MEASURES.register("accuracy_by_layer")(Measure(by_layer, forward_passes))

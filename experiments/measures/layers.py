@@ -1,4 +1,4 @@
-"""Blocks and layers by their names, their factors, and the images that all measurements see."""
+"""Name blocks and layers, decompose them, and gather the statistics that all measurements share."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit import DECOMPOSITIONS, collect, dense_weight, find_sites
 from lowrank_vit.data import ImageData
-from lowrank_vit.recipes import Recipe
-from lowrank_vit.records import Factors, Moments, Site
-from lowrank_vit.sites import find_sites
-from lowrank_vit.steps import Images, collect, decompose
+from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.images import Images
+from lowrank_vit.records.layers import Site
+from lowrank_vit.records.moments import Moments
 
 DIGITS = 5  # decimals in the results
 
 
 def block_of(site: Site) -> str:
-    """The name of the block that a layer is in: ``blocks.0``, in a Swin ``layers.1.blocks.0``."""
+    """Name the block that a layer is in: ``blocks.0``, in a Swin ``layers.1.blocks.0``."""
     return _parts(site)[0]
 
 
 def layer_of(site: Site) -> str:
-    """The name of a layer within its block, the same in all blocks: ``attn.qkv``."""
+    """Name a layer within its block, the same in all blocks: ``attn.qkv``."""
     return _parts(site)[1]
 
 
 def _parts(site: Site) -> tuple[str, str]:
-    found = re.fullmatch(r"((?:.*\.)?blocks\.\d+)\.(.+)", site.name)
-    assert found is not None, f"{site.name} is in no block"
-    return found[1], found[2]
+    parts = re.fullmatch(r"((?:.*\.)?blocks\.\d+)\.(.+)", site.name)
+    assert parts is not None, f"{site.name} is in no block"
+    return parts[1], parts[2]
 
 
 @cache
 def sites_of(model: str) -> list[Site]:
-    """The layers of the model of that name, which is not built in memory."""
+    """List the layers of the model of that name, which is not built in memory."""
     import timm
 
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
@@ -48,7 +49,7 @@ def sites_of(model: str) -> list[Site]:
 def seen_and_unseen(
     model: nn.Module, sites: Sequence[Site], seen: Iterable[str], unseen: Iterable[str], data: ImageData, seed: int
 ) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """The statistics ``seen`` of the calibration images and ``unseen`` of the held-out images."""
+    """Collect the statistics ``seen`` of the calibration images and ``unseen`` of the held-out images."""
     calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint)
     return (
@@ -60,15 +61,16 @@ def seen_and_unseen(
 def factors_by(
     method: str, model: nn.Module, sites: Sequence[Site], moments: Mapping[str, Moments]
 ) -> dict[str, Factors]:
-    """All directions of every site by the decomposition called ``method``."""
-    return decompose(model, Recipe(method, method, "uniform"), sites, moments, False)
+    """Return all directions of every site by the decomposition called ``method``."""
+    decomposition = DECOMPOSITIONS.get(method)()
+    return {site.name: decomposition(dense_weight(model, site), moments[site.name]) for site in sites}
 
 
 def rounded(values: Tensor) -> list[float]:
-    """Plain numbers, which JSON can hold."""
+    """Return plain numbers, which JSON can hold."""
     return [round(value, DIGITS) for value in values.tolist()]
 
 
 def image_counts(seen: Mapping[str, Moments], unseen: Mapping[str, Moments]) -> dict[str, int]:
-    """How many images of both kinds there were."""
-    return {kind: next(iter(own.values())).images for kind, own in (("calibration", seen), ("unseen", unseen))}
+    """Count the images of both kinds."""
+    return {kind: next(iter(moments.values())).images for kind, moments in (("calibration", seen), ("unseen", unseen))}

@@ -1,4 +1,4 @@
-"""What leaving out directions of one part of the model costs, as ``best`` predicts it and as it is.
+"""Measure what leaving out directions of one part of the model costs, beside what ``best`` predicts.
 
 A part is the queries with the keys, the values, or the hidden units of one block; all else stays dense. Predicted: the
 Fisher information's second-order increase of the loss, which the allocator spends. Measured: ``KL(dense || compressed)``,
@@ -7,23 +7,20 @@ in nats for an image; the expected increase of the loss is just that, to second 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torchmetrics.functional import spearman_corrcoef
 
+from experiments.jobs.job import Job
+from experiments.jobs.ledger import Ledger
+from experiments.jobs.measure import MEASURES, Measure
 from experiments.measures.layers import block_of, sites_of
-from experiments.registry import Job
-from lowrank_vit.blocks import BlockAnalysis
+from lowrank_vit import analyse, get_recipe
 from lowrank_vit.data import ImageData
-from lowrank_vit.pipeline import analyse
-from lowrank_vit.recipes import get_recipe
-from lowrank_vit.records import ErrorCurve, RankPlan
-from lowrank_vit.steps import Images
-
-if TYPE_CHECKING:
-    from experiments.ledger import Ledger
+from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.records.images import Images
 
 REMOVED = (25, 50, 75)  # percent of a part
 IMAGES = 64  # unseen ones that a real model is compared on, unless a limit says otherwise
@@ -32,7 +29,7 @@ DIGITS = 8
 
 
 def forward_passes(job: Job) -> float:
-    """The statistics with their gradients; each part is measured from its block on, which is half the model on average."""
+    """Count the statistics with their gradients; a part is measured from its block on, half the model on average."""
     blocks = {block_of(site) for site in sites_of(job.model)}
     variants = len(blocks) * PARTS_OF_A_BLOCK * len(REMOVED)
     return 3 * job.calibration_samples + variants / 2 * min(_limit(job), job.held_out_samples)
@@ -43,12 +40,11 @@ def _limit(job: Job) -> int:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """For every part, both losses at each share in "removed"; "rank_correlation" is Spearman's over all of them."""
+    """Measure every part's losses at each share in "removed"; "rank_correlation" is Spearman's over all of them."""
     ledger.tell("statistics of all blocks")
     recipe = get_recipe("best").but(refit=False, measured=0)
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     analysis = analyse(model, images, recipe, seed=job.seed, device=str(next(model.parameters()).device))
-    assert isinstance(analysis, BlockAnalysis)
     unseen = data.held_out_tensor()[: _limit(job)]
     parts: dict[str, dict[str, list[float]]] = {
         curve.name: {"predicted": [], "measured": []} for curve in analysis.curves
@@ -58,8 +54,8 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
         plan = RankPlan({curve.name: _kept(curve, percent) for curve in analysis.curves})
         losses = ledger.found.get(f"loss {percent}")
         if losses is None:
-            found = analysis.measure(plan, [unseen], len(unseen))
-            losses = {name: round(loss, DIGITS) for name, (_, loss) in found.items()}
+            measured = analysis.measure(plan, [unseen], len(unseen))
+            losses = {name: round(loss, DIGITS) for name, (_, loss) in measured.items()}
             ledger.keep(f"loss {percent}", losses)
         for curve in analysis.curves:
             parts[curve.name]["predicted"].append(round(curve.error(plan.ranks[curve.name]), DIGITS))
@@ -73,15 +69,18 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
 
 
 def _kept(curve: ErrorCurve, percent: int) -> int:
-    """How many directions or units of a part are left, a multiple of its curve's."""
+    """Count the directions or units of a part that are left, a multiple of its curve's."""
     everything = len(curve.errors) - 1
     return max(everything * (100 - percent) // 100 // curve.multiple, 1) * curve.multiple
 
 
 def rank_correlation(parts: dict[str, dict[str, list[float]]]) -> float:
-    """Spearman's, of all predicted with all measured losses."""
+    """Correlate, by Spearman, all predicted with all measured losses."""
     predicted, measured = (
         torch.tensor([value for part in parts.values() for value in part[kind]], dtype=torch.float64)
         for kind in ("predicted", "measured")
     )
     return round(spearman_corrcoef(predicted, measured).item(), 4)
+
+
+MEASURES.register("loss")(Measure(measure, forward_passes))

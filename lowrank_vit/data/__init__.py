@@ -1,7 +1,8 @@
 """Images by a SPEC string: ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``arrow:PATH`` or ``hf:NAME``."""
 
 from lowrank_vit.data.module import ImageData
-from lowrank_vit.data.records import ImageSource, ImageSplit
+from lowrank_vit.data.sampling import hold_out
 from lowrank_vit.data.sources import open_source
+from lowrank_vit.data.splits import ImageSource, ImageSplit
 
-__all__ = ["ImageData", "ImageSource", "ImageSplit", "open_source"]
+__all__ = ["ImageData", "ImageSource", "ImageSplit", "hold_out", "open_source"]

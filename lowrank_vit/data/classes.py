@@ -13,14 +13,14 @@ IMAGENET_CLASSES = 1000
 
 @functools.cache
 def imagenet_wnids() -> dict[str, int]:
-    """The index of each of ImageNet-1k's 1000 wnids in their sorted list: the label that pretrained models predict."""
+    """Return the index of each of ImageNet-1k's 1000 wnids in sorted order: the label that pretrained models predict."""
     from timm.data import ImageNetInfo
 
     return {wnid: index for index, wnid in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
 
 
 def class_labels(names: Iterable[str], where: str) -> tuple[dict[str, int], int]:
-    """The label of each class name, and the number of classes; ``where`` names the data in warnings.
+    """Return the label of each class name, and the number of classes; ``where`` names the data in warnings.
 
     Where all names are wnids of ImageNet-1k, a label is the index among its 1000 wnids, however many are present;
     otherwise it is the rank among the sorted names. A mixture is ranked, with a warning.

@@ -10,23 +10,28 @@ from pathlib import Path
 from PIL import Image
 
 from lowrank_vit.data.classes import class_labels
-from lowrank_vit.data.images import read_image
-from lowrank_vit.data.records import NO_LABEL, ImageSource
-from lowrank_vit.errors import InputError
+from lowrank_vit.data.decoding import read_image
+from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
+from lowrank_vit.runtime.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
 
 
 class FileSplit:
-    """Image files and their labels."""
+    """Image files and their labels; ``side`` is ``read_image``'s."""
 
-    def __init__(self, files: Sequence[str], labels: Sequence[int]) -> None:
+    def __init__(self, files: Sequence[str], labels: Sequence[int], side: int | None = None) -> None:
         self.files = files
         self.labels = labels
+        self.side = side
+
+    def reduced(self, side: int) -> FileSplit:
+        """Return the same images, large JPEGs decoded at a smaller size."""
+        return FileSplit(self.files, self.labels, side)
 
     def content(self, index: int) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         path = Path(self.files[index])
         try:
             if path.exists() and not path.is_file():  # reading a pipe would wait for ever
@@ -39,9 +44,10 @@ class FileSplit:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.content(index), self.files[index]), self.labels[index]
+        return read_image(self.content(index), self.files[index], self.side), self.labels[index]
 
 
+@source("imagefolder", "imagefolder:PATH")
 def open_folder(spec: str, target: str) -> ImageSource:
     """Open ``imagefolder:PATH``; see ``open_source``.
 
@@ -57,10 +63,10 @@ def open_folder(spec: str, target: str) -> ImageSource:
     if train and validation and train.resolve() == validation.resolve():
         raise InputError(f"{spec}: train/ and {validation.name}/ are the same folder: keep the evaluation images apart")
     folders = [folder for folder in (train, validation) if folder]
-    found = {folder: _files_by_class(folder) for folder in folders}
-    names = {name for classes in found.values() for name in classes if name}
+    files = {folder: _files_by_class(folder) for folder in folders}
+    names = {name for classes in files.values() for name in classes if name}
     labels, count = class_labels(names, spec)
-    splits = {folder: _file_split(spec, folder, found[folder], labels) for folder in folders}
+    splits = {folder: _file_split(spec, folder, files[folder], labels) for folder in folders}
     return ImageSource(
         spec, count or None, splits[train] if train else None, splits[validation] if validation else None
     )
@@ -71,7 +77,7 @@ def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def _files_by_class(folder: Path) -> dict[str, list[str]]:
-    """The image files of each class folder; those that lie in ``folder`` itself under the name ""."""
+    """Return the image files of each class folder; those in ``folder`` itself are under the name ""."""
     classes: dict[str, list[str]] = {"": []}
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -95,7 +101,7 @@ def _images_under(folder: str) -> Iterator[str]:
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if (place := os.path.realpath(parent)) in seen:
-            folders.clear()  # a link back to where we have been
+            folders.clear()  # a link back to a folder that was visited
             continue
         seen.add(place)
         folders.sort()

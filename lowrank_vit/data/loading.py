@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,35 +11,49 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
-from timm.data import create_transform
+from timm.data import DEFAULT_CROP_PCT, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lowrank_vit.data.images import MODES, to_channels
-from lowrank_vit.data.records import ImageSplit
+from lowrank_vit.data.decoding import MODES, to_channels
 from lowrank_vit.data.sampling import Draw
-from lowrank_vit.errors import InputError
+from lowrank_vit.data.splits import ImageSplit
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.processes import own_cores
 
-MOST_WORKERS = 4
+MOST_WORKERS = 16
 LARGEST, SMALLEST_CROP = 8192, 0.05  # pixels; share of the side
+CROP_AREA, CROP_RATIO, FLIPS = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # share of the area, width by height, share of images
 
 Transform = Callable[[Image.Image], Tensor]
 
 
 def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
-    """timm's evaluation transform of a model's data config: resize, crop at the centre, normalise."""
+    """Make timm's evaluation transform of a model's data config: resize, crop at the centre, normalise."""
     return create_transform(**data_config, is_training=False)
 
 
+def resized_side(data_config: Mapping[str, Any]) -> int:
+    """Return the longest that the evaluation transform's resize leaves an image's shorter side, in pixels."""
+    return math.ceil(max(data_config["input_size"][1:]) / data_config.get("crop_pct", DEFAULT_CROP_PCT))
+
+
 def training_transform(data_config: Mapping[str, Any]) -> Transform:
-    """A random resized crop and a horizontal flip, then the model's normalisation; nothing else."""
+    """Make the training transform: a random resized crop and flip, then the model's normalisation; nothing else."""
     settings = {key: data_config[key] for key in ("input_size", "interpolation", "mean", "std") if key in data_config}
+    settings |= {"scale": CROP_AREA, "ratio": CROP_RATIO, "hflip": FLIPS}
     settings |= {"color_jitter": None, "auto_augment": None, "re_prob": 0.0}
     return create_transform(**settings, is_training=True)
 
 
+def augmentation_record(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a report says about the training transform."""
+    crops = {"crop_area": [*CROP_AREA], "crop_ratio": [*CROP_RATIO]}
+    return {**crops, "flips": FLIPS, "interpolation": data_config.get("interpolation", "bilinear")}
+
+
 def input_channels(data_config: Mapping[str, Any]) -> int:
-    """The number of channels that the data config asks for. Raises ``InputError`` where that is neither 1 nor 3."""
+    """Return the number of channels that the data config asks for. Raises ``InputError`` if it is neither 1 nor 3."""
     size = data_config.get("input_size")
     if not size or len(size) != 3 or size[0] not in MODES:
         raise InputError(
@@ -51,7 +65,7 @@ def input_channels(data_config: Mapping[str, Any]) -> int:
 
 
 def _try(data_config: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` for a data config, which a saved model's folder may hold, that does not transform an image."""
+    """Raise ``InputError`` unless the data config, which may come from a saved folder, can transform an image."""
     channels, height, width = data_config["input_size"]
     try:
         if not (0 < height <= LARGEST and 0 < width <= LARGEST and data_config.get("crop_pct", 1) >= SMALLEST_CROP):
@@ -61,7 +75,7 @@ def _try(data_config: Mapping[str, Any]) -> None:
             for transform in (evaluation_transform(data_config), training_transform(data_config)):
                 if transform(image).shape != (channels, height, width):
                     raise ValueError("its images come out in another shape")
-    except Exception as error:  # timm's and torchvision's, of whichever step
+    except Exception as error:  # of timm or torchvision, at any step
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the data config cannot be used ({reason}): {dict(data_config)}") from None
 
@@ -91,7 +105,7 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Both generators that timm's transforms draw from, seeded inside and as they were outside."""
+    """Seed both generators that timm's transforms draw from within the block, and restore them after it."""
     state = random.getstate()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -103,7 +117,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class ImageLoader(DataLoader[tuple[Tensor, int]]):
-    """A loader that reports a broken image in one line, where PyTorch would pass on its worker's whole traceback."""
+    """A loader that reports a broken image in one line, where PyTorch would pass on its worker's whole traceback.
+
+    Workers that are kept for the next epoch end with the loader, and at an error; Lightning ends them with its run.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
@@ -112,22 +129,29 @@ class ImageLoader(DataLoader[tuple[Tensor, int]]):
         except InputError as error:
             line = str(error).strip().splitlines()[-1]
             error.__traceback__ = None  # PyTorch's frames refer to the error: the cycle would keep its workers alive
+            self._iterator = None
         raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: "))
 
 
-def make_loader(images: TransformedImages, sampler: Sampler[Any], batch_size: int, workers: int) -> ImageLoader:
-    """Batches of images (N, C, H, W) with labels (N,), the last one smaller; the global random state stays untouched."""
+def make_loader(
+    images: TransformedImages, sampler: Sampler[Any], batch_size: int, workers: int, *, again: bool = False
+) -> ImageLoader:
+    """Make a loader of batches (N, C, H, W) with labels (N,), the last smaller; the global random state is not used.
+
+    ``again``: it will be iterated more than once, so its workers stay. One iteration at a time, then. Each worker loads
+    two batches ahead.
+    """
     return ImageLoader(
         images,
         batch_size=batch_size,
         sampler=sampler,
         num_workers=workers,
+        persistent_workers=again and workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # workers' seeds come from it instead of from the global one
     )
 
 
-def default_workers() -> int:
-    """As many worker processes as this process may use cores, at most four."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
+def default_workers(jobs: int = 1) -> int:
+    """Return the number of worker processes: one for each core of this process, which ``jobs`` share; at most 16."""
+    return min(max(1, own_cores() // jobs), MOST_WORKERS)

@@ -14,28 +14,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
+from lowrank_vit.data.decoding import MARGIN
 from lowrank_vit.data.loading import (
     ImageLoader,
     TransformedImages,
+    augmentation_record,
     default_workers,
     evaluation_transform,
     input_channels,
     make_loader,
+    resized_side,
     training_transform,
 )
-from lowrank_vit.data.records import ImageSource, ImageSplit
 from lowrank_vit.data.sampling import (
     CALIBRATION,
     EVALUATION,
-    HELD_OUT,
     EpochSampler,
     ShardSampler,
     draw,
     draw_balanced,
     hash_indices,
+    hold_out,
 )
 from lowrank_vit.data.sources import open_source
-from lowrank_vit.errors import InputError
+from lowrank_vit.data.splits import ImageSource, ImageSplit
+from lowrank_vit.runtime.errors import InputError
 
 
 class ImageData(lightning.LightningDataModule):
@@ -46,11 +49,14 @@ class ImageData(lightning.LightningDataModule):
     process gets its share: every image exactly once over all of them, except in training, where the last round is
     padded. Nothing is read before the first use.
 
-    ``calibration_samples`` images of the training split serve for calibration (all, with a warning, if there are
-    fewer), ``held_out_samples`` of the validation split for the error on unseen images, ``limit`` (or all) for
-    evaluation; the draws depend on ``seed`` only, and a smaller draw is a part of a larger one. ``stratified``
-    calibrates on as many images of each class. ``augment`` crops and flips the training images at random, where that
-    keeps their meaning. ``workers`` is the number of loading processes: by default up to four, and none for digits.
+    ``calibration_samples`` images of the training split serve for calibration, and ``held_out_samples`` others of it,
+    but at most a tenth of it, for whatever is measured or chosen on unseen images (0: none). So nothing is ever chosen
+    on images that are evaluated. Where the split is too small for both, calibration gets the rest, with a warning.
+    ``limit`` images of the evaluation split (or all) are evaluated. The draws depend on ``seed`` only, and a smaller
+    draw is a part of a larger one. ``stratified`` calibrates on as many images of each class. ``augment`` crops and
+    flips the training images at random, where that keeps their meaning; without it, very large JPEGs are decoded at
+    reduced size (``decoding.read_image``). ``workers`` are the processes that load, for one loader of one process: by
+    default one for each core, up to 16, and none for digits. Those of training and evaluation stay from epoch to epoch.
 
     Raises ``InputError`` for a calibration on the evaluation split, a count below one, and, at the first use, a source
     that is missing, empty or without the labels that training and evaluation need.
@@ -80,7 +86,7 @@ class ImageData(lightning.LightningDataModule):
         counts = {
             "batch_size": batch_size,
             "calibration_samples": calibration_samples,
-            "held_out_samples": held_out_samples,
+            "held_out_samples": held_out_samples or 1,
             "limit": 1 if limit is None else limit,
         }
         for name, count in counts.items():
@@ -101,94 +107,122 @@ class ImageData(lightning.LightningDataModule):
 
     @functools.cached_property
     def source(self) -> ImageSource:
-        """The opened source."""
+        """Open the source, once."""
         return open_source(self.spec)
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes of the source, None where it has no labels."""
+        """Return the number of classes of the source; None if it has no labels."""
         return self.source.num_classes
 
     def train_dataloader(self) -> ImageLoader:
-        """The training split, shuffled by (seed, epoch) and augmented."""
+        """Load the training split, shuffled by (seed, epoch) and augmented."""
         split = self._labelled("train", "fine-tuning")
-        augment = self.augment and self.source.mirrors
-        transform = training_transform(self.data_config) if augment else evaluation_transform(self.data_config)
-        images = TransformedImages(split, range(len(split)), transform, self.channels)
-        return make_loader(images, EpochSampler(len(split), self.seed), self.batch_size, self._workers())
+        images = self._images(split, range(len(split)))
+        if self._augments:  # of whole images: a crop may be a twelfth of one
+            images = TransformedImages(split, images.indices, training_transform(self.data_config), self.channels)
+        return make_loader(images, EpochSampler(len(split), self.seed), self.batch_size, self._workers(), again=True)
 
     def val_dataloader(self) -> ImageLoader:
-        """The ``evaluation_split``, or ``limit`` images of it."""
+        """Load the ``evaluation_split``, or ``limit`` images of it."""
         split = self._labelled(self.evaluation_split, "evaluation")
         if self.limit is None or self.limit >= len(split):
-            return self._in_order(split, range(len(split)))
-        return self._in_order(split, draw(len(split), self.limit, self.seed, EVALUATION))
+            return self._in_order(split, range(len(split)), again=True)
+        return self._in_order(split, draw(len(split), self.limit, self.seed, EVALUATION), again=True)
 
     def calibration_dataloader(self) -> ImageLoader:
-        """The calibration images, always in the same order."""
+        """Load the calibration images, always in the same order."""
         return self._in_order(self.source.split("train"), self.calibration_indices)
 
     def held_out_dataloader(self) -> ImageLoader:
-        """Images that calibration has not seen, for the error report; they need no labels."""
-        return self._in_order(self.source.split("validation"), self.held_out_indices)
+        """Load images that calibration has not seen, for the error report; they need no labels."""
+        return self._in_order(self.source.split("train"), self.held_out_indices)
 
     def calibration_tensor(self) -> Tensor:
-        """All calibration images in memory, whatever the process: (samples, C, H, W), float32."""
+        """Load all calibration images into memory, in every process: (samples, C, H, W), float32."""
         return self._tensor(self.source.split("train"), self.calibration_indices)
 
     def held_out_tensor(self) -> Tensor:
-        """The same of the held-out images."""
-        return self._tensor(self.source.split("validation"), self.held_out_indices)
+        """Load all held-out images into memory, in every process: (samples, C, H, W), float32."""
+        return self._tensor(self.source.split("train"), self.held_out_indices)
+
+    @property
+    def calibration_indices(self) -> list[int]:
+        """Return the indices of the calibration images in the training split, in order."""
+        return self._drawn[0]
+
+    @property
+    def holds_out(self) -> bool:
+        """Say whether any image is held out: none where none were asked for, or where there is a single one."""
+        return bool(self._drawn[1])
+
+    @property
+    def held_out_indices(self) -> list[int]:
+        """Return the indices of the held-out images in the training split, in order: none that calibration uses.
+
+        Raises ``InputError`` where none were asked for, and for a single training image.
+        """
+        if not self.holds_out:
+            raise InputError(
+                f"{self.spec}: no image is held out; ask for held-out samples, and give two images or more"
+            )
+        return self._drawn[1]
 
     @functools.cached_property
-    def calibration_indices(self) -> list[int]:
-        """Which images of the training split calibrate, in order."""
+    def _drawn(self) -> tuple[list[int], list[int]]:
         split = self.source.split("train")
-        if self.calibration_samples > len(split):
+        if self.stratified:
+            order = draw_balanced(split.labels, len(split), self.seed, CALIBRATION)
+        else:
+            order = draw(len(split), len(split), self.seed, CALIBRATION)
+        seen, unseen = hold_out(order, self.calibration_samples, self.held_out_samples)
+        if len(seen) < self.calibration_samples:
+            kept = f" less {len(unseen)} that are held out" if unseen else ""
             warnings.warn(
-                f"{self.spec} has {len(split)} training images: calibrating on all of them instead of "
+                f"{self.spec} has {len(split)} training images{kept}: calibrating on {len(seen)} instead of "
                 f"{self.calibration_samples}",
                 stacklevel=2,
             )
-        if self.stratified:
-            return draw_balanced(split.labels, self.calibration_samples, self.seed, CALIBRATION)
-        return draw(len(split), self.calibration_samples, self.seed, CALIBRATION)
+        return seen, unseen
+
+    @property
+    def _augments(self) -> bool:
+        return self.augment and self.source.mirrors
+
+    @property
+    def training_record(self) -> dict[str, Any]:
+        """Return what a report says about the training images: a process's batch, the augmentation (None without one)."""
+        augmentation = augmentation_record(self.data_config) if self._augments else None
+        return {"batch_size": self.batch_size, "augmentation": augmentation}
 
     @property
     def calibration_record(self) -> dict[str, Any]:
-        """What a report says about the calibration: the source, the hash of the indices, how many images."""
+        """Return what a report says about the calibration: the source, the hash of the indices, how many images."""
         indices = self.calibration_indices
         return {"source": self.spec, "indices_sha256": hash_indices(indices), "samples": len(indices)}
 
     @functools.cached_property
-    def held_out_indices(self) -> list[int]:
-        """Which images of the validation split are held out, in order."""
-        return draw(len(self.source.split("validation")), self.held_out_samples, self.seed, HELD_OUT)
-
-    @functools.cached_property
     def calibration_fingerprint(self) -> str:
-        """The sha256 of all that the statistics depend on but the model: the images' content, order and transform.
-
-        It is the same wherever the same images lie, and another as soon as one of them is replaced.
-        """
+        """Compute the sha256 of the images' content, order and transform, whatever folder they are in."""
         return self._fingerprint("train", self.calibration_indices)
 
     @functools.cached_property
     def held_out_fingerprint(self) -> str:
-        """The same for the held-out images."""
-        return self._fingerprint("validation", self.held_out_indices)
+        """Compute the same sha256 for the held-out images."""
+        return self._fingerprint("train", self.held_out_indices)
 
     def _fingerprint(self, split_name: str, indices: Sequence[int]) -> str:
         split = self.source.split(split_name)
-        digest = hashlib.sha256(json.dumps(self.data_config, sort_keys=True, default=str).encode())
+        transform = {**self.data_config, "margin of decoding": MARGIN}
+        digest = hashlib.sha256(json.dumps(transform, sort_keys=True, default=str).encode())
         digest.update(hash_indices(indices).encode())
         for index in indices:
             digest.update(hashlib.sha256(split.content(index)).digest())
         return digest.hexdigest()
 
-    def _in_order(self, split: ImageSplit, indices: Sequence[int]) -> ImageLoader:
+    def _in_order(self, split: ImageSplit, indices: Sequence[int], again: bool = False) -> ImageLoader:
         images = self._images(split, indices)
-        return make_loader(images, ShardSampler(len(images)), self.batch_size, self._workers())
+        return make_loader(images, ShardSampler(len(images)), self.batch_size, self._workers(), again=again)
 
     def _tensor(self, split: ImageSplit, indices: Sequence[int]) -> Tensor:
         images = self._images(split, indices)
@@ -197,7 +231,8 @@ class ImageData(lightning.LightningDataModule):
         return torch.cat(batches)
 
     def _images(self, split: ImageSplit, indices: Sequence[int]) -> TransformedImages:
-        return TransformedImages(split, indices, evaluation_transform(self.data_config), self.channels)
+        transform = evaluation_transform(self.data_config)
+        return TransformedImages(split.reduced(resized_side(self.data_config)), indices, transform, self.channels)
 
     def _workers(self) -> int:
         if self.workers is not None:

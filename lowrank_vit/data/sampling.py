@@ -9,19 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DistributedSampler
 
-from lowrank_vit.errors import InputError
-from lowrank_vit.parallel import rank_and_world
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.processes import rank_and_world
 
-CALIBRATION, HELD_OUT, EVALUATION, TRAINING = range(4)  # separate streams of one seed; each epoch has its own
+CALIBRATION, EVALUATION, TRAINING = 0, 2, 3  # separate streams of one seed; each epoch has its own
+LARGEST_HELD_OUT = 0.1  # of a training split
 
 
 def draw(size: int, count: int, seed: int, stream: int) -> list[int]:
-    """``count`` distinct indices below ``size`` at random, all of them if there are fewer; a smaller draw is a prefix."""
+    """Draw ``count`` distinct indices below ``size`` at random, or all if there are fewer; a smaller draw is a prefix."""
     return _random(seed, stream).permutation(size)[:count].tolist()
 
 
 def draw_balanced(labels: Sequence[int], count: int, seed: int, stream: int) -> list[int]:
-    """As ``draw``, in rounds of one index from every class that has any left, the classes in random order.
+    """Draw like ``draw``, in rounds of one index from every class that has any left, the classes in random order.
 
     Raises ``InputError`` where a label is -1.
     """
@@ -37,13 +38,25 @@ def draw_balanced(labels: Sequence[int], count: int, seed: int, stream: int) -> 
     return grouped[np.lexsort((turns, rounds))][:count].tolist()
 
 
+def hold_out(order: Sequence[int], calibration: int, held_out: int) -> tuple[list[int], list[int]]:
+    """Take the first ``calibration`` of some shuffled indices, and the last ``held_out``, at most a tenth of all.
+
+    No index is in both: where there are too few, calibration gets what is left.
+
+    >>> hold_out(range(20), 15, 2), hold_out(range(4), 2, 9)
+    (([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [18, 19]), ([0, 1], [3]))
+    """
+    kept = len(order) - min(held_out, max(int(LARGEST_HELD_OUT * len(order)), 1), len(order) - 1)
+    return list(order[: min(calibration, kept)]), list(order[kept:])
+
+
 def _random(seed: int, stream: int) -> np.random.RandomState:
     # numpy promises that this generator's numbers never change between versions; not so the newer ones, nor torch's
     return np.random.RandomState([seed % 2**32, stream])
 
 
 def hash_indices(indices: Sequence[int]) -> str:
-    """The sha256, in hexadecimal, of the indices as little-endian 64-bit integers, in their order."""
+    """Return the sha256, in hexadecimal, of the indices as little-endian 64-bit integers, in their order."""
     return hashlib.sha256(np.asarray(indices, dtype="<i8").tobytes()).hexdigest()
 
 
@@ -57,7 +70,7 @@ class Draw(NamedTuple):
 class ShardSampler(DistributedSampler[int]):
     """Every index below ``size`` exactly once over all processes, in order: ``rank, rank + world, ...``.
 
-    A ``DistributedSampler`` by name, so that Lightning does not put its own, which pads, in its place.
+    It derives from ``DistributedSampler`` so that Lightning does not replace it by its own, which pads.
     """
 
     def __init__(self, size: int) -> None:
@@ -74,13 +87,13 @@ class ShardSampler(DistributedSampler[int]):
         return len(self._own())
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the order is that of every epoch."""
+        """Do nothing: the order is the same in every epoch."""
 
 
 class EpochSampler(DistributedSampler[Draw]):
     """Indices shuffled by (seed, epoch), so that a run resumed at epoch k sees what the first run saw.
 
-    Each comes with a seed for its augmentation, which makes that independent of the number of workers too. The last
+    Each comes with a seed for its augmentation, which makes it independent of the number of workers, too. The last
     round is filled up from the start of the order, since all processes must take as many steps.
     """
 
@@ -90,7 +103,7 @@ class EpochSampler(DistributedSampler[Draw]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch that the next iteration is; Lightning calls this."""
+        """Set the epoch of the next iteration; Lightning calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Draw]:

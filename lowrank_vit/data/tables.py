@@ -9,31 +9,38 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from lowrank_vit.data.classes import IMAGENET_CLASSES, class_labels, imagenet_wnids
-from lowrank_vit.data.images import read_image
-from lowrank_vit.data.records import NO_LABEL, ImageSource
-from lowrank_vit.errors import InputError
-from lowrank_vit.hub import hub_reachable
+from lowrank_vit.data.decoding import read_image
+from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.network import hub_reachable
 
 if TYPE_CHECKING:
     import datasets
 
 TRAIN = ("train",)
-VALIDATION = ("validation", "val", "test")  # the first of them that is there
+VALIDATION = ("validation", "val", "test")  # the first one that exists
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 
 
 class TableSplit:
-    """Rows of a table with a column of encoded images."""
+    """Rows of a table with a column of encoded images; ``side`` is ``read_image``'s."""
 
-    def __init__(self, table: datasets.Dataset, column: str, labels: Sequence[int], name: str) -> None:
+    def __init__(
+        self, table: datasets.Dataset, column: str, labels: Sequence[int], name: str, side: int | None = None
+    ) -> None:
         self.table = table
         self.column = column
         self.labels = labels
         self.name = name
+        self.side = side
+
+    def reduced(self, side: int) -> TableSplit:
+        """Return the same images, large JPEGs decoded at a smaller size."""
+        return TableSplit(self.table, self.column, self.labels, self.name, side)
 
     def content(self, index: int) -> bytes:
-        """The encoded bytes, as the table or the file that it points to has them."""
+        """Return the encoded bytes, from the table or from the file that it points to."""
         cell = self.table[int(index)][self.column] or {}
         if cell.get("bytes"):
             return cell["bytes"]
@@ -48,9 +55,12 @@ class TableSplit:
         return len(self.table)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.content(index), self._where(index)), self.labels[index]
+        return read_image(self.content(index), self._where(index), self.side), self.labels[index]
 
 
+@source("parquet", "parquet:PATH")
+@source("arrow", "arrow:PATH")
+@source("hf", "hf:NAME")
 def open_table(spec: str, target: str) -> ImageSource:
     """Open ``parquet:PATH``, ``arrow:PATH`` or ``hf:NAME``; see ``open_source``.
 
@@ -142,13 +152,13 @@ def _table_split(spec: str, name: str, table: datasets.Dataset, labels: Sequence
         raise InputError(f"{spec}: {name} has no rows")
     try:
         encoded = table.cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # pyarrow's and datasets' own
+    except Exception as error:  # of pyarrow or datasets
         raise InputError(f"{spec}: the column {column!r} of {name} holds no encoded images") from error
     return TableSplit(encoded, column, labels, f"{name} of {spec}")
 
 
 def _labels(spec: str, tables: Mapping[str, datasets.Dataset]) -> tuple[dict[str, list[int]], int | None]:
-    """The labels of each split, and the number of classes (None where there are no labels)."""
+    """Return the labels of each split, and the number of classes (None if there are no labels)."""
     import datasets
 
     values: dict[str, list[Any]] = {}
@@ -172,7 +182,7 @@ def _labels(spec: str, tables: Mapping[str, datasets.Dataset]) -> tuple[dict[str
 
 
 def _numbering(spec: str, given: set[Any], names: Sequence[str]) -> tuple[Mapping[Any, int], int | None]:
-    """What label each value of the label column stands for; ``names`` are those of a ``ClassLabel`` column."""
+    """Map each value of the label column to its label, and count classes; ``names``: those of a ``ClassLabel`` column."""
     if not given:
         return {}, len(names) or None
     if all(isinstance(value, str) for value in given):

@@ -1,6 +1,6 @@
 """Models by name: timm's, and the small stand-ins that are trained on the digits at first use."""
 
-from lowrank_vit.models.load import load_model
+from lowrank_vit.models.load import check_name, load_model, model_arguments
 from lowrank_vit.models.standins import STANDINS, is_standin
 
-__all__ = ["STANDINS", "is_standin", "load_model"]
+__all__ = ["STANDINS", "check_name", "is_standin", "load_model", "model_arguments"]

@@ -15,7 +15,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from lowrank_vit.digits import CLASSES
+from lowrank_vit.data.digits import CLASSES
 
 DIGITS_MEAN, DIGITS_STD = (0.305,), (0.376,)  # of the training scans
 VIT_MEAN, VIT_STD = (0.5,), (0.5,)
@@ -52,7 +52,7 @@ STANDINS: tuple[str, ...] = tuple(default_cfgs)
 
 
 def is_standin(name: str) -> bool:
-    """Whether ``name`` is one of the embedded stand-ins."""
+    """Say whether ``name`` is one of the embedded stand-ins."""
     return name in STANDINS
 
 
@@ -67,43 +67,43 @@ def _swin_transformer(name: str, pretrained: bool, kwargs: dict[str, Any], **arc
 
 @register_model
 def digits_deit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT stand-in, width 32, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the DeiT stand-in, width 32, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
     return _vision_transformer("digits_deit_base", pretrained, kwargs, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2)
 
 
 @register_model
 def digits_deit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT stand-in, width 24, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the DeiT stand-in, width 24, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
     return _vision_transformer("digits_deit_small", pretrained, kwargs, embed_dim=24, depth=3, num_heads=3, mlp_ratio=2)
 
 
 @register_model
 def digits_deit_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DeiT stand-in, width 16, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the DeiT stand-in, width 16, depth 3: images (N, 1, 8, 8) to logits (N, 10)."""
     return _vision_transformer("digits_deit_tiny", pretrained, kwargs, embed_dim=16, depth=3, num_heads=2, mlp_ratio=2)
 
 
 @register_model
 def digits_vit_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT stand-in, width 24, depth 4, pooled tokens: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the ViT stand-in, width 24, depth 4, pooled tokens: images (N, 1, 8, 8) to logits (N, 10)."""
     pooled = {"class_token": False, "global_pool": "avg", "mlp_ratio": 4}
     return _vision_transformer("digits_vit_base", pretrained, kwargs, embed_dim=24, depth=4, num_heads=3, **pooled)
 
 
 @register_model
 def digits_vit_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ViT stand-in, width 20, depth 3, pooled tokens: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the ViT stand-in, width 20, depth 3, pooled tokens: images (N, 1, 8, 8) to logits (N, 10)."""
     pooled = {"class_token": False, "global_pool": "avg", "mlp_ratio": 4}
     return _vision_transformer("digits_vit_small", pretrained, kwargs, embed_dim=20, depth=3, num_heads=2, **pooled)
 
 
 @register_model
 def digits_swin_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Swin stand-in, widths 18 and 36: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the Swin stand-in, widths 18 and 36: images (N, 1, 8, 8) to logits (N, 10)."""
     return _swin_transformer("digits_swin_base", pretrained, kwargs, embed_dim=18, num_heads=(3, 6), mlp_ratio=2)
 
 
 @register_model
 def digits_swin_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Swin stand-in, widths 12 and 24: images (N, 1, 8, 8) to logits (N, 10)."""
+    """Build the Swin stand-in, widths 12 and 24: images (N, 1, 8, 8) to logits (N, 10)."""
     return _swin_transformer("digits_swin_small", pretrained, kwargs, embed_dim=12, num_heads=(2, 4), mlp_ratio=2)

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_vit.allocate import ALLOCATORS, least_cost, next_rank
-from lowrank_vit.allocate.paper import GradualReduction
-from lowrank_vit.records import ErrorCurve, RankPlan
+from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.allocate import ALLOCATORS, least_cost, next_rank
+from lowrank_vit.stages.allocate.paper import GradualReduction
 
 NAMES = ALLOCATORS.names()
 
@@ -20,7 +21,7 @@ NAMES = ALLOCATORS.names()
 def curve(name: str, n: int, d: int, energies: list[float], fixed: int = 0, multiple: int = 1) -> ErrorCurve:
     squares = torch.tensor(sorted(energies, reverse=True), dtype=torch.float64)
     tail = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1)])
-    return ErrorCurve(name, tail, n + d, n * d, fixed, multiple)
+    return ErrorCurve.in_parameters(name, tail, n + d, n * d, fixed, multiple)
 
 
 def random_curves(seed: int, layers: int = 6, multiple: int = 1) -> list[ErrorCurve]:
@@ -111,7 +112,7 @@ def test_knapsack_equals_brute_force(energies: list[list[float]], widths: list[i
     assert objective(curves, plan) == pytest.approx(brute_force(curves, budget), abs=1e-7)
 
 
-def test_algorithm_1_worked_by_hand() -> None:
+def test_algorithm_1_from_the_dense_size_worked_by_hand() -> None:
     """Two 4 x 4 layers (16 parameters, 8 a rank, break-even below 2) and a schedule of one halving a step.
 
     Budget 24 of 32: excess 8; gamma = 1/ln 2 makes tau(0) - tau(1) = 4, then 2, then 1, ...; each rounds up to one
@@ -120,26 +121,53 @@ def test_algorithm_1_worked_by_hand() -> None:
     break-even, so only now the count falls: 8 + 16 = 24, the budget.
     """
     a, b = curve("a", 4, 4, [8, 4, 2, 1]), curve("b", 4, 4, [8, 6, 5, 4])
-    plan = GradualReduction(gamma=1 / math.log(2), iterations=500)([a, b], 24)
+    plan = GradualReduction(gamma=1 / math.log(2), start="dense")([a, b], 24)
     assert dict(plan.ranks) == {"a": 1, "b": None}
     taken = [(step["step"], step["layer"], step["rank"], step["loss"], step["parameters"]) for step in plan.trajectory]
     assert taken == [(1, "a", 3, 1, 32), (2, "a", 2, 3, 32), (3, "b", 3, 4, 32), (4, "a", 1, 7, 24)]
 
 
-def test_algorithm_1_removes_what_the_schedule_says() -> None:
+def test_algorithm_1_from_the_factored_size_worked_by_hand() -> None:
+    """The same layers to a budget of 20: factored they hold 64, so the schedule removes 22, 11, 5.5: 3, 2 and 1 ranks.
+
+    Steps: A to 1 (loss 7; at B 15), B to 2, where it is still counted dense (A is at the floor), B to 1: 16 in all.
+    """
+    a, b = curve("a", 4, 4, [8, 4, 2, 1]), curve("b", 4, 4, [8, 6, 5, 4])
+    plan = GradualReduction(gamma=1 / math.log(2))([a, b], 20)
+    assert dict(plan.ranks) == {"a": 1, "b": 1}
+    taken = [(step["step"], step["layer"], step["rank"], step["loss"], step["parameters"]) for step in plan.trajectory]
+    assert taken == [(1, "a", 1, 7, 24), (2, "b", 2, 9, 24), (3, "b", 1, 15, 16)]
+
+
+@pytest.mark.parametrize(("start", "size"), [("dense", 10000), ("factored", 20000)])
+def test_algorithm_1_removes_what_the_schedule_says(start: str, size: int) -> None:
     """One layer of 100 x 100 to a third: the first step removes ceil(excess (1 - e^(-1/80)) / 200) ranks."""
     wide = curve("wide", 100, 100, [1.0] * 100)
-    plan = GradualReduction()([wide], 3400)
+    plan = GradualReduction(start=start)([wide], 3400)
     first = plan.trajectory[0]
-    assert first["rank"] == 100 - math.ceil((10000 - 3400) * (1 - math.exp(-1 / 80)) / 200)
+    assert first["rank"] == 100 - math.ceil((size - 3400) * (1 - math.exp(-1 / 80)) / 200)
     assert plan.ranks["wide"] == 17
 
 
 def test_algorithm_1_starts_at_full_rank_where_the_statistics_cap_it() -> None:
     """A layer whose curve ends at rank 3 of 10 is dense until the schedule comes to it, not from the start."""
     loss = torch.tensor([1.0, 0.5, 0.2, 0.0])
-    capped = ErrorCurve("capped", loss, 20, 100, full_rank=10)
+    capped = ErrorCurve.in_parameters("capped", loss, 20, 100, full_rank=10)
     assert GradualReduction()([capped], 100).ranks["capped"] is None
-    plan = GradualReduction(gamma=2.0)([capped], 99)
+    plan = GradualReduction(gamma=2.0, start="dense")([capped], 99)
     assert plan.ranks["capped"] == 3
     assert plan.trajectory[0]["rank"] == 9
+
+
+def test_algorithm_1_counts_a_capped_layer_by_the_directions_that_there_are() -> None:
+    """Below break-even, but above the cap, further ranks do not exist: 60 parameters at ranks 4 and 3, not 80."""
+    loss = torch.tensor([1.0, 0.5, 0.2, 0.1])
+    capped = ErrorCurve.in_parameters("capped", loss, 20, 100, full_rank=10)
+    plan = GradualReduction(gamma=1e9)([capped], 99)
+    assert [(step["rank"], step["parameters"]) for step in plan.trajectory][-2:] == [(5, 100), (4, 60)]
+    assert plan.ranks["capped"] == 3
+
+
+def test_algorithm_1_refuses_another_start() -> None:
+    with pytest.raises(InputError, match="start is factored or dense"):
+        GradualReduction(start="zero")

@@ -1,0 +1,1 @@
+"""Run one job, from its description to ``result.json``."""

@@ -1,0 +1,50 @@
+"""Find the weights of a row's model, or say why they cannot be had."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from lowrank_vit.runtime.errors import InputError
+
+
+def checkpoint_names(model: str) -> list[str]:
+    """List the file names under which a model's weights are looked for: with the tag, then without."""
+    return list(dict.fromkeys((f"{model}.safetensors", f"{model.partition('.')[0]}.safetensors")))
+
+
+def find_checkpoint(folder: Path, model: str) -> Path | None:
+    """Find the model's weights in ``folder``. Raises ``InputError`` where that is no folder."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: --checkpoints takes a folder of .safetensors files")
+    return next((path for name in checkpoint_names(model) if (path := folder / name).is_file()), None)
+
+
+@functools.cache
+def file_hash(path: Path) -> str:
+    """Return the first 12 hexadecimal digits of a file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+@functools.cache
+def hub_reason(model: str) -> str | None:
+    """Say why the pretrained weights cannot be had: neither cached, nor is the hub in reach. None where they can."""
+    import huggingface_hub
+    import timm
+
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not config.hf_hub_id:
+        return f"the hub has no weights of {model}: give --checkpoints DIR"
+    cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id.partition("@")[0], "model.safetensors")
+    if isinstance(cached, str) or _hub_is_there():
+        return None
+    return f"the weights of {model} are not cached and the hub cannot be reached: give --checkpoints DIR"
+
+
+@functools.cache
+def _hub_is_there() -> bool:
+    from lowrank_vit.runtime.network import hub_reachable
+
+    return hub_reachable()

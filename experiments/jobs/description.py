@@ -1,0 +1,74 @@
+"""Describe a job to whoever tracks it: the id and the config of its run, its tags, and the models that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.jobs.fingerprint import fingerprint
+from experiments.jobs.job import Job
+from experiments.jobs.protocol import protocol
+from experiments.jobs.task import Task
+from experiments.tables.catalogue import tables
+from experiments.tracking.runs import Models, RunDescription, flat
+
+
+def run_id(job: Job) -> str:
+    """Name a job's run: with other code it is another run."""
+    return f"{job.key}-{fingerprint(job)[:8]}"
+
+
+def describe(task: Task) -> RunDescription:
+    """Describe the run of a job."""
+    return RunDescription(
+        id=run_id(task.job),
+        group=task.table,
+        kind=task.job.measure or task.job.recipe or "dense",
+        name=task.name,
+        tags=tags(task.job),
+        config=run_config(task),
+        folder=task.folder,
+    )
+
+
+def run_config(task: Task) -> dict[str, Any]:
+    """List, flat: the job, all fields of its recipe, the row it was first run for, where it comes from."""
+    from lowrank_vit.runtime import provenance
+
+    job = task.job
+    recipe = {} if job.recipe is None else {"recipe_fields": job.recipe_used().record()}
+    rows = {row.id: row for row in tables()[task.table].runnable}
+    row = rows.get(task.row)
+    return flat(
+        {
+            **job.as_json(),
+            **recipe,
+            "table": task.table,
+            "row": task.row,
+            "method": task.method,
+            "architecture": None if row is None else row.architecture,
+            "protocol": None if row is None else protocol(row, job),
+            "git": provenance.git_state() or {},
+            "fingerprint": fingerprint(job),
+            "versions": provenance.versions(),
+        }
+    )
+
+
+def tags(job: Job) -> list[str]:
+    """Tag a run by its model, by whether that is a stand-in, and by how it was trained."""
+    tuned = "fully fine-tuned" if job.full else "fine-tuned"
+    trained = tuned if job.epochs else "distilled" if job.distill_epochs else "training-free"
+    trained = "dense" if job.recipe is None else trained
+    return [job.model, "stand-in" if job.standin else "real", trained]
+
+
+def models_of(task: Task, measured: Mapping[str, Any]) -> Models:
+    """List the models that a job leaves, and say what they are."""
+    job, names = task.job, ("compressed", "distilled", "finetuned")
+    return Models(
+        name=f"{job.model}-{job.recipe or 'dense'}-{job.key}",
+        about={"model": job.model, "dense": job.checkpoint, "recipe": job.recipe, "params": dict(measured["params"])},
+        folders=[folder for name in names if (folder := task.own_folder / name).is_dir()],
+        checkpoint=task.checkpoint,
+    )

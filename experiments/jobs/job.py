@@ -1,0 +1,97 @@
+"""Describe one result to compute, as a record whose hash names the job's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any
+
+from lowrank_vit import Recipe, get_recipe
+from lowrank_vit.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Job:
+    """Hold everything that determines one result, and nothing else: no path, no table, no row, no device.
+
+    ``checkpoint`` is ``file name@sha256 prefix``; ``data`` the SPEC with the last part of its path and ``images`` how
+    many images it has (``train+validation``); ``recipe`` None evaluates the dense model; ``changes`` are the fields of
+    the recipe that were changed; ``epochs`` 0 leaves the fine-tuning out; ``processes`` are all that share a step, since
+    the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained).
+    ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out.
+    ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
+    ``measure`` names what a figure measures instead of all this.
+    """
+
+    model: str
+    standin: bool
+    data: str
+    images: str
+    recipe: str | None
+    reduction: float
+    seed: int
+    checkpoint: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 20
+    lr: float = 1e-4
+    batch_size: int = 64
+    calibration_samples: int = 1024
+    held_out_samples: int = 256
+    limit: int | None = None
+    processes: int = 1
+    precision: str | None = None
+    bits: int | None = None
+    measure: str | None = None
+    distill_epochs: int = 0
+    full: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields, as plain values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Job:
+        """Make the job that ``as_json`` gave. Raises ``InputError`` for fields that a job has not, or lacks."""
+        try:
+            return cls(**value)
+        except TypeError as error:
+            raise InputError(f"this is not the description of a job ({error}): remove it and run again") from None
+
+    @property
+    def key(self) -> str:
+        """Hash the canonical JSON, which names the job's folder.
+
+        Fields at their defaults are left out, so that a field added later with a default changes no key.
+        """
+        defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
+        defaults["changes"] = {}
+        given = {name: value for name, value in self.as_json().items() if defaults.get(name, ...) != value}
+        return _short_hash(given)
+
+    @property
+    def dense_key(self) -> str:
+        """Hash what the dense model's evaluation depends on, which many jobs share."""
+        kept = ("model", "standin", "data", "images", "checkpoint", "limit")
+        given = {name: getattr(self, name) for name in kept}
+        if self.standin or self.limit is not None:  # the seed trains the stand-in and draws the images
+            given["seed"] = self.seed
+        return _short_hash(given)
+
+    @property
+    def dense(self) -> Job:
+        """Return the evaluation of the dense model on the same images."""
+        shared = (self.model, self.standin, self.data, self.images)
+        return Job(*shared, None, 0.0, self.seed, self.checkpoint, epochs=0, limit=self.limit)
+
+    def recipe_used(self) -> Recipe:
+        """Return the recipe with the changes. Raises ``InputError`` for an unknown recipe and for the dense model."""
+        if self.recipe is None:
+            raise InputError("this job evaluates the dense model: it has no recipe")
+        return get_recipe(self.recipe).but(**self.changes)
+
+
+def _short_hash(given: Mapping[str, Any]) -> str:
+    """Hash the canonical JSON."""
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]

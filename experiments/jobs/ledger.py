@@ -1,0 +1,60 @@
+"""Keep what a job's stages have found on disk after every stage, and tell how they go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from experiments.jobs.results import read_json
+from experiments.jobs.task import Tell
+from lowrank_vit.runtime.files import write_json
+from lowrank_vit.runtime.processes import agreed, is_first
+
+
+class Ledger:
+    """Keep what the stages of a job have found so far, and their seconds, on disk after every stage."""
+
+    def __init__(self, path: Path, tell: Tell) -> None:
+        self.path, self.tell = path, tell
+        self.found: dict[str, Any] = agreed(read_json(path) or {"seconds": {}})
+
+    @contextmanager
+    def stage(self, name: str, said: str) -> Iterator[None]:
+        """Announce a stage, and add its seconds up when it ends well."""
+        self.tell(said)
+        start = time.perf_counter()
+        yield
+        seconds = self.found["seconds"]
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write down what a stage found."""
+        self.found[name] = dict(value)
+        if is_first():
+            write_json(self.path, self.found)
+
+
+class EpochTeller(Logger):
+    """Tell the epochs of a fine-tuning or a distillation as they end."""
+
+    def __init__(self, tell: Tell, epochs: int) -> None:
+        super().__init__()
+        self.tell, self.epochs = tell, epochs
+
+    name = "epochs"
+    version = 0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Tell the accuracy of the one, and the divergence of the other, which come once an epoch."""
+        if "val_top1" in metrics:
+            self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
+        if "train_kl" in metrics:
+            self.tell(f"distil {int(metrics['epoch']) + 1}/{self.epochs}, divergence {metrics['train_kl']:.4f}")
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: they are in the job."""

@@ -1,0 +1,63 @@
+"""Keep the digits in memory, transformed once: decoding them anew each epoch is half the work of a stand-in's job."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lowrank_vit.data import ImageData
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Remembered(Dataset[Any]):
+    """Hold images (N, C, H, W) and labels (N,) as tensors, of which whole batches are taken at once."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, items: Sequence[Any]) -> Batch:
+        """Take a batch, by positions or by draws that hold one."""
+        index = torch.tensor([getattr(item, "position", item) for item in items])
+        return self.images[index], self.labels[index]
+
+
+@functools.lru_cache(maxsize=8)
+def _all_images(split: str, settings: tuple[tuple[str, Any], ...]) -> Batch:
+    """Return all images of a split under one model's data config, in order."""
+    data = ImageData("digits", dict(settings))
+    dataset = (data.train_dataloader() if split == "train" else data.val_dataloader()).dataset
+    items = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]  # it has a length
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+def _whole(batch: Any) -> Any:
+    return batch  # it was taken as a whole
+
+
+class DigitsInMemory(ImageData):
+    """Serve the digits, neither cropped nor flipped, as ``ImageData`` does: the same batches in the same order, sooner."""
+
+    def train_dataloader(self) -> Any:
+        """Serve the training split, shuffled as ``ImageData`` shuffles it."""
+        return self._remembered("train", super().train_dataloader())
+
+    def val_dataloader(self) -> Any:
+        """Serve the images of the evaluation."""
+        return self._remembered("validation", super().val_dataloader())
+
+    def _remembered(self, split: str, loader: DataLoader[Any]) -> DataLoader[Any]:
+        images, labels = _all_images(split, tuple(sorted(self.data_config.items())))
+        chosen = torch.tensor(loader.dataset.indices)  # type: ignore[attr-defined]  # of TransformedImages
+        dataset = Remembered(images[chosen], labels[chosen])
+        return DataLoader(
+            dataset, self.batch_size, sampler=loader.sampler, collate_fn=_whole, generator=torch.Generator()
+        )

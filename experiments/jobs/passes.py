@@ -1,0 +1,19 @@
+"""Count the forward passes of one image that the parts of a job take; a backward pass counts two."""
+
+from __future__ import annotations
+
+from experiments.jobs.job import Job
+
+BACKWARD = 2.0  # a backward pass, in forward passes
+MEASURED = 18  # forward passes of measuring losses: three parts of each of a dozen blocks, from that block on
+BATCH = 64  # of the minibatch solver
+
+
+def compression_passes(job: Job) -> float:
+    """Count those of calibration, of measured losses, of the refit, and of the compensation."""
+    recipe = job.recipe_used()
+    refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
+    calibration = job.calibration_samples * (1 + BACKWARD * recipe.needs_gradient)
+    solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
+    measuring = 0 if recipe.measured is None else recipe.measured.rounds * MEASURED * recipe.measured.images
+    return calibration + refit + solving + measuring

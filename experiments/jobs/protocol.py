@@ -1,0 +1,31 @@
+"""Say in words how a job was run, where that differs from its row and the paper."""
+
+from __future__ import annotations
+
+from experiments.jobs.job import Job
+from experiments.tables.rows import Row
+
+
+def deviations(job: Job, row: Row) -> list[str]:
+    """List in words what of a job differs from its row's and the paper's settings: ``["1 epoch", "100 steps"]``."""
+    if job.recipe is None:
+        return []
+    said = []
+    if job.epochs not in (0, Job.epochs):
+        said.append(f"{job.epochs} epoch{'s' if job.epochs > 1 else ''}")
+    changed = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
+    said += [f"{value} steps" if name == "steps" else f"{name} {value}" for name, value in changed.items()]
+    if job.lr != Job.lr:
+        said.append(f"lr {job.lr:g}")
+    if job.batch_size * job.processes != Job.batch_size:
+        said.append(f"batch {job.batch_size * job.processes}")
+    if job.calibration_samples != Job.calibration_samples:
+        said.append(f"{job.calibration_samples} calibration images")
+    return said
+
+
+def protocol(row: Row, job: Job) -> str:
+    """Name the row's protocol as it was run."""
+    base = "training-free" if row.recipe is not None and job.epochs == 0 else row.protocol
+    base = "calibration-distilled" if job.distill_epochs else base
+    return ", ".join([base, *deviations(job, row)])

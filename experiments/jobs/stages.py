@@ -1,0 +1,148 @@
+"""Run the stages of a job, one after the other; what a stage found is on disk before the next one begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from experiments.jobs.fingerprint import fingerprint
+from experiments.jobs.ledger import Ledger
+from experiments.jobs.measure import measured
+from experiments.jobs.memory import DigitsInMemory
+from experiments.jobs.quantize import quantized
+from experiments.jobs.results import find_result, read_json
+from experiments.jobs.summary import sum_up
+from experiments.jobs.task import CHECKPOINTS, EMBEDDED, STAGES, MissingWeightsError, Task, Tell, base_task
+from experiments.jobs.training import trained
+from experiments.tracking.runs import log_compression
+from lowrank_vit import compress, evaluate, is_saved_model, load, save
+from lowrank_vit.data import ImageData
+from lowrank_vit.models import load_model
+from lowrank_vit.modules import counting as cost
+from lowrank_vit.records.images import Images
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import write_json
+from lowrank_vit.runtime.processes import agreed, is_first
+
+
+def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
+    """Run all stages of a job; returns the measured part of its result. ``run``: of Weights & Biases, or None."""
+    job, ledger = task.job, Ledger(task.own_folder / STAGES, tell)
+    with ledger.stage("load", "load"):
+        model = _load(task)
+        data = _images(task, model)
+    if job.measure is not None:
+        return measured(job, model, data, task.hardware.device, ledger)
+    with ledger.stage("evaluate_dense", "evaluate the dense model"):
+        dense = _dense(task, model, data)
+    if job.bits is not None:
+        return _rounded(task, model, data, ledger, dense)
+    if job.recipe is None:
+        return sum_up(task, ledger, dense, None)
+    compressed = _compressed(task, model, data, ledger)
+    log_compression(run, ledger.found["report"])
+    teacher = model if job.distill_epochs or job.full else None
+    del model
+    _score(task, compressed, data, ledger, "before", "evaluate before training")
+    if job.epochs or job.distill_epochs:
+        tuned = trained(task, compressed, teacher, data, ledger, run)
+        _score(task, tuned, data, ledger, "after", "evaluate")
+    return sum_up(task, ledger, dense, data.calibration_record)
+
+
+def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the result of a job with ``bits``, beside the accuracy of what was rounded."""
+    small = quantized(task, model, ledger)
+    _score(task, small, data, ledger, "after", "evaluate")
+    result = sum_up(task, ledger, dense, None if task.job.recipe is None else data.calibration_record)
+    base = base_task(task)
+    exact = None if base is None else find_result(base.folder, base.job)
+    if exact is None:
+        return result | {"top1_float": dense["score"]["top1"]}
+    return result | {
+        "top1_float": exact["top1"]["after"],
+        **{name: exact[name] for name in ("finetune", "distillation")},
+    }
+
+
+def _load(task: Task) -> nn.Module:
+    """Load the dense model. Raises ``MissingWeightsError`` where no file was given and none can be fetched."""
+    try:
+        return load_model(task.job.model, task.checkpoint, seed=task.job.seed)
+    except InputError as error:
+        if task.checkpoint is None and not task.job.standin:
+            raise MissingWeightsError(str(error)) from error
+        raise
+
+
+def _images(task: Task, model: nn.Module) -> ImageData:
+    """Open the images as the model takes them; the digits are kept in memory."""
+    job, source = task.job, DigitsInMemory if task.spec == EMBEDDED else ImageData
+    return source(
+        task.spec,
+        resolve_model_data_config(model),
+        batch_size=job.batch_size,
+        calibration_samples=job.calibration_samples,
+        held_out_samples=job.held_out_samples,
+        limit=job.limit,
+        seed=job.seed,
+        workers=task.loader_workers,
+    )
+
+
+def _score(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, when: str, said: str) -> None:
+    """Measure the accuracy before or after training, unless it is known already."""
+    if when in ledger.found:
+        return
+    with ledger.stage("evaluate", said):
+        score = evaluate(model, data, **_evaluation(task))
+    ledger.keep(when, score)
+
+
+def _evaluation(task: Task) -> dict[str, Any]:
+    return {"hardware": replace(task.hardware, precision=None), "progress": False}
+
+
+def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
+    """Measure accuracy and size of the dense model: once for each model and set of images."""
+    path = task.folder / "dense" / f"{task.job.dense_key}.json"
+    known, code = agreed(read_json(path)), fingerprint(task.job.dense)
+    if known is not None and known.get("fingerprint") == code:
+        return known
+    size = cost.input_size(model)
+    dense = {
+        "fingerprint": code,
+        "score": evaluate(model, data, **_evaluation(task)),
+        "params": cost.parameter_count(model),
+        "macs": None if size is None else cost.multiply_accumulates(model, size),
+    }
+    if is_first():
+        write_json(path, dense)
+    return dense
+
+
+def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
+    """Return the compressed model, before fine-tuning; its report goes to the ledger."""
+    folder, job = task.own_folder / "compressed", task.job
+    if "report" in ledger.found and agreed(is_saved_model(folder)):
+        return load(folder)
+    with ledger.stage("compress", f"compress by {job.recipe}"):
+        calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
+        compressed, report = compress(
+            model,
+            calibration,
+            job.recipe_used(),
+            job.reduction,
+            held_out=Images(data.held_out_dataloader(), data.held_out_fingerprint),
+            seed=job.seed,
+            device=task.hardware.device,
+            checkpoint_dir=task.own_folder / CHECKPOINTS,
+        )
+        if is_first() and not is_saved_model(folder):  # an interrupted run may have saved it
+            save(compressed.cpu(), folder, report)
+    ledger.keep("report", report)
+    return compressed

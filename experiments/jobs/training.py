@@ -1,0 +1,62 @@
+"""Train what a compression left: the paper's partial fine-tune, a full one, or distillation of all factors."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+
+from experiments.jobs.ledger import EpochTeller, Ledger
+from experiments.jobs.task import CHECKPOINTS, Task
+from experiments.tracking.curves import finetune_loggers
+from lowrank_vit import augmentations, distill, finetune, is_saved_model, load, save
+from lowrank_vit.data import ImageData
+from lowrank_vit.records.report import Report
+from lowrank_vit.runtime.processes import agreed, is_first
+
+
+def trained(
+    task: Task, model: nn.Module, teacher: nn.Module | None, data: ImageData, ledger: Ledger, run: Any
+) -> nn.Module:
+    """Distil or fine-tune the model, as the job says; what was measured is in the ledger.
+
+    ``run``: of Weights & Biases, or None.
+    """
+    folder, job = task.model_folder, task.job
+    entry = "distillation" if job.distill_epochs else "finetune"
+    if entry in ledger.found and agreed(is_saved_model(folder)):
+        return load(folder)
+    options = _options(task, job.distill_epochs or job.epochs, ledger, run)
+    with ledger.stage(*(("distill", "distil") if job.distill_epochs else ("finetune", "fine-tune"))):
+        if job.distill_epochs:
+            assert teacher is not None
+            small, protocol, described = _distilled(model, teacher, data, options)
+        else:
+            tuned = finetune(model, data, lr=job.lr, teacher=teacher, full=job.full, **options)
+            small, protocol, described = tuned.model, tuned.protocol, tuned.describe()
+        if is_first() and not is_saved_model(folder):
+            report = {**ledger.found["report"], "protocol": protocol, entry: described}
+            save(small.cpu(), folder, cast(Report, report))
+    ledger.keep(entry, described)
+    return small
+
+
+def _options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any]:
+    """List what either training is told: hardware, epochs, who listens, and where it goes on after an interruption."""
+    loggers = [EpochTeller(ledger.tell, epochs), *finetune_loggers(run)]
+    return {
+        "hardware": task.hardware,
+        "epochs": epochs,
+        "loggers": loggers,
+        "checkpoint_dir": task.own_folder / CHECKPOINTS,
+        "seed": task.job.seed,
+        "progress": False,
+    }
+
+
+def _distilled(
+    model: nn.Module, teacher: nn.Module, data: ImageData, options: dict[str, Any]
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    images, unseen = data.calibration_tensor(), data.held_out_tensor()
+    student = distill(model, teacher, images, held_out=unseen, **augmentations(data.source.mirrors), **options)
+    return student.model, student.protocol, {**student.describe(), "calibration": data.calibration_record}

@@ -1,0 +1,1 @@
+"""Render results: Markdown, CSV, LaTeX, the page, plots and figures."""

@@ -1,0 +1,244 @@
+"""Define the columns that a table can have: their names, and how a row of ``table.json`` is written and sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiments.report.formats import file_size, human, of_share, percent, printed_count, share
+from experiments.report.sizes import counted_bytes
+from experiments.report.uncertainty import caveats
+from lowrank_vit.runtime.registry import unknown
+
+Row = Mapping[str, Any]
+Notes = Mapping[str, int]
+STALE = "stale: made by another version of the package; --rerun-stale runs it again"
+
+
+def remarks(row: Row) -> list[str]:
+    """List what the footnotes say of a row."""
+    stale = STALE if row["stale"] else None
+    quoted = row["source"] if row["status"] == "reported" else None
+    return [text for text in (row["note"], quoted, row["reason"], stale) if text]
+
+
+def notes_of(rows: Sequence[Row]) -> dict[str, int]:
+    """Number the footnotes in the order of their first use."""
+    texts = [text for row in rows for text in remarks(row)]
+    return {text: number for number, text in enumerate(dict.fromkeys(texts), start=1)}
+
+
+def shown_status(row: Row) -> str:
+    """Return ``done``, ``stale``, ``skipped`` or ``reported``."""
+    return "stale" if row["stale"] else str(row["status"])
+
+
+@dataclass(frozen=True)
+class Column:
+    """Describe one column. ``write(row, notes, digits)`` is its text, ``value(row)`` sorts it (None comes last).
+
+    ``digits`` are those of measured percentages. ``short`` is the terminal's header; ``wrap`` the least width there of
+    a column whose cells may be broken; ``about`` explains the column below the table, where ``{}`` names the seeds.
+    """
+
+    name: str
+    header: str
+    write: Callable[[Row, Notes, int], str]
+    value: Callable[[Row], Any]
+    kind: Literal["text", "number"] = "number"
+    short: str = ""
+    wrap: int | None = None
+    about: str = ""
+
+
+def _plain(name: str) -> Callable[[Row, Notes, int], str]:
+    return lambda row, notes, digits: "" if row[name] is None else str(row[name])
+
+
+def _field(name: str) -> Callable[[Row], Any]:
+    return lambda row: row[name]
+
+
+def _text(name: str, header: str, wrap: int | None = None, **more: str) -> Column:
+    return Column(name, header, _plain(name), _field(name), "text", wrap=wrap, **more)
+
+
+def _number(name: str, header: str, write: Callable[..., str], short: str = "", about: str = "") -> Column:
+    """Make a column whose text depends on its field alone."""
+    return Column(name, header, lambda row, notes, digits: write(row[name]), _field(name), short=short, about=about)
+
+
+def _spread(name: str, header: str, write: Callable[..., str], short: str, about: str = "") -> Column:
+    """Make a column of a mean and its spread."""
+    spread = f"{name.removesuffix('_finetune')}_std"
+
+    def text(row: Row, notes: Notes, digits: int) -> str:
+        return write(row[name], row[spread], digits)
+
+    return Column(name, header, text, _field(name), short=short, about=about)
+
+
+def _dense_text(row: Row, notes: Notes, digits: int) -> str:
+    """Write the dense top-1; the spread stands here in the dense model's row, which has nothing under ``top1``."""
+    return percent(row["top1_dense"], row["top1_dense_std"] if row["protocol"] == "dense" else None, digits)
+
+
+def _after(row: Row) -> float | None:
+    """Return what stands under "after FT": nothing in the rows of the dense model, and of what is not trained."""
+    return None if row["protocol"] == "dense" or _untrained(row) else row["top1"]
+
+
+def _before(row: Row) -> float | None:
+    return row["top1"] if _untrained(row) else row["top1_before_finetune"]
+
+
+def _untrained(row: Row) -> bool:
+    return str(row["protocol"]).startswith("training-free")
+
+
+def _after_text(row: Row, notes: Notes, digits: int) -> str:
+    return percent(_after(row), row["top1_std"] if _after(row) is not None else None, digits)
+
+
+def _before_text(row: Row, notes: Notes, digits: int) -> str:
+    return percent(_before(row), row["top1_std" if _untrained(row) else "top1_before_std"], digits)
+
+
+def _top1_text(row: Row, notes: Notes, digits: int) -> str:
+    return "" if row["protocol"] == "dense" else percent(row["top1"], row["top1_std"], digits)
+
+
+def _status_text(row: Row, notes: Notes, digits: int) -> str:
+    return f"{shown_status(row)} {''.join(f'[{notes[text]}]' for text in remarks(row))}".strip()
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+TOP1 = (
+    "Top-1 in percent. Reported: printed in papers, on ImageNet; dense, before and after fine-tuning (FT): measured here, "
+    "{}."
+)
+ERROR = "{}: ||y - y'||² / ||y||² on {} images, mean over the compressed layers."
+SECONDS = "Seconds: a job, without what it shares: loading and evaluating the dense model."
+BUDGET = "Budget: the share of a layer that Z may take; overhead: Z's share of the dense layers; both in percent."
+OPTIMIZER = "Optimizer: of a gradient solver; sgd is the paper's plain gradient descent, adam ours."
+OVERHEAD = "Overhead reported: printed in the paper, relative to the other kinds."
+GAP = "Gap: by how many percent the solver's loss lies above the closed form's."
+UNSEEN = (
+    "KL unseen: divergence from the dense model in nats, and how often both answer the same, on training images that are "
+    "held out; settings are chosen by these alone."
+)
+SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
+COUNTED = "Size counted: all parameters times the bits of a weight, as if nothing else were stored."
+
+CATALOGUE = {
+    column.name: column
+    for column in (
+        _text("architecture", "Architecture"),
+        _text("model", "Model", 12),
+        _text("method", "Method", 12),
+        _text("protocol", "Protocol", 9),
+        _text("base", "Base", 8, about="Base: the decomposition of the weight, before Z."),
+        _text("z", "Z", 6, about="Z: what compensates for the base's error."),
+        _text("solver", "Solver", 8),
+        _text("optimizer", "Optimizer", 6, about=OPTIMIZER),
+        _text("target", "Size aimed at", 8, short="Size\naimed at"),
+        _number("bits", "Bits", lambda bits: "" if bits is None else str(bits), about="Bits: of a weight."),
+        _number("reduction", "Reduction", lambda share: "" if share is None else f"{100 * share:.0f}%", "Re-\nduction"),
+        Column(
+            "params_printed",
+            "Params printed",
+            _plain("params_printed"),
+            lambda row: printed_count(row["params_printed"]),
+            short="Params\nprinted",
+        ),
+        Column(
+            "params",
+            "Params measured",
+            lambda row, notes, digits: share(row["params"], row["params_dense"]),
+            _field("params"),
+            short="Params\nmeasured",
+        ),
+        _number("top1_reported", "Top-1 reported", percent, "Top-1\npaper", TOP1),
+        Column("top1_dense", "Top-1 dense", _dense_text, _field("top1_dense"), short="dense\n%", about=TOP1),
+        _number(
+            "top1_float", "Top-1 float32", percent, "float32\n%", "Float32: top-1 before the weights were rounded."
+        ),
+        Column("top1_before_finetune", "before FT", _before_text, _before, short="before\nFT %", about=TOP1),
+        Column("top1", "after FT", _after_text, _after, short="after\nFT %", about=TOP1),
+        Column(
+            "accuracy",
+            "Top-1",
+            _top1_text,
+            lambda row: None if row["protocol"] == "dense" else row["top1"],
+            short="top-1\n%",
+            about="Top-1 in percent, measured here, {}: dense, and of the model in the row.",
+        ),
+        _number(
+            "relative_error",
+            "Error calibration",
+            _error,
+            "Error\ncalib.",
+            ERROR.format("Error on calibration", "the calibration"),
+        ),
+        _number(
+            "relative_error_held_out", "Error held-out", _error, "Error\nunseen", ERROR.format("Error", "held-out")
+        ),
+        _number(
+            "residual_error_reported",
+            "Error reported",
+            lambda error: "" if error is None else f"{error:g}",
+            "Error\npaper",
+            "Error reported: as printed in the paper.",
+        ),
+        _number("kl_unseen", "KL unseen", _error, "KL\nunseen", UNSEEN),
+        _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
+        _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
+        _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
+        _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),
+        _number("overhead", "Overhead %", of_share, "Over-\nhead %", BUDGET),
+        Column(
+            "size_counted",
+            "Size counted",
+            lambda row, notes, digits: file_size(counted_bytes(row)),
+            lambda row: counted_bytes(row),
+            short="Size\ncounted",
+            about=COUNTED,
+        ),
+        _number("file_bytes", "File size", file_size, "File\nsize", SIZE),
+        _number(
+            "size_reported", "Size reported", lambda size: "" if size is None else f"{size:g}", "Size\npaper", SIZE
+        ),
+        _number("macs", "MACs", human),
+        _number("seconds", "Seconds", _seconds, "Sec.", SECONDS),
+        Column("status", "Status", _status_text, shown_status, "text", wrap=8),
+    )
+}
+DEFAULT = (
+    "architecture", "method", "protocol", "params_printed", "params", "top1_reported", "top1_dense",
+    "top1_before_finetune", "top1", "relative_error_held_out", "macs", "seconds", "status",
+)  # fmt: skip
+
+
+def chosen(names: Sequence[str]) -> list[Column]:
+    """Look up the columns of these names. Raises ``InputError`` with the nearest name."""
+    for name in names:
+        if name not in CATALOGUE:
+            raise unknown("column", name, CATALOGUE)
+    return [CATALOGUE[name] for name in names]
+
+
+def legend(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """Explain what the columns mean."""
+    seeds = sorted({seed for row in rows for seed in row["seeds"] or ()})
+    named = ", ".join(map(str, seeds))
+    measured = f"mean ± standard deviation over seeds {named}" if len(seeds) > 1 else f"seed {named or '-'}"
+    texts = dict.fromkeys(column.about for column in columns if column.about)
+    return " ".join([*(text.replace("{}", measured) for text in texts), *caveats(rows)])

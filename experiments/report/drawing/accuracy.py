@@ -1,0 +1,92 @@
+"""Draw figure 2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.report.drawing.panels import SIZE, Results, architecture, finish, key, mean, new_figure
+from experiments.report.plots import add_key
+
+METHODS = {"svd": "plain SVD", "representative": "mean-image SVD", "whitened": "whitened SVD"}
+PARTS = {"blocks": "(a) one block", "layers": "(b) layer type"}
+WIDTHS = {"blocks": 5, "layers": 4}
+TICKS = 8  # numbers of blocks that fit below a panel
+Place = tuple[str, str]  # part and method
+SHARES = (("o", "-", "0.7"), ("s", "--", "0.5"), ("^", "-.", "0.3"), ("D", ":", "0.0"))  # darker: more is removed
+
+
+def draw(results: Results, title: str) -> Figure:
+    """Draw a row of panels for each model: (a) blocks, (b) types of layers, each by every decomposition."""
+    models = list(dict.fromkeys(name.partition("/")[0] for name in results))
+    counts = sorted({result["measured"]["n"] for seeds in results.values() for result in seeds})
+    notes = f"top-1 on {' or '.join(f'{count:,}' for count in counts)} images, everything else dense"
+    figure = new_figure(title, notes, results, 1.0 + 1.7 * len(models) + 0.4)
+    places = _places(results)
+    widths = [WIDTHS[part] for part, _ in places]
+    panels = figure.subplots(len(models), len(places), squeeze=False, sharey="row", width_ratios=widths)
+    for number, (line, model) in enumerate(zip(panels, models, strict=True)):
+        _draw_line(line, places, {part: results.get(f"{model}/{part}", ()) for part in PARTS})
+        for panel, (part, method) in zip(line, places, strict=True):
+            if number == 0:
+                panel.set_title(f"{PARTS[part]},\n{METHODS[method]}", fontsize=SIZE)
+            if number == len(models) - 1:
+                panel.set_xlabel("block" if part == "blocks" else "layer type", fontsize=SIZE)
+    removed = next(iter(results.values()))[0]["measured"]["removed"]
+    add_key(figure, _entries(removed), columns=5, title="removed of the full rank of these layers:")
+    return figure
+
+
+def _places(results: Results) -> list[Place]:
+    """List the panels of a line: those methods that all results have, for older ones lack the mean image's."""
+    known = [set(result["measured"]["top1"]) for seeds in results.values() for result in seeds]
+    return [(part, method) for part in PARTS for method in METHODS if all(method in names for names in known)]
+
+
+def _draw_line(panels: Sequence[Axes], places: Sequence[Place], parts: Results) -> None:
+    """Draw the panels of a model; those of a part that was not measured stay empty."""
+    measured = [(panel, place) for panel, place in zip(panels, places, strict=True) if parts[place[0]]]
+    for panel, (part, method) in measured:
+        _draw_part(panel, parts[part], method)
+    for panel in panels:
+        finish(panel)
+        panel.set_visible(panel in [panel for panel, _ in measured])
+    first, (part, _) = measured[0]
+    first.set_ylabel(f"{architecture(parts[part])}\ntop-1, %", fontsize=SIZE)
+    first.tick_params(labelleft=True)
+
+
+def _draw_part(panel: Axes, results: Sequence[Mapping[str, Any]], method: str) -> None:
+    """Draw top-1 by the block or the type of layer that is reduced, a line for each share."""
+    measured = results[0]["measured"]
+    groups = list(measured["top1"][method])
+    panel.axhline(float(mean(results, "dense")), color="0.75", linewidth=0.8, zorder=0)
+    tops = [mean(results, "top1", method, group) for group in groups]
+    for index, _ in enumerate(measured["removed"]):
+        marker, line, colour = SHARES[index]
+        heights = [top[index] for top in tops]
+        panel.plot(
+            range(len(groups)), heights, marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1
+        )
+    every = math.ceil(len(groups) / TICKS)
+    panel.set_xticks(range(0, len(groups), every), [_short(groups[at], at) for at in range(0, len(groups), every)])
+
+
+def _short(group: str, number: int) -> str:
+    """Return a block's number, counted through all stages, or a layer's last name."""
+    return str(number) if "blocks" in group else group.rpartition(".")[2]
+
+
+def _entries(removed: Sequence[int]) -> list[Line2D]:
+    return [
+        key("nothing (dense)", color="0.75", linewidth=0.8),
+        *(
+            key(f"{percent} %", marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1)
+            for percent, (marker, line, colour) in zip(removed, SHARES, strict=True)
+        ),
+    ]

@@ -1,0 +1,70 @@
+"""Share what all figures have in common: 8 points at a printed width of 7.2 inches, titles, means, legends."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.report.plots import SIZE
+from experiments.report.styles import STYLES
+
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by row: one for each seed
+WIDTH = 7.2  # inches, of a page's text
+LINE = 100  # characters of a title
+# marker, line and colour, those of the same methods in the tables' plots
+SVD, REPRESENTATIVE, WHITENED, CLOSED_FORM, GRADIENT = (
+    STYLES[name].mpl for name in ("svd", "paper", "exact", "z, closed form", "z, by gradients")
+)
+
+
+def new_figure(title: str, notes: str, results: Results, height: float) -> Figure:
+    """Make an empty figure with its title, and below it the images, what the reader has to know, and the seeds."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    seeds = sorted({result["job"]["seed"] for of_row in results.values() for result in of_row})
+    named = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    name, _, images = title.partition(" · ")
+    lines = [*textwrap.wrap(name, LINE), *textwrap.wrap(f"{images}; {notes}; {named}", LINE)]
+    figure.suptitle("\n".join(lines), fontsize=SIZE + 1)
+    return figure
+
+
+def mean(results: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
+    """Average over the seeds the numbers at ``path`` of what was measured."""
+    values = []
+    for result in results:
+        value = result["measured"]
+        for name in path:
+            value = value[name]
+        values.append(value)
+    return np.mean(values, axis=0)
+
+
+def finish(panel: Axes) -> None:
+    """Set what all panels have in common."""
+    panel.tick_params(labelsize=SIZE)
+    panel.grid(visible=True, color="0.92")
+    panel.set_axisbelow(True)
+
+
+def counted(results: Iterable[Mapping[str, Any]]) -> str:
+    """Say how many images of both kinds were measured."""
+    counts = {
+        (images["calibration"], images["unseen"]) for images in (result["measured"]["images"] for result in results)
+    }
+    return " or ".join(f"{seen:,} calibration images, {unseen:,} unseen ones" for seen, unseen in sorted(counts))
+
+
+def architecture(results: Sequence[Mapping[str, Any]]) -> str:
+    """Name the model without the tag of its weights."""
+    return str(results[0]["job"]["model"]).partition(".")[0]
+
+
+def key(label: str, **style: Any) -> Line2D:
+    """Make an entry of a legend."""
+    return Line2D([], [], label=label, **style)

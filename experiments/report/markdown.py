@@ -1,0 +1,60 @@
+"""Write a table as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.report.columns import Column, Row, chosen, legend, notes_of
+from experiments.report.rows import FIELDS
+from experiments.report.uncertainty import marked
+
+
+def markdown(table: Mapping[str, Any], command: str | None, pictures: Sequence[str] = ("accuracy_vs_params",)) -> str:
+    """Write ``table.md``. command: the last one that ran, if it is known; pictures: their files' names."""
+    columns, rows = chosen(table["columns"]), table["rows"]
+    notes = notes_of(rows)
+    parts = [
+        f"# {table['title']}",
+        f"`{command}`" if command else "",
+        "\n".join(table_lines(columns, rows)),
+        legend(columns, rows),
+        "\n".join(f"[{number}] {text}  " for text, number in notes.items()),
+        "\n".join(f"- {text}" for text in table.get("findings", ())),
+        *(f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Row], digits: int = 2) -> list[str]:
+    """Write the rows as a Markdown table. digits: of measured percentages."""
+    notes = notes_of(rows)
+    lines = [
+        [column.header for column in columns],
+        [":--" if column.kind == "text" else "--:" for column in columns],
+        *([_cell(column.write(row, notes, digits)) for column in columns] for row in marked(rows)),
+    ]
+    return lines_of(lines)
+
+
+def lines_of(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Write the lines of a Markdown table, given the cells of each."""
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def _cell(text: str) -> str:
+    """Write a cell; nothing in it may end it."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def csv_text(table: Mapping[str, Any]) -> str:
+    """Write ``table.csv``: the fields of ``table.json``, seeds separated by blanks, the title in a column of its own."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["title", *FIELDS])
+    for row in table["rows"]:
+        values = [" ".join(map(str, row[name])) if name == "seeds" and row[name] else row[name] for name in FIELDS]
+        writer.writerow([table["title"], *values])
+    return out.getvalue()

@@ -1,0 +1,59 @@
+"""Say where the numbers of a published row come from: job, recipe, code, commits, and what was trained for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments.jobs.job import Job
+from experiments.jobs.results import is_stale
+
+Row = Mapping[str, Any]
+OLDER = "(older code)"
+TRAINED = re.compile(r"partial-ft|full-ft|kd\b|distilled|full FT")  # what protocols and methods say of training
+
+
+def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a published row says of its results, one for each seed: the job and the training are the first one's.
+
+    ``training`` is None unless all were trained. All have one fingerprint, since none is stale.
+    """
+    first, job = results[0], Job.from_json(results[0]["job"])
+    trainings = [result.get("distillation") or result.get("finetune") for result in results]
+    return {
+        "fingerprint": first["fingerprint"],
+        "commits": sorted({result["provenance"]["git"]["commit"] for result in results}),
+        "job": first["job"],
+        "recipe": None if job.recipe is None else job.recipe_used().record(),
+        "training": trainings[0] if all(trainings) else None,
+    }
+
+
+def untrained(row: Row) -> bool:
+    """Tell whether a row is called fine-tuned or distilled, though nothing was trained for its numbers."""
+    if row["status"] != "done" or not TRAINED.search(f"{row['protocol']} {row['method']}"):
+        return False
+    if "training" in row:
+        return not row["training"] or row["training"]["epochs"] == 0
+    rounded = row["bits"] is not None and row["epochs"] > 0  # published before rows kept the record: the job's word
+    return row["trainable_share"] is None and not rounded
+
+
+def older(rows: Iterable[Row]) -> list[Row]:
+    """List the rows that other code, or another recipe, has made than would make them now."""
+    return [row for row in rows if row["status"] == "done" and is_stale(row)]
+
+
+def marked(rows: Iterable[Row], column: str) -> list[Row]:
+    """Mark the older rows in the column of that name."""
+    rows = list(rows)
+    marks = {row["id"]: {column: f"{row[column] or ''} {OLDER}".strip()} for row in older(rows)}
+    return [{**row, **marks.get(row["id"], {})} for row in rows]
+
+
+def commits_of(rows: Iterable[Row], otherwise: Sequence[str]) -> str:
+    """Name the commits of the rows; ``otherwise``: of the whole file, for rows that do not say their own."""
+    commits = {commit for row in rows if row["status"] == "done" for commit in row.get("commits", otherwise)}
+    short = [commit[:7] for commit in sorted(commits or otherwise)]
+    return f"commit{'s' * (len(short) > 1)} {', '.join(short)}"

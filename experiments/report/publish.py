@@ -1,0 +1,189 @@
+"""Keep results in the repository: committed as JSON with their provenance, and rendered in the README and in ``docs``.
+
+``python -m experiments publish TABLE...`` takes over what was run here; benchmarks write their JSON themselves. A text
+holds a place for each rendering,
+
+    <!-- published digits/table2 columns=method,params,top1 rows=deit_b/* -->
+    <!-- end -->
+
+and everything between is written anew; a test holds the texts to the JSON. Rows that older code has made are marked.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.jobs.results import read_json
+from experiments.report.columns import chosen
+from experiments.report.details import details
+from experiments.report.markdown import lines_of, table_lines
+from experiments.report.origins import OLDER, commits_of, marked, older, origin, untrained
+from experiments.report.pictures import PICTURES
+from experiments.report.rows import FIELDS, finished, table_json
+from experiments.runner.plan import read_plan
+from experiments.tables.rows import Table
+from lowrank_vit.runtime.errors import InputError
+
+ROOT = Path(__file__).parent.parent.parent
+PUBLISHED = ROOT / "experiments" / "published"
+PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
+    """Copy the last run of a table, or a figure, among the published ones; returns the file of its rows.
+
+    Only rows with numbers are kept. A table keeps those that were published before and not run now; a figure is of one run.
+    Raises ``InputError`` where nothing was run, where a result is stale or was made from a package with changes that are
+    not committed, where some seeds of a row are missing, and where a row is called fine-tuned or distilled, but was not
+    trained.
+    """
+    from lowrank_vit.runtime.files import write_json
+
+    plan = read_plan(results, table)
+    content = table_json(results, table, plan)
+    by_row = finished(results, plan)
+    results_kept = [result for of_row in by_row.values() for result in of_row]
+    if not results_kept:
+        raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
+    if any(((result["provenance"]["git"]) or {"dirty": True})["dirty"] for result in results_kept):
+        raise InputError(f"{table.name} has results of a package with uncommitted changes: commit, then run it again")
+    rows = [_kept(table, row, by_row) for row in content["rows"] if row["status"] in ("done", "reported")]
+    profile = plan["profile"].partition(":")[2] or "digits"
+    commands = {name: told["command"] for name, told in details(results, table, plan).items()}
+    path = folder / profile / f"{table.name}.json"
+    earlier = _earlier(path, table, rows)
+    order = {row.id: place for place, row in enumerate(table.rows)}
+    rows = sorted([*rows, *earlier["rows"]], key=lambda row: order[row["id"]])
+    commands = earlier["commands"] | commands
+    kept = {**content, "rows": rows, "provenance": _provenance(results_kept), "commands": commands}
+    if table.drawing is not None:
+        kept["measured"] = {row: [result["measured"] for result in of_row] for row, of_row in by_row.items()}
+    write_json(path, kept)
+    _draw(results, table, path, kept)
+    return path
+
+
+def _draw(results: Path, table: Table, path: Path, content: Mapping[str, Any]) -> None:
+    """Put the pictures beside the JSON: a figure's as it was drawn, a table's of all rows that are published."""
+    from lowrank_vit.runtime.files import replacing
+
+    figure = results / table.name / f"{table.name}.png"
+    if table.drawing is not None and figure.is_file():
+        shutil.copyfile(figure, path.with_name(figure.name))
+    for name in () if table.drawing is not None else table.pictures:
+        with replacing(path.with_name(f"{table.name}_{name}.png")) as temporary:
+            PICTURES[name](content).savefig(temporary, dpi=150, format="png")
+
+
+def _earlier(path: Path, table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what was published before of rows that were not run now; they keep their commits, and are marked if older."""
+    before = (read_json(path) if table.drawing is None else None) or {"rows": [], "commands": {}}
+    missing = {row.id for row in table.rows} - {row["id"] for row in rows}
+    kept = [dict.fromkeys(FIELDS) | row for row in before["rows"] if row["id"] in missing]
+    for row in kept:
+        row.setdefault("commits", before["provenance"]["commits"])
+    return {"rows": kept, "commands": {row["id"]: before["commands"].get(row["id"]) for row in kept}}
+
+
+def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as it is published. Raises ``InputError`` for one that must not be."""
+    if row["status"] == "reported":
+        return dict(row)
+    if row["stale"] or row["reason"]:
+        why = "is stale" if row["stale"] else f"is not whole ({row['reason']})"
+        raise InputError(f"{table.name}/{row['id']} {why}: run it again, with --rerun-stale, before publishing")
+    kept = {**row, **origin(by_row[row["id"]])}
+    if untrained(kept):
+        raise InputError(
+            f"{table.name}/{row['id']} says {row['protocol']!r}, but was not trained: run it with --epochs"
+        )
+    return kept
+
+
+def _provenance(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the results have in common, and the seconds that they took together."""
+    origins = [result["provenance"] for result in results]
+    return {
+        "commits": sorted({item["git"]["commit"] for item in origins}),
+        "sources": sorted({item["source"] for item in origins}),
+        "versions": origins[0]["versions"],
+        "devices": sorted({item["device"] for item in origins}),
+        "threads": sorted({result["threads"] for result in results}),
+        "seeds": sorted({item["seed"] for item in origins}),
+        "jobs": len(results),
+        "seconds": round(sum(result["seconds"]["total"] for result in results)),
+    }
+
+
+def render_all(text: str, folder: Path = PUBLISHED) -> str:
+    """Write everything between a Markdown text's marks anew. Raises ``InputError`` for a mark of nothing."""
+    return PLACE.sub(lambda place: "\n".join(_render(place, folder)), text)
+
+
+def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
+    options = dict(option.split("=", 1) for option in place["options"].split())
+    content = read_json(folder / f"{place['name']}.json")
+    if content is None:
+        raise InputError(f"nothing is published as {place['name']!r}: run it, then python -m experiments publish")
+    yield place[0].partition("\n")[0]
+    yield from _benchmark(content) if "header" in content else _table(content, options)
+    yield "<!-- end -->"
+
+
+def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
+    """Render a published table, or what is said above a figure."""
+    patterns = options.get("rows", "*").split(",")
+    known = [dict.fromkeys(FIELDS) | row for row in content["rows"]]  # an older file lacks fields
+    rows = [row for row in known if any(fnmatch.fnmatchcase(row["id"], pattern) for pattern in patterns)]
+    names = options["columns"].split(",") if "columns" in options else content["columns"]
+    behind = rows or known  # without rows, a picture of all of them follows
+    commits = content["provenance"]["commits"]
+    yield f"*{content['title']}*; {_origin(content['provenance'])}; {commits_of(behind, commits)}."
+    yield ""
+    if rows:
+        yield from table_lines(chosen(names), marked(rows, "method" if "method" in names else names[0]), digits=1)
+    if stale := older(behind):
+        changed = "the code or the recipe behind these numbers has changed since"
+        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")
+    if "findings" in options:
+        yield from ("", *(f"- {text}" for text in content["findings"]))
+
+
+def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
+    """Render what ``python -m benchmarks.NAME --json FILE`` wrote."""
+    made = content["provenance"]
+    yield f"*{content['title']}*; `{made['command']}` on {made['device']}, commit {made['git']['commit'][:7]}."
+    yield ""
+    yield from lines_of([content["header"], [":--", *["--:"] * (len(content["header"]) - 1)], *content["rows"]])
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    seeds, versions = ", ".join(map(str, source["seeds"])), source["versions"]
+    return (
+        f"seed{'s' * (len(source['seeds']) > 1)} {seeds}; {source['jobs']} jobs, {source['seconds'] / 60:.0f} minutes of "
+        f"work on {', '.join(source['devices'])}, torch {versions['torch']}, timm {versions['timm']}"
+    )
+
+
+def pages() -> list[Path]:
+    """List the texts that show what is published."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def run(results: Path, tables: Sequence[Table]) -> int:
+    """Run ``python -m experiments publish``. Raises ``InputError`` for an installed package, which has no texts."""
+    from lowrank_vit.runtime.files import write_text
+
+    if not PUBLISHED.is_dir():
+        raise InputError("publish writes to the repository, and this is an installed package: run it in a checkout")
+    for table in tables:
+        print(publish(results, table).relative_to(ROOT))
+    for page in pages():
+        write_text(page, render_all(page.read_text(encoding="utf-8")))
+        print(page.relative_to(ROOT))
+    return 0

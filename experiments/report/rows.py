@@ -1,0 +1,207 @@
+"""Add results up to the rows of ``table.json``, seed by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from experiments.jobs.job import Job
+from experiments.jobs.protocol import protocol
+from experiments.jobs.results import ERROR, find_result, is_stale, job_folder, read_json
+from experiments.report import ablation, sizes
+from experiments.report.columns import DEFAULT, chosen
+from experiments.runner.plan import jobs_of
+from experiments.tables.rows import Reported, Row, Table
+from lowrank_vit import get_recipe
+
+FIELDS = (  # of a row of table.json, in the order of table.csv
+    "id",
+    "architecture",
+    "model",
+    "method",
+    "protocol",
+    "status",
+    "reason",
+    "reduction",
+    "params_printed",
+    "params",
+    "params_dense",
+    "macs",
+    "macs_dense",
+    "top1_reported",
+    "top1_dense",
+    "top1_dense_std",
+    "top1_before_finetune",
+    "top1_before_std",
+    "top1",
+    "top1_std",
+    "seeds",
+    "relative_error_held_out",
+    "trainable_share",
+    "seconds",
+    "epochs",
+    "stale",
+    "source",
+    "note",
+    "base",
+    "z",
+    "solver",
+    "optimizer",
+    "budget",
+    "overhead",
+    "gap",
+    "gap_std",
+    "relative_error",
+    "relative_error_std",
+    "relative_error_held_out_std",
+    "residual_error_reported",
+    "overhead_reported",
+    "bits",
+    "top1_float",
+    "file_bytes",
+    "size_reported",
+    "target",
+    "kl_unseen",
+    "agreement_unseen",
+    "images",
+)
+MEANS = {  # field of a row: where a result has the number
+    "macs": ("macs", "compressed"),
+    "macs_dense": ("macs", "dense"),
+    "top1_dense": ("top1", "dense"),
+    "top1_before_finetune": ("top1", "before"),
+    "top1": ("top1", "after"),
+    "relative_error_held_out": ("relative_error_held_out",),
+    "trainable_share": ("trainable_share",),
+    "seconds": ("seconds", "total"),
+    "overhead": ("z", "overhead"),
+    "gap": ("z", "gap"),
+    "relative_error": ("relative_error",),
+    "file_bytes": ("file_bytes",),
+    "top1_float": ("top1_float",),
+    "kl_unseen": ("measured", "kl"),
+    "agreement_unseen": ("measured", "agreement"),
+    "images": ("n",),
+}
+SPREADS = {
+    "top1_dense_std": ("top1", "dense"),
+    "top1_before_std": ("top1", "before"),
+    "top1_std": ("top1", "after"),
+    "gap_std": ("z", "gap"),
+    "relative_error_std": ("relative_error",),
+    "relative_error_held_out_std": ("relative_error_held_out",),
+}
+FINDINGS = {"compensation": ablation.findings, "sizes": sizes.findings}  # sentences about the content of ``table.json``
+COUNTS = ("macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
+
+
+def table_json(folder: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of ``table.json``."""
+    rows = []
+    for row in table.rows:
+        entry = plan["rows"].get(row.id, {"reason": "this row is new: run the table again", "jobs": []})
+        rows.append(_reported(row) if isinstance(row, Reported) else _measured(folder, row, entry))
+    columns = [column.name for column in chosen(table.columns or DEFAULT)]
+    content = {"title": plan["title"], "profile": plan["profile"], "columns": columns, "rows": rows}
+    return content if table.findings is None else {**content, "findings": FINDINGS[table.findings](content)}
+
+
+def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Read the results of every row that has any, one for each seed."""
+    rows = {name: [find_result(results, job) for job in jobs_of(entry)] for name, entry in plan["rows"].items()}
+    known = {name: [result for result in of_row if result is not None] for name, of_row in rows.items()}
+    return {name: of_row for name, of_row in known.items() if of_row}
+
+
+def _blank(row: Row | Reported) -> dict[str, Any]:
+    names = {"id": row.id, "architecture": row.architecture, "method": row.method, "protocol": row.protocol}
+    return dict.fromkeys(FIELDS) | names | {"source": row.source, "note": row.note or None}
+
+
+def _reported(row: Reported) -> dict[str, Any]:
+    return _blank(row) | {"status": "reported", "params_printed": row.params, "top1_reported": row.top1}
+
+
+def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row to run, as far as it was run."""
+    known = _blank(row) | {
+        "model": row.model,
+        "reduction": row.reduction or None,
+        "params_printed": row.params_printed,
+        "top1_reported": row.top1_reported,
+        "bits": row.bits,
+        "target": row.target,
+        **row.printed,
+    }
+    jobs = jobs_of(entry)
+    if not jobs:
+        return known | _recipe(row, row.changes) | {"status": "skipped", "reason": entry["reason"]}
+    first = jobs[0]
+    trained = first.epochs or first.distill_epochs
+    known |= _recipe(row, first.changes) | {
+        "model": first.model,
+        "method": row.method if trained else row.method.removesuffix(" + FT"),
+        "protocol": protocol(row, first),
+        "epochs": first.epochs,
+    }
+    known |= {"reduction": first.reduction or None, "target": row.standin_target if first.standin else row.target}
+    results = {job.seed: result for job in jobs if (result := find_result(folder, job)) is not None}
+    missing = [_missing(folder, job) for job in jobs if job.seed not in results]
+    if not results:
+        return known | {"status": "skipped", "reason": missing[0].partition(": ")[2]}
+    return known | {"status": "done", "reason": "; ".join(missing) or None} | aggregate(results)
+
+
+def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what stands in the row's recipe after the changes: of Z nothing where there is none."""
+    if row.recipe is None:
+        return {}
+    recipe = get_recipe(row.recipe).but(**changes)
+    record = recipe.record()
+    base = {"base": " + ".join(record[kind] for kind in recipe.kinds)}
+    if recipe.compensation is None:
+        return base
+    optimizer = None if recipe.solver == "closed_form" else recipe.optimizer
+    z = {"z": record["compensation"], "solver": recipe.solver, "optimizer": optimizer, "budget": record["budget"]}
+    return base | z
+
+
+def _missing(folder: Path, job: Job) -> str:
+    error = read_json(job_folder(folder, job) / ERROR)
+    return f"seed {job.seed}: " + ("not run yet" if error is None else error["reason"])
+
+
+def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up the results of one row, by seed: means over the seeds, and standard deviations (n - 1)."""
+    by_seed = list(results.values())
+    means = {name: mean_of(_column(by_seed, path)) for name, path in MEANS.items()}
+    spreads = {name: spread_of(_column(by_seed, path)) for name, path in SPREADS.items()}
+    params = [mean_of(_column(by_seed, ("params", size))) for size in ("compressed", "dense")]
+    counts = {name: means[name] for name in COUNTS} | {"params": params[0], "params_dense": params[1]}
+    return {
+        **means,
+        **spreads,
+        **{name: None if count is None else round(count) for name, count in counts.items()},
+        "seeds": sorted(results),
+        "stale": any(is_stale(result) for result in by_seed),
+    }
+
+
+def _column(results: Sequence[Mapping[str, Any]], path: Sequence[str]) -> list[float]:
+    """List the number at ``path`` of every result that has one."""
+    column: list[Any] = list(results)
+    for name in path:
+        column = [value[name] for value in column if value is not None and value.get(name) is not None]
+    return column
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return fmean(values) if values else None
+
+
+def spread_of(values: Sequence[float]) -> float | None:
+    """Return the standard deviation over seeds with n - 1 in the denominator, None of fewer than two values."""
+    return stdev(values) if len(values) > 1 else None

@@ -1,0 +1,143 @@
+"""Choose how a method looks: one mark, one line and one colour, the same in every plot, on the page and in W&B."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+COLOURS = {  # on white and on dark paper, after Okabe and Ito: far enough apart for colour-blind eyes
+    "grey": ("#757575", "#a6a6a6"),
+    "orange": ("#c04e00", "#ff8f45"),
+    "black": ("#111111", "#f4f4f4"),
+    "blue": ("#0068a8", "#5ab4ff"),
+    "green": ("#007a58", "#2fd0a0"),
+    "pink": ("#a8487f", "#f09ac8"),
+    "olive": ("#856900", "#e6c229"),
+    "violet": ("#5b4bc4", "#aa9cff"),
+    "brown": ("#7a3b1e", "#d19a78"),
+    "cyan": ("#00808a", "#3fd3e0"),
+    "red": ("#c0182f", "#ff6f7d"),
+}
+MARKERS = "s^oDvPXp<>h"  # matplotlib's
+
+
+@dataclass(frozen=True)
+class Style:
+    """Hold matplotlib's letter of a marker, the lengths of a line's dashes and gaps (none: solid), and a colour's name."""
+
+    marker: str
+    dashes: tuple[int, ...]
+    name: str
+
+    @property
+    def line(self) -> Any:
+        """Return matplotlib's style of the line."""
+        return (0, self.dashes) if self.dashes else "-"
+
+    @property
+    def colour(self) -> str:
+        """Return the colour on white paper."""
+        return COLOURS[self.name][0]
+
+    @property
+    def mpl(self) -> tuple[str, Any, str]:
+        """Return marker, line and colour."""
+        return self.marker, self.line, self.colour
+
+    def as_json(self) -> dict[str, str]:
+        """Return what the page's script draws with."""
+        light, dark = COLOURS[self.name]
+        return {"marker": self.marker, "dashes": " ".join(map(str, self.dashes)), "light": light, "dark": dark}
+
+
+STYLES = {  # by the name of a recipe, and of what is no recipe of its own
+    "baseline": Style("*", (), "black"),
+    "svd": Style("s", (2, 3), "grey"),
+    "paper": Style("^", (6, 3), "orange"),
+    "paper_charitable": Style("X", (4, 2, 1, 2), "olive"),
+    "exact": Style("o", (), "black"),
+    "exact_normalised": Style("o", (5, 2), "violet"),
+    "paper, windows": Style("^", (3, 2), "brown"),
+    "loss_aware": Style("D", (8, 3, 2, 3), "blue"),
+    "best": Style("v", (1, 2), "green"),
+    "best, trained": Style("P", (12, 3, 3, 3), "pink"),
+    "best, distilled": Style("p", (6, 2), "violet"),
+    "svd_llm": Style("<", (3, 2), "brown"),
+    "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
+    "+ losses measured": Style("h", (2, 2), "red"),
+    "fwsvd": Style("p", (3, 3), "olive"),
+    "asvd": Style("X", (5, 3), "pink"),
+    "aafm": Style("h", (1, 3), "cyan"),
+    "comcat": Style("<", (9, 3), "red"),
+    "z, closed form": Style("v", (1, 2), "cyan"),
+    "z, by gradients": Style("P", (6, 2, 1, 2), "red"),
+    "none, representative": Style("o", (), "grey"),
+    "low-rank, representative": Style("s", (), "black"),
+    "diagonal, representative": Style("^", (), "violet"),
+    "sparse, structured, representative": Style("D", (), "orange"),
+    "sparse, unstructured, representative": Style("v", (), "blue"),
+    "none, whitened": Style("p", (3, 2), "grey"),
+    "low-rank, whitened": Style("h", (3, 2), "black"),
+    "diagonal, whitened": Style("P", (3, 2), "violet"),
+    "sparse, structured, whitened": Style("<", (3, 2), "orange"),
+    "sparse, unstructured, whitened": Style(">", (3, 2), "blue"),
+}
+NAMES = {  # methods whose names do not end in their recipe's
+    "vanilla svd + ft": "svd",
+    "vanilla svd": "svd",
+    "beyond (best), full ft": "best, trained",
+    "+ distilled (best)": "best, distilled",
+    "ours (paper, windows)": "paper, windows",
+}
+SIZE = ", printed size"  # ends the name of a method at a second size
+RECIPE = re.compile(r"\(([\w-]+)\)$")
+
+
+def series_of(row: Row) -> str:
+    """Name what a line joins: a method at all its sizes, or one model at all its numbers of bits."""
+    return str(row["method"]).partition(",")[0] if row.get("bits") is not None else str(row["method"])
+
+
+def model_of(rows: Sequence[Row]) -> str:
+    """Name what a panel is about: the model that is compressed, and the one whose size is aimed at, if any."""
+    row = next((row for row in rows if row["reduction"]), rows[0])
+    return f"{row['model']} at the size of {row['target']}" if row["target"] else str(row["model"])
+
+
+def known_style(method: str) -> Style | None:
+    """Look up the style of a method, by its own name or that of its recipe; None where it has none."""
+    name = method.lower().removesuffix(SIZE)
+    recipe = RECIPE.search(name)
+    keys = (NAMES.get(name), recipe and recipe[1].replace("-", "_"), name)
+    return next((STYLES[key] for key in keys if key in STYLES), None)
+
+
+def styles_of(methods: Sequence[str]) -> dict[str, Style]:
+    """Choose the styles of the methods of one plot. One that is not known takes what no other method has."""
+    chosen = {method: style for method in methods if (style := known_style(method)) is not None}
+    taken = {(style.marker, style.name) for style in STYLES.values()}
+    pairs = [
+        (marker, colour) for turn in range(len(MARKERS)) for marker, colour in zip(_from(turn), COLOURS, strict=True)
+    ]
+    spare = (Style(marker, (6, 3), colour) for marker, colour in pairs if (marker, colour) not in taken)
+    return {method: chosen[method] if method in chosen else next(spare) for method in dict.fromkeys(methods)}
+
+
+def _from(turn: int) -> str:
+    """Rotate the markers."""
+    return MARKERS[turn:] + MARKERS[:turn]
+
+
+def group_colours() -> dict[tuple[str, str], str]:
+    """Give the runs of each table's methods, by the names of both, the colours that they have in the plots."""
+    from experiments.tables.catalogue import tables
+
+    colours: dict[tuple[str, str], str] = {}
+    for table in tables().values():
+        series = {row.method: series_of({"method": row.method, "bits": row.bits}) for row in table.runnable}
+        styles = styles_of(list(series.values()))
+        colours |= {(table.name, method): styles[name].colour for method, name in series.items()}
+    return colours

@@ -1,0 +1,194 @@
+"""Run tables: plan their rows, run what is not finished, report."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.jobs.attempt import FAILED, Outcome
+from experiments.jobs.results import find_result, is_stale
+from experiments.jobs.task import EMBEDDED, Task
+from experiments.runner.cluster import check, run_on
+from experiments.runner.plan import PLAN, Options, Planned, as_json, make_plan, open_images
+from experiments.runner.pool import run_here, run_pool
+from experiments.tables.catalogue import find_all
+from experiments.tables.rows import Row, Table
+from lowrank_vit import Hardware
+from lowrank_vit.data.loading import default_workers
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.extras import installed
+from lowrank_vit.runtime.launch import launch, processes_asked_for
+from lowrank_vit.runtime.processes import agreed, is_first, launched_from_outside, own_cores
+
+MOST_WORKERS = 8
+Report = Callable[[Path, Table], list[str]]  # renders a table, and names the files written
+
+
+def say(text: str) -> None:
+    """Print one line on the error stream, of one process."""
+    if is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace, report: Report) -> int:
+    """Run ``python -m experiments run``: 0 where all went well, 1 where a job failed. ``report`` renders a table.
+
+    Raises ``InputError`` for bad options before anything is written, ``KeyboardInterrupt`` with one line of what is kept.
+    """
+    check(args.launcher, dict(args.slurm))
+    if args.launcher is None:
+        args.devices, args.num_nodes = processes_asked_for(args.devices, args.num_nodes)
+    elif launched_from_outside():
+        raise InputError("--launcher starts the jobs itself: leave out torchrun or srun")
+    else:
+        args.devices, args.num_nodes = args.devices or 1, args.num_nodes or 1
+    if launched_from_outside():
+        return launch(_run, args, report, accelerator=_hardware(args).accelerator)
+    return _run(args, report)
+
+
+def _run(args: argparse.Namespace, report: Report) -> int:
+    chosen = find_all(args.targets)
+    options, hardware = _options(args), _hardware(args)
+    workers = _workers(args, options)
+    images = open_images(options.data)
+    plans = [(table, selected, make_plan(table, options, images)) for table, selected in chosen]
+    if is_first() and not args.dry_run:
+        from lowrank_vit.runtime.files import write_json
+
+        for table, _, plan in plans:
+            write_json(
+                args.results / table.name / PLAN, as_json(table, options, images, plan) | {"command": args.command}
+            )
+    tasks = agreed(_tasks(args, plans, hardware))
+    for _, selected, plan in plans:
+        _say_skipped(plan, selected)
+    outcomes = _run_tasks(args, tasks, workers, options) if tasks else []
+    if args.dry_run:
+        return 0
+    failed = [outcome for outcome in outcomes if outcome.status == FAILED]
+    if is_first():
+        for table, _ in chosen:
+            files = report(args.results, table)
+            say(f"written: {args.results / table.name}/{', '.join(files)}")
+    if failed:
+        say(f"{len(failed)} of {len(outcomes)} jobs failed, {failed[0].task.name} for one: {failed[0].said}")
+    return 1 if failed else 0
+
+
+def _options(args: argparse.Namespace) -> Options:
+    choices = ("data", "checkpoints", "seeds", "epochs", "steps", "solver", "optimizer", "lr")
+    given = {name: getattr(args, name) for name in (*choices, "limit", "calibration_samples")}
+    processes = (args.devices or 1) * (args.num_nodes or 1)
+    batch_size = args.batch_size if args.global_batch is None else share_of_batch(args.global_batch, processes)
+    return Options(**given, batch_size=batch_size, processes=processes, precision=args.precision)
+
+
+def share_of_batch(images: int, processes: int) -> int:
+    """Divide a batch among processes. Raises ``InputError`` where a part of an image would be left."""
+    if images % processes:
+        above = -(-images // processes) * processes
+        raise InputError(f"--global-batch {images} cannot be split evenly among {processes} devices: give {above}")
+    return images // processes
+
+
+def _hardware(args: argparse.Namespace) -> Hardware:
+    accelerator = args.accelerator
+    if accelerator == "auto" and args.data == "digits":
+        accelerator = "cpu"  # the stand-ins are too small for a GPU
+    return Hardware(args.devices, args.num_nodes, accelerator, args.strategy, args.precision)
+
+
+def _workers(args: argparse.Namespace, options: Options) -> int:
+    """Count the jobs side by side: as asked for, else a core each for the stand-ins, one where devices are shared."""
+    if args.devices * args.num_nodes > 1:
+        if (args.workers or 1) > 1:
+            raise InputError("--workers above 1 runs jobs side by side on one device each: leave out --devices")
+        return 1
+    return args.workers or (min(own_cores(), MOST_WORKERS) if options.embedded else 1)
+
+
+def _loader_workers(args: argparse.Namespace, workers: int) -> int | None:
+    """Count the loading processes of each process of a job: as asked for, else a share of this machine's cores.
+
+    None leaves it to the job: on another machine, and for the digits, which need none.
+    """
+    if args.loader_workers is not None or args.launcher == "slurm" or args.data == EMBEDDED:
+        return args.loader_workers
+    return default_workers(1 if launched_from_outside() else args.devices * workers)
+
+
+def _tasks(
+    args: argparse.Namespace, plans: Sequence[tuple[Table, list[Row], list[Planned]]], hardware: Hardware
+) -> list[Task]:
+    """List what is left to run of the selected rows, each job once; stale results are removed where they run again."""
+    wandb = not args.no_wandb
+    if wandb and not installed("wandb"):
+        say("wandb is not installed: going on without it (pip install 'lowrank-vit[experiments]')")
+        wandb = False
+    wanted: dict[str, Task] = {}
+    for table, selected, plan in plans:
+        chosen = {row.id for row in selected}
+        for item in plan:
+            for job in item.jobs if item.row.id in chosen else ():
+                about = (item.row.id, item.row.method, table.name, args.results, args.data, item.checkpoint)
+                wanted.setdefault(job.key, Task(job, *about, hardware=hardware, wandb=wandb))
+    left, stale = [], 0
+    for task in wanted.values():
+        result = find_result(task.folder, task.job)
+        if result is not None and is_stale(result):
+            stale += 1
+            if args.rerun_stale:
+                if is_first() and not args.dry_run:
+                    shutil.rmtree(task.own_folder, ignore_errors=True)
+                result = None
+        if result is None:
+            left.append(task)
+    if stale and not args.rerun_stale:
+        say(f"{stale} finished jobs were made by older code: --rerun-stale runs them again")
+    return left
+
+
+def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
+    """Print one line for each reason to skip rows."""
+    chosen = {row.id for row in selected}
+    reasons: dict[str, list[Row]] = {}
+    for item in plan:
+        if item.reason and item.row.id in chosen:
+            reasons.setdefault(item.reason, []).append(item.row)
+    for reason, rows in reasons.items():
+        say(f"skipped {rows[0].architecture} ({len(rows)} row{'s' * (len(rows) > 1)}): {reason}")
+
+
+def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
+    from rich.console import Console
+
+    from experiments.runner.estimate import estimate
+    from experiments.runner.view import LiveView, duration, show_expected
+
+    threads, workers = 1 if options.embedded else None, min(workers, len(tasks))
+    tasks = [replace(task, loader_workers=_loader_workers(args, workers)) for task in tasks]
+    times, basis = agreed(estimate(tasks, threads) if is_first() else ([], ""))
+    total = sum(time.total for time in times) / workers
+    if is_first() and (args.dry_run or not options.embedded):
+        show_expected(tasks, times, Console(stderr=True))
+    say(f"{len(tasks)} jobs to run, {workers} at a time: about {duration(total)} (estimated from {basis})")
+    if args.dry_run:
+        return []
+    expected = {task.job.key: time.total for task, time in zip(tasks, times, strict=True)}
+    try:
+        with LiveView(expected, Console(stderr=True, quiet=not is_first())) as view:
+            if launched_from_outside():
+                return run_here(tasks, view)
+            if args.launcher:
+                return run_on(args.launcher, dict(args.slurm), tasks, workers, threads, view)
+            return run_pool(tasks, workers, threads, view)
+    except KeyboardInterrupt:
+        done = sum(find_result(task.folder, task.job) is not None for task in tasks)
+        raise KeyboardInterrupt(
+            f"{done} of {len(tasks)} jobs are finished and kept; the same command continues"
+        ) from None

@@ -1,0 +1,211 @@
+"""Plan jobs from rows and options: what would run, what is skipped and why, and what the table says about both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.jobs.checkpoints import checkpoint_names, file_hash, find_checkpoint, hub_reason
+from experiments.jobs.job import Job
+from experiments.jobs.results import read_json
+from experiments.jobs.task import EMBEDDED
+from experiments.runner.reach import out_of_reach, share_aimed_at, size_reduction
+from experiments.tables.rows import Row, Table
+from lowrank_vit import get_recipe
+from lowrank_vit.runtime.errors import InputError
+
+PLAN = "plan.json"
+NO_STANDIN = "no stand-in for {} among the embedded models: give --data (DATA=) to run the real one"
+UNTRAINED = "a full fine-tune of no epochs is none: leave out --epochs (EPOCHS=)"
+IMAGENET_VALIDATION = 50_000
+IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hold what a user may choose for all rows of a run; None is the row's, the recipe's or the profile's default."""
+
+    data: str = EMBEDDED
+    checkpoints: Path | None = None
+    seeds: tuple[int, ...] | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    solver: str | None = None
+    optimizer: str | None = None
+    limit: int | None = None
+    calibration_samples: int = 1024
+    batch_size: int = Job.batch_size
+    lr: float = Job.lr
+    processes: int = 1
+    precision: str | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Tell whether the run is on the stand-ins."""
+        return self.data == EMBEDDED
+
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """Choose the seeds: those asked for, else the row's own for the small stand-ins (mostly three), else one."""
+        return self.seeds or (row.embedded_seeds if self.embedded else (0,))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Describe the images of a run: the SPEC without the path that leads there, and how many there are."""
+
+    data: str
+    train: int
+    validation: int
+    classes: int | None
+
+    def about(self, limit: int | None, counted: bool = True) -> str:
+        """Say what the title has of them: never ImageNet, unless it is the whole validation set, and all are ``counted``."""
+        if self.data == EMBEDDED or not counted:
+            return "digits stand-in, not ImageNet" if self.data == EMBEDDED else f"on {self.data}"
+        count = min(limit or self.validation, self.validation)
+        whole = count == IMAGENET_VALIDATION and self.classes == IMAGENET_CLASSES
+        return f"on {self.data}, {'the ImageNet-1k validation set, ' if whole else ''}{count:,} images"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Hold a row with its jobs, one for each seed, or the reason why it has none."""
+
+    row: Row
+    jobs: tuple[Job, ...] = ()
+    reason: str | None = None
+    checkpoint: Path | None = None
+
+
+def short_spec(spec: str) -> str:
+    """Shorten the SPEC to the last part of its path: ``imagefolder:imagenet-samples``."""
+    kind, _, target = spec.partition(":")
+    return f"{kind}:{Path(target).expanduser().absolute().name}" if kind != "hf" and target else spec
+
+
+def open_images(spec: str) -> Images:
+    """Look at the images that a SPEC stands for. Raises ``InputError`` where they are not there."""
+    if spec == EMBEDDED:  # without a second's import
+        return Images(spec, 1297, 500, 10)
+    from lowrank_vit.data import open_source
+
+    source = open_source(spec)
+    train, validation = source.split("train"), source.split("validation")
+    if source.num_classes != IMAGENET_CLASSES:
+        raise InputError(
+            f"{spec} has {source.num_classes or 'no'} classes, the models of the tables have {IMAGENET_CLASSES}: "
+            "give ImageNet or a part of it, in folders named by wnid"
+        )
+    return Images(short_spec(spec), len(train), len(validation), source.num_classes)
+
+
+def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
+    """Plan every row that can be run: its jobs or the reason against them."""
+    return [_within_reach(_plan_row(row, options, images)) for row in table.runnable]
+
+
+def _within_reach(item: Planned) -> Planned:
+    """Return the row as it was planned, or without jobs, and with the reason, where no sizes reach its reduction."""
+    reason = out_of_reach(item.jobs[0]) if item.jobs else None  # the others differ in their seeds
+    return item if reason is None else Planned(item.row, reason=reason)
+
+
+def _plan_row(row: Row, options: Options, images: Images) -> Planned:
+    if row.full and epochs_of(row, options) == 0:
+        return Planned(row, reason=UNTRAINED)
+    if options.embedded:
+        if row.standin is None:
+            return Planned(row, reason=NO_STANDIN.format(row.architecture))
+        return Planned(row, _jobs(row, row.standin, None, options, images))
+    if options.checkpoints is None:
+        reason = hub_reason(row.model)
+        return Planned(row, () if reason else _jobs(row, row.model, None, options, images), reason)
+    path = find_checkpoint(options.checkpoints, row.model)
+    if path is None:
+        names = " or ".join(checkpoint_names(row.model))
+        return Planned(row, reason=f"no checkpoint: {options.checkpoints} has no {names}")
+    return Planned(row, _jobs(row, row.model, f"{path.name}@{file_hash(path)}", options, images), checkpoint=path)
+
+
+def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images: Images) -> tuple[Job, ...]:
+    from lowrank_vit.data import hold_out
+
+    counts = f"{images.train}+{images.validation}"
+    seen, unseen = hold_out(range(images.train), options.calibration_samples, Job.held_out_samples)
+    target = row.standin_target if options.embedded else row.target
+    fields: dict[str, Any] = {
+        "model": model,
+        "standin": options.embedded,
+        "data": images.data,
+        "images": counts,
+        "recipe": row.recipe,
+        "reduction": row.reduction if target is None else size_reduction(model, target, share_aimed_at(row)),
+        "checkpoint": checkpoint,
+        "limit": options.limit,
+        "bits": row.bits,
+        "measure": row.measure,
+    }
+    if row.recipe is None and row.measure is None:  # nothing else bears on the dense model's accuracy
+        fields["epochs"] = 0
+    else:
+        fields |= {
+            "changes": {**row.changes, **recipe_changes(row, options)},
+            "epochs": epochs_of(row, options),
+            "calibration_samples": len(seen),
+            "held_out_samples": len(unseen),
+            "batch_size": options.batch_size,
+            "lr": options.lr if epochs_of(row, options) else Job.lr,  # a distillation has its own
+            "processes": options.processes,
+            "precision": options.precision,
+            "distill_epochs": row.distill_epochs,
+            "full": row.full,
+        }
+    return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
+
+
+def epochs_of(row: Row, options: Options) -> int:
+    """Count the epochs of fine-tuning of a row: its own, else those asked for, else the paper's."""
+    return next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None)
+
+
+def recipe_changes(row: Row, options: Options) -> dict[str, Any]:
+    """Choose which fields of a row's recipe the options change.
+
+    Nothing where it has no compensation, or has the value already; a solver or an optimiser that the row itself names
+    stays, and the closed form has neither optimiser nor steps.
+    """
+    if row.recipe is None:
+        return {}
+    recipe = get_recipe(row.recipe).but(**row.changes)
+    if recipe.compensation is None:
+        return {}
+    wanted = {name: None if name in row.changes else getattr(options, name) for name in ("solver", "optimizer")}
+    wanted |= {"steps": options.steps}
+    if (wanted["solver"] or recipe.solver) == "closed_form":
+        wanted |= {"optimizer": None, "steps": None}
+    return {name: value for name, value in wanted.items() if value not in (None, getattr(recipe, name))}
+
+
+def as_json(table: Table, options: Options, images: Images, plan: list[Planned]) -> dict[str, Any]:
+    """Return what the report needs to know of a run, all rows included, whichever of them were selected."""
+    return {
+        "table": table.name,
+        "title": f"{table.title} · {images.about(options.limit, counted=table.drawing is None)}",
+        "profile": "embedded" if options.embedded else images.data,
+        "rows": {item.row.id: {"reason": item.reason, "jobs": [job.as_json() for job in item.jobs]} for item in plan},
+    }
+
+
+def jobs_of(entry: Mapping[str, Any]) -> list[Job]:
+    """Read the jobs of a row of a written plan."""
+    return [Job.from_json(job) for job in entry["jobs"]]
+
+
+def read_plan(folder: Path, table: Table) -> dict[str, Any]:
+    """Read what the last run of the table planned. Raises ``InputError`` where it was never run."""
+    plan = read_json(folder / table.name / PLAN)
+    if plan is None or plan.get("table") != table.name:
+        raise InputError(f"{folder / table.name} has no results: python -m experiments run {table.name}")
+    return plan

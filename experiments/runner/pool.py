@@ -1,0 +1,141 @@
+"""Run jobs side by side in a few long-lived processes, since importing torch and Lightning takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from experiments.jobs.attempt import FAILED, Outcome, attempt
+from experiments.jobs.run import record_failure
+from experiments.jobs.task import Task
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.processes import die_with_parent
+
+Serve = Callable[[Connection, Path, int | None], None]
+
+
+class View(Protocol):
+    """Show how the jobs go."""
+
+    def stage(self, task: Task, said: str) -> None:
+        """Show that a task has come to a stage."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Show that a task has ended."""
+
+
+def run_here(tasks: Sequence[Task], view: View) -> list[Outcome]:
+    """Run one after the other in this process: for processes that torchrun or SLURM started."""
+    outcomes = []
+    for task in tasks:
+        status, said = attempt(task, lambda text, task=task: view.stage(task, text))  # type: ignore[misc]
+        outcomes.append(Outcome(task, status, said))
+        view.end(outcomes[-1])
+    return outcomes
+
+
+@dataclass
+class _Worker:
+    """Hold a process, this end of its pipe, and the task that it has."""
+
+    process: BaseProcess
+    pipe: Connection
+    task: Task | None = None
+
+    def give(self, task: Task) -> None:
+        """Send it the next task."""
+        self.task = task
+        self.pipe.send(task)
+
+
+def run_pool(
+    tasks: Sequence[Task], workers: int, threads: int | None, view: View, serve: Serve | None = None
+) -> list[Outcome]:
+    """Run the tasks, ``workers`` at a time, each process on ``threads`` threads (None: torch's own choice).
+
+    ``serve`` is what a process does (``serve_jobs``). A process that dies takes one task with it, no more. A
+    ``KeyboardInterrupt`` ends all of them at once: whatever is on disk is whole, and the next run goes on from there.
+    """
+    queue, outcomes = deque(tasks), []
+    team: dict[int, _Worker] = {}
+    free = deque(range(min(workers, len(tasks))))
+    try:
+        while queue or any(worker.task for worker in team.values()):
+            while queue and free:
+                number = free.popleft()
+                if number not in team or not team[number].process.is_alive():
+                    team[number] = _start(number, tasks[0].folder, threads, serve or serve_jobs)
+                team[number].give(queue.popleft())
+            ready = connection.wait([worker.pipe for worker in team.values() if worker.task])
+            for number in [number for number, worker in team.items() if worker.task and worker.pipe in ready]:
+                outcome = _listen(team[number], view)
+                if outcome is not None:
+                    outcomes.append(outcome)
+                    view.end(outcome)
+                    free.append(number)
+    finally:
+        for worker in team.values():
+            worker.process.kill()
+    return outcomes
+
+
+def _start(number: int, folder: Path, threads: int | None, serve: Serve) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(there, folder / "logs" / f"worker{number}.log", threads))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits: it is ended from here
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    there.close()
+    return _Worker(process, here)
+
+
+def _listen(worker: _Worker, view: View) -> Outcome | None:
+    """Hear what a worker says: a stage is passed on, an end is returned."""
+    assert worker.task is not None
+    try:
+        status, said = worker.pipe.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join()
+        reason = f"the process died with exit code {worker.process.exitcode}" + (
+            ", killed, perhaps for want of memory" if worker.process.exitcode == -signal.SIGKILL else ""
+        )
+        task, worker.task = worker.task, None
+        with suppress(InputError):  # the disk is full, perhaps
+            record_failure(task, f"failed: {reason}")
+        return Outcome(task, FAILED, reason)
+    if status == "stage":
+        view.stage(worker.task, said)
+        return None
+    task, worker.task = worker.task, None
+    return Outcome(task, status, said)
+
+
+def serve_jobs(pipe: Connection, log: Path, threads: int | None) -> None:
+    """Serve as a worker: run what comes through the pipe; all that libraries print goes to the log."""
+    die_with_parent()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    while True:
+        task = pipe.recv()
+        print(f"== {task.name} {task.job.key}", flush=True)
+        pipe.send(attempt(task, lambda text: pipe.send(("stage", text))))

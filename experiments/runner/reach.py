@@ -1,0 +1,69 @@
+"""Count models without memory for their weights: how small a row is to be, and whether its recipe gets there."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from experiments.jobs.job import Job
+from experiments.tables.rows import Row
+from lowrank_vit import check_reduction
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def out_of_reach(job: Job) -> str | None:
+    """Say how far the job's recipe reaches, where no choice of sizes reaches its reduction; None where one does."""
+    if job.recipe is None or job.measure is not None or not _is_known(job.model):
+        return None
+    try:
+        check_reduction(blank(job.model), job.recipe_used(), job.reduction)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def share_aimed_at(row: Row) -> float:
+    """Return the share of the target's parameters that is aimed at: other than 1 where the paper prints another size."""
+    if row.target is None or row.target_params is None:
+        return 1.0
+    return row.target_params / _count(row.target)
+
+
+@functools.cache
+def size_reduction(model: str, target: str, share: float = 1.0) -> float:
+    """Return the share of ``model``'s parameters to remove so that it has ``share`` of those of ``target`` (timm's names)."""
+    dense, small = _count(model), _count(target)
+    if small >= dense:
+        raise InputError(f"{target} has {small:,} parameters, {model} only {dense:,}: there is nothing to remove")
+    return 1 - share * small / dense
+
+
+@functools.cache
+def blank(model: str) -> nn.Module:
+    """Build a model, by timm's name, on no device."""
+    import timm
+    import torch
+
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+
+    with torch.device("meta"):
+        network: nn.Module = timm.create_model(model)
+    return network
+
+
+def _count(model: str) -> int:
+    from lowrank_vit.modules.counting import parameter_count
+
+    return parameter_count(blank(model))
+
+
+def _is_known(model: str) -> bool:
+    """Tell whether timm has a model of that name; one that it has not is refused when it is loaded."""
+    import timm
+
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+
+    return bool(timm.is_model(model.partition(".")[0]))

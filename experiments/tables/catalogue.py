@@ -1,0 +1,47 @@
+"""Find the tables of this folder, and the rows that a command line names."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Sequence
+
+from experiments.tables.rows import Row, Table
+from lowrank_vit.runtime.registry import unknown
+
+FOLDER = "experiments.tables"
+PREFIXES = ("table", "figure")  # of the modules that hold a table
+
+
+def tables() -> dict[str, Table]:
+    """Return the ``TABLE`` of every module here that is called ``table...`` or ``figure...``, by its name."""
+    return {table.name: table for table in _scan()}
+
+
+def _scan() -> Iterator[Table]:
+    folder = importlib.import_module(FOLDER)
+    for module in pkgutil.iter_modules(folder.__path__):
+        if module.name.startswith(PREFIXES):
+            yield importlib.import_module(f"{FOLDER}.{module.name}").TABLE
+
+
+def find_all(targets: Sequence[str]) -> list[tuple[Table, list[Row]]]:
+    """Find the tables that the targets name, each with its selected rows; ``all`` is every table and figure.
+
+    Raises ``InputError`` with the nearest name.
+    """
+    chosen: dict[str, tuple[Table, dict[str, Row]]] = {}
+    for target in tables() if "all" in targets else targets:
+        table, name = find(target)
+        _, rows = chosen.setdefault(table.name, (table, {}))
+        rows |= {row.id: row for row in table.select(name)}
+    return [(table, list(rows.values())) for table, rows in chosen.values()]
+
+
+def find(target: str) -> tuple[Table, str | None]:
+    """Find the table and the row of ``TABLE`` or ``TABLE/ROW``. Raises ``InputError`` with the nearest name."""
+    name, _, row = target.partition("/")
+    known = tables()
+    if name not in known:
+        raise unknown("table", name, known)
+    return known[name], row or None

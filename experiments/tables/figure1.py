@@ -1,0 +1,24 @@
+"""Figure 1: energy kept at every rank by plain and by activation-aware SVD, in the first block.
+
+Paper     Azizi, Nazemi, Pedram: Memory-Efficient Vision Transformers, 2024, Figure 1 and section 3.1 (DeiT-B)
+Command   python -m experiments run figure1        (all three: make reproduce-figures)
+          python -m experiments run figure1 --data imagefolder:IMAGENET --checkpoints WEIGHTS
+Takes     a second for each stand-in and seed; DeiT-Tiny (1000 + 256 images) 2 minutes on two cores that other work shared
+
+Energy kept is that of the layer's output. What each decomposition counts itself, as in the paper (the energy of the
+weight, that of the mean input's output), is drawn thin. The DeiT-Tiny, ViT and Swin rows are not in the paper.
+"""
+
+from __future__ import annotations
+
+from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
+from experiments.tables.rows import Row, Table
+
+TABLE = Table(
+    name="figure1",
+    title="Figure 1: energy of the layers' outputs kept by rank, first block",
+    about=__doc__ or "",
+    rows=tuple(Row.measuring(model, "energy", "energy by rank", "energy") for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
+    columns=("architecture", "method", "seconds", "status"),
+    drawing="energy",
+)

@@ -1,0 +1,116 @@
+"""Hold what a table is made of: rows to run, and printed numbers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from experiments.tables.architectures import Architecture
+from lowrank_vit.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Hold a printed number of a method that is not run here; ``params`` as printed, such as ``"51.9M (-40%)"``."""
+
+    id: str
+    architecture: str
+    method: str
+    params: str
+    top1: float
+    source: str
+    protocol: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Describe a row to run. ``recipe`` None is the dense baseline; ``standin`` None cannot run on the embedded images.
+
+    ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
+    are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
+    aimed at, instead of ``reduction``; ``target_params`` aims at another number of parameters than that of ``target``, and
+    on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``measure``, ``full``
+    and ``distill_epochs`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
+    paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
+    """
+
+    id: str
+    architecture: str
+    model: str  # timm's name with its tag
+    standin: str | None
+    method: str
+    recipe: str | None
+    reduction: float = 0.0
+    params_printed: str | None = None
+    top1_reported: float | None = None
+    protocol: str = "partial-ft"
+    source: str | None = None
+    note: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+    standin_target: str | None = None
+    target_params: float | None = None
+    epochs: int | None = None
+    bits: int | None = None
+    measure: str | None = None
+    distill_epochs: int = 0
+    full: bool = False
+    printed: Mapping[str, Any] = field(default_factory=dict)
+    embedded_seeds: tuple[int, ...] = (0, 1, 2)
+
+    @classmethod
+    def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> Row:
+        """Make a row that measures instead of compressing and comparing: nothing is trained."""
+        fields = {"recipe": None, "protocol": "training-free", "epochs": 0, "measure": measure, **fields}
+        known = (architecture.label, architecture.model, architecture.standin)
+        return cls(f"{architecture.id}/{name}", *known, method, **fields)
+
+    @property
+    def own_epochs(self) -> int | None:
+        """Return the epochs of fine-tuning that the row insists on: none after a distillation."""
+        return 0 if self.distill_epochs else self.epochs
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold a table or a figure of the paper. ``about``: the paper, the exact command, its wall time, measured on what.
+
+    ``columns``: what the rendered table shows, by the names of ``report/columns.py``. ``pictures``: made of
+    ``table.json``'s content; ``findings``: sentences about the same content; ``drawing``: the figure of what the jobs
+    measured. All three are names of ``report/pictures.py``.
+    """
+
+    name: str
+    title: str
+    about: str
+    rows: tuple[Row | Reported, ...]
+    columns: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ("accuracy_vs_params",)
+    findings: str | None = None
+    drawing: str | None = None
+
+    @property
+    def runnable(self) -> list[Row]:
+        """List the rows that can be run."""
+        return [row for row in self.rows if isinstance(row, Row)]
+
+    def select(self, name: str | None) -> list[Row]:
+        """List the row called ``name``, a group's (``deit_b``), those that match ``*`` and ``?``, or every row for None.
+
+        Raises ``InputError`` with the nearest name otherwise, and for a row that is only reported.
+        """
+        if name is None:
+            return self.runnable
+        wanted = name.rstrip("/")
+        chosen = [row for row in self.runnable if wanted == row.id.split("/")[0] or fnmatchcase(row.id, wanted)]
+        if chosen:
+            return chosen
+        if any(row.id == name for row in self.rows):
+            raise InputError(f"row {name!r} of {self.name} is a printed number of another paper: it cannot be run")
+        near = difflib.get_close_matches(name, [row.id for row in self.runnable], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{self.name} has no row {name!r}: {hint}see python -m experiments list {self.name}")

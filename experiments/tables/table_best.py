@@ -1,0 +1,67 @@
+"""Table B, beyond the paper: what each ingredient of ``best`` brings, from SVD-LLM's form on, without fine-tuning.
+
+Sources   Wang et al. 2024 (SVD-LLM); Azizi et al. 2024 for the sizes; the rest is of this project (README)
+Command   python -m experiments run table_best
+          python -m experiments run table_best/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS
+
+Whitened SVD with the same share of every layer; the loss's Fisher on the output side, and ranks by predicted loss over the
+whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
+outputs refitted to the dense model's. Last, all parameters trained towards the dense model on the calibration images alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
+from experiments.tables.rows import Row, Table
+
+STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
+    "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
+    "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
+    "halves": ("Heads and interpolation", "best", {"refit": False, "measured": 0}),
+    "measured": ("+ losses measured", "best", {"refit": False}),
+    "best": ("+ outputs refitted (best)", "best", {}),
+}
+EPOCHS = 9  # of 1000 images, 20 a step
+PROTOCOL = "calibration-distilled"
+REDUCTIONS = (25, 40, 50, 60, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
+COLUMNS = (
+    "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "macs", "seconds",
+    "status",
+)  # fmt: skip
+
+
+def rows(model: Architecture) -> list[Row]:
+    """List all steps at all sizes."""
+    return [row for percent in REDUCTIONS for row in _steps(model, percent)]
+
+
+def _steps(model: Architecture, percent: int) -> list[Row]:
+    """List them from one matrix at a time to all together; all parameters are then distilled on the calibration images."""
+    steps = [
+        Row(
+            f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
+            protocol="training-free", changes=changes, epochs=0,
+        )
+        for name, (method, recipe, changes) in STEPS.items()
+    ]  # fmt: skip
+    distilled = replace(
+        steps[-1],
+        id=f"{model.id}/distilled-{percent}",
+        method="+ distilled (best)",
+        protocol=PROTOCOL,
+        distill_epochs=EPOCHS,
+        embedded_seeds=(0,),
+    )
+    return [*steps, distilled]
+
+
+TABLE = Table(
+    name="table_best",
+    title="Table B: what each ingredient of best brings",
+    about=__doc__ or "",
+    rows=tuple(row for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T) for row in rows(model)),
+    columns=COLUMNS,
+)

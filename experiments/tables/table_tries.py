@@ -1,0 +1,67 @@
+"""Table T, beyond the paper: the settings of our own recipes, tried on training images that are held out.
+
+Source    of this project
+Command   python -m experiments run table_tries
+          python -m experiments run table_tries/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS --seeds 0,1
+
+Neither labels nor images that are evaluated are looked at. Each row changes one setting of ``best`` or ``loss_aware``,
+which is named as the recipe's record has it; rows without a change are the recipes as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
+from experiments.tables.rows import Row, Table
+
+SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by recipe
+    "loss_aware": {"decomposition.damping": (0.03, 0.1, 1.0, 3.0)},
+    "best": {
+        "measured.trust": (0.0, 0.25, 0.75, 1.0),
+        "measured.rounds": (2,),
+        "measured.images": (32, 288),
+        "refit.sensitivity": (0.0, 1.0),
+        "refit": (False,),
+    },
+}
+REDUCTIONS = {"loss_aware": (25, 40), "best": (25, 50)}
+STANDIN_REDUCTION = 80  # where the stand-ins begin to lose
+
+
+def row(model: Architecture, recipe: str, percent: int, setting: str = "", value: Any = None) -> Row:
+    """Return the row of one changed setting; without one, of the recipe as it is."""
+    name = f"{setting}={value:g}" if setting else "as it is"
+    return Row.measuring(
+        model,
+        f"{recipe}-{name.replace(' ', '-')}-{percent}",
+        f"{recipe}: {name}",
+        "divergence",
+        recipe=recipe,
+        reduction=percent / 100,
+        changes={setting: value} if setting else {},
+        embedded_seeds=(0,),
+    )
+
+
+def rows(model: Architecture) -> list[Row]:
+    """List all tries on a model."""
+    return [
+        tried
+        for recipe, settings in SETTINGS.items()
+        for percent in (REDUCTIONS[recipe] if model is DEIT_T else (STANDIN_REDUCTION,))
+        for tried in (
+            row(model, recipe, percent),
+            *(row(model, recipe, percent, setting, value) for setting, values in settings.items() for value in values),
+        )
+    ]
+
+
+TABLE = Table(
+    name="table_tries",
+    title="Table T: settings tried on held-out training images",
+    about=__doc__ or "",
+    rows=(*rows(DEIT_B), *rows(DEIT_T)),
+    columns=("architecture", "method", "reduction", "kl_unseen", "agreement_unseen", "seconds", "status"),
+    pictures=(),
+)

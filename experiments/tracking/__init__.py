@@ -1,0 +1,1 @@
+"""Keep runs of Weights & Biases; nothing else imports wandb."""

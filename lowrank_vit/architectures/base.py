@@ -1,0 +1,250 @@
+"""The description of a family of models: its blocks, what each adds to the stream, and the modules in it.
+
+A family is one file that registers a class. Only it uses the types of the library that the models come from.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
+from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
+from lowrank_vit.modules.low_rank_linear import LowRankLinear
+from lowrank_vit.modules.surgery import get_linear
+from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import Registry
+
+ADVICE = "choose a recipe for single layers (`list recipes`)"
+Stream = Callable[[Tensor, Sequence[int]], Tensor]
+Sites = list[AttentionSite | MlpSite]
+
+
+class UnknownWholeError(InputError):
+    """The error for a module or a model that is not known as a whole; ``reason`` is the message without the remedy."""
+
+    def __init__(self, reason: str, remedy: str = ADVICE) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
+
+
+Refusals = dict[str, UnknownWholeError]  # by the name of the module
+
+
+def unwalked(model: nn.Module, kind: str) -> UnknownWholeError:
+    """Return the error for a model with blocks of another kind, which the stream cannot be led through one by one."""
+    reason = f"{type(model).__name__} has blocks of the kind {kind}, whose outputs cannot be refitted or measured"
+    return UnknownWholeError(reason, f"{ADVICE}, or one without refit and measured losses")
+
+
+def flat_tokens(x: Tensor) -> Tensor:
+    """Flatten a stream (B, ..., n) to its tokens, (B, T, n)."""
+    return x.flatten(1, -2)
+
+
+def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """Give tokens (B, T, n) the shape of the stream, (B, ..., n)."""
+    return tokens.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the terms that a block adds to its stream: that of its attention, or of its MLP.
+
+    ``add`` computes what it adds to x, (B, ..., n). ``tokens`` orders a stream's tokens as the output layer makes them,
+    (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees them shifted and cut into windows.
+    """
+
+    block: nn.Module
+    name: str  # of the module in the block
+    output: str  # of its last layer, in the module; a smaller module has it under the same name
+    add: Callable[[Tensor], Tensor]
+    scale: Tensor | None = None  # shape: (n,), by which the output is multiplied before it is added (LayerScale)
+    tokens: Callable[[Tensor], Tensor] = flat_tokens
+    stream: Stream = flat_stream
+
+    @property
+    def output_name(self) -> str:
+        """Return the output layer's name in the block."""
+        return f"{self.name}.{self.output}"
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """Return the layer that makes the output; of a pair of factors, the second."""
+        layer = self.block.get_submodule(self.output_name)
+        layer = layer.up if isinstance(layer, LowRankLinear) else layer
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def with_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is added to x, and the input that the output layer gets for it."""
+        seen: list[Tensor] = []
+        hook = self.output_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            return self.add(x), seen[0]
+        finally:
+            hook.remove()
+
+
+class Family(ABC):
+    """The parts of the models of one family. It holds no model."""
+
+    about: str  # one line for the table of families
+
+    @abstractmethod
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether the model is of this family."""
+
+    @abstractmethod
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules that the stream goes through one after the other, by name.
+
+        Raises ``InputError`` for a model with blocks of another kind.
+        """
+
+    @abstractmethod
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return what a block adds to the stream, in order; nothing for a step that is not a block."""
+
+    @abstractmethod
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe an attention module; None for another module. Raises ``InputError`` for one with further parts."""
+
+    @abstractmethod
+    def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
+        """Return the weights of an attention module."""
+
+    def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
+        """Describe an MLP, timm's plain one; None for another module. Raises ``InputError`` for one with further parts."""
+        return plain_mlp(name, module) if type(module) is Mlp else None  # a subclass may compute something else
+
+    def mlp_weights(self, model: nn.Module, site: MlpSite) -> MlpWeights:
+        """Return the weights of an MLP whose activation function is called ``act``."""
+        act = model.get_submodule(site.name).act
+        assert isinstance(act, nn.Module)
+        return MlpWeights(*dense_linear(model, site.fc1), act, get_linear(model, site.fc1).weight.dtype)
+
+    def head(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Compute the model's outputs from the stream after the last step."""
+        outputs: Tensor = model.forward_head(model.norm(x))  # type: ignore[operator]  # as all of timm's have it
+        return outputs
+
+    def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
+        """Find every attention module and MLP of every block, in the model's order, and why others cannot be taken.
+
+        Refused are modules with parts that their smaller form cannot have (normalised queries, gates), and those around
+        a linear layer that belongs to no attention module or MLP: it would stay dense.
+        """
+        sites: Sites = []
+        refusals: Refusals = {}
+        for name, module in model.named_modules():
+            if re.search(BLOCK_LINEARS, name):
+                try:
+                    site = self.attention(name, module) or self.mlp(name, module)
+                except UnknownWholeError as error:
+                    refusals[name] = error
+                else:
+                    sites += [] if site is None else [site]
+        covered = {layer for site in sites for layer in linear_names(site)}
+        for linear in find_sites(model, BLOCK_LINEARS):
+            owner = linear.name.rpartition(".")[0]
+            if linear.name not in covered and owner not in refusals:
+                kind = type(model.get_submodule(owner))
+                reason = f"{linear.name!r} belongs to {kind.__module__}.{kind.__name__}, which is not known as a whole"
+                refusals[owner] = UnknownWholeError(reason)
+        return sites, refusals
+
+    def modules(self, model: nn.Module) -> Sites:
+        """Find every attention module and MLP of every block. Raises ``InputError`` where one is refused by ``survey``."""
+        sites, refusals = self.survey(model)
+        for error in refusals.values():
+            raise error
+        return sites
+
+
+FAMILIES: Registry[type[Family]] = Registry("family of models", __package__ or "")
+
+
+def family_of(model: nn.Module) -> Family:
+    """Find the family of a model. Raises ``InputError`` for a model of no family."""
+    families = {name: FAMILIES.get(name)() for name in FAMILIES.names()}
+    for family in families.values():
+        if family.takes(model):
+            return family
+    known = ", ".join(f"{name} ({family.about})" for name, family in families.items())
+    raise UnknownWholeError(
+        f"the blocks of {type(model).__name__} are not known as a whole", f"known families: {known}; {ADVICE}"
+    )
+
+
+def survey(model: nn.Module) -> tuple[Sites, Refusals]:
+    """Find what can be taken as a whole, and why other modules cannot, by name; "" is a model of no family."""
+    try:
+        family = family_of(model)
+    except UnknownWholeError as error:
+        return [], {"": error}
+    return family.survey(model)
+
+
+def linear_names(site: AttentionSite | MlpSite) -> tuple[str, str]:
+    """Return the names of both linear layers of a module."""
+    pair = (site.qkv, site.proj) if isinstance(site, AttentionSite) else (site.fc1, site.fc2)
+    return pair[0].name, pair[1].name
+
+
+def described_linear(name: str, layer: nn.Module, heads: int = 0) -> Site:
+    """Describe a linear layer of a module. Raises ``InputError`` for a layer of another kind."""
+    if not isinstance(layer, nn.Linear):
+        raise UnknownWholeError(f"{name!r} is a {type(layer).__name__}, no linear layer")
+    return Site(name, layer.in_features, layer.out_features, layer.bias is not None, heads)
+
+
+def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
+    """Raise ``InputError`` if a module has one of the ``extras``: attributes beyond the plain kind, and their meaning."""
+    for attribute, meaning in extras.items():
+        extra = getattr(module, attribute, None)
+        if extra is not None and not isinstance(extra, nn.Identity):
+            raise UnknownWholeError(f"{name!r} {meaning} ({attribute}), which its smaller form would not")
+
+
+def checked_attention(site: AttentionSite) -> AttentionSite:
+    """Return the site unchanged. Raises ``InputError`` where queries, keys, values and outputs differ in width."""
+    if site.qkv.out_features != 3 * site.proj.in_features or site.proj.out_features != site.qkv.in_features:
+        raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
+    return site
+
+
+def plain_mlp(name: str, module: nn.Module) -> MlpSite:
+    """Describe an MLP of two layers called ``fc1`` and ``fc2``."""
+    refuse_extras(name, module, {"norm": "normalises its hidden units"})
+    first, second = (described_linear(f"{name}.{layer}", module.get_submodule(layer)) for layer in ("fc1", "fc2"))
+    return MlpSite(name, first, second)
+
+
+class _ReachedError(Exception):
+    """The first step was reached: the rest of the forward pass is not needed."""
+
+
+def first_inputs(model: nn.Module, step: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the input of the model's first step for each batch."""
+    seen: list[Tensor] = []
+
+    def stop(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _ReachedError
+
+    hook = step.register_forward_pre_hook(stop)
+    try:
+        for batch in batches:
+            try:
+                model(batch.to(next(model.parameters())))
+            except _ReachedError:
+                yield seen.pop()
+    finally:
+        hook.remove()

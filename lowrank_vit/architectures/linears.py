@@ -1,0 +1,121 @@
+"""Linear layers of any model: which ones are compressed, what stays dense, and their weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.modules.surgery import get_linear
+from lowrank_vit.records.layers import Site
+from lowrank_vit.records.moments import as_float64
+from lowrank_vit.runtime.errors import InputError
+
+POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases, from coordinates
+BLOCK_LINEARS = rf"(^|\.)blocks\.\d+\.(?!(.*\.)?{POSITIONS})"  # of every block: timm's ViT, DeiT, Swin and kin
+EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
+
+
+def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
+    """Find the ``nn.Linear`` layers whose name contains a match of ``pattern``, in the model's order.
+
+    The head and Swin's ``downsample.reduction`` are outside the default; ask for them by a pattern.
+    Raises ``InputError`` where nothing matches, where the model has been compressed already, and for a layer that
+    appears at two places, or shares its weight with another: it would be compressed at one of them only.
+    """
+    try:
+        matcher = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"the site pattern {pattern!r} is no regular expression: {error}") from None
+    linears = _linears(model)
+    sites = [
+        Site(name, module.in_features, module.out_features, module.bias is not None)
+        for name, module in linears.items()
+        if matcher.search(name)
+    ]
+    if not sites:
+        wanted = "stands in a block (blocks.0, blocks.1, ...)" if pattern == BLOCK_LINEARS else f"matches {pattern!r}"
+        names = ", ".join(list(linears)[:3])
+        remedy = f"its linear layers are named like {names}; choose some by --sites" if names else "the model has none"
+        raise InputError(f"no linear layer of {type(model).__name__} {wanted}: {remedy}")
+    _refuse_shared(model, {site.name for site in sites})
+    return sites
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:
+    """Raise ``InputError`` if a chosen layer shares a parameter with another one."""
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owner, first = name.rpartition(".")[0], owners.setdefault(id(parameter), name.rpartition(".")[0])
+        if first != owner and chosen & {first, owner}:
+            raise InputError(
+                f"{first!r} and {owner!r} share a parameter, so that neither can be compressed alone: "
+                "leave both out by --sites"
+            )
+
+
+def left_dense(model: nn.Module, compressed: Iterable[str]) -> dict[str, int]:
+    """Find the layers outside ``compressed`` (names of layers, or of modules around them) that multiply by a matrix.
+
+    Returns the numbers of parameters by name, for linear layers, convolutions that mix channels and PyTorch's own
+    attention; the classifier and the patch embedding are meant to stay dense, so they are not included.
+    """
+    classifier = getattr(model, "get_classifier", nn.Identity)()
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    meant = {id(module) for head in heads for module in head.modules()}
+    inside = tuple(f"{name}." for name in compressed)
+    counts = {}
+    for name, module in model.named_modules():
+        if id(module) in meant or f"{name}.".startswith((*inside, "patch_embed.", *_first_layer(model))):
+            continue
+        mixing = isinstance(module, nn.modules.conv._ConvNd) and module.groups < module.in_channels
+        if mixing or isinstance(module, nn.Linear | nn.MultiheadAttention):
+            counts[name] = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+    return counts
+
+
+def _first_layer(model: nn.Module) -> list[str]:
+    """Return the prefixes of the patch embedding, by the names that timm has for it."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    return [f"{name}." for name in ([names] if isinstance(names, str) else names)]
+
+
+def call_every_layer(model: nn.Module) -> nn.Module:
+    """Set timm's attention of BEiT, EVA and Swin V2 to call its layer ``qkv``, in place; the outputs are the same.
+
+    Otherwise its separate biases of queries and values are passed with the layer's weight to a function, so that the
+    layer's input cannot be captured and no other module can replace the layer.
+    """
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            setattr(module, "qkv_bias_separate", True)  # noqa: B010  (an attribute that type checkers do not know)
+    return model
+
+
+def separate_bias(model: nn.Module, site: Site) -> Tensor | None:
+    """Return what timm's attention of BEiT, EVA and Swin V2 adds to the outputs of its layer ``qkv``, (3 h s,), or None."""
+    parent, _, name = site.name.rpartition(".")
+    owner = model.get_submodule(parent)
+    queries, values = (getattr(owner, attribute, None) for attribute in ("q_bias", "v_bias"))
+    if name != "qkv" or not isinstance(queries, Tensor) or not isinstance(values, Tensor):
+        return None
+    return torch.cat([queries, torch.zeros_like(queries), values]).detach()
+
+
+def dense_linear(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
+    """Return weight (n, d) and bias (d,) of a linear layer, float64; zeros where it has no bias."""
+    layer = get_linear(model, site)
+    weight, bias = as_float64(layer.weight), layer.bias
+    bias = separate_bias(model, site) if bias is None else bias
+    return weight.T, weight.new_zeros(layer.out_features) if bias is None else as_float64(bias)
+
+
+def dense_weight(model: nn.Module, site: Site) -> Tensor:
+    """Return the dense weight of a site, (n, d), float64."""
+    return as_float64(get_linear(model, site).weight).T

@@ -1,0 +1,97 @@
+"""timm's Swin transformer: attention within shifted windows of a feature map, patches merged between stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+    window_partition,
+    window_reverse,
+)
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import (
+    FAMILIES,
+    Branch,
+    Family,
+    unwalked,
+)
+from lowrank_vit.architectures.linears import dense_linear
+from lowrank_vit.architectures.plain import plain_attention
+from lowrank_vit.modules.fold import AttentionWeights
+from lowrank_vit.records.layers import AttentionSite
+
+
+def window_tokens(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """Shift, pad and cut a feature map (B, H, W, n) into windows, as the block's attention sees it: (B, T, n)."""
+    height, width = block.window_size
+    x = torch.roll(x, [-shift for shift in block.shift_size], (1, 2))
+    x = F.pad(x, (0, 0, 0, -x.shape[2] % width, 0, -x.shape[1] % height))
+    return window_partition(x, (height, width)).reshape(len(x), -1, x.shape[-1])
+
+
+def window_stream(block: SwinTransformerBlock, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """Invert ``window_tokens``: tokens (B, T, n) to a feature map of the shape (B, H, W, n), without padding."""
+    (_, height, width, n), window = shape, block.window_size
+    padded = [size + -size % step for size, step in zip((height, width), window, strict=True)]
+    x = window_reverse(tokens.reshape(-1, *window, n), window, *padded)[:, :height, :width]
+    return torch.roll(x, list(block.shift_size), (1, 2))
+
+
+@FAMILIES.register("swin")
+class Swin(Family):
+    """Stages of blocks over a feature map, with merging of patches as steps between them."""
+
+    about = "timm's Swin"
+
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether the model is a ``SwinTransformer``."""
+        return isinstance(model, SwinTransformer)
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the merging of patches and the blocks, stage by stage."""
+        assert isinstance(model, SwinTransformer)
+        steps: dict[str, nn.Module] = {}
+        for stage, layer in model.layers.named_children():
+            steps[f"layers.{stage}.downsample"] = layer.get_submodule("downsample")
+            for name, block in layer.get_submodule("blocks").named_children():
+                if type(block) is not SwinTransformerBlock:
+                    raise unwalked(model, type(block).__name__)
+                steps[f"layers.{stage}.blocks.{name}"] = block
+        return steps
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP of a block."""
+        if not isinstance(step, SwinTransformerBlock):
+            return ()
+        return (
+            Branch(
+                step,
+                "attn",
+                "proj",
+                lambda x: step._attn(step.norm1(x)),
+                tokens=lambda x: window_tokens(step, x),
+                stream=lambda tokens, shape: window_stream(step, tokens, shape),
+            ),
+            Branch(step, "mlp", "fc2", lambda x: step.mlp(step.norm2(x))),
+        )
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``WindowAttention``."""
+        if type(module) is not WindowAttention:
+            return None
+        height, width = module.window_size
+        return plain_attention(name, module, window_size=(height, width))
+
+    def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
+        """Return the weights of timm's ``WindowAttention``."""
+        module = model.get_submodule(site.name)
+        assert isinstance(module, WindowAttention)
+        weight, bias = dense_linear(model, site.qkv)
+        table = module.relative_position_bias_table
+        return AttentionWeights(weight, bias, float(module.scale), module.qkv.weight.dtype, table)

@@ -1,0 +1,180 @@
+"""Arguments that several verbs share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowrank_vit.data import ImageData
+    from lowrank_vit.records.images import Images
+    from lowrank_vit.runtime.hardware import Hardware
+
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Add ``--model``, ``--checkpoint``, and the arguments that the model was made with."""
+    parser.add_argument(
+        "--model", required=required, metavar="NAME", help="a timm model, hf_hub:OWNER/NAME, or an embedded stand-in"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="its weights, .safetensors (default: timm's hub)"
+    )
+    parser.add_argument("--num-classes", type=natural, help="of the model (default: as the checkpoint has)")
+    parser.add_argument(
+        "--img-size", type=natural, metavar="PIXELS", help="of the model (default: as the checkpoint has)"
+    )
+    parser.add_argument(
+        "--model-args",
+        type=key_value,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further arguments of timm.create_model, the value in JSON; repeatable",
+    )
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Read ``KEY=VALUE``; a value that is no JSON is text."""
+    key, equals, value = text.partition("=")
+    if not key.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``timm.create_model`` that were given."""
+    named = {"num_classes": args.num_classes, "img_size": args.img_size}
+    return dict(args.model_args) | {name: value for name, value in named.items() if value is not None}
+
+
+def natural(text: str) -> int:
+    """Read a whole number from 0 to 2^32 - 1, the range of seeds and counts."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {2**32 - 1}")
+    return number
+
+
+def chosen_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the model that DIR or ``--model`` names, with the arguments to save with what is made of it.
+
+    Raises ``InputError`` unless exactly one of them is given.
+    """
+    check_one_model(args)
+    if args.folder is None:
+        return named_model(args)
+    from lowrank_vit.storage import folder as storage
+
+    return storage.load(args.folder), storage.load_model_args(args.folder)
+
+
+def check_one_model(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` unless DIR or ``--model`` is given, and only the latter with arguments."""
+    if (args.folder is None) == (args.model is None):
+        raise InputError("give either DIR or --model NAME")
+    if args.folder and (args.checkpoint or given_arguments(args)):
+        raise InputError(f"{args.folder} says how its model is made: --checkpoint and arguments belong to --model NAME")
+
+
+def named_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the model that ``--model`` names; return it, and the arguments to save with what is made of it."""
+    from lowrank_vit.models import load_model, model_arguments
+
+    given = given_arguments(args)
+    model = load_model(args.model, args.checkpoint, arguments=given)
+    return model, model_arguments(args.model, args.checkpoint, given)
+
+
+def lightning_accelerator(args: argparse.Namespace) -> str:
+    """Return Lightning's name for ``--device``. Raises ``InputError`` for a device that is not there."""
+    from lowrank_vit.runtime.hardware import resolve_device
+
+    device = resolve_device(args.device)
+    return "gpu" if device.type == "cuda" else device.type
+
+
+def lightning_hardware(args: argparse.Namespace) -> Hardware:
+    """Return what Lightning runs on: ``--device``, in the processes that were started."""
+    from lowrank_vit.runtime.hardware import Hardware
+    from lowrank_vit.runtime.processes import layout
+
+    return Hardware(*layout(), accelerator=lightning_accelerator(args))
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data`` and the options for reading it."""
+    parser.add_argument(
+        "--data", required=True, metavar="SPEC", help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
+    parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        help="processes that share the work, a GPU each (default: as torchrun or srun started, or 1)",
+    )
+
+
+def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> ImageData:
+    """Return the images that ``--data`` names, preprocessed for ``model``. Raises ``InputError`` for a bad specification."""
+    from timm.data import resolve_model_data_config
+
+    from lowrank_vit.data import ImageData
+
+    return ImageData(
+        args.data,
+        resolve_model_data_config(model),
+        batch_size=args.batch_size,
+        workers=args.workers,
+        seed=args.seed,
+        **options,
+    )
+
+
+def add_calibration(parser: argparse.ArgumentParser, *, held_out: bool = True) -> None:
+    """Add how many images calibrate, and how many are held out."""
+    parser.add_argument("--calibration-samples", type=int, default=1024, help="images that statistics are collected on")
+    if held_out:
+        unseen = "unseen images for the error report; 0: none"
+        parser.add_argument("--held-out-samples", type=int, default=256, help=unseen)
+    else:
+        parser.set_defaults(held_out_samples=0)
+    parser.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
+
+
+def calibration_data(args: argparse.Namespace, model: nn.Module) -> ImageData:
+    """Return the images to calibrate on, and those held out."""
+    return image_data(
+        args,
+        model,
+        calibration_samples=args.calibration_samples,
+        held_out_samples=args.held_out_samples,
+        stratified=args.stratified,
+    )
+
+
+def calibration_images(data: ImageData) -> Images:
+    """Return the images to calibrate on, with what identifies them."""
+    from lowrank_vit.records.images import Images
+
+    return Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
+
+
+def held_out_images(data: ImageData) -> Images | None:
+    """Return the held-out images, with what identifies them; None where there are none."""
+    from lowrank_vit.records.images import Images
+
+    if not data.holds_out:
+        return None
+    return Images(data.held_out_dataloader(), data.held_out_fingerprint)

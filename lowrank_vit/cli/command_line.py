@@ -1,0 +1,111 @@
+"""The commands' entry point; each verb is a file in ``verbs`` and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lowrank_vit import __version__
+from lowrank_vit.cli.early import check_early
+from lowrank_vit.cli.verbs import (
+    benchmark,
+    compress,
+    distill,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    plan,
+    push,
+    quantize,
+    shrink,
+)  # fmt: skip
+from lowrank_vit.cli.verbs import list as list_names
+from lowrank_vit.runtime.errors import InputError, disk_failed
+from lowrank_vit.runtime.extras import not_installed
+
+VERBS = (
+    compress, plan, shrink, evaluate, finetune, distill, quantize, inspect, export, benchmark, push, list_names,
+)  # fmt: skip
+
+
+class DefaultsFormatter(argparse.HelpFormatter):
+    """Help that shows every default that is not nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        nothing = default is None or default is False or default in ([], argparse.SUPPRESS)
+        shown = action.option_strings and not nothing
+        return f"{text} (default: %(default)s)" if text and shown and "(default" not in text else text
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that reports a mistake in one line, like all other errors, and shows defaults."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": DefaultsFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and exit with code 2."""
+        self.exit(_fail(f"{message}; see {self.prog} --help"))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of all verbs."""
+    parser = OneLineParser(prog="lowrank-vit", description="Smaller vision transformers by low rank.")
+    parser.add_argument("--version", action="version", version=f"lowrank-vit {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake is one line on the error stream and exit code 2."""
+    args = make_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
+    )
+    try:
+        check_early(args)
+        if getattr(args, "folder", None):
+            from lowrank_vit.storage.hub import local_folder  # importing the network modules takes a while
+
+            args.folder = local_folder(args.folder, nested=args.run is shrink.run)
+        _run(args)
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+    except ModuleNotFoundError as error:
+        line = not_installed(error)
+        if line is None:
+            raise
+        sys.exit(_fail(str(line)))
+    except BrokenPipeError:
+        sys.stderr.close()
+    except OSError as error:
+        remedy = "free some space, then run again; what was finished before is kept"
+        remedy = remedy if disk_failed(error) else "check the path, its permissions and the space on the disk"
+        sys.exit(_fail(f"{error}: {remedy}"))
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept whole, and the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run the verb in the processes that ``--devices`` asks for."""
+    if "devices" not in args:
+        args.run(args)
+        return
+    from lowrank_vit.cli.arguments import lightning_accelerator
+    from lowrank_vit.runtime.launch import launch
+
+    launch(args.run, args, devices=args.devices, accelerator=lightning_accelerator(args))
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,38 @@
+"""What is wrong with the arguments of a command, found before anything heavy is imported or loaded."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.extras import require
+
+LOCAL = ("imagefolder", "parquet", "arrow")  # sources that are paths
+COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
+HUB = "hf_hub:"
+
+
+def check_early(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for paths and packages that are missing and for numbers out of range, whatever the verb."""
+    given = vars(args)
+    if given.get("logger") == "wandb":
+        require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
+    folder = given.get("folder")
+    if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
+        raise InputError(f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model")
+    for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
+        if isinstance(file, Path) and not file.exists():
+            raise InputError(f"checkpoint {file} does not exist: pass a .safetensors file")
+    kind, _, target = str(given.get("data") or "").partition(":")
+    if kind in LOCAL and target and not Path(target).exists():
+        raise InputError(f"--data {args.data}: {target} does not exist")
+    for name in COUNTS:
+        count = given.get(name)
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}: at least one is needed")
+    reductions = given.get("reduction")
+    for share in reductions.values() if isinstance(reductions, dict) else []:
+        if not (math.isfinite(share) and 0 < share < 1):
+            raise InputError(f"reduction {share:g} is out of reach: give a share between 0 and 1")

@@ -1,0 +1,73 @@
+"""What ``finetune`` and ``distill`` share: they load a folder, train its model, and save it to another folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from torch import nn
+
+    from lowrank_vit.records.report import Report
+
+
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Add DIR, ``--out``, and the file of the dense weights."""
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--teacher-checkpoint", type=Path, metavar="FILE", help="the dense weights (default: the hub)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def add_logger(parser: argparse.ArgumentParser) -> None:
+    """Add where the training's losses go."""
+    parser.add_argument("--logger", choices=("csv", "wandb"), help="of losses, beside --out in OUT.log (default: none)")
+
+
+def chosen_logger(args: argparse.Namespace) -> Logger | None:
+    """Make the logger; W&B runs offline unless ``WANDB_MODE`` says otherwise."""
+    from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+    folder = args.out.with_name(f"{args.out.resolve().name}.log")
+    if args.logger is None:
+        return None
+    if args.logger == "csv":
+        return CSVLogger(folder, name=None, version="")
+    offline = os.environ.get("WANDB_MODE", "offline") == "offline"
+    folder.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(project="lowrank-vit", name=args.out.resolve().name, save_dir=folder, offline=offline)
+
+
+def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
+    """Load the model in DIR and its report. Raises ``InputError`` where ``--out`` is taken, and for a quantised model."""
+    from lowrank_vit.storage import folder as storage
+
+    storage.check_free(args.out)
+    model, report = storage.load(args.folder), storage.load_report(args.folder)
+    if "quantization" in report:
+        raise InputError(f"{args.folder} is quantised: {verb} the folder that it was made from, then quantise that")
+    return model, report
+
+
+def dense_model(args: argparse.Namespace, report: Report) -> nn.Module:
+    """Load the teacher: the dense model that the folder was made from, with the folder's own arguments."""
+    from lowrank_vit.models import load_model
+    from lowrank_vit.storage import folder as storage
+
+    config, arguments = storage.read_config(args.folder), storage.load_model_args(args.folder)
+    if config["num_classes"] != config["pretrained_cfg"].get("num_classes"):
+        arguments["num_classes"] = config["num_classes"]
+    return load_model(report["model"], args.teacher_checkpoint, arguments=arguments)
+
+
+def save_trained(args: argparse.Namespace, model: nn.Module, report: Report) -> None:
+    """Write ``--out``, from one process only."""
+    from lowrank_vit.runtime.processes import is_first
+    from lowrank_vit.storage import folder as storage
+
+    if is_first():
+        storage.save(model.cpu(), args.out, report, model_args=storage.load_model_args(args.folder))

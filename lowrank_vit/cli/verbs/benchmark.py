@@ -1,0 +1,126 @@
+"""``benchmark``: the measured speed of a folder's model beside the dense one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("benchmark", help="latency, throughput and memory, beside the dense model")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--batches", default="1,8,64", metavar="B,B,...", help="images at a time")
+    parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...", help="eager, compiled or both")
+    parser.add_argument("--device", default="auto", help="cpu | cuda | auto: the CPU, and the GPU where there is one")
+    parser.add_argument("--seconds", type=float, default=10.0, help="that each setting is timed for")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: count the processor's time of this process, for a machine that others use",
+    )
+    parser.add_argument(
+        "--matmul-precision",
+        choices=("highest", "high", "medium"),
+        default="highest",
+        help="torch.set_float32_matmul_precision, for both models",
+    )
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure a folder's model and the dense one in turns, setting by setting."""
+    import torch
+
+    from lowrank_vit.modules.counting import parameter_bytes
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.runtime.progress import say
+    from lowrank_vit.stages.evaluate.speed import benchmark, settings
+    from lowrank_vit.storage import folder as storage
+
+    if args.device != "auto":
+        resolve_device(args.device)
+    chosen = settings(args.device, args.modes.split(","), _sizes(args.batches))
+    if any(setting.mode == "compiled" for setting in chosen):
+        say("settings with torch.compile are compiled first, for up to minutes each; that is not counted")
+    compressed = storage.load(args.folder)
+    dense = storage.dense_architecture(args.folder)
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    measured = benchmark(
+        {"dense": dense, "compressed": compressed}, chosen, seconds=args.seconds, clock=args.clock, progress=True
+    )
+    size = {"dense": parameter_bytes(dense), "compressed": storage.file_bytes(args.folder)}
+    results = {"model": storage.load_report(args.folder)["model"], "bytes": size, **measured}
+    if args.json:
+        print(json.dumps(results))
+    else:
+        _show(results)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--batches {text!r} cannot be read: give whole numbers, as in 1,8,64") from None
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.1f}"
+
+
+def _show(results: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    from lowrank_vit.cli.view import mebibytes
+
+    macs, params, size = results["macs"], results["params"], results["bytes"]
+    console = Console()
+    console.print(
+        f"[bold]{results['model']}[/], dense to compressed: {params['dense']:,} to {params['compressed']:,} parameters, "
+        f"{mebibytes(size['dense'])} to {mebibytes(size['compressed'])} on disk, {macs['dense'] / 1e6:,.1f} to "
+        f"{macs['compressed'] / 1e6:,.1f} M MACs (1 : {macs['dense'] / macs['compressed']:.2f}); "
+        f"{results['threads']} threads, {results['clock']} clock, "
+        f"matrix products in precision {results['matmul_precision']}"
+    )
+    for table in _tables(results["rows"]):
+        console.print(table)
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
+    """Make a table of times and one of throughput and memory, each within 80 columns."""
+    from rich.table import Table
+
+    times, rates = (Table(box=None, header_style="bold", padding=(0, 1, 0, 0)) for _ in range(2))
+    for table, columns in (
+        (times, ("dense ms", "small ms", "speed-up", "of MACs' %")),
+        (rates, ("dense images/s", "small images/s", "dense MiB", "small MiB")),
+    ):
+        table.add_column("setting", no_wrap=True)
+        for column in ("batch", *columns):
+            table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        dense, small = row["dense"], row["compressed"]
+        low, high = small["speedup_quartiles"]
+        setting = " ".join(row[name] for name in ("device", "dtype", "mode")), str(row["batch"])
+        times.add_row(
+            *setting,
+            *(f"{1e3 * one['seconds']:.1f}" for one in (dense, small)),
+            f"{small['speedup']:.2f} ({low:.2f}-{high:.2f})",
+            f"{100 * small['share_of_mac_ratio']:.0f}",
+        )
+        rates.add_row(
+            *setting,
+            *(f"{one['images_per_second']:.1f}" for one in (dense, small)),
+            *(_mebibytes(one["peak_memory_bytes"]) for one in (dense, small)),
+        )
+    return times, rates

@@ -1,0 +1,174 @@
+"""``compress``: compress a model and save it to a folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    held_out_images,
+    named_model,
+)
+from lowrank_vit.cli.unfinished import unfinished
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowrank_vit.data import ImageData
+    from lowrank_vit.pipeline.analysis import Analysis
+    from lowrank_vit.pipeline.recipe import Recipe
+    from lowrank_vit.records.report import Report
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("compress", help="compress a model and save it to a folder")
+    add_model(parser, required=True)
+    add_data(parser)
+    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument(
+        "--reduction",
+        type=shares,
+        metavar="SHARE[,SHARE...]",
+        help="of all parameters to remove, e.g. 0.5; of several, each goes to its own folder in --out",
+    )
+    size.add_argument(
+        "--max-loss",
+        type=float,
+        metavar="POINTS",
+        help="the smallest model that loses no more, e.g. 1.0, of top-1 (without labels, of agreement with the dense "
+        "model) on the held-out images",
+    )
+    add_calibration(parser)
+    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    parser.add_argument(
+        "--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=("adam", "sgd"),
+        help="of the gradient solvers: sgd is the paper's plain gradient descent (default: the recipe's, adam)",
+    )
+    parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
+    parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
+    parser.add_argument(
+        "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep a finished model in --out (an unfinished one is always resumed)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def shares(text: str) -> dict[str, float]:
+    """Read numbers, keyed by their text, which names their folders."""
+    return {part.strip(): float(part) for part in text.split(",")}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compress a model; every argument is checked before anything long begins."""
+    if args.held_out_samples < 1 and args.max_loss is not None:
+        raise InputError("--max-loss is measured on unseen images: give --held-out-samples")
+    from lowrank_vit.pipeline.nested import check_nestable
+    from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.runtime.processes import agreed
+    from lowrank_vit.storage import folder as storage
+
+    changes = {name: getattr(args, name) for name in ("solver", "optimizer", "steps", "rank_multiple")}
+    recipe = get_recipe(args.recipe).but(**changes)
+    resolve_device(args.device)
+    wanted: dict[str, float | None] = {"": None} if args.reduction is None else dict(args.reduction)
+    folders = {args.out / name if len(wanted) > 1 else args.out: reduction for name, reduction in wanted.items()}
+    if args.nested:
+        check_nestable(recipe)
+        if len(folders) > 1:
+            raise InputError(
+                "a nested folder holds all sizes: give it one --reduction, and take others out with `shrink`"
+            )
+    with unfinished(args.out, tuple(folders)) as folder:
+        for done in [out for out in folders if args.resume and agreed(_finished(out, args.nested))]:
+            print(f"{done} is finished already")
+            del folders[done]
+        for out in folders:
+            storage.check_free(out)
+        if folders:
+            _compress(args, recipe, folders, folder)
+
+
+def _finished(folder: Path, nested: bool) -> bool:
+    from lowrank_vit.storage import folder as storage
+
+    return storage.is_saved_model(folder) and (not nested or storage.nested_entry(folder) is not None)
+
+
+def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, float | None], meanwhile: Path) -> None:
+    from lowrank_vit.pipeline import saving
+    from lowrank_vit.pipeline.api import analyse, check_reduction
+    from lowrank_vit.runtime.processes import is_first
+
+    model, model_args = named_model(args)
+    data = calibration_data(args, model)
+    options = {} if args.sites is None else {"sites": args.sites}
+    for reduction in folders.values():
+        if reduction is not None:
+            check_reduction(model, recipe, reduction, **options)
+    analysis = analyse(
+        model,
+        calibration_images(data),
+        recipe,
+        held_out=held_out_images(data),
+        seed=args.seed,
+        device=args.device,
+        progress=is_first(),
+        checkpoint_dir=meanwhile,
+        **options,
+    )
+    for folder, reduction in folders.items():
+        compressed, report = analysis.compress(reduction) if reduction is not None else _smallest(args, analysis, data)
+        if is_first():
+            nested = analysis if args.nested else None
+            saving.save(compressed, folder, report, model_args=model_args, nested=nested)
+        _summarise(args, analysis, compressed, folder, data)
+
+
+def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> tuple[nn.Module, Report]:
+    """Find the smallest model that loses no more than ``--max-loss``, and show what was tried."""
+    from lowrank_vit.cli.view import show_trials
+    from lowrank_vit.pipeline.searching import smallest
+
+    compressed, report, trials = smallest(analysis, args.max_loss, data.held_out_dataloader())
+    show_trials(trials, args.max_loss)
+    return compressed, report
+
+
+def _summarise(
+    args: argparse.Namespace, analysis: Analysis, compressed: nn.Module, folder: Path, data: ImageData
+) -> None:
+    """Print what became of the model: its layers, what it still agrees on, its sizes, and what was written."""
+    from lowrank_vit.cli.view import comparison_line, show_report, size_line
+    from lowrank_vit.runtime.processes import is_first
+    from lowrank_vit.stages.evaluate.comparison import compare
+    from lowrank_vit.storage import folder as storage
+
+    measured = None
+    if data.holds_out and getattr(compressed, "num_classes", None):
+        measured = compare(analysis.model, compressed, data.held_out_dataloader(), progress=analysis.progress)
+    if not is_first():
+        return
+    report = storage.load_report(folder)
+    show_report(report, storage.file_bytes(folder), storage.nested_entry(folder))
+    if measured is not None:
+        print(comparison_line(measured, "unseen training images"))
+    print(size_line(report, storage.file_bytes(folder)))
+    print(f"saved to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.is_file()))}")

@@ -1,0 +1,71 @@
+"""``distill``: train a compressed model towards the dense one on the calibration images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.cli.arguments import add_data, image_data, lightning_hardware
+from lowrank_vit.cli.training import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
+from lowrank_vit.cli.unfinished import unfinished
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("distill", help="train all factors towards the dense model, on a few unlabelled images")
+    add_folders(parser)
+    add_data(parser)
+    parser.set_defaults(batch_size=20)
+    parser.add_argument("--calibration-samples", type=int, default=1000, help="images to train on")
+    parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the divergence; 0: none")
+    parser.add_argument("--epochs", type=int, default=20, help="over the calibration images")
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="of matrices")
+    parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="of biases and normalisation")
+    add_logger(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train all parameters of a compressed model towards the dense model's logits and features."""
+    with unfinished(args.out) as folder:
+        _run(args, folder)
+
+
+def _run(args: argparse.Namespace, folder: Path) -> None:
+    from lowrank_vit.stages.training.augmentation import augmentations
+    from lowrank_vit.stages.training.distill import distill
+
+    hardware = lightning_hardware(args)
+    model, report = untrained(args, "distil")
+    teacher = dense_model(args, report)
+    data = image_data(
+        args,
+        model,
+        calibration_samples=args.calibration_samples,
+        held_out_samples=args.held_out_samples,
+    )
+    trained = distill(
+        model,
+        teacher,
+        data.calibration_tensor(),
+        held_out=data.held_out_tensor() if data.holds_out else None,
+        loggers=chosen_logger(args),
+        checkpoint_dir=folder,
+        epochs=args.epochs,
+        lr=args.learning_rate,
+        vector_lr=args.vector_learning_rate,
+        batch_size=args.batch_size,
+        **augmentations(data.source.mirrors),
+        hardware=hardware,
+        seed=args.seed,
+    )
+    entry = {**trained.describe(), "calibration": data.calibration_record}
+    report = {**report, "protocol": trained.protocol, "distillation": entry}
+    save_trained(args, trained.model, report)
+    if "kept" in entry:
+        print(f"the better weights, those from before, are kept; saved to {args.out}")
+        return
+    unseen = entry["kl_held_out"]
+    seen = "" if unseen is None else f", on unseen images {unseen['before']:.4f} -> {unseen['after']:.4f}"
+    print(f"divergence from the dense model in nats: {entry['train_kl']:.4f} in training{seen}; saved to {args.out}")

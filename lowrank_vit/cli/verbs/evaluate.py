@@ -1,0 +1,84 @@
+"""``evaluate``: measure top-1, top-5 and loss, beside the dense model's where it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_vit.cli.arguments import add_data, add_model, chosen_model, image_data, lightning_hardware
+from lowrank_vit.cli.training import dense_model
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowrank_vit.data import ImageData
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("evaluate", help="top-1, top-5 and loss of a compressed or a dense model")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    add_model(parser, required=False)
+    add_data(parser)
+    parser.add_argument("--split", choices=("train", "validation"), default="validation", help="images")
+    parser.add_argument("--limit", type=int, help="evaluate this many images, drawn by the seed (default: all)")
+    parser.add_argument(
+        "--dense",
+        nargs="?",
+        type=Path,
+        const=True,
+        metavar="FILE",
+        help="compare DIR with the dense model that it was made from; FILE: its weights (default: the hub)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate a folder's model, or a dense model by name."""
+    if args.dense is not None and args.folder is None:
+        raise InputError("--dense compares a compressed model's DIR with its dense model: give DIR")
+    model, _ = chosen_model(args)
+    data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
+    dense = None if args.dense is None else _dense(args)
+    hardware = lightning_hardware(args)
+    from lowrank_vit.stages.evaluate.accuracy import evaluate
+
+    result = evaluate(model, data, hardware=hardware)
+    if dense is not None:
+        result |= _beside(dense, model, data, hardware.device)
+    if args.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"top-1 {result['top1']:.2f} %   top-5 {result['top5']:.2f} %   "
+        f"loss {result['loss']:.4f}   n {result['n']} ({args.data}, {args.split})"
+    )
+    if dense is not None:
+        print(
+            f"dense {result['dense']['top1']:.2f} %   same class for {result['agreement']:.2f} %   "
+            f"KL(dense || compressed) {result['kl']:.4f} nats"
+        )
+    elif args.folder is not None:
+        print("beside the dense model: --dense [FILE.safetensors]")
+
+
+def _dense(args: argparse.Namespace) -> nn.Module:
+    """Load the dense model that DIR was made from."""
+    from lowrank_vit.storage import folder as storage
+
+    args.teacher_checkpoint = args.dense if isinstance(args.dense, Path) else None
+    return dense_model(args, storage.load_report(args.folder))
+
+
+def _beside(dense: nn.Module, model: nn.Module, data: ImageData, device: str) -> dict[str, Any]:
+    """Return how the model compares with the dense one, on the same images."""
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.runtime.processes import is_first
+    from lowrank_vit.stages.evaluate.comparison import compare
+
+    measured = compare(dense.to(resolve_device(device)), model, data.val_dataloader(), progress=is_first())
+    return {"agreement": measured["agreement"], "kl": measured["kl"], "dense": {"top1": measured["top1_dense"]}}

@@ -1,0 +1,53 @@
+"""``finetune``: train a compressed model, partially or fully."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.cli.arguments import add_data, image_data, lightning_hardware
+from lowrank_vit.cli.training import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
+from lowrank_vit.cli.unfinished import unfinished
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("finetune", help="train norms, biases, head and patch embedding (the paper's 20 epochs)")
+    add_folders(parser)
+    add_data(parser)
+    parser.add_argument("--epochs", type=int, default=20, help="over the training split")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="at its highest")
+    parser.add_argument("--distill", action="store_true", help="towards the dense model's predictions")
+    parser.add_argument("--full", action="store_true", help="train all parameters")
+    add_logger(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fine-tune a compressed model as in the paper, or all of its parameters."""
+    with unfinished(args.out) as folder:
+        _run(args, folder)
+
+
+def _run(args: argparse.Namespace, folder: Path) -> None:
+    from lowrank_vit.stages.training.finetune import finetune
+
+    hardware = lightning_hardware(args)
+    model, report = untrained(args, "fine-tune")
+    teacher = dense_model(args, report) if args.distill else None
+    tuned = finetune(
+        model,
+        image_data(args, model),
+        loggers=chosen_logger(args),
+        checkpoint_dir=folder,
+        epochs=args.epochs,
+        lr=args.learning_rate,
+        hardware=hardware,
+        seed=args.seed,
+        teacher=teacher,
+        full=args.full,
+    )
+    report = {**report, "protocol": tuned.protocol, "finetune": tuned.describe()}
+    save_trained(args, tuned.model, report)
+    print(f"trained {100 * report['finetune']['trainable_share']:.2f} % of the parameters; saved to {args.out}")

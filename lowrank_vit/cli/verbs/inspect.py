@@ -1,0 +1,43 @@
+"""``inspect``: show what a folder holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.runtime.errors import InputError
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("inspect", help="what a compressed model's folder holds")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw ranks, errors and the steps of Algorithm 1 (.png)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Show a folder's report, and the size of its file."""
+    from lowrank_vit.cli.view import show_report
+    from lowrank_vit.storage import folder as storage
+
+    storage.verify(args.folder)
+    report, size = storage.load_report(args.folder), storage.file_bytes(args.folder)
+    nested = storage.nested_entry(args.folder)
+    if args.plot:
+        if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise InputError(f"cannot draw {args.plot.name!r}: end its name in .png, .pdf or .svg")
+        if not report["layers"]:
+            raise InputError(f"{args.folder} has no compressed layers to draw: leave out --plot")
+        from lowrank_vit.cli.plot import plot_report
+
+        plot_report(report, args.plot)
+    if args.json:
+        print(json.dumps({**report, "file_bytes": size, "nested": nested}))
+    else:
+        show_report(report, size, nested)

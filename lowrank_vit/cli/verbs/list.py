@@ -1,0 +1,28 @@
+"""``list``: show the names to choose from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("list", help="what can be chosen from")
+    parser.add_argument("kind", choices=("models", "recipes", "decompositions", "allocators", "compensations"))
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the names of a kind, one a line."""
+    from lowrank_vit.cli.listing import listing
+
+    entries = listing(args.kind)
+    if args.json:
+        print(json.dumps(list(entries)))
+        return
+    width = max(map(len, entries))
+    for name, about in entries.items():
+        print(f"{name:{width}}  {about}".rstrip())

@@ -1,0 +1,60 @@
+"""``plan``: what every size of a model would cost, without compressing it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    named_model,
+)
+
+REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("plan", help="what -10 to -80 %% would cost, from one calibration, without compressing")
+    add_model(parser, required=True)
+    add_data(parser)
+    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    parser.add_argument("--cost", default="parameters", help="what the reductions are of: parameters, macs or bytes")
+    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    add_calibration(parser, held_out=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Analyse a model once and print the plan of every reduction."""
+    from lowrank_vit.cli.view import show_plans
+    from lowrank_vit.pipeline.api import analyse
+    from lowrank_vit.pipeline.outlook import outlook
+    from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.records.costs import COSTS
+    from lowrank_vit.runtime.processes import is_first
+
+    recipe = get_recipe(args.recipe)
+    COSTS.get(args.cost)
+    model, _ = named_model(args)
+    options = {} if args.sites is None else {"sites": args.sites}
+    analysis = analyse(
+        model,
+        calibration_images(calibration_data(args, model)),
+        recipe,
+        seed=args.seed,
+        device=args.device,
+        progress=is_first(),
+        **options,
+    )
+    result = {"model": args.model, "recipe": analysis.recipe.name, **outlook(analysis, REDUCTIONS, args.cost)}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        show_plans(result)

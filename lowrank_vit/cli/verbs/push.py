@@ -1,0 +1,23 @@
+"""``push``: upload a folder to the Hugging Face hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("push", help="upload a folder to the Hugging Face hub, to be loaded as hf_hub:OWNER/NAME")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("repository", metavar="OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Upload a folder; a broken one is refused."""
+    from lowrank_vit.pipeline.saving import push_to_hub
+
+    print(f"pushed to {push_to_hub(args.folder, args.repository, private=args.private)}")

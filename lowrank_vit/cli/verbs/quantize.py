@@ -1,0 +1,49 @@
+"""``quantize``: store a model's weights in fewer bits."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.cli.arguments import add_model, chosen_model
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("quantize", help="store the weights of a compressed or a dense model in fewer bits")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    add_model(parser, required=False)
+    parser.add_argument(
+        "--bits", type=int, required=True, help="of each weight, 2 to 8; 16: float16, nothing quantised"
+    )
+    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    parser.add_argument("--json", action="store_true", help="print the report's entry")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Quantise a folder's model, or a dense model by name, and save it to another folder."""
+    from lowrank_vit.cli.view import mebibytes, precision
+    from lowrank_vit.modules.counting import parameter_bytes
+    from lowrank_vit.pipeline.reporting import dense_report
+    from lowrank_vit.stages.quantize.weights import quantize
+    from lowrank_vit.storage import folder as storage
+
+    storage.check_free(args.out)
+    model, model_args = chosen_model(args)
+    if args.folder:
+        before, report = storage.file_bytes(args.folder), storage.load_report(args.folder)
+    else:
+        before, report = parameter_bytes(model), dense_report(model)
+    options = {} if args.sites is None else {"sites": args.sites}
+    quantized, addition = quantize(model, args.bits, **options)
+    storage.save(quantized, args.out, {**report, **addition}, model_args=model_args)
+    saved = storage.load_report(args.out)
+    if args.json:
+        print(json.dumps(saved["quantization"]))
+        return
+    after = storage.file_bytes(args.out)
+    print(f"{precision(saved)}: {mebibytes(before)} -> {mebibytes(after)}; saved to {args.out}")

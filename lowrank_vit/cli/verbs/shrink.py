@@ -1,0 +1,30 @@
+"""``shrink``: take a smaller model out of a nested folder, without images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("shrink", help="take another size out of a folder that `compress --nested` made")
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--reduction", type=float, required=True, help="share of all parameters to remove, e.g. 0.6")
+    parser.add_argument("--device", default="cpu", help="auto | cpu | cuda")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Save one size of a nested folder to a plain folder."""
+    from lowrank_vit.cli.view import show_report
+    from lowrank_vit.pipeline import saving
+    from lowrank_vit.storage import folder as storage
+
+    storage.check_free(args.out)
+    model = saving.load(args.folder, args.device, reduction=args.reduction)
+    storage.save(model, args.out, model_args=storage.load_model_args(args.folder))
+    show_report(storage.load_report(args.out), storage.file_bytes(args.out))
+    print(f"saved to {args.out}")

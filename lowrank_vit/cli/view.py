@@ -1,0 +1,170 @@
+"""A report as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lowrank_vit.records.costs.bytes import FLOAT32
+from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
+from lowrank_vit.records.report import LayerEntry, Report, some
+
+UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden"}  # in the words of a table
+
+
+def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | None = None) -> None:
+    """Print sizes, then one line for each compressed layer.
+
+    ``file_bytes``: the size of the model on disk; ``nested``: what a nested folder's config.json says of the other sizes.
+    """
+    console = Console()
+    params, macs = report["params"], report.get("macs")
+    recipe = (
+        "dense"
+        if report["recipe"] is None
+        else f"by recipe [bold]{escape(report['recipe'])}[/] ({escape(report['protocol'])})"
+    )
+    console.print(
+        f"[bold]{escape(report['model'])}[/] {recipe}: "
+        f"{params['dense']:,} to {params['compressed']:,} parameters ({-100 * params['reduction']:+.2f} %)"
+        + ("" if macs is None else f", {macs['dense'] / 1e6:,.1f} to {(macs['compressed'] or 0) / 1e6:,.1f} M MACs")
+    )
+    console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
+    if nested is not None:
+        console.print(
+            f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "
+            f"ranks by allocator {nested['allocator']['name']}: {mebibytes(nested['bytes'])} more on disk"
+        )
+    if report["layers"]:
+        _show_layers(console, report["layers"])
+        _show_notes(console, report)
+        seconds = "  ".join(f"{escape(stage)} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
+        console.print(seconds)
+
+
+def _show_notes(console: Console, report: Report) -> None:
+    """Print what stayed dense, what fell back, and how the errors on unseen images compare."""
+    left = report.get("left_dense")
+    if left is not None and left["layers"]:
+        console.print(f"left dense: {escape(some(left['layers']))} ({left['params']:,} parameters)")
+    fallback = report.get("fallback")
+    if fallback is not None:
+        left_out = f"; left out: {', '.join(fallback['left_out'])}" if fallback["left_out"] else ""
+        singles = f"{len(fallback['layers'])} single layers" + left_out
+        console.print(f"recipe {escape(fallback['asked'])} fell back ({singles}): {escape(fallback['reason'])}")
+    overfit = report.get("overfit")
+    if overfit is not None:
+        console.print(
+            f"error of the reduced layers: {100 * overfit['relative_error']:.2f} % seen, "
+            f"{100 * overfit['relative_error_held_out']:.2f} % unseen ({overfit['ratio']:.2f} times)"
+        )
+
+
+def comparison_line(measured: Mapping[str, Any], images: str) -> str:
+    """Say how a compressed model compares with the dense one on some images."""
+    line = f"on {measured['n']} {images}: the same class as the dense model for {measured['agreement']:.1f} %, "
+    line += f"KL {measured['kl']:.4f} nats"
+    if measured["top1"] is None:
+        return line
+    return f"{line}; top-1 {measured['top1']:.1f} %, dense {measured['top1_dense']:.1f} %"
+
+
+def size_line(report: Report, file_bytes: int) -> str:
+    """Say how much smaller the file is, and how much faster the model could be."""
+    macs, dense = report.get("macs"), FLOAT32 * report["params"]["dense"]
+    line = f"size {mebibytes(dense)} -> {mebibytes(file_bytes)}"
+    if macs is None or not macs["compressed"]:
+        return line
+    ratio = macs["dense"] / macs["compressed"]
+    return f"{line}; predicted speed {ratio:.2f} times the dense model's, by multiply-accumulates (`benchmark` measures it)"
+
+
+def show_trials(trials: Sequence[Any], max_loss: float) -> None:
+    """Print the sizes that a search tried."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("reduction %", "points lost", "agreement %", "top-1 %", "dense %", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    for trial in trials:
+        tops = (trial.measured["top1"], trial.measured["top1_dense"])
+        table.add_row(
+            f"{100 * trial.reduction:.2f}",
+            f"{trial.lost:.2f}",
+            f"{trial.measured['agreement']:.2f}",
+            *("" if top is None else f"{top:.2f}" for top in tops),
+            "ok" if trial.lost <= max_loss else "too much",
+        )
+    console = Console()
+    console.print(f"tried, to lose at most {max_loss:g} points on {trials[0].measured['n']} unseen images:")
+    console.print(table)
+
+
+def show_plans(result: Mapping[str, Any]) -> None:
+    """Print what every size would cost."""
+    dense = result["dense"]
+    console = Console()
+    console.print(
+        f"[bold]{escape(result['model'])}[/], dense: {dense['parameters']:,} parameters, {dense['macs'] / 1e6:,.1f} M MACs, "
+        f"{mebibytes(dense['bytes'])}; recipe [bold]{escape(result['recipe'])}[/], predicted loss in {result['currency']}"
+    )
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    reduction = "reduction %" if result["cost"] == "parameters" else f"{result['cost']} %"
+    for column in (reduction, "predicted loss", "parameters", "M MACs", "MiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for size in result["sizes"]:
+        if "reason" in size:
+            table.add_row(f"{-100 * size['reduction']:.0f}", "out of reach")
+            continue
+        costs = (f"{size['parameters']:,}", f"{size['macs'] / 1e6:,.1f}", f"{size['bytes'] / 2**20:.2f}")
+        table.add_row(f"{-100 * size['reduction']:.0f}", f"{size['predicted_loss']:.4f}", *costs)
+    console.print(table)
+
+
+def mebibytes(count: int) -> str:
+    """Format a size in MiB."""
+    return f"{count / 2**20:.2f} MiB"
+
+
+def precision(report: Report) -> str:
+    """Describe how the weights are stored."""
+    entry = report.get("quantization")
+    if entry is None:
+        return "not quantised"
+    if not entry["layers"]:
+        return "float16"
+    lost = 100 * entry["relative_weight_error"]
+    return f"{entry['bits']} bits in {entry['layers']} layers, float16 elsewhere (weights differ by {lost:.2f} %)"
+
+
+def kept(layer: LayerEntry) -> str:
+    """Say what a layer or module keeps: a rank, directions of its heads, or hidden units."""
+    details = layer.get("details", {})
+    parts = [f"{words} {details[unit]} of {details[f'{unit}_of']}" for unit, words in UNITS.items() if unit in details]
+    if parts:
+        return ", ".join(parts)
+    if layer["rank"] is None:
+        return f"dense, {layer['in_features']} x {layer['out_features']}"
+    return f"rank {layer['rank']} of {layer['in_features']} x {layer['out_features']}"
+
+
+def _show_layers(console: Console, layers: Sequence[LayerEntry]) -> None:
+    """Print the table of layers; its errors were measured before quantisation."""
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table.add_column("layer", no_wrap=True, min_width=max(len(layer["name"]) for layer in layers))
+    compensated = any(layer["z"] is not None for layer in layers)
+    for column in ("kept", *(["Z"] if compensated else []), "params", "error %", "unseen %"):
+        table.add_column(column, justify="left" if column == "kept" else "right", no_wrap=True)
+    for layer in layers:
+        unseen, z = layer["relative_error_held_out"], layer["z"]
+        table.add_row(
+            escape(layer["name"]),
+            kept(layer),
+            *(["" if z is None else f"{z['params']:,}"] if compensated else []),
+            f"{layer['params']:,}",
+            f"{100 * layer['relative_error']:.2f}",
+            "" if unseen is None else f"{100 * unseen:.2f}",
+        )
+    console.print(table)

@@ -1,0 +1,1 @@
+"""The mathematics in pure tensor functions: products, roots, metrics, eliminations."""

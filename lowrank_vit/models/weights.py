@@ -1,0 +1,97 @@
+"""Load weights from a safetensors file into a model, strictly; pickles are refused."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lowrank_vit.runtime.errors import InputError
+
+PICKLES = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+SHOWN = 3  # how many culprits an error names
+
+
+def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
+    """Put the tensors of the safetensors file ``path`` into ``model``, called ``name`` in errors, in place.
+
+    Names and shapes must agree exactly; where they do not, timm's own conversion of the model family's older checkpoints
+    is tried first, which may rename and reshape tensors, but not resample them to another size. Floating-point tensors of
+    another precision are converted to the model's.
+    Raises ``InputError`` for a pickle, a file that is missing, truncated or junk, and any tensor that does not fit.
+    """
+    tensors = _read(path)
+    expected = model.state_dict()
+    if tensors.keys() != expected.keys():
+        tensors = _converted(tensors, model)
+    trouble = _mismatch(tensors, expected)
+    if trouble:
+        raise InputError(f"checkpoint {path} does not fit {name}: {trouble}; pass a checkpoint of this model")
+    model.load_state_dict(tensors)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix.lower() in PICKLES:
+        raise InputError(
+            f"checkpoint {path} is a pickle, which can run code when it is opened: convert it where you trust it, with "
+            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
+        )
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"checkpoint {path} {what}: pass a .safetensors file")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"checkpoint {path} is truncated or no safetensors file ({reason}): download or convert it again"
+        ) from error
+
+
+def _converted(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """Return the tensors under timm's present names: Swin's, for one, have been renamed since the first checkpoints."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    try:
+        converted: Mapping[str, Tensor] = convert(dict(tensors), model)
+    except Exception:  # it converts this family's files only: for others the comparison names what does not fit
+        return tensors
+    resampled = Counter(map(Tensor.numel, converted.values())) - Counter(map(Tensor.numel, tensors.values()))
+    return tensors if resampled else converted
+
+
+def _wrong_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in expected if key in tensors and tensors[key].shape != expected[key].shape]
+
+
+def _mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Describe what does not fit, the first few of each sort; return an empty string if everything fits."""
+    shared = [key for key in expected if key in tensors]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in _wrong_shapes(tensors, expected)
+    ]
+    kinds = [
+        f"{key} holds {str(tensors[key].dtype).removeprefix('torch.')}"
+        for key in shared
+        if tensors[key].is_floating_point() != expected[key].is_floating_point()
+    ]
+    broken = [key for key in shared if tensors[key].is_floating_point() and not tensors[key].isfinite().all()]
+    sorts = {
+        "missing": [key for key in expected if key not in tensors],
+        "unexpected": [key for key in tensors if key not in expected],
+        "wrong shape": shapes,
+        "wrong type": kinds,
+        "not finite": broken,
+    }
+    return "; ".join(f"{len(names)} {sort} ({_few(names)})" for sort, names in sorts.items() if names)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

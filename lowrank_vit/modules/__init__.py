@@ -1,0 +1,54 @@
+"""The modules that replace compressed layers, how they are counted, and how one module replaces another.
+
+A module that replaces another is registered with its kind. ``config`` has the plain values that describe its
+shape, as ``config.json`` holds them; ``empty(config, dense)`` makes a module of that shape for a strict state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import nn
+
+from lowrank_vit.runtime.registry import Registry
+
+UNNAMED = ("linear", "quantized")  # kinds from the first format of the folders, whose entries do not name them
+
+
+class Replacement(Protocol):
+    """The interface of a module that replaces another."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the plain values that describe the shape."""
+        ...
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+        """Make a module of this shape, its weights still to be loaded; ``dense``: the module that it replaces."""
+        ...
+
+
+REPLACEMENTS: Registry[Any] = Registry("kind of module", __name__)
+
+
+def replacement_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Describe each replaced module of a model, by its name; a compressed one comes before the factors inside it."""
+    entries = {}
+    for name, module in model.named_modules():
+        kind = REPLACEMENTS.name_of(module)
+        if kind is not None:
+            config = dict(module.config)
+            entries[name] = config if kind in UNNAMED else {"kind": kind, **config}
+    return entries
+
+
+def empty_replacement(entry: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+    """Make the module that an entry describes. Raises ``ValueError`` for an unknown kind."""
+    config = dict(entry)
+    kind = config.pop("kind", "quantized" if "bits" in config else "linear")
+    if kind not in REPLACEMENTS.names():
+        raise ValueError(f"a layer of unknown kind {kind!r}")
+    module: nn.Module = REPLACEMENTS.get(kind).empty(config, dense)
+    return module

@@ -1,0 +1,76 @@
+"""Exact sizes: parameters, bytes and multiply-accumulates of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lowrank_vit.modules.quantized_linear import QuantizedLinear
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Count the parameters of the whole model, shared ones once; a quantised layer counts as before quantisation."""
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    for layer in quantized:
+        count += layer.in_features * layer.out_features + (0 if layer.bias is None else layer.bias.numel())
+    return count
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Count the bytes of all parameters in the types they have."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def stored_bytes(model: nn.Module) -> dict[str, int]:
+    """Count the bytes of a quantised or float16 model's file by what they are for, without the file's header.
+
+    ``codes_bytes``, ``scales_bytes`` (with the zero points), ``float_bytes`` (all that stays floating, in float16) and
+    ``index_bytes`` (the positions of a sparse Z).
+    """
+    state = model.state_dict()
+    floating = sum(2 * tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    integers = sum(tensor.nbytes for tensor in state.values() if not tensor.is_floating_point())
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    codes, scales = sum(layer.codes.nbytes for layer in layers), sum(2 * layer.scale.numel() for layer in layers)
+    zero_points = sum(layer.zero_point.nbytes for layer in layers)
+    return {
+        "codes_bytes": codes,
+        "scales_bytes": scales + zero_points,
+        "float_bytes": floating - scales,
+        "index_bytes": integers - codes - zero_points,
+    }
+
+
+def input_size(model: nn.Module) -> tuple[int, int, int] | None:
+    """Return (C, H, W) of the images that a timm model takes: from its patch embedding, else its configuration."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    for module in model.modules():
+        size = getattr(module, "img_size", None)
+        if first is not None and isinstance(size, tuple | list) and len(size) == 2:
+            return first.in_channels, *size
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return None if configured is None else tuple(configured)
+
+
+def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
+    """Count the multiply-accumulates of the matrix products and convolutions of one image of ``size`` (C, H, W).
+
+    Counted on a real forward pass, so fused attention, windows and replaced layers count as they run.
+    """
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
+    was_training, trained = model.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
+    counter = FlopCounterMode(display=False)
+    try:
+        model.requires_grad_(False)  # the counter fails on a parameter that is a module's input, as a token is
+        with torch.inference_mode(), counter:
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+        for parameter in trained:
+            parameter.requires_grad_()
+    return counter.get_total_flops() // 2

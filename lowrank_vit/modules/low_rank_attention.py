@@ -1,0 +1,150 @@
+"""The module that replaces a dense attention: smaller projections, queries and values of unequal widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank_vit.modules import REPLACEMENTS
+
+
+class Heads:
+    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), padded with zeros.
+
+    It slices: a gather by index, and the scatter of its gradient, cost three times as much. Torch's fused attention takes
+    queries, keys and values of one width only: with the zeros it needs a third of the time of the unfused one
+    (DeiT-Tiny's widths, a CPU).
+    """
+
+    def __init__(self, widths: Sequence[int], widest: int | None = None) -> None:
+        self.widths, self.widest = list(widths), max(widths) if widest is None else widest
+
+    def split(self, x: Tensor) -> Tensor:
+        """Split x: (B, T, sum of widths) into heads, (B, heads, T, widest)."""
+        if set(self.widths) == {self.widest}:
+            return x.unflatten(-1, (len(self.widths), self.widest)).transpose(1, 2)
+        parts = zip(x.split(self.widths, -1), self.widths, strict=True)
+        return torch.stack([F.pad(part, (0, self.widest - width)) for part, width in parts], 1)
+
+    def join(self, x: Tensor) -> Tensor:
+        """Join the channels again, (B, heads, T, widest) to (B, T, sum of widths)."""
+        if set(self.widths) == {self.widest}:
+            return x.transpose(1, 2).flatten(2)
+        return torch.cat([x[:, head, :, :width] for head, width in enumerate(self.widths)], -1)
+
+
+def relative_positions(height: int, width: int) -> Tensor:
+    """Number the relative positions of all pairs of tokens in a window, row by row, (height width, height width)."""
+    tokens = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    down, right = (tokens[:, None] - tokens[None] + torch.tensor([height - 1, width - 1])).unbind(-1)
+    return down * (2 * width - 1) + right
+
+
+@REPLACEMENTS.register("attention")
+class LowRankAttention(nn.Module):
+    """Attention whose heads compare ``query_key`` directions and pass on ``value`` directions, given for each head.
+
+    Keys and values have no bias: the softmax ignores that of the keys, the output's bias holds that of the values.
+    ``scale`` is that of the dense head. Both are padded with zeros to one width, as torch's fused kernels, which are twice
+    as fast, require. With a ``window_size``, (height, width), a bias for each relative position is added, as in Swin.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        query_key: Sequence[int],
+        value: Sequence[int],
+        scale: float,
+        window_size: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.scale = width, scale
+        widest = max(*query_key, *value)
+        self.query_key, self.value = Heads(query_key, widest), Heads(value, widest)
+        self.query = nn.Linear(width, sum(query_key))
+        self.key_value = nn.Linear(width, sum(query_key) + sum(value), bias=False)
+        self.proj = nn.Linear(sum(value), width)
+        self.window_size = None if window_size is None else list(window_size)
+        if self.window_size is not None:
+            height, breadth = self.window_size
+            table = torch.zeros((2 * height - 1) * (2 * breadth - 1), len(query_key))
+            self.relative_position_bias_table = nn.Parameter(table)
+            index = relative_positions(height, breadth).flatten()
+            self.register_buffer("relative_position_index", index, persistent=False)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Return the arguments that make an empty module of this shape."""
+        return {
+            "width": self.width,
+            "query_key": self.query_key.widths,
+            "value": self.value.widths,
+            "scale": self.scale,
+            "window_size": self.window_size,
+        }
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> LowRankAttention:
+        """Make an attention of this shape."""
+        return cls(**config)
+
+    @torch.no_grad()
+    def balance(self) -> None:
+        """Scale every direction so that its two weight vectors have equal root mean squares; the output is unchanged.
+
+        An optimiser with steps of one size, such as Adam, destroys the smaller of two unbalanced factors first.
+        """
+        keys, values = self.key_value.weight.split([self.query.out_features, self.proj.in_features])
+        query, proj = self.query.weight, self.proj.weight
+        for before, after in ((query, keys), (values, proj.T)):
+            sizes = [rows.double().square().mean(1).sqrt() for rows in (before, after)]
+            factor = (sizes[1] / sizes[0]).sqrt()
+            factor = torch.where(factor.isfinite() & (factor > 0), factor, 1.0).to(before.dtype)[:, None]
+            before.mul_(factor)
+            after.div_(factor)
+            if before is query:
+                self.query.bias.mul_(factor[:, 0])
+
+    def _bias(self, mask: Tensor | None, windows: int) -> Tensor | None:
+        """Return the bias of the logits, broadcast to (windows, heads, T, T); ``mask`` (masks, T, T) repeats by image."""
+        if self.window_size is None:
+            return mask
+        area = self.window_size[0] * self.window_size[1]
+        bias = self.relative_position_bias_table[self.relative_position_index]
+        bias = bias.view(area, area, -1).permute(2, 0, 1).unsqueeze(0)
+        if mask is None:
+            return bias
+        return (bias + mask.unsqueeze(1)).repeat(windows // mask.shape[0], 1, 1, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        mask: Tensor | None = None,
+        rope: None = None,
+    ) -> Tensor:
+        """Map x: (B, T, n) to (B, T, n); ``mask`` is what Swin calls ``attn_mask``, ``rope`` is always None."""
+        query = self.query_key.split(self.query(x))
+        keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
+        bias = self._bias(attn_mask if mask is None else mask, x.shape[0])
+        mixed = F.scaled_dot_product_attention(
+            query,
+            self.query_key.split(keys),
+            self.value.split(values),
+            attn_mask=bias,
+            is_causal=is_causal,
+            scale=self.scale,
+        )
+        joined: Tensor = self.proj(self.value.join(mixed))
+        return joined
+
+    def extra_repr(self) -> str:
+        """Return the ranks of the heads for the printed module."""
+        return f"width={self.width}, query_key={self.query_key.widths}, value={self.value.widths}"

@@ -1,0 +1,146 @@
+"""Classification: the divergence of the model's own predictions. No label is read."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank_vit.objectives import OBJECTIVES, Outputs
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import unknown
+
+EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
+LABELLED = (1000, 11821, 21841, 21843)  # classes of ImageNet, by which some of them were tuned afterwards
+BLOCK = r"(?:.*\.)?blocks\.\d+"
+
+
+def sample_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
+    """Draw one label for each image from the model's own prediction, (batch,).
+
+    The draw depends on the seed and the image's content alone, so that neither the batch size, nor the order, nor the
+    number of processes changes it.
+    """
+    generator = torch.Generator()
+    draws = []
+    for image in images.detach().cpu().contiguous():
+        # the CPU's generator reads 32 bits of a seed, so both go into one checksum
+        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
+        draws.append(torch.rand((), generator=generator, dtype=torch.float64))
+    cumulative = logits.detach().double().softmax(-1).cumsum(-1).cpu()
+    chosen = torch.searchsorted(cumulative, torch.stack(draws)[:, None]).squeeze(1)
+    return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
+
+
+def probe_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
+    """Compute the loss of labels sampled from the model's own prediction, summed over the batch.
+
+    Its gradient's second moment is the Fisher information.
+    """
+    return torch.nn.functional.cross_entropy(logits.float(), sample_labels(logits, images, seed), reduction="sum")
+
+
+def probe_signs(logits: Tensor, images: Tensor, seed: int) -> Tensor:
+    """Compute a loss whose gradient has the Fisher information as its second moment, with less noise than labels.
+
+    Random signs e for each image and class, and ``c = sqrt(p) e - p (sqrt(p)^T e)`` as the gradient at the logits:
+    ``E[c c^T] = diag(p) - p p^T`` exactly. A confident prediction nearly always draws its own label, whose gradient is
+    nearly zero, and rarely another, whose gradient is huge; here every image always has its full weight.
+    """
+    generator = torch.Generator()
+    signs = []
+    for image in images.detach().cpu().contiguous():
+        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
+        signs.append(torch.randint(2, logits.shape[-1:], generator=generator) * 2 - 1)
+    p = logits.detach().float().softmax(-1)
+    weighted = p.sqrt() * torch.stack(signs).to(p)
+    return (logits.float() * (weighted - p * weighted.sum(-1, keepdim=True))).sum()
+
+
+def without_classifier(model: nn.Module) -> str:
+    """Say why a model has no classifier; nothing for one that has.
+
+    timm's weights of CLIP and of Perception Encoders have the projection of their embeddings where others have one.
+    """
+    classes = getattr(model, "num_classes", None)
+    if classes == 0:
+        return "has no classifier (num_classes is 0)"
+    record = getattr(model, "pretrained_cfg", None) or {}
+    name = f"{record.get('architecture')}.{record.get('tag')}"
+    embeds = re.search(EMBEDDING, name) and classes == record.get("num_classes") and classes not in LABELLED
+    return f"embeds images in {classes} numbers (weights {name}) and has no classifier" if embeds else ""
+
+
+PROBES = {"labels": probe_labels, "signs": probe_signs}
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Compute ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch. Logits: (batch, classes)."""
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+@OBJECTIVES.register("classification")
+@dataclass(frozen=True)
+class Classification:
+    """Keep the predicted distribution: ``KL(dense || small)`` in nats for an image.
+
+    ``sampling``: how its Fisher information is probed, ``"labels"`` or ``"signs"`` (the same expectation, less noise).
+    """
+
+    sampling: str = "labels"
+
+    def __post_init__(self) -> None:
+        if self.sampling not in PROBES:
+            raise unknown("probe", self.sampling, PROBES)
+
+    @property
+    def probe_name(self) -> str:
+        """Return the name of the probe."""
+        return self.sampling
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ``InputError`` for a model without a classifier."""
+        missing = without_classifier(model)
+        if missing:
+            raise InputError(
+                f"the model {missing}, and this recipe measures the loss of its predictions: "
+                "choose a recipe without gradients (`list recipes`)"
+            )
+
+    def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
+        """Return the probing loss of logits (B, classes), summed over the batch."""
+        return PROBES[self.sampling](outputs, images, seed)
+
+    def reading(self, outputs: Tensor) -> Tensor:
+        """Return log-probabilities, (B, classes), float64."""
+        return outputs.double().log_softmax(-1)
+
+    def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
+        """Return ``KL(dense || small)`` in nats, summed over the batch."""
+        return (dense.exp() * (dense - small)).sum()
+
+    def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
+        """Return the features before the classifier, the logits and, with ``blocks``, the output of each block."""
+        timm_model: Any = model
+        seen: list[Tensor] = []
+        listened = [module for name, module in model.named_modules() if blocks and re.fullmatch(BLOCK, name)]
+        hooks = [
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output)) for module in listened
+        ]
+        try:
+            features = timm_model.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return timm_model.forward_head(features, pre_logits=True), timm_model.forward_head(features), *seen
+
+    def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
+        """Return ``distillation_loss``."""
+        return distillation_loss(small, dense, temperature)

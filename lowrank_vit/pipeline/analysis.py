@@ -1,0 +1,246 @@
+"""The analysis of a model, unit by unit, before a size is chosen; any reduction follows from it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.objectives import divergences
+from lowrank_vit.pipeline import reporting
+from lowrank_vit.pipeline.budget import budget_within, priced
+from lowrank_vit.pipeline.compensating import Compensating
+from lowrank_vit.pipeline.phases import Phases
+from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.records.costs import PARAMETERS, Cost
+from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.records.images import Images
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, overfit_entry, plain
+from lowrank_vit.runtime import provenance
+from lowrank_vit.runtime.progress import Stopwatch, track
+from lowrank_vit.stages.correct.measured_losses import Replay
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What is known of a model before a size is chosen: statistics, and all directions of all units.
+
+    ``chosen``: whether the user has chosen the sites. ``fallback``: what of the model the recipe could not take.
+    ``narrow``: the type of a model of less than 32 bits, in which the smaller one is returned; all before is computed in
+    float32 at least.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    groups: Sequence[Any]
+    parts: Mapping[str, Mapping[str, Any]]  # by group, by unit
+    images: Images
+    unseen: Images | None
+    moments: Mapping[str, Moments]
+    held_out: Mapping[str, Moments] | None
+    device: torch.device
+    seed: int
+    watch: Stopwatch
+    progress: bool
+    phases: Phases
+    chosen: bool = False
+    narrow: torch.dtype | None = None
+    fallback: Fallback | None = None
+
+    @cached_property
+    def known(self) -> list[Any]:
+        """Return the decomposed groups."""
+        known = [group.known(self.model, self.parts[group.name], self.moments, self.held_out) for group in self.groups]
+        caps = sorted({each.cap for each in known if each.cap is not None})
+        if caps:
+            capped = sum(each.cap is not None for each in known)
+            logger.warning(
+                "the mean image caps the rank of %d of %d layers at %s (see the report): above it, equation (6) is zero",
+                capped,
+                len(known),
+                caps,
+            )
+        return known
+
+    @cached_property
+    def curves_by_group(self) -> dict[str, list[ErrorCurve]]:
+        """Return the loss and cost of every size of each unit, by group."""
+        return {known.group.name: known.curves() for known in self.known}
+
+    @property
+    def curves(self) -> list[ErrorCurve]:
+        """Return the loss and cost of every size of each unit."""
+        return [curve for curves in self.curves_by_group.values() for curve in curves]
+
+    @cached_property
+    def size(self) -> tuple[int, int | None]:
+        """Return the dense model's parameters and multiply-accumulates."""
+        return reporting.model_size(self.model)
+
+    @property
+    def dense_cost(self) -> Cost:
+        """Return what the whole dense model costs."""
+        return Cost(self.size[0], self.size[1] or 0)
+
+    def plan(self, reduction: float, cost: str = PARAMETERS) -> RankPlan:
+        """Choose every unit's size so that the whole model has lost ``reduction`` of its ``cost``, to within one step.
+
+        Raises ``InputError`` for a reduction that no choice can reach.
+        """
+        curves = priced(self.curves, cost)
+        budget = budget_within(curves, self.recipe, reduction, self.dense_cost, cost)
+        with self.watch("allocate"):
+            plan = self.recipe.allocator(curves, budget)
+        measured = self.recipe.measured
+        points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in curves}
+        for _ in range(0 if measured is None else measured.rounds):
+            assert measured is not None
+            with self.watch("measure"):
+                measure = partial(self.measure, plan, self.images.each(), measured.images)
+                for name, point in self.phases.of(dict(plan.ranks))("measure", measure).items():
+                    points[name].append(point)
+            with self.watch("allocate"):
+                plan = self.recipe.allocator([measured(curve, points[curve.name]) for curve in curves], budget)
+        steps: list[dict[str, float | int | str]] = [
+            {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
+            for curve in curves
+            for count, loss in points[curve.name]
+        ]
+        return replace(plan, measured=tuple(steps))
+
+    def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
+        """Measure the loss of every unit at its planned size, with the rest of the model dense.
+
+        A unit that stays dense is measured at its ``probe_rank``. Returns, by unit, the size and the divergence from the
+        dense model on the first ``images`` of the batches.
+        """
+        replay, points = Replay(self.model, self.recipe.objective, batches, images), {}
+        for known in track(self.known, "measure", shown=self.progress):
+            units = [curve.name for curve in self.curves_by_group[known.group.name]]
+            for unit in units:
+                planned = plan.ranks[unit]
+                rank = known.probe_rank(unit) if planned is None else planned
+                small = known.cut({each: rank if each == unit else None for each in units}).fold()
+                points[unit] = rank, replay.divergence(known.group.name, small)
+        return points
+
+    def compress(self, reduction: float, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
+        """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""
+        return self.apply(self.plan(reduction, cost))
+
+    def apply(self, plan: RankPlan) -> tuple[nn.Module, Report]:
+        """Compress by a given plan, as ``compress`` does by its own: a size of every unit, or ``None`` for dense."""
+        compressed, cuts = copy.deepcopy(self.model), {}
+        for known in self.known:
+            ranks = {curve.name: plan.ranks[curve.name] for curve in self.curves_by_group[known.group.name]}
+            if any(rank is not None for rank in ranks.values()):
+                with self.watch("fold"):
+                    cuts[known.group.name] = known.cut(ranks)
+        cuts, compensation = self._compensated(cuts, self.phases.of(dict(plan.ranks)))
+        with self.watch("fold"):
+            for name, cut in cuts.items():
+                replace_module(compressed, name, cut.fold())
+        refit = self._refit(compressed, dict(plan.ranks)) if cuts else {}
+        with self.watch("errors"):
+            layers = [
+                known.entry(cuts.get(known.group.name), plan.ranks, compressed)
+                for known in track(self.known, "errors", shown=self.progress)
+            ]
+        for module in compressed.modules():  # the errors above need the basis before this step
+            balance = getattr(module, "balance", None)
+            if balance is not None:
+                balance()
+        report = self._report(compressed, plan, layers, compensation, refit)
+        return compressed if self.narrow is None else compressed.to(self.narrow), report
+
+    def _compensated(self, cuts: Mapping[str, Any], phases: Phases) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Add Z to the cuts that have a residual; return them and the report's entry."""
+        recipe = self.recipe
+        if recipe.compensation is None:
+            return dict(cuts), None
+        residuals = {name: cut.residual for name, cut in cuts.items() if cut.residual is not None}
+        moments = {
+            name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
+        }
+        work = {group.name: group.work for group in self.groups if group.name in residuals}
+        solver = Compensating(self.model, recipe, self.images, self.seed, self.device, self.watch, self.progress)
+        solutions, least = solver(residuals, moments, work, phases) if residuals else ({}, {})
+        compensated = {
+            name: replace(cut, z=solutions[name], least=least[name]) if name in solutions else cut
+            for name, cut in cuts.items()
+        }
+        return compensated, reporting.compensation_entry(recipe, solutions)
+
+    def _refit(self, compressed: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
+        """Refit the outputs branch by branch; return the ridges, and the divergence on unseen images."""
+        method = self.recipe.refit
+        if method is None:
+            return {}
+        entry: dict[str, Any] = {}
+        before = None if self.unseen is None else copy.deepcopy(compressed)
+        outputs = {group.linears[-1].name: self.moments[group.linears[-1].name] for group in self.groups}
+        sensitivities = {name: moments.sums["sensitive_tokens"] for name, moments in outputs.items()}
+
+        def refit() -> dict[str, Any]:
+            ridges = method(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
+            return {"ridges": ridges, "weights": compressed.state_dict()}
+
+        with self.watch("refit"):
+            fitted = self.phases.of(ranks)("refit", refit)
+        compressed.load_state_dict(fitted["weights"])
+        entry["ridges"] = fitted["ridges"]
+        if self.unseen is not None and before is not None:
+            with self.watch("divergence"):
+                models = (before, compressed)
+                pair = divergences(
+                    self.recipe.objective, self.model, models, self.unseen.each(), progress=self.progress
+                )
+            entry["kl_held_out_before"], entry["kl_held_out"] = pair
+        return {"refit": entry}
+
+    def _report(
+        self,
+        compressed: nn.Module,
+        plan: RankPlan,
+        layers: list[LayerEntry],
+        compensation: dict[str, Any] | None,
+        refit: dict[str, Any],
+    ) -> Report:
+        """Make the report and attach it to the model."""
+        params, macs = reporting.size_entries(self.model, compressed, self.size)
+        methods = [*self.recipe.units.values(), self.recipe.allocator, self.recipe.measured, self.recipe.refit]
+        report: Report = {
+            "format": FORMAT,
+            "model": reporting.architecture(self.model),
+            "recipe": self.recipe.name,
+            "recipe_fields": self.recipe.record(),
+            "protocol": "training-free",
+            "params": params,
+            "macs": macs,
+            "layers": layers,
+            "overfit": overfit_entry(layers),
+            "left_dense": reporting.left_dense_entry(
+                self.model, [group.name for group in self.groups], chosen=self.chosen
+            ),
+            "methods": {type(method).__name__: plain(vars(method)) for method in methods if method is not None},
+            "measured_losses": list(plan.measured),
+            "compensation": compensation,
+            **({} if self.fallback is None else {"fallback": self.fallback}),  # type: ignore[typeddict-item]
+            **refit,  # type: ignore[typeddict-item]  # the entry, or nothing
+            "trajectory": list(plan.trajectory),
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
+            "peak_memory_bytes": provenance.peak_memory(self.device),
+            "provenance": provenance.record(self.device, self.seed, self.images.record),
+        }
+        compressed.compression_report = report  # type: ignore[assignment]  # plain data, so that save() finds it
+        return report

@@ -1,0 +1,142 @@
+"""The pipeline: calibrate, decompose, allocate, compensate, fold, correct. The stages know nothing of each other.
+
+``analyse`` does once what does not depend on the chosen size; ``Analysis.compress`` then gives any reduction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer
+from lowrank_vit.pipeline.analysis import Analysis
+from lowrank_vit.pipeline.budget import check_dense, check_reduction
+from lowrank_vit.pipeline.decomposing import decompose
+from lowrank_vit.pipeline.estimate import estimate, tell
+from lowrank_vit.pipeline.phases import Phases, identity
+from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.pipeline.selecting import announce, select
+from lowrank_vit.pipeline.statistics import collect
+from lowrank_vit.records.images import Batches, Images
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.report import Report
+from lowrank_vit.runtime.hardware import resolve_device
+from lowrank_vit.runtime.progress import Stopwatch
+from lowrank_vit.stages.correct.output_refit import check_refit
+
+
+def analyse(
+    model: nn.Module,
+    calibration: Batches | Images,
+    recipe: str | Recipe = "best",
+    *,
+    held_out: Batches | Images | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    sites: str = BLOCK_LINEARS,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+    checkpoint_dir: str | Path | None = None,
+) -> Analysis:
+    """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
+
+    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``).
+    ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
+    ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
+    ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
+    by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
+    the batches, and all get the whole result.
+    Raises ``InputError`` with one line for anything that cannot be done.
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    seen = calibration if isinstance(calibration, Images) else Images(calibration)
+    unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
+    where, watch = resolve_device(device), Stopwatch()
+    model, narrow = _widened(call_every_layer(copy.deepcopy(model)).to(where).eval())
+    check_dense(model)
+    selection = select(model, recipe, sites)
+    recipe, groups = selection.recipe, selection.groups
+    if recipe.refit is not None or recipe.measured is not None:
+        check_refit(model, seen.batches)
+    announce(selection)
+    if progress:
+        tell(estimate(model, selection, seen, unseen, seed))
+    with watch("calibrate"):
+        layers = [site for group in groups for site in group.linears]
+        needs = {name: names for group in groups for name, names in group.needs().items()}
+        moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
+    unseen_moments = None
+    if unseen is not None:
+        reported = {name: names for group in groups for name, names in group.report_needs().items()}
+        with watch("held_out"):
+            outputs = [site for site in layers if site.name in reported]
+            unseen_moments = collect(model, outputs, reported, unseen, seed, progress)
+    key = identity(model, moments, recipe.record(), seed) if checkpoint_dir else ""
+    phases = Phases(None if checkpoint_dir is None else Path(checkpoint_dir), key, where)
+    with watch("decompose"):
+        parts = phases("decompose", lambda: decompose(model, groups, moments, progress))
+    return Analysis(
+        model=model,
+        recipe=recipe,
+        groups=groups,
+        parts=parts,
+        images=seen,
+        unseen=unseen,
+        moments=moments,
+        held_out=unseen_moments,
+        device=where,
+        seed=seed,
+        watch=watch,
+        progress=progress,
+        phases=phases,
+        chosen=sites != BLOCK_LINEARS,
+        narrow=narrow,
+        fallback=selection.fallback,
+    )
+
+
+def _widened(model: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
+    """Convert a model of less than 32 bits to float32, in place; return it with the type that it had."""
+    dtype = next(model.parameters()).dtype
+    return (model.float(), dtype) if dtype.itemsize < 4 else (model, None)
+
+
+def sweep(
+    model: nn.Module,
+    calibration: Batches | Images,
+    recipe: str | Recipe,
+    reductions: Sequence[float],
+    **options: Any,
+) -> Iterator[tuple[nn.Module, Report]]:
+    """Compress to several reductions from one calibration and one decomposition.
+
+    The models are made one by one, as the iterator is consumed. Every reduction is checked before anything long
+    begins. A report's seconds count from the beginning of the sweep.
+    """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    for reduction in reductions:
+        check_reduction(model, recipe, reduction, options.get("sites", BLOCK_LINEARS))
+    analysis = analyse(model, calibration, recipe, **options)
+    return (analysis.compress(reduction) for reduction in reductions)
+
+
+def compress(
+    model: nn.Module,
+    calibration: Batches | Images,
+    recipe: str | Recipe = "best",
+    reduction: float = 0.5,
+    **options: Any,
+) -> tuple[nn.Module, Report]:
+    """Compress a timm vision transformer so that the whole model loses ``reduction`` of its parameters.
+
+    calibration: batches of images (B, C, H, W), or tuples that begin with them; labels are never read.
+    options: those of ``analyse``. Returns the compressed model, on the device that was used, and its report.
+    Raises ``InputError`` with one line for anything that cannot be done. ``sweep`` makes several sizes at little more cost.
+    """
+    return next(sweep(model, calibration, recipe, [reduction], **options))

@@ -1,0 +1,122 @@
+"""The named recipes, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.runtime.registry import unknown
+from lowrank_vit.stages.allocate.greedy import GreedyMarginal
+from lowrank_vit.stages.allocate.paper import GradualReduction
+from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.compensate.kinds.low_rank import LowRank
+from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
+from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.decompose.attention.heads import HeadLowRank
+from lowrank_vit.stages.decompose.linear.aafm import FeatureMimicking
+from lowrank_vit.stages.decompose.linear.asvd import ActivationScaledSVD
+from lowrank_vit.stages.decompose.linear.fwsvd import FisherWeightedSVD
+from lowrank_vit.stages.decompose.linear.representative import RepresentativeSVD
+from lowrank_vit.stages.decompose.linear.svd import PlainSVD
+from lowrank_vit.stages.decompose.linear.two_sided import TwoSided
+from lowrank_vit.stages.decompose.linear.whitened import (
+    Whitened,
+    WhitenedCentred,
+    WhitenedCentredNormalised,
+    WhitenedNormalised,
+)
+from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
+
+
+def _linear(decomposition: Any) -> dict[str, Any]:
+    return {"decomposition": decomposition}
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="svd",
+            units=_linear(PlainSVD()),
+            allocator=Uniform(),
+            about="plain SVD of the weight, the same share of every layer",
+        ),
+        Recipe(
+            name="fwsvd",
+            units=_linear(FisherWeightedSVD()),
+            allocator=Uniform(),
+            about="SVD with rows weighted by the diagonal Fisher (Hsu et al.)",
+        ),
+        Recipe(
+            name="asvd",
+            units=_linear(ActivationScaledSVD()),
+            allocator=Uniform(),
+            about="SVD of the weight scaled by input magnitudes (Yuan et al.)",
+        ),
+        Recipe(
+            name="svd_llm",
+            units=_linear(Whitened()),
+            allocator=Uniform(),
+            about="whitened SVD, the same share of every layer (Wang et al.)",
+        ),
+        Recipe(
+            name="aafm",
+            units=_linear(FeatureMimicking()),
+            allocator=GreedyMarginal(),
+            bias_correction=True,
+            about="PCA of the output, ranks by its energy, where Yu and Wu take a measured sensitivity",
+        ),
+        Recipe(
+            name="paper",
+            units=_linear(RepresentativeSVD()),
+            allocator=GradualReduction(),
+            compensation=LowRank(),
+            solver="minibatch",
+            about="the paper as written: SVD on the mean image, Algorithm 1, low-rank Z by minibatches (Azizi et al.)",
+        ),
+        Recipe(
+            name="paper_charitable",
+            units=_linear(WhitenedNormalised()),
+            allocator=GradualReduction(),
+            compensation=LowRank(),
+            solver="minibatch",
+            about="the paper read charitably: all tokens of all images in place of the mean image, Algorithm 1, low-rank Z",
+        ),
+        Recipe(
+            name="exact",
+            units=_linear(WhitenedCentred()),
+            bias_correction=True,
+            about="the exact minimiser of the mean squared error of outputs: whitened, centred, ranks by an exact knapsack",
+        ),
+        Recipe(
+            name="exact_normalised",
+            units=_linear(WhitenedCentredNormalised()),
+            bias_correction=True,
+            about="exact, with the error of each image divided by its energy, as the paper's (3) has it",
+        ),
+        Recipe(
+            name="loss_aware",
+            units=_linear(TwoSided()),
+            bias_correction=True,
+            about="weighted by the loss's Fisher on the output side, ranks by predicted loss over the whole model",
+        ),
+        Recipe(
+            name="best",
+            units={"attention": HeadLowRank(), "mlp": Interpolation(), **_linear(TwoSided())},
+            bias_correction=True,
+            objective=Classification(sampling="signs"),
+            measured=MeasuredLosses(),
+            refit=OutputRefit(),
+            substitute="exact",
+            about="attention by head, MLP by interpolation, other layers two-sided, one budget of predicted loss",
+        ),
+    )
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Look up the recipe called ``name``. Raises ``InputError`` with the nearest name otherwise."""
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name]

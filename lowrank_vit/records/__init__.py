@@ -1,0 +1,1 @@
+"""Plain frozen records that pass from stage to stage."""

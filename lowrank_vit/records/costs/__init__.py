@@ -1,0 +1,39 @@
+"""What a size costs, and the kinds of cost in which a budget can be given; one file for each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lowrank_vit.runtime.registry import Registry
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters of a module, and the multiply-accumulates that it takes for one image."""
+
+    parameters: int = 0
+    macs: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.macs + other.macs)
+
+    def __mul__(self, count: int) -> Cost:
+        return Cost(count * self.parameters, count * self.macs)
+
+
+NOTHING = Cost()
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What a unit costs: ``unit`` for each of its ``count`` directions, ``fixed`` beside them, ``dense`` as it was."""
+
+    count: int
+    unit: Cost
+    dense: Cost
+    fixed: Cost = NOTHING
+
+
+PARAMETERS = "parameters"  # the cost in which a reduction is given unless another is named
+COSTS: Registry[Callable[[Cost], int]] = Registry("cost", __name__)

@@ -1,0 +1,92 @@
+"""What every size of a unit costs and loses, and the plan that an allocator makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from lowrank_vit.records.costs import COSTS, NOTHING, PARAMETERS, Cost
+
+
+@dataclass(frozen=True)
+class ErrorCurve:
+    """What every choice for one unit costs and loses: sizes (ranks) 0 ... k, or dense.
+
+    ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense``; rank r costs
+    ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added). An allocator sees these costs as
+    plain numbers of the kind that ``price`` names.
+    """
+
+    name: str
+    errors: Tensor  # shape: (k + 1,)
+    unit: Cost
+    dense: Cost
+    fixed: Cost = NOTHING
+    multiple: int = 1
+    full_rank: int | None = None  # of the weight, where the curve ends before it because the statistics cap the rank
+    price: str = PARAMETERS  # the kind of cost that the budget is in
+
+    @classmethod
+    def in_parameters(
+        cls,
+        name: str,
+        errors: Tensor,
+        rank_cost: int,
+        dense_cost: int,
+        fixed_cost: int = 0,
+        multiple: int = 1,
+        full_rank: int | None = None,
+    ) -> ErrorCurve:
+        """Make a curve whose costs are known in parameters only."""
+        return cls(name, errors, Cost(rank_cost), Cost(dense_cost), Cost(fixed_cost), multiple, full_rank)
+
+    @cached_property
+    def rank_cost(self) -> int:
+        """Return what one more rank costs."""
+        return COSTS.get(self.price)(self.unit)
+
+    @cached_property
+    def dense_cost(self) -> int:
+        """Return what the dense choice costs."""
+        return COSTS.get(self.price)(self.dense)
+
+    @cached_property
+    def fixed_cost(self) -> int:
+        """Return what every choice but the dense one costs beside its ranks."""
+        return COSTS.get(self.price)(self.fixed)
+
+    def cost(self, rank: int | None) -> int:
+        """Return the cost at ``rank``; ``None`` is dense."""
+        return self.dense_cost if rank is None else self.fixed_cost + rank * self.rank_cost
+
+    def error(self, rank: int | None) -> float:
+        """Return the loss at ``rank``; ``None`` is dense. Beyond the last direction nothing more is gained."""
+        return 0.0 if rank is None else self._values[min(rank, len(self._values) - 1)]
+
+    @cached_property
+    def _values(self) -> list[float]:
+        """Return the errors as plain numbers: allocators read tens of thousands of them."""
+        values: list[float] = self.errors.tolist()
+        return values
+
+    @property
+    def ranks(self) -> range:
+        """Return the ranks worth considering: multiples of ``multiple``, at least one, cheaper than dense, in the curve."""
+        largest = min((self.dense_cost - self.fixed_cost - 1) // self.rank_cost, len(self.errors) - 1)
+        smallest = min(self.multiple, largest)
+        return range(smallest, largest + 1, self.multiple) if largest >= 1 else range(0)
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """The size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
+
+    ``measured``: predicted and measured losses of units, where the plan was corrected by them.
+    """
+
+    ranks: Mapping[str, int | None]
+    trajectory: tuple[Mapping[str, float | int | str], ...] = ()
+    measured: tuple[Mapping[str, float | int | str], ...] = ()

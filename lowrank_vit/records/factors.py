@@ -1,0 +1,74 @@
+"""What a decomposition finds: all directions of a linear layer, of a head's logits, or of inputs to a linear map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowrank_vit.records.costs import UnitCosts
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.runtime.serialization import storable
+
+
+@storable
+@dataclass(frozen=True)
+class Factors:
+    """All directions of a decomposition ``W ~ U V^T``, most important first: rank r keeps the first r columns."""
+
+    u: Tensor  # shape: (n, k)
+    v: Tensor  # shape: (d, k)
+    loss: Tensor  # shape: (k + 1,); what the decomposition's own objective loses at rank 0 ... k
+    ridge: float = 0.0  # relative to the mean eigenvalue of the statistic that needed it
+    cap: int | None = None  # the rank above which no direction helps, where the statistics cap it
+
+    def cut(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return ``U, V`` of the first ``rank`` directions, the same in memory however many follow."""
+        return self.u[:, :rank].contiguous(), self.v[:, :rank].contiguous()
+
+
+@storable
+@dataclass(frozen=True)
+class Directions:
+    """The parts of one unit of a module that can be kept one by one: heads' directions, or hidden units.
+
+    ``order`` has the most important first; ``loss[r]`` is the predicted increase of the loss, in nats for an image, with
+    the first r kept.
+    """
+
+    order: Tensor  # shape: (k,), indices
+    loss: Tensor  # shape: (k + 1,)
+    multiple: int = 1  # how many are kept or left out together, such as one for each head
+
+    def kept(self, count: int | None) -> Tensor:
+        """Return the indices of the first ``count``, ``None``: all, in ascending order."""
+        return self.order[:count].sort().values
+
+    def curve(self, name: str, costs: UnitCosts, multiple: int) -> ErrorCurve:
+        """Return the error curve that an allocator chooses from."""
+        step = math.lcm(self.multiple, multiple)
+        return ErrorCurve(name, self.loss.cpu(), costs.unit, costs.dense, costs.fixed, step)
+
+
+@storable
+@dataclass(frozen=True)
+class InputSubset:
+    """A linear map of inputs, or of directions of them, and all that is needed to refit it on some of them."""
+
+    units: Directions
+    basis: Tensor | None  # shape: (h, s, s), a head's dimensions to its directions; None: the inputs themselves
+    covariance: Tensor  # shape: (k, k), of the directions, damped
+    mean: Tensor  # shape: (n,), of the inputs
+    weight: Tensor  # shape: (k, d), from the directions
+    ridge: float  # in the covariance, relative to the mean second moment of the inputs
+
+
+@storable
+@dataclass(frozen=True)
+class Logits:
+    """The directions in which queries and keys are compared."""
+
+    units: Directions
+    query: Tensor  # shape: (h, s, s), a head's dimensions to its directions
+    key: Tensor  # shape: (h, s, s)

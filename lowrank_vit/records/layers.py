@@ -1,0 +1,111 @@
+"""Linear layers and whole modules that are to be made smaller: names and shapes, no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowrank_vit.records.costs import Cost, UnitCosts
+
+QUERY_KEY, VALUE, HIDDEN = "query_key", "value", "hidden"  # units of an attention module and of an MLP
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear layer where statistics are collected: ``y = x W + b`` with ``W: (in_features, out_features)``."""
+
+    name: str
+    in_features: int
+    out_features: int
+    bias: bool
+    heads: int = 0  # of a layer that makes queries, keys and values: how many heads they are for
+
+    @property
+    def parameters(self) -> int:
+        """Count the weight's parameters; the bias is not compressed."""
+        return self.in_features * self.out_features
+
+    @property
+    def full_rank(self) -> int:
+        """Return the largest rank that the weight can have."""
+        return min(self.in_features, self.out_features)
+
+    @property
+    def side(self) -> str:
+        """Return the side whose second moment is smaller: ``"input"`` (n, n) or ``"output"`` (d, d)."""
+        return "input" if self.in_features <= self.out_features else "output"
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A whole attention module: its queries, keys and values by one linear layer, its output by another."""
+
+    name: str
+    qkv: Site
+    proj: Site
+    head_width: int
+    window_size: tuple[int, int] | None = None  # (height, width) in tokens, of attention within windows
+    query_bias: bool | None = None  # None: as the qkv layer has one; so for keys and values
+    key_bias: bool | None = None
+    value_bias: bool | None = None
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Return the layers where statistics are collected; the last one makes the output."""
+        return (self.qkv, self.proj)
+
+    @property
+    def in_features(self) -> int:
+        """Return the width of the input."""
+        return self.qkv.in_features
+
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        """Return what each unit costs; ``tokens``: of an image, for the multiply-accumulates.
+
+        Queries with keys: a row of either and the query's bias for each direction; keys need no bias, since the softmax
+        ignores it. Values with the output: a row and a column for each direction, and the output's bias.
+        """
+        n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
+        query_bias, key_bias, value_bias = (
+            self.qkv.bias if bias is None else bias for bias in (self.query_bias, self.key_bias, self.value_bias)
+        )
+        keys = tokens if self.window_size is None else self.window_size[0] * self.window_size[1]
+        pair_macs, value_macs = tokens * (2 * n + keys), tokens * (n + d + keys)
+        return {
+            QUERY_KEY: UnitCosts(
+                width,
+                unit=Cost(2 * n + 1, pair_macs),
+                dense=Cost(width * (2 * n + query_bias + key_bias), width * pair_macs),
+            ),
+            VALUE: UnitCosts(
+                width,
+                unit=Cost(n + d, value_macs),
+                fixed=Cost(d),
+                dense=Cost(width * (n + value_bias + d) + d * self.proj.bias, width * value_macs),
+            ),
+        }
+
+
+@dataclass(frozen=True)
+class MlpSite:
+    """A whole MLP: two linear layers with an activation function between them."""
+
+    name: str
+    fc1: Site
+    fc2: Site
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Return the layers where statistics are collected; the last one makes the output."""
+        return (self.fc2,)
+
+    @property
+    def in_features(self) -> int:
+        """Return the width of the input."""
+        return self.fc1.in_features
+
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        """Return what the hidden units cost: a row, a bias and a column each, and the output's bias."""
+        n, h, d = self.fc1.in_features, self.fc1.out_features, self.fc2.out_features
+        unit = Cost(n + self.fc1.bias + d, tokens * (n + d))
+        dense = Cost(h * unit.parameters + d * self.fc2.bias, h * unit.macs)
+        return {HIDDEN: UnitCosts(h, unit=unit, fixed=Cost(d), dense=dense)}

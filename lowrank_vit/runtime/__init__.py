@@ -1,0 +1,1 @@
+"""The foundations of the package: errors, registries, files, processes, progress, provenance."""

@@ -1,0 +1,23 @@
+"""The exception that a user's mistake raises, and a check for failures of the disk."""
+
+from __future__ import annotations
+
+import errno
+
+
+class InputError(ValueError):
+    """Bad input. The message is one line that names the culprit and the remedy; the commands print it and exit with 2."""
+
+
+def worker_died(error: RuntimeError) -> InputError | None:
+    """Return the line for a process that loads images and has died without a word; None for another error."""
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    return InputError(
+        "a process that loads images has died, perhaps for want of memory: give fewer workers; with workers=0 its error shows"
+    )
+
+
+def disk_failed(error: OSError) -> bool:
+    """Say whether the disk, not the program, is to blame: full, over quota, or read-only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

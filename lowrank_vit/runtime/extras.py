@@ -1,0 +1,36 @@
+"""Packages that only some commands need: which extra of this project installs them, and the line where one is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from lowrank_vit.runtime.errors import InputError
+
+EXTRAS = {  # by what is imported; pyproject.toml has the distributions
+    "cluster": ("submitit",),
+    "experiments": ("jinja2", "matplotlib", "sklearn", "wandb"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "workspaces": ("wandb_workspaces",),
+}
+EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
+
+
+def installed(package: str) -> bool:
+    """Tell whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def require(purpose: str, *packages: str) -> None:
+    """Raise ``InputError``, which names the extra to install, where one of the packages is missing."""
+    missing = [package for package in packages if not installed(package)]
+    if missing:
+        extras = ",".join(dict.fromkeys(EXTRA_OF[package] for package in missing))
+        raise InputError(f"{purpose} needs {', '.join(missing)}: pip install 'lowrank-vit[{extras}]'")
+
+
+def not_installed(error: ModuleNotFoundError) -> InputError | None:
+    """Return the line for a failed import of such a package; None for one of anything else."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return InputError(f"this needs {package}: pip install 'lowrank-vit[{EXTRA_OF[package]}]'")

@@ -1,0 +1,90 @@
+"""One run on several processes that torchrun, SLURM or Lightning starts; all of them execute the whole run together."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.processes import die_with_parent, is_first, launched_from_outside
+
+T = TypeVar("T")
+
+
+def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
+    """Return the processes on each machine and the machines: as a launcher started them, else as asked for, else one.
+
+    Raises ``InputError`` for counts below one, if the launcher's counts differ from those asked for, and for several
+    machines without a launcher.
+    """
+    if not all(count is None or count > 0 for count in (devices, num_nodes)):
+        raise InputError(f"{devices} devices on {num_nodes or 1} machines: choose positive numbers")
+    if not launched_from_outside():
+        if (num_nodes or 1) > 1:
+            raise InputError(f"{num_nodes} machines need a launcher on each: torchrun or srun, see the README")
+        return devices or 1, 1
+    world = int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"])
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or world // int(os.environ.get("SLURM_NNODES") or 1))
+    started = local, world // local
+    asked = devices or started[0], num_nodes or started[1]
+    if asked != started:
+        raise InputError(
+            f"{started[0]} processes on {started[1]} machines were started, but {asked[0]} devices on {asked[1]} are "
+            "asked for: leave out --devices and --num-nodes, the launcher sets them"
+        )
+    return started
+
+
+def launch(
+    function: Callable[..., T],
+    *args: Any,
+    devices: int | None = None,
+    num_nodes: int | None = None,
+    accelerator: str = "auto",
+) -> T:
+    """Call ``function(*args)`` in all processes of a process group and return the first one's result.
+
+    If no launcher has started this process as one of several, ``devices`` processes are spawned, and ``function`` and
+    ``args`` are sent to them. Only the first one's standard output is shown. In one process, the function is just called.
+    Raises ``InputError`` also if a spawned process dies or raises it.
+    """
+    local, machines = processes_asked_for(devices, num_nodes)
+    if local * machines == 1 or (dist.is_available() and dist.is_initialized()):
+        return function(*args)
+    from lightning.fabric import Fabric
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from torch.multiprocessing import ProcessExitedException
+
+    from lowrank_vit.runtime.trainer import QuietFabricDDP, quiet_run
+
+    strategy = QuietFabricDDP(start_method="popen" if launched_from_outside() else "spawn")
+    with quiet_run(None):
+        try:
+            fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=machines, strategy=strategy)
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(f"Lightning refuses these settings: {str(error).strip().splitlines()[0]}") from error
+        try:
+            result: T = fabric.launch(functools.partial(_enter, functools.partial(function, *args)))
+            return result
+        except ProcessExitedException as error:
+            raise InputError(
+                f"{str(error).strip()}, perhaps for want of memory: run again, what was finished before is kept"
+            ) from None
+
+
+def _enter(work: Callable[[], T], fabric: Any) -> T:
+    """Run ``work`` in one process; its arguments are bound, as Lightning would inspect them and refuse frozen records."""
+    if not launched_from_outside():
+        die_with_parent()
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
+        result = work()
+        sys.stdout.flush()
+        return result

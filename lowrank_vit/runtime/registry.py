@@ -1,0 +1,70 @@
+"""Named things: registered by a decorator, found by a scan of their folder, looked up with a hint for a misspelling."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from lowrank_vit.runtime.errors import InputError
+
+T = TypeVar("T")
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
+    """Return the error for a ``name`` that is not in ``choices``: it suggests the nearest one and lists them all."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(known)}")
+
+
+class Registry(Generic[T]):
+    """A mapping from names to things of one kind, filled by ``@registry.register(name)``.
+
+    ``package`` is the folder whose modules register the things; it is imported on the first look-up, so that adding
+    a thing is adding one file.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._entries: dict[str, T] = {}
+        self._scanned = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that registers what it decorates as ``name``. Raises ``ValueError`` for a name in use."""
+
+        def add(thing: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = thing
+            return thing
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return the registered names, sorted."""
+        self._scan()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> T:
+        """Return what is registered as ``name``. Raises ``InputError`` with the nearest name otherwise."""
+        self._scan()
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def name_of(self, thing: object) -> str | None:
+        """Return the name under which the class of ``thing`` is registered; None if it is not."""
+        self._scan()
+        return next((name for name, entry in self._entries.items() if type(thing) is entry), None)
+
+    def _scan(self) -> None:
+        if not self._scanned:
+            folder = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(folder.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            self._scanned = True

@@ -1,0 +1,214 @@
+"""How stages start Lightning: quietly, on one device or many, with the progress bar on the error stream."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import rich
+import torch
+from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.multiprocessing import ProcessRaisedException
+
+from lowrank_vit.runtime.checkpoints import WholeCheckpoints
+from lowrank_vit.runtime.errors import InputError, worker_died
+from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
+
+OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
+
+
+class StderrProgressBar(RichProgressBar):
+    """Lightning's rich bar, which leaves the standard output to results (``evaluate --json``)."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=4, console_kwargs={"stderr": True})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Stop, and reset rich's global console, which Lightning has reconfigured, to the standard output."""
+        super().teardown(trainer, pl_module, stage)
+        rich.reconfigure()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop, and reset the console as ``teardown`` does."""
+        super().on_exception(trainer, pl_module, exception)
+        rich.reconfigure()
+
+
+def silence() -> None:
+    """Turn off Lightning's hints, tips and advice on workers; errors and other libraries' warnings stay."""
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a Z; it is not an error, and not slower
+
+
+class QuietFabricDDP(FabricDDPStrategy):
+    """Fabric's processes, which execute a whole run together; they print nothing."""
+
+    def setup_environment(self) -> None:
+        """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
+        silence()
+        super().setup_environment()
+        leave_at_exit()
+
+
+class QuietDDP(DDPStrategy):
+    """Data-parallel processes that print nothing, and in which no forward pass waits for another process.
+
+    Buffers are equal in all processes and need no broadcast; with one, ranks with fewer batches would hang.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(broadcast_buffers=False, **options)
+
+    def setup_environment(self) -> None:
+        """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
+        silence()
+        super().setup_environment()
+        leave_at_exit()
+
+
+def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> str | Strategy:
+    """Return Lightning's strategy for ``"auto"``, ``"ddp"`` and ``"ddp_spawn"``; return any other unchanged.
+
+    ``"auto"`` on several devices spawns processes for the run alone, so that what comes before and after it runs once;
+    if a launcher has already started the processes, it uses those.
+    """
+    if strategy == "auto" and devices * num_nodes > 1:
+        started = (
+            rank_and_world()[1] > 1 or launched_from_outside() or LightningEnvironment().creates_processes_externally
+        )
+        strategy = "ddp" if num_nodes > 1 or started else "ddp_spawn"
+    if strategy in ("ddp", "ddp_spawn"):
+        return QuietDDP(start_method="popen" if strategy == "ddp" else "spawn")
+    return strategy
+
+
+def derived_seed(*entropy: int) -> int:
+    """Derive one seed from all of the numbers; the seeds of neighbouring numbers are unrelated."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def reseed(*entropy: int) -> None:
+    """Seed torch, NumPy and Python from all of the numbers, such as seed, epoch and rank."""
+    seed = derived_seed(*entropy)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """Return the ``InputError`` behind an error of a spawned process or of Lightning's checks, or the error itself."""
+    if isinstance(error, ProcessRaisedException) and (said := re.search(r"errors\.InputError: (.*)", str(error))):
+        return InputError(said[1])
+    if isinstance(error, RuntimeError) and (died := worker_died(error)) is not None:
+        return died
+    if "within local rank has zero length" in str(error):
+        return InputError("fewer batches than devices: give fewer devices or a smaller batch size")
+    return error
+
+
+def make_trainer(
+    hardware: Hardware,
+    *,
+    progress: bool = True,
+    callbacks: list[Callback] | None = None,
+    **options: Any,
+) -> Trainer:
+    """Make a Trainer without summary, sanity check or padding sampler; the data module shards the indices itself.
+
+    Raises ``InputError`` for devices, accelerators and precisions that this machine does not have.
+    """
+    devices, num_nodes, strategy = hardware.devices, hardware.num_nodes, hardware.strategy
+    if devices < 1 or num_nodes < 1:
+        raise InputError(f"devices={devices}, num_nodes={num_nodes}: at least one of each is needed")
+    bar: list[Callback] = [StderrProgressBar()] if progress else []
+    try:
+        return Trainer(
+            devices=devices,
+            num_nodes=num_nodes,
+            accelerator=hardware.accelerator,
+            strategy=choose_strategy(strategy, devices, num_nodes),
+            precision=hardware.precision or "32-true",  # type: ignore[arg-type]  # checked by Lightning
+            callbacks=[*bar, *(callbacks or [])],
+            plugins=[WholeCheckpoints()] if strategy in OWN_STRATEGIES else [],  # sharded ones write their own
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            inference_mode=False,  # tensors that a model caches must be fit for later training
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"Lightning refuses these settings: {_first_line(error)}") from error
+
+
+class _State:
+    """A model's device, modes and ``requires_grad`` flags, to restore them later."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.device = model, next(model.parameters()).device
+        self.modes = [module.training for module in model.modules()]
+        self.flags = [parameter.requires_grad for parameter in model.parameters()]
+
+    def restore(self) -> None:
+        self.model.to(self.device)
+        for module, mode in zip(self.model.modules(), self.modes, strict=True):
+            module.training = mode
+        for parameter, flag in zip(self.model.parameters(), self.flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def quiet_run(data: LightningDataModule | None, *models: nn.Module | None) -> Iterator[None]:
+    """Run Lightning silently on ``models`` and leave them as they were: device, mode, ``requires_grad``.
+
+    ``data`` (None if the module loads its own) is detached from its trainer, which could not be sent to the processes of a
+    later run. Raises ``InputError`` also if a spawned process raised it, and ``KeyboardInterrupt`` where Lightning would
+    end the whole process.
+    """
+    states = [_State(model) for model in models if model is not None]
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    try:
+        with warnings.catch_warnings():
+            silence()
+            yield
+    except SystemExit as stopped:
+        if not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning ignores further ones, and exits
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        cause = _unwrap(error)
+        if cause is error:
+            raise
+        raise cause from None  # one line, not the traceback of another process
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        for state in states:
+            state.restore()
+        if data is not None:
+            data.trainer = None

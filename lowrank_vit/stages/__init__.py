@@ -1,0 +1,1 @@
+"""The stages of a compression, in folders; none of them imports another."""

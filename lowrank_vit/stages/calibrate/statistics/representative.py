@@ -1,0 +1,21 @@
+"""The paper's representative input: the mean over images."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
+
+
+@STATISTICS.register("representative")
+class Representative:
+    """``representative``, (t, n): the sum over images of X, all tokens of one; how many windows they were cut into."""
+
+    gradient: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen, sums: Sums) -> None:
+        """Add a batch."""
+        sums.add("representative", seen.shared("representative", lambda: seen.by_image.sum(0)))
+        sums.add("representative_windows", torch.tensor(float(len(seen.x)), device=seen.x.device))

@@ -1,0 +1,1 @@
+"""The kinds of Z, one file each; to add one, register it."""

@@ -1,0 +1,246 @@
+"""Minibatch gradient descent: images pass through the frozen dense model. Only this file needs Lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lowrank_vit.runtime.checkpoints import LastCheckpoint
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.processes import agreed
+from lowrank_vit.runtime.trainer import make_trainer, quiet_run
+from lowrank_vit.stages.compensate import Compensation, State
+from lowrank_vit.stages.compensate.batches import SeededBatches, count_images, make_loader
+from lowrank_vit.stages.compensate.inputs import LayerInputs, batch_loss, full_precision
+from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer, make_optimizer
+from lowrank_vit.stages.compensate.solve import Group, Solution, by_shape
+
+LAST = "compensation.ckpt"
+CHECKPOINTS = 10  # in a run
+REMEMBERED_BYTES = 256 * 2**20  # for the inputs of all layers, so that a small model runs once, not at every step
+
+
+class LayerwiseCompensation(LightningModule):
+    """Descend by (11)(12), one step for each batch, for all layers at once; section 3.3 of the paper.
+
+    The paper says mini-batch gradient descent, which is the ``optimizer`` ``"sgd"``; ``"adam"`` is ours, since at the
+    paper's learning rate the other barely moves.
+
+    ``A_i = X_i / ||X_i W||_F``, ``B_i = A_i R``, loss ``(1/B) sum_i ||A_i Z - B_i||_F^2``, which is (10); the paper
+    prints the squared norm as divisor. One pass of the frozen dense model gives all inputs; the layers share nothing
+    else: their losses are summed, and either optimiser works element by element, so this is the paper's parallel
+    optimisers, one for each layer. Several processes share the images, not the layers, whose inputs take a pass through
+    all layers before them: T steps of B images are T B passes, T B / P for each of P processes (16,000 of 128,000 with
+    2000 steps of 64, and eight). With a share of the layers each, every process would make all T B. The model is not a
+    submodule, so it is neither trained nor saved. ``batch_size`` is the total over all processes. The buffer ``curve``,
+    (points, layers), is the loss of every ``record_every``-th batch, in the order of ``names``. With ``images``,
+    (N, C, H, W), batches are pairs of images and their indices, and the layers' inputs are remembered where they are
+    small.
+    Raises ``InputError`` where the model has no linear layer of a group's name.
+    """
+
+    curve: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compensation: Compensation,
+        groups: Sequence[Group],
+        *,
+        steps: int = 2000,
+        lr: float = 1e-3,
+        optimizer: str = ADAM,
+        batch_size: int = 64,
+        seed: int = 0,
+        record_every: int = 50,
+        images: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.images = images
+        self.compensation, self.batch_size, self.record_every = compensation, batch_size, record_every
+        self.layers = [group.names for group in groups]
+        self.names = tuple(name for names in self.layers for name in names)
+        norms = [norm for group in groups for norm in group.residual.norm(dim=(1, 2)).tolist()]
+        self.save_hyperparameters({"steps": steps, "lr": lr, "optimizer": optimizer})
+        self.save_hyperparameters({"batch_size": batch_size, "seed": seed})
+        self.save_hyperparameters({"compensation": repr(compensation), "record_every": record_every})
+        self.save_hyperparameters({"residual_norms": dict(zip(self.names, norms, strict=True))}, logger=False)
+        dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        self.inputs = LayerInputs(model, self.layers, dtype)
+        self.residuals = [group.residual.to("cpu", dtype) for group in groups]  # not buffers: they need not be saved
+        self.starts = [group.start(compensation, seed).to(torch.device("cpu"), dtype) for group in groups]
+        self.z = nn.ModuleList(nn.ParameterDict(dict(state.trainable)) for state in self.starts)
+        self.register_buffer("curve", torch.zeros(math.ceil(steps / record_every), len(self.names), dtype=dtype))
+        self._states: list[State] = []
+
+    def states(self) -> list[State]:
+        """Return the groups' states, in their order, with the current parameters, on the module's device."""
+        return [
+            State(start.shape, dict(z.named_parameters()), {key: t.to(self.device) for key, t in start.fixed.items()})
+            for start, z in zip(self.starts, self.z, strict=True)
+        ]
+
+    def on_fit_start(self) -> None:
+        """Move everything to the device, and add hooks to the layers."""
+        self.inputs.model.to(self.device).eval()
+        self.inputs.attach()
+        self.residuals = [residual.to(self.device) for residual in self.residuals]
+        self._states = self.states()
+
+    def on_fit_end(self) -> None:
+        """Remove the hooks."""
+        self.inputs.detach()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make one optimiser for all layers; one, so that a step counts once."""
+        return make_optimizer(self.hparams["optimizer"], self.parameters(), self.hparams["lr"])
+
+    def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Return the sum of all layers' losses; of several processes, this one's share of the batch's mean."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        if self.images is not None:  # at the first step, where the run's precision is in force
+            self.inputs.remember(self.images, REMEMBERED_BYTES, self.batch_size)
+            self.images = None
+        known = images if self.inputs.memory is None else batch[1]
+        seen = self.inputs(known, self.batch_size / self.trainer.world_size)
+        with full_precision(self.device):
+            losses = torch.cat(
+                [
+                    batch_loss(self.compensation, state, residual, inputs)
+                    for inputs, state, residual in zip(seen, self._states, self.residuals, strict=True)
+                ]
+            )
+        if self.global_step % self.record_every == 0:
+            self._record(losses.detach().clone())
+        return losses.sum()
+
+    def _record(self, losses: Tensor) -> None:
+        """Keep the losses, averaged over processes, and log them."""
+        losses = self.trainer.strategy.reduce(losses, reduce_op="mean")
+        self.curve[self.global_step // self.record_every] = losses
+        if not self.loggers:
+            return
+        metrics = {f"compensation/{name}": loss for name, loss in zip(self.names, losses.tolist(), strict=True)}
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+
+class _Data(LightningDataModule):
+    """The batches, starting from the trainer's current step."""
+
+    def __init__(self, images: Tensor | DataLoader, steps: int, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.images = images
+        self.batches = SeededBatches(count_images(images), batch_size, steps, seed, self._steps_done)
+
+    def _steps_done(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
+
+    def train_dataloader(self) -> Any:
+        """Return all batches of the run, which is one epoch to Lightning."""
+        return make_loader(self.images, self.batches)
+
+
+class _Checkpoints(LastCheckpoint):
+    """Saves the state every few steps."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__(path)
+        self.every = every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Save every few steps, as at the end of an epoch."""
+        if trainer.global_step % self.every == 0:
+            self.on_train_epoch_end(trainer, pl_module)
+
+
+def compensate_minibatch(
+    model: nn.Module,
+    compensation: Compensation,
+    residuals: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    images: Tensor | DataLoader,
+    *,
+    steps: int = 2000,
+    lr: float = 1e-3,
+    optimizer: str = ADAM,
+    batch_size: int = 64,
+    seed: int = 0,
+    record_every: int = 50,
+    hardware: Hardware = ONE_PROCESS,
+    progress: bool = True,
+    checkpoint_dir: str | Path | None = None,
+    loggers: Logger | list[Logger] | None = None,
+) -> dict[str, Solution]:
+    """Find Z of every layer by minibatches; the result does not depend on the number of processes, up to rounding.
+
+    model: the dense one, whose layers have the names of ``residuals``; it comes back as it was. residuals: name to
+    ``R = W - U V^T``, (n, d); moments: name to M, (n, n), for the support of sparse kinds and the losses reported.
+    images: (N, C, H, W), or a loader whose dataset has indices; batches are seeded, and hold at most N images.
+    With ``checkpoint_dir`` an interrupted run resumes after the last finished tenth of its steps.
+    Raises ``InputError`` for bad settings, names that do not fit, or a checkpoint of another run.
+    """
+    count = count_images(images)
+    batch_size = min(batch_size, count)
+    if min(steps, record_every) < 1 or lr <= 0 or batch_size < hardware.processes:
+        raise InputError(f"steps={steps}, lr={lr}, batch_size={batch_size}: positive, with an image for each device")
+    check_optimizer(optimizer)
+    groups = list(by_shape(residuals, moments))
+    settings: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
+    settings |= {
+        "optimizer": optimizer,
+        "record_every": record_every,
+        "images": images if isinstance(images, Tensor) else None,
+    }
+    module = LayerwiseCompensation(model, compensation, groups, **settings)
+    data = _Data(images, steps, batch_size, seed)
+    last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
+    resumed = last if last is not None and agreed(last.exists()) else None
+    if resumed is not None:
+        _check_resumable(resumed, module)
+    with quiet_run(data, model):
+        trainer = make_trainer(
+            hardware,
+            progress=progress,
+            callbacks=[] if last is None else [_Checkpoints(last, math.ceil(steps / CHECKPOINTS))],
+            max_steps=steps,
+            max_epochs=1,
+            logger=loggers or False,
+            enable_checkpointing=last is not None,
+        )
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+        finally:
+            module.inputs.detach()
+    solutions = _collect(module, groups)
+    return {name: solutions[name] for name in residuals}
+
+
+def _collect(module: LayerwiseCompensation, groups: Sequence[Group]) -> dict[str, Solution]:
+    """Return the solutions, with the curve of each layer."""
+    solutions: dict[str, Solution] = {}
+    curves = module.curve.split([len(group.names) for group in groups], dim=1)
+    for group, state, curve in zip(groups, module.states(), curves, strict=True):
+        points = [(index * module.record_every, losses) for index, losses in enumerate(curve)]
+        solutions |= group.solutions(module.compensation, state, points)
+    return solutions
+
+
+def _check_resumable(path: Path, module: LayerwiseCompensation) -> None:
+    """Raise ``InputError`` unless the checkpoint is of a run with the same settings and residuals."""
+    try:
+        settings = dict(torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"])
+    except Exception as error:
+        raise InputError(f"{path} is no checkpoint of a compensation ({type(error).__name__}): remove it") from None
+    for name, value in module.hparams.items():
+        if settings.get(name) != value:
+            raise InputError(f"{path} comes from a run with another {name}: give another folder or remove it")

@@ -1,0 +1,1 @@
+"""Corrections once a size is chosen: measured losses, refitted outputs."""

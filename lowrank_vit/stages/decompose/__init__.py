@@ -1,0 +1,81 @@
+"""Decompositions, one file each: ``W ~ U V^T`` of a linear layer, or of a whole attention module or MLP.
+
+A decomposition of a linear layer is a frozen dataclass, called with the weight (n, d) and the layer's moments; it returns
+all directions, ordered. ``needs`` names the statistics that it reads: ``"second"`` is the second moment of the smaller
+side, ``"input_second"`` always that of the input. A decomposition of an attention module or an MLP returns what can be
+kept of it, direction by direction or hidden unit by hidden unit, with the predicted loss for any number of them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from lowrank_vit.records.factors import Factors, InputSubset, Logits
+from lowrank_vit.records.layers import AttentionSite, MlpSite
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.runtime.registry import Registry
+
+
+class Decomposition(Protocol):
+    """The interface of a decomposition."""
+
+    needs: ClassVar[frozenset[str]]
+    currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
+
+    def __call__(self, weight: Tensor, moments: Moments) -> Factors:
+        """Decompose ``weight``, (n, d)."""
+        ...
+
+
+class AttentionDecomposition(Protocol):
+    """The interface of a decomposition of a whole attention module."""
+
+    needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
+
+    def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
+        """Decompose the product of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
+        ...
+
+    def values(self, site: AttentionSite, weight: Tensor, moments: Moments) -> InputSubset:
+        """Decompose the product of values and the output layer; weight: (h s, n)."""
+        ...
+
+
+class MlpDecomposition(Protocol):
+    """The interface of a decomposition of a whole MLP."""
+
+    needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
+
+    def __call__(self, site: MlpSite, weight: Tensor, moments: Moments) -> InputSubset:
+        """Decompose the second layer, weight: (hidden, d)."""
+        ...
+
+
+DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.stages.decompose.linear")
+ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
+    "attention decomposition", "lowrank_vit.stages.decompose.attention"
+)
+MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
+
+
+def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:
+    """Compute the energy lost at ranks 0 ... k: sums of the squared singular values that are left out, (k + 1,)."""
+    squares = singular_values.square()
+    tail = torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
+    return tail if total is None else tail / total
+
+
+def project_output(weight: Tensor, root: Tensor) -> Factors:
+    """Return ``W V_r V_r^T``, V the right singular vectors of ``root``: the minimiser of ``||root (I - P)||`` over rank r.
+
+    With ``root = M W`` for an invertible M this is ``M^-1`` times the truncated SVD of ``M W``, without an inverse.
+    weight: (n, d); root: (., d). The loss is the fraction of the energy of ``root`` that is left out.
+    """
+    rank = min(weight.shape)
+    _, singular_values, vt = torch.linalg.svd(root, full_matrices=False)
+    singular_values, v = singular_values[:rank], vt[:rank].T
+    total = root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
+    return Factors(weight @ v, v, tail_energy(singular_values, total))

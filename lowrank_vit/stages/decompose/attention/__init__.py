@@ -1,0 +1,1 @@
+"""Decompositions of whole attention modules, one file each."""

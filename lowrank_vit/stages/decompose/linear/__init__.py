@@ -1,0 +1,1 @@
+"""Decompositions of single linear layers, one file each."""

@@ -1,0 +1,1 @@
+"""Decompositions of whole MLPs, one file each."""

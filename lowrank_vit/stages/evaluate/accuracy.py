@@ -1,0 +1,213 @@
+"""Top-1, top-5 and loss of a classifier, or the error of features; every image counts once, on any number of devices."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torchmetrics import Metric
+
+from lowrank_vit.modules.predicting import predict
+from lowrank_vit.objectives.classification import without_classifier
+from lowrank_vit.records.images import Batch, images_in, labels_in
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.processes import rank_and_world
+from lowrank_vit.runtime.trainer import make_trainer, quiet_run
+
+PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
+EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise ``InputError`` for labels, (batch,), that are missing (-1) or that the classifier does not have."""
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0:
+        raise InputError(f"an image has no label ({smallest}): evaluate on a labelled split, --split validation")
+    if largest >= classes:
+        raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
+
+
+def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Count the labels, (batch,), that are among the k largest logits, (batch, classes)."""
+    k = min(k, logits.shape[-1])
+    return (logits.topk(k, dim=-1).indices == labels[:, None]).sum()
+
+
+class ClassificationScore(Metric):
+    """Hits, summed loss and number of images: integers and one float64, added up over the processes."""
+
+    full_state_update = False
+    higher_is_better = None
+    top1: Tensor
+    top5: Tensor
+    loss: Tensor
+    n: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("top1", "top5", "n"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("loss", torch.tensor(0.0, dtype=PRECISE), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch. logits: (batch, classes), labels: (batch,)."""
+        # not in place: spawned processes start with the same memory under their states
+        self.top1 = self.top1 + count_hits(logits, labels, 1)
+        self.top5 = self.top5 + count_hits(logits, labels, 5)
+        self.loss = self.loss + F.cross_entropy(logits.float(), labels, reduction="none").to(self.loss.dtype).sum()
+        self.n = self.n + len(labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return percentages, mean loss and number of images, in the loss's precision."""
+        n = self.n.to(self.loss.dtype)
+        return {"top1": 100 * self.top1 / n, "top5": 100 * self.top5 / n, "loss": self.loss / n, "n": n}
+
+
+class FeatureScore(Metric):
+    """Squared error and squared norm of features, and the number of images, added up over the processes."""
+
+    full_state_update = False
+    error: Tensor
+    energy: Tensor
+    n: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("error", "energy"):
+            self.add_state(name, torch.tensor(0.0, dtype=PRECISE), dist_reduce_fx="sum")
+        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, features: Tensor, dense: Tensor) -> None:
+        """Add a batch. Both: (batch, ...)."""
+        dense = dense.to(PRECISE)
+        self.error = self.error + (features.to(PRECISE) - dense).square().sum()
+        self.energy = self.energy + dense.square().sum()
+        self.n = self.n + len(features)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the relative error and the number of images."""
+        return {"feature_error": self.error / self.energy, "n": self.n.to(PRECISE)}
+
+
+class Evaluation(LightningModule):
+    """Feeds batches ``(images (B, C, H, W), labels (B,))`` through the model and into the score."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.score: Metric = ClassificationScore()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
+        logits, labels = predict(self.model, images_in(batch)), labels_in(batch)
+        check_labels(labels, logits.shape[-1])
+        self.score.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum over the processes once and log the result; "max" over equal values logs them without rounding."""
+        for name, value in self.score.compute().items():
+            self.log(name, value, sync_dist=True, reduce_fx="max")
+        self.score.reset()
+
+
+class FeatureEvaluation(Evaluation):
+    """Feeds images through the model and the dense one, and compares their features; labels are not read."""
+
+    def __init__(self, model: nn.Module, dense: nn.Module) -> None:
+        super().__init__(model)
+        self.dense = dense
+        self.score = FeatureScore()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch."""
+        images = images_in(batch)
+        self.score.update(predict(self.model, images), predict(self.dense, images))
+
+
+def shard(loader: DataLoader) -> DataLoader:
+    """Return this process's share of the loader: images rank, rank + world, ... without padding.
+
+    A loader with a sampler of its own is taken to be sharded already. Raises ``InputError`` for an iterable data set.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
+        raise InputError("an iterable data set cannot be divided among devices: evaluate on one device")
+    if type(loader.sampler) not in (SequentialSampler, RandomSampler):
+        return loader
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size or 1,
+        sampler=range(rank, len(loader.dataset), world),  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+    )
+
+
+class _LoaderModule(LightningDataModule):
+    """A plain loader as a data module, so that it is sharded inside the worker process."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        super().__init__()
+        self.loader = loader
+
+    def val_dataloader(self) -> DataLoader:
+        return shard(self.loader)
+
+
+def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
+    """Return what can be measured. Raises ``InputError`` for a model without a classifier, and none to compare it with."""
+    missing = without_classifier(model)
+    if not missing:
+        return Evaluation(model)
+    if dense is None:
+        raise InputError(
+            f"the model {missing}, so it has no accuracy: pass the dense model to compare its features with"
+        )
+    return FeatureEvaluation(model, dense)
+
+
+def evaluate(
+    model: nn.Module,
+    dataloader: DataLoader | LightningDataModule,
+    *,
+    dense: nn.Module | None = None,
+    hardware: Hardware = ONE_PROCESS,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Return ``{"top1", "top5", "loss", "n"}``: percent, percent, mean cross-entropy, number of images.
+
+    Of a model without a classifier, return ``{"feature_error", "n"}``: ``sum ||f - f'||^2 / sum ||f||^2``, f the features
+    of the ``dense`` model, f' its own.
+
+    With fewer than five classes, top-5 is of all of them. With several processes pass a data module: each process calls
+    its ``val_dataloader``, which shards the indices without padding; a plain loader without a sampler of its own is
+    sharded here. The precision is float32 unless ``hardware`` names another. The model comes back on its own device and
+    in its own mode.
+    Raises ``InputError`` for no images, missing or foreign labels, devices that are not there, and a model without a
+    classifier where there is no dense one.
+    """
+    evaluation = _evaluation(model, dense)
+    data = dataloader if isinstance(dataloader, LightningDataModule) else _LoaderModule(dataloader)
+    precision = hardware.precision
+    if precision is not None and precision not in ("32", "32-true") and not precision.endswith("mixed"):
+        evaluation = copy.deepcopy(evaluation)  # Lightning converts the weights in place
+    with quiet_run(data, evaluation):
+        trainer = make_trainer(
+            hardware,
+            progress=progress,
+            logger=False,
+            enable_checkpointing=False,
+        )
+        results = trainer.validate(evaluation, datamodule=data, verbose=False)
+    if not results or not results[0]["n"]:
+        raise InputError(EMPTY)
+    return {**results[0], "n": round(results[0]["n"])}

@@ -1,0 +1,211 @@
+"""Measured speed of a compressed model beside the dense one: latency, throughput and peak memory.
+
+Other work on the machine affects both alike: the models take turns in every round, and the speed-up is the median, over the
+rounds, of the ratio within a round. Random weights and images: speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+from torch.utils.benchmark.utils.timer import timer
+
+from lowrank_vit.modules import counting as cost
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.progress import track
+
+MODES = ("eager", "compiled")
+CLOCKS: dict[str, Callable[[], float]] = {"wall": timer, "cpu": time.process_time}
+BATCHES = (1, 8, 64)
+BLOCK = 0.2  # least seconds of a timed block of calls
+LEAST_ROUNDS, MOST_ROUNDS = 5, 100
+CALLS = 3  # calls for a block of one: torch.utils.benchmark warms up with two
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a model runs."""
+
+    device: str
+    dtype: str
+    mode: str
+    batch: int
+
+
+def settings(device: str, modes: Sequence[str] = MODES, batches: Sequence[int] = BATCHES) -> list[Setting]:
+    """List all settings of a run: float32 on the CPU, bfloat16 on a GPU; ``auto`` is the CPU, and a GPU where there is one.
+
+    Raises ``InputError`` for an unknown mode, a batch below 1, and where ``compiled`` needs a compiler that is not installed.
+    """
+    for mode in modes:
+        if mode not in MODES:
+            raise InputError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
+    if not batches or min(batches) < 1:
+        raise InputError(f"batches {list(batches)} cannot be run: give sizes of at least 1")
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if "compiled" in modes and not any(shutil.which(name) for name in compilers if name):
+        raise InputError("torch.compile needs a C++ compiler: install g++, or leave it out with --modes eager")
+    both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    places = [
+        (place, "bfloat16" if "cuda" in place else "float32") for place in (both if device == "auto" else [device])
+    ]
+    return [Setting(*place, mode, batch) for place in places for mode in modes for batch in batches]
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile.
+
+    >>> quartiles([5.0, 1.0, 2.0, 4.0, 3.0])
+    (2.0, 3.0, 4.0)
+    """
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return low, middle, high
+
+
+def seconds_in_turns(
+    models: Mapping[str, Run], images: Tensor, seconds: float, clock: str = "wall"
+) -> dict[str, list[float]]:
+    """Time a call of each model, in turns, in every round; about ``seconds`` in all, at least five rounds.
+
+    Returns seconds by model, round by round. A first call, which compiles, is not counted. ``clock``: ``wall``, or ``cpu``,
+    the processor time of this process over all threads: on a shared machine, what one thread would take alone.
+    """
+    timers, counts, estimate = {}, {}, 0.0
+    for name, model in models.items():
+        model(images)
+        timers[name] = Timer(
+            "model(images)",
+            globals={"model": model, "images": images},
+            timer=CLOCKS[clock],
+            num_threads=torch.get_num_threads(),
+        )
+        once = timers[name].timeit(1).median
+        counts[name] = max(1, round(BLOCK / once))
+        estimate += once * (counts[name] + CALLS - 1)
+    rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(seconds / estimate)))
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds):
+        for name, timed in timers.items():
+            times[name].append(timed.timeit(counts[name]).median)
+    return times
+
+
+def activation_bytes(model: Run, images: Tensor) -> int | None:
+    """Measure the most bytes that a call adds to the memory in use: the GPU's, or this process's.
+
+    The latter is what the Linux kernel counts, workspaces included; None on other systems.
+    """
+    model(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        model(images)
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the present use
+    except (OSError, AttributeError, TypeError):
+        return None
+    before = _resident("VmRSS")
+    model(images)
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Count the bytes of parameters and buffers in memory."""
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def prepared(model: nn.Module, setting: Setting) -> nn.Module:
+    """Copy the model to the device, type and mode of ``setting``."""
+    ready = copy.deepcopy(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
+    if setting.mode == "compiled":
+        ready.compile(dynamic=False)
+    return ready
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    setting: Setting,
+    size: Sequence[int],
+    macs: Mapping[str, int],
+    seconds: float,
+    clock: str = "wall",
+) -> dict[str, Any]:
+    """Make one row: every model in one setting, compared with the first one, which is dense.
+
+    ``speedup``: the dense model's time over this model's; ``share_of_mac_ratio``: the speed-up over the ratio of their
+    multiply-accumulates, 1 where all saved work is saved time. Spreads are quartiles.
+    """
+    torch.compiler.reset()
+    ready = {name: prepared(model, setting) for name, model in models.items()}
+    images = torch.randn(setting.batch, *size, device=setting.device, dtype=getattr(torch, setting.dtype))
+    with torch.inference_mode():
+        measured = seconds_in_turns(ready, images, seconds, clock)
+        peaks = {name: activation_bytes(model, images) for name, model in ready.items()}
+    dense, row = next(iter(models)), asdict(setting)
+    for name, times in measured.items():
+        peak = peaks[name]
+        low, middle, high = quartiles(times)
+        row[name] = {
+            "seconds": middle,
+            "seconds_quartiles": [low, high],
+            "images_per_second": setting.batch / middle,
+            "peak_memory_bytes": None if peak is None else tensor_bytes(ready[name]) + peak,
+            "rounds": len(times),
+        }
+        if name != dense:
+            low, middle, high = quartiles([one / other for one, other in zip(measured[dense], times, strict=True)])
+            row[name] |= {"speedup": middle, "speedup_quartiles": [low, high]}
+            row[name]["share_of_mac_ratio"] = middle / (macs[dense] / macs[name])
+    return row
+
+
+def benchmark(
+    models: Mapping[str, nn.Module],
+    chosen: Sequence[Setting],
+    *,
+    seconds: float = 10.0,
+    clock: str = "wall",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Run all settings, one after the other: ``{"params", "macs", "rows", ...}``; the first model is the dense one.
+
+    ``seconds``: about how long the models of a row are timed together. Raises ``InputError`` where the size of the
+    model's images is not known.
+    """
+    size = cost.input_size(next(iter(models.values())))
+    if size is None:
+        raise InputError("the model does not say the size of its images, so it cannot be run")
+    macs = {name: cost.multiply_accumulates(model, size) for name, model in models.items()}
+    return {
+        "threads": torch.get_num_threads(),
+        "clock": clock,
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "params": {name: cost.parameter_count(model) for name, model in models.items()},
+        "macs": macs,
+        "rows": [
+            compare(models, setting, size, macs, seconds, clock)
+            for setting in track(chosen, "benchmark", shown=progress)
+        ],
+    }

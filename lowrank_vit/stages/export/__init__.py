@@ -1,0 +1,1 @@
+"""Export of a compressed model for other programs."""

@@ -1,0 +1,103 @@
+"""Post-training quantisation of a model's weights.
+
+The paper's section 4.3 and appendix B. Every linear layer in the blocks is quantised: of a compressed layer both
+factors as they are stored, ``U^T`` and ``V`` with G and Y folded in. Head, patch embedding, norms, tokens, biases and the
+kinds of Z that do not fold are rounded to float16, and stored as such.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer, find_sites
+from lowrank_vit.modules.counting import stored_bytes
+from lowrank_vit.modules.low_rank_linear import LowRankLinear
+from lowrank_vit.modules.packing import pack
+from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.records.report import Quantization, QuantizationAddition
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.quantize import Quantizer
+from lowrank_vit.stages.quantize.nearest import RoundToNearest
+
+HALF = 16  # bits: nothing is quantised, everything is float16
+NEAREST = RoundToNearest()
+
+
+def quantize_linear(
+    linear: nn.Linear, bits: int, name: str = "the layer", quantizer: Quantizer = NEAREST
+) -> QuantizedLinear:
+    """Make the module that takes the place of ``linear``, in its type and on its device; the bias is copied as it is."""
+    codes, scale, zero_point = quantizer(linear.weight, bits, name)
+    layer = QuantizedLinear(linear.in_features, linear.out_features, bits, linear.bias is not None)
+    layer.codes, layer.zero_point = pack(codes, bits), zero_point
+    layer.scale = scale.to(linear.weight.dtype)
+    if linear.bias is not None:
+        layer.bias = linear.bias.detach().clone()
+    return layer
+
+
+def _round_to_half(model: nn.Module) -> None:
+    """Round every floating value that a file holds to the nearest float16, in place; the types stay as they are."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            rounded = tensor.detach().half()
+            if not rounded.isfinite().all():
+                raise InputError(f"{name} holds values that float16 cannot hold: repair or rescale the weights")
+            tensor.data = rounded.to(tensor.dtype)
+
+
+def _linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
+    """Find the linear layers that match ``sites``, and those inside all compressed layers."""
+    chosen = {site.name for site in find_sites(model, sites)}
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            chosen |= {f"{name}.{factor}" for factor in ("down", "up")}
+    return {name: module for name, module in model.named_modules() if name in chosen and isinstance(module, nn.Linear)}
+
+
+def quantize(
+    model: nn.Module, bits: int, *, sites: str = BLOCK_LINEARS, quantizer: Quantizer = NEAREST
+) -> tuple[nn.Module, QuantizationAddition]:
+    """Make a quantised copy of a dense or compressed timm model, and what to add to its report.
+
+    bits: 2 to 8; or 16 for a float16 file with nothing quantised, the baseline of the paper's Table 4. ``sites``: the
+    names of the linear layers, as for ``compress``. The copy runs in the model's own type, its values are those that
+    ``storage.save`` writes (as float16 and packed codes), so a loaded one gives bitwise the same outputs. Pass the
+    addition to ``save``: ``save(small, folder, {**report, **addition})``, where ``report`` is ``compress``'s or, of a
+    dense model, ``dense_report(model)``; a report that is attached to the model gets it automatically.
+    Raises ``InputError`` for other bits, a model that is quantised already, and values that are not finite.
+    """
+    if bits != HALF:
+        check_bits(bits)
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise InputError("the model is quantised already: quantise the model that it was made from")
+    linears, quantized = _linears(model, sites), call_every_layer(copy.deepcopy(model)).eval()
+    if bits != HALF:
+        for name, linear in linears.items():
+            replace_module(quantized, name, quantize_linear(linear, bits, name, quantizer))
+    _round_to_half(quantized)
+    entry: Quantization = {
+        "bits": bits,
+        "layers": 0 if bits == HALF else len(linears),
+        "relative_weight_error": _weight_error(linears, quantized),
+        **stored_bytes(quantized),  # type: ignore[typeddict-item]  # its names are those of the schema
+    }
+    addition: QuantizationAddition = {"quantization": entry}
+    attached = getattr(quantized, "compression_report", None)
+    if attached is not None:
+        quantized.compression_report = {**attached, **addition}  # type: ignore[assignment]  # as compress does
+    return quantized, addition
+
+
+def _weight_error(linears: dict[str, nn.Linear], quantized: nn.Module) -> float:
+    """Compute ``||W^ - W||_F / ||W||_F`` over the weights of all ``linears`` together."""
+    lost = total = 0.0
+    for name, linear in linears.items():
+        weight, layer = linear.weight.detach().double(), quantized.get_submodule(name)
+        assert isinstance(layer, (nn.Linear, QuantizedLinear))
+        lost += float((layer.weight.detach().double() - weight).square().sum())
+        total += float(weight.square().sum())
+    return (lost / total) ** 0.5 if total else 0.0

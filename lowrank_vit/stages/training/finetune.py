@@ -1,0 +1,246 @@
+"""Fine-tuning on labelled images: partial (LayerNorm, biases, classifier, patch embedding), or of all parameters.
+
+Protocols: ``partial-ft`` (the paper's) and ``full-ft``, each with ``+kd`` where the dense model is the teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+from lowrank_vit.objectives.classification import distillation_loss
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.trainer import quiet_run
+from lowrank_vit.stages.training.loop import SeededTraining, cosine, train
+
+
+def _classifier_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the classifier's parameters; a distilled DeiT has two heads."""
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    if get_classifier is None:
+        raise InputError(f"{type(model).__name__} has no get_classifier(): fine-tuning needs a timm model")
+    heads = get_classifier()
+    return {id(p) for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()}
+
+
+def partial_parameters(model: nn.Module) -> list[str]:
+    """Name the parameters that the paper's partial fine-tune trains (section 4.1, item 5), in the model's order.
+
+    Weight and bias of every normalisation layer, every bias (those of low-rank layers too), the classifier, and the
+    patch embedding. Tokens, position embeddings and Swin's relative position tables stay frozen.
+    Raises ``InputError`` for a model that is not timm's.
+    """
+    head = _classifier_parameters(model)
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        for parameter in module.parameters(recurse=False)
+    }
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in head | norms or name.startswith("patch_embed.") or name.endswith("bias")
+    ]
+
+
+def check_classes(model: nn.Module, present: int | None) -> None:
+    """Raise ``InputError`` where the data have more classes than the model."""
+    classes = getattr(model, "num_classes", None)
+    if classes is not None and present is not None and present > classes:
+        raise InputError(
+            f"the images have {present} classes, the model has {classes}: the data belong to another model"
+        )
+
+
+def trainable_share(model: nn.Module) -> float:
+    """Return the share of all parameters, 0 to 1, that the partial fine-tune trains."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return sum(sizes[name] for name in partial_parameters(model)) / sum(sizes.values())
+
+
+class PartialFineTune(SeededTraining):
+    """The paper's partial fine-tune of a classifier, optionally distilled from a teacher.
+
+    The paper gives ``partial_parameters``, 20 epochs, the learning rate 1e-4 and a cosine, here to zero, step by step. The
+    loss is cross-entropy, of which a teacher replaces the share ``distillation_weight`` by ``distillation_loss``. Freezes
+    the other parameters of ``model``. The teacher is in no checkpoint and in no count. All of the following is recorded,
+    and each is a free choice: the paper does not say.
+
+    - AdamW, with ``weight_decay`` 0: what is trained is mostly vectors.
+    - ``label_smoothing`` 0.1, as in the training of DeiT and Swin.
+    - No warm-up, no averaged weights; tokens, position embeddings and Swin's position tables stay frozen.
+    - Stochastic depth (``drop_path``) as the model was made with; timm makes Swin-B with 0.1, DeiT and ViT with none.
+    - The images, by the data module: a random resized crop and a flip (``ImageData``), none for digits; the batch.
+    - ``run``, from ``finetune``: bfloat16 autocast on a GPU that has it, the batch over all processes, the augmentation.
+
+    Raises ``InputError`` for values out of range and models that are not timm's.
+    """
+
+    share = "partial"
+    names = staticmethod(partial_parameters)
+    last_top1: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        epochs: int = 20,
+        lr: float = 1e-4,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.1,
+        teacher: nn.Module | None = None,
+        distillation_weight: float = 0.5,
+        temperature: float = 1.0,
+        seed: int = 0,
+        run: dict[str, Any] | None = None,
+    ) -> None:
+        if epochs < 1 or not (0 < lr < math.inf and 0 < temperature < math.inf and 0 <= weight_decay < math.inf):
+            raise InputError("epochs, lr and temperature must be positive, and weight_decay not negative; all finite")
+        if not (0 <= distillation_weight <= 1 and 0 <= label_smoothing <= 1):
+            raise InputError("distillation_weight and label_smoothing must be between 0 and 1")
+        super().__init__(model, teacher, self.names(model))
+        self.save_hyperparameters(ignore=["model", "teacher", "run"])
+        self.save_hyperparameters({"distilled": teacher is not None, **(run or {})})
+        self.top1 = MeanMetric()
+        self.register_buffer("last_top1", torch.tensor(float("nan")))  # a buffer, so that checkpoints have it
+
+    @property
+    def val_top1(self) -> float | None:
+        """Return the last epoch's top-1 in percent; None where nothing was validated."""
+        return None if self.last_top1.isnan() else self.last_top1.item()
+
+    @property
+    def protocol(self) -> str:
+        """Return the name for results of this training, e.g. ``partial-ft`` or ``full-ft+kd``."""
+        return f"{self.share}-ft{'+kd' if self._teacher else ''}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return all hyperparameters and what was trained, as plain values for a report."""
+        return {
+            "optimizer": "AdamW",
+            "schedule": "cosine to zero, each step",
+            **dict(self.hparams),
+            **self.counts(),
+            "drop_path": max(
+                (getattr(module, "drop_prob", None) or 0.0 for module in self.model.modules()), default=0.0
+            ),
+            "val_top1": self.val_top1,
+        }
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the training loss, a mean over the batch. images: (B, C, H, W), labels: (B,)."""
+        logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
+        if not self._teacher:
+            return loss
+        with torch.no_grad():
+            target = self._teacher[0](images)
+        weight = self.hparams["distillation_weight"]
+        return (1 - weight) * loss + weight * distillation_loss(logits, target, self.hparams["temperature"])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch. Raises ``InputError`` where the first batch is not labelled."""
+        images, labels = batch
+        if batch_idx == 0 and int(labels.min()) < 0:
+            raise InputError("training images have no labels: fine-tune on a labelled data set")
+        loss = self.loss(images, labels)
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count hits for ``val_top1``, in percent, over all images of all processes."""
+        images, labels = batch
+        self.top1.update(100.0 * (self.model(images).argmax(-1) == labels))
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metric: the states of spawned processes lie in shared memory."""
+        self.top1.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's accuracy."""
+        self.last_top1.copy_(self.top1.compute())
+        self.log("val_top1", self.last_top1, prog_bar=True, sync_dist=True, reduce_fx="max")
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Make AdamW over the trained parameters, and its schedule."""
+        settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        optimizer = torch.optim.AdamW(self.trained_parameters(), **settings)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class FullFineTune(PartialFineTune):
+    """The same training of every parameter; with a teacher this is the protocol of most published compressions."""
+
+    share = "full"
+
+    @staticmethod
+    def names(model: nn.Module) -> list[str]:
+        """Name all parameters."""
+        return [name for name, _ in model.named_parameters()]
+
+
+def _run_record(data_module: LightningDataModule, hardware: Hardware) -> dict[str, Any]:
+    """Return what a result depends on besides the module: precision, batch over all processes, and augmentation."""
+    run: dict[str, Any] = {"precision": hardware.precision, "processes": hardware.processes}
+    images = getattr(data_module, "training_record", None)  # a module of the caller's own need not have it
+    return run if images is None else run | images | {"batch_size": images["batch_size"] * hardware.processes}
+
+
+def finetune(
+    model: nn.Module,
+    data_module: LightningDataModule,
+    *,
+    epochs: int = 20,
+    lr: float = 1e-4,
+    hardware: Hardware = ONE_PROCESS,
+    loggers: Logger | list[Logger] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    full: bool = False,
+    progress: bool = True,
+    **fields: float,
+) -> PartialFineTune:
+    """Fine-tune ``model`` in place, ``full`` or partially; ``fields`` are further ones of ``PartialFineTune``.
+
+    With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which a later call continues and, on the same kind
+    and number of devices, ends with the weights of an undisturbed run (bitwise on CPU), as long as the data module
+    derives an epoch's order from ``set_epoch`` of its sampler or from torch's generator. The model comes back on its
+    own device, in its own mode and with its own ``requires_grad`` flags.
+    Raises ``InputError`` for bad settings, unlabelled images, or a checkpoint of another run.
+    """
+    hardware = replace(hardware, precision=hardware.mixed_precision)
+    check_classes(model, getattr(data_module, "num_classes", None))
+    with quiet_run(data_module, model, teacher), isolate_rng():
+        run = _run_record(data_module, hardware)
+        kind = FullFineTune if full else PartialFineTune
+        module = kind(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)
+        train(
+            module,
+            data_module,
+            epochs=epochs,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
+            loggers=loggers,
+            hardware=hardware,
+            progress=progress,
+        )
+    return module

@@ -1,0 +1,132 @@
+"""What fine-tuning and distillation share: the schedule, and a run under Lightning that can be interrupted."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from lowrank_vit.runtime.checkpoints import LastCheckpoint, check_resumable
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.processes import agreed, rank_and_world
+from lowrank_vit.runtime.trainer import make_trainer, reseed
+
+logger = logging.getLogger(__name__)
+LAST = "last.ckpt"
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return the factor of the learning rate: 1 at step 0, 0 from the last step on."""
+    return 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def warm_up_cosine(step: int, steps: int, warm_up: float) -> float:
+    """Return the factor of the learning rate: a linear rise over the share ``warm_up`` of the steps, then ``cosine``."""
+    rising = int(warm_up * steps)
+    return (step + 1) / (rising + 1) if step < rising else cosine(step - rising, steps - rising)
+
+
+class Start:
+    """The weights that a training starts from, to go back to where unseen images say that it did harm."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def restore(self, model: nn.Module, before: float, after: float) -> None:
+        """Put the weights back, and say why: the divergence on unseen images, ``before`` and ``after``."""
+        model.load_state_dict(self._weights)
+        if rank_and_world()[0] == 0:
+            logger.warning(
+                "the divergence on unseen images rose from %.4f to %.4f nats, so the weights stay as they were before: "
+                "train on more images, for fewer epochs, or at a lower learning rate",
+                before,
+                after,
+            )
+
+
+class SeededTraining(LightningModule):
+    """Trains some parameters of a model, maybe with a teacher; random numbers depend on seed, epoch and rank.
+
+    Freezes the other parameters. The teacher is in no checkpoint and in no count. The subclass saves its
+    hyperparameters, ``seed`` among them.
+    Raises ``InputError`` where the teacher is the model.
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module | None, trained: Collection[str]) -> None:
+        super().__init__()
+        if teacher is model:
+            raise InputError("the teacher is the student: pass the dense model as another object")
+        self.model = model
+        # in a tuple, so that it is not a submodule: not saved, not counted, not trained
+        self._teacher: tuple[nn.Module, ...] = () if teacher is None else (teacher,)
+        self._first_epoch = True
+        self.trained = frozenset(trained)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.trained)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters, in the model's order."""
+        return [parameter for name, parameter in self.model.named_parameters() if name in self.trained]
+
+    def counts(self) -> dict[str, Any]:
+        """Count the parameters, and those that are trained, for a report."""
+        trained, parameters = (
+            sum(parameter.numel() for parameter in group)
+            for group in (self.trained_parameters(), self.model.parameters())
+        )
+        return {"trained_parameters": trained, "parameters": parameters, "trainable_share": trained / parameters}
+
+    def on_fit_start(self) -> None:
+        """Move the teacher to the model's device."""
+        for teacher in self._teacher:
+            teacher.to(self.device).eval()
+
+    def on_train_epoch_start(self) -> None:
+        """Seed random numbers by seed, epoch and rank alone, so that a resumed run draws the same.
+
+        Lightning makes the iterator of the first epoch it runs before it tells the sampler the epoch, and before this
+        hook, so loader workers would start on the order of epoch 0. That iterator is made again; later ones need not be.
+        """
+        reseed(self.hparams["seed"], self.current_epoch, self.global_rank)
+        if self._first_epoch:
+            iter(self.trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]  # set before any epoch
+            self._first_epoch = False
+
+
+def train(
+    module: SeededTraining,
+    data_module: LightningDataModule | None = None,
+    *,
+    epochs: int,
+    checkpoint_dir: str | Path | None,
+    resume: bool,
+    loggers: Logger | list[Logger] | None,
+    hardware: Hardware,
+    **options: Any,
+) -> None:
+    """Train ``module``, on its own images without a data module; ``options`` are those of ``make_trainer``.
+
+    With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which a later call continues.
+    Raises ``InputError`` for bad settings, or a checkpoint of another run.
+    """
+    last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
+    resumed = last if resume and last is not None and agreed(last.exists()) else None
+    if resumed is not None:
+        check_resumable(module, resumed, {f"model.{name}" for name in module.trained})
+    trainer = make_trainer(
+        hardware,
+        callbacks=[] if last is None else [LastCheckpoint(last)],
+        max_epochs=epochs,
+        logger=loggers or False,
+        enable_checkpointing=last is not None,
+        log_every_n_steps=10,
+        **options,
+    )
+    trainer.fit(module, datamodule=data_module, ckpt_path=resumed, weights_only=True)

@@ -1,0 +1,115 @@
+"""A model's structure as ``config.json`` has it, and the empty model that it describes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import nn
+
+from lowrank_vit.architectures.linears import call_every_layer
+from lowrank_vit.modules import empty_replacement
+from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.compensate import empty_module
+from lowrank_vit.storage.validation import check_architecture, check_layer
+
+PORTABLE = (str, int, float, bool, list, tuple, type(None))
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Say whether any layer is quantised."""
+    return any(isinstance(module, QuantizedLinear) for module in model.modules())
+
+
+def timm_record(model: nn.Module) -> dict[str, Any]:
+    """Return what timm's own record says of a model; the architecture is null where timm did not make it."""
+    pretrained = {k: v for k, v in (getattr(model, "pretrained_cfg", None) or {}).items() if isinstance(v, PORTABLE)}
+    return {
+        "architecture": pretrained.get("architecture"),
+        "num_classes": getattr(model, "num_classes", pretrained.get("num_classes")),
+        "model_args": {},
+        "pretrained_cfg": pretrained,
+    }
+
+
+def _empty_layer(entry: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+    """Make the module that an entry describes; ``dense``: the module that it replaces."""
+    correction = entry.get("correction")
+    made = {} if correction is None else {"correction": empty_module(**correction)}
+    return empty_replacement({**entry, **made}, dense)
+
+
+def empty_model(
+    config: Mapping[str, Any],
+    layers: Mapping[str, Mapping[str, Any]],
+    *,
+    dense: nn.Module | None = None,
+    allow_factory: str | None = None,
+) -> nn.Module:
+    """Make the model of a ``config.json`` with the given ``layers`` replaced, its weights still to be loaded.
+
+    ``dense``: the dense model, of which a copy is taken, in place of one that timm or the allowed factory makes.
+    Raises ``InputError`` if it does not describe a model; the caller adds the folder.
+    """
+    culprit = "config.json does not describe a model" if dense is None else "the model that was passed does not fit"
+    remedy = "save the model again" if dense is None else "pass the dense model that the saved one was made from"
+    try:
+        model = copy.deepcopy(dense) if dense is not None else _made(config, allow_factory)
+        for name, layer in layers.items():
+            check_layer(name, layer, model.get_submodule(name))
+            replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
+        call_every_layer(model)
+    except NotAllowedError:
+        raise
+    except Exception as error:  # architectures raise errors of many kinds for invalid arguments
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{culprit} ({reason}): {remedy}") from None
+    return model
+
+
+class NotAllowedError(InputError):
+    """The error for a model that code outside timm makes, which is not run unasked."""
+
+
+def _made(config: Mapping[str, Any], allow_factory: str | None) -> nn.Module:
+    """Make the dense model by timm, or by the factory that the user allows by name."""
+    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+
+    factory = config.get("factory")
+    if factory is not None:
+        if factory != allow_factory:
+            raise NotAllowedError(
+                f"{factory!r} makes this model, code that is not run unasked: if you trust it, allow_factory={factory!r}; "
+                "or pass the dense model, model=dense"
+            )
+        return called(factory, config["model_args"])
+    if config["architecture"] is None:
+        raise NotAllowedError("timm did not make this model: pass the dense one that it was made from, model=dense")
+    check_architecture(config)
+    model: nn.Module = timm.create_model(
+        config["architecture"],
+        pretrained=False,
+        num_classes=config["num_classes"],
+        pretrained_cfg=config["pretrained_cfg"],
+        **config["model_args"],
+    )
+    return model
+
+
+def called(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Call a factory ``"module:function"``. Raises ``InputError`` where it cannot be imported or makes no model."""
+    module, _, function = factory.partition(":")
+    try:
+        make = functools.reduce(getattr, function.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"the factory {factory!r} cannot be imported ({error}): name it 'module:function'") from None
+    model = make(**arguments)  # type: ignore[operator]
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the factory {factory!r} returns a {type(model).__name__}, no model")
+    return model

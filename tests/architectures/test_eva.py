@@ -1,0 +1,83 @@
+"""Plain EVA as a family: biases beside the layer, LayerScale as parameters, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lowrank_vit import InputError, analyse, get_recipe, load, save
+from lowrank_vit.architectures.linears import call_every_layer, dense_linear, separate_bias
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.stages.calibrate.stream import calibrate
+from tests.support.models import modules_of, outputs
+
+EVA = {"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 2, "in_chans": 1}
+VARIANTS = {"plain": {}, "layer scale": {"init_values": 0.5}, "no bias": {"qkv_bias": False}}
+
+
+def eva(**arguments: object) -> nn.Module:
+    """A tiny EVA, float64, in which every layer and every bias matters."""
+    torch.manual_seed(0)
+    model = timm.create_model("eva_giant_patch14_224", num_classes=7, **EVA, **arguments).double().eval()
+    for name, parameter in model.named_parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter) + (name.endswith("norm.weight") or "gamma" in name)
+    return model
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestEva:
+    def test_all_directions_and_units_are_the_model_as_it_was(self, variant: str) -> None:
+        model, data = eva(**VARIANTS[variant]), images(24)
+        analysis = analyse(model, data.split(8), "best", device="cpu")
+        whole, _ = analysis.apply(RankPlan({curve.name: len(curve.errors) - 1 for curve in analysis.curves}))
+        torch.testing.assert_close(outputs(whole, data), outputs(model, data), rtol=1e-8, atol=1e-8)
+
+    def test_the_budget_counts_every_bias(self, variant: str, tmp_path: Path) -> None:
+        arguments = VARIANTS[variant]
+        model, data = eva(**arguments), images(48)
+        analysis = analyse(model, data.split(16), "best", held_out=[data], device="cpu")
+        inside = sum(parameter_count(model.get_submodule(site.name)) for site in modules_of(model))
+        assert sum(curve.dense_cost for curve in analysis.curves) == inside
+        small, report = analysis.compress(0.3)
+        dense = parameter_count(model)
+        assert 0.7 * dense - 2 * 24 - 1 < parameter_count(small) == report["params"]["compressed"] <= 0.7 * dense
+        assert report["refit"]["kl_held_out"] <= report["refit"]["kl_held_out_before"]
+        save(small, tmp_path / "small", report, model_args={**EVA, **arguments})
+        assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
+
+
+def test_the_logits_fisher_knows_the_separate_bias() -> None:
+    """It is that of the same model with the biases in the layer, whose blocks timm's plain ViT has."""
+    model, data = call_every_layer(eva()), images(6)
+    site = next(each.qkv for each in modules_of(model) if isinstance(each, AttentionSite))
+    needs = {site.name: {"head_fisher", "input_second"}}
+    separate = calibrate(model, [site], needs, data.split(4))[site.name]
+    joined = copy.deepcopy(model)
+    attention = joined.get_submodule(site.name.rpartition(".")[0])
+    bias = separate_bias(model, site)
+    assert bias is not None
+    assert bias.abs().max() > 0.1
+    attention.qkv.bias = nn.Parameter(bias)
+    attention.q_bias = attention.v_bias = attention.k_bias = None
+    assert torch.equal(dense_linear(joined, site)[1], dense_linear(model, site)[1])
+    torch.testing.assert_close(outputs(joined, data), outputs(model, data))
+    whole = calibrate(joined, [site], needs, data.split(4))[site.name]
+    for name in ("head_fisher_query", "head_fisher_key", "input_second"):
+        torch.testing.assert_close(separate.mean(name), whole.mean(name), rtol=1e-5, atol=1e-9)
+
+
+def test_a_rotary_eva_is_refused() -> None:
+    model = timm.create_model("eva02_tiny_patch14_224", depth=1, num_classes=10)
+    with pytest.raises(InputError, match="rotates its queries and keys by their positions"):
+        analyse(model, [torch.zeros(1, 3, 224, 224)], get_recipe("best").only("attention", "mlp"), device="cpu")

@@ -1,0 +1,278 @@
+"""Every kind of model and every recipe: compressed as promised, or refused in one line; nothing is left out unsaid."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, compress, load, save
+from lowrank_vit.architectures.linears import call_every_layer, dense_weight, find_sites, left_dense
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.fold import CutLayer, fold
+from lowrank_vit.modules.surgery import get_linear, replace_module
+from lowrank_vit.pipeline.analysis import Analysis
+from lowrank_vit.pipeline.api import analyse
+from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.pipeline.recipes import RECIPES
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.stages.calibrate.statistics import STATISTICS
+from lowrank_vit.stages.calibrate.stream import calibrate
+from lowrank_vit.stages.quantize.weights import quantize
+from lowrank_vit.stages.training.finetune import partial_parameters
+from tests.support.kinds import KINDS, Kind
+from tests.support.models import images, tiny
+
+REDUCTION = 0.1
+SINGLE = [recipe.but(solver="closed_form") for recipe in RECIPES.values() if set(recipe.units) == {"decomposition"}]
+compressible = pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.layers is None])
+by_halves = pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.halves is None])
+
+
+@cache
+def made(kind: str) -> tuple[nn.Module, Tensor]:
+    """A model, which nobody changes, and its images."""
+    return KINDS[kind].make(), KINDS[kind].images(6)
+
+
+@cache
+def statistics(kind: str) -> dict[str, Moments]:
+    """All that any recipe for single layers reads."""
+    model, data = made(kind)
+    model = call_every_layer(copy.deepcopy(model))
+    return calibrate(
+        model,
+        find_sites(model),
+        set(STATISTICS.names()) - {"head_fisher", "normalised_output_second"},
+        [data[:2], data[2:]],
+    )
+
+
+@torch.no_grad()
+def distance(model: nn.Module, other: nn.Module, data: Tensor) -> float:
+    expected = model(data)
+    return float((other(data) - expected).norm() / expected.norm())
+
+
+def check(kind: str, compressed: nn.Module, report: dict) -> None:
+    """The reduction is met by smaller layers, the outputs are finite, and every layer is accounted for."""
+    model, data = made(kind)
+    assert parameter_count(compressed) <= (1 - REDUCTION) * parameter_count(model)
+    assert report["params"]["compressed"] == parameter_count(compressed)
+    cut = [layer for layer in report["layers"] if layer["rank"] is not None]
+    assert cut
+    sizes = [[parameter_count(m.get_submodule(layer["name"])) for layer in cut] for m in (model, compressed)]
+    assert all(small < dense for dense, small in zip(*sizes, strict=True))
+    with torch.no_grad():
+        assert compressed(data).isfinite().all()
+    told = [*(layer["name"] for layer in report["layers"]), *report["left_dense"]["layers"], "head", "patch_embed"]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            assert any(f"{name}.".startswith((f"{own}.", "head_dist.")) for own in told), name
+
+
+def at_full_rank(analysis: Analysis) -> nn.Module:
+    """Every site by all directions that its decomposition found."""
+    model = copy.deepcopy(analysis.model)
+    for group in analysis.groups:
+        site, factors = group.site, analysis.parts[group.name][group.name]
+        u, v = factors.u, factors.v
+        lost = dense_weight(model, site) - u @ v.T
+        shift = analysis.moments[site.name].mean("input_sum") @ lost if analysis.recipe.bias_correction else None
+        layer = CutLayer(site, site.full_rank, u, v, None, shift)
+        replace_module(model, site.name, fold(layer, get_linear(analysis.model, site)))
+    return model
+
+
+@compressible
+@pytest.mark.parametrize("recipe", SINGLE, ids=lambda recipe: recipe.name)
+def test_a_recipe_for_single_layers_compresses_it(kind: str, recipe: Recipe) -> None:
+    model, data = made(kind)
+    analysis = analyse(model, [data], recipe, moments=statistics(kind), device="cpu")
+    assert isinstance(analysis, Analysis)
+    if recipe.name != "paper":  # what the mean image does not see is lost at any rank
+        # AAFM knows the weight's columns from its outputs alone, whose products were taken in float32
+        assert distance(model, at_full_rank(analysis), data) < (1e-4 if recipe.name == "aafm" else 1e-9)
+    check(kind, *analysis.compress(REDUCTION))
+
+
+@by_halves
+def test_best_compresses_it(kind: str) -> None:
+    model, data = made(kind)
+    recipe = RECIPES["best"]
+    check(kind, *compress(model, [data[:2], data[2:]], recipe, REDUCTION, device="cpu"))
+    analysis = analyse(model, [data], recipe.but(refit=False, measured=0), device="cpu")
+    whole = RankPlan({curve.name: len(curve.errors) - 1 for curve in analysis.curves})
+    assert distance(model, analysis.apply(whole)[0], data) < 1e-9
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.halves and not kind.layers])
+def test_best_takes_the_rest_layer_by_layer(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Announced in one line and in the report; modules that are known are still taken as a whole."""
+    model, data = made(kind)
+    with caplog.at_level(logging.WARNING):
+        compressed, report = compress(model, [data[:2], data[2:]], reduction=REDUCTION, device="cpu")
+    check(kind, compressed, report)
+    fallback = report["fallback"]
+    assert report["recipe"] == fallback["asked"] == "best"
+    assert str(KINDS[kind].halves) in fallback["reason"]
+    (line,) = [record.getMessage() for record in caplog.records if "recipe 'best'" in record.getMessage()]
+    assert fallback["reason"] in line
+    assert "\n" not in line
+    whole = {layer["name"] for layer in report["layers"]} - set(fallback["layers"])
+    assert all(not isinstance(model.get_submodule(name), nn.Linear) for name in whole)
+    assert all(isinstance(model.get_submodule(name), nn.Linear) for name in fallback["layers"])
+    streamed = kind in ("q and k norm", "swiglu")  # blocks that are plain but for one module
+    assert bool(whole) == (streamed or kind in ("parallel things", "rotary vit"))
+    assert fallback["left_out"] == ([] if streamed else ["measured", "refit"])
+    assert bool(report["measured_losses"]) == ("refit" in report) == streamed
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.layers or kind.halves])
+@pytest.mark.parametrize("recipe", ["exact", "best", "whole"])
+def test_what_is_refused_is_named(kind: str, recipe: str) -> None:
+    """A recipe for whole modules without a method for single layers has nothing to fall back to."""
+    expected = KINDS[kind].halves if recipe == "whole" else KINDS[kind].layers
+    if expected is None:
+        return
+    model, data = made(kind)
+    chosen = RECIPES["best"].only("attention", "mlp") if recipe == "whole" else recipe
+    with pytest.raises(InputError, match=expected) as refused:
+        compress(model, [data], chosen, REDUCTION, device="cpu")
+    assert "\n" not in str(refused.value)
+    assert any(remedy in str(refused.value) for remedy in ("--sites", "recipe for single layers", "`list recipes`"))
+
+
+def test_nothing_falls_back_in_a_plain_model(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _, report = compress(tiny(), [images(4)], reduction=0.3, device="cpu")
+    assert "fallback" not in report
+    assert report["recipe_fields"]["decomposition"] is None
+    assert not caplog.records
+
+
+def test_the_losses_of_whole_modules_and_of_single_layers_are_in_one_currency() -> None:
+    """Without the second layer of an MLP both lose the same: 1/2 tr(G W^T C W), with tokens alike and G not damped."""
+    model, data = made("vit")
+    changes = {"mlp.gradient_damping": 0.0, "mlp.sensitivity": 0.0, "mlp.damping": 0.0, "decomposition.damping": 0.0}
+    recipe = RECIPES["best"].but(refit=False, measured=0, **changes)
+    units, layers = (analyse(model, [data], recipe.only(kind), device="cpu") for kind in ("mlp", "decomposition"))
+    whole = {curve.name.removesuffix(".hidden"): curve.errors for curve in units.curves}
+    single = {curve.name.removesuffix(".fc2"): curve.errors for curve in layers.curves if "fc2" in curve.name}
+    assert whole.keys() == single.keys()
+    for name, errors in whole.items():
+        torch.testing.assert_close(errors[0], single[name][0], rtol=1e-3, atol=0)
+
+
+def test_chosen_sites_are_single_layers_by_best(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        _, report = compress(tiny(), [images(4)], reduction=0.1, sites=r"mlp\.fc1", device="cpu")
+    names = [f"blocks.{index}.mlp.fc1" for index in range(2)]
+    assert [layer["name"] for layer in report["layers"]] == report["fallback"]["layers"] == names
+    assert "chosen sites" in report["fallback"]["reason"]
+    assert len([record for record in caplog.records if "recipe 'best'" in record.getMessage()]) == 1
+
+
+@compressible
+def test_it_is_saved_and_loaded_and_trained_in_part(kind: str, tmp_path: Path) -> None:
+    model, data = made(kind)
+    compressed, _ = compress(model, [data], reduction=REDUCTION, device="cpu")
+    save(compressed, tmp_path / "small", model_args=KINDS[kind].arguments)
+    assert distance(compressed, load(tmp_path / "small"), data) == 0
+    rounded, addition = quantize(load(tmp_path / "small", dtype=torch.float32), 8)
+    save(rounded, tmp_path / "eight", {**compressed.compression_report, **addition}, model_args=KINDS[kind].arguments)
+    assert distance(rounded, load(tmp_path / "eight"), data.float()) == 0
+    trained = set(partial_parameters(compressed))
+    head = {id(p) for p in compressed.get_submodule("head").parameters()}
+    for name, parameter in compressed.named_parameters():
+        if id(parameter) in head or name.endswith("bias") or "norm" in name.rpartition(".")[0].rpartition(".")[2]:
+            assert name in trained, name
+        if name.endswith(("down.weight", "up.weight", "_token", "pos_embed")):
+            assert name not in trained, name
+    assert any(name.startswith("patch_embed") for name in trained)
+
+
+@compressible
+def test_statistics_do_not_depend_on_the_batches(kind: str) -> None:
+    """That is, all rows of an image are neighbours in every layer's input."""
+    model, data = made(kind)
+    model = call_every_layer(copy.deepcopy(model))
+    needs = {"normalised_input_second", "fisher_rows", "sensitive_second"}
+    one_by_one = calibrate(model, find_sites(model), needs, data.split(1))
+    for name, own in one_by_one.items():
+        for key in ("normalised_input_second", "fisher_rows", "sensitive_second", "sensitive_tokens"):
+            expected = statistics(kind)[name].sums[key]
+            assert torch.dist(own.sums[key], expected) < 1e-4 * expected.norm(), (name, key)
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.left])
+def test_what_is_beside_the_blocks_is_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, data = made(kind)
+    with caplog.at_level(logging.WARNING):
+        _, report = compress(model, [data], "svd", REDUCTION, device="cpu")
+    assert KINDS[kind].left in report["left_dense"]["layers"]
+    (line,) = [record.getMessage() for record in caplog.records if "left dense" in record.getMessage()]
+    assert str(KINDS[kind].left) in line
+    assert "--sites" in line
+
+
+def test_left_dense_counts_matrices() -> None:
+    model = tiny("swin")
+    everything = left_dense(model, [])
+    assert everything["layers.1.downsample.reduction"] == 32 * 16
+    assert not any(name.startswith(("patch_embed", "head")) for name in everything)
+    assert sorted(left_dense(model, ["layers.0", "layers.1.blocks"])) == ["layers.1.downsample.reduction"]
+
+
+def test_a_layer_at_two_places_is_refused() -> None:
+    model = tiny()
+    model.blocks[1].mlp.fc1 = model.blocks[0].mlp.fc1
+    with pytest.raises(InputError, match=r"'blocks.0.mlp.fc1' and 'blocks.1.mlp.fc1' share"):
+        compress(model, [images(4)], "svd", 0.3)
+    model = tiny()
+    model.blocks[1].mlp.fc2.weight = model.blocks[0].mlp.fc2.weight
+    with pytest.raises(InputError, match=r"'blocks.0.mlp.fc2' and 'blocks.1.mlp.fc2' share"):
+        compress(model, [images(4)], reduction=0.3)
+    compress(model, [images(4)], "svd", 0.1, sites=r"blocks\.\d\.attn")
+
+
+def test_a_model_without_a_classifier_has_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    kind = Kind("vit_tiny_patch16_224")
+    model = kind.make().float()
+    model.reset_classifier(0)
+    with pytest.raises(InputError, match=r"no classifier .*choose a recipe without gradients"):
+        compress(model, [kind.images(4).float()], "loss_aware", REDUCTION)
+    with caplog.at_level(logging.WARNING):
+        small, report = compress(model, [kind.images(4).float()], reduction=REDUCTION)
+    assert (report["recipe"], report["fallback"]["asked"]) == ("exact", "best")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("recipe 'best' falls back to 'exact': ")
+    assert "no classifier" in line
+    exact, _ = compress(model, [kind.images(4).float()], "exact", REDUCTION)
+    assert distance(exact, small, kind.images(4).float()) == 0
+
+
+def test_images_of_several_sizes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"\(2, 1, 9, 8\): expected \(B, 1, 8, 8\)"):
+        compress(tiny(), [images(4), torch.zeros(2, 1, 9, 8)], "svd", 0.3)
+    with pytest.raises(InputError, match=r"\(4, 8, 8\): expected \(B, C, H, W\)"):
+        compress(tiny(), [images(4)[:, 0]], "svd", 0.3)
+
+
+def test_the_users_images_stay_as_they_were() -> None:
+    data = images(4)
+    compress(tiny(), [data], "loss_aware", 0.3)
+    assert not data.requires_grad
+    assert data.grad is None
+
+
+def test_a_layer_that_sees_no_images_is_refused_by_name() -> None:
+    model, data = made("swin v2")
+    with pytest.raises(InputError, match=r"cpb_mlp.0' is given 49 rows for 6 images, .*--sites"):
+        compress(model, [data], "exact", REDUCTION, sites="blocks")

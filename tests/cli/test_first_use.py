@@ -1,0 +1,134 @@
+"""What a new user sees: sizes before they are made, how a compression went, and what it lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lowrank_vit
+from lowrank_vit.cli import main
+from lowrank_vit.cli.command_line import VERBS, make_parser
+from tests.support.commands import STANDIN, json_of, refused
+
+FEW = ["--data", "digits", "--calibration-samples", "64"]
+
+
+def typed(*arguments: str | Path, **variables: object) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, its streams no terminal."""
+    command = [sys.executable, "-m", "lowrank_vit", *map(str, arguments)]
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.slow
+def test_a_first_compression_in_a_real_process(tmp_path: Path) -> None:
+    """By the default recipe: an estimate on the error stream; agreement, top-1, sizes and files on the standard output."""
+    done = typed(
+        "compress", "--model", STANDIN, "--data", "digits", "--batch-size", 32, "--calibration-samples", 96,
+        "--reduction", 0.4, "--out", tmp_path / "small",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "estimate from one batch: about " in done.stderr
+    out = " ".join(done.stdout.split())
+    for part in ("by recipe best", "the same class as the dense model for", "predicted speed 1."):
+        assert part in out
+    assert re.search(r", dense (9\d\.\d|100\.0) %", out)  # on training images
+    assert f"saved to {tmp_path / 'small'}: README.md, config.json, model.safetensors, report.json" in done.stdout
+    wrong = typed("plan", "--model", STANDIN, "--data", f"imagefolder:{tmp_path / 'nowhere'}")
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+    assert "nowhere does not exist" in wrong.stderr
+
+
+def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    told = json_of(capsys, "plan", "--model", STANDIN, *FEW)
+    assert [size["reduction"] for size in told["sizes"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    assert (told["currency"], told["recipe"]) == ("nats", "best")
+    main(["plan", "--model", STANDIN, *FEW, "--recipe", "exact", "--cost", "macs"])
+    text = capsys.readouterr().out
+    assert "macs %" in text
+    assert len(text.splitlines()) >= 10
+    assert "unknown cost 'sugar'" in refused(capsys, "plan", "--model", STANDIN, *FEW, "--cost", "sugar")
+
+
+def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compress", "--model", STANDIN, *FEW, "--recipe", "exact", "--out", str(tmp_path / "small")]
+    main([*command, "--max-loss", "5"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "tried, to lose at most 5 points on 129 unseen images" in text
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert f"({-100 * report['params']['reduction']:+.2f} %)" in text
+    assert "not allowed with argument" in refused(capsys, *command, "--max-loss", 5, "--reduction", 0.3)
+    assert "one of the arguments --reduction --max-loss is required" in refused(capsys, *command)
+    assert "give --held-out-samples" in refused(capsys, *command, "--max-loss", 5, "--held-out-samples", 0)
+
+
+def test_evaluate_shows_the_dense_model_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = tmp_path / "small"
+    main(["compress", "--model", STANDIN, *FEW, "--recipe", "svd", "--reduction", "0.5", "--out", str(small)])
+    capsys.readouterr()
+    beside = json_of(capsys, "evaluate", small, "--data", "digits", "--dense")
+    dense = json_of(capsys, "evaluate", "--model", STANDIN, "--data", "digits")
+    assert beside["dense"]["top1"] == pytest.approx(dense["top1"])
+    assert dense["top1"] - beside["top1"] <= 100 - beside["agreement"] < 100
+    assert beside["kl"] > 0
+    main(["evaluate", str(small), "--data", "digits", "--dense"])
+    assert f"dense {dense['top1']:.2f} %   same class for {beside['agreement']:.2f} %" in capsys.readouterr().out
+    assert "give DIR" in refused(capsys, "evaluate", "--model", STANDIN, "--data", "digits", "--dense")
+
+
+def test_a_table_in_the_words_of_the_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compress", "--model", STANDIN, *FEW, "--reduction", "0.4", "--out", str(tmp_path / "small")])
+    capsys.readouterr()
+    main(["inspect", str(tmp_path / "small")])
+    lines = capsys.readouterr().out.splitlines()
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    details = {layer["name"]: layer["details"] for layer in report["layers"]}
+    (attention,) = [line for line in lines if line.startswith("blocks.0.attn ")]
+    (mlp,) = [line for line in lines if line.startswith("blocks.0.mlp ")]
+    kept = details["blocks.0.attn"]
+    assert f"logits {kept['query_key']} of 24, values {kept['value']} of 24" in attention
+    assert f"hidden {details['blocks.0.mlp']['hidden']} of 48" in mlp
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("verb", [verb.__name__.rpartition(".")[2] for verb in VERBS])
+def test_help_shows_every_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = make_parser()
+    with pytest.raises(SystemExit):
+        parser.parse_args([verb, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: lowrank-vit {verb} ")
+    own = next(action for action in parser._actions if action.choices and verb in action.choices).choices[verb]
+    for action in own._actions:
+        if action.option_strings and action.default not in (None, [], "==SUPPRESS==") and action.default is not False:
+            assert f"(default: {action.default})" in text.replace("- ", "-"), action.option_strings
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lowrank-vit {lowrank_vit.__version__}\n"
+
+
+@pytest.mark.slow
+def test_mistakes_are_found_before_anything_is_imported(tmp_path: Path) -> None:
+    """In a process that would fail at torch: what is heavy is not reached."""
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    compress = ("compress", "--model", STANDIN, "--out", tmp_path / "out", "--reduction")
+    for mistake in (
+        (*compress, "0.4", "--data", f"imagefolder:{tmp_path / 'nowhere'}"),
+        (*compress, "1.4", "--data", "digits"),
+        (*compress, "0.4", "--data", "digits", "--checkpoint", tmp_path / "nowhere.safetensors"),
+        ("evaluate", tmp_path / "nowhere", "--data", "digits"),
+        ("distill", tmp_path, "--data", "digits", "--out", tmp_path / "out"),
+        ("evaluate", "--model", STANDIN, "--data", "digits", "--batch-size", "0"),
+    ):
+        done = typed(*mistake, PYTHONPATH=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+        assert done.stderr.startswith("error: ")

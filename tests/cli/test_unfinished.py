@@ -1,0 +1,118 @@
+"""Commands that are interrupted, started twice or short of disk: a clear line, nothing half-written, and the way on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from lowrank_vit.cli import main
+from lowrank_vit.storage import folder as storage
+from tests.support.commands import COMPRESS, refused
+from tests.support.disks import full_disk
+from tests.support.sources import ROOT
+
+
+def saved(folder: Path) -> tuple[bytes, Any]:
+    """The weights, and what they are; the checksum of the report is another, since it tells seconds."""
+    config = json.loads((folder / "config.json").read_text())
+    del config["lowrank_vit"]["sha256"]
+    return (folder / "model.safetensors").read_bytes(), config
+
+
+def interrupted(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 130
+    assert captured.out == ""
+    assert [line for line in captured.err.splitlines() if line.strip() and "caps the rank" not in line] == [
+        "interrupted: what is finished is kept whole, and the same command goes on from there"
+    ]
+
+
+def test_an_interrupted_compression_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMPRESS, "--recipe", "paper", "--solver", "closed_form"]
+    main([*command, "--out", str(tmp_path / "whole")])
+    capsys.readouterr()
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save", stop)
+        interrupted(capsys, *command, "--out", tmp_path / "small")
+    state = tmp_path / ".small.unfinished"
+    assert sorted(path.name.partition("-")[0] for path in state.iterdir()) == ["compensate", "decompose", "lock"]
+    with monkeypatch.context() as patch:
+        patch.setattr("lowrank_vit.pipeline.api.decompose", lambda *_: pytest.fail("it was kept"))
+        main([*command, "--out", str(tmp_path / "small")])
+    assert saved(tmp_path / "small") == saved(tmp_path / "whole")
+    assert not state.exists()
+    capsys.readouterr()
+    state.mkdir()  # as a process leaves it that is killed between its last two steps
+    (state / "decompose-x.pt").touch()
+    assert "exists already" in refused(capsys, *command, "--out", tmp_path / "small")
+    assert not state.exists()
+
+
+def test_of_two_processes_with_one_folder_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / ".small.unfinished"
+    state.mkdir()
+    with FileLock(state / "lock"):
+        line = refused(capsys, *COMPRESS, "--out", tmp_path / "small")
+        assert "another process is at work on" in line
+        assert "another --out" in line
+        assert (state / "lock").exists()
+    assert "unknown recipe" in refused(capsys, *COMPRESS, "--recipe", "x", "--out", tmp_path / "small")
+
+
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        assert "No space left on device" in refused(capsys, *COMPRESS, "--out", tmp_path / "small")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*COMPRESS, "--recipe", "svd", "--held-out-samples", "0", "--out", str(tmp_path / "small")])
+    arguments = ["finetune", str(tmp_path / "small"), "--data", "digits", "--epochs", "3"]
+    main([*arguments, "--out", str(tmp_path / "whole")])
+    arguments += ["--out", str(tmp_path / "tuned")]
+    command = [sys.executable, "-m", "lowrank_vit", *arguments]
+    running = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background, and all that this starts, ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    state = tmp_path / ".tuned.unfinished"
+    end = time.monotonic() + 400  # the imports of a busy machine
+    while not (state / "last.ckpt").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=200)
+    assert running.returncode == 130, err
+    assert out == ""
+    assert err.count("\ninterrupted: what is finished is kept") + err.startswith("interrupted: what is") == 1
+    assert "Traceback" not in err
+    assert (state / "last.ckpt").exists()
+    main(arguments)
+    assert saved(tmp_path / "tuned") == saved(tmp_path / "whole")
+    assert not state.exists()

@@ -1,0 +1,168 @@
+"""The folders of the package in one direction, stages apart, types of timm in one place, experiments on public names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import lowrank_vit
+from tests.support.import_graph import climbing, folder_of, graph_of, imported, names_of
+from tests.support.sources import ROOT
+
+PACKAGE = ROOT / "lowrank_vit"
+LAYERS = [  # lowest first: a folder imports none above it, not even by way of others
+    "runtime",
+    "records",
+    "linalg",
+    "modules",
+    "architectures",
+    "objectives",
+    "data",
+    "models",
+    "stages",
+    "storage",
+    "pipeline",
+    "cli",
+    "__main__",
+]
+APART = "stages"  # its folders know none another
+PUBLIC = {"runtime", "records", "linalg", "modules", "objectives", "data", "models"}  # and what lowrank_vit exports
+TIMM_TYPES = re.compile(r"from timm\.(layers|models)\S* import .*[A-Z]")
+KNOW_TIMM = {"architectures", "models"}
+
+
+def foreign_imports(root: Path, package: str) -> list[str]:
+    """What experiments import of ``package`` that is not public, a line each."""
+    lines = []
+    for path in sorted(root.rglob("*.py")):
+        for name in sorted(imported(path, root.name)):
+            parts = name.split(".")
+            if parts[0] != package or len(parts) == 1:
+                continue
+            exported = len(parts) == 2 and parts[1] in lowrank_vit.__all__
+            if any(part.startswith("_") for part in parts) or not (exported or parts[1] in PUBLIC):
+                lines.append(f"{path.name} imports {name}")
+    return lines
+
+
+def test_folders_import_in_one_direction() -> None:
+    assert climbing(PACKAGE, LAYERS, APART) == []
+
+
+def test_every_module_is_in_a_layer_and_every_layer_has_modules() -> None:
+    names = names_of(PACKAGE)
+    assert len(names) > 150
+    assert {folder_of(name) for name in names} == {*LAYERS, ""}
+    assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 15
+
+
+def test_the_graph_is_the_real_one() -> None:
+    graph, _ = graph_of(PACKAGE, parents=False)
+    assert "lowrank_vit.stages.compensate.minibatch" in graph["lowrank_vit.pipeline.compensating"]  # within a function
+    assert "lowrank_vit.records.factors" in graph["lowrank_vit.stages.decompose.attention.heads"]
+
+
+PLANTED = {  # file: what is added to it, and what is reported
+    "records/new.py": ("import lowrank_vit.pipeline.api\n", "lowrank_vit.records.new reaches lowrank_vit.pipeline.api"),
+    "stages/quantize/new.py": (
+        "def f():\n    from lowrank_vit.pipeline import reporting\n",
+        "lowrank_vit.stages.quantize.new reaches lowrank_vit.pipeline.reporting",
+    ),
+    "stages/allocate/new.py": (
+        "from lowrank_vit.stages.decompose import DECOMPOSITIONS\n",
+        "lowrank_vit.stages.allocate.new reaches lowrank_vit.stages.decompose, of another folder of stages",
+    ),
+    "stray/new.py": ("", "lowrank_vit.stray.new is in no layer"),
+}
+
+
+@pytest.mark.parametrize("file", PLANTED)
+def test_a_planted_violation_is_reported(file: str, tmp_path: Path) -> None:
+    root = tmp_path / "lowrank_vit"
+    for path in PACKAGE.rglob("*.py"):
+        copy = root / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    text, expected = PLANTED[file]
+    (root / file).parent.mkdir(exist_ok=True)
+    (root / file).write_text(text)
+    assert expected in climbing(root, LAYERS, APART)
+
+
+def test_a_violation_by_way_of_another_module_is_reported(tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    for name, text in {"low/a.py": "import shop.low.b\n", "low/b.py": "import shop.high.c\n", "high/c.py": ""}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    lines = climbing(root, ["low", "high"], "none")
+    assert lines == ["shop.low.a reaches shop.high.c", "shop.low.b reaches shop.high.c"]
+
+
+def test_experiments_use_public_names_only() -> None:
+    assert foreign_imports(ROOT / "experiments", "lowrank_vit") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from lowrank_vit.pipeline.budget import budget_within",
+        "from lowrank_vit import _HOMES",
+        "from lowrank_vit.runtime.files import _sweep",
+    ],
+)
+def test_a_foreign_import_of_an_experiment_is_reported(line: str, tmp_path: Path) -> None:
+    (tmp_path / "new.py").write_text(f"def f():\n    {line}\n")
+    assert len(foreign_imports(tmp_path, "lowrank_vit")) >= 1
+
+
+def test_every_public_name_is_there() -> None:
+    for name in lowrank_vit.__all__:
+        assert getattr(lowrank_vit, name) is not None
+
+
+def test_types_of_timm_are_known_to_families_only() -> None:
+    found = {
+        folder_of(name)
+        for name, path in names_of(PACKAGE).items()
+        if TIMM_TYPES.search(path.read_text(encoding="utf-8"))
+    }
+    assert "architectures" in found
+    assert found <= KNOW_TIMM
+
+
+def test_the_package_does_not_know_of_experiments() -> None:
+    for name, path in names_of(PACKAGE).items():
+        roots = {target.split(".")[0] for target in imported(path, name.rpartition(".")[0])}
+        assert not roots & {"experiments", "tests", "wandb"}, name
+
+
+def test_the_lock_names_the_public_index_only() -> None:
+    lock = (ROOT / "uv.lock").read_text()
+    hosts = {line.split("://")[1].split("/")[0] for line in lock.replace('"', "\n").splitlines() if "://" in line}
+    assert hosts == {"pypi.org", "files.pythonhosted.org"}
+
+
+LONG = {  # functions above 40 lines: entry points whose arguments and docstrings take most of them
+    "lowrank_vit/data/module.py:__init__",
+    "lowrank_vit/pipeline/api.py:analyse",
+    "lowrank_vit/stages/calibrate/stream.py:calibrate",
+    "lowrank_vit/stages/compensate/minibatch.py:compensate_minibatch",
+    "lowrank_vit/stages/training/distill.py:distill",
+    "lowrank_vit/stages/training/finetune.py:finetune",
+}
+
+
+def test_files_and_functions_are_short() -> None:
+    files = [path for root in ("lowrank_vit", "experiments", "benchmarks") for path in (ROOT / root).rglob("*.py")]
+    texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
+    assert {name: text.count("\n") for name, text in texts.items() if text.count("\n") > 250} == {}
+    long = {
+        f"{name}:{node.name}"
+        for name, text in texts.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 40
+    }
+    assert long == LONG

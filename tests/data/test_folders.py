@@ -1,0 +1,103 @@
+"""Folders of images: classes and their numbers, what is left out, what is broken."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from lowrank_vit.data import open_source
+from lowrank_vit.data.classes import imagenet_wnids
+from lowrank_vit.runtime.errors import InputError
+from tests.support.image_folders import (
+    TENCH,
+    TOILET_PAPER,
+    data,
+    labels,
+    one_line,
+    write,
+)
+
+
+def test_a_wnid_is_labelled_by_its_place_in_imagenet(tmp_path: Path) -> None:
+    write(tmp_path / "train" / TENCH, 1)
+    write(tmp_path / "train" / TOILET_PAPER, 2)
+    write(tmp_path / "val" / TOILET_PAPER, 3)
+    source = open_source(f"imagefolder:{tmp_path}")
+    assert source.num_classes == 1000
+    assert list(source.split("train").labels) == [0, 999]
+    assert list(source.split("validation").labels) == [999]
+    assert source.split("validation")[0][1] == 999
+
+
+def test_the_wnids_are_the_sorted_thousand() -> None:
+    wnids = imagenet_wnids()
+    assert len(wnids) == 1000
+    assert list(wnids) == sorted(wnids)
+    assert wnids[TENCH] == 0
+    assert wnids[TOILET_PAPER] == 999
+
+
+def test_other_classes_are_ranked_over_both_splits(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "cat", 1)
+    write(tmp_path / "train" / "emu", 2)
+    write(tmp_path / "validation" / "dog", 3)
+    write(tmp_path / "validation" / "emu", 4)
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    source = open_source(f"imagefolder:{tmp_path}")
+    assert source.num_classes == 3
+    assert list(source.split("train").labels) == [0, 2]
+    assert list(source.split("validation").labels) == [1, 2]
+
+
+def test_a_stranger_among_wnids_is_warned_of(tmp_path: Path) -> None:
+    write(tmp_path / "train" / TENCH, 1)
+    write(tmp_path / "train" / "extra", 2)
+    with pytest.warns(UserWarning, match="'extra' is no wnid"):
+        assert open_source(f"imagefolder:{tmp_path}").num_classes == 2
+
+
+@pytest.mark.real_data
+def test_real_sample_labels(real_data: Path) -> None:
+    source = open_source(f"imagefolder:{real_data}/imagenet-samples")
+    assert list(source.split("train").labels) == list(range(1000))
+    validation = source.split("validation")
+    assert len(validation) == 1000
+    assert len(set(validation.labels)) == 430
+    assert max(validation.labels) > 430  # a rank among the folders present would stay below
+
+
+def test_one_folder_for_both_splits_is_refused(folder: Path) -> None:
+    for file in sorted((folder / "validation").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    (folder / "validation").rmdir()
+    (folder / "validation").symlink_to(folder / "train")
+    with pytest.raises(InputError, match="same folder"):
+        open_source(f"imagefolder:{folder}")
+
+
+def test_an_empty_split_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"no images in .*train; expected") as error:
+        open_source(f"imagefolder:{tmp_path}")
+    one_line(error)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"junk", "truncated"])
+def test_a_broken_image_is_named(folder: Path, workers: int, content: bytes | str) -> None:
+    file = folder / "validation" / "b" / "110.png"
+    file.write_bytes(file.read_bytes()[:200] if isinstance(content, str) else content)
+    with pytest.raises(InputError, match=r"110\.png") as error:
+        labels(data(folder, workers=workers).val_dataloader())
+    assert one_line(error).startswith("cannot read the image")
+
+
+def test_loose_images_beside_classes_are_warned_of(folder: Path) -> None:
+    write(folder / "train", 77)
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(open_source(f"imagefolder:{folder}").split("train")) == 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_source("digits")

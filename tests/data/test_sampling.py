@@ -1,0 +1,217 @@
+"""Which images are drawn, in which order, on which process."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_vit.data import ImageData
+from lowrank_vit.data.sampling import CALIBRATION, EVALUATION, TRAINING, draw, hold_out
+from lowrank_vit.runtime.errors import InputError
+from tests.support.image_folders import (
+    CONFIG,
+    GREY,
+    data,
+    images,
+    labels,
+    one_line,
+    picture,
+    write,
+)
+
+
+def test_the_calibration_subset_is_reproducible(folder: Path) -> None:
+    first, second, other = data(folder), data(folder), data(folder, seed=1)
+    assert first.calibration_record == second.calibration_record
+    assert first.calibration_record["samples"] == 6
+    assert first.calibration_record["source"] == f"imagefolder:{folder}"
+    assert first.calibration_record["indices_sha256"] != other.calibration_record["indices_sha256"]
+    json.dumps(first.calibration_record)
+    tensor = first.calibration_tensor()
+    assert tensor.shape == (6, 3, 16, 16)
+    assert tensor.dtype == torch.float32
+    assert tensor.equal(images(second.calibration_dataloader()))
+    assert tensor.equal(images(first.calibration_dataloader()))  # and again
+
+
+def test_a_smaller_calibration_is_a_prefix(folder: Path) -> None:
+    assert data(folder, calibration_samples=3).calibration_indices == data(folder).calibration_indices[:3]
+
+
+def test_known_digits_subset() -> None:
+    digits = ImageData("digits", GREY, calibration_samples=4)
+    assert digits.calibration_indices == [
+        1268,
+        85,
+        896,
+        1262,
+    ]  # in every version: results name their images by the hash
+    expected = hashlib.sha256(np.array([1268, 85, 896, 1262], dtype="<i8").tobytes()).hexdigest()
+    assert digits.calibration_record == {"source": "digits", "indices_sha256": expected, "samples": 4}
+
+
+def test_the_fingerprint_follows_content_transform_and_draw(folder: Path, tmp_path_factory: Any) -> None:
+    reference = data(folder).calibration_fingerprint
+    copy = tmp_path_factory.mktemp("elsewhere") / "moved"
+    folder.rename(copy)
+    assert data(copy, batch_size=2).calibration_fingerprint == reference
+    assert data(copy, {**CONFIG, "crop_pct": 1.0}).calibration_fingerprint != reference
+    assert data(copy, seed=1).calibration_fingerprint != reference
+    chosen = data(copy).source.split("train").files[data(copy).calibration_indices[0]]
+    picture(99).save(chosen)
+    assert data(copy).calibration_fingerprint != reference
+
+
+def test_stratified_calibration_is_balanced(folder: Path) -> None:
+    assert sorted(labels(data(folder, stratified=True).calibration_dataloader())) == [0, 0, 1, 1, 2, 2]
+    seven = data(folder, stratified=True, calibration_samples=8)
+    assert sorted(labels(seven.calibration_dataloader())) == [0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_calibration_on_the_evaluation_split_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="refused") as error:
+        data(folder, calibration_split="validation")
+    one_line(error)
+
+
+def test_more_samples_than_there_are(folder: Path) -> None:
+    many = data(folder, calibration_samples=1024)
+    with pytest.warns(
+        UserWarning, match="9 training images less 1 that are held out: calibrating on 8 instead of 1024"
+    ):
+        assert many.calibration_record["samples"] == 8
+    with pytest.warns(UserWarning, match="9 training images: calibrating on 9 instead of 1024"):
+        assert data(folder, calibration_samples=1024, held_out_samples=0).calibration_record["samples"] == 9
+
+
+@pytest.mark.parametrize("name", ["batch_size", "calibration_samples", "limit"])
+def test_counts_below_one_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        data(folder, **{name: 0})
+    with pytest.raises(InputError, match="held_out_samples is -1"):
+        data(folder, held_out_samples=-1)
+
+
+def test_evaluation_sees_all_or_a_seeded_part(folder: Path) -> None:
+    assert labels(data(folder).val_dataloader()) == [0, 1, 1, 2, 2]
+    three = data(folder, limit=3)
+    assert len(labels(three.val_dataloader())) == 3
+    assert images(three.val_dataloader()).equal(images(data(folder, limit=3).val_dataloader()))
+    assert len(labels(data(folder, limit=99).val_dataloader())) == 5
+
+
+@pytest.mark.parametrize("name", ["val_dataloader", "calibration_dataloader", "held_out_dataloader"])
+def test_processes_share_the_images_without_padding(folder: Path, as_rank: Callable[..., None], name: str) -> None:
+    options = {"calibration_samples": 7, "held_out_samples": 3}
+    write(folder / "train" / "a", *range(30, 51))
+    alone = images(getattr(data(folder, **options), name)())
+    shares = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        shares.append(images(getattr(data(folder, **options), name)()))
+    assert sum(map(len, shares)) == len(alone)
+    assert len(alone) % 2 == 1
+    for rank, share in enumerate(shares):
+        assert share.equal(alone[rank::2])
+
+
+def test_training_shares_are_of_one_size(folder: Path, as_rank: Callable[..., None]) -> None:
+    shares = []
+    for rank in range(2):
+        as_rank(rank, 2)
+        sampler = data(folder).train_dataloader().sampler
+        shares.append([draw.position for draw in sampler])
+        assert len(sampler) == len(shares[-1]) == 5
+    assert set(shares[0] + shares[1]) == set(range(9))
+
+
+def test_the_calibration_tensor_is_whole_on_every_process(folder: Path, as_rank: Callable[..., None]) -> None:
+    whole = data(folder).calibration_tensor()
+    as_rank(1, 2)
+    assert data(folder).calibration_tensor().equal(whole)
+
+
+STREAMS = (CALIBRATION, EVALUATION, TRAINING)
+
+
+def test_every_stream_and_seed_draws_its_own_numbers() -> None:
+    draws = [draw(1000, 50, seed, stream) for seed in (0, 1) for stream in STREAMS]
+    for one, other in itertools.combinations(draws, 2):
+        assert len(set(one) & set(other)) < 15, "50 of 1000 have 2.5 in common"
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_draw_is_of_distinct_images_from_all_over(stream: int) -> None:
+    chosen = draw(1000, 300, 0, stream)
+    assert len(set(chosen)) == 300
+    assert set(chosen) < set(range(1000))
+    assert min(np.bincount(np.array(chosen) // 250, minlength=4)) > 45  # 75 of each quarter
+    assert chosen != sorted(chosen)
+    assert draw(1000, 100, 0, stream) == chosen[:100]
+    assert sorted(draw(10, 99, 0, stream)) == list(range(10))
+
+
+def shown(loaded: torch.Tensor) -> list[bytes]:
+    """What every image is, in order."""
+    return [image.numpy().tobytes() for image in loaded]
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_held_out_images_are_training_images_that_calibration_does_not_use(stratified: bool) -> None:
+    """Whatever is chosen by them is chosen without the images that are evaluated."""
+    digits = ImageData("digits", GREY, calibration_samples=1290, held_out_samples=90, stratified=stratified)
+    with pytest.warns(UserWarning, match="less 90 that are held out"):
+        seen, unseen = set(digits.calibration_indices), digits.held_out_indices
+    assert len(set(unseen)) == 90
+    assert seen.isdisjoint(unseen)
+    assert seen.union(unseen) == set(range(1297))
+    train, validation = (digits.source.split(name) for name in ("train", "validation"))
+    contents = {train.content(index) for index in unseen}
+    assert contents.isdisjoint(validation.content(index) for index in range(len(validation)))
+    assert digits.held_out_tensor().equal(images(digits.held_out_dataloader()))
+    assert torch.cdist(digits.held_out_tensor().flatten(1), digits.calibration_tensor().flatten(1)).min() > 0.1
+
+
+def test_how_many_images_are_held_out() -> None:
+    assert [
+        list(map(len, hold_out(range(1000), *counts))) for counts in ((1024, 256), (10, 256), (10, 0), (2000, 0))
+    ] == [
+        [900, 100],
+        [10, 100],
+        [10, 0],
+        [1000, 0],
+    ]
+    assert hold_out([7], 1, 1) == ([7], [])
+    assert hold_out(range(2), 2, 2) == ([0], [1])
+    smaller, larger = (hold_out(draw(50, 50, 3, CALIBRATION), count, 5) for count in (10, 30))
+    assert smaller[0] == larger[0][:10]
+    assert smaller[1] == larger[1]
+
+
+def test_no_image_to_hold_out(tmp_path: Path) -> None:
+    write(tmp_path / "train", 1)
+    for held_out in (0, 1):
+        with pytest.raises(InputError, match="no image is held out") as error:
+            data(tmp_path, held_out_samples=held_out).held_out_dataloader()
+        one_line(error)
+
+
+def test_a_limit_draws_by_the_seed_from_all_over_the_split() -> None:
+    def limited(limit: int | None, seed: int = 0) -> list[bytes]:
+        return shown(images(ImageData("digits", GREY, limit=limit, seed=seed, batch_size=500).val_dataloader()))
+
+    every, some = limited(None), limited(100)
+    places = sorted(map(every.index, some))
+    assert len(set(places)) == 100
+    assert max(places) > 400  # the first hundred end at 99
+    assert sum(place < 250 for place in places) > 25
+    assert limited(50) == some[:50]
+    assert set(limited(100, seed=1)) != set(some)

@@ -1,0 +1,125 @@
+"""Parquet files, saved data sets and the hub: the same images and labels, and what is broken is named."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lowrank_vit.data import open_source
+from lowrank_vit.runtime.errors import InputError
+from tests.support.image_folders import (
+    TENCH,
+    TOILET_PAPER,
+    data,
+    one_line,
+    picture,
+)
+
+
+def same_images(source: Any, first: int = 0) -> bool:
+    split = source.split("train")
+    return all(np.array_equal(split[i][0], picture(first + i)) for i in range(len(split)))
+
+
+@pytest.mark.parametrize("nested", ["", "data"])
+def test_parquet_round_trip(tables: Any, tmp_path: Path, nested: str) -> None:
+    where = tmp_path / "table" / nested
+    where.mkdir(parents=True)
+    tables["train"].select(range(4)).to_parquet(where / "train-00000-of-00002.parquet")
+    tables["train"].select(range(4, 7)).to_parquet(where / "train-00001-of-00002.parquet")
+    tables["validation"].to_parquet(where / "test-00000-of-00001.parquet")
+    spec = f"parquet:{tmp_path / 'table'}"
+    source = open_source(spec)
+    assert source.num_classes == 3
+    assert list(source.split("train").labels) == [0, 1, 2, 0, 1, 2, 0]
+    assert len(source.split("validation")) == 4
+    assert same_images(source)
+    assert data(spec).calibration_tensor().shape == (6, 3, 16, 16)
+    assert data(spec).calibration_fingerprint == data(spec).calibration_fingerprint
+    pickle.loads(pickle.dumps(data(spec).val_dataloader().dataset))
+
+
+def test_arrow_round_trip(tables: Any, tmp_path: Path) -> None:
+    tables.save_to_disk(str(tmp_path / "saved"))
+    source = open_source(f"arrow:{tmp_path / 'saved'}")
+    assert same_images(source)
+    assert list(source.split("validation").labels) == [0, 1, 2, 0]
+
+
+def test_tables_by_wnid_by_name_and_without_labels(tables: Any, tmp_path: Path) -> None:
+    import datasets
+
+    def opened(table: datasets.Dataset, folder: str) -> Any:
+        datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / folder))
+        return open_source(f"arrow:{tmp_path / folder}")
+
+    train = tables["train"].select(range(2))
+    bare = train.remove_columns("label")
+    wnids = train.cast_column("label", datasets.ClassLabel(names=[TOILET_PAPER, TENCH]))
+    assert list(opened(wnids, "wnids").split("train").labels) == [999, 0]
+    assert list(opened(bare.add_column("label", ["dog", "cat"]), "names").split("train").labels) == [1, 0]
+    unlabelled = opened(bare, "bare")
+    assert unlabelled.num_classes is None
+    assert list(unlabelled.split("train").labels) == [-1, -1]
+    with pytest.raises(InputError, match="no validation split"):
+        unlabelled.split("validation")
+
+
+@pytest.mark.real_data
+def test_real_cifar(real_data: Path) -> None:
+    if not (real_data / "cifar10").is_dir():
+        pytest.skip(f"{real_data} has no cifar10")
+    source = open_source(f"parquet:{real_data}/cifar10")
+    assert (len(source.split("train")), len(source.split("validation")), source.num_classes) == (50_000, 10_000, 10)
+    assert source.split("validation")[3][0].size == (32, 32)
+
+
+@pytest.mark.parametrize("label", [[1], {"a": 1}, b"x", 1.5])
+def test_labels_that_are_none(tmp_path: Path, tables: Any, label: object) -> None:
+    table = tables["train"].select(range(2)).remove_columns("label")
+    table.add_column("label", [label, label]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="a number or a class name, not "):
+        open_source(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        None,
+        {"bytes": b"", "path": None},
+        {"bytes": b"junk", "path": None},
+        {"bytes": None, "path": "/nowhere"},
+        {"bytes": None, "path": "."},
+        {"bytes": None, "path": "a\0b"},
+    ],
+    ids=str,
+)
+def test_a_row_without_an_image_is_named(tmp_path: Path, tables: Any, cell: dict[str, Any] | None) -> None:
+    import datasets
+
+    whole = tables["train"].cast_column("image", datasets.Image(decode=False))[0]["image"]
+    rows = {"image": [{"bytes": whole["bytes"], "path": None}, cell], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    split = open_source(f"parquet:{tmp_path}").train
+    assert split is not None
+    assert split[0][1] == 0
+    with pytest.raises(InputError, match="row 1 of train"):
+        split[1]
+
+
+def test_a_junk_parquet_file(tmp_path: Path, tables: Any) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"junk")
+    with pytest.raises(InputError, match="cannot be read") as error:
+        open_source(f"parquet:{tmp_path}")
+    one_line(error)
+
+
+def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowrank_vit.data.tables.hub_reachable", lambda: False)
+    with pytest.raises(InputError, match="hub cannot be reached") as error:
+        open_source("hf:ILSVRC/imagenet-1k")
+    one_line(error)

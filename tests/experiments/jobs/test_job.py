@@ -1,0 +1,95 @@
+"""Jobs and their keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.jobs.job import Job
+from experiments.runner.plan import Options, make_plan, open_images
+from experiments.tables.catalogue import find
+from lowrank_vit import InputError
+
+JOB = Job("digits_deit_base", True, "digits", "1297+500", "paper", 0.4, 1, changes={"steps": 5})
+
+
+def test_a_job_survives_json() -> None:
+    again = Job.from_json(json.loads(json.dumps(JOB.as_json())))
+    assert again == JOB
+    assert again.key == JOB.key
+    assert again.recipe_used().steps == 5
+
+
+def test_the_key_of_a_job_never_changes() -> None:
+    assert JOB.key == "42fa5f1a1bb372bb"
+
+
+def test_the_key_is_the_hash_of_what_is_not_at_its_default() -> None:
+    fields = {
+        "model": "x",
+        "standin": True,
+        "data": "digits",
+        "images": "1+1",
+        "recipe": None,
+        "reduction": 0.0,
+        "seed": 0,
+    }
+    text = json.dumps(fields, sort_keys=True)
+    assert Job(**fields).key == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_every_field_of_a_job_is_in_its_key() -> None:
+    other = Job(
+        "x",
+        False,
+        "hf:x",
+        "1+1",
+        "exact",
+        0.5,
+        2,
+        "w@1",
+        {"steps": 6},
+        1,
+        1e-3,
+        8,
+        7,
+        6,
+        5,
+        4,
+        "bf16-mixed",
+        8,
+        "energy",
+        30,
+        True,
+    )
+    fields, changed = JOB.as_json(), other.as_json()
+    keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}
+    assert len(keys) == len(fields)
+    assert JOB.key not in keys
+
+
+def test_a_job_of_foreign_json_is_refused() -> None:
+    with pytest.raises(InputError, match="not the description of a job"):
+        Job.from_json({"model": "x", "colour": "red"})
+
+
+def test_the_key_does_not_depend_on_paths(tmp_path: Path) -> None:
+    table, _ = find("table2")
+    keys = []
+    for name in ("here", "there/deeper"):
+        root = tmp_path / name
+        images, weights = root / "imagenet", root / "weights"
+        for wnid in ("n01440764", "n01443537"):
+            for split in ("train", "validation"):
+                (images / split / wnid).mkdir(parents=True)
+                (images / split / wnid / "a.jpg").write_bytes(b"an image")
+        weights.mkdir()
+        (weights / "deit_tiny_patch16_224.safetensors").write_bytes(b"weights")
+        options = Options(data=f"imagefolder:{images}", checkpoints=weights)
+        plan = make_plan(table, options, open_images(options.data))
+        keys.append([job.key for item in plan for job in item.jobs])
+    assert keys[0] == keys[1]
+    assert len(keys[0]) == len(table.select("deit_t"))  # DeiT-Tiny's rows, one seed

@@ -1,0 +1,386 @@
+"""Jobs on a stand-in: the stages, going on after an interruption, what is run again and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+
+from experiments.__main__ import main
+from experiments.jobs import stages
+from experiments.jobs.attempt import Outcome, attempt
+from experiments.jobs.fingerprint import fingerprint
+from experiments.jobs.job import Job
+from experiments.jobs.memory import DigitsInMemory
+from experiments.jobs.results import find_result
+from experiments.jobs.run import run_job
+from experiments.jobs.task import Task
+from experiments.runner import campaign
+from experiments.runner.pool import View, run_here
+from lowrank_vit import Hardware, InputError, load
+from lowrank_vit.data import ImageData
+from lowrank_vit.models import load_model
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.stages.evaluate.accuracy import evaluate
+
+ROOT = Path(__file__).parent.parent.parent.parent
+TINY = {"epochs": 2, "limit": 64, "calibration_samples": 64, "held_out_samples": 32}
+SMALL = [
+    "--seeds",
+    "0",
+    "--epochs",
+    "1",
+    "--limit",
+    "64",
+    "--calibration-samples",
+    "64",
+    "--no-wandb",
+    "--workers",
+    "1",
+]
+
+
+def task(folder: Path, recipe: str | None = "paper", **fields: Any) -> Task:
+    changes = {"steps": 3} if recipe == "paper" else {}
+    job = Job("digits_deit_small", True, "digits", "1297+500", recipe, 0.4, 0, changes=changes, **{**TINY, **fields})
+    return Task(job, "deit_s/x", "X", "table2", folder, "digits", hardware=Hardware(accelerator="cpu"), wandb=False)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """Jobs run in this process; returns what was run."""
+    ran: list[Task] = []
+
+    def run(tasks: Sequence[Task], workers: int, threads: int | None, view: View) -> list[Outcome]:
+        ran.extend(tasks)
+        return run_here(tasks, view)
+
+    monkeypatch.setattr(campaign, "run_pool", run)
+    return ran
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    return int(stop.value.code or 0)
+
+
+def test_a_job_from_end_to_end(tmp_path: Path) -> None:
+    own, said = task(tmp_path), []
+    result = run_job(own, said.append)
+    assert json.loads((own.own_folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert find_result(tmp_path, own.job) is not None
+    assert Job.from_json(result["job"]) == own.job
+    assert result["params"]["compressed"] <= 0.6 * result["params"]["dense"]
+    assert result["n"] == 64
+    assert all(0 <= result["top1"][when] <= 100 for when in ("dense", "before", "after"))
+    assert 0 < result["relative_error"] < 1
+    assert 0 < result["relative_error_held_out"] < 1
+    assert result["z"]["kind"] == "low_rank"
+    assert 0 < result["z"]["overhead"] < 0.1  # a whole rank of layers this small is more than 5 %
+    assert 0 < result["z"]["loss"] < result["z"]["loss_before"] < 1
+    assert result["z"]["gap"] > 0.001  # three steps do not get there
+    assert 0 < result["trainable_share"] < 0.2
+    assert result["seconds"]["total"] > 0
+    assert result["fingerprint"] == fingerprint(own.job)
+    assert {"seed", "source", "git", "versions", "command"} <= result["provenance"].keys()
+    assert len(result["layers"]) == 11  # of twelve: Algorithm 1 leaves one dense
+    assert parameter_count(load(own.own_folder / "finetuned")) == result["params"]["compressed"]
+    assert not (own.own_folder / "checkpoints").exists()
+    assert not (own.own_folder / "stages.json").exists()
+    assert any("fine-tune 2/2" in text for text in said)
+
+
+def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    evaluate = stages.evaluate
+    monkeypatch.setattr(stages, "evaluate", lambda *args, **kwargs: counted.append(1) or evaluate(*args, **kwargs))
+    first = run_job(task(tmp_path, recipe=None, epochs=0), lambda said: None)
+    assert (first["top1"]["before"], first["layers"]) == (None, [])
+    assert first["top1"]["after"] == first["top1"]["dense"]
+    second = run_job(task(tmp_path, recipe="svd", epochs=0), lambda said: None)
+    assert second["top1"]["dense"] == first["top1"]["dense"]
+    assert second["top1"]["before"] is None  # nothing was fine-tuned
+    assert (first["z"], second["z"], first["relative_error"]) == (None, None, None)
+    assert len(counted) == 2
+
+
+class StoppedError(RuntimeError):
+    """In place of a power cut."""
+
+
+def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
+    def tell(stage: str) -> None:
+        said.append(stage)
+        if text in stage:
+            raise StoppedError
+
+    return tell
+
+
+def test_bits_share_the_model_that_they_are_rounded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressions = []
+    compress = stages.compress
+    monkeypatch.setattr(stages, "compress", lambda *args, **kw: compressions.append(1) or compress(*args, **kw))
+    results = {bits: run_job(task(tmp_path, "svd", bits=bits), lambda said: None) for bits in (16, 4)}
+    assert len(compressions) == 1
+    plain = find_result(tmp_path, task(tmp_path, "svd").job)
+    assert plain is not None
+    for bits, result in results.items():
+        own = task(tmp_path, "svd", bits=bits)
+        assert result["file_bytes"] == (own.model_folder / "model.safetensors").stat().st_size
+        assert result["top1_float"] == plain["top1"]["after"]
+        assert result["top1"]["after"] == evaluate_digits(own.model_folder)
+    assert results[4]["file_bytes"] < results[16]["file_bytes"]
+    assert results[16]["params"] == results[4]["params"] == plain["params"]
+    dense = run_job(task(tmp_path, None, epochs=0, bits=8), lambda said: None)
+    assert dense["top1_float"] == dense["top1"]["dense"]
+    assert dense["params"]["compressed"] == dense["params"]["dense"]
+    assert results[4]["finetune"]["epochs"] == TINY["epochs"]  # the record of what was rounded
+    assert dense["finetune"] is None
+
+
+def evaluate_digits(folder: Path) -> float:
+    """Top-1 of a saved model on the images of the tests' jobs."""
+    model = load(folder)
+    data = ImageData("digits", resolve_model_data_config(model), limit=TINY["limit"], seed=0)
+    return evaluate(model, data, progress=False, hardware=Hardware(accelerator="cpu"))["top1"]
+
+
+def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, said = task(tmp_path, "svd", epochs=0), []
+    done = run_job(own, lambda text: None)
+    lock = tmp_path / "locks" / f"{own.job.key}.lock"
+    hold = (
+        f"import filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+
+        def tell(text: str) -> None:
+            said.append(text)
+            other.kill()  # a dead process holds no lock
+
+        monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
+        assert run_job(own, tell) == done
+    assert said == ["wait for another process with the same job"]
+
+
+def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
+    own, said = task(tmp_path / "stopped", epochs=3), []
+    for place in ("evaluate before", "fine-tune 2/3"):  # the checkpoint of the first epoch is there
+        with pytest.raises(StoppedError):
+            run_job(own, stop_at(place, []))
+    assert (own.own_folder / "checkpoints" / "last.ckpt").exists()
+    result = run_job(own, said.append)
+    assert not any("compress" in text or "before" in text for text in said)
+    assert [text[:13] for text in said if text.startswith("fine-tune ")] == ["fine-tune 2/3", "fine-tune 3/3"]
+    whole = task(tmp_path / "whole", epochs=3)
+    assert run_job(whole, lambda text: None)["top1"] == result["top1"]
+    one, other = (load_file(place.own_folder / "finetuned" / "model.safetensors") for place in (own, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_other_code_began_is_not_gone_on_with(tmp_path: Path) -> None:
+    own, said = task(tmp_path, epochs=1), []
+    with pytest.raises(StoppedError):
+        run_job(own, stop_at("fine-tune", []))
+    description = json.loads((own.own_folder / "job.json").read_text())
+    (own.own_folder / "job.json").write_text(json.dumps({**description, "fingerprint": "older"}))
+    run_job(own, said.append)
+    assert "compress by paper" in said
+
+
+def test_missing_weights_skip_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise InputError("the hub cannot be reached")
+
+    monkeypatch.setattr(stages, "load_model", fail)
+    own = task(tmp_path)
+    real = dataclasses.replace(own, job=dataclasses.replace(own.job, standin=False))
+    ended: list[Outcome] = []
+
+    class Ends:
+        def stage(self, task: Task, said: str) -> None: ...
+        def end(self, outcome: Outcome) -> None:
+            ended.append(outcome)
+
+    run_here([real, own], Ends())
+    assert [(outcome.status, outcome.said) for outcome in ended] == [
+        ("skipped", "the hub cannot be reached"),
+        ("failed", "the hub cannot be reached"),
+    ]
+
+
+def test_a_finished_row_is_not_run_again(
+    tmp_path: Path, in_process: list[Task], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("run", "table2/deit_s/svd-40", *SMALL, "--results", str(tmp_path))
+    assert exit_code(*command) == 0
+    assert [task.row for task in in_process] == ["deit_s/svd-40"]
+    folder = tmp_path / "table2"
+    for name in ("table.md", "table.csv", "table.json", "accuracy_vs_params.png"):
+        assert (folder / name).stat().st_size > 0
+    table = json.loads((folder / "table.json").read_text())
+    rows = {row["id"]: row for row in table["rows"]}
+    assert rows["deit_s/svd-40"]["status"] == "done"
+    assert rows["deit_s/svd-40"]["protocol"] == "partial-ft, 1 epoch, 64 calibration images"
+    assert rows["deit_b/svd-40"]["reason"] == "not run yet"
+    assert "not ImageNet" in capsys.readouterr().out
+
+    assert exit_code(*command) == 0
+    assert len(in_process) == 1
+    (path,) = tmp_path.glob("jobs/*/result.json")
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "fingerprint": "older"}))
+    assert exit_code(*command) == 0
+    assert len(in_process) == 1
+    assert "--rerun-stale runs them again" in capsys.readouterr().err
+    assert exit_code("report", "table2", "--results", str(tmp_path)) == 0
+    assert "stale" in capsys.readouterr().out
+    assert exit_code(*command, "--rerun-stale") == 0
+    assert len(in_process) == 2
+
+
+def test_a_failed_job_is_reported_and_the_rest_runs(
+    tmp_path: Path, in_process: list[Task], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compress = stages.compress
+
+    def fail(model: Any, images: Any, recipe: Any, *args: Any, **options: Any) -> Any:
+        if recipe.name == "exact":
+            raise InputError("a layer has NaN")
+        return compress(model, images, recipe, *args, **options)
+
+    monkeypatch.setattr(stages, "compress", fail)
+    rows = ["deit_s/svd-40", "deit_s/ours-paper-40", "deit_s/ours-exact-40"]
+    targets = [f"table2/{row}" for row in rows]
+    assert exit_code("run", *targets, *SMALL, "--epochs", "0", "--steps", "3", "--results", str(tmp_path)) == 1
+    assert [task.row for task in in_process] == rows
+    error = capsys.readouterr().err
+    assert "1 of 3 jobs failed, deit_s/ours-exact-40 seed 0 for one: a layer has NaN" in error
+    found = {row["id"]: row for row in json.loads((tmp_path / "table2" / "table.json").read_text())["rows"]}
+    assert found["deit_s/ours-exact-40"]["reason"] == "failed: a layer has NaN"
+    assert found["deit_s/ours-paper-40"]["protocol"].startswith("training-free, 3 steps")
+    assert (found["deit_s/svd-40"]["method"], found["deit_s/svd-40"]["protocol"][:13]) == (
+        "Vanilla SVD",
+        "training-free",
+    )
+
+
+def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    own = task(tmp_path, "exact", epochs=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, said = attempt(own, print)
+    assert status == "failed"
+    assert "No space left on device; free some space" in said
+    assert find_result(own.folder, own.job) is None
+    assert not own.model_folder.exists()
+    assert attempt(own, print)[0] == "done"
+    assert find_result(own.folder, own.job) is not None
+
+
+def test_digits_in_memory_are_the_digits() -> None:
+    model = load_model("digits_deit_small")
+    options: dict[str, Any] = {"limit": 100, "seed": 3}
+    config = model.pretrained_cfg | {"num_classes": 10}  # type: ignore[operator]
+    config = {name: config[name] for name in ("input_size", "mean", "std", "interpolation", "crop_pct")}
+    plain, sooner = ImageData("digits", config, **options), DigitsInMemory("digits", config, **options)
+    for name in ("train_dataloader", "val_dataloader"):
+        loaders = [getattr(data, name)() for data in (plain, sooner)]
+        for loader in loaders:
+            loader.sampler.set_epoch(2)
+        for (images, labels), (same_images, same_labels) in zip(*loaders, strict=True):
+            assert torch.equal(images, same_images)
+            assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "tabel2"], "did you mean 'table2'"),
+        (["run", "table2/deit_b/ours-exat-40"], "did you mean 'deit_b/ours-exact-40'"),
+        (["run", "table2", "--data", "nonsense"], "nonsense"),
+        (["run", "table2", "--devices", "2", "--workers", "2"], "leave out --devices"),
+        (["report", "table2"], "has no results"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*arguments, "--results", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick() -> None:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "experiments", "run", "--help"], cwd=ROOT, check=True, capture_output=True)
+    assert time.perf_counter() - start < 2  # a second on a quiet machine
+
+
+@pytest.mark.slow
+def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments", "run", "table2/deit_s/ours-paper-40", "--results", str(tmp_path)]
+    command += ["--seeds", "0", "--epochs", "1", "--steps", "3", "--limit", "64", "--calibration-samples", "64"]
+    first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "1 jobs to run" in first.stderr
+    assert (tmp_path / "table2" / "accuracy_vs_params.png").exists()
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "jobs to run" not in second.stderr
+    assert second.stdout == first.stdout
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_who_waited_for_the_dense_model_does_not_evaluate_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None
+) -> None:
+    own = task(tmp_path, None, epochs=0, bits=bits)
+    done = run_job(own, lambda said: None)
+    monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
+    assert run_job(own, lambda said: None) == json.loads(json.dumps(done))
+
+
+@pytest.mark.slow
+def test_a_job_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """The same number of images a step, so the same result to rounding; the first process alone writes and tells."""
+    alone, said = task(tmp_path / "alone", "best"), []
+    two = task(tmp_path / "two", "best", processes=2, batch_size=32)
+    two = dataclasses.replace(two, hardware=Hardware(devices=2, accelerator="cpu"))
+    assert attempt(two, said.append)[0] == "done"
+    one, other = run_job(alone, lambda text: None), find_result(two.folder, two.job)
+    assert other is not None
+    assert [text for text in said if text.startswith("fine-tune")][-1].startswith("fine-tune 2/2")
+    assert [text for text in said if text == "compress by best"] == ["compress by best"]
+    for when, top1 in one["top1"].items():
+        assert other["top1"][when] == pytest.approx(top1, abs=100 / 64 + 1e-6), when  # an image may tip over
+    for name in ("dense", "before", "after"):
+        assert other["loss"][name] == pytest.approx(one["loss"][name], rel=1e-3), name
+    assert [layer["rank"] for layer in other["layers"]] == [layer["rank"] for layer in one["layers"]]
+    assert sorted(path.name for path in two.own_folder.iterdir()) == sorted(
+        path.name for path in alone.own_folder.iterdir()
+    )

@@ -1,0 +1,259 @@
+"""What is kept in the repository: whole, fresh, and the same in the pages that show it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.jobs.fingerprint import fingerprint
+from experiments.jobs.job import Job
+from experiments.report.origins import OLDER, untrained
+from experiments.report.publish import PLACE, PUBLISHED, ROOT, pages, publish, render_all
+from experiments.report.write import write_report
+from experiments.runner.plan import Options, make_plan
+from lowrank_vit import InputError
+from tests.experiments.support.synthetic import IMAGES, TABLE, fill, result, write
+
+TABLE_FILES = [file for file in sorted(PUBLISHED.rglob("*.json")) if file.parent.name != "benchmarks"]
+PROVENANCE = {
+    "source": "new",
+    "git": {"commit": "0123456789abcdef", "dirty": False},
+    "versions": {"torch": "2.15.0", "timm": "1.0.0"},
+    "device": "cpu (x86_64)",
+    "seed": 0,
+    "calibration": None,
+    "command": "",
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A whole run of the table for tests."""
+    fill(tmp_path)
+    put(tmp_path, PROVENANCE)
+    write_report(tmp_path, TABLE)
+    return tmp_path
+
+
+def put(folder: Path, provenance: dict[str, Any], code: str = "new", epochs: int = 20) -> None:
+    """Give every job of the table a result."""
+    fields: dict[str, Any] = {"threads": 1, "finetune": {"epochs": epochs} if epochs else None}
+    for item in make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES):
+        for job in item.jobs:
+            content = result(
+                job, code, 90.0 + job.seed, provenance=provenance | {"seed": job.seed}, layers=[], **fields
+            )
+            write(folder, job, content)
+
+
+def test_what_is_published_can_be_traced(results: Path, tmp_path: Path) -> None:
+    path = publish(results, TABLE, tmp_path / "published")
+    assert path == tmp_path / "published" / "digits" / "table9.json"
+    content = json.loads(path.read_text())
+    assert {row["status"] for row in content["rows"]} == {"done", "reported"}
+    assert content["provenance"]["commits"] == ["0123456789abcdef"]
+    assert content["provenance"]["seeds"] == [0, 1]
+    assert content["provenance"]["jobs"] == 8
+    rows = {row["id"]: row for row in content["rows"]}
+    job = Job.from_json(rows["m/ours-40"]["job"])
+    assert (job.recipe, job.seed) == ("paper", 0)
+    assert rows["m/ours-40"]["fingerprint"] == fingerprint(job)
+    assert rows["m/ours-40"]["recipe"] == job.recipe_used().record()
+    assert (rows["m/ours-40"]["commits"], rows["m/ours-40"]["training"]) == (["0123456789abcdef"], {"epochs": 20})
+    assert (rows["m/baseline"]["recipe"], "fingerprint" in rows["m/other"]) == (None, False)
+    assert content["commands"]["m/svd-40"].startswith("python -m experiments run table9/m/svd-40")
+    assert path.with_name("table9_accuracy_vs_params.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"code": "old"}, "is stale: run it again"),
+        ({"provenance": {"git": {"commit": "0123", "dirty": True}}}, "uncommitted changes"),
+        ({"provenance": {"git": None}}, "uncommitted changes"),
+        ({"epochs": 0}, "m/svd-40 says 'partial-ft', but was not trained: run it with --epochs"),
+    ],
+)
+def test_what_cannot_be_traced_is_not_published(results: Path, changes: dict[str, Any], message: str) -> None:
+    put(results, PROVENANCE | changes.pop("provenance", {}), **changes)
+    with pytest.raises(InputError, match=message):
+        publish(results, TABLE, results / "published")
+    assert not (results / "published").exists()
+
+
+def test_a_seed_of_other_code_is_not_published(results: Path) -> None:
+    job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
+    write(results, job, result(job, "other", 90.0, provenance=PROVENANCE, threads=1))
+    with pytest.raises(InputError, match="m/svd-40 is stale"):
+        publish(results, TABLE, results / "published")
+
+
+def test_rows_that_were_not_run_again_stay(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    path = publish(results, TABLE, folder)
+    content = json.loads(path.read_text())
+    content["provenance"]["commits"] = ["fedcba9876543210"]
+    content["rows"] = [
+        {name: row[name] for name in row if name not in ("commits", "images")} for row in content["rows"]
+    ]
+    path.write_text(json.dumps(content))
+    for job in make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs:
+        (results / "jobs" / job.key / "result.json").unlink()  # m/svd-40 was not run
+    again = {row["id"]: row for row in json.loads(publish(results, TABLE, folder).read_text())["rows"]}
+    assert list(again) == [row["id"] for row in content["rows"]]
+    assert again["m/svd-40"]["commits"] == ["fedcba9876543210"]
+    assert again["m/ours-40"]["commits"] == ["0123456789abcdef"]
+
+
+def test_a_row_that_lacks_a_seed_is_not_published(results: Path) -> None:
+    job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
+    (results / "jobs" / job.key / "result.json").unlink()
+    with pytest.raises(InputError, match=r"m/svd-40 is not whole \(seed 1: not run yet\)"):
+        publish(results, TABLE, results / "published")
+
+
+def test_a_place_is_filled_with_the_rows_and_columns_it_asks_for(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    publish(results, TABLE, folder)
+    mark = "<!-- published digits/table9 columns=method,top1 rows=m/svd-40,m/other -->"
+    text = f"before\n{mark}\nold\n<!-- end -->\nafter\n"
+    rendered = render_all(text, folder)
+    assert rendered == render_all(rendered, folder)
+    lines = rendered.splitlines()
+    assert lines[0] == "before"
+    assert lines[1] == mark
+    assert lines[2].startswith("*Table 9: made up · digits stand-in, not ImageNet*; seeds 0, 1; 8 jobs")
+    assert lines[4:8] == ["| Method | after FT |", "| :-- | --: |", "| Other |  |", "| Vanilla SVD + FT | 90.5 ± 0.7 |"]
+    assert lines[8:] == ["<!-- end -->", "after"]
+    with pytest.raises(InputError, match="nothing is published as 'digits/table8'"):
+        render_all(text.replace("table9", "table8"), folder)
+
+
+def test_older_rows_are_marked(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    path = publish(results, TABLE, folder)
+    text = "<!-- published digits/table9 columns=method,top1 rows=m/* -->\n<!-- end -->"
+    picture = "<!-- published digits/table9 rows=- -->\n<!-- end -->"
+    assert OLDER not in render_all(text + picture, folder)
+    content = json.loads(path.read_text())
+    rows = {row["id"]: row for row in content["rows"]}
+    rows["m/svd-40"] |= {"fingerprint": "older", "commits": ["fedcba9876543210"]}
+    path.write_text(json.dumps(content))
+    lines = render_all(text, folder).splitlines()
+    assert [line for line in lines if OLDER in line] == [
+        "| Vanilla SVD + FT (older code) | 90.5 ± 0.7 |",
+        "(older code): made by commit fedcba9; the code or the recipe behind these numbers has changed since.",
+    ]
+    assert lines[1].endswith("; commits 0123456, fedcba9.")
+    assert render_all(picture, folder).count("(older code): made by commit fedcba9;") == 1
+    del rows["m/ours-40"]["fingerprint"]  # as published before rows had one
+    path.write_text(json.dumps(content))
+    assert "| Ours (paper) (older code) |" in render_all(text, folder)
+
+
+def test_untrained_rows_are_found() -> None:
+    row = {
+        "status": "done",
+        "protocol": "partial-ft",
+        "method": "X",
+        "bits": None,
+        "epochs": 20,
+        "trainable_share": None,
+    }
+    assert untrained(row)
+    assert untrained(row | {"protocol": "full-ft+kd, 2 epochs"})
+    assert untrained(row | {"protocol": "calibration-distilled", "epochs": 0})
+    assert untrained(row | {"protocol": "training-free", "method": "Beyond (best), full FT"})
+    assert untrained(row | {"training": None, "trainable_share": 0.1})
+    assert untrained(row | {"training": {"epochs": 0}})
+    assert not untrained(row | {"training": {"epochs": 1}})
+    assert not untrained(row | {"trainable_share": 0.1})  # published before rows had the record
+    assert not untrained(row | {"status": "reported"})
+    assert not untrained(row | {"protocol": "training-free"})
+    assert not untrained(row | {"protocol": "dense"})
+
+
+def test_every_published_row_is_of_the_present_code_or_marked() -> None:
+    """The fingerprint is compared here anew, row by row, with what the pages show."""
+    places = [place for page in pages() for place in PLACE.finditer(page.read_text(encoding="utf-8"))]
+    assert places
+    for file in TABLE_FILES:
+        name = file.relative_to(PUBLISHED).with_suffix("").as_posix()
+        done = [row for row in json.loads(file.read_text())["rows"] if row["status"] == "done"]
+        fresh = {
+            row["id"] for row in done if "job" in row and row["fingerprint"] == fingerprint(Job.from_json(row["job"]))
+        }
+        for place in places:
+            if place["name"] != name:
+                continue
+            patterns = dict(option.split("=") for option in place["options"].split()).get("rows", "*").split(",")
+            shown = [row for row in done if any(fnmatch.fnmatchcase(row["id"], pattern) for pattern in patterns)]
+            stale = [row for row in shown or done if row["id"] not in fresh]
+            told = [line for line in place[0].splitlines() if line.startswith(f"{OLDER}: made by commit")]
+            marked = [line for line in place[0].splitlines() if line.startswith("|") and OLDER in line]
+            assert len(told) == bool(stale), name
+            assert len(marked) == (len(stale) if shown else 0), name
+
+
+def test_published_rows_have_trained_what_they_say() -> None:
+    named = {
+        f"{file.parent.name}/{file.stem}: {row['id']}"
+        for file in TABLE_FILES
+        for row in json.loads(file.read_text())["rows"]
+        if untrained(row)
+    }
+    assert named == set()
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_pages_show_what_is_published(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert render_all(text) == text, "python -m experiments publish"
+
+
+def test_everything_published_is_shown() -> None:
+    shown = {place["name"] for page in pages() for place in PLACE.finditer(page.read_text(encoding="utf-8"))}
+    assert shown == {file.relative_to(PUBLISHED).with_suffix("").as_posix() for file in PUBLISHED.rglob("*.json")}
+
+
+def test_a_benchmark_is_shown_as_it_was_printed(tmp_path: Path) -> None:
+    made = {
+        "git": {"commit": "0123456789", "dirty": False},
+        "device": "cpu",
+        "command": "python -m benchmarks.speed --seconds 5",
+    }
+    content = {"title": "Speed", "header": ["model", "ms"], "rows": [["dense", "12.5"]], "provenance": made}
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "speed.json").write_text(json.dumps(content))
+    mark = "<!-- published benchmarks/speed -->"
+    assert render_all(f"{mark}\nold\n<!-- end -->", tmp_path).splitlines() == [
+        mark,
+        "*Speed*; `python -m benchmarks.speed --seconds 5` on cpu, commit 0123456.",
+        "",
+        "| model | ms |",
+        "| :-- | --: |",
+        "| dense | 12.5 |",
+        "<!-- end -->",
+    ]
+
+
+def test_published_results_are_whole() -> None:
+    assert TABLE_FILES
+    for file in TABLE_FILES:
+        content = json.loads(file.read_text())
+        assert all(len(commit) == 40 for commit in content["provenance"]["commits"])
+        assert all(row["id"] in content["commands"] for row in content["rows"] if row["status"] == "done")
+        assert "/root/" not in file.read_text()
+
+
+@pytest.mark.parametrize("file", sorted((PUBLISHED / "benchmarks").glob("*.json")), ids=lambda file: file.stem)
+def test_published_benchmarks_say_where_they_come_from(file: Path) -> None:
+    made = json.loads(file.read_text())["provenance"]
+    assert len(made["git"]["commit"]) == 40
+    assert not made["git"]["dirty"]
+    assert f"benchmarks.{file.stem}" in made["command"]
+    assert "/root/" not in file.read_text()

@@ -1,0 +1,27 @@
+"""What sizes cost and lose: worked by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from lowrank_vit.records.curves import ErrorCurve
+
+
+def curve(dense: int, multiple: int = 1) -> ErrorCurve:
+    """Ranks 0 to 4 of a layer, 10 parameters each, and 3 for Z and the bias."""
+    errors = torch.tensor([9.0, 5.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+    return ErrorCurve.in_parameters("x", errors, 10, dense, 3, multiple)
+
+
+def test_a_rank_pays_for_what_comes_with_it() -> None:
+    assert [curve(100).cost(rank) for rank in (1, 2, None)] == [13, 23, 100]
+    assert [curve(100).error(rank) for rank in (0, 2, 4, 9, None)] == [9, 2, 0, 0, 0]
+
+
+def test_ranks_are_those_that_save_something() -> None:
+    """Rank 3 costs 33: of 34 it saves one, of 33 nothing."""
+    assert list(curve(34).ranks) == [1, 2, 3]
+    assert list(curve(33).ranks) == [1, 2]
+    assert list(curve(100).ranks) == [1, 2, 3, 4]  # the curve ends there
+    assert list(curve(100, multiple=2).ranks) == [2, 4]
+    assert list(curve(13).ranks) == []

@@ -1,0 +1,250 @@
+"""The refit of every half's output: dense least squares as the truth, layouts against what the modules really do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, analyse, compress
+from lowrank_vit.architectures.base import Branch, family_of, first_inputs
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.objectives import divergences
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.stages.correct.output_refit import OutputRefit, Regression, cross_validated
+from tests.support.models import KINDS, VIT, images, model_and_images, modules_of, tiny
+
+PLAIN = get_recipe("best").but(refit=False, measured=0)
+
+
+def tail(name: str) -> str:
+    return ".proj" if name.endswith("attn") else ".fc2"
+
+
+def test_regression_is_weighted_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, e = (torch.randn(60, width, generator=generator, dtype=torch.float64) + 1 for width in (5, 3))
+    weights, fit = torch.rand(60, generator=generator, dtype=torch.float64), Regression.empty(5, 3)
+    for part in (slice(0, 20), slice(20, 60)):
+        fit.add(h[part], e[part], weights[part])
+    root = weights.sqrt()[:, None]
+    truth = torch.linalg.lstsq(root * torch.cat([h, torch.ones(60, 1)], 1), root * e).solution
+    weight, bias = fit.solve(0.0)
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), truth)
+    ridge = 0.1 * (weights @ h.square()).mean() / weights.sum()
+    extra = torch.cat([ridge.sqrt() * torch.eye(5), torch.zeros(5, 1)], 1)
+    rows = torch.cat([root / weights.sum().sqrt() * torch.cat([h, torch.ones(60, 1)], 1), extra])
+    truth = torch.linalg.lstsq(rows, torch.cat([root / weights.sum().sqrt() * e, torch.zeros(5, 3)])).solution
+    weight, bias = fit.solve(0.1)
+    torch.testing.assert_close(torch.cat([weight, bias[None]]), truth)
+
+
+def test_dead_inputs_are_finite() -> None:
+    fit = Regression.empty(3, 2)
+    fit.add(torch.zeros(4, 3), torch.ones(4, 2), torch.ones(4))
+    weight, bias = fit.solve(0.0)
+    assert torch.equal(weight, torch.zeros(3, 2).double())
+    torch.testing.assert_close(bias, torch.ones(2).double())
+
+
+def folds_of(h: Tensor, e: Tensor, count: int) -> list[Regression]:
+    folds = [Regression.empty(h.shape[1], e.shape[1]) for _ in range(count)]
+    for index, fold in enumerate(folds):
+        fold.add(h[index::count], e[index::count], torch.ones(len(h[index::count])).to(h))
+    return folds
+
+
+def test_the_gain_is_the_error_that_is_saved() -> None:
+    h, e = (torch.randn(30, width, dtype=torch.float64) for width in (5, 3))
+    weight, bias = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    (fold,) = folds_of(h, e, 1)
+    truth = e.square().sum() - (e - h @ weight - bias).square().sum()
+    assert fold.gain(weight, bias) == pytest.approx(float(truth))
+
+
+def test_cross_validation_is_leaving_one_out() -> None:
+    """The ridge with the least error on rows left out, by separate fits; none at all where there is nothing to learn."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(24, 10, generator=generator, dtype=torch.float64)
+    e = h @ torch.randn(10, 3, generator=generator, dtype=torch.float64)
+    e = e + 2 * torch.randn(24, 3, generator=generator, dtype=torch.float64)
+    ridges, errors = (1e-6, 1e-2, 0.1, 0.3, 1.0, 100.0), []
+    for ridge in ridges:
+        error = 0.0
+        for index in range(4):
+            inside = torch.arange(24) % 4 != index
+            weight, bias = folds_of(h[inside], e[inside], 1)[0].solve(ridge)
+            error += float((e[~inside] - h[~inside] @ weight - bias).square().sum())
+        errors.append(error)
+    weight, bias, chosen = cross_validated(folds_of(h, e, 4), ridges)
+    assert chosen == ridges[errors.index(min(errors))]
+    assert chosen not in (ridges[0], ridges[-1])
+    torch.testing.assert_close(weight, folds_of(h, e, 1)[0].solve(chosen)[0])
+    noise = torch.randn(24, 3, generator=generator, dtype=torch.float64)
+    weight, bias, chosen = cross_validated(folds_of(h, noise - noise.mean(0), 4), (1e-6, 1e-3))
+    assert chosen is None
+    assert not weight.any()
+    assert not bias.any()
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+@pytest.mark.parametrize("sensitivity", [0.0, 0.5])
+def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity: float) -> None:
+    """Its last layer, from all tokens at once: what the dense stream is after it, on its own inputs there."""
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), PLAIN)
+    site = analysis.groups[0].site
+    plan = {curve.name: None if not curve.name.startswith(site.name) else 3 for curve in analysis.curves}
+    small, _ = analysis.apply(RankPlan(plan))
+    family = family_of(model)
+    name, block = next((n, step) for n, step in family.steps(model).items() if family.branches(step))
+    dense, cut = family.branches(block)[0], family.branches(small.get_submodule(name))[0]
+    layer, inputs = cut.output_layer, []
+    layer.weight.data *= 0.5  # much to mend
+    before = layer.weight.clone()
+    layer.register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
+    (x,) = first_inputs(model, block, [data])
+    with torch.no_grad():
+        error = dense.tokens(dense.add(x) - cut.add(x))
+        there = dense.tokens(torch.ones_like(x[..., :1])).squeeze(-1)
+    share = analysis.moments[site.linears[-1].name].sums["sensitive_tokens"]
+    rows = there * (1 - sensitivity + sensitivity * len(share) * share / share.sum())
+    root = rows.flatten().sqrt()[:, None]
+    h = torch.cat([inputs.pop().flatten(0, -2), torch.ones(len(root), 1)], 1)
+    truth = torch.linalg.lstsq(root * h, root * error.flatten(0, 1)).solution
+    sensitivities = {
+        s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.groups
+    }
+    OutputRefit(ridges=(0.0,), sensitivity=sensitivity)(model, small, sensitivities, data.split(8))
+    scale = float(truth.abs().max())
+    torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+def test_nothing_to_mend_changes_nothing(kind: str) -> None:
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), "best")
+    same, report = analysis.apply(RankPlan({c.name: len(c.errors) - 1 for c in analysis.curves}))
+    assert report["recipe_fields"]["refit"]
+    with torch.no_grad():
+        torch.testing.assert_close(same(data), model(data), atol=1e-9, rtol=1e-9)
+
+
+class Watched(OutputRefit):
+    """Keeps the streams that a branch leaves behind."""
+
+    def _branch(self, old: Branch, new: Branch, streams: list, *rest: object) -> float | None:
+        ridge = super()._branch(old, new, streams, *rest)
+        object.__setattr__(self, "left", streams)
+        return ridge
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "padded"])
+def test_the_streams_are_those_of_both_models(kind: str) -> None:
+    """After the last half, with nothing gone through twice: what either model, as it is in the end, has there."""
+    model, data = model_and_images(kind)
+    analysis = analyse(model, data.split(8), PLAIN)
+    small, _ = analysis.compress(0.4)
+    for site in analysis.groups:
+        small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
+    ones = {s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.groups}
+    refit = Watched()
+    assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
+    steps, others = list(family_of(model).steps(model).values()), list(family_of(small).steps(small).values())
+    (x,) = first_inputs(model, steps[0], [data])
+    y = x
+    with torch.no_grad():
+        for old, new in zip(steps, others, strict=True):
+            x, y = old(x), new(y)
+    torch.testing.assert_close(torch.cat([x for x, _ in refit.left]), x)
+    torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_brings_the_model_nearer_to_the_dense_one(kind: str) -> None:
+    """With the same number of parameters, on the images that it was fitted on."""
+    model, data = model_and_images(kind, 64)
+    folded, plain = compress(model, data.split(16), get_recipe("best").but(refit=False), 0.4, held_out=[data])
+    mended, report = compress(model, data.split(16), "best", 0.4, held_out=[data])
+    assert report["params"] == plain["params"]
+    assert "refit" not in plain
+    assert set(report["refit"]["ridges"]) == {layer["name"] + tail(layer["name"]) for layer in report["layers"]}
+    before, after = divergences(Classification(), model, (folded, mended), [data])
+    assert report["refit"]["kl_held_out_before"] == pytest.approx(before)
+    assert report["refit"]["kl_held_out"] == pytest.approx(after)
+    assert after < 0.9 * before
+
+
+def test_layer_scale_is_divided_out() -> None:
+    """A scaled half is the half of a model whose output layer is scaled: both are refitted to the same function."""
+    torch.manual_seed(0)
+    scaled = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, init_values=0.1).eval().double()
+    plain, data = tiny().double(), images(24).double()
+    for name, parameter in scaled.named_parameters():
+        if not name.endswith("gamma"):
+            parameter.data = plain.get_parameter(name).data.clone()
+            continue
+        parameter.data = torch.rand_like(parameter) + 0.5
+        half = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        layer = plain.get_submodule(half)
+        layer.weight.data *= parameter.data[:, None]
+        layer.bias.data *= parameter.data
+    assert sum(name.endswith("gamma") for name, _ in scaled.named_parameters()) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(data), plain(data))
+    analysis = analyse(scaled, data.split(8), PLAIN)
+    small, _ = analysis.apply(RankPlan({curve.name: (len(curve.errors) - 1) // 2 for curve in analysis.curves}))
+    same = copy.deepcopy(plain)
+    for site in modules_of(scaled):
+        small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
+        replace_module(same, site.name, copy.deepcopy(small.get_submodule(site.name)))
+        gamma = scaled.get_submodule(site.name.replace("attn", "ls1").replace("mlp", "ls2")).gamma.data
+        layer = same.get_submodule(site.linears[-1].name)
+        layer.weight.data *= gamma[:, None]
+        layer.bias.data *= gamma
+    ones = {site.linears[-1].name: torch.ones(17) for site in modules_of(scaled)}
+    for model, other in ((scaled, small), (plain, same)):
+        OutputRefit(ridges=(0.0,))(model, other, ones, data.split(8))
+    with torch.no_grad():
+        torch.testing.assert_close(small(data), same(data), atol=1e-4, rtol=1e-4)
+        assert (small(data) - scaled(data)).abs().max() > 1e-2
+
+
+def halved(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy whose output layers give half of what they gave: much to mend; and one weight for every position."""
+    small, layers = copy.deepcopy(model), [site.linears[-1].name for site in modules_of(model)]
+    for name in layers:
+        small.get_submodule(name).weight.data *= 0.5
+    return small, {name: torch.ones(17, dtype=torch.float64) for name in layers}
+
+
+@pytest.mark.parametrize("sizes", [[5, 5, 5, 5, 4], [1] * 24, [24], [7, 1, 9, 7]])
+def test_how_images_are_batched_changes_nothing(sizes: list[int]) -> None:
+    """Which fold an image is in depends on its number among all of them, and not on its place in a batch."""
+    model, data = model_and_images("vit")
+    found = []
+    for batches in (data.split(6), data.split(sizes)):
+        small, ones = halved(model)
+        found.append((OutputRefit()(model, small, ones, batches), small))
+    (ridges, one), (others, other) = found
+    assert any(ridge is not None for ridge in ridges.values())
+    assert others == ridges
+    with torch.no_grad():
+        torch.testing.assert_close(other(data), one(data), rtol=1e-4, atol=1e-4)
+
+
+def test_what_it_cannot_walk_through_is_refused() -> None:
+    parallel = timm.create_model("vit_small_patch16_18x2_224", pretrained=False, **{**VIT, "depth": 1})
+    with pytest.raises(InputError, match=r"ParallelThingsBlock, whose outputs cannot be refitted or measured: choose"):
+        compress(parallel, [images(4)], get_recipe("best").only("attention", "mlp"), 0.3)
+    compress(parallel, [images(4)], PLAIN, 0.3)
+
+
+def test_images_that_are_gone_are_one_line() -> None:
+    with pytest.raises(InputError, match="gone through only once"):
+        compress(tiny(), iter([images(4)]), "best", 0.3)

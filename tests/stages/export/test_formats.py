@@ -1,0 +1,172 @@
+"""An exported file does what the model does, at batch sizes that it was not traced at, whatever was compressed how."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, fx, nn
+
+import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+from lowrank_vit import InputError, compress, save
+from lowrank_vit.cli import main
+from lowrank_vit.modules.low_rank_linear import LowRankLinear
+from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
+from lowrank_vit.stages.compensate import COMPENSATIONS
+from lowrank_vit.stages.export import formats as export
+from lowrank_vit.stages.quantize.weights import quantize
+from tests.support.models import images, outputs, tiny
+
+STANDINS = {
+    "digits_deit_small": {"depth": 1},
+    "digits_vit_small": {"depth": 1},
+    "digits_swin_small": {"depths": (2, 1)},
+}
+KINDS = ("exact", "best")  # the recipes that deploy single matrices, and whole halves
+# every recipe, and both kinds on all architectures: what a graph looks like depends on the modules alone
+CASES = [(recipe, name) for recipe in KINDS for name in STANDINS]
+CASES += [(recipe, list(STANDINS)[i % 2]) for i, recipe in enumerate(RECIPES) if recipe not in KINDS]
+
+
+def small(standin: str, recipe: str, **changes: object) -> nn.Module:
+    """An untrained stand-in, with every weight at work, compressed."""
+    torch.manual_seed(0)
+    model = timm.create_model(standin, **STANDINS[standin]).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return compress(model, [torch.randn(16, 1, 8, 8)], get_recipe(recipe).but(**changes), 0.3)[0]
+
+
+def test_there_are_recipes() -> None:
+    assert len(RECIPES) >= 9
+    assert {recipe for recipe, _ in CASES} == set(RECIPES)
+
+
+@pytest.mark.parametrize(("recipe", "standin"), CASES)
+def test_torch_export_of_every_recipe(recipe: str, standin: str, tmp_path: Path) -> None:
+    model = small(standin, recipe, **({"solver": "closed_form"} if RECIPES[recipe].compensation else {}))
+    path = tmp_path / "model.pt2"
+    differences = export.export(model, path, "torch-export")
+    assert set(differences) == {1, 3}
+    data = torch.randn(5, 1, 8, 8)
+    with path.open("rb") as file:
+        extra = {"lowrank_vit": ""}
+        loaded = torch.export.load(file, extra_files=extra).module()
+    torch.testing.assert_close(outputs(loaded, data), outputs(model, data), rtol=1e-5, atol=1e-5)
+    assert json.loads(extra["lowrank_vit"])["mean"] == list(model.pretrained_cfg["mean"])
+
+
+@pytest.mark.parametrize(("recipe", "standin"), [*CASES[2:6]])
+def test_onnx(recipe: str, standin: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    model, path = small(standin, recipe), tmp_path / "model.onnx"
+    if recipe == "best" and "swin" not in standin:
+        attention = model.blocks[0].attn
+        assert attention.query_key.widths != attention.value.widths
+        assert isinstance(model.blocks[0].mlp, SmallMlp)
+    export.export(model, path, "onnx")
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["lowrank_vit"])["input_size"] == [1, 8, 8]
+    data = torch.randn(5, 1, 8, 8)
+    found = torch.from_numpy(session.run(None, {"images": data.numpy()})[0])
+    torch.testing.assert_close(found, outputs(model, data), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("file_format", export.FORMATS)
+def test_every_z(file_format: str, tmp_path: Path) -> None:
+    """One model with a Z of each kind, each in a layer of its own."""
+    model, names = tiny(), ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    for z, name in zip(COMPENSATIONS.names(), names, strict=True):
+        recipe = get_recipe("paper").but(compensation=z, solver="closed_form", allocator="uniform")  # none stays dense
+        layer = compress(tiny(), [images(12)], recipe, 0.3)[0].get_submodule(f"blocks.0.{name}")
+        assert isinstance(layer, LowRankLinear)
+        assert (layer.correction is None) == (z == "low_rank")  # that one folds
+        replace_module(model, f"blocks.0.{name}", layer)
+    assert export.export(model, tmp_path / "model", file_format)[3] < 1e-4
+
+
+@pytest.mark.parametrize(("bits", "file_format"), [(8, "onnx"), (5, "torch-export")])
+def test_quantised_codes_stay_packed_but_in_onnx(bits: int, file_format: str, tmp_path: Path) -> None:
+    model = quantize(small("digits_deit_small", "exact"), bits)[0]
+    assert export.export(model, tmp_path / "model", file_format)[3] < 1e-4
+    if file_format == "torch-export":
+        loaded = torch.export.load(tmp_path / "model")
+        codes = sum(tensor.numel() for tensor in loaded.state_dict.values() if tensor.dtype == torch.uint8)
+        layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+        assert codes == sum(layer.codes.numel() + layer.zero_point.numel() for layer in layers) > 0
+
+
+@pytest.mark.parametrize(("recipe", "standin"), [CASES[0], CASES[4], CASES[5]])
+def test_torch_compile_takes_the_whole_model_once_for_all_batches(recipe: str, standin: str) -> None:
+    model, graphs = small(standin, recipe), []
+
+    def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for batch in (2, 5):
+        data = torch.randn(batch, 1, 8, 8)
+        assert torch.equal(outputs(compiled, data), outputs(model, data))
+    assert len(graphs) == 1
+
+
+def test_a_file_that_differs_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(path: Path) -> export.Run:
+        run = export.run_torch(path)
+        return lambda data: run(data) + (1e-3 if len(data) == 3 else 0)
+
+    monkeypatch.setitem(export.FORMATS, "torch-export", (export.export_torch, wrong))
+    with pytest.raises(InputError, match=r"differs by 0\.001 at batch 3"):
+        export.export(tiny(), tmp_path / "model", "torch-export")
+    assert not list(tmp_path.iterdir())
+    nan = tiny()
+    nan.head.bias.data[0] = float("nan")
+    with pytest.raises(InputError, match="differs by nan"):
+        export.export(nan, tmp_path / "model", "torch-export")
+
+
+def test_bad_requests_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown format 'onyx': choose from onnx, torch-export"):
+        export.export(tiny(), tmp_path / "model", "onyx")
+    with pytest.raises(InputError, match=r"torch\.float64 on cpu"):
+        export.export(tiny().double(), tmp_path / "model", "torch-export")
+    monkeypatch.setattr(export, "ONNX_LIMIT", 1000)
+    with pytest.raises(InputError, match="2 GiB"):
+        export.export(tiny(), tmp_path / "model", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = tmp_path / "small", tmp_path / "small.pt2"
+    save(small("digits_deit_small", "exact"), folder, model_args=STANDINS["digits_deit_small"])
+    arguments = ["export", str(folder), "--format", "torch-export", "--out", str(out)]
+    main(arguments)
+    text = capsys.readouterr().out
+    assert "at batch 1, " in text
+    assert f"saved to {out}" in text
+    before = out.read_bytes()
+
+    def refused(*given: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(list(given))
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    assert "exists already" in refused(*arguments)
+    assert out.read_bytes() == before
+    assert "config.json is missing" in refused("export", str(tmp_path), *arguments[2:-1], str(tmp_path / "other"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
+    line = refused("export", str(folder), "--format", "onnx", "--out", str(tmp_path / "small.onnx"))
+    assert line == "error: ONNX needs onnxscript: pip install 'lowrank-vit[export]'\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.pt2"]

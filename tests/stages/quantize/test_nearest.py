@@ -1,0 +1,207 @@
+"""Rounding to nearest keeps its bound, packing loses no bit, and a quantised model is its dequantised twin."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import nn
+
+from lowrank_vit import InputError, compress
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.packing import dequantize
+from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.stages.compensate import COMPENSATIONS
+from lowrank_vit.stages.quantize import weights as quantize
+from lowrank_vit.stages.quantize.nearest import quantize_tensor
+from lowrank_vit.stages.quantize.weights import quantize_linear
+from tests.support.models import images, tiny
+
+BITS = range(2, 9)
+
+
+def compressed(kind: str = "vit", recipe: str = "exact", **changes: object) -> nn.Module:
+    return compress(tiny(kind), [images(12, kind)], get_recipe(recipe).but(**changes), 0.3)[0]
+
+
+def test_by_hand() -> None:
+    """Row 0: s = 3 / 3, z = round(0.9). Row 1, all positive: the range is [0, 6], not [3, 6], so s = 6 / 3."""
+    weight = torch.tensor([[-0.9, 2.1], [3.0, 6.0]])
+    codes, scale, zero_point = quantize_tensor(weight, 2)
+    assert (scale.tolist(), zero_point.tolist()) == ([1.0, 2.0], [1, 0])
+    assert codes.tolist() == [[0, 3], [2, 3]]  # 3 / 2 = 1.5 is rounded to even
+    assert dequantize(codes, scale.float(), zero_point).tolist() == [[-1.0, 2.0], [4.0, 6.0]]
+
+
+weights = arrays.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 4), st.integers(1, 9)),
+    elements=st.floats(-1000, 1000) | st.floats(0, 1e-3) | st.sampled_from([0.0, 5.0, -5.0]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(weights, st.sampled_from(BITS))
+def test_every_error_is_at_most_half_a_step(array: np.ndarray, bits: int) -> None:
+    weight = torch.from_numpy(array)
+    codes, scale, zero_point = quantize_tensor(weight, bits)
+    step = scale.double()[:, None]
+    back = (codes.double() - zero_point.double()[:, None]) * step
+    assert ((weight - back).abs() <= step / 2 * (1 + 1e-9)).all()
+    assert int(codes.max()) < 2**bits
+    assert (back[weight == 0] == 0).all()
+    width = weight.amax(1).clamp_min(0) - weight.amin(1).clamp_max(0)  # the range with 0 in it
+    ideal = (width / (2**bits - 1))[:, None]
+    ideal = torch.where(ideal > 0, ideal, 1.0)
+    assert (step <= ideal * (1 + 2**-9) + 2**-24).all()  # no coarser than (16) but for the scale's float16
+
+
+def test_a_constant_row_comes_back() -> None:
+    weight = torch.tensor([[0.0, 0.0], [3.0, 3.0], [-1.5, -1.5]])
+    codes, scale, zero_point = quantize_tensor(weight, 8)
+    torch.testing.assert_close(dequantize(codes, scale.float(), zero_point), weight, rtol=2**-10, atol=0)
+
+
+def test_more_bits_err_less() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 48).requires_grad_(False)
+    errors = [float((quantize_linear(layer, bits).weight - layer.weight).norm()) for bits in BITS]
+    for fewer, more in pairwise(errors):
+        assert 1.7 * more < fewer  # a bit halves the step
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_layer_is_a_linear_layer_of_its_weights(bits: int, bias: bool) -> None:
+    torch.manual_seed(bits)
+    linear = nn.Linear(7, 5, bias=bias)
+    layer = quantize_linear(linear, bits)
+    x = torch.randn(2, 3, 7)
+    codes, scale, zero_point = quantize_tensor(linear.weight, bits)
+    twin = copy.deepcopy(linear)
+    twin.weight.data = (codes.float() - zero_point.float()[:, None]) * scale.float()[:, None]
+    assert torch.equal(layer(x), twin(x))
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    assert not list(layer.parameters())
+    assert sum(tensor.dtype == torch.uint8 for tensor in layer.buffers()) == 2
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def check_quantized(model: nn.Module, bits: int, kind: str) -> None:
+    """Block linears are replaced, the rest is rounded, and the whole is its dequantised twin; nothing else changes."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantized, addition = quantize.quantize(model, bits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    replaced = [name for name in linear_names(model) if "blocks." in name]
+    assert replaced
+    assert not set(replaced) & set(linear_names(quantized))
+    assert set(linear_names(model)) - set(replaced) == set(linear_names(quantized))
+    entry = addition["quantization"]
+    assert (entry["bits"], entry["layers"]) == (bits, len(replaced))
+    assert parameter_count(quantized) == parameter_count(model)
+    twin = copy.deepcopy(quantized)
+    for name in replaced:
+        layer = twin.get_submodule(name)
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        linear.weight.data = layer.weight
+        if layer.bias is not None:
+            assert torch.equal(layer.bias, before[f"{name}.bias"].half().float())
+            linear.bias.data = layer.bias
+        replace_module(twin, name, linear)
+    with torch.no_grad():
+        assert torch.equal(quantized(images(3, kind)), twin(images(3, kind)))
+    for name, tensor in quantized.state_dict().items():
+        assert not tensor.is_floating_point() or torch.equal(tensor.half().float(), tensor), name
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+@pytest.mark.parametrize("bits", [8, 3])
+def test_dense_models(kind: str, bits: int) -> None:
+    check_quantized(tiny(kind), bits, kind)
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_compressed_models(kind: str) -> None:
+    model = compressed(kind)
+    names = linear_names(model)
+    assert any(name.endswith(".down") for name in names)
+    check_quantized(model, 4, kind)
+
+
+@pytest.mark.parametrize("z", COMPENSATIONS.names())
+def test_every_z(z: str) -> None:
+    model = compressed(recipe="paper", compensation=z, solver="closed_form")
+    check_quantized(model, 5, "vit")
+
+
+def test_a_compressed_head_is_quantised_with_the_blocks() -> None:
+    model, _ = compress(tiny(), [images(12)], "exact", 0.3, sites=r"head|blocks\.0")
+    quantized, _ = quantize.quantize(model, 8)
+    layers = {name for name, module in quantized.named_modules() if isinstance(module, QuantizedLinear)}
+    assert {"head.down", "head.up"} <= layers
+    assert any(name.startswith("blocks.1.") for name in layers)
+
+
+def test_eight_bits_change_little_and_two_change_much() -> None:
+    model, x = tiny(), images(20)
+    with torch.no_grad():
+        dense = model(x)
+        errors = {bits: float((quantize.quantize(model, bits)[0](x) - dense).norm() / dense.norm()) for bits in (2, 8)}
+    assert errors[8] < 0.05 < 0.3 < errors[2]
+
+
+def test_sixteen_bits_round_everything_to_float16_and_run_in_float32() -> None:
+    model = compressed()
+    half, addition = quantize.quantize(model, 16)
+    assert linear_names(half) == linear_names(model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(half.state_dict()[name], tensor.half().float())
+    with torch.no_grad():
+        assert half(images(2)).dtype == torch.float32
+    assert addition["quantization"]["codes_bytes"] == 0
+    assert addition["quantization"]["float_bytes"] == 2 * parameter_count(model)
+    assert 0 < addition["quantization"]["relative_weight_error"] < 2**-11
+
+
+def test_the_weight_error_is_that_of_all_layers_together() -> None:
+    model = tiny()
+    quantized, addition = quantize.quantize(model, 3)
+    names = [name for name in linear_names(model) if "blocks." in name]
+    both = [(model.get_submodule(name).weight.detach(), quantized.get_submodule(name).weight) for name in names]
+    w, q = (torch.cat([pair[side].flatten() for pair in both]) for side in (0, 1))
+    assert addition["quantization"]["relative_weight_error"] == pytest.approx(float((q - w).norm() / w.norm()))
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4, 32])
+def test_other_bits_are_refused(bits: int) -> None:
+    with pytest.raises(InputError, match=f"{bits} bits: choose 2 to 8"):
+        quantize.quantize(tiny(), bits)
+    with pytest.raises(InputError, match="choose 2 to 8"):
+        QuantizedLinear(4, 4, bits)
+
+
+def test_a_quantised_model_is_refused() -> None:
+    quantized, _ = quantize.quantize(tiny(), 8)
+    for bits in (8, 16):
+        with pytest.raises(InputError, match="quantised already"):
+            quantize.quantize(quantized, bits)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_values_that_cannot_be_stored_are_refused(value: float) -> None:
+    for name, bits in (("blocks.1.mlp.fc1", 4), ("blocks.0.attn.qkv", 16), ("head", 4)):
+        model = tiny()
+        model.get_submodule(name).weight.data[0, 0] = value
+        with pytest.raises(InputError, match=name):
+            quantize.quantize(model, bits)

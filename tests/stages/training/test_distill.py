@@ -1,0 +1,204 @@
+"""Distillation on the calibration images: the loss by hand, what is trained, what a run depends on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+
+import pytest
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from lowrank_vit import compress
+from lowrank_vit.data import ImageData
+from lowrank_vit.models import load_model
+from lowrank_vit.objectives import divergences
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.stages.evaluate.accuracy import evaluate
+from lowrank_vit.stages.training.distill import Distillation, feature_error
+from lowrank_vit.stages.training.loop import warm_up_cosine
+from tests.support.distilling import IMAGES, run, student
+from tests.support.hardware import CPU
+from tests.support.models import VIT, images, tiny
+from tests.support.weights import same, weights
+
+
+class Says(nn.Module):
+    """A timm model's two halves, of which the answers are given."""
+
+    def __init__(self, features: list[list[float]], logits: list[list[float]]) -> None:
+        super().__init__()
+        self.features, self.logits = nn.Parameter(torch.tensor(features)), nn.Parameter(torch.tensor(logits))
+
+    def forward_features(self, batch: Tensor) -> Tensor:
+        return self.features[: len(batch), None]
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        return features if pre_logits else self.logits[: len(features)]
+
+
+def test_the_loss_by_hand() -> None:
+    # p = (3/4, 1/4) against q = (1/2, 1/2), and twice the same
+    dense = Says([[3.0, 4.0], [0.0, 2.0]], [[math.log(3), 0.0], [1.0, 1.0]])
+    small = Says([[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [5.0, 5.0]])
+    kl = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    error = ((4 + 16) / 25 + 1 / 4) / 2
+    two = torch.zeros(2, 1, 1, 1)
+    assert feature_error(small.features, dense.features).item() == pytest.approx(error, rel=1e-6)
+    for weight in (0.0, 2.0):
+        module = Distillation(small, dense, two, feature_weight=weight)
+        loss, seen = module.loss(two, (dense.features[:, None], dense.logits))
+        assert loss.item() == pytest.approx(kl + weight * error, rel=1e-5)
+        assert seen.item() == pytest.approx(kl, rel=1e-5)
+    # at temperature 2: p = (r, 1) / (r + 1) with r = sqrt(3)
+    p = math.sqrt(3) / (math.sqrt(3) + 1)
+    softer = (p * math.log(2 * p) + (1 - p) * math.log(2 - 2 * p)) / 2
+    loss, seen = Distillation(small, dense, two, feature_weight=0, temperature=2).loss(
+        two, (dense.features[:, None], dense.logits)
+    )
+    assert loss.item() == pytest.approx(4 * softer, rel=1e-5)
+    assert seen.item() == pytest.approx(kl, rel=1e-5)
+
+
+def test_the_blocks_errors_by_their_definition() -> None:
+    dense, small, batch = tiny(), student(), images(3)
+    x = y = None
+    errors = []
+    with torch.no_grad():
+        for index in range(len(dense.blocks)):
+            if index == 0:
+                x, y = (model.norm_pre(model._pos_embed(model.patch_embed(batch))) for model in (dense, small))
+            x, y = dense.blocks[index](x), small.blocks[index](y)
+            errors.append(((x - y).square().sum((1, 2)) / x.square().sum((1, 2))).mean().item())
+        target = Classification().targets(dense, batch, blocks=True)
+        losses = [
+            Distillation(small, dense, batch, block_weight=weight)
+            .loss(batch, target[: None if weight else 2])[0]
+            .item()
+            for weight in (0, 3)
+        ]
+    assert len(errors) == 2
+    assert losses[1] - losses[0] == pytest.approx(3 * sum(errors) / len(errors), rel=1e-4)
+
+
+def test_warm_up_then_cosine() -> None:
+    factors = [warm_up_cosine(step, 12, 0.17) for step in range(13)]
+    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert factors[7] == pytest.approx(0.5)
+    assert factors[12] == 0
+    assert all(a > b for a, b in itertools.pairwise(factors[2:]))
+    assert warm_up_cosine(0, 1, 0.99) == 1
+
+
+def test_a_step_reduces_the_loss() -> None:
+    model, dense = student(), tiny()
+    target = tuple(output.detach() for output in Classification().targets(dense, IMAGES, blocks=True))
+    before = Distillation(model, dense, IMAGES).loss(IMAGES, target)[0]
+    module = run(model, epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-4, flips=False)
+    assert module.trainer.global_step == 1
+    assert module.loss(IMAGES, target)[0] < 0.999 * before
+
+
+def test_matrices_and_vectors_have_learning_rates_of_their_own() -> None:
+    """The first step of Adam is as long as its learning rate in every number."""
+    model = student().double()
+    before = weights(model)
+    run(model, IMAGES.double(), tiny().double(), epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-2, precision="64-true")
+    for name, parameter in model.named_parameters():
+        step = (parameter - before[name]).abs().max().item()
+        assert step == pytest.approx(1e-2 if parameter.ndim == 1 else 1e-4, rel=0.05), name
+
+
+def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
+    model, dense = student().train(), tiny().train()
+    model.register_buffer("fixed", torch.ones(3))
+    model.pos_embed.requires_grad_(False)
+    flags, before, taught = [p.requires_grad for p in model.parameters()], weights(model), weights(dense)
+    state = torch.get_rng_state()
+    module = run(model, dense=dense, weight_decay=0.1)
+    assert torch.equal(torch.get_rng_state(), state)
+    trained = {name for name, _ in model.named_parameters()}
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) is (name not in trained), name
+    assert all(torch.equal(value, taught[name]) for name, value in dense.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert not any(each.training for each in model.modules())
+    assert dense.training  # as it was
+    assert all(p.grad is None for p in dense.parameters())
+    assert module.trainer.global_step == 6
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_smaller_heads_and_position_tables_are_trained_too(kind: str) -> None:
+    dense = tiny(kind)
+    model, _ = compress(dense, [images(32, kind)], "best", 0.4)
+    before = weights(model)
+    run(model, images(40, kind), dense, epochs=1)
+    assert kind == "vit" or any("position_bias_table" in name for name in before)
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_dropout_is_off() -> None:
+    torch.manual_seed(0)
+    noisy = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.5, proj_drop_rate=0.5, **VIT)
+    quiet = timm.create_model("vit_tiny_patch16_224", **VIT)
+    quiet.load_state_dict(noisy.state_dict())
+    run(noisy, epochs=1)
+    run(quiet, epochs=1)
+    assert same(noisy, quiet)
+
+
+def test_the_entry_of_the_report() -> None:
+    model, dense, unseen = student(), tiny(), images(30, seed=2)
+    (before,) = divergences(Classification(), dense, [model], [unseen])
+    entry = run(model, dense=dense, held_out=unseen, crop_scale=(0.6, 1.0), seed=3).describe()
+    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
+    assert entry["kl_held_out"]["before"] == pytest.approx(before, rel=1e-5)
+    (after,) = divergences(Classification(), dense, [model], [unseen])
+    assert entry["kl_held_out"]["after"] == pytest.approx(after, rel=1e-5)
+    assert entry["train_kl"] > 0
+    assert entry["trained_parameters"] == entry["parameters"] == sum(p.numel() for p in model.parameters())
+    expected = {"optimizer": "AdamW", "lr": 1e-3, "weight_decay": 0.0, "batch_size": 20, "epochs": 3, "images": 45}
+    expected |= {"held_out_images": 30, "crop_scale": [0.6, 1.0], "flips": True, "seed": 3, "precision": "32-true"}
+    assert entry.items() >= expected.items()
+    assert run(student(), epochs=1).describe()["kl_held_out"] is None
+
+
+def test_distilled_digits_are_much_better_than_cut_ones() -> None:
+    dense = load_model("digits_deit_base")
+    data = ImageData("digits", resolve_model_data_config(dense), calibration_samples=512)
+    calibration = data.calibration_tensor()
+    model, _ = compress(dense, [calibration], "svd", 0.6)
+    before = evaluate(model, data, hardware=CPU, progress=False)["top1"]
+    entry = run(model, calibration, dense, lr=1e-3, flips=False, held_out=data.held_out_tensor()).describe()
+    after = evaluate(model, data, hardware=CPU, progress=False)["top1"]
+    assert after > before + 30  # seen: from 47.6 to 94.0
+    assert entry["train_kl"] < entry["kl_held_out"]["after"] < 0.2 * entry["kl_held_out"]["before"]
+
+
+def test_quiet_but_for_the_bar_on_the_error_stream(capfd: pytest.CaptureFixture[str]) -> None:
+    run(student(), epochs=2, progress=True)
+    out, err = capfd.readouterr()
+    assert not out
+    assert "Epoch 1/1" in err
+    assert "Tip" not in err
+
+
+def test_where_unseen_images_diverge_more_the_weights_stay(caplog: pytest.LogCaptureFixture) -> None:
+    before, worse, better = student(), student(), student()
+    with caplog.at_level(logging.WARNING):
+        entry = run(worse, epochs=1, vector_lr=1.0, held_out=images(16, seed=9)).describe()
+    assert entry["kl_held_out"]["after"] > entry["kl_held_out"]["before"]
+    assert entry["kept"] == "before"
+    assert same(worse, before)
+    (line,) = [record.getMessage() for record in caplog.records if "stay as they were" in record.getMessage()]
+    assert f"rose from {entry['kl_held_out']['before']:.4f} to {entry['kl_held_out']['after']:.4f}" in line
+    good = run(better, epochs=1, lr=1e-5, vector_lr=1e-4, held_out=images(16, seed=9))
+    assert not good.risen
+    assert "kept" not in good.describe()
+    assert not same(better, before)

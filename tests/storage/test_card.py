@@ -1,0 +1,150 @@
+"""The model card: metadata as the hub's own reader has it, and nothing that config and report do not say."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from lowrank_vit import compress, save
+from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
+from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
+from lowrank_vit.pipeline.reporting import dense_report
+from lowrank_vit.stages.quantize.weights import quantize
+from lowrank_vit.storage.card import model_card, shortened
+from lowrank_vit.storage.folder import load_report, read_config
+from tests.support.markup import poisoned
+from tests.support.models import ARGUMENTS, images, tiny
+
+
+def saved(folder: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Config, report and card of a compressed model."""
+    chosen = get_recipe(recipe).but(solver="closed_form")
+    model, _ = compress(tiny(), [images(12)], chosen, 0.4, held_out=[images(6, seed=7)])
+    save(model, folder, model_args=ARGUMENTS["vit"])
+    return read_config(folder), load_report(folder), (folder / "README.md").read_text()
+
+
+def cells(card: str) -> dict[str, list[str]]:
+    """The rows of all tables by their first cell."""
+    rows = [line.strip("| ").split("|") for line in card.splitlines() if line.startswith("|")]
+    return {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None:
+    config, report, text = saved(tmp_path / "small", recipe)
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag) == ("lowrank_vit", "image-classification")
+    assert {"timm", "low-rank"} <= set(data.tags)
+    assert data.base_model == config["pretrained_cfg"]["hf_hub_id"] == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert data.license == config["pretrained_cfg"]["license"] == "apache-2.0"
+    assert data.eval_results is None
+    rows = cells(text)
+    assert rows["parameters"][0] == f"{report['params']['dense']:,}"
+    assert rows["parameters"][1].split()[0] == f"{report['params']['compressed']:,}"
+    assert rows["MACs of one image"] == [f"{report['macs'][which]:,}" for which in ("dense", "compressed")]
+    for layer in report["layers"]:
+        row = rows[layer["name"]]
+        assert row[0] == f"{layer['in_features']} x {layer['out_features']}"
+        assert row[3] == f"{layer['params']:,}"
+        assert row[4:] == [f"{100 * layer[key]:.2f}" for key in ("relative_error", "relative_error_held_out")]
+        if recipe != "best":
+            assert row[1] == ("dense" if layer["rank"] is None else str(layer["rank"]))
+        elif layer["name"].endswith("attn"):
+            kept = layer["details"]
+            assert row[1] == f"query-key {kept['query_key']} of 16, value {kept['value']} of 16"
+        else:
+            assert row[1] == f"hidden {layer['details']['hidden']} of 64"
+    assert all((layer["z"] is not None) == ("low_rank" in rows[layer["name"]][2]) for layer in report["layers"])
+    assert "images that were handed in without a name" in text
+    assert "Protocol: training-free" in text
+    assert "No accuracy: the report holds none" in text
+    assert "nested" not in text
+
+
+def test_what_is_unknown_is_said_to_be(tmp_path: Path) -> None:
+    config, report, _ = saved(tmp_path / "small", "svd")
+    config = {**config, "pretrained_cfg": {"architecture": "vit"}}
+    report = copy.deepcopy(report) | {"macs": None}
+    for layer in report["layers"]:
+        layer["relative_error_held_out"] = None
+    text = model_card(config, report, 1000)
+    assert yaml.safe_load(text.split("---")[1])["license"] == "unknown"
+    assert ModelCard(text).data.base_model is None
+    assert "Unknown: timm's configuration" in text
+    assert cells(text)["MACs of one image"] == ["unknown", "unknown"]
+    assert cells(text)[report["layers"][0]["name"]][-1] == "not measured"
+    for source in ("timm/", "", None):
+        config["pretrained_cfg"]["hf_hub_id"] = source
+        assert ModelCard(model_card(config, report, 1000)).data.base_model is None
+
+
+def test_what_was_done_later_is_told(tmp_path: Path) -> None:
+    config, report, _ = saved(tmp_path / "small", "best")
+    seen = {"source": "imagefolder:/home/me/pictures", "indices_sha256": "ab12", "samples": 1000}
+    later = {
+        **report,
+        "protocol": "partial-ft",
+        "provenance": {**report["provenance"], "calibration": seen},
+        "finetune": {"val_top1": 81.25},
+        "quantization": {"bits": 4, "relative_weight_error": 0.0625},
+    }
+    text = model_card(config, later, 1000)
+    assert "Protocol: partial-ft" in text
+    assert "Top-1 after fine-tuning, on the validation split of its data: 81.25 %" in text
+    assert "Weights differ by 6.25 %" in text
+    assert "No accuracy" not in text
+    assert "1,000 images of `imagefolder:pictures`" in text
+    assert "/home/me" not in text
+    assert "quantized" in ModelCard(text).data.tags
+    nested = {"largest_reduction": 0.9, "bytes": 2**21, "allocator": {"name": "knapsack"}}
+    text = model_card({**config, "lowrank_vit": {**config["lowrank_vit"], "nested": nested}}, report, 1000)
+    assert "up to 0.9\n(`nested.safetensors`, 2.0 MiB, by allocator `knapsack`)" in text
+
+
+def test_a_dense_model_has_a_card_too(tmp_path: Path) -> None:
+    dense = tiny()
+    quantized, addition = quantize(dense, 8)
+    save(quantized, tmp_path / "eight", {**dense_report(dense), **addition}, model_args=ARGUMENTS["vit"])
+    text = (tmp_path / "eight" / "README.md").read_text()
+    assert "low-rank" not in ModelCard(text).data.tags
+    assert "linear layers in 8 bits" in text
+    assert "Calibration" not in text
+    assert f"{parameter_count(dense):,}" in text
+    assert f"{multiply_accumulates(dense, (1, 8, 8)):,}" in text
+
+
+def test_a_specification_keeps_the_last_part_of_its_path() -> None:
+    specs = {
+        "digits": "digits",
+        "imagefolder:/a/b/c/": "imagefolder:c",
+        "hf:ILSVRC/imagenet-1k": "hf:ILSVRC/imagenet-1k",
+    }
+    assert {spec: shortened(spec) for spec in specs} == specs
+
+
+HOSTILE = "</script><script>alert(1)</script>\n---\nlicense: mit\ntags: [x]\n"
+
+
+def hostile_card(tmp_path: Path) -> str:
+    config, report, _ = saved(tmp_path / "small", "svd")
+    return model_card(poisoned(config, HOSTILE), poisoned(copy.deepcopy(report), HOSTILE), 1000)
+
+
+def test_texts_of_a_foreign_folder_change_no_other_metadata(tmp_path: Path) -> None:
+    """What a re-saved folder says of itself at the hub: the licence is one text, tags and library are our own."""
+    _, _, text = saved(tmp_path / "plain", "svd")
+    data, plain = ModelCard(hostile_card(tmp_path)).data, ModelCard(text).data
+    assert (data.tags, data.library_name, data.pipeline_tag) == (plain.tags, plain.library_name, plain.pipeline_tag)
+    assert data.license == "apache-2.0" + HOSTILE
+
+
+def test_no_element_of_a_card_comes_from_a_foreign_folder(tmp_path: Path) -> None:
+    assert (
+        "<script>" not in hostile_card(tmp_path).split("\n---\n", 1)[1]
+    )  # behind the metadata, whose texts are indented

@@ -1,0 +1,272 @@
+"""Saved, loaded, and refused with one line when broken; nothing that was there is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lowrank_vit import InputError, compress, load, save
+from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.pipeline.reporting import dense_report
+from lowrank_vit.runtime.files import replacing, write_json
+from lowrank_vit.stages.compensate import COMPENSATIONS
+from lowrank_vit.stages.quantize.weights import quantize
+from lowrank_vit.storage.folder import file_bytes, load_model_args, load_report
+from tests.support.models import ARGUMENTS, NAMES, images, tiny
+
+
+def saved(folder: Path, kind: str = "vit", recipe: str = "exact", **changes: object) -> torch.nn.Module:
+    compressed, _ = compress(tiny(kind), [images(12, kind)], get_recipe(recipe).but(**changes), 0.4)
+    save(compressed, folder, model_args=ARGUMENTS[kind])
+    return compressed
+
+
+@pytest.mark.parametrize("kind", sorted(NAMES))
+def test_a_loaded_model_is_the_saved_one(kind: str, tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small", kind)
+    loaded = load(tmp_path / "small")
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded(images(5, kind)), compressed(images(5, kind)))
+    assert load_report(tmp_path / "small") == compressed.compression_report
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "report.json",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+
+
+@pytest.mark.parametrize("z", COMPENSATIONS.names())
+def test_every_z_survives(z: str, tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
+@pytest.mark.parametrize("kind", sorted(NAMES))
+def test_a_quantised_dense_model_survives(kind: str, bits: int, tmp_path: Path) -> None:
+    dense = tiny(kind)
+    quantized, addition = quantize(dense, bits)
+    save(quantized, tmp_path / "q", {**dense_report(dense), **addition}, model_args=ARGUMENTS[kind])
+    loaded, report = load(tmp_path / "q"), load_report(tmp_path / "q")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(5, kind)), quantized(images(5, kind)))
+    size = (tmp_path / "q" / "model.safetensors").stat().st_size
+    assert file_bytes(tmp_path / "q") == size
+    assert report["bytes"] == {"dense_fp16": 2 * sum(p.numel() for p in dense.parameters()), "file": size}
+    assert report["params"]["reduction"] == 0
+    assert json.loads((tmp_path / "q" / "config.json").read_text())["lowrank_vit"]["format"] == (1 if bits == 16 else 2)
+
+
+@pytest.mark.parametrize("z", COMPENSATIONS.names())
+def test_a_quantised_compressed_model_survives(z: str, tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
+    quantized, addition = quantize(compressed, 6)
+    save(quantized, tmp_path / "six", model_args=load_model_args(tmp_path / "small"))
+    loaded, report = load(tmp_path / "six"), load_report(tmp_path / "six")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(5)), quantized(images(5)))
+    kinds = ("codes_bytes", "scales_bytes", "float_bytes", "index_bytes")
+    assert report["quantization"] == {**addition["quantization"], "file_bytes": file_bytes(tmp_path / "six")}
+    data = (tmp_path / "six" / "model.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    assert sum(report["quantization"][kind] for kind in kinds) + header == len(data)
+    assert report["params"] == compressed.compression_report["params"]
+    again = tmp_path / "again"
+    save(loaded, again, report, model_args=load_model_args(tmp_path / "six"))
+    assert (again / "model.safetensors").read_bytes() == data
+
+
+def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    save(quantize(compressed, 16)[0], tmp_path / "half", model_args=load_model_args(tmp_path / "small"))
+    sizes = []
+    for name in ("small", "half"):
+        data = (tmp_path / name / "model.safetensors").read_bytes()
+        sizes.append(len(data) - 8 - int.from_bytes(data[:8], "little"))
+    assert sizes[0] == 2 * sizes[1]
+    types = {
+        dtype: {p.dtype for p in load(tmp_path / "half", dtype=dtype).parameters()} for dtype in (None, torch.half)
+    }
+    assert types == {None: {torch.float32}, torch.half: {torch.half}}
+
+
+def test_a_float64_model_stays_one(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small").double()
+    save(compressed, tmp_path / "wide", model_args=load_model_args(tmp_path / "small"))
+    loaded = load(tmp_path / "wide")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(2).double()), compressed(images(2).double()))
+
+
+def test_what_does_not_fit_a_quantised_model_is_refused(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    quantized, _ = quantize(compressed, 4)
+    with pytest.raises(InputError, match="'quantization'"):
+        save(quantized, tmp_path / "four", compressed.compression_report)
+    save(quantized, tmp_path / "four", model_args=load_model_args(tmp_path / "small"))
+    folder = tmp_path / "four"
+    layers = json.loads((folder / "config.json").read_text())["lowrank_vit"]["layers"]
+    name = next(name for name, layer in layers.items() if "bits" in layer)
+    for bits in (8, 9, "x"):
+        break_config(folder, layers={**layers, name: {**layers[name], "bits": bits}})
+        with pytest.raises(InputError):
+            load(folder)
+    break_config(folder, layers=layers)
+    tensors = load_file(folder / "model.safetensors")
+    break_config(folder)
+    save_file({**tensors, f"{name}.codes": tensors[f"{name}.codes"].float()}, folder / "model.safetensors")
+    with pytest.raises(InputError, match=rf"{name}\.codes is torch\.float32, not torch\.uint8"):
+        load(folder)
+
+
+def test_nothing_that_was_there_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="exists already"):
+        saved(tmp_path / "small")
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(InputError, match="exists already"):
+        saved(tmp_path / "file")
+    assert (tmp_path / "small" / "thesis.tex").read_text() == "years"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "small"]
+
+
+def test_a_model_that_was_not_compressed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="compress it first"):
+        save(tiny(), tmp_path / "small")
+    assert not list(tmp_path.iterdir())
+
+
+def interrupted(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("power cut")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"new": float("nan")})
+    with pytest.raises(RuntimeError, match="power"):
+        interrupted(path)
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def break_config(folder: Path, **changes: object) -> None:
+    """Change what config.json says; without checksums, as a folder has none that was saved before there were any."""
+    config = json.loads((folder / "config.json").read_text())
+    config["lowrank_vit"].pop("sha256", None)
+    config["lowrank_vit"].update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_broken_folders_are_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        load(folder)
+    saved(folder)
+    break_config(folder)
+    weights, config = (folder / "model.safetensors").read_bytes(), (folder / "config.json").read_text()
+    for junk in (weights[:1000], b"junk", b""):
+        (folder / "model.safetensors").write_bytes(junk)
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+            load(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    for text in ("{", "[]", '"x"', "{}"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config\.json"):
+            load(folder)
+    (folder / "config.json").write_text(config)
+    break_config(folder, format=99)
+    with pytest.raises(InputError, match="format 99"):
+        load(folder)
+    (folder / "config.json").write_text(config)
+    layers = json.loads(config)["lowrank_vit"]["layers"]
+    name = next(iter(layers))
+    for changes in ({"rank": layers[name]["rank"] + 1}, {"rank": -1}, {"rank": "x"}):
+        break_config(folder, layers={**layers, name: {**layers[name], **changes}})
+        with pytest.raises(InputError):
+            load(folder)
+    for key, value in {
+        "model_args": {"patch_size": 0},
+        "num_classes": "x",
+        "architecture": "no_such",
+        "pretrained_cfg": 1,
+    }.items():
+        (folder / "config.json").write_text(json.dumps({**json.loads(config), key: value}))
+        with pytest.raises(InputError, match=r"config\.json"):
+            load(folder)
+    (folder / "config.json").write_text(config)
+    break_config(folder, layers={"no.such": layers[name]})
+    with pytest.raises(InputError, match="does not describe a model"):
+        load(folder)
+
+
+def test_a_folder_from_before_there_were_checksums_loads(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    break_config(tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def test_an_edited_file_is_refused_by_its_checksum(tmp_path: Path) -> None:
+    """Each edit would load as another model, or tell another story, without a checksum."""
+    folder = tmp_path / "small"
+    saved(folder, recipe="best")
+    weights = (folder / "model.safetensors").read_bytes()
+    for junk in (flipped(weights, len(weights) - 1), weights[:-4], b""):
+        (folder / "model.safetensors").write_bytes(junk)
+        with pytest.raises(InputError, match=r"model\.safetensors does not have the checksum"):
+            load(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
+        load(folder)
+    (folder / "model.safetensors").write_bytes(weights)
+    config = (folder / "config.json").read_text()
+    scale = re.search(r'"scale": [0-9.]+', config)
+    assert scale is not None
+    for old, new in (
+        (scale.group(), '"scale": 0.5'),
+        ('"num_classes": 10', '"num_classes": 11'),
+        ('"bias": true', '"bias": 1'),
+    ):
+        assert old in config
+        (folder / "config.json").write_text(config.replace(old, new, 1))
+        with pytest.raises(InputError, match=r"config\.json does not have its checksum"):
+            load(folder)
+    (folder / "config.json").write_text(json.dumps(json.loads(config)))  # the same values, laid out another way
+    load(folder)
+    report = (folder / "report.json").read_text()
+    (folder / "report.json").write_text(report.replace("training-free", "full-ft", 1))
+    with pytest.raises(InputError, match=r"report\.json does not have the checksum"):
+        load_report(folder)
+
+
+def test_a_report_with_gaps_is_refused(tmp_path: Path) -> None:
+    compressed = saved(tmp_path / "small")
+    report = {key: value for key, value in compressed.compression_report.items() if key != "protocol"}
+    with pytest.raises(InputError, match="no entry 'protocol'"):
+        save(compressed, tmp_path / "other", report)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    saved(tmp_path / "small")
+    with pytest.raises(InputError, match="cuda:77"):
+        load(tmp_path / "small", "cuda:77")
+    assert next(load(tmp_path / "small", device="auto").parameters()).device.type in ("cpu", "cuda")

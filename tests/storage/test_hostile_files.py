@@ -1,0 +1,212 @@
+"""Folders and files that somebody edited: they work, or are refused in one line; no pickle is opened, no file fetched."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save, save_file
+
+from lowrank_vit import compress, load
+from lowrank_vit import save as save_folder
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.stages.calibrate.cache import cached_moments
+from lowrank_vit.storage.validation import check_architecture, check_layer
+from tests.support.hostile import QUICK, changed, outcome, refused
+from tests.support.models import ARGUMENTS, images, tiny
+
+
+@pytest.fixture(scope="module", params=["exact", "best"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compressed, _ = compress(tiny(), [images(12)], request.param, 0.3)
+    target = tmp_path_factory.mktemp("hostile") / "small"
+    save_folder(compressed, target, model_args=ARGUMENTS["vit"])
+    return target
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A folder without checksums, as old ones are: what edits it could seal it anew."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    del config["lowrank_vit"]["sha256"]
+    edit(copy, "config.json", config)
+    return copy
+
+
+def edit(folder: Path, name: str, tree: Any) -> None:
+    (folder / name).write_text(json.dumps(tree))
+
+
+@QUICK
+@given(data=st.data())
+def test_a_config_edited_at_random(folder: Path, data: st.DataObject) -> None:
+    config, work = json.loads((folder / "config.json").read_text()), folder.with_name("config")
+    shutil.copytree(folder, work, dirs_exist_ok=True)
+    edit(work, "config.json", changed(config, data.draw))
+    code, line = outcome("inspect", work)
+    if code:
+        assert "config" in line
+    else:
+        with torch.no_grad():
+            assert load(work)(images(2)).isfinite().all()
+
+
+@QUICK
+@given(data=st.data())
+def test_a_report_edited_at_random(folder: Path, data: st.DataObject) -> None:
+    report, work = json.loads((folder / "report.json").read_text()), folder.with_name("report")
+    shutil.copytree(folder, work, dirs_exist_ok=True)
+    edit(work, "report.json", changed(report, data.draw))
+    for more in ([], ["--json"]):
+        code, line = outcome("inspect", work, *more)
+        assert not code or "report.json" in line
+
+
+@QUICK
+@given(data=st.data())
+def test_weights_edited_at_random(folder: Path, data: st.DataObject) -> None:
+    content, work = bytearray((folder / "model.safetensors").read_bytes()), folder.with_name("weights")
+    shutil.copytree(folder, work, dirs_exist_ok=True)
+    place = data.draw(st.integers(0, min(len(content) - 1, 4000)))
+    content[place] = data.draw(st.integers(0, 255))
+    end = data.draw(st.sampled_from([len(content), place, len(content) - 1]))
+    (work / "model.safetensors").write_bytes(content[:end])
+    code, line = outcome("inspect", work)
+    assert not code or "model.safetensors" in line
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"lowrank_vit": NaN}', "[" * 20000, "9" * 5000, "\0", "{}"])
+@pytest.mark.parametrize("name", ["config.json", "report.json"])
+def test_what_is_no_object_of_json(copied: Path, name: str, text: str) -> None:
+    (copied / name).write_text(text)
+    assert name in refused("inspect", copied)
+
+
+def test_weights_that_are_something_else(copied: Path, tmp_path: Path) -> None:
+    weights, marker = copied / "model.safetensors", tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (marker,)
+
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("weight"))
+    zipped = tmp_path / "x.zip"
+    torch.save({"x": Evil()}, zipped)
+    with zipfile.ZipFile(zipped) as archive:
+        assert archive.namelist()
+    damaged = {
+        "pickle": pickle.dumps(Evil()),
+        "zip": zipped.read_bytes(),
+        "empty": b"",
+        "NaN": save({**tensors, name: tensors[name] * float("nan")}),
+        "shape": save({**tensors, name: tensors[name][:1].clone()}),
+        "int": save({**tensors, name: tensors[name].int()}),
+        "complex": save({**tensors, name: tensors[name].to(torch.complex64)}),
+        "missing": save({key: value for key, value in tensors.items() if key != name}),
+        "more": save({**tensors, "more": torch.zeros(1)}),
+    }
+    for content in damaged.values():
+        weights.write_bytes(content)
+        for command in (["inspect", copied], ["evaluate", copied, "--data", "digits"]):
+            assert "model.safetensors" in refused(*command)
+        out = tmp_path / "out"
+        refused("quantize", copied, "--bits", "8", "--out", out)
+        assert not list(tmp_path.glob("*out*"))
+    for name, content in damaged.items():
+        checkpoint = tmp_path / f"{name}.safetensors"
+        checkpoint.write_bytes(content)
+        assert str(checkpoint) in refused(
+            "evaluate", "--model", "digits_deit_tiny", "--checkpoint", checkpoint, "--data", "digits"
+        )
+    assert not marker.exists()
+
+
+def test_nothing_is_fetched_or_opened_for_a_config(copied: Path, tmp_path: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    torch.save(tiny().state_dict(), tmp_path / "x.pth")
+    for change in (
+        {"architecture": "hf-hub:somebody/model"},
+        {"architecture": f"local-dir:{tmp_path}"},
+        {"architecture": "vit_tiny_patch16_223"},
+        {"model_args": {**config["model_args"], "checkpoint_path": str(tmp_path / "x.pth")}},
+        {"model_args": {**config["model_args"], "pretrained": True}},
+        {"model_args": "x"},
+    ):
+        edit(copied, "config.json", {**config, **change})
+        assert "does not describe a model" in refused("inspect", copied)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:somebody/model", "hf_hub:a/b", "local-dir:/tmp/x", "https://a.b/c", "no_such", "", None, 3]
+)
+def test_an_architecture_is_one_that_timm_has_at_no_address(name: object) -> None:
+    """Refused before timm sees it, which would ask the hub or read a folder."""
+    check_architecture({"architecture": "vit_tiny_patch16_224.augreg_in21k", "model_args": {"depth": 2}})
+    with pytest.raises(ValueError, match="timm has no model"):
+        check_architecture({"architecture": name, "model_args": {}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 65},
+        {"rank": 2**70},
+        {"rank": -1},
+        {"rank": float("nan")},
+        {"in_features": 17},
+        {"out_features": [10**12]},
+    ],
+)
+def test_a_layer_larger_than_the_one_it_replaces_is_refused_before_it_is_made(change: dict[str, Any]) -> None:
+    """A linear layer of 16 x 64 allows no number above 64, and a correction none above its 1024 + 64 parameters."""
+    dense, entry = torch.nn.Linear(16, 64), {"in_features": 16, "out_features": 64, "rank": 64}
+    check_layer("x", {**entry, "correction": {"kind": "unstructured_sparse", "count": 1024 + 64}}, dense)
+    with pytest.raises(ValueError, match="'x'"):
+        check_layer("x", {**entry, **change}, dense)
+    with pytest.raises(ValueError, match="'x' has the correction"):
+        check_layer("x", {**entry, "correction": {"kind": "unstructured_sparse", "count": 1024 + 65}}, dense)
+
+
+@pytest.mark.parametrize("rank", [-1, 0, 17, 2**70, 2.5, None, "4", [4], float("nan")])
+def test_ranks_that_no_layer_has(copied: Path, rank: object) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    layer = next(iter(config["lowrank_vit"]["layers"].values()))
+    key = "rank" if "rank" in layer else "value"
+    layer[key] = rank if key == "rank" else [rank, 3]
+    edit(copied, "config.json", config)
+    assert "config.json" in refused("inspect", copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"input_size": value} for value in ("abc", [1, 8, -8], [1, 10**9, 8])),
+        *({"crop_pct": value} for value in (-1, 1e-9)),
+        *({"mean": [0.5] * 7}, {"std": [0.0]}, {"interpolation": "x"}),
+    ],
+)
+def test_an_image_transform_that_makes_no_sense(copied: Path, change: dict[str, Any]) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], **change}
+    edit(copied, "config.json", config)
+    refused("evaluate", copied, "--data", "digits", "--limit", "4")
+
+
+def test_cached_statistics_that_somebody_else_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path))
+    moments = {"layer": Moments(1, 2, {"input_sum": torch.ones(3, dtype=torch.float64)})}
+    path = tmp_path / "moments" / "key.safetensors"
+    cached_moments("key", lambda: moments)
+    for metadata in (None, {"counts": "[]"}, {"counts": "{}"}, {"counts": '{"layer": 3}'}, {"counts": "nonsense"}):
+        save_file({"layer|input_sum": torch.zeros(3)}, path, metadata)
+        assert torch.equal(cached_moments("key", lambda: moments)["layer"].sums["input_sum"], torch.ones(3).double())

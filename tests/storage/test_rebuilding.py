@@ -1,0 +1,219 @@
+"""What is saved is loaded again: arguments that the model shows, factories, dense models that are handed in; or refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, analyse, compress, load, load_report, quantize, save
+from lowrank_vit.pipeline.reporting import dense_report
+from tests.support.factories import NAME, mixer
+from tests.support.models import ARGUMENTS, images, outputs, tiny
+
+TINY = "vit_tiny_patch16_224"
+SMALL = {"embed_dim": 16, "num_heads": 2}  # of a ViT that is quick
+
+
+def photos(size: int = 32, channels: int = 3) -> Tensor:
+    return torch.randn(6, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def compressed(model: nn.Module, data: Tensor, recipe: str = "svd") -> nn.Module:
+    return compress(model.eval(), [data], recipe, 0.05)[0]
+
+
+@pytest.mark.parametrize("recipe", ["svd", "best"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        (TINY, {"depth": 2, "img_size": 64, **SMALL}),
+        (TINY, {"depth": 1, "img_size": (32, 48), "in_chans": 3, "global_pool": "avg", "class_token": False, **SMALL}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1), "num_heads": (2, 4), "img_size": 56, "embed_dim": 16}),
+    ],
+)
+def test_arguments_that_a_model_shows_need_not_be_given(
+    name: str, arguments: dict[str, Any], recipe: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7, **arguments)
+    size = arguments["img_size"]
+    data = torch.randn(6, 3, *((size, size) if isinstance(size, int) else size))
+    small = compressed(model, data, recipe)
+    save(small, tmp_path / "small")
+    assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
+    known = json.loads((tmp_path / "small" / "config.json").read_text())["model_args"]
+    assert known.items() <= {key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items()}.items()
+
+
+def test_a_head_of_ones_own_needs_no_argument(tmp_path: Path) -> None:
+    """The model itself still says that it has 1000 classes."""
+    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL)
+    model.head = nn.Linear(16, 37)
+    small = compressed(model, photos())
+    save(small, tmp_path / "small")
+    assert outputs(load(tmp_path / "small"), photos()).shape == (6, 37)
+
+
+HIDDEN: dict[str, tuple[dict[str, Any], str]] = {
+    "a narrower MLP": ({"mlp_ratio": 2}, r"mlp.fc1' is \(16, 32\)"),
+    "normalised queries": ({"qk_norm": True}, "q_norm.weight has the shape None"),
+    "another activation": ({"act_layer": "relu"}, "GELU, here ReLU"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "difference"), HIDDEN.values(), ids=HIDDEN)
+def test_a_model_that_would_be_lost_is_refused(arguments: dict, difference: str, tmp_path: Path) -> None:
+    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL, **arguments)
+    small = compressed(model, photos())
+    with pytest.raises(InputError, match=rf"{difference}.* pass model_args") as refused:
+        save(small, tmp_path / "small")
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+    save(small, tmp_path / "small", model_args={"depth": 1, "img_size": 32, **SMALL, **arguments, "num_classes": 1000})
+    assert torch.equal(outputs(load(tmp_path / "small"), photos()), outputs(small, photos()))
+
+
+def test_a_setting_without_a_weight_counts(tmp_path: Path) -> None:
+    """As many heads, of another scale: all names and shapes agree."""
+    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL)
+    model.blocks[0].attn.scale = 1.0
+    with pytest.raises(InputError, match=r"blocks.0.attn: scale 0.35.*, here 1.0"):
+        save(compressed(model, photos()), tmp_path / "small")
+
+
+def test_dropout_does_not_count(tmp_path: Path) -> None:
+    model = timm.create_model(TINY, depth=1, img_size=32, drop_path_rate=0.2, proj_drop_rate=0.1, **SMALL)
+    save(compressed(model, photos()), tmp_path / "small")
+    load(tmp_path / "small")
+
+
+def test_arguments_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:
+    model = timm.create_model(TINY, depth=1, img_size=32, norm_layer=nn.LayerNorm, **SMALL)
+    with pytest.raises(InputError, match=r"norm_layer=.* cannot be written down: .*factory"):
+        save(compressed(model, photos()), tmp_path / "small", model_args={"norm_layer": nn.LayerNorm})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_check_draws_no_random_numbers(tmp_path: Path) -> None:
+    small = compressed(mixer(), images(6))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    save(small, tmp_path / "small", factory=NAME)
+    save(compressed(tiny(), images(6)), tmp_path / "vit", model_args=ARGUMENTS["vit"])
+    torch.manual_seed(3)
+    save(small, tmp_path / "again", factory=NAME)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_a_factory_is_called_by_whom_allows_it_only(tmp_path: Path) -> None:
+    small = compressed(mixer(depth=1, slope=0.5), images(6))
+    with pytest.raises(InputError, match=r"slope 1.0, here 0.5.*pass model_args"):
+        save(small, tmp_path / "small", factory=NAME, model_args={"depth": 1})
+    assert list(tmp_path.iterdir()) == []
+    save(small, tmp_path / "small", factory=NAME, model_args={"depth": 1, "slope": 0.5})
+    for allowed in (None, "os:system", f"{NAME} "):
+        with pytest.raises(InputError, match=rf"code that is not run unasked.*allow_factory='{NAME}'"):
+            load(tmp_path / "small", allow_factory=allowed)
+    again = load(tmp_path / "small", allow_factory=NAME)
+    assert torch.equal(outputs(again, images(6)), outputs(small, images(6)))
+    save(again, tmp_path / "again")  # it knows its factory
+    assert torch.equal(outputs(load(tmp_path / "again", allow_factory=NAME), images(6)), outputs(small, images(6)))
+    assert f'load("DIR", allow_factory="{NAME}")' in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_nothing_is_imported_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "strangers.py").write_text("from tests.support.factories import mixer")
+    monkeypatch.syspath_prepend(tmp_path)
+    save(compressed(mixer(), images(6)), tmp_path / "small", factory="strangers:mixer")
+    del sys.modules["strangers"]
+    with pytest.raises(InputError, match="not run unasked"):
+        load(tmp_path / "small")
+    assert "strangers" not in sys.modules
+    load(tmp_path / "small", allow_factory="strangers:mixer")
+    assert sys.modules.pop("strangers")
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("tests.support.factories:none", "cannot be imported"),
+        ("no.such:thing", "cannot be imported"),
+        ("mixer", "cannot be imported"),
+        ("tests.support.factories:text", "returns a str"),
+    ],
+)
+def test_a_factory_that_makes_no_model_is_refused(factory: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        save(compressed(mixer(), images(6)), tmp_path / "small", factory=factory)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_of_nobodys_is_loaded_into_the_dense_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dense = mixer()
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    small = compressed(dense, images(6))
+    with caplog.at_level(logging.WARNING):
+        save(small, tmp_path / "small")
+    assert "model=dense" in caplog.text
+    assert "model=dense" in (tmp_path / "small" / "README.md").read_text()
+    with pytest.raises(InputError, match="model=dense"):
+        load(tmp_path / "small")
+    loaded = load(tmp_path / "small", model=dense)
+    assert torch.equal(outputs(loaded, images(6)), outputs(small, images(6)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
+    with pytest.raises(InputError, match=r"does not fit .*pass the dense model"):
+        load(tmp_path / "small", model=tiny())
+    with pytest.raises(InputError, match="does not fit"):
+        load(tmp_path / "small", model=mixer(classes=9))
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """One step of a training loop of one's own."""
+    optimiser = torch.optim.SGD(model.train().parameters(), 0.1)
+    model(images(6)).square().sum().backward()
+    optimiser.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("wrapped", [trained, lambda model: trained(quantize(model, 16)[0])], ids=["plain", "half"])
+def test_load_train_save(wrapped: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    save(compressed(tiny(), images(6), "best"), tmp_path / "small", model_args=ARGUMENTS["vit"])
+    save(load(tmp_path / "small"), tmp_path / "same")
+    report, weights = load_report(tmp_path / "small"), (tmp_path / "small" / "model.safetensors").read_bytes()
+    assert load_report(tmp_path / "same") == report
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == weights
+    model = wrapped(load(tmp_path / "small"))
+    save(model, tmp_path / "tuned")
+    if wrapped is trained:
+        assert torch.equal(outputs(load(tmp_path / "tuned"), images(6)), outputs(model, images(6)))
+        assert load_report(tmp_path / "tuned") == {**report, "protocol": "training-free, then trained without a record"}
+        again = trained(load(tmp_path / "tuned"))
+        save(again, tmp_path / "twice")
+        assert load_report(tmp_path / "twice") == load_report(tmp_path / "tuned")
+        with pytest.raises(InputError, match="no entry"):
+            save(again, tmp_path / "other", {})  # type: ignore[typeddict-item]
+
+
+def test_a_nested_folder_opened_smaller_is_saved_again(tmp_path: Path) -> None:
+    analysis = analyse(tiny(), [images(12)], "exact")
+    save(analysis.compress(0.3)[0], tmp_path / "small", model_args=ARGUMENTS["vit"], nested=analysis)
+    smaller = load(tmp_path / "small", reduction=0.5)
+    save(smaller, tmp_path / "smaller")
+    assert torch.equal(outputs(load(tmp_path / "smaller"), images(3)), outputs(smaller, images(3)))
+    assert load_report(tmp_path / "smaller") == smaller.compression_report
+
+
+def test_a_dense_model_is_saved_as_it_is(tmp_path: Path) -> None:
+    model = tiny("swin")
+    save(model, tmp_path / "dense", dense_report(model), model_args=ARGUMENTS["swin"])
+    assert torch.equal(outputs(load(tmp_path / "dense"), images(3, "swin")), outputs(model, images(3, "swin")))

@@ -1,0 +1,11 @@
+"""A disk without room."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+def full_disk(*arguments: object) -> None:
+    """In place of whatever writes."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

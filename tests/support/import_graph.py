@@ -1,0 +1,140 @@
+"""The real import graph of a package, and what in it breaks a declared order of its folders."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+def names_of(root: Path) -> dict[str, Path]:
+    """Every module of a package, by its dotted name."""
+    names = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = (root.name, *path.relative_to(root).with_suffix("").parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imported(path: Path, package: str) -> set[str]:
+    """What a file imports, at its top or within functions, but for what only the type checker reads."""
+    names: set[str] = set()
+    for node in run_time_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            start = parts[: len(parts) - node.level + 1] if node.level else []
+            base = ".".join([*start, *filter(None, [node.module])])
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from run_time_nodes(other)
+        else:
+            yield from run_time_nodes(child)
+
+
+def graph_of(root: Path, *, parents: bool = True) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """By module: the modules of the package that it imports, and all else.
+
+    With ``parents`` the packages around a module count, too, which Python imports first.
+    """
+    paths = names_of(root)
+    inside, outside = {}, {}
+    for name, path in paths.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        names = imported(path, package)
+        around = {parent for target in (name, *names) for parent in above(target)} if parents else set()
+        inside[name] = ((names | around) & paths.keys()) - {name}
+        outside[name] = {target.split(".")[0] for target in names} - {root.name}
+    return inside, outside
+
+
+def above(name: str) -> list[str]:
+    """The packages that a module, or a name in it, is in."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def cycle_in(graph: Mapping[str, set[str]]) -> list[str]:
+    """The modules of one cycle, the first one again at the end; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for target in sorted(graph[name]):
+            cycle = visit(target, [*way, name])
+            if cycle:
+                return cycle
+        done.add(name)
+        return []
+
+    return next((cycle for name in sorted(graph) if (cycle := visit(name, []))), [])
+
+
+def faults(root: Path, layers: Mapping[str, tuple[str, ...]], libraries: Mapping[str, str]) -> list[str]:
+    """What breaks the order, a line each."""
+    inside, outside = graph_of(root)
+    lines = []
+    for place, (folder, allowed) in enumerate(layers.items()):
+        late = [name for name in allowed if name not in list(layers)[:place]]
+        lines += [f"{folder} may import {name}, which is not below it" for name in late]
+    cycle = cycle_in(inside)
+    if cycle:
+        lines.append(f"cycle: {' -> '.join(cycle)}")
+    for name, targets in inside.items():
+        folder = folder_of(name)
+        if folder not in layers and folder:
+            lines.append(f"{name} is in no layer")
+            continue
+        allowed = (folder, *layers[folder], "") if folder else ("",)
+        lines += [f"{name} imports {target}" for target in sorted(targets) if folder_of(target) not in allowed]
+    for name, targets in outside.items():
+        folder = folder_of(name)
+        lines += [f"{name} imports {target}" for target in sorted(targets) if libraries.get(target, folder) != folder]
+    return lines
+
+
+def folder_of(name: str) -> str:
+    """The folder, or the module beside the folders; empty for the package itself."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
+    """All modules that are imported, directly or by what is imported."""
+    seen, left = set[str](), [start]
+    while left:
+        for target in graph[left.pop()] - seen:
+            seen.add(target)
+            left.append(target)
+    return seen
+
+
+def climbing(root: Path, layers: list[str], apart: str) -> list[str]:
+    """What reaches a folder above its own, directly or by others, a line each; ``apart``: its folders know none another."""
+    graph, _ = graph_of(root, parents=False)
+    place = {folder: index for index, folder in enumerate(layers)}
+    lines = []
+    for name in sorted(graph):
+        folder = folder_of(name)
+        if folder and folder not in place:
+            lines.append(f"{name} is in no layer")
+            continue
+        for target in sorted(reachable(graph, name)):
+            above_it = folder_of(target)
+            if folder and above_it in place and place[above_it] > place[folder]:
+                lines.append(f"{name} reaches {target}")
+            inner = [part.split(".")[2] if part.count(".") >= 2 else "" for part in (name, target)]
+            if folder == above_it == apart and all(inner) and inner[0] != inner[1]:
+                lines.append(f"{name} reaches {target}, of another folder of {apart}")
+    return lines

@@ -1,0 +1,83 @@
+"""timm's kinds of models, each at the smallest size that timm makes it in, and what a recipe family does with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+SIZE = 32  # pixels
+PLAIN = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 4}
+SWIN = {"img_size": SIZE, "patch_size": 4, "embed_dim": 16, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4}
+PYRAMID = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A timm name and what to shrink it by. ``layers``, ``halves``: the refusal by recipes for single layers, by ``best``.
+
+    None: they compress it. ``left``: what is beside its blocks, and is told.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=lambda: PLAIN)
+    layers: str | None = None
+    halves: str | None = None
+    left: str | None = None
+    size: int = SIZE
+
+    def make(self) -> nn.Module:
+        """An untrained model in which every layer matters, float64."""
+        torch.manual_seed(0)
+        model = timm.create_model(self.name, pretrained=False, num_classes=10, **self.arguments).double().eval()
+        for parameter in model.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        return model
+
+    def images(self, count: int) -> Tensor:
+        """Random images."""
+        shape = (count, 3, self.size, self.size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def vit(**arguments: Any) -> dict[str, Any]:
+    return {**PLAIN, **arguments}
+
+
+UNKNOWN, NO_BLOCKS = "not known as a whole", "stands in a block"
+OTHER_BLOCKS, ROTARY = "has blocks of the kind", "rotates its queries and keys"
+VIT = "vit_tiny_patch16_224"
+KINDS = {
+    "vit": Kind(VIT),
+    "distilled deit": Kind("deit_tiny_distilled_patch16_224"),
+    "deit iii": Kind("deit3_small_patch16_224"),
+    "no qkv bias": Kind(VIT, vit(qkv_bias=False)),
+    "layer scale": Kind(VIT, vit(init_values=0.1)),
+    "q and k norm": Kind(VIT, vit(qk_norm=True), halves="normalises its queries"),
+    "registers": Kind(VIT, vit(reg_tokens=3)),
+    "average pooling": Kind(VIT, vit(global_pool="avg", class_token=False)),
+    "attention pooling": Kind("vit_base_patch16_siglip_224", left="attn_pool.q"),
+    "hybrid": Kind("vit_tiny_r_s16_p8_224", {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 64}, size=64),
+    "swiglu": Kind("vit_giant_patch14_dinov2", vit(mlp_ratio=2.5), halves=UNKNOWN),
+    "parallel scaling": Kind("vit_large_patch14_xp_224", halves=UNKNOWN),
+    "parallel things": Kind("vit_small_patch16_18x2_224", halves=OTHER_BLOCKS),
+    "post norm": Kind("vit_relpos_base_patch32_plus_rpn_256", halves=UNKNOWN),
+    "relative position mlp": Kind("vit_srelpos_small_patch16_224", halves=UNKNOWN),
+    "cait": Kind("cait_xxs24_224", vit(depth_token_only=1), halves=UNKNOWN, left="blocks_token_only.0.attn.q"),
+    "xcit": Kind("xcit_nano_12_p16_224", halves=UNKNOWN, left="cls_attn_blocks.0.attn.q"),
+    "beit": Kind("beit_base_patch16_224", halves=UNKNOWN),
+    "eva": Kind("eva_giant_patch14_224", vit(mlp_ratio=2)),
+    "eva02": Kind("eva02_tiny_patch14_224", halves=ROTARY),
+    "eva02, apart": Kind("eva02_base_patch14_224", halves=ROTARY),
+    "rotary vit": Kind("vit_medium_patch16_rope_reg1_gap_256", halves=ROTARY),
+    "swin": Kind("swin_tiny_patch4_window7_224", SWIN),
+    "swin v2": Kind("swinv2_tiny_window8_256", SWIN, halves=UNKNOWN),
+    "swin v2 cr": Kind("swinv2_cr_tiny_224", SWIN, halves=UNKNOWN),
+    "hiera": Kind("hiera_tiny_224", {"img_size": 64, "embed_dim": 16, "stages": (1, 1, 1, 1)}, halves=UNKNOWN, size=64),
+    "convnext": Kind("convnext_atto", PYRAMID, layers=NO_BLOCKS, halves=UNKNOWN),
+    "resnet": Kind("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, layers=NO_BLOCKS, halves=UNKNOWN),
+    "mobilevit": Kind("mobilevit_xxs", {}, layers=NO_BLOCKS, halves=UNKNOWN),
+}
