@@ -59,7 +59,7 @@ class PlainEva(Family):
             return sites, refusals
         modules = model.named_modules()
         rotated = {name: rotary(model) for name, module in modules if isinstance(module, EvaAttention)}
-        return [site for site in sites if site.name not in rotated], {**rotated, **refusals, **rotated}
+        return [site for site in sites if site.name not in rotated], refusals | rotated
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""

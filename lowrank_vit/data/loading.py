@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import DEFAULT_CROP_PCT, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from lowrank_vit.data.decoding import MODES, to_channels
 from lowrank_vit.data.sampling import Draw
@@ -123,13 +124,15 @@ class ImageLoader(DataLoader[tuple[Tensor, int]]):
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
+            yield from batches
             return
         except InputError as error:
             line = str(error).strip().splitlines()[-1]
-            error.__traceback__ = None  # PyTorch's frames refer to the error: the cycle would keep its workers alive
-            self._iterator = None
+        self._iterator = None
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()  # now, and not when Python collects the error, whose frames hold the iterator
         raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: "))
 
 

@@ -204,15 +204,15 @@ class ImageData(lightning.LightningDataModule):
     @functools.cached_property
     def calibration_fingerprint(self) -> str:
         """Compute the sha256 of the images' content, order and transform, whatever folder they are in."""
-        return self._fingerprint("train", self.calibration_indices)
+        return self._fingerprint(self.calibration_indices)
 
     @functools.cached_property
     def held_out_fingerprint(self) -> str:
         """Compute the same sha256 for the held-out images."""
-        return self._fingerprint("train", self.held_out_indices)
+        return self._fingerprint(self.held_out_indices)
 
-    def _fingerprint(self, split_name: str, indices: Sequence[int]) -> str:
-        split = self.source.split(split_name)
+    def _fingerprint(self, indices: Sequence[int]) -> str:
+        split = self.source.split("train")
         transform = {**self.data_config, "margin of decoding": MARGIN}
         digest = hashlib.sha256(json.dumps(transform, sort_keys=True, default=str).encode())
         digest.update(hash_indices(indices).encode())

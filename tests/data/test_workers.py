@@ -30,12 +30,22 @@ def pids() -> set[int | None]:
     return {child.pid for child in multiprocessing.active_children()}
 
 
-def none_is_left(before: set[int | None]) -> bool:
-    """Whether all children that are not of before end, within seconds: on a busy machine that takes a moment."""
+def left(before: set[int | None]) -> list[str]:
+    """Describe the children that are not of before and do not end within seconds: on a busy machine that takes a moment."""
     deadline = time.monotonic() + 20
     while pids() - before and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not pids() - before
+    children = [child for child in multiprocessing.active_children() if child.pid not in before]
+    return [f"{child!r}: {state(child.pid)}" for child in children]
+
+
+def state(pid: int | None) -> str:
+    """Return what the kernel says of a process, for the message of a failing test."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError as error:
+        return str(error)
+    return ", ".join(line for line in lines if line.startswith(("State", "SigBlk", "SigIgn", "SigCgt", "PPid")))
 
 
 def test_kept_workers_load_what_new_ones_load(folder: Path) -> None:
@@ -54,7 +64,7 @@ def test_kept_workers_load_what_new_ones_load(folder: Path) -> None:
     assert epoch(kept, 0).equal(first)
     assert pids() - before == team  # the same processes in all of them
     del kept
-    assert none_is_left(before)
+    assert left(before) == []
 
 
 def test_workers_end_with_an_error_and_with_a_run(folder: Path) -> None:
@@ -65,13 +75,13 @@ def test_workers_end_with_an_error_and_with_a_run(folder: Path) -> None:
     file.write_bytes(b"junk")
     with pytest.raises(InputError, match=r"^cannot read the image [^\n]*110\.png[^\n]*$"):
         labels(loader)
-    assert none_is_left(before)
+    assert left(before) == []
     file.write_bytes(whole)
     assert labels(loader) == [0, 1, 1, 2, 2]  # it may be tried again
     del loader
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
     assert evaluate(model, data(folder, workers=1), **on_cpu())["n"] == 5
-    assert none_is_left(before)
+    assert left(before) == []
 
 
 def test_a_run_of_several_epochs_is_the_same_with_kept_workers(folder: Path) -> None:
@@ -81,13 +91,13 @@ def test_a_run_of_several_epochs_is_the_same_with_kept_workers(folder: Path) -> 
         finetune(tiny(classes=3), data(folder, GREY, workers=workers), epochs=2, **on_cpu()) for workers in (1, 0)
     )
     assert same(with_workers.model, without.model)
-    assert none_is_left(before)
+    assert left(before) == []
 
 
 def test_what_is_read_once_keeps_no_worker(folder: Path) -> None:
     before, loader = pids(), data(folder, workers=1).calibration_dataloader()
     images(loader)
-    assert none_is_left(before)
+    assert left(before) == []
 
 
 @pytest.mark.parametrize(

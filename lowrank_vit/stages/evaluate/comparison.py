@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
@@ -23,13 +24,14 @@ def compare(
     mean; ``top1`` in percent, None where an image has no label. Batches are images (B, C, H, W), maybe with labels (B,).
     Raises ``InputError`` for no images, and for labels that the models do not have.
     """
+    objective = Classification()
     device, counts, labelled = next(dense.parameters()).device, [0.0] * 5, True
     small = small.to(device).eval()
     with torch.inference_mode():
         for batch in track(batches, "compare", shown=progress):
             images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1].to(device))
-            pair = [model(images.to(device)).double().log_softmax(-1) for model in (dense, small)]
-            added = [len(images), agreements(*pair), kl(*pair), 0.0, 0.0]
+            pair = [objective.reading(model(images.to(device))) for model in (dense, small)]
+            added = [len(images), agreements(*pair), float(objective.divergence(*pair)), 0.0, 0.0]
             if labels is None or int(labels.min()) < 0:
                 labelled = False
             else:
@@ -53,8 +55,3 @@ def compare(
 def agreements(dense: Tensor, small: Tensor) -> float:
     """Count the images for which two classifiers' log-probabilities, (B, classes), have the same largest class."""
     return float((dense.argmax(-1) == small.argmax(-1)).sum())
-
-
-def kl(dense: Tensor, small: Tensor) -> float:
-    """Compute ``KL(dense || small)`` in nats from log-probabilities, (B, classes), summed over the batch."""
-    return float((dense.exp() * (dense - small)).sum())
