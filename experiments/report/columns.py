@@ -200,6 +200,7 @@ CATALOGUE = {
         ),
         _number("kl_unseen", "KL unseen", _error, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
+        _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
         _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),

@@ -65,6 +65,8 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "target",
     "kl_unseen",
     "agreement_unseen",
+    "top1_tuned",
+    "top1_tuned_std",
     "images",
 )
 MEANS = {  # field of a row: where a result has the number
@@ -83,12 +85,14 @@ MEANS = {  # field of a row: where a result has the number
     "top1_float": ("top1_float",),
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
+    "top1_tuned": ("measured", "top1_tuned"),
     "images": ("n",),
 }
 SPREADS = {
     "top1_dense_std": ("top1", "dense"),
     "top1_before_std": ("top1", "before"),
     "top1_std": ("top1", "after"),
+    "top1_tuned_std": ("measured", "top1_tuned"),
     "gap_std": ("z", "gap"),
     "relative_error_std": ("relative_error",),
     "relative_error_held_out_std": ("relative_error_held_out",),

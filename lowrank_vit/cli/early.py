@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import math
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
+from lowrank_vit.runtime.registry import unknown
 
 LOCAL = ("imagefolder", "parquet", "arrow")  # sources that are paths
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
 HUB = "hf_hub:"
+RECIPES = Path(__file__).parent.parent / "pipeline" / "recipes.py"
 
 
 def check_early(args: argparse.Namespace) -> None:
-    """Raise ``InputError`` for paths and packages that are missing and for numbers out of range, whatever the verb."""
+    """Raise ``InputError`` for what is missing or unknown and for numbers out of range, whatever the verb."""
     given = vars(args)
+    recipe = given.get("recipe")
+    if recipe is not None and recipe not in recipe_names():
+        raise unknown("recipe", recipe, recipe_names())
     if given.get("logger") == "wandb":
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
     folder = given.get("folder")
@@ -36,3 +42,10 @@ def check_early(args: argparse.Namespace) -> None:
     for share in reductions.values() if isinstance(reductions, dict) else []:
         if not (math.isfinite(share) and 0 < share < 1):
             raise InputError(f"reduction {share:g} is out of reach: give a share between 0 and 1")
+
+
+def recipe_names() -> list[str]:
+    """Read the recipes' names from the source: importing them, with their methods and PyTorch, takes seconds."""
+    calls = [node for node in ast.walk(ast.parse(RECIPES.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    fields = [field for call in calls if ast.unparse(call.func) == "Recipe" for field in call.keywords]
+    return [ast.literal_eval(field.value) for field in fields if field.arg == "name"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 
 from lowrank_vit.cli.arguments import key_value, natural
+from lowrank_vit.cli.early import recipe_names
+from lowrank_vit.pipeline.recipes import RECIPES
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,14 @@ def test_seeds_and_counts_are_natural_numbers_of_32_bits() -> None:
     for text in ("-1", str(2**32)):
         with pytest.raises(argparse.ArgumentTypeError, match="is not from 0"):
             natural(text)
+
+
+def test_an_unknown_recipe_is_answered_before_pytorch_is_imported() -> None:
+    assert recipe_names() == list(RECIPES)
+    script = (
+        "import sys; from lowrank_vit.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    )
+    wrong = ["compress", "--model", "x", "--data", "digits", "--recipe", "exakt", "--reduction", "0.5", "--out", "x"]
+    done = subprocess.run([sys.executable, "-c", script, *wrong], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "False\n", 1)
+    assert "unknown recipe 'exakt': did you mean 'exact'?" in done.stderr
