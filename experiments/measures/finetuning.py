@@ -35,7 +35,7 @@ def choice(*, batch_size: int | None = None, **options: Any) -> Measure:
         small = _compressed(model, data, job, ledger)
         images = copy.copy(data)
         images.batch_size = batch_size or data.batch_size
-        hardware = Hardware(next(model.parameters()).device.type)
+        hardware = Hardware(accelerator=next(model.parameters()).device.type)
         ledger.tell("fine-tune")
         tuned = finetune(
             small, images, epochs=job.epochs, lr=job.lr, seed=job.seed, hardware=hardware, progress=False, **options

@@ -12,7 +12,7 @@ from experiments.tables.table_finetune import CHOICES, TABLE
 from lowrank_vit import Hardware, compress, evaluate, finetune
 from tests.experiments.support.untrained import data_for, dense, job_for, run
 
-CPU = Hardware("cpu")
+CPU = Hardware(accelerator="cpu")
 
 
 def job(measure: str, model: str = "digits_deit_small") -> Job:
