@@ -33,7 +33,9 @@ def test_a_plan_makes_the_same_function_of_fewer_parameters(recipe: str, kind: s
     assert parameter_count(smaller) == parameter_count(small) - saved == report["params"]["compressed"]
     for layer in report["layers"]:
         counted = parameter_count(smaller.get_submodule(layer["name"]))
-        assert layer["params"] == counted - (0 if recipe == "best" else layer["out_features"])  # a bias is not compressed
+        assert layer["params"] == counted - (
+            0 if recipe == "best" else layer["out_features"]
+        )  # a bias is not compressed
 
 
 @pytest.mark.parametrize("kind", KINDS)
