@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
+from lowrank_vit.records.moments import as_float64
 
 
 class Heads:
@@ -68,7 +70,7 @@ class LowRankAttention(nn.Module):
         widest = max(*query_key, *value)
         self.query_key, self.value = Heads(query_key, widest), Heads(value, widest)
         self.query = nn.Linear(width, sum(query_key))
-        self.key_value = nn.Linear(width, sum(query_key) + sum(value), bias=False)
+        self.key_value: nn.Linear | PivotedLinear = nn.Linear(width, sum(query_key) + sum(value), bias=False)
         self.proj = nn.Linear(sum(value), width)
         self.window_size = None if window_size is None else list(window_size)
         if self.window_size is not None:
@@ -110,6 +112,23 @@ class LowRankAttention(nn.Module):
             after.div_(factor)
             if before is query:
                 self.query.bias.mul_(factor[:, 0])
+
+    @torch.no_grad()
+    def pivot(self) -> None:
+        """Store an identity in each head's keys and values no more; queries and the output take up what that changes.
+
+        Raises ``TypeError`` where the factors are pivoted already.
+        """
+        if not isinstance(self.key_value, nn.Linear):
+            raise TypeError("the keys and values are pivoted already")
+        self.key_value, squares = as_pivoted(self.key_value, [*self.query_key.widths, *self.value.widths])
+        keys, values = (
+            torch.block_diag(*part) for part in (squares[: len(squares) // 2], squares[len(squares) // 2 :])
+        )
+        query, proj = self.query, self.proj
+        query.weight.data = (keys @ as_float64(query.weight)).to(query.weight)
+        query.bias.data = (keys @ as_float64(query.bias)).to(query.bias)
+        proj.weight.data = (as_float64(proj.weight) @ values.T).to(proj.weight)
 
     def _bias(self, mask: Tensor | None, windows: int) -> Tensor | None:
         """Return the bias of the logits, broadcast to (windows, heads, T, T); ``mask`` (masks, T, T) repeats by image."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules.factors import balance, pivot
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.pipeline import reporting
@@ -156,10 +157,10 @@ class Analysis:
                 known.entry(cuts.get(known.group.name), plan.ranks, compressed)
                 for known in track(self.known, "errors", shown=self.progress)
             ]
-        for module in compressed.modules():  # the errors above need the basis before this step
-            balance = getattr(module, "balance", None)
-            if balance is not None:
-                balance()
+        balance(compressed)  # the errors above need the basis before this step
+        saved = pivot(compressed) if self.recipe.pivoted else {}
+        for layer in layers:
+            layer["params"] -= saved.get(layer["name"], 0)
         report = self._report(compressed, plan, layers, compensation, refit)
         return compressed if self.narrow is None else compressed.to(self.narrow), report
 

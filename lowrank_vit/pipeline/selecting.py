@@ -89,7 +89,12 @@ def _measurable(model: nn.Module, recipe: Recipe) -> tuple[Recipe, list[str]]:
 def _groups(model: nn.Module, recipe: Recipe, sites: str) -> list[Any]:
     whole, partial = [kind for kind in recipe.units if kind != SINGLE], SINGLE in recipe.units
     settings = Settings(
-        recipe.bias_correction, recipe.rank_multiple, recipe.compensation, recipe.refit is not None, partial
+        recipe.bias_correction,
+        recipe.rank_multiple,
+        recipe.compensation,
+        recipe.refit is not None,
+        partial,
+        recipe.pivoted,
     )
     groups = [group for kind in whole for group in GROUPS.get(kind).find(model, recipe.units[kind], settings, sites)]
     if partial:

@@ -16,8 +16,9 @@ class ErrorCurve:
     """What every choice for one unit costs and loses: sizes (ranks) 0 ... k, or dense.
 
     ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense``; rank r costs
-    ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added). An allocator sees these costs as
-    plain numbers of the kind that ``price`` names.
+    ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added), less ``saved[r]`` parameters of
+    identities in pivoted factors, where there are any. An allocator sees these costs as plain numbers of the kind that
+    ``price`` names.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ErrorCurve:
     multiple: int = 1
     full_rank: int | None = None  # of the weight, where the curve ends before it because the statistics cap the rank
     price: str = PARAMETERS  # the kind of cost that the budget is in
+    saved: tuple[int, ...] = ()  # parameters, at every rank; or nothing
 
     @classmethod
     def in_parameters(
@@ -60,11 +62,25 @@ class ErrorCurve:
 
     def cost(self, rank: int | None) -> int:
         """Return the cost at ``rank``; ``None`` is dense."""
-        return self.dense_cost if rank is None else self.fixed_cost + rank * self.rank_cost
+        if rank is None:
+            return self.dense_cost
+        return self.fixed_cost + rank * self.rank_cost - (self._savings[rank] if self.saved else 0)
 
     def error(self, rank: int | None) -> float:
         """Return the loss at ``rank``; ``None`` is dense. Beyond the last direction nothing more is gained."""
         return 0.0 if rank is None else self._values[min(rank, len(self._values) - 1)]
+
+    @cached_property
+    def _savings(self) -> list[int]:
+        """Return what identities save at every rank, in the budget's kind of cost."""
+        return [COSTS.get(self.price)(Cost(parameters)) for parameters in self.saved]
+
+    @cached_property
+    def break_even(self) -> int:
+        """Return the largest rank that is cheaper than dense, whether or not the curve has it."""
+        if not self.saved:
+            return (self.dense_cost - self.fixed_cost - 1) // self.rank_cost
+        return max((rank for rank in range(len(self.saved)) if self.cost(rank) < self.dense_cost), default=0)
 
     @cached_property
     def _values(self) -> list[float]:
@@ -75,7 +91,7 @@ class ErrorCurve:
     @property
     def ranks(self) -> range:
         """Return the ranks worth considering: multiples of ``multiple``, at least one, cheaper than dense, in the curve."""
-        largest = min((self.dense_cost - self.fixed_cost - 1) // self.rank_cost, len(self.errors) - 1)
+        largest = min(self.break_even, len(self.errors) - 1)
         smallest = min(self.multiple, largest)
         return range(smallest, largest + 1, self.multiple) if largest >= 1 else range(0)
 

@@ -75,12 +75,14 @@ class AttentionSite:
                 width,
                 unit=Cost(2 * n + 1, pair_macs),
                 dense=Cost(width * (2 * n + query_bias + key_bias), width * pair_macs),
+                head_width=self.head_width,
             ),
             VALUE: UnitCosts(
                 width,
                 unit=Cost(n + d, value_macs),
                 fixed=Cost(d),
                 dense=Cost(width * (n + value_bias + d) + d * self.proj.bias, width * value_macs),
+                head_width=self.head_width,
             ),
         }
 

@@ -61,6 +61,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
     parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
     parser.add_argument(
+        "--pivoted",
+        action="store_true",
+        default=None,
+        help="store no identity in pairs of factors: more ranks for the same parameters, and more multiply-accumulates",
+    )
+    parser.add_argument(
         "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
     )
     parser.add_argument(
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.processes import agreed
     from lowrank_vit.storage import folder as storage
 
-    changes = {name: getattr(args, name) for name in ("solver", "optimizer", "steps", "rank_multiple")}
+    changes = {name: getattr(args, name) for name in ("solver", "optimizer", "steps", "rank_multiple", "pivoted")}
     recipe = get_recipe(args.recipe).but(**changes)
     resolve_device(args.device)
     wanted: dict[str, float | None] = {"": None} if args.reduction is None else dict(args.reduction)

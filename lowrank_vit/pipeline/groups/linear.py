@@ -76,7 +76,8 @@ class LinearGroup:
         bias = d if settings.bias_correction and not self.site.bias else 0
         unit, dense = Cost(n + d, tokens * (n + d)), Cost(n * d, tokens * n * d)
         fixed = Cost(z + bias, tokens * z)
-        return ErrorCurve(self.name, loss, unit, dense, fixed, settings.rank_multiple, self.site.full_rank)
+        saved = tuple(rank**2 for rank in range(len(loss))) if settings.pivoted else ()
+        return ErrorCurve(self.name, loss, unit, dense, fixed, settings.rank_multiple, self.site.full_rank, saved=saved)
 
     def blank_curves(self) -> list[ErrorCurve]:
         """Return the curve without losses."""

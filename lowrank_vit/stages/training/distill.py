@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MeanMetric
 
+from lowrank_vit.modules.factors import expanded
 from lowrank_vit.objectives import Objective, Outputs, divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
@@ -229,7 +230,7 @@ def distill(
     Raises ``InputError`` for bad settings, models that do not fit, or a checkpoint of another run.
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
-    with quiet_run(None, model.eval(), teacher), isolate_rng():
+    with expanded(model), quiet_run(None, model.eval(), teacher), isolate_rng():
         run = {
             "precision": hardware.precision,
             "processes": hardware.processes,
