@@ -129,4 +129,5 @@ class Features:
                 f"the objective knows the variances of {len(self.variances)} features, the model returns "
                 f"{features.shape[-1]}: let `fitted` measure them on the dense model"
             )
-        return features / features.new_tensor(self.variances).sqrt()
+        deviations = torch.tensor(self.variances, dtype=features.dtype, device=features.device).sqrt()
+        return features / deviations
