@@ -200,7 +200,7 @@ def _measured(report: Report) -> list[str]:
         lines.append(f"Top-1 after fine-tuning, on the validation split of its data: {top1:.2f} %.")
     objective = OBJECTIVES.get(report.get("recipe_fields", {}).get("objective", "classification"))
     unseen, unit = f"{objective.measures}_held_out", objective.unit
-    refitted, distilled = (report.get(entry, {}).get(unseen) for entry in ("refit", "distillation"))
+    refitted, distilled = report.get("refit", {}).get(unseen), report.get("distillation", {}).get(unseen)
     if refitted is not None:
         lines.append(f"Divergence from the dense model on unseen images: {refitted:.4f} {unit}.")
     if distilled is not None:

@@ -82,13 +82,12 @@ class Distillation(SeededTraining):
         rates = {"lr": lr, "vector_lr": vector_lr, "temperature": temperature}
         weights = (weight_decay, feature_weight, block_weight)
         check_settings(epochs, batch_size, rates, weights, warm_up, gradient_clip, crop_scale)
-        objective = objective_for(teacher, objective)
         check_pair(objective, model.eval(), teacher.eval(), images)
         super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "objective", "run"])
         unseen = 0 if held_out is None else len(held_out)
         self.save_hyperparameters({"images": len(images), "held_out_images": unseen, **(run or {})})
-        self.objective = objective.fitted(teacher, images.split(batch_size))
+        self.objective = objective_for(teacher, objective).fitted(teacher, images.split(batch_size))
         self._images, self._held_out, self._blocks = images, held_out, block_weight > 0
         self._start = Start(model)
         self._known: Outputs | None = None  # by (mirrored, position)

@@ -46,9 +46,9 @@ def test_features_are_measured_on_the_evaluation() -> None:
     assert found["feature_error"] == pytest.approx(expected, abs=1e-5)
     whole = run("neighbours", dense(), job_for("neighbours"))
     assert whole["feature_error"] == 0
-    assert 20 < found["knn"] <= 100
-    assert whole["knn"] > 50  # of ten digits, even by an untrained model
-    assert whole["probe"] > 50
+    for kind in ("knn", "probe"):
+        assert 20 < found[kind] <= 100
+        assert whole[kind] > 40  # of ten digits, even by an untrained model
 
 
 def test_the_gallery_is_not_augmented() -> None:
