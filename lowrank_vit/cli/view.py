@@ -14,6 +14,7 @@ from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.records.report import LayerEntry, Report, some
 
 UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden"}  # in the words of a table
+MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 
 def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | None = None) -> None:
@@ -56,6 +57,8 @@ def _show_notes(console: Console, report: Report) -> None:
         left_out = f"; left out: {', '.join(fallback['left_out'])}" if fallback["left_out"] else ""
         singles = f"{len(fallback['layers'])} single layers" + left_out
         console.print(f"recipe {escape(fallback['asked'])} fell back ({singles}): {escape(fallback['reason'])}")
+    if report.get("refit") or report.get("measured_losses"):
+        console.print(f"losses by the objective {escape(report['recipe_fields']['objective'])}")
     overfit = report.get("overfit")
     if overfit is not None:
         console.print(
@@ -66,11 +69,18 @@ def _show_notes(console: Console, report: Report) -> None:
 
 def comparison_line(measured: Mapping[str, Any], images: str) -> str:
     """Say how a compressed model compares with the dense one on some images."""
+    if "feature_error" in measured:
+        return f"on {measured['n']} {images}: {feature_line(measured)}"
     line = f"on {measured['n']} {images}: the same class as the dense model for {measured['agreement']:.1f} %, "
     line += f"KL {measured['kl']:.4f} nats"
     if measured["top1"] is None:
         return line
     return f"{line}; top-1 {measured['top1']:.1f} %, dense {measured['top1_dense']:.1f} %"
+
+
+def feature_line(measured: Mapping[str, Any]) -> str:
+    """Say how far features are from the dense model's."""
+    return f"features differ from the dense model's by {100 * measured['feature_error']:.2f} % of their variance"
 
 
 def size_line(report: Report, file_bytes: int) -> str:
@@ -86,15 +96,15 @@ def size_line(report: Report, file_bytes: int) -> str:
 def show_trials(trials: Sequence[Any], max_loss: float) -> None:
     """Print the sizes that a search tried."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("reduction %", "points lost", "agreement %", "top-1 %", "dense %", ""):
+    known = {name: title for name, title in MEASURED.items() if name in trials[0].measured}
+    for column in ("reduction %", "points lost", *known.values(), ""):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
-        tops = (trial.measured["top1"], trial.measured["top1_dense"])
+        numbers = [trial.measured[name] for name in known]
         table.add_row(
             f"{100 * trial.reduction:.2f}",
             f"{trial.lost:.2f}",
-            f"{trial.measured['agreement']:.2f}",
-            *("" if top is None else f"{top:.2f}" for top in tops),
+            *("" if number is None else f"{number:.2f}" for number in numbers),
             "ok" if trial.lost <= max_loss else "too much",
         )
     console = Console()

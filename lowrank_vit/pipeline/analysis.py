@@ -206,7 +206,8 @@ class Analysis:
                 pair = divergences(
                     self.recipe.objective, self.model, models, self.unseen.each(), progress=self.progress
                 )
-            entry["kl_held_out_before"], entry["kl_held_out"] = pair
+            name = f"{self.recipe.objective.measures}_held_out"
+            entry[f"{name}_before"], entry[name] = pair
         return {"refit": entry}
 
     def _report(

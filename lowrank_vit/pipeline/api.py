@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def analyse(
 ) -> Analysis:
     """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
 
-    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``).
+    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``). A
+    model without a classifier is compressed by the objective ``features``.
     ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
     ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
     ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
@@ -68,6 +70,8 @@ def analyse(
     if progress:
         tell(estimate(model, selection, seen, unseen, seed))
     with watch("calibrate"):
+        if recipe.needs_objective:
+            recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
         layers = [site for group in groups for site in group.linears]
         needs = {name: names for group in groups for name, names in group.needs().items()}
         moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)

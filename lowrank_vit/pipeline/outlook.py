@@ -30,7 +30,8 @@ def outlook(analysis: Analysis, reductions: Sequence[float], cost: str = PARAMET
             continue
         loss = sum(curve.error(ranks[curve.name]) for curve in curves)
         sizes.append({"reduction": reduction, "predicted_loss": loss, **_costs(curves, ranks, dense)})
-    currency = "nats" if analysis.recipe.needs_gradient else "shares of energy, summed over layers"
+    recipe = analysis.recipe
+    currency = recipe.objective.unit if recipe.needs_gradient else "shares of energy, summed over layers"
     return {"cost": cost, "currency": currency, "dense": _costs(curves, {}, dense), "sizes": sizes}
 
 

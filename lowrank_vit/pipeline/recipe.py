@@ -31,8 +31,8 @@ class Recipe:
 
     ``units``: a decomposition for each kind of module to compress, by the kind's name (``decomposition`` for single
     linear layers, ``attention``, ``mlp``); beside whole modules, ``decomposition`` takes the layers that they leave, such
-    as those of modules of another kind. ``substitute``: the recipe for a model that the objective cannot be measured on,
-    or nothing. ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``.
+    as those of modules of another kind. ``objective``: what is preserved; for a model that it cannot be measured on, it is
+    ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``.
     ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted.
     ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
@@ -54,7 +54,6 @@ class Recipe:
     objective: Objective = field(default_factory=Classification)
     measured: MeasuredLosses | None = None
     refit: OutputRefit | None = None
-    substitute: str = ""
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -70,6 +69,11 @@ class Recipe:
         needs = [method.needs for method in self.units.values()]
         groups = [group for each in needs for group in ([each] if isinstance(each, frozenset) else each)]
         return self.refit is not None or any(needs_gradient(names) for names in groups)
+
+    @property
+    def needs_objective(self) -> bool:
+        """Say whether a loss is probed or measured."""
+        return self.needs_gradient or self.measured is not None
 
     @property
     def kinds(self) -> list[str]:
@@ -177,7 +181,9 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
     """Make the recipe that a record describes; hyperparameters that an old record lacks take their defaults."""
     recipe = Recipe(name=record["name"], units={}, about=record.get("about", ""))
     methods = {slot: record.get(slot) for slot in slots() if record.get(slot)}
-    changes = {**methods, **{name: record[name] for name in PLAIN if name in record}, "probe": record["probe"]}
+    changes = {**methods, **{name: record[name] for name in PLAIN if name in record}}
+    if "objective" not in record.get("hyperparameters", {}):
+        changes["probe"] = record["probe"]
     if record.get("compensation") is not None:
         changes["budget"] = record["budget"]
     for slot, hyperparameters in record.get("hyperparameters", {}).items():

@@ -46,7 +46,7 @@ def add_parser(verbs: Any) -> None:
         type=float,
         metavar="POINTS",
         help="the smallest model that loses no more, e.g. 1.0, of top-1 (without labels, of agreement with the dense "
-        "model) on the held-out images",
+        "model; without a classifier, percent of the features' variance) on the held-out images",
     )
     add_calibration(parser)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
@@ -168,7 +168,7 @@ def _summarise(
     from lowrank_vit.storage import folder as storage
 
     measured = None
-    if data.holds_out and getattr(compressed, "num_classes", None):
+    if data.holds_out:
         measured = compare(analysis.model, compressed, data.held_out_dataloader(), progress=analysis.progress)
     if not is_first():
         return
