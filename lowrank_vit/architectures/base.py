@@ -9,31 +9,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from timm.layers import Mlp
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, find_sites
+from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError, described_mlp, described_mlp_weights
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.runtime.registry import Registry
 
-ADVICE = "choose a recipe for single layers (`list recipes`)"
 Stream = Callable[[Tensor, Sequence[int]], Tensor]
 Sites = list[AttentionSite | MlpSite]
-
-
-class UnknownWholeError(InputError):
-    """The error for a module or a model that is not known as a whole; ``reason`` is the message without the remedy."""
-
-    def __init__(self, reason: str, remedy: str = ADVICE) -> None:
-        super().__init__(f"{reason}: {remedy}")
-        self.reason = reason
-
-
 Refusals = dict[str, UnknownWholeError]  # by the name of the module
 
 
@@ -96,6 +84,7 @@ class Family(ABC):
     """The parts of the models of one family. It holds no model."""
 
     about: str  # one line for the table of families
+    general: ClassVar[bool] = False  # whether any family that knows more of a model goes before
 
     @abstractmethod
     def takes(self, model: nn.Module) -> bool:
@@ -112,23 +101,21 @@ class Family(ABC):
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return what a block adds to the stream, in order; nothing for a step that is not a block."""
 
-    @abstractmethod
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe an attention module; None for another module. Raises ``InputError`` for one with further parts."""
+        return None
 
-    @abstractmethod
     def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of an attention module."""
+        """Return the weights of an attention module; a family that describes none needs no weights."""
+        raise NotImplementedError
 
     def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
-        """Describe an MLP, timm's plain one; None for another module. Raises ``InputError`` for one with further parts."""
-        return plain_mlp(name, module) if type(module) is Mlp else None  # a subclass may compute something else
+        """Describe an MLP, or None for another module. Raises ``InputError`` for one with further parts."""
+        return described_mlp(name, module)
 
     def mlp_weights(self, model: nn.Module, site: MlpSite) -> MlpWeights:
-        """Return the weights of an MLP whose activation function is called ``act``."""
-        act = model.get_submodule(site.name).act
-        assert isinstance(act, nn.Module)
-        return MlpWeights(*dense_linear(model, site.fc1), act, get_linear(model, site.fc1).weight.dtype)
+        """Return the weights of an MLP."""
+        return described_mlp_weights(model, site)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""
@@ -143,14 +130,13 @@ class Family(ABC):
         """
         sites: Sites = []
         refusals: Refusals = {}
-        for name, module in model.named_modules():
-            if re.search(BLOCK_LINEARS, name):
-                try:
-                    site = self.attention(name, module) or self.mlp(name, module)
-                except UnknownWholeError as error:
-                    refusals[name] = error
-                else:
-                    sites += [] if site is None else [site]
+        for name, module in block_modules(model):
+            try:
+                site = self.attention(name, module) or self.mlp(name, module)
+            except UnknownWholeError as error:
+                refusals[name] = error
+            else:
+                sites += [] if site is None else [site]
         covered = {layer for site in sites for layer in linear_names(site)}
         for linear in find_sites(model, BLOCK_LINEARS):
             owner = linear.name.rpartition(".")[0]
@@ -168,13 +154,18 @@ class Family(ABC):
         return sites
 
 
+def block_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of all blocks by name, without those that make position biases."""
+    return ((name, module) for name, module in model.named_modules() if re.search(BLOCK_LINEARS, f"{name}."))
+
+
 FAMILIES: Registry[type[Family]] = Registry("family of models", __package__ or "")
 
 
 def family_of(model: nn.Module) -> Family:
     """Find the family of a model. Raises ``InputError`` for a model of no family."""
     families = {name: FAMILIES.get(name)() for name in FAMILIES.names()}
-    for family in families.values():
+    for family in sorted(families.values(), key=lambda family: family.general):
         if family.takes(model):
             return family
     known = ", ".join(f"{name} ({family.about})" for name, family in families.items())
@@ -192,25 +183,10 @@ def survey(model: nn.Module) -> tuple[Sites, Refusals]:
     return family.survey(model)
 
 
-def linear_names(site: AttentionSite | MlpSite) -> tuple[str, str]:
-    """Return the names of both linear layers of a module."""
-    pair = (site.qkv, site.proj) if isinstance(site, AttentionSite) else (site.fc1, site.fc2)
-    return pair[0].name, pair[1].name
-
-
-def described_linear(name: str, layer: nn.Module, heads: int = 0) -> Site:
-    """Describe a linear layer of a module. Raises ``InputError`` for a layer of another kind."""
-    if not isinstance(layer, nn.Linear):
-        raise UnknownWholeError(f"{name!r} is a {type(layer).__name__}, no linear layer")
-    return Site(name, layer.in_features, layer.out_features, layer.bias is not None, heads)
-
-
-def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
-    """Raise ``InputError`` if a module has one of the ``extras``: attributes beyond the plain kind, and their meaning."""
-    for attribute, meaning in extras.items():
-        extra = getattr(module, attribute, None)
-        if extra is not None and not isinstance(extra, nn.Identity):
-            raise UnknownWholeError(f"{name!r} {meaning} ({attribute}), which its smaller form would not")
+def linear_names(site: AttentionSite | MlpSite) -> tuple[str, ...]:
+    """Return the names of all linear layers of a module."""
+    layers = (site.qkv, site.proj) if isinstance(site, AttentionSite) else (*site.inputs, site.fc2)
+    return tuple(layer.name for layer in layers)
 
 
 def checked_attention(site: AttentionSite) -> AttentionSite:
@@ -218,13 +194,6 @@ def checked_attention(site: AttentionSite) -> AttentionSite:
     if site.qkv.out_features != 3 * site.proj.in_features or site.proj.out_features != site.qkv.in_features:
         raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
     return site
-
-
-def plain_mlp(name: str, module: nn.Module) -> MlpSite:
-    """Describe an MLP of two layers called ``fc1`` and ``fc2``."""
-    refuse_extras(name, module, {"norm": "normalises its hidden units"})
-    first, second = (described_linear(f"{name}.{layer}", module.get_submodule(layer)) for layer in ("fc1", "fc2"))
-    return MlpSite(name, first, second)
 
 
 class _ReachedError(Exception):

@@ -14,7 +14,8 @@ from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 
 POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases, from coordinates
-BLOCK_LINEARS = rf"(^|\.)blocks\.\d+\.(?!(.*\.)?{POSITIONS})"  # of every block: timm's ViT, DeiT, Swin and kin
+ROWS = r"(blocks|transformer(_encoder)?|network\.\d+)"  # of blocks: nearly all models', MobileViT's and NesT's, VOLO's
+BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
 EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lowrank_vit.architectures.base import checked_attention, described_linear, refuse_extras
+from lowrank_vit.architectures.base import checked_attention
+from lowrank_vit.architectures.parts import described_linear, refuse_extras
 from lowrank_vit.records.layers import AttentionSite
 
 EXTRAS = {

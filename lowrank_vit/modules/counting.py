@@ -53,7 +53,9 @@ def input_size(model: nn.Module) -> tuple[int, int, int] | None:
         if first is not None and isinstance(size, tuple | list) and len(size) == 2:
             return first.in_channels, *size
     configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    return None if configured is None else tuple(configured)
+    if configured is None:
+        return None
+    return (configured[0] if first is None else first.in_channels, *configured[1:])
 
 
 def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear, low_rank_linear
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.narrow_mlp import SMALL_MLPS, SmallMlp
 from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.records.moments import as_float64
 
@@ -57,8 +57,8 @@ class AttentionWeights:
 class MlpWeights:
     """The weights of a dense MLP from which its smaller form is made, float64."""
 
-    weight: Tensor  # shape: (n, hidden), of the first layer
-    bias: Tensor  # shape: (hidden,)
+    weight: Tensor  # shape: (n, rows * hidden), of the first layers; with gates these come first
+    bias: Tensor  # shape: (rows * hidden,)
     act: nn.Module
     dtype: torch.dtype  # of the module
 
@@ -110,7 +110,9 @@ def fold_attention(
 
 def fold_mlp(site: MlpSite, dense: MlpWeights, kept: Tensor, output: Tensor, bias: Tensor) -> SmallMlp:
     """Make the smaller MLP: kept hidden units, (kept,), the refitted second layer (kept, d), and its bias (d,)."""
-    small = SmallMlp(site.in_features, len(kept), site.fc2.out_features, site.fc1.bias, copy.deepcopy(dense.act))
-    _write(small.fc1, dense.weight[:, kept], dense.bias[kept] if site.fc1.bias else None)
+    rows, bias_too = site.rows, site.inputs[0].bias
+    small = SMALL_MLPS[rows](site.in_features, len(kept), site.fc2.out_features, bias_too, copy.deepcopy(dense.act))
+    weight, first_bias = (t.unflatten(-1, (rows, -1))[..., kept].flatten(-2) for t in (dense.weight, dense.bias))
+    _write(small.fc1, weight, first_bias if bias_too else None)
     _write(small.fc2, output, bias)
     return small.to(device=dense.weight.device, dtype=dense.dtype)

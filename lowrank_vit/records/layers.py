@@ -89,10 +89,13 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class MlpSite:
-    """A whole MLP: two linear layers with an activation function between them."""
+    """A whole MLP: hidden units made by one linear layer or more, and a layer that makes the output of them.
+
+    Without gates a hidden unit is ``act(u)``, with gates ``act(g) u``: u and g are rows of one layer, or of one layer each.
+    """
 
     name: str
-    fc1: Site
+    inputs: tuple[Site, ...]  # the layers that make the hidden units
     fc2: Site
 
     @property
@@ -103,11 +106,16 @@ class MlpSite:
     @property
     def in_features(self) -> int:
         """Return the width of the input."""
-        return self.fc1.in_features
+        return self.inputs[0].in_features
+
+    @property
+    def rows(self) -> int:
+        """Count the rows that make a hidden unit: one, or two with gates."""
+        return sum(layer.out_features for layer in self.inputs) // self.fc2.in_features
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return what the hidden units cost: a row, a bias and a column each, and the output's bias."""
-        n, h, d = self.fc1.in_features, self.fc1.out_features, self.fc2.out_features
-        unit = Cost(n + self.fc1.bias + d, tokens * (n + d))
+        """Return what the hidden units cost: their rows, a bias for each row, a column, and once the output's bias."""
+        n, h, d, rows = self.in_features, self.fc2.in_features, self.fc2.out_features, self.rows
+        unit = Cost(rows * (n + self.inputs[0].bias) + d, tokens * (rows * n + d))
         dense = Cost(h * unit.parameters + d * self.fc2.bias, h * unit.macs)
         return {HIDDEN: UnitCosts(h, unit=unit, fixed=Cost(d), dense=dense)}

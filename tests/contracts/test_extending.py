@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.tables.table_best import TABLE
 from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family, described_linear, family_of
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, family_of
 from lowrank_vit.architectures.linears import dense_linear, dense_weight, find_sites
+from lowrank_vit.architectures.parts import described_linear
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.fold import AttentionWeights, fold_attention
 from lowrank_vit.modules.low_rank_attention import LowRankAttention

@@ -176,7 +176,7 @@ class OutputRefit:
             y = y + added
             streams[place] = target.cpu(), y.cpu()
             error = old.tokens(target - y)
-            there = old.tokens(torch.ones_like(y[..., :1])).squeeze(-1)  # padding is no output
+            there = old.tokens(torch.ones_like(y))[..., 0]  # padding is no output
             rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
             inputs.append(h.cpu())
             for index, fold in enumerate(folds):
