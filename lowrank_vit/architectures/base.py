@@ -9,14 +9,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
-from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.surgery import get_linear
+from lowrank_vit.modules.surgery import get_linear, output_linear
 from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
@@ -57,17 +57,20 @@ def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 class Branch:
     """One of the terms that a block adds to its stream: that of its attention, or of its MLP.
 
-    ``add`` computes what it adds to x, (B, ..., n). ``tokens`` orders a stream's tokens as the output layer makes them,
-    (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees them shifted and cut into windows.
+    ``add`` computes what it adds to x, (B, ..., n), given what else the block is given. ``tokens`` orders a stream's tokens
+    as the output layer makes them, (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees
+    them shifted and cut into windows.
     """
 
     block: nn.Module
     name: str  # of the module in the block
     output: str  # of its last layer, in the module; a smaller module has it under the same name
-    add: Callable[[Tensor], Tensor]
+    add: Callable[..., Tensor]
     scale: Tensor | None = None  # shape: (n,), by which the output is multiplied before it is added (LayerScale)
     tokens: Callable[[Tensor], Tensor] = flat_tokens
     stream: Stream = flat_stream
+    normed: bool = False  # whether a norm follows the output layer
+    beside: bool = False  # whether it sees what the branch before it sees, not what that one adds, too
 
     @property
     def output_name(self) -> str:
@@ -77,17 +80,14 @@ class Branch:
     @property
     def output_layer(self) -> nn.Linear:
         """Return the layer that makes the output; of a pair of factors, the second."""
-        layer = self.block.get_submodule(self.output_name)
-        layer = layer.up if isinstance(layer, LowRankLinear) else layer
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return output_linear(self.block.get_submodule(self.output_name))
 
-    def with_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_inputs(self, x: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is added to x, and the input that the output layer gets for it."""
         seen: list[Tensor] = []
         hook = self.output_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
-            return self.add(x), seen[0]
+            return self.add(x, **given), seen[0]
         finally:
             hook.remove()
 
@@ -116,9 +116,11 @@ class Family(ABC):
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe an attention module; None for another module. Raises ``InputError`` for one with further parts."""
 
-    @abstractmethod
     def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of an attention module."""
+        """Return the weights of an attention module whose logits lose directions, too, with the names that timm has."""
+        module: Any = model.get_submodule(site.name)
+        table = getattr(module, "relative_position_bias_table", None)
+        return AttentionWeights(*dense_linear(model, site.qkv), float(module.scale), module.proj.weight.dtype, table)
 
     def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
         """Describe an MLP, timm's plain one; None for another module. Raises ``InputError`` for one with further parts."""
@@ -151,7 +153,7 @@ class Family(ABC):
                     refusals[name] = error
                 else:
                     sites += [] if site is None else [site]
-        covered = {layer for site in sites for layer in linear_names(site)}
+        covered = {layer for site in sites for layer in site.layers}
         for linear in find_sites(model, BLOCK_LINEARS):
             owner = linear.name.rpartition(".")[0]
             if linear.name not in covered and owner not in refusals:
@@ -192,12 +194,6 @@ def survey(model: nn.Module) -> tuple[Sites, Refusals]:
     return family.survey(model)
 
 
-def linear_names(site: AttentionSite | MlpSite) -> tuple[str, str]:
-    """Return the names of both linear layers of a module."""
-    pair = (site.qkv, site.proj) if isinstance(site, AttentionSite) else (site.fc1, site.fc2)
-    return pair[0].name, pair[1].name
-
-
 def described_linear(name: str, layer: nn.Module, heads: int = 0) -> Site:
     """Describe a linear layer of a module. Raises ``InputError`` for a layer of another kind."""
     if not isinstance(layer, nn.Linear):
@@ -215,7 +211,8 @@ def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
 
 def checked_attention(site: AttentionSite) -> AttentionSite:
     """Return the site unchanged. Raises ``InputError`` where queries, keys, values and outputs differ in width."""
-    if site.qkv.out_features != 3 * site.proj.in_features or site.proj.out_features != site.qkv.in_features:
+    inner = site.proj.in_features
+    if site.qkv.out_features not in (inner, 3 * inner) or site.proj.out_features != site.qkv.in_features:
         raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
     return site
 

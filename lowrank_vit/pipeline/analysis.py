@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules.fold import balance_directions
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.pipeline import reporting
@@ -156,10 +157,7 @@ class Analysis:
                 known.entry(cuts.get(known.group.name), plan.ranks, compressed)
                 for known in track(self.known, "errors", shown=self.progress)
             ]
-        for module in compressed.modules():  # the errors above need the basis before this step
-            balance = getattr(module, "balance", None)
-            if balance is not None:
-                balance()
+        balance_directions(compressed)  # the errors above need the basis before this step
         report = self._report(compressed, plan, layers, compensation, refit)
         return compressed if self.narrow is None else compressed.to(self.narrow), report
 
@@ -208,6 +206,11 @@ class Analysis:
             entry["kl_held_out_before"], entry["kl_held_out"] = pair
         return {"refit": entry}
 
+    def _dense_logits(self) -> dict[str, str]:
+        """Return why queries and keys stay dense, by the name of their module."""
+        reasons = {group.name: getattr(group.site, "dense_logits", "") for group in self.groups}
+        return {name: reason for name, reason in reasons.items() if reason}
+
     def _report(
         self,
         compressed: nn.Module,
@@ -230,7 +233,7 @@ class Analysis:
             "layers": layers,
             "overfit": overfit_entry(layers),
             "left_dense": reporting.left_dense_entry(
-                self.model, [group.name for group in self.groups], chosen=self.chosen
+                self.model, [group.name for group in self.groups], self._dense_logits(), chosen=self.chosen
             ),
             "methods": {type(method).__name__: plain(vars(method)) for method in methods if method is not None},
             "measured_losses": list(plan.measured),

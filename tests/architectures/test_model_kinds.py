@@ -128,8 +128,8 @@ def test_best_takes_the_rest_layer_by_layer(kind: str, caplog: pytest.LogCapture
     whole = {layer["name"] for layer in report["layers"]} - set(fallback["layers"])
     assert all(not isinstance(model.get_submodule(name), nn.Linear) for name in whole)
     assert all(isinstance(model.get_submodule(name), nn.Linear) for name in fallback["layers"])
-    streamed = kind in ("q and k norm", "swiglu")  # blocks that are plain but for one module
-    assert bool(whole) == (streamed or kind in ("parallel things", "rotary vit"))
+    streamed = kind in ("value norm", "swiglu", "eva02", "eva02, apart")  # blocks that are plain but for one module
+    assert bool(whole) == streamed
     assert fallback["left_out"] == ([] if streamed else ["measured", "refit"])
     assert bool(report["measured_losses"]) == ("refit" in report) == streamed
 
