@@ -170,14 +170,12 @@ class OutputRefit:
     ) -> float | None:
         """Refit one branch, which sees ``sources``, and return the ridge. The streams are replaced by those after it.
 
-        Both models run it once; what the change adds, given the layer's inputs h, is then added to the stream. Behind a
-        norm that cannot be told, and the smaller model runs it again.
+        Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
         layer, inputs = new.output_layer, []
-        device = layer.weight.device
-        folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
-        weights = self._weights(sensitivity)
-        seen, world = rank_and_world()  # images alternate between processes: an image's index over all decides its fold
+        shape, device = (layer.in_features, layer.out_features), layer.weight.device
+        folds = [Regression.empty(*shape, device) for _ in range(self.folds)]
+        (seen, world), weights = rank_and_world(), self._weights(sensitivity)
         for place, pairs in enumerate(zip(streams, sources, strict=True)):
             pair, source = ([t.to(device) for t in each] for each in pairs)
             x, y, error, h = _gap(old, new, pair, source, given)
@@ -185,9 +183,10 @@ class OutputRefit:
             there = old.tokens(torch.ones_like(y[..., :1])).squeeze(-1)  # padding is no output
             rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
             inputs.append(h.cpu())
+            # images alternate between processes: an image's index over all of them decides its fold
+            own = (torch.arange(len(x), device=x.device) * world + seen) % self.folds
             for index, fold in enumerate(folds):
-                part = (torch.arange(len(x), device=device) * world + seen) % self.folds == index
-                fold.add(*(t[part].flatten(0, 1).float() for t in (h, error, rows)))
+                fold.add(*(t[own == index].flatten(0, 1).float() for t in (h, error, rows)))
             seen += len(x) * world
         for fold in folds:
             fold.gather()
