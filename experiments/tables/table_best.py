@@ -6,7 +6,8 @@ Command   python -m experiments run table_best
 
 Whitened SVD with the same share of every layer; the loss's Fisher on the output side, and ranks by predicted loss over the
 whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
-outputs refitted to the dense model's; identities in pairs of factors no longer stored. Last, all parameters of ``best`` trained towards the dense model on the calibration images alone.
+outputs refitted to the dense model's; identities in pairs of factors no longer stored. Last, all parameters of ``best``
+trained towards the dense model on the calibration images alone.
 """
 
 from __future__ import annotations

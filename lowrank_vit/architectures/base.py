@@ -9,14 +9,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, find_sites
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
 from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError, described_mlp, described_mlp_weights
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
-from lowrank_vit.modules.low_rank_linear import LowRankLinear
+from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.runtime.registry import Registry
 
@@ -45,17 +45,20 @@ def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 class Branch:
     """One of the terms that a block adds to its stream: that of its attention, or of its MLP.
 
-    ``add`` computes what it adds to x, (B, ..., n). ``tokens`` orders a stream's tokens as the output layer makes them,
-    (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees them shifted and cut into windows.
+    ``add`` computes what it adds to x, (B, ..., n), given what else the block is given. ``tokens`` orders a stream's tokens
+    as the output layer makes them, (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees
+    them shifted and cut into windows.
     """
 
     block: nn.Module
     name: str  # of the module in the block
     output: str  # of its last layer, in the module; a smaller module has it under the same name
-    add: Callable[[Tensor], Tensor]
+    add: Callable[..., Tensor]
     scale: Tensor | None = None  # shape: (n,), by which the output is multiplied before it is added (LayerScale)
     tokens: Callable[[Tensor], Tensor] = flat_tokens
     stream: Stream = flat_stream
+    normed: bool = False  # whether a norm follows the output layer
+    beside: bool = False  # whether it sees what the branch before it sees, not what that one adds, too
 
     @property
     def output_name(self) -> str:
@@ -65,17 +68,14 @@ class Branch:
     @property
     def output_layer(self) -> nn.Linear:
         """Return the layer that makes the output; of a pair of factors, the second."""
-        layer = self.block.get_submodule(self.output_name)
-        layer = layer.up if isinstance(layer, LowRankLinear) else layer
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return output_linear(self.block.get_submodule(self.output_name))
 
-    def with_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_inputs(self, x: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is added to x, and the input that the output layer gets for it."""
         seen: list[Tensor] = []
         hook = self.output_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
-            return self.add(x), seen[0]
+            return self.add(x, **given), seen[0]
         finally:
             hook.remove()
 
@@ -106,8 +106,10 @@ class Family(ABC):
         return None
 
     def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of an attention module; a family that describes none needs no weights."""
-        raise NotImplementedError
+        """Return the weights of an attention module whose logits lose directions, too, with the names that timm has."""
+        module: Any = model.get_submodule(site.name)
+        table = getattr(module, "relative_position_bias_table", None)
+        return AttentionWeights(*dense_linear(model, site.qkv), float(module.scale), module.proj.weight.dtype, table)
 
     def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
         """Describe an MLP, or None for another module. Raises ``InputError`` for one with further parts."""
@@ -137,7 +139,7 @@ class Family(ABC):
                 refusals[name] = error
             else:
                 sites += [] if site is None else [site]
-        covered = {layer for site in sites for layer in linear_names(site)}
+        covered = {layer for site in sites for layer in site.layers}
         for linear in find_sites(model, BLOCK_LINEARS):
             owner = linear.name.rpartition(".")[0]
             if linear.name not in covered and owner not in refusals:
@@ -183,15 +185,10 @@ def survey(model: nn.Module) -> tuple[Sites, Refusals]:
     return family.survey(model)
 
 
-def linear_names(site: AttentionSite | MlpSite) -> tuple[str, ...]:
-    """Return the names of all linear layers of a module."""
-    layers = (site.qkv, site.proj) if isinstance(site, AttentionSite) else (*site.inputs, site.fc2)
-    return tuple(layer.name for layer in layers)
-
-
 def checked_attention(site: AttentionSite) -> AttentionSite:
     """Return the site unchanged. Raises ``InputError`` where queries, keys, values and outputs differ in width."""
-    if site.qkv.out_features != 3 * site.proj.in_features or site.proj.out_features != site.qkv.in_features:
+    inner = site.proj.in_features
+    if site.qkv.out_features not in (inner, 3 * inner) or site.proj.out_features != site.qkv.in_features:
         raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
     return site
 

@@ -109,6 +109,14 @@ def separate_bias(model: nn.Module, site: Site) -> Tensor | None:
     return torch.cat([queries, torch.zeros_like(queries), values]).detach()
 
 
+def without_value_bias(attention: nn.Module) -> nn.Module:
+    """Set to zero what timm's attention of BEiT, EVA and Swin V2 adds to its values, in place: the output's bias has it."""
+    bias = getattr(attention, "v_bias", None)
+    if isinstance(bias, nn.Parameter):
+        bias.data.zero_()
+    return attention
+
+
 def dense_linear(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     """Return weight (n, d) and bias (d,) of a linear layer, float64; zeros where it has no bias."""
     layer = get_linear(model, site)

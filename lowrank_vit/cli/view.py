@@ -52,6 +52,10 @@ def _show_notes(console: Console, report: Report) -> None:
     left = report.get("left_dense")
     if left is not None and left["layers"]:
         console.print(f"left dense: {escape(some(left['layers']))} ({left['params']:,} parameters)")
+    logits = {} if left is None else left.get("logits", {})
+    if logits:
+        reasons = " or ".join(dict.fromkeys(logits.values()))
+        console.print(f"left dense: queries and keys of {escape(some(logits))}, as they are {escape(reasons)}")
     fallback = report.get("fallback")
     if fallback is not None:
         left_out = f"; left out: {', '.join(fallback['left_out'])}" if fallback["left_out"] else ""

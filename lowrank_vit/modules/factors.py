@@ -12,14 +12,6 @@ from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
 from lowrank_vit.modules.surgery import replace_module
 
 
-def balance(model: nn.Module) -> None:
-    """Balance the factors of all compressed modules that can be unbalanced, in place."""
-    for module in model.modules():
-        own = getattr(module, "balance", None)
-        if own is not None:
-            own()
-
-
 def pivot(model: nn.Module) -> dict[str, int]:
     """Pivot the factors of all compressed modules in place; return how many parameters each has lost by it, by name."""
     saved = {}

@@ -90,7 +90,7 @@ class PivotedLinear(nn.Module):
             strict,
             missing_keys,
             unexpected_keys,
-            error_msgs,  # type: ignore[arg-type]
+            error_msgs,
         )
         try:
             self.find_places()

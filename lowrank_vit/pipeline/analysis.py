@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.modules.factors import balance, pivot
+from lowrank_vit.modules.factors import pivot
+from lowrank_vit.modules.fold import balance_directions
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.pipeline import reporting
@@ -157,7 +158,7 @@ class Analysis:
                 known.entry(cuts.get(known.group.name), plan.ranks, compressed)
                 for known in track(self.known, "errors", shown=self.progress)
             ]
-        balance(compressed)  # the errors above need the basis before this step
+        balance_directions(compressed)  # the errors above need the basis before this step
         saved = pivot(compressed) if self.recipe.pivoted else {}
         for layer in layers:
             layer["params"] -= saved.get(layer["name"], 0)
@@ -210,6 +211,11 @@ class Analysis:
             entry[f"{name}_before"], entry[name] = pair
         return {"refit": entry}
 
+    def _dense_logits(self) -> dict[str, str]:
+        """Return why queries and keys stay dense, by the name of their module."""
+        reasons = {group.name: getattr(group.site, "dense_logits", "") for group in self.groups}
+        return {name: reason for name, reason in reasons.items() if reason}
+
     def _report(
         self,
         compressed: nn.Module,
@@ -232,7 +238,7 @@ class Analysis:
             "layers": layers,
             "overfit": overfit_entry(layers),
             "left_dense": reporting.left_dense_entry(
-                self.model, [group.name for group in self.groups], chosen=self.chosen
+                self.model, [group.name for group in self.groups], self._dense_logits(), chosen=self.chosen
             ),
             "methods": {type(method).__name__: plain(vars(method)) for method in methods if method is not None},
             "measured_losses": list(plan.measured),

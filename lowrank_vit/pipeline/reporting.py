@@ -52,10 +52,13 @@ def size_entries(
     return sizes, None if macs is None else {"dense": macs, "compressed": less}
 
 
-def left_dense_entry(model: nn.Module, compressed: Iterable[str], *, chosen: bool = False) -> LeftDense:
+def left_dense_entry(
+    model: nn.Module, compressed: Iterable[str], logits: Mapping[str, str], *, chosen: bool = False
+) -> LeftDense:
     """Make the ``left_dense`` entry: layers outside ``compressed``, except the classifier and the patch embedding.
 
-    Layers that stay dense unexpectedly are also logged, unless the user has ``chosen`` the sites.
+    ``logits``: why queries and keys stay dense, by the name of their module. They are logged, and so are layers that stay
+    dense unexpectedly, unless the user has ``chosen`` the sites.
     """
     left = left_dense(model, compressed)
     unexpected = {name: count for name, count in left.items() if not re.search(EXPECTED_DENSE, f"{name}.")}
@@ -68,7 +71,13 @@ def left_dense_entry(model: nn.Module, compressed: Iterable[str], *, chosen: boo
             len(unexpected),
             share,
         )
-    return {"layers": list(left), "params": sum(left.values())}
+    for reason in dict.fromkeys(logits.values()):
+        names = [name for name, own in logits.items() if own == reason]
+        logger.warning(
+            "left dense: queries and keys of %s (%d in all), as they are %s", some(names), len(names), reason
+        )
+    told = {"logits": dict(logits)} if logits else {}
+    return {"layers": list(left), "params": sum(left.values()), **told}  # type: ignore[typeddict-item]
 
 
 def compensation_entry(recipe: Recipe, solutions: Mapping[str, Solution]) -> dict[str, Any]:

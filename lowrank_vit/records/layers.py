@@ -37,7 +37,11 @@ class Site:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """A whole attention module: its queries, keys and values by one linear layer, its output by another."""
+    """A whole attention module: its queries, keys and values by one linear layer, its output by another.
+
+    ``dense_logits`` says what queries and keys are ("normalised"), so that they stay and only values lose directions; it is
+    empty where both do. ``qkv`` may then be the layer of the values alone, beside others.
+    """
 
     name: str
     qkv: Site
@@ -47,11 +51,19 @@ class AttentionSite:
     query_bias: bool | None = None  # None: as the qkv layer has one; so for keys and values
     key_bias: bool | None = None
     value_bias: bool | None = None
+    class_token: bool = False  # before the tokens of the window, with biases of its own
+    dense_logits: str = ""
+    beside: tuple[str, ...] = ()  # the layers of queries and keys, where each has its own
 
     @property
     def linears(self) -> tuple[Site, ...]:
         """Return the layers where statistics are collected; the last one makes the output."""
-        return (self.qkv, self.proj)
+        return (self.proj,) if self.dense_logits else (self.qkv, self.proj)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of all linear layers of the module."""
+        return (*self.beside, self.qkv.name, self.proj.name)
 
     @property
     def in_features(self) -> int:
@@ -64,11 +76,13 @@ class AttentionSite:
         Queries with keys: a row of either and the query's bias for each direction; keys need no bias, since the softmax
         ignores it. Values with the output: a row and a column for each direction, and the output's bias.
         """
+        if self.dense_logits:
+            return {VALUE: self._values_alone(tokens)}
         n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
         query_bias, key_bias, value_bias = (
             self.qkv.bias if bias is None else bias for bias in (self.query_bias, self.key_bias, self.value_bias)
         )
-        keys = tokens if self.window_size is None else self.window_size[0] * self.window_size[1]
+        keys = tokens if self.window_size is None else self.window_size[0] * self.window_size[1] + self.class_token
         pair_macs, value_macs = tokens * (2 * n + keys), tokens * (n + d + keys)
         return {
             QUERY_KEY: UnitCosts(
@@ -86,6 +100,13 @@ class AttentionSite:
             ),
         }
 
+    def _values_alone(self, tokens: int) -> UnitCosts:
+        """Return what values cost where zeros take the place of lost ones: the product with the tokens stays as it was."""
+        n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
+        unit = Cost(n + self.qkv.bias + d, tokens * (n + d))
+        dense = Cost(width * unit.parameters + d * self.proj.bias, width * unit.macs)
+        return UnitCosts(width, unit=unit, fixed=Cost(d), dense=dense)
+
 
 @dataclass(frozen=True)
 class MlpSite:
@@ -102,6 +123,11 @@ class MlpSite:
     def linears(self) -> tuple[Site, ...]:
         """Return the layers where statistics are collected; the last one makes the output."""
         return (self.fc2,)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of all linear layers of the module."""
+        return (*(layer.name for layer in self.inputs), self.fc2.name)
 
     @property
     def in_features(self) -> int:

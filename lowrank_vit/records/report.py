@@ -63,10 +63,14 @@ class Overfit(TypedDict):
 
 
 class LeftDense(TypedDict):
-    """Layers that were not compressed, except the classifier and the patch embedding."""
+    """Layers that were not compressed, except the classifier and the patch embedding.
+
+    ``logits``: attention modules whose values only were, and what their queries and keys are ("normalised").
+    """
 
     layers: list[str]
     params: int
+    logits: NotRequired[dict[str, str]]
 
 
 class Fallback(TypedDict):
