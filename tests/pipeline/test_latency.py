@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit.cli.view import budget_line
 from lowrank_vit.modules.counting import multiply_accumulates
 from lowrank_vit.pipeline.scales.latency import SHARES, Grid
 from lowrank_vit.records.curves import ErrorCurve
@@ -148,3 +149,12 @@ def test_compiled_models_need_a_compiler(clock: Clock, monkeypatch: pytest.Monke
     monkeypatch.setattr(speed.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
         compress(tiny(), [images(8)], "exact", budget={"latency": 0.7}, compiled=True)
+
+
+def test_a_time_is_told_beside_its_prediction() -> None:
+    where = {"device": "cpu", "dtype": "float32", "mode": "eager", "batch": 8, "threads": 2}
+    times = {"dense": 20_400_000, "limit": 12_000_000, "predicted": 11_900_000, "counted": 12_345_678}
+    line = budget_line({"cost": "latency", "asked": "latency=12ms", "where": where, **times})
+    assert line == (
+        "latency=12ms: 12.3 ms, allowed 12 ms, dense 20.4 ms, predicted 11.9 ms (cpu, float32, eager, batch 8, 2 threads)"
+    )
