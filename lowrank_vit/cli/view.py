@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +11,14 @@ from rich.table import Table
 
 from lowrank_vit.records.costs.bytes import FLOAT32
 from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
-from lowrank_vit.records.report import LayerEntry, Report, some
+from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 
+AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
+    "parameters": "{:,} parameters".format,
+    "macs": lambda count: f"{count / 1e6:,.1f} M MACs",
+    "bytes": lambda count: mebibytes(count),
+    "latency": lambda count: f"{count / 1e6:.3g} ms",
+}
 UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden"}  # in the words of a table
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
@@ -35,6 +41,8 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
         + ("" if macs is None else f", {macs['dense'] / 1e6:,.1f} to {(macs['compressed'] or 0) / 1e6:,.1f} M MACs")
     )
     console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
+    if "budget" in report:
+        console.print(escape(budget_line(report["budget"])))
     if nested is not None:
         console.print(
             f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "
@@ -45,6 +53,17 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
         _show_notes(console, report)
         seconds = "  ".join(f"{escape(stage)} {seconds:.1f} s" for stage, seconds in report["seconds"].items())
         console.print(seconds)
+
+
+def budget_line(entry: BudgetEntry) -> str:
+    """Say what was asked for, and what came of it."""
+    words = AMOUNTS.get(entry["cost"], "{:,.0f}".format)
+    limit, counted, dense = (words(entry[name]) for name in ("limit", "counted", "dense"))
+    line = f"{entry['asked']}: {counted}, allowed {limit}, dense {dense}"
+    if not entry["where"]:
+        return line
+    where = "{device}, {dtype}, {mode}, batch {batch}, {threads} threads".format(**entry["where"])
+    return f"{line}, predicted {words(entry['predicted'])} ({where})"
 
 
 def _show_notes(console: Console, report: Report) -> None:
@@ -125,15 +144,37 @@ def show_plans(result: Mapping[str, Any]) -> None:
         f"{mebibytes(dense['bytes'])}; recipe [bold]{escape(result['recipe'])}[/], predicted loss in {result['currency']}"
     )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    reduction = "reduction %" if result["cost"] == "parameters" else f"{result['cost']} %"
-    for column in (reduction, "predicted loss", "parameters", "M MACs", "MiB"):
+    asked = "reduction %" if result["cost"] == "parameters" else f"{result['cost']} %"
+    asked = asked if all("reduction" in size for size in result["sizes"]) else "budget"
+    for column in (asked, "predicted loss", "parameters", "M MACs", "MiB"):
         table.add_column(column, justify="right", no_wrap=True)
     for size in result["sizes"]:
+        asked = f"{-100 * size['reduction']:.0f}" if "reduction" in size else size["budget"]
         if "reason" in size:
-            table.add_row(f"{-100 * size['reduction']:.0f}", "out of reach")
+            table.add_row(asked, "out of reach")
             continue
         costs = (f"{size['parameters']:,}", f"{size['macs'] / 1e6:,.1f}", f"{size['bytes'] / 2**20:.2f}")
-        table.add_row(f"{-100 * size['reduction']:.0f}", f"{size['predicted_loss']:.4f}", *costs)
+        table.add_row(asked, f"{size['predicted_loss']:.4f}", *costs)
+    console.print(table)
+
+
+def show_sweep(result: Mapping[str, Any]) -> None:
+    """Print what the sizes of a sweep keep and cost, in the order in which they were asked for."""
+    rows = result["rows"]
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    costs = list(rows[0]["costs"])
+    for column in ("asked", *(f"{cost} %" for cost in costs), "top-1 %", "agreement %", "KL nats"):
+        table.add_column(column, justify="left" if column == "asked" else "right", no_wrap=True)
+    for row in rows:
+        shares = (f"{100 * compressed / dense:.1f}" for dense, compressed in row["costs"].values())
+        top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
+        table.add_row(row["asked"], *shares, top1, f"{row['agreement']:.2f}", f"{row['kl']:.4f}")
+    console = Console()
+    dense = "" if rows[0]["top1_dense"] is None else f", dense top-1 {rows[0]['top1_dense']:.2f} %"
+    console.print(
+        f"[bold]{escape(result['model'])}[/], recipe [bold]{escape(result['recipe'])}[/], on {rows[0]['n']} images{dense}; "
+        "costs in % of the dense model's"
+    )
     console.print(table)
 
 

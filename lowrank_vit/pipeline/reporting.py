@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from lowrank_vit.architectures.linears import EXPECTED_DENSE, left_dense
-from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, saved_bytes
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.records.report import FORMAT, LeftDense, Macs, Params, Report, some
+from lowrank_vit.records.report import FORMAT, LeftDense, Macs, Params, Report, WeightsBytes, some
 from lowrank_vit.runtime import provenance
 from lowrank_vit.stages.compensate.solve import Solution
 
@@ -50,6 +51,12 @@ def size_entries(
     after, less = parameter_count(compressed), None if macs is None else _macs(compressed, input_size(dense))
     sizes: Params = {"dense": params, "compressed": after, "reduction": 1 - after / params}
     return sizes, None if macs is None else {"dense": macs, "compressed": less}
+
+
+def weights_entry(dense: nn.Module, compressed: nn.Module, dtype: str) -> WeightsBytes:
+    """Make the ``weights_bytes`` entry: both models as they are saved, floating values in ``dtype``, as torch names it."""
+    stored: torch.dtype = getattr(torch, dtype)
+    return {"dense": saved_bytes(dense, stored), "compressed": saved_bytes(compressed, stored)}
 
 
 def left_dense_entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from lowrank_vit.records.costs import COSTS, NOTHING, PARAMETERS, Cost
+from lowrank_vit.records.report import BudgetEntry
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class ErrorCurve:
     ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense``; rank r costs
     ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added), less ``saved[r]`` parameters of
     identities in pivoted factors, where there are any. An allocator sees these costs as plain numbers of the kind that
-    ``price`` names.
+    ``price`` names, or those of ``table`` where costs are no line, as times are.
     """
 
     name: str
@@ -30,6 +32,7 @@ class ErrorCurve:
     full_rank: int | None = None  # of the weight, where the curve ends before it because the statistics cap the rank
     price: str = PARAMETERS  # the kind of cost that the budget is in
     saved: tuple[int, ...] = ()  # parameters, at every rank; or nothing
+    table: tuple[int, ...] | None = None  # costs of ranks 0 ... k, rising, and of the dense choice
 
     @classmethod
     def in_parameters(
@@ -47,21 +50,25 @@ class ErrorCurve:
 
     @cached_property
     def rank_cost(self) -> int:
-        """Return what one more rank costs."""
+        """Return what one more rank costs; of a table, in the mean."""
+        if self.table is not None:
+            return max(1, (self.table[-2] - self.table[0]) // max(1, len(self.table) - 2))
         return COSTS.get(self.price)(self.unit)
 
     @cached_property
     def dense_cost(self) -> int:
         """Return what the dense choice costs."""
-        return COSTS.get(self.price)(self.dense)
+        return self.table[-1] if self.table is not None else COSTS.get(self.price)(self.dense)
 
     @cached_property
     def fixed_cost(self) -> int:
         """Return what every choice but the dense one costs beside its ranks."""
-        return COSTS.get(self.price)(self.fixed)
+        return self.table[0] if self.table is not None else COSTS.get(self.price)(self.fixed)
 
     def cost(self, rank: int | None) -> int:
         """Return the cost at ``rank``; ``None`` is dense."""
+        if self.table is not None:
+            return self.table[-1 if rank is None else min(rank, len(self.table) - 2)]
         if rank is None:
             return self.dense_cost
         return self.fixed_cost + rank * self.rank_cost - (self._savings[rank] if self.saved else 0)
@@ -78,6 +85,8 @@ class ErrorCurve:
     @cached_property
     def break_even(self) -> int:
         """Return the largest rank that is cheaper than dense, whether or not the curve has it."""
+        if self.table is not None:
+            return bisect_left(self.table[:-1], self.dense_cost) - 1
         if not self.saved:
             return (self.dense_cost - self.fixed_cost - 1) // self.rank_cost
         return max((rank for rank in range(len(self.saved)) if self.cost(rank) < self.dense_cost), default=0)
@@ -100,9 +109,11 @@ class ErrorCurve:
 class RankPlan:
     """The size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
 
-    ``measured``: predicted and measured losses of units, where the plan was corrected by them.
+    ``measured``: predicted and measured losses of units, where the plan was corrected by them. ``budget``: what it was
+    made for, as the report has it; None for a plan that was made by hand.
     """
 
     ranks: Mapping[str, int | None]
     trajectory: tuple[Mapping[str, float | int | str], ...] = ()
     measured: tuple[Mapping[str, float | int | str], ...] = ()
+    budget: BudgetEntry | None = None

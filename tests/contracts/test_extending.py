@@ -257,7 +257,7 @@ class HeadGroup:
         dense = costs["query_key"].dense + costs["value"].dense
         return ErrorCurve(f"{self.name}.heads", loss, unit, dense, costs["value"].fixed)
 
-    def blank_curves(self) -> list[ErrorCurve]:
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         return [self.curve(torch.zeros(self.site.qkv.heads + 1))]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Any]:

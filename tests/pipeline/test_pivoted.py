@@ -50,6 +50,16 @@ def test_the_budget_buys_more_directions(recipe: str, kind: str) -> None:
     assert 0 <= left <= 0.05 * parameter_count(model)
 
 
+def test_the_file_keeps_within_bytes(tmp_path: Path) -> None:
+    model, batch = tiny("vit"), images(16)
+    limit = 12_000
+    small, report = compress(
+        model, [batch], get_recipe("best").but(pivoted=True), budget={"bytes": limit}, device="cpu"
+    )
+    save(small, tmp_path / "small", report, model_args=ARGUMENTS["vit"])
+    assert 0.97 * limit <= (tmp_path / "small" / "model.safetensors").stat().st_size <= limit
+
+
 def test_it_is_saved_loaded_and_quantised(tmp_path: Path) -> None:
     model, batch = tiny("vit"), images(16)
     small, report = compress(model, [batch], get_recipe("best").but(pivoted=True), 0.4, device="cpu")

@@ -114,8 +114,8 @@ class Group(Protocol):
         """Return the statistics to collect on unseen images, for the report."""
         ...
 
-    def blank_curves(self) -> list[ErrorCurve]:
-        """Return the curves with costs and without losses."""
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
+        """Return the curves with costs and without losses; ``tokens``: of an image, by linear layer, where they count."""
         ...
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Any]:

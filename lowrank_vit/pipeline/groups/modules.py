@@ -76,10 +76,10 @@ class ModuleGroup:
         """Return the second moment of the output layer's inputs."""
         return {self.linears[-1].name: frozenset({"input_second"})}
 
-    def blank_curves(self) -> list[ErrorCurve]:
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         """Return the curves without losses."""
         units = {unit_name(self.site, unit): blank_directions(costs) for unit, costs in self.site.costs().items()}
-        return unit_curves(self.site, units, self.settings)
+        return unit_curves(self.site, units, self.settings, tokens.get(self.linears[-1].name, 0))
 
     def known(
         self,
