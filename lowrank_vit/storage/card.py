@@ -198,13 +198,13 @@ def _measured(report: Report) -> list[str]:
     top1 = report.get("finetune", {}).get("val_top1")
     if top1 is not None:
         lines.append(f"Top-1 after fine-tuning, on the validation split of its data: {top1:.2f} %.")
-    objective = OBJECTIVES.get(report.get("recipe_fields", {}).get("objective", "classification"))
-    unseen, unit = f"{objective.measures}_held_out", objective.unit
-    refitted, distilled = report.get("refit", {}).get(unseen), report.get("distillation", {}).get(unseen)
-    if refitted is not None:
-        lines.append(f"Divergence from the dense model on unseen images: {refitted:.4f} {unit}.")
-    if distilled is not None:
-        lines.append(f"Divergence after distillation, on unseen images: {distilled['after']:.4f} {unit}.")
+    for objective in map(OBJECTIVES.get, OBJECTIVES.names()):
+        unseen, unit = f"{objective.measures}_held_out", objective.unit
+        refitted, distilled = report.get("refit", {}).get(unseen), report.get("distillation", {}).get(unseen)
+        if refitted is not None:
+            lines.append(f"Divergence from the dense model on unseen images: {refitted:.4f} {unit}.")
+        if distilled is not None:
+            lines.append(f"Divergence after distillation, on unseen images: {distilled['after']:.4f} {unit}.")
     if "quantization" in report:
         lost = 100 * report["quantization"]["relative_weight_error"]
         lines.append(f"Weights differ by {lost:.2f} % from those before quantisation.")
