@@ -52,9 +52,9 @@ def test_the_budget_buys_more_directions(recipe: str, kind: str) -> None:
 
 def test_the_file_keeps_within_bytes(tmp_path: Path) -> None:
     model, batch = tiny("vit"), images(16)
-    limit = 12_000
+    limit = 12_000  # bytes
     small, report = compress(
-        model, [batch], get_recipe("best").but(pivoted=True), budget={"bytes": limit}, device="cpu"
+        model, [batch], get_recipe("best").but(pivoted=True), budget={"bytes": "12kB"}, device="cpu"
     )
     save(small, tmp_path / "small", report, model_args=ARGUMENTS["vit"])
     assert 0.97 * limit <= (tmp_path / "small" / "model.safetensors").stat().st_size <= limit
