@@ -4,6 +4,8 @@ compressed, report = lowrank_vit.compress(model, calibration=dataloader, reducti
 lowrank_vit.save(compressed, "small")
 model = lowrank_vit.load("small")
 
+In place of ``reduction``, ``budget={"macs": 0.5}`` and the like: params, macs, bytes or latency that remain.
+
 Public are the names below, and the packages ``runtime``, ``records``, ``linalg``, ``modules``, ``objectives``, ``data``
 and ``models``. All other modules are internal: what they do is reached by the names below.
 """
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_weight, find_sites
     from lowrank_vit.pipeline.analysis import Analysis
     from lowrank_vit.pipeline.api import analyse, compress, sweep
-    from lowrank_vit.pipeline.budget import check_reduction
+    from lowrank_vit.pipeline.budget import check_budget, check_reduction
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
     from lowrank_vit.pipeline.reporting import dense_report
@@ -57,6 +59,7 @@ __all__ = [
     "augmentations",
     "benchmark",
     "calibrate",
+    "check_budget",
     "check_reduction",
     "collect",
     "compare",
@@ -88,7 +91,7 @@ _HOMES = {
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "pipeline.analysis": ("Analysis",),
     "pipeline.api": ("analyse", "compress", "sweep"),
-    "pipeline.budget": ("check_reduction",),
+    "pipeline.budget": ("check_budget", "check_reduction"),
     "pipeline.recipe": ("Recipe",),
     "pipeline.recipes": ("RECIPES", "get_recipe"),
     "pipeline.reporting": ("dense_report",),

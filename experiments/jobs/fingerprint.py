@@ -99,6 +99,7 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     folders |= {MODELS: standin | {"weights": not job.standin}}
     folders |= {"lowrank_vit/storage": {"folder": job.bits is not None}}  # whose files' sizes are measured
     folders |= {"lowrank_vit/records/costs": {"parameters": bool(recipes)}}
+    folders |= {f"{PIPELINE}/scales": {"counted": bool(recipes), "latency": False}}  # budgets are in parameters
     return {f"{folder}/{name}.py": taken for folder, files in folders.items() for name, taken in files.items()}
 
 

@@ -52,7 +52,7 @@ class DigitsInMemory(ImageData):
 
     def val_dataloader(self) -> Any:
         """Serve the images of the evaluation."""
-        return self._remembered("validation", super().val_dataloader())
+        return self._remembered(self.evaluation_split, super().val_dataloader())
 
     def _remembered(self, split: str, loader: DataLoader[Any]) -> DataLoader[Any]:
         images, labels = _all_images(split, tuple(sorted(self.data_config.items())))

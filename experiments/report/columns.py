@@ -135,6 +135,7 @@ UNSEEN = (
     "KL unseen: divergence from the dense model in nats, and how often both answer the same, on training images that are "
     "held out; settings are chosen by these alone."
 )
+NEIGHBOURS = "k-NN, probe: top-1 in percent of the nearest neighbours and of a linear probe, both on the features."
 SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
 COUNTED = "Size counted: all parameters times the bits of a weight, as if nothing else were stored."
 
@@ -201,6 +202,9 @@ CATALOGUE = {
         _number("kl_unseen", "KL unseen", _error, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
         _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
+        _number("knn", "k-NN", percent, about=NEIGHBOURS),
+        _number("probe", "Probe", percent, about=NEIGHBOURS),
+        _number("feature_error", "Feature error", _error, about="Feature error: in shares of the features' variance."),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
         _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),

@@ -68,6 +68,9 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "top1_tuned",
     "top1_tuned_std",
     "images",
+    "knn",
+    "probe",
+    "feature_error",
 )
 MEANS = {  # field of a row: where a result has the number
     "macs": ("macs", "compressed"),
@@ -86,6 +89,7 @@ MEANS = {  # field of a row: where a result has the number
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
     "top1_tuned": ("measured", "top1_tuned"),
+    **{name: ("measured", name) for name in ("knn", "probe", "feature_error")},
     "images": ("n",),
 }
 SPREADS = {

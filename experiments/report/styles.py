@@ -68,6 +68,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "svd_llm": Style("<", (3, 2), "brown"),
     "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
     "+ losses measured": Style("h", (2, 2), "red"),
+    "+ factors pivoted": Style("P", (9, 3), "black"),
     "fwsvd": Style("p", (3, 3), "olive"),
     "asvd": Style("X", (5, 3), "pink"),
     "aafm": Style("h", (1, 3), "cyan"),

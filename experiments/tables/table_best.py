@@ -6,7 +6,8 @@ Command   python -m experiments run table_best
 
 Whitened SVD with the same share of every layer; the loss's Fisher on the output side, and ranks by predicted loss over the
 whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
-outputs refitted to the dense model's. Last, all parameters trained towards the dense model on the calibration images alone.
+outputs refitted to the dense model's; identities in pairs of factors no longer stored. Last, all parameters of ``best``
+trained towards the dense model on the calibration images alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, ch
     "halves": ("Heads and interpolation", "best", {"refit": False, "measured": 0}),
     "measured": ("+ losses measured", "best", {"refit": False}),
     "best": ("+ outputs refitted (best)", "best", {}),
+    "pivoted": ("+ factors pivoted", "best", {"pivoted": True}),
 }
 EPOCHS = 9  # of 1000 images, 20 a step
 PROTOCOL = "calibration-distilled"
@@ -40,22 +42,22 @@ def rows(model: Architecture) -> list[Row]:
 
 def _steps(model: Architecture, percent: int) -> list[Row]:
     """List them from one matrix at a time to all together; all parameters are then distilled on the calibration images."""
-    steps = [
-        Row(
+    steps = {
+        name: Row(
             f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
             protocol="training-free", changes=changes, epochs=0,
         )
         for name, (method, recipe, changes) in STEPS.items()
-    ]  # fmt: skip
+    }  # fmt: skip
     distilled = replace(
-        steps[-1],
+        steps["best"],
         id=f"{model.id}/distilled-{percent}",
         method="+ distilled (best)",
         protocol=PROTOCOL,
         distill_epochs=EPOCHS,
         embedded_seeds=(0,),
     )
-    return [*steps, distilled]
+    return [*steps.values(), distilled]
 
 
 TABLE = Table(

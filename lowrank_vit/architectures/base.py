@@ -9,31 +9,19 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
+from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError, described_mlp, described_mlp_weights
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
-from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.modules.surgery import output_linear
+from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.runtime.registry import Registry
 
-ADVICE = "choose a recipe for single layers (`list recipes`)"
 Stream = Callable[[Tensor, Sequence[int]], Tensor]
 Sites = list[AttentionSite | MlpSite]
-
-
-class UnknownWholeError(InputError):
-    """The error for a module or a model that is not known as a whole; ``reason`` is the message without the remedy."""
-
-    def __init__(self, reason: str, remedy: str = ADVICE) -> None:
-        super().__init__(f"{reason}: {remedy}")
-        self.reason = reason
-
-
 Refusals = dict[str, UnknownWholeError]  # by the name of the module
 
 
@@ -57,17 +45,20 @@ def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 class Branch:
     """One of the terms that a block adds to its stream: that of its attention, or of its MLP.
 
-    ``add`` computes what it adds to x, (B, ..., n). ``tokens`` orders a stream's tokens as the output layer makes them,
-    (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees them shifted and cut into windows.
+    ``add`` computes what it adds to x, (B, ..., n), given what else the block is given. ``tokens`` orders a stream's tokens
+    as the output layer makes them, (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees
+    them shifted and cut into windows.
     """
 
     block: nn.Module
     name: str  # of the module in the block
     output: str  # of its last layer, in the module; a smaller module has it under the same name
-    add: Callable[[Tensor], Tensor]
+    add: Callable[..., Tensor]
     scale: Tensor | None = None  # shape: (n,), by which the output is multiplied before it is added (LayerScale)
     tokens: Callable[[Tensor], Tensor] = flat_tokens
     stream: Stream = flat_stream
+    normed: bool = False  # whether a norm follows the output layer
+    beside: bool = False  # whether it sees what the branch before it sees, not what that one adds, too
 
     @property
     def output_name(self) -> str:
@@ -77,17 +68,14 @@ class Branch:
     @property
     def output_layer(self) -> nn.Linear:
         """Return the layer that makes the output; of a pair of factors, the second."""
-        layer = self.block.get_submodule(self.output_name)
-        layer = layer.up if isinstance(layer, LowRankLinear) else layer
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return output_linear(self.block.get_submodule(self.output_name))
 
-    def with_inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def with_inputs(self, x: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is added to x, and the input that the output layer gets for it."""
         seen: list[Tensor] = []
         hook = self.output_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
-            return self.add(x), seen[0]
+            return self.add(x, **given), seen[0]
         finally:
             hook.remove()
 
@@ -96,6 +84,7 @@ class Family(ABC):
     """The parts of the models of one family. It holds no model."""
 
     about: str  # one line for the table of families
+    general: ClassVar[bool] = False  # whether any family that knows more of a model goes before
 
     @abstractmethod
     def takes(self, model: nn.Module) -> bool:
@@ -112,23 +101,23 @@ class Family(ABC):
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return what a block adds to the stream, in order; nothing for a step that is not a block."""
 
-    @abstractmethod
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe an attention module; None for another module. Raises ``InputError`` for one with further parts."""
+        return None
 
-    @abstractmethod
     def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of an attention module."""
+        """Return the weights of an attention module whose logits lose directions, too, with the names that timm has."""
+        module: Any = model.get_submodule(site.name)
+        table = getattr(module, "relative_position_bias_table", None)
+        return AttentionWeights(*dense_linear(model, site.qkv), float(module.scale), module.proj.weight.dtype, table)
 
     def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
-        """Describe an MLP, timm's plain one; None for another module. Raises ``InputError`` for one with further parts."""
-        return plain_mlp(name, module) if type(module) is Mlp else None  # a subclass may compute something else
+        """Describe an MLP, or None for another module. Raises ``InputError`` for one with further parts."""
+        return described_mlp(name, module)
 
     def mlp_weights(self, model: nn.Module, site: MlpSite) -> MlpWeights:
-        """Return the weights of an MLP whose activation function is called ``act``."""
-        act = model.get_submodule(site.name).act
-        assert isinstance(act, nn.Module)
-        return MlpWeights(*dense_linear(model, site.fc1), act, get_linear(model, site.fc1).weight.dtype)
+        """Return the weights of an MLP."""
+        return described_mlp_weights(model, site)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""
@@ -143,15 +132,14 @@ class Family(ABC):
         """
         sites: Sites = []
         refusals: Refusals = {}
-        for name, module in model.named_modules():
-            if re.search(BLOCK_LINEARS, name):
-                try:
-                    site = self.attention(name, module) or self.mlp(name, module)
-                except UnknownWholeError as error:
-                    refusals[name] = error
-                else:
-                    sites += [] if site is None else [site]
-        covered = {layer for site in sites for layer in linear_names(site)}
+        for name, module in block_modules(model):
+            try:
+                site = self.attention(name, module) or self.mlp(name, module)
+            except UnknownWholeError as error:
+                refusals[name] = error
+            else:
+                sites += [] if site is None else [site]
+        covered = {layer for site in sites for layer in site.layers}
         for linear in find_sites(model, BLOCK_LINEARS):
             owner = linear.name.rpartition(".")[0]
             if linear.name not in covered and owner not in refusals:
@@ -168,13 +156,18 @@ class Family(ABC):
         return sites
 
 
+def block_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of all blocks by name, without those that make position biases."""
+    return ((name, module) for name, module in model.named_modules() if re.search(BLOCK_LINEARS, f"{name}."))
+
+
 FAMILIES: Registry[type[Family]] = Registry("family of models", __package__ or "")
 
 
 def family_of(model: nn.Module) -> Family:
     """Find the family of a model. Raises ``InputError`` for a model of no family."""
     families = {name: FAMILIES.get(name)() for name in FAMILIES.names()}
-    for family in families.values():
+    for family in sorted(families.values(), key=lambda family: family.general):
         if family.takes(model):
             return family
     known = ", ".join(f"{name} ({family.about})" for name, family in families.items())
@@ -192,39 +185,12 @@ def survey(model: nn.Module) -> tuple[Sites, Refusals]:
     return family.survey(model)
 
 
-def linear_names(site: AttentionSite | MlpSite) -> tuple[str, str]:
-    """Return the names of both linear layers of a module."""
-    pair = (site.qkv, site.proj) if isinstance(site, AttentionSite) else (site.fc1, site.fc2)
-    return pair[0].name, pair[1].name
-
-
-def described_linear(name: str, layer: nn.Module, heads: int = 0) -> Site:
-    """Describe a linear layer of a module. Raises ``InputError`` for a layer of another kind."""
-    if not isinstance(layer, nn.Linear):
-        raise UnknownWholeError(f"{name!r} is a {type(layer).__name__}, no linear layer")
-    return Site(name, layer.in_features, layer.out_features, layer.bias is not None, heads)
-
-
-def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
-    """Raise ``InputError`` if a module has one of the ``extras``: attributes beyond the plain kind, and their meaning."""
-    for attribute, meaning in extras.items():
-        extra = getattr(module, attribute, None)
-        if extra is not None and not isinstance(extra, nn.Identity):
-            raise UnknownWholeError(f"{name!r} {meaning} ({attribute}), which its smaller form would not")
-
-
 def checked_attention(site: AttentionSite) -> AttentionSite:
     """Return the site unchanged. Raises ``InputError`` where queries, keys, values and outputs differ in width."""
-    if site.qkv.out_features != 3 * site.proj.in_features or site.proj.out_features != site.qkv.in_features:
+    inner = site.proj.in_features
+    if site.qkv.out_features not in (inner, 3 * inner) or site.proj.out_features != site.qkv.in_features:
         raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
     return site
-
-
-def plain_mlp(name: str, module: nn.Module) -> MlpSite:
-    """Describe an MLP of two layers called ``fc1`` and ``fc2``."""
-    refuse_extras(name, module, {"norm": "normalises its hidden units"})
-    first, second = (described_linear(f"{name}.{layer}", module.get_submodule(layer)) for layer in ("fc1", "fc2"))
-    return MlpSite(name, first, second)
 
 
 class _ReachedError(Exception):

@@ -1,40 +1,23 @@
-"""timm's plain EVA: a ViT whose biases of queries and values are separate from the layer that makes them."""
+"""timm's EVA and what is built of its blocks: EVA02, rotary ViTs, DINOv3."""
 
 from __future__ import annotations
 
-from timm.models.eva import Eva, EvaAttention, EvaBlock
-from torch import Tensor, nn
+from dataclasses import replace
 
-from lowrank_vit.architectures.base import (
-    FAMILIES,
-    Branch,
-    Family,
-    Refusals,
-    Sites,
-    UnknownWholeError,
-    unwalked,
-)
-from lowrank_vit.architectures.linears import dense_linear
-from lowrank_vit.architectures.plain import plain_attention
-from lowrank_vit.modules.fold import AttentionWeights
+from timm.layers import AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from torch import nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
+from lowrank_vit.architectures.plain import ROTATED, listed_blocks, normed_branches, plain_attention, scaled_branches
 from lowrank_vit.records.layers import AttentionSite
 
 
-def scaled(scale: Tensor | None, x: Tensor) -> Tensor:
-    """Multiply by LayerScale's factors, where there are any."""
-    return x if scale is None else scale * x
-
-
-def rotary(model: nn.Module) -> UnknownWholeError:
-    """Return the error for rotary positions, which neither a smaller attention nor a block by itself would know."""
-    return UnknownWholeError(f"{type(model).__name__} rotates its queries and keys by their positions")
-
-
 @FAMILIES.register("eva")
-class PlainEva(Family):
-    """Attention without rotation and an MLP without gates, both behind a norm and added to a sequence of tokens."""
+class EvaFamily(Family):
+    """Attention, with or without rotation by position, and an MLP, with a norm each, added to a sequence of tokens."""
 
-    about = "timm's EVA with absolute positions"
+    about = "timm's EVA, EVA02, rotary ViTs, DINOv3"
 
     def takes(self, model: nn.Module) -> bool:
         """Say whether the model is an ``Eva``."""
@@ -42,42 +25,24 @@ class PlainEva(Family):
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the blocks."""
-        assert isinstance(model, Eva)
-        blocks = {f"blocks.{name}": block for name, block in model.blocks.named_children()}
-        other = next((type(block).__name__ for block in blocks.values() if type(block) is not EvaBlock), None)
-        if other is not None:
-            raise unwalked(model, other)
-        if model.rope is not None:
-            raise rotary(model)
-        return blocks
+        return listed_blocks(model, EvaBlock, EvaBlockPostNorm)
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
-        """Find every attention module and MLP; attention with rotary positions is refused, too."""
-        assert isinstance(model, Eva)
+        """Find every attention module and MLP; with rotary positions, which the model makes, the logits stay dense."""
         sites, refusals = super().survey(model)
-        if model.rope is None:
+        if getattr(model, "rope", None) is None:
             return sites, refusals
-        modules = model.named_modules()
-        rotated = {name: rotary(model) for name, module in modules if isinstance(module, EvaAttention)}
-        return [site for site in sites if site.name not in rotated], refusals | rotated
+        return [
+            replace(site, dense_logits=ROTATED) if isinstance(site, AttentionSite) else site for site in sites
+        ], refusals
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""
-        assert isinstance(step, EvaBlock)
-        return (
-            Branch(step, "attn", "proj", lambda x: scaled(step.gamma_1, step.attn(step.norm1(x))), step.gamma_1),
-            Branch(step, "mlp", "fc2", lambda x: scaled(step.gamma_2, step.mlp(step.norm2(x))), step.gamma_2),
-        )
+        return normed_branches(step) if isinstance(step, EvaBlockPostNorm) else scaled_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``EvaAttention``; its keys have no bias."""
-        if type(module) is not EvaAttention:
-            return None
-        biased = module.q_bias is not None
-        return plain_attention(name, module, query_bias=biased, value_bias=biased)
-
-    def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of timm's ``EvaAttention``, the separate biases joined."""
-        module = model.get_submodule(site.name)
-        assert isinstance(module, EvaAttention)
-        return AttentionWeights(*dense_linear(model, site.qkv), float(module.scale), module.qkv.weight.dtype)
+        """Describe timm's ``EvaAttention``, whose keys have no bias, and ``AttentionRope``."""
+        if type(module) is EvaAttention:
+            biased = module.q_bias is not None
+            return plain_attention(name, module, query_bias=biased, value_bias=biased)
+        return plain_attention(name, module) if type(module) is AttentionRope else None

@@ -14,7 +14,8 @@ from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 
 POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases, from coordinates
-BLOCK_LINEARS = rf"(^|\.)blocks\.\d+\.(?!(.*\.)?{POSITIONS})"  # of every block: timm's ViT, DeiT, Swin and kin
+ROWS = r"(blocks|transformer(_encoder)?|network\.\d+)"  # of blocks: nearly all models', MobileViT's and NesT's, VOLO's
+BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
 EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
 
 
@@ -106,6 +107,14 @@ def separate_bias(model: nn.Module, site: Site) -> Tensor | None:
     if name != "qkv" or not isinstance(queries, Tensor) or not isinstance(values, Tensor):
         return None
     return torch.cat([queries, torch.zeros_like(queries), values]).detach()
+
+
+def without_value_bias(attention: nn.Module) -> nn.Module:
+    """Set to zero what timm's attention of BEiT, EVA and Swin V2 adds to its values, in place: the output's bias has it."""
+    bias = getattr(attention, "v_bias", None)
+    if isinstance(bias, nn.Parameter):
+        bias.data.zero_()
+    return attention
 
 
 def dense_linear(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:

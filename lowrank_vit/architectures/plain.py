@@ -1,25 +1,100 @@
-"""Attention as most families of timm have it: queries, keys and values by one linear layer, the output by another."""
+"""Blocks and attention as most families of timm have them, with timm's names."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lowrank_vit.architectures.base import checked_attention, described_linear, refuse_extras
+from timm.layers import LayerScale
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import Branch, checked_attention, unwalked
+from lowrank_vit.architectures.parts import described_linear, refuse_extras
 from lowrank_vit.records.layers import AttentionSite
 
-EXTRAS = {
-    "q_norm": "normalises its queries",
-    "k_norm": "normalises its keys",
-    "norm": "normalises its values",
-    "gate": "gates its values",
-}
+EXTRAS = {"norm": "normalises its values", "gate": "gates its values"}
+NORMS = ("q_norm", "k_norm")
+# why queries and keys stay dense: they are ...
+NORMALISED, ROTATED, COSINE = "normalised", "rotated by their positions", "compared by their cosine"
+APART, MIXED, BIASED = "made by layers of their own", "mixed across heads", "compared with biases by position"
 
 
 def plain_attention(name: str, module: Any, **further: Any) -> AttentionSite:
-    """Describe an attention module of two layers called ``qkv`` and ``proj``; ``further``: fields of its site."""
+    """Describe an attention module of two layers called ``qkv`` and ``proj``; ``further``: fields of its site.
+
+    Three layers, ``q_proj``, ``k_proj`` and ``v_proj``, may take the place of ``qkv``.
+    """
     refuse_extras(name, module, EXTRAS)
-    qkv, proj = (
-        described_linear(f"{name}.qkv", module.qkv, module.num_heads),
-        described_linear(f"{name}.proj", module.proj),
+    apart = module.qkv is None
+    if apart:
+        further = {"dense_logits": APART, "beside": (f"{name}.q_proj", f"{name}.k_proj"), **further}
+    if not all(isinstance(getattr(module, norm, None), nn.Identity | None) for norm in NORMS):
+        further["dense_logits"] = NORMALISED
+    values = "v_proj" if apart else "qkv"
+    made = described_linear(f"{name}.{values}", getattr(module, values), module.num_heads)
+    proj = described_linear(f"{name}.proj", module.proj)
+    return checked_attention(AttentionSite(name, made, proj, proj.in_features // module.num_heads, **further))
+
+
+def listed_blocks(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+    """Return the blocks in a model's list ``blocks``, by name. Raises ``InputError`` where one is of another kind."""
+    blocks = {f"blocks.{name}": block for name, block in model.get_submodule("blocks").named_children()}
+    other = next((type(block).__name__ for block in blocks.values() if type(block) not in kinds), None)
+    if other is not None or not blocks:
+        raise unwalked(model, str(other))
+    return blocks
+
+
+def scaled(scale: Tensor | None, x: Tensor) -> Tensor:
+    """Multiply by LayerScale's factors, where there are any."""
+    return x if scale is None else scale * x
+
+
+def scaled_branches(block: Any) -> tuple[Branch, ...]:
+    """Return the branches of a block whose LayerScale is in ``gamma_1`` and ``gamma_2``."""
+
+    def attend(x: Tensor, **given: Tensor) -> Tensor:
+        return scaled(block.gamma_1, block.attn(block.norm1(x), **given))
+
+    def think(x: Tensor, **given: Tensor) -> Tensor:
+        return scaled(block.gamma_2, block.mlp(block.norm2(x)))
+
+    return (
+        Branch(block, "attn", "proj", attend, block.gamma_1),
+        Branch(block, "mlp", "fc2", think, block.gamma_2),
     )
-    return checked_attention(AttentionSite(name, qkv, proj, proj.in_features // module.num_heads, **further))
+
+
+def layer_scale(module: nn.Module) -> Tensor | None:
+    """Return LayerScale's factors; None if there are none."""
+    return module.gamma if isinstance(module, LayerScale) else None
+
+
+def layer_branches(block: Any) -> tuple[Branch, ...]:
+    """Return the branches of a block whose LayerScale is in the layers ``ls1`` and ``ls2``."""
+
+    def attend(x: Tensor, **given: Tensor) -> Tensor:
+        y: Tensor = block.ls1(block.attn(block.norm1(x), **given))
+        return y
+
+    def think(x: Tensor, **given: Tensor) -> Tensor:
+        y: Tensor = block.ls2(block.mlp(block.norm2(x)))
+        return y
+
+    return (
+        Branch(block, "attn", "proj", attend, layer_scale(block.ls1)),
+        Branch(block, "mlp", "fc2", think, layer_scale(block.ls2)),
+    )
+
+
+def normed_branches(block: Any) -> tuple[Branch, ...]:
+    """Return the branches of a block whose norms follow attention and MLP."""
+
+    def attend(x: Tensor, **given: Tensor) -> Tensor:
+        y: Tensor = block.norm1(block.attn(x, **given))
+        return y
+
+    def think(x: Tensor, **given: Tensor) -> Tensor:
+        y: Tensor = block.norm2(block.mlp(x))
+        return y
+
+    return Branch(block, "attn", "proj", attend, normed=True), Branch(block, "mlp", "fc2", think, normed=True)

@@ -1,8 +1,9 @@
-"""timm's Swin transformer: attention within shifted windows of a feature map, patches merged between stages."""
+"""timm's Swin transformers: attention within shifted windows of a feature map, patches merged between stages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from timm.models.swin_transformer import (
     window_partition,
     window_reverse,
 )
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
+from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import (
@@ -21,13 +24,13 @@ from lowrank_vit.architectures.base import (
     Family,
     unwalked,
 )
-from lowrank_vit.architectures.linears import dense_linear
-from lowrank_vit.architectures.plain import plain_attention
-from lowrank_vit.modules.fold import AttentionWeights
+from lowrank_vit.architectures.plain import COSINE, plain_attention
 from lowrank_vit.records.layers import AttentionSite
 
+Block = SwinTransformerBlock | SwinTransformerV2Block
 
-def window_tokens(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+
+def window_tokens(block: Block, x: Tensor) -> Tensor:
     """Shift, pad and cut a feature map (B, H, W, n) into windows, as the block's attention sees it: (B, T, n)."""
     height, width = block.window_size
     x = torch.roll(x, [-shift for shift in block.shift_size], (1, 2))
@@ -35,7 +38,7 @@ def window_tokens(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     return window_partition(x, (height, width)).reshape(len(x), -1, x.shape[-1])
 
 
-def window_stream(block: SwinTransformerBlock, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+def window_stream(block: Block, tokens: Tensor, shape: Sequence[int]) -> Tensor:
     """Invert ``window_tokens``: tokens (B, T, n) to a feature map of the shape (B, H, W, n), without padding."""
     (_, height, width, n), window = shape, block.window_size
     padded = [size + -size % step for size, step in zip((height, width), window, strict=True)]
@@ -48,19 +51,21 @@ class Swin(Family):
     """Stages of blocks over a feature map, with merging of patches as steps between them."""
 
     about = "timm's Swin"
+    whole: ClassVar[type[nn.Module]] = SwinTransformer
+    part: ClassVar[type[nn.Module]] = SwinTransformerBlock
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is a ``SwinTransformer``."""
-        return isinstance(model, SwinTransformer)
+        """Say whether the model is of timm's class."""
+        return isinstance(model, self.whole)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the merging of patches and the blocks, stage by stage."""
-        assert isinstance(model, SwinTransformer)
+        assert isinstance(model, SwinTransformer | SwinTransformerV2)
         steps: dict[str, nn.Module] = {}
         for stage, layer in model.layers.named_children():
             steps[f"layers.{stage}.downsample"] = layer.get_submodule("downsample")
             for name, block in layer.get_submodule("blocks").named_children():
-                if type(block) is not SwinTransformerBlock:
+                if type(block) is not self.part:
                     raise unwalked(model, type(block).__name__)
                 steps[f"layers.{stage}.blocks.{name}"] = block
         return steps
@@ -88,10 +93,32 @@ class Swin(Family):
         height, width = module.window_size
         return plain_attention(name, module, window_size=(height, width))
 
-    def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of timm's ``WindowAttention``."""
-        module = model.get_submodule(site.name)
-        assert isinstance(module, WindowAttention)
-        weight, bias = dense_linear(model, site.qkv)
-        table = module.relative_position_bias_table
-        return AttentionWeights(weight, bias, float(module.scale), module.qkv.weight.dtype, table)
+
+@FAMILIES.register("swin_v2")
+class SwinV2(Swin):
+    """Swin with queries and keys compared by their cosine, and a norm behind attention and MLP."""
+
+    about = "timm's Swin V2"
+    whole: ClassVar[type[nn.Module]] = SwinTransformerV2
+    part: ClassVar[type[nn.Module]] = SwinTransformerV2Block
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP of a block."""
+        if not isinstance(step, SwinTransformerV2Block):
+            return ()
+        return (
+            Branch(
+                step,
+                "attn",
+                "proj",
+                lambda x: step.norm1(step._attn(x)),
+                tokens=lambda x: window_tokens(step, x),
+                stream=lambda tokens, shape: window_stream(step, tokens, shape),
+                normed=True,
+            ),
+            Branch(step, "mlp", "fc2", lambda x: step.norm2(step.mlp(x)), normed=True),
+        )
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``WindowAttention`` of Swin V2."""
+        return plain_attention(name, module, dense_logits=COSINE) if type(module) is CosineAttention else None

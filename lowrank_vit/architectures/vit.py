@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from timm.layers import Attention, LayerScale
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
+from torch import nn
 
-from lowrank_vit.architectures.base import (
-    FAMILIES,
-    Branch,
-    Family,
-    unwalked,
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.plain import (
+    layer_branches,
+    layer_scale,
+    listed_blocks,
+    normed_branches,
+    plain_attention,
 )
-from lowrank_vit.architectures.linears import dense_linear
-from lowrank_vit.architectures.plain import plain_attention
-from lowrank_vit.modules.fold import AttentionWeights
 from lowrank_vit.records.layers import AttentionSite
 
-
-def layer_scale(module: nn.Module) -> Tensor | None:
-    """Return LayerScale's factors; None if there are none."""
-    return module.gamma if isinstance(module, LayerScale) else None
+HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with several of each, beside each other
 
 
 @FAMILIES.register("vit")
 class ViT(Family):
-    """Attention and MLP behind a norm each, both added to a sequence of tokens."""
+    """Attention and MLP with a norm each, added to a sequence of tokens."""
 
     about = "timm's ViT, DeiT, DeiT III"
 
@@ -35,29 +31,20 @@ class ViT(Family):
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the blocks."""
-        assert isinstance(model, VisionTransformer)
-        blocks = {f"blocks.{name}": block for name, block in model.blocks.named_children()}
-        other = next((type(block).__name__ for block in blocks.values() if type(block) is not Block), None)
-        if other is not None or not blocks:
-            raise unwalked(model, str(other))
-        return blocks
+        return listed_blocks(model, Block, ResPostBlock, ParallelThingsBlock)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""
-        assert isinstance(step, Block)
-        return (
-            Branch(step, "attn", "proj", lambda x: step.ls1(step.attn(step.norm1(x))), layer_scale(step.ls1)),
-            Branch(step, "mlp", "fc2", lambda x: step.ls2(step.mlp(step.norm2(x))), layer_scale(step.ls2)),
-        )
+        if isinstance(step, ParallelThingsBlock):
+            return tuple(
+                Branch(step, f"{half}.{place}.{name}", output, part, layer_scale(part.ls), beside=place > 0)
+                for half, (name, output) in HALVES.items()
+                for place, part in enumerate(getattr(step, half))
+            )
+        return normed_branches(step) if isinstance(step, ResPostBlock) else layer_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe timm's ``Attention``."""
         if type(module) is not Attention:  # a subclass may compute something else
             return None
         return plain_attention(name, module)
-
-    def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of timm's ``Attention``."""
-        module = model.get_submodule(site.name)
-        assert isinstance(module, Attention)
-        return AttentionWeights(*dense_linear(model, site.qkv), float(module.scale), module.qkv.weight.dtype)

@@ -153,6 +153,34 @@ def add_calibration(parser: argparse.ArgumentParser, *, held_out: bool = True) -
     parser.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
 
 
+def shares(text: str) -> dict[str, float]:
+    """Read numbers, keyed by their text, which names their folders."""
+    return {part.strip(): float(part) for part in text.split(",")}
+
+
+def check_figure(path: Path) -> None:
+    """Raise ``InputError`` for a figure's file of another kind than those that can be drawn."""
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"cannot draw {path.name!r}: end its name in .png, .pdf or .svg")
+
+
+def add_budget(parser: argparse._ActionsContainer) -> None:
+    """Add ``--budget``."""
+    parser.add_argument(
+        "--budget",
+        metavar="COST=VALUE[,VALUE...]",
+        help="what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an amount, "
+        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); of several, each goes to its own folder",
+    )
+
+
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """Add ``--compile``."""
+    parser.add_argument(
+        "--compile", action="store_true", help="a budget in time is of the model as torch.compile runs it"
+    )
+
+
 def calibration_data(args: argparse.Namespace, model: nn.Module) -> ImageData:
     """Return the images to calibrate on, and those held out."""
     return image_data(

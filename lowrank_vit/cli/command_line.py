@@ -22,13 +22,14 @@ from lowrank_vit.cli.verbs import (
     push,
     quantize,
     shrink,
+    sweep,
 )  # fmt: skip
 from lowrank_vit.cli.verbs import list as list_names
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, shrink, evaluate, finetune, distill, quantize, inspect, export, benchmark, push, list_names,
+    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, inspect, export, benchmark, push, list_names,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import ast
 import math
 from pathlib import Path
 
+from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.registry import unknown
@@ -42,6 +43,8 @@ def check_early(args: argparse.Namespace) -> None:
     for share in reductions.values() if isinstance(reductions, dict) else []:
         if not (math.isfinite(share) and 0 < share < 1):
             raise InputError(f"reduction {share:g} is out of reach: give a share between 0 and 1")
+    if isinstance(given.get("budget"), str):
+        parse_budgets(args.budget)
 
 
 def recipe_names() -> list[str]:

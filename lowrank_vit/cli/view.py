@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,9 +11,16 @@ from rich.table import Table
 
 from lowrank_vit.records.costs.bytes import FLOAT32
 from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
-from lowrank_vit.records.report import LayerEntry, Report, some
+from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 
+AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
+    "parameters": "{:,} parameters".format,
+    "macs": lambda count: f"{count / 1e6:,.1f} M MACs",
+    "bytes": lambda count: mebibytes(count),
+    "latency": lambda count: f"{count / 1e6:.3g} ms",
+}
 UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden"}  # in the words of a table
+MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 
 def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | None = None) -> None:
@@ -34,6 +41,8 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
         + ("" if macs is None else f", {macs['dense'] / 1e6:,.1f} to {(macs['compressed'] or 0) / 1e6:,.1f} M MACs")
     )
     console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
+    if "budget" in report:
+        console.print(escape(budget_line(report["budget"])))
     if nested is not None:
         console.print(
             f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "
@@ -46,16 +55,33 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
         console.print(seconds)
 
 
+def budget_line(entry: BudgetEntry) -> str:
+    """Say what was asked for, and what came of it."""
+    words = AMOUNTS.get(entry["cost"], "{:,.0f}".format)
+    limit, counted, dense = (words(entry[name]) for name in ("limit", "counted", "dense"))
+    line = f"{entry['asked']}: {counted}, allowed {limit}, dense {dense}"
+    if not entry["where"]:
+        return line
+    where = "{device}, {dtype}, {mode}, batch {batch}, {threads} threads".format(**entry["where"])
+    return f"{line}, predicted {words(entry['predicted'])} ({where})"
+
+
 def _show_notes(console: Console, report: Report) -> None:
     """Print what stayed dense, what fell back, and how the errors on unseen images compare."""
     left = report.get("left_dense")
     if left is not None and left["layers"]:
         console.print(f"left dense: {escape(some(left['layers']))} ({left['params']:,} parameters)")
+    logits = {} if left is None else left.get("logits", {})
+    if logits:
+        reasons = " or ".join(dict.fromkeys(logits.values()))
+        console.print(f"left dense: queries and keys of {escape(some(logits))}, as they are {escape(reasons)}")
     fallback = report.get("fallback")
     if fallback is not None:
         left_out = f"; left out: {', '.join(fallback['left_out'])}" if fallback["left_out"] else ""
         singles = f"{len(fallback['layers'])} single layers" + left_out
         console.print(f"recipe {escape(fallback['asked'])} fell back ({singles}): {escape(fallback['reason'])}")
+    if report.get("refit") or report.get("measured_losses"):
+        console.print(f"losses by the objective {escape(report['recipe_fields']['objective'])}")
     overfit = report.get("overfit")
     if overfit is not None:
         console.print(
@@ -66,11 +92,18 @@ def _show_notes(console: Console, report: Report) -> None:
 
 def comparison_line(measured: Mapping[str, Any], images: str) -> str:
     """Say how a compressed model compares with the dense one on some images."""
+    if "feature_error" in measured:
+        return f"on {measured['n']} {images}: {feature_line(measured)}"
     line = f"on {measured['n']} {images}: the same class as the dense model for {measured['agreement']:.1f} %, "
     line += f"KL {measured['kl']:.4f} nats"
     if measured["top1"] is None:
         return line
     return f"{line}; top-1 {measured['top1']:.1f} %, dense {measured['top1_dense']:.1f} %"
+
+
+def feature_line(measured: Mapping[str, Any]) -> str:
+    """Say how far features are from the dense model's."""
+    return f"features differ from the dense model's by {100 * measured['feature_error']:.2f} % of their variance"
 
 
 def size_line(report: Report, file_bytes: int) -> str:
@@ -86,15 +119,15 @@ def size_line(report: Report, file_bytes: int) -> str:
 def show_trials(trials: Sequence[Any], max_loss: float) -> None:
     """Print the sizes that a search tried."""
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for column in ("reduction %", "points lost", "agreement %", "top-1 %", "dense %", ""):
+    known = {name: title for name, title in MEASURED.items() if name in trials[0].measured}
+    for column in ("reduction %", "points lost", *known.values(), ""):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in trials:
-        tops = (trial.measured["top1"], trial.measured["top1_dense"])
+        numbers = [trial.measured[name] for name in known]
         table.add_row(
             f"{100 * trial.reduction:.2f}",
             f"{trial.lost:.2f}",
-            f"{trial.measured['agreement']:.2f}",
-            *("" if top is None else f"{top:.2f}" for top in tops),
+            *("" if number is None else f"{number:.2f}" for number in numbers),
             "ok" if trial.lost <= max_loss else "too much",
         )
     console = Console()
@@ -111,15 +144,37 @@ def show_plans(result: Mapping[str, Any]) -> None:
         f"{mebibytes(dense['bytes'])}; recipe [bold]{escape(result['recipe'])}[/], predicted loss in {result['currency']}"
     )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    reduction = "reduction %" if result["cost"] == "parameters" else f"{result['cost']} %"
-    for column in (reduction, "predicted loss", "parameters", "M MACs", "MiB"):
+    asked = "reduction %" if result["cost"] == "parameters" else f"{result['cost']} %"
+    asked = asked if all("reduction" in size for size in result["sizes"]) else "budget"
+    for column in (asked, "predicted loss", "parameters", "M MACs", "MiB"):
         table.add_column(column, justify="right", no_wrap=True)
     for size in result["sizes"]:
+        asked = f"{-100 * size['reduction']:.0f}" if "reduction" in size else size["budget"]
         if "reason" in size:
-            table.add_row(f"{-100 * size['reduction']:.0f}", "out of reach")
+            table.add_row(asked, "out of reach")
             continue
         costs = (f"{size['parameters']:,}", f"{size['macs'] / 1e6:,.1f}", f"{size['bytes'] / 2**20:.2f}")
-        table.add_row(f"{-100 * size['reduction']:.0f}", f"{size['predicted_loss']:.4f}", *costs)
+        table.add_row(asked, f"{size['predicted_loss']:.4f}", *costs)
+    console.print(table)
+
+
+def show_sweep(result: Mapping[str, Any]) -> None:
+    """Print what the sizes of a sweep keep and cost, in the order in which they were asked for."""
+    rows = result["rows"]
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    costs = list(rows[0]["costs"])
+    for column in ("asked", *(f"{cost} %" for cost in costs), "top-1 %", "agreement %", "KL nats"):
+        table.add_column(column, justify="left" if column == "asked" else "right", no_wrap=True)
+    for row in rows:
+        shares = (f"{100 * compressed / dense:.1f}" for dense, compressed in row["costs"].values())
+        top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
+        table.add_row(row["asked"], *shares, top1, f"{row['agreement']:.2f}", f"{row['kl']:.4f}")
+    console = Console()
+    dense = "" if rows[0]["top1_dense"] is None else f", dense top-1 {rows[0]['top1_dense']:.2f} %"
+    console.print(
+        f"[bold]{escape(result['model'])}[/], recipe [bold]{escape(result['recipe'])}[/], on {rows[0]['n']} images{dense}; "
+        "costs in % of the dense model's"
+    )
     console.print(table)
 
 

@@ -82,7 +82,7 @@ def _pretrained(name: str, given: Mapping[str, Any]) -> nn.Module:
     if config is None or not config.hf_hub_id or not file.endswith(".safetensors"):
         raise InputError(f"the hub has no safetensors weights of {name!r}: pass --checkpoint FILE.safetensors")
     classes = given.get("num_classes", config.num_classes)
-    if classes != config.num_classes:
+    if classes not in (0, config.num_classes):  # 0: the features alone
         raise InputError(
             f"the pretrained weights of {name!r} have {config.num_classes} classes, not {classes}: pass the fine-tuned "
             "ones, --checkpoint FILE.safetensors (of a teacher: --teacher-checkpoint)"

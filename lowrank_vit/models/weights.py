@@ -21,14 +21,16 @@ def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
     """Put the tensors of the safetensors file ``path`` into ``model``, called ``name`` in errors, in place.
 
     Names and shapes must agree exactly; where they do not, timm's own conversion of the model family's older checkpoints
-    is tried first, which may rename and reshape tensors, but not resample them to another size. Floating-point tensors of
-    another precision are converted to the model's.
+    is tried first, which may rename and reshape tensors, but not resample them to another size. A model without a
+    classifier leaves the file's where it is. Floating-point tensors of another precision are converted to the model's.
     Raises ``InputError`` for a pickle, a file that is missing, truncated or junk, and any tensor that does not fit.
     """
     tensors = _read(path)
     expected = model.state_dict()
     if tensors.keys() != expected.keys():
         tensors = _converted(tensors, model)
+    if getattr(model, "num_classes", None) == 0:
+        tensors = _features_only(tensors, expected, model)
     trouble = _mismatch(tensors, expected)
     if trouble:
         raise InputError(f"checkpoint {path} does not fit {name}: {trouble}; pass a checkpoint of this model")
@@ -64,6 +66,15 @@ def _converted(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, 
         return tensors
     resampled = Counter(map(Tensor.numel, converted.values())) - Counter(map(Tensor.numel, tensors.values()))
     return tensors if resampled else converted
+
+
+def _features_only(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module
+) -> Mapping[str, Tensor]:
+    """Return the tensors without those of the classifier, of which a distilled DeiT has two."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    return {key: tensor for key, tensor in tensors.items() if key in expected or not key.startswith(heads)}
 
 
 def _wrong_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.runtime.files import METADATA, tensor_bytes_count
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -45,6 +46,15 @@ def stored_bytes(model: nn.Module) -> dict[str, int]:
     }
 
 
+def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Count the bytes of a saved model's file, its header too, before it is made; floating values are in ``dtype``."""
+    shapes = {
+        name: tensor.detach().to("meta", dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in model.state_dict().items()
+    }
+    return tensor_bytes_count(shapes, METADATA)
+
+
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Return (C, H, W) of the images that a timm model takes: from its patch embedding, else its configuration."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
@@ -53,7 +63,9 @@ def input_size(model: nn.Module) -> tuple[int, int, int] | None:
         if first is not None and isinstance(size, tuple | list) and len(size) == 2:
             return first.in_channels, *size
     configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    return None if configured is None else tuple(configured)
+    if configured is None:
+        return None
+    return (configured[0] if first is None else first.in_channels, *configured[1:])
 
 
 def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
@@ -74,3 +86,27 @@ def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
         for parameter in trained:
             parameter.requires_grad_()
     return counter.get_total_flops() // 2
+
+
+def tokens_per_image(model: nn.Module, names: Iterable[str], size: Sequence[int]) -> dict[str, int]:
+    """Count the tokens that linear layers see of one image of ``size`` (C, H, W), by a forward pass; padding counts.
+
+    A layer that is never called as a module is left out.
+    """
+    tokens: dict[str, int] = {}
+
+    def see(name: str, inputs: tuple[Tensor, ...]) -> None:
+        tokens[name] = inputs[0].numel() // inputs[0].shape[-1]
+
+    layers = {name: model.get_submodule(name) for name in names}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, *size).to(next(model.parameters())))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tokens

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear, low_rank_linear
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.narrow_mlp import SMALL_MLPS, SmallMlp
+from lowrank_vit.modules.narrow_values import NarrowOutput, NarrowValues, balance_values
+from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.records.moments import as_float64
 
@@ -57,13 +59,13 @@ class AttentionWeights:
 class MlpWeights:
     """The weights of a dense MLP from which its smaller form is made, float64."""
 
-    weight: Tensor  # shape: (n, hidden), of the first layer
-    bias: Tensor  # shape: (hidden,)
+    weight: Tensor  # shape: (n, rows * hidden), of the first layers; with gates these come first
+    bias: Tensor  # shape: (rows * hidden,)
     act: nn.Module
     dtype: torch.dtype  # of the module
 
 
-def _write(layer: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
+def _write(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
     """Put a weight, (n, d), and a bias, (d,), into a layer."""
     layer.weight.data = weight.T.contiguous()
     if bias is not None:
@@ -98,7 +100,8 @@ def fold_attention(
         return torch.bincount(kept // width, minlength=heads).tolist()
 
     query, key = logits
-    small = LowRankAttention(site.in_features, widths(kept_logits), widths(kept_values), dense.scale, site.window_size)
+    kept = widths(kept_logits), widths(kept_values)
+    small = LowRankAttention(site.in_features, *kept, dense.scale, site.window_size, site.class_token)
     _write(small.query, *project(0, query, kept_logits))
     values, value_bias = project(2, value, kept_values)
     _write(small.key_value, torch.cat([project(1, key, kept_logits)[0], values], 1))
@@ -108,9 +111,50 @@ def fold_attention(
     return small.to(device=dense.weight.device, dtype=dense.dtype)
 
 
+def fold_values(
+    site: AttentionSite,
+    attention: nn.Module,
+    dense: tuple[Tensor, Tensor],
+    value: Tensor,
+    kept: Tensor,
+    output: Tensor,
+    bias: Tensor,
+) -> nn.Module:
+    """Exchange the layers of values and outputs in an attention module, in place, and return it.
+
+    ``dense``: weight (n, others + h * s) and bias (others + h * s,) of the values' layer, which may make queries and keys
+    first; the other arguments are as in ``fold_attention``. The values' bias stays with them if their layer has it;
+    otherwise the output's takes it up, since rows of attention sum to one.
+    """
+    (weight, biases), inner = dense, site.proj.in_features
+    others, whole = weight.shape[1] - inner, torch.block_diag(*value)[:, kept]
+    widths = torch.bincount(kept // site.head_width, minlength=site.qkv.heads).tolist()
+    values = NarrowValues(site.in_features, weight.shape[1], others, widths, site.qkv.bias)
+    narrow = torch.cat([weight[:, :others], weight[:, others:] @ whole], 1)
+    value_bias = biases[others:] @ whole
+    _write(values.linear, narrow, torch.cat([biases[:others], value_bias]) if site.qkv.bias else None)
+    outputs = NarrowOutput(inner, site.proj.out_features, widths)
+    _write(outputs.up, output, bias if site.qkv.bias else bias + value_bias @ output)
+    for layer, made in ((site.qkv, values), (site.proj, outputs)):
+        name = layer.name.rpartition(".")[2]
+        before = next(attention.get_submodule(name).parameters())
+        replace_module(attention, name, made.to(device=before.device, dtype=before.dtype))
+    return attention
+
+
+def balance_directions(model: nn.Module) -> None:
+    """Balance the directions of every smaller attention module; the outputs are unchanged."""
+    for module in model.modules():
+        if isinstance(module, LowRankAttention):
+            module.balance()
+        balance_values(module)
+
+
 def fold_mlp(site: MlpSite, dense: MlpWeights, kept: Tensor, output: Tensor, bias: Tensor) -> SmallMlp:
     """Make the smaller MLP: kept hidden units, (kept,), the refitted second layer (kept, d), and its bias (d,)."""
-    small = SmallMlp(site.in_features, len(kept), site.fc2.out_features, site.fc1.bias, copy.deepcopy(dense.act))
-    _write(small.fc1, dense.weight[:, kept], dense.bias[kept] if site.fc1.bias else None)
+    rows, bias_too = site.rows, site.inputs[0].bias
+    small = SMALL_MLPS[rows](site.in_features, len(kept), site.fc2.out_features, bias_too, copy.deepcopy(dense.act))
+    weight, first_bias = (t.unflatten(-1, (rows, -1))[..., kept].flatten(-2) for t in (dense.weight, dense.bias))
+    _write(small.fc1, weight, first_bias if bias_too else None)
     _write(small.fc2, output, bias)
     return small.to(device=dense.weight.device, dtype=dense.dtype)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
+from lowrank_vit.records.moments import as_float64
 
 
 class Heads:
@@ -36,12 +38,44 @@ class Heads:
             return x.transpose(1, 2).flatten(2)
         return torch.cat([x[:, head, :, :width] for head, width in enumerate(self.widths)], -1)
 
+    def fill(self, x: Tensor) -> Tensor:
+        """Fill every head with zeros up to the widest, (..., sum of widths) to (..., heads * widest)."""
+        parts = zip(x.split(self.widths, -1), self.widths, strict=True)
+        return torch.cat([F.pad(part, (0, self.widest - width)) for part, width in parts], -1)
 
-def relative_positions(height: int, width: int) -> Tensor:
-    """Number the relative positions of all pairs of tokens in a window, row by row, (height width, height width)."""
+    def pick(self, x: Tensor) -> Tensor:
+        """Pick every head's own channels again, (..., heads * widest) to (..., sum of widths)."""
+        parts = zip(x.split(self.widest, -1), self.widths, strict=True)
+        return torch.cat([part[..., :width] for part, width in parts], -1)
+
+
+def relative_positions(height: int, width: int, class_token: bool = False) -> Tensor:
+    """Number the relative positions of all pairs of tokens in a window, row by row, (height width, height width).
+
+    A class token comes first: three more numbers stand for its queries, its keys, and both.
+    """
     tokens = torch.cartesian_prod(torch.arange(height), torch.arange(width))
     down, right = (tokens[:, None] - tokens[None] + torch.tensor([height - 1, width - 1])).unbind(-1)
-    return down * (2 * width - 1) + right
+    index, count = down * (2 * width - 1) + right, (2 * height - 1) * (2 * width - 1)
+    if not class_token:
+        return index
+    index = torch.cat([torch.full((1, height * width), count), index])
+    index = torch.cat([torch.full((len(index), 1), count + 1), index], 1)
+    index[0, 0] = count + 2
+    return index
+
+
+def balance_rows(before: Tensor, after: Tensor) -> Tensor:
+    """Scale the rows of both, (r, n) and (r, d), in place, so that those of a direction have equal root mean squares.
+
+    Their product stays as it was. Returns the factors of the first, (r, 1).
+    """
+    sizes = [rows.double().square().mean(1).sqrt() for rows in (before, after)]
+    factor = (sizes[1] / sizes[0]).sqrt()
+    factor = torch.where(factor.isfinite() & (factor > 0), factor, 1.0).to(before.dtype)[:, None]
+    before.mul_(factor)
+    after.div_(factor)
+    return factor
 
 
 @REPLACEMENTS.register("attention")
@@ -50,7 +84,8 @@ class LowRankAttention(nn.Module):
 
     Keys and values have no bias: the softmax ignores that of the keys, the output's bias holds that of the values.
     ``scale`` is that of the dense head. Both are padded with zeros to one width, as torch's fused kernels, which are twice
-    as fast, require. With a ``window_size``, (height, width), a bias for each relative position is added, as in Swin.
+    as fast, require. With a ``window_size``, (height, width), a bias for each relative position is added, as in Swin, and
+    in BEiT, whose window has a ``class_token`` before it.
     """
 
     relative_position_index: Tensor
@@ -62,20 +97,21 @@ class LowRankAttention(nn.Module):
         value: Sequence[int],
         scale: float,
         window_size: Sequence[int] | None = None,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         self.width, self.scale = width, scale
         widest = max(*query_key, *value)
         self.query_key, self.value = Heads(query_key, widest), Heads(value, widest)
         self.query = nn.Linear(width, sum(query_key))
-        self.key_value = nn.Linear(width, sum(query_key) + sum(value), bias=False)
+        self.key_value: nn.Linear | PivotedLinear = nn.Linear(width, sum(query_key) + sum(value), bias=False)
         self.proj = nn.Linear(sum(value), width)
-        self.window_size = None if window_size is None else list(window_size)
+        self.window_size, self.class_token = None if window_size is None else list(window_size), class_token
         if self.window_size is not None:
             height, breadth = self.window_size
-            table = torch.zeros((2 * height - 1) * (2 * breadth - 1), len(query_key))
+            table = torch.zeros((2 * height - 1) * (2 * breadth - 1) + 3 * class_token, len(query_key))
             self.relative_position_bias_table = nn.Parameter(table)
-            index = relative_positions(height, breadth).flatten()
+            index = relative_positions(height, breadth, class_token).flatten()
             self.register_buffer("relative_position_index", index, persistent=False)
 
     @property
@@ -87,6 +123,7 @@ class LowRankAttention(nn.Module):
             "value": self.value.widths,
             "scale": self.scale,
             "window_size": self.window_size,
+            **({"class_token": True} if self.class_token else {}),  # earlier versions know no class token
         }
 
     @classmethod
@@ -101,21 +138,31 @@ class LowRankAttention(nn.Module):
         An optimiser with steps of one size, such as Adam, destroys the smaller of two unbalanced factors first.
         """
         keys, values = self.key_value.weight.split([self.query.out_features, self.proj.in_features])
-        query, proj = self.query.weight, self.proj.weight
-        for before, after in ((query, keys), (values, proj.T)):
-            sizes = [rows.double().square().mean(1).sqrt() for rows in (before, after)]
-            factor = (sizes[1] / sizes[0]).sqrt()
-            factor = torch.where(factor.isfinite() & (factor > 0), factor, 1.0).to(before.dtype)[:, None]
-            before.mul_(factor)
-            after.div_(factor)
-            if before is query:
-                self.query.bias.mul_(factor[:, 0])
+        self.query.bias.mul_(balance_rows(self.query.weight, keys)[:, 0])
+        balance_rows(values, self.proj.weight.T)
+
+    @torch.no_grad()
+    def pivot(self) -> None:
+        """Store an identity in each head's keys and values no more; queries and the output take up what that changes.
+
+        Raises ``TypeError`` where the factors are pivoted already.
+        """
+        if not isinstance(self.key_value, nn.Linear):
+            raise TypeError("the keys and values are pivoted already")
+        self.key_value, squares = as_pivoted(self.key_value, [*self.query_key.widths, *self.value.widths])
+        keys, values = (
+            torch.block_diag(*part) for part in (squares[: len(squares) // 2], squares[len(squares) // 2 :])
+        )
+        query, proj = self.query, self.proj
+        query.weight.data = (keys @ as_float64(query.weight)).to(query.weight)
+        query.bias.data = (keys @ as_float64(query.bias)).to(query.bias)
+        proj.weight.data = (as_float64(proj.weight) @ values.T).to(proj.weight)
 
     def _bias(self, mask: Tensor | None, windows: int) -> Tensor | None:
         """Return the bias of the logits, broadcast to (windows, heads, T, T); ``mask`` (masks, T, T) repeats by image."""
         if self.window_size is None:
             return mask
-        area = self.window_size[0] * self.window_size[1]
+        area = self.window_size[0] * self.window_size[1] + self.class_token
         bias = self.relative_position_bias_table[self.relative_position_index]
         bias = bias.view(area, area, -1).permute(2, 0, 1).unsqueeze(0)
         if mask is None:
@@ -129,11 +176,17 @@ class LowRankAttention(nn.Module):
         is_causal: bool = False,
         mask: Tensor | None = None,
         rope: None = None,
+        shared_rel_pos_bias: Tensor | None = None,
     ) -> Tensor:
-        """Map x: (B, T, n) to (B, T, n); ``mask`` is what Swin calls ``attn_mask``, ``rope`` is always None."""
+        """Map x: (B, T, n) to (B, T, n); ``mask`` is what Swin calls ``attn_mask``, ``rope`` is always None.
+
+        ``shared_rel_pos_bias``, (1, heads, T, T), is added to the logits, too, as in BEiT.
+        """
         query = self.query_key.split(self.query(x))
         keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
         bias = self._bias(attn_mask if mask is None else mask, x.shape[0])
+        if shared_rel_pos_bias is not None:
+            bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
         mixed = F.scaled_dot_product_attention(
             query,
             self.query_key.split(keys),

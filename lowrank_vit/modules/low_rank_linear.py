@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.balance import balance
 from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
 from lowrank_vit.records.moments import as_float64
 
 
@@ -24,7 +26,7 @@ class LowRankLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.down = nn.Linear(in_features, rank, bias=False)
+        self.down: nn.Linear | PivotedLinear = nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias=bias)
         self.correction = correction
 
@@ -32,6 +34,14 @@ class LowRankLinear(nn.Module):
         """Map x: (..., n) to (..., d)."""
         y: Tensor = self.up(self.down(x))
         return y if self.correction is None else y + self.correction(x)
+
+    @torch.no_grad()
+    def pivot(self) -> None:
+        """Store an identity in U no more; V takes up what that changes. Raises ``TypeError`` where it is done already."""
+        if not isinstance(self.down, nn.Linear):
+            raise TypeError("the factors are pivoted already")
+        self.down, (square,) = as_pivoted(self.down, [self.rank])
+        self.up.weight.data = (as_float64(self.up.weight) @ square.T).to(self.up.weight)
 
     @property
     def config(self) -> dict[str, Any]:

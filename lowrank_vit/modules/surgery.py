@@ -10,11 +10,16 @@ from torch import nn
 from lowrank_vit.records.layers import Site
 
 
+def output_linear(layer: nn.Module) -> nn.Linear:
+    """Return the linear layer that makes a layer's output: of a smaller layer, the one called ``up``."""
+    linear = getattr(layer, "up", layer)
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
 def get_linear(model: nn.Module, site: Site) -> nn.Linear:
-    """Return the linear layer at a site."""
-    module = model.get_submodule(site.name)
-    assert isinstance(module, nn.Linear)
-    return module
+    """Return the linear layer at a site, or the one that makes its output."""
+    return output_linear(model.get_submodule(site.name))
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -5,30 +5,44 @@ One file for each objective. Every stage works with any of them.
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
+from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.registry import Registry
 
 Outputs = tuple[Tensor, ...]  # features (B, width), what is compared (B, ...), then outputs of blocks (B, ..., width)
+BLOCK = r"(?:.*\.)?blocks\.\d+"
 
 
 class Objective(Protocol):
-    """The interface of an objective. ``outputs`` is what the model returns for a batch of images, (B, ...)."""
+    """The interface of an objective. ``outputs`` is what the model returns for a batch of images, (B, ...).
+
+    ``measures``: the name of the divergence in reports; ``unit``: its unit, in words.
+    """
+
+    measures: ClassVar[str]
+    unit: ClassVar[str]
 
     @property
     def probe_name(self) -> str:
         """Return the name of the probe; statistics of different probes are cached separately."""
         ...
 
-    def check(self, model: nn.Module) -> None:
-        """Raise ``InputError`` for a model that the objective cannot be measured on."""
+    def lacks(self, model: nn.Module) -> str:
+        """Say what a model lacks, so that the objective cannot be measured on it; nothing where it can."""
+        ...
+
+    def fitted(self, model: nn.Module, batches: Batches) -> Objective:
+        """Return the objective with what it has to know of the dense model's outputs for the calibration images."""
         ...
 
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
@@ -53,6 +67,40 @@ class Objective(Protocol):
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", __name__)
+
+
+def objective_for(model: nn.Module, wanted: Objective) -> Objective:
+    """Return the ``wanted`` objective, or ``features`` for a model that it cannot be measured on."""
+    return OBJECTIVES.get("features")() if wanted.lacks(model) else wanted
+
+
+def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """Draw random signs for each image, (B, *shape), int64, on the CPU.
+
+    They depend on the seed and the image's content alone, so that neither the batch size, nor the order, nor the number
+    of processes changes them.
+    """
+    generator = torch.Generator()
+    signs = []
+    for image in images.detach().cpu().contiguous():
+        # the CPU's generator reads 32 bits of a seed, so both go into one checksum
+        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
+        signs.append(torch.randint(2, tuple(shape), generator=generator) * 2 - 1)
+    return torch.stack(signs)
+
+
+def timm_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
+    """Return what a timm model's head gets, what it returns and, with ``blocks``, the output of each block."""
+    timm_model: Any = model
+    seen: list[Tensor] = []
+    listened = [module for name, module in model.named_modules() if blocks and re.fullmatch(BLOCK, name)]
+    hooks = [module.register_forward_hook(lambda module, inputs, output: seen.append(output)) for module in listened]
+    try:
+        features = timm_model.forward_features(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return timm_model.forward_head(features, pre_logits=True), timm_model.forward_head(features), *seen
 
 
 def divergences(

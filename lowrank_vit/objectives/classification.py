@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.objectives import OBJECTIVES, Outputs
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
+from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
 
 EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
 LABELLED = (1000, 11821, 21841, 21843)  # classes of ImageNet, by which some of them were tuned afterwards
-BLOCK = r"(?:.*\.)?blocks\.\d+"
 
 
 def sample_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
@@ -52,13 +51,8 @@ def probe_signs(logits: Tensor, images: Tensor, seed: int) -> Tensor:
     ``E[c c^T] = diag(p) - p p^T`` exactly. A confident prediction nearly always draws its own label, whose gradient is
     nearly zero, and rarely another, whose gradient is huge; here every image always has its full weight.
     """
-    generator = torch.Generator()
-    signs = []
-    for image in images.detach().cpu().contiguous():
-        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
-        signs.append(torch.randint(2, logits.shape[-1:], generator=generator) * 2 - 1)
     p = logits.detach().float().softmax(-1)
-    weighted = p.sqrt() * torch.stack(signs).to(p)
+    weighted = p.sqrt() * image_signs(images, logits.shape[-1:], seed).to(p)
     return (logits.float() * (weighted - p * weighted.sum(-1, keepdim=True))).sum()
 
 
@@ -96,6 +90,9 @@ class Classification:
 
     sampling: str = "labels"
 
+    measures: ClassVar[str] = "kl"
+    unit: ClassVar[str] = "nats"
+
     def __post_init__(self) -> None:
         if self.sampling not in PROBES:
             raise unknown("probe", self.sampling, PROBES)
@@ -105,14 +102,13 @@ class Classification:
         """Return the name of the probe."""
         return self.sampling
 
-    def check(self, model: nn.Module) -> None:
-        """Raise ``InputError`` for a model without a classifier."""
-        missing = without_classifier(model)
-        if missing:
-            raise InputError(
-                f"the model {missing}, and this recipe measures the loss of its predictions: "
-                "choose a recipe without gradients (`list recipes`)"
-            )
+    def lacks(self, model: nn.Module) -> str:
+        """Return ``without_classifier``."""
+        return without_classifier(model)
+
+    def fitted(self, model: nn.Module, batches: Batches) -> Classification:
+        """Return the objective as it is: a distribution needs no scale."""
+        return self
 
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
         """Return the probing loss of logits (B, classes), summed over the batch."""
@@ -128,18 +124,7 @@ class Classification:
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
         """Return the features before the classifier, the logits and, with ``blocks``, the output of each block."""
-        timm_model: Any = model
-        seen: list[Tensor] = []
-        listened = [module for name, module in model.named_modules() if blocks and re.fullmatch(BLOCK, name)]
-        hooks = [
-            module.register_forward_hook(lambda module, inputs, output: seen.append(output)) for module in listened
-        ]
-        try:
-            features = timm_model.forward_features(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return timm_model.forward_head(features, pre_logits=True), timm_model.forward_head(features), *seen
+        return timm_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return ``distillation_loss``."""

@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules.factors import pivot
+from lowrank_vit.modules.fold import balance_directions
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.pipeline import reporting
-from lowrank_vit.pipeline.budget import budget_within, priced
-from lowrank_vit.pipeline.compensating import Compensating
+from lowrank_vit.pipeline.compensating import compensated
 from lowrank_vit.pipeline.phases import Phases
+from lowrank_vit.pipeline.planning import plan_within
 from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.pipeline.scales import setting_of
+from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS, Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.images import Images
@@ -27,6 +31,7 @@ from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, ove
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
 from lowrank_vit.stages.correct.measured_losses import Replay
+from lowrank_vit.stages.evaluate.speed import Setting
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +42,7 @@ class Analysis:
 
     ``chosen``: whether the user has chosen the sites. ``fallback``: what of the model the recipe could not take.
     ``narrow``: the type of a model of less than 32 bits, in which the smaller one is returned; all before is computed in
-    float32 at least.
+    float32 at least. ``batch_size``, ``compiled``: how the smaller model is to run, for a budget in time.
     """
 
     model: nn.Module
@@ -56,6 +61,8 @@ class Analysis:
     chosen: bool = False
     narrow: torch.dtype | None = None
     fallback: Fallback | None = None
+    batch_size: int = 8
+    compiled: bool = False
 
     @cached_property
     def known(self) -> list[Any]:
@@ -92,31 +99,18 @@ class Analysis:
         """Return what the whole dense model costs."""
         return Cost(self.size[0], self.size[1] or 0)
 
-    def plan(self, reduction: float, cost: str = PARAMETERS) -> RankPlan:
-        """Choose every unit's size so that the whole model has lost ``reduction`` of its ``cost``, to within one step.
+    @property
+    def setting(self) -> Setting:
+        """Return where the smaller model is to run, and how."""
+        return setting_of(self.model, self.narrow, self.batch_size, compiled=self.compiled)
 
-        Raises ``InputError`` for a reduction that no choice can reach.
+    def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
+        """Choose every unit's size so that the whole model loses a share of its ``cost``, or keeps within a budget.
+
+        ``size``: the share, or a budget: ``{"macs": 0.5}``, the share that remains, or ``{"bytes": "6MiB"}``.
+        Raises ``InputError`` for a size that no choice can reach.
         """
-        curves = priced(self.curves, cost)
-        budget = budget_within(curves, self.recipe, reduction, self.dense_cost, cost)
-        with self.watch("allocate"):
-            plan = self.recipe.allocator(curves, budget)
-        measured = self.recipe.measured
-        points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in curves}
-        for _ in range(0 if measured is None else measured.rounds):
-            assert measured is not None
-            with self.watch("measure"):
-                measure = partial(self.measure, plan, self.images.each(), measured.images)
-                for name, point in self.phases.of(dict(plan.ranks))("measure", measure).items():
-                    points[name].append(point)
-            with self.watch("allocate"):
-                plan = self.recipe.allocator([measured(curve, points[curve.name]) for curve in curves], budget)
-        steps: list[dict[str, float | int | str]] = [
-            {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
-            for curve in curves
-            for count, loss in points[curve.name]
-        ]
-        return replace(plan, measured=tuple(steps))
+        return plan_within(self, budget_of(size, cost))
 
     def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
         """Measure the loss of every unit at its planned size, with the rest of the model dense.
@@ -134,19 +128,23 @@ class Analysis:
                 points[unit] = rank, replay.divergence(known.group.name, small)
         return points
 
-    def compress(self, reduction: float, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
+    def compress(self, size: Size, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
         """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""
-        return self.apply(self.plan(reduction, cost))
+        return self.apply(self.plan(size, cost))
+
+    def sketch(self, plan: RankPlan) -> nn.Module:
+        """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""
+        small = copy.deepcopy(self.model)
+        for name, cut in self._cuts(plan).items():
+            replace_module(small, name, cut.fold())
+        if self.recipe.pivoted:
+            pivot(small)
+        return small
 
     def apply(self, plan: RankPlan) -> tuple[nn.Module, Report]:
         """Compress by a given plan, as ``compress`` does by its own: a size of every unit, or ``None`` for dense."""
-        compressed, cuts = copy.deepcopy(self.model), {}
-        for known in self.known:
-            ranks = {curve.name: plan.ranks[curve.name] for curve in self.curves_by_group[known.group.name]}
-            if any(rank is not None for rank in ranks.values()):
-                with self.watch("fold"):
-                    cuts[known.group.name] = known.cut(ranks)
-        cuts, compensation = self._compensated(cuts, self.phases.of(dict(plan.ranks)))
+        compressed, cuts = copy.deepcopy(self.model), self._cuts(plan)
+        cuts, compensation = compensated(self, cuts, self.phases.of(dict(plan.ranks)))
         with self.watch("fold"):
             for name, cut in cuts.items():
                 replace_module(compressed, name, cut.fold())
@@ -156,30 +154,22 @@ class Analysis:
                 known.entry(cuts.get(known.group.name), plan.ranks, compressed)
                 for known in track(self.known, "errors", shown=self.progress)
             ]
-        for module in compressed.modules():  # the errors above need the basis before this step
-            balance = getattr(module, "balance", None)
-            if balance is not None:
-                balance()
+        balance_directions(compressed)  # the errors above need the basis before this step
+        saved = pivot(compressed) if self.recipe.pivoted else {}
+        for layer in layers:
+            layer["params"] -= saved.get(layer["name"], 0)
         report = self._report(compressed, plan, layers, compensation, refit)
         return compressed if self.narrow is None else compressed.to(self.narrow), report
 
-    def _compensated(self, cuts: Mapping[str, Any], phases: Phases) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Add Z to the cuts that have a residual; return them and the report's entry."""
-        recipe = self.recipe
-        if recipe.compensation is None:
-            return dict(cuts), None
-        residuals = {name: cut.residual for name, cut in cuts.items() if cut.residual is not None}
-        moments = {
-            name: self.moments[name].sums["normalised_input_second"] / self.moments[name].images for name in residuals
-        }
-        work = {group.name: group.work for group in self.groups if group.name in residuals}
-        solver = Compensating(self.model, recipe, self.images, self.seed, self.device, self.watch, self.progress)
-        solutions, least = solver(residuals, moments, work, phases) if residuals else ({}, {})
-        compensated = {
-            name: replace(cut, z=solutions[name], least=least[name]) if name in solutions else cut
-            for name, cut in cuts.items()
-        }
-        return compensated, reporting.compensation_entry(recipe, solutions)
+    def _cuts(self, plan: RankPlan) -> dict[str, Any]:
+        """Cut the groups that a plan makes smaller."""
+        cuts = {}
+        for known in self.known:
+            ranks = {curve.name: plan.ranks[curve.name] for curve in self.curves_by_group[known.group.name]}
+            if any(rank is not None for rank in ranks.values()):
+                with self.watch("fold"):
+                    cuts[known.group.name] = known.cut(ranks)
+        return cuts
 
     def _refit(self, compressed: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
         """Refit the outputs branch by branch; return the ridges, and the divergence on unseen images."""
@@ -205,8 +195,14 @@ class Analysis:
                 pair = divergences(
                     self.recipe.objective, self.model, models, self.unseen.each(), progress=self.progress
                 )
-            entry["kl_held_out_before"], entry["kl_held_out"] = pair
+            name = f"{self.recipe.objective.measures}_held_out"
+            entry[f"{name}_before"], entry[name] = pair
         return {"refit": entry}
+
+    def _dense_logits(self) -> dict[str, str]:
+        """Return why queries and keys stay dense, by the name of their module."""
+        reasons = {group.name: getattr(group.site, "dense_logits", "") for group in self.groups}
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def _report(
         self,
@@ -227,10 +223,12 @@ class Analysis:
             "protocol": "training-free",
             "params": params,
             "macs": macs,
+            "weights_bytes": reporting.weights_entry(self.model, compressed, self.setting.dtype),
+            **({} if plan.budget is None else {"budget": plan.budget}),  # type: ignore[typeddict-item]
             "layers": layers,
             "overfit": overfit_entry(layers),
             "left_dense": reporting.left_dense_entry(
-                self.model, [group.name for group in self.groups], chosen=self.chosen
+                self.model, [group.name for group in self.groups], self._dense_logits(), chosen=self.chosen
             ),
             "methods": {type(method).__name__: plain(vars(method)) for method in methods if method is not None},
             "measured_losses": list(plan.measured),

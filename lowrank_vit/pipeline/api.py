@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer
 from lowrank_vit.pipeline.analysis import Analysis
-from lowrank_vit.pipeline.budget import check_dense, check_reduction
+from lowrank_vit.pipeline.budget import check_budget, check_dense
 from lowrank_vit.pipeline.decomposing import decompose
 from lowrank_vit.pipeline.estimate import estimate, tell
 from lowrank_vit.pipeline.phases import Phases, identity
@@ -23,12 +24,16 @@ from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.pipeline.selecting import announce, select
 from lowrank_vit.pipeline.statistics import collect
+from lowrank_vit.records.budgets import Budget, Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Report
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.correct.output_refit import check_refit
+
+DEFAULT_REDUCTION = 0.5
 
 
 def analyse(
@@ -43,15 +48,19 @@ def analyse(
     device: str = "auto",
     progress: bool = False,
     checkpoint_dir: str | Path | None = None,
+    batch_size: int = 8,
+    compiled: bool = False,
 ) -> Analysis:
     """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
 
-    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``).
+    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``). A
+    model without a classifier is compressed by the objective ``features``.
     ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
     ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
     ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
-    the batches, and all get the whole result.
+    the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
+    is to run, for a budget in time.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -68,6 +77,8 @@ def analyse(
     if progress:
         tell(estimate(model, selection, seen, unseen, seed))
     with watch("calibrate"):
+        if recipe.needs_objective:
+            recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
         layers = [site for group in groups for site in group.linears]
         needs = {name: names for group in groups for name, names in group.needs().items()}
         moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
@@ -98,6 +109,8 @@ def analyse(
         chosen=sites != BLOCK_LINEARS,
         narrow=narrow,
         fallback=selection.fallback,
+        batch_size=batch_size,
+        compiled=compiled,
     )
 
 
@@ -111,32 +124,39 @@ def sweep(
     model: nn.Module,
     calibration: Batches | Images,
     recipe: str | Recipe,
-    reductions: Sequence[float],
+    reductions: Sequence[Size],
     **options: Any,
 ) -> Iterator[tuple[nn.Module, Report]]:
-    """Compress to several reductions from one calibration and one decomposition.
+    """Compress to several sizes, reductions or budgets as ``compress`` takes them, from one calibration.
 
-    The models are made one by one, as the iterator is consumed. Every reduction is checked before anything long
-    begins. A report's seconds count from the beginning of the sweep.
+    The models are made one by one, as the iterator is consumed. Every size is checked before anything long begins. A
+    report's seconds count from the beginning of the sweep.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    for reduction in reductions:
-        check_reduction(model, recipe, reduction, options.get("sites", BLOCK_LINEARS))
+    for size in reductions:
+        check_budget(model, recipe, size, options.get("sites", BLOCK_LINEARS))
     analysis = analyse(model, calibration, recipe, **options)
-    return (analysis.compress(reduction) for reduction in reductions)
+    return (analysis.compress(size) for size in reductions)
 
 
 def compress(
     model: nn.Module,
     calibration: Batches | Images,
     recipe: str | Recipe = "best",
-    reduction: float = 0.5,
+    reduction: float | None = None,
+    *,
+    budget: Mapping[str, float | str] | str | Budget | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Report]:
-    """Compress a timm vision transformer so that the whole model loses ``reduction`` of its parameters.
+    """Compress a timm vision transformer so that the whole model loses ``reduction`` of its parameters, 0.5 by default.
 
     calibration: batches of images (B, C, H, W), or tuples that begin with them; labels are never read.
+    budget: in place of ``reduction``, the share of a cost that remains, such as ``{"macs": 0.5}`` (``params``, ``macs``,
+    ``bytes`` or ``latency``), or an amount: ``{"bytes": "6MiB"}``, ``{"latency": "12ms"}``.
     options: those of ``analyse``. Returns the compressed model, on the device that was used, and its report.
     Raises ``InputError`` with one line for anything that cannot be done. ``sweep`` makes several sizes at little more cost.
     """
-    return next(sweep(model, calibration, recipe, [reduction], **options))
+    if reduction is not None and budget is not None:
+        raise InputError(f"a reduction of {reduction:g} and the budget {budget} exclude each other: give one of them")
+    size: Size = DEFAULT_REDUCTION if reduction is None else reduction
+    return next(sweep(model, calibration, recipe, [size if budget is None else budget], **options))

@@ -1,45 +1,43 @@
-"""The budget that a reduction of the whole model leaves for its units."""
+"""The budget of a whole model, and what it leaves for its units."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 from torch import nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer
 from lowrank_vit.modules import replacement_entries
-from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.counting import input_size, tokens_per_image
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.selecting import select
-from lowrank_vit.records.costs import COSTS, PARAMETERS, Cost
+from lowrank_vit.pipeline.scales import Scale, check_z, scale_of, setting_of
+from lowrank_vit.pipeline.selecting import Selection, select
+from lowrank_vit.records.budgets import Budget, Size, budget_of
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import least_cost
 
 
-def priced(curves: Sequence[ErrorCurve], cost: str) -> list[ErrorCurve]:
-    """Return the curves with their costs in ``cost``. Raises ``InputError`` for an unknown cost."""
-    COSTS.get(cost)
-    return [curve if curve.price == cost else replace(curve, price=cost) for curve in curves]
+def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, scale: Scale) -> int:
+    """Return what all units may cost together so that the whole model keeps within ``budget``.
 
-
-def budget_within(
-    curves: Sequence[ErrorCurve], recipe: Recipe, reduction: float, dense: Cost, cost: str = PARAMETERS
-) -> int:
-    """Return the budget of all units after the whole model, which costs ``dense``, loses the share ``reduction``.
-
-    Raises ``InputError`` for a reduction that no choice of sizes can reach.
+    Raises ``InputError`` for a budget that no choice of sizes meets, or that the dense model meets.
     """
-    curves, whole = priced(curves, cost), COSTS.get(cost)(dense)
-    removable = sum(curve.dense_cost for curve in curves) - least_cost(curves)
-    largest = removable / whole
-    if not 0 < reduction <= largest:
-        raise InputError(
-            f"reduction {reduction:g} is out of reach: recipe {recipe.name!r} on these layers "
-            f"reaches from 0 (not included) to {int(largest * 1e4) / 1e4:g}"
-        )
-    return int(whole * (1 - reduction)) - (whole - sum(curve.dense_cost for curve in curves))
+    rest = scale.dense - sum(curve.dense_cost for curve in curves)
+    limit = budget.limit(scale.dense)
+    if not rest + least_cost(curves) <= limit < scale.dense:
+        raise out_of_reach(budget, recipe, rest + least_cost(curves), scale.dense)
+    return int(limit) - rest
+
+
+def out_of_reach(budget: Budget, recipe: Recipe, least: int, dense: int) -> InputError:
+    """Return the error for a budget outside of what a recipe can make of a model."""
+    name = str(budget) if str(budget).startswith("reduction") else f"budget {budget}"
+    return InputError(
+        f"{name} is out of reach: recipe {recipe.name!r} on these layers reaches from {budget.reach(least, dense)}"
+    )
 
 
 def largest_reduction(curves: Sequence[ErrorCurve], dense: Cost) -> float:
@@ -58,9 +56,29 @@ def check_dense(model: nn.Module) -> None:
         )
 
 
+def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOCK_LINEARS) -> None:
+    """Raise ``InputError``, before an image is seen, for a budget that no choice of sizes meets.
+
+    ``size``: a reduction of the parameters, or a budget. Times are not known before they are measured.
+    """
+    check_dense(model)
+    budget = budget_of(size)
+    selection = select(model, recipe, sites)
+    scale = scale_of(budget.cost, model, setting_of(model))
+    check_z(scale, recipe.compensation)
+    if scale.before_images:
+        tokens = _tokens(model, selection) if scale.by_token else {}
+        curves = [curve for group in selection.groups for curve in group.blank_curves(tokens)]
+        budget_within(scale.priced(curves), selection.recipe, budget, scale)
+
+
 def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: str = BLOCK_LINEARS) -> None:
     """Raise ``InputError``, before an image is seen, for a reduction that no choice of sizes can reach."""
-    check_dense(model)
-    selection = select(model, recipe, sites)
-    curves = [curve for group in selection.groups for curve in group.blank_curves()]
-    budget_within(curves, selection.recipe, reduction, Cost(parameter_count(model)))
+    check_budget(model, recipe, reduction, sites)
+
+
+def _tokens(model: nn.Module, selection: Selection) -> dict[str, int]:
+    """Count the tokens that every layer sees of an image."""
+    size = input_size(model)
+    names = [group.linears[-1].name for group in selection.groups]
+    return {} if size is None else tokens_per_image(call_every_layer(copy.deepcopy(model)), names, size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.pipeline import reporting
 from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.records.images import Images
@@ -17,6 +18,9 @@ from lowrank_vit.runtime.processes import layout
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.runtime.sharing import shared
 from lowrank_vit.stages.compensate.solve import Solution, solve
+
+if TYPE_CHECKING:
+    from lowrank_vit.pipeline.analysis import Analysis
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,27 @@ class Compensating:
         options["hardware"] = Hardware(*layout(), accelerator="gpu" if self.device.type == "cuda" else "cpu")
         options["checkpoint_dir"] = phases.place("minibatch")
         return compensate_minibatch(self.model, method, residuals, moments, self.images.tensor(), **options)
+
+
+def compensated(
+    analysis: Analysis, cuts: Mapping[str, Any], phases: Phases
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Add Z to the cuts that have a residual; return them and the report's entry."""
+    recipe = analysis.recipe
+    if recipe.compensation is None:
+        return dict(cuts), None
+    residuals = {name: cut.residual for name, cut in cuts.items() if cut.residual is not None}
+    moments = {
+        name: analysis.moments[name].sums["normalised_input_second"] / analysis.moments[name].images
+        for name in residuals
+    }
+    work = {group.name: group.work for group in analysis.groups if group.name in residuals}
+    solver = Compensating(
+        analysis.model, recipe, analysis.images, analysis.seed, analysis.device, analysis.watch, analysis.progress
+    )
+    solutions, least = solver(residuals, moments, work, phases) if residuals else ({}, {})
+    added = {
+        name: replace(cut, z=solutions[name], least=least[name]) if name in solutions else cut
+        for name, cut in cuts.items()
+    }
+    return added, reporting.compensation_entry(recipe, solutions)

@@ -46,7 +46,8 @@ def estimate(
     start = time.perf_counter()
     sites = [site for group in groups for site in group.linears]
     needs = {name: names for group in groups for name, names in group.needs().items()}
-    moments = calibrate(model, sites, needs, [few], seed=seed, objective=recipe.objective, device=device)
+    objective = recipe.objective.fitted(model, [few]) if recipe.needs_objective else recipe.objective
+    moments = calibrate(model, sites, needs, [few], seed=seed, objective=objective, device=device)
     calibrated = (time.perf_counter() - start) / len(few)
     images = [count * len(batch) for count in counts]
     alone = (

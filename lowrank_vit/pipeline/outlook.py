@@ -7,31 +7,35 @@ from dataclasses import replace
 from typing import Any
 
 from lowrank_vit.pipeline.analysis import Analysis
+from lowrank_vit.records.budgets import REMOVED, Size, budget_of
 from lowrank_vit.records.costs import COSTS, PARAMETERS, Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 
 
-def outlook(analysis: Analysis, reductions: Sequence[float], cost: str = PARAMETERS) -> dict[str, Any]:
-    """Say what reductions of a model's ``cost`` would lose and cost, by predicted losses alone.
+def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -> dict[str, Any]:
+    """Say what reductions of a model's ``cost``, or budgets, would lose and cost, by predicted losses alone.
 
-    Returns the ``dense`` costs, the ``currency`` of the losses, and ``sizes``: each with its ``reduction``,
+    Returns the ``dense`` costs, the ``currency`` of the losses, and ``sizes``: each with its ``reduction`` or ``budget``,
     ``predicted_loss`` (which adds up over the units) and costs, or the ``reason`` why it is out of reach. Heads of unequal
     widths are padded when they run, to some more multiply-accumulates than said here.
     """
     predicted = replace(analysis, recipe=replace(analysis.recipe, measured=None))
     curves, dense = predicted.curves, analysis.dense_cost
-    sizes: list[dict[str, Any]] = []
-    for reduction in reductions:
+    told: list[dict[str, Any]] = []
+    for size in sizes:
+        budget = budget_of(size, cost)
+        asked = {"reduction": budget.number} if budget.unit == REMOVED else {"budget": str(budget)}
         try:
-            ranks = predicted.plan(reduction, cost).ranks
+            ranks = predicted.plan(budget).ranks
         except InputError as error:
-            sizes.append({"reduction": reduction, "reason": str(error)})
+            told.append({**asked, "reason": str(error)})
             continue
         loss = sum(curve.error(ranks[curve.name]) for curve in curves)
-        sizes.append({"reduction": reduction, "predicted_loss": loss, **_costs(curves, ranks, dense)})
-    currency = "nats" if analysis.recipe.needs_gradient else "shares of energy, summed over layers"
-    return {"cost": cost, "currency": currency, "dense": _costs(curves, {}, dense), "sizes": sizes}
+        told.append({**asked, "predicted_loss": loss, **_costs(curves, ranks, dense)})
+    recipe = analysis.recipe
+    currency = recipe.objective.unit if recipe.needs_gradient else "shares of energy, summed over layers"
+    return {"cost": cost, "currency": currency, "dense": _costs(curves, {}, dense), "sizes": told}
 
 
 def _costs(curves: Sequence[ErrorCurve], ranks: Mapping[str, int | None], dense: Cost) -> dict[str, int]:

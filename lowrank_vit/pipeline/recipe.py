@@ -22,7 +22,7 @@ from lowrank_vit.stages.correct.output_refit import OutputRefit
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
-PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "about")  # fields that are not methods
+PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "pivoted", "about")  # no methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,14 @@ class Recipe:
 
     ``units``: a decomposition for each kind of module to compress, by the kind's name (``decomposition`` for single
     linear layers, ``attention``, ``mlp``); beside whole modules, ``decomposition`` takes the layers that they leave, such
-    as those of modules of another kind. ``substitute``: the recipe for a model that the objective cannot be measured on,
-    or nothing. ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``.
+    as those of modules of another kind. ``objective``: what is preserved; for a model that it cannot be measured on, it is
+    ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``.
+    ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted.
     ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
     plain gradient descent, or ``adam``, ours. ``measured`` corrects predicted losses by measured ones; ``refit`` refits
     the output layers, in closed form, on the inputs that the smaller model gives them.
-    Raises ``InputError`` for an unknown optimiser, and for numbers below one.
+    Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
     """
 
     name: str
@@ -49,15 +50,17 @@ class Recipe:
     steps: int = 2000
     bias_correction: bool = False
     rank_multiple: int = 1
+    pivoted: bool = False
     objective: Objective = field(default_factory=Classification)
     measured: MeasuredLosses | None = None
     refit: OutputRefit | None = None
-    substitute: str = ""
     about: str = ""
 
     def __post_init__(self) -> None:
         if self.rank_multiple < 1 or self.steps < 1:
             raise InputError(f"rank_multiple={self.rank_multiple}, steps={self.steps}: both must be at least 1")
+        if self.pivoted and self.compensation is not None:
+            raise InputError("pivoted factors leave no place for a compensation Z: leave out one of the two")
         check_optimizer(self.optimizer)
 
     @property
@@ -66,6 +69,11 @@ class Recipe:
         needs = [method.needs for method in self.units.values()]
         groups = [group for each in needs for group in ([each] if isinstance(each, frozenset) else each)]
         return self.refit is not None or any(needs_gradient(names) for names in groups)
+
+    @property
+    def needs_objective(self) -> bool:
+        """Say whether a loss is probed or measured."""
+        return self.needs_gradient or self.measured is not None
 
     @property
     def kinds(self) -> list[str]:
@@ -173,7 +181,9 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
     """Make the recipe that a record describes; hyperparameters that an old record lacks take their defaults."""
     recipe = Recipe(name=record["name"], units={}, about=record.get("about", ""))
     methods = {slot: record.get(slot) for slot in slots() if record.get(slot)}
-    changes = {**methods, **{name: record[name] for name in PLAIN if name in record}, "probe": record["probe"]}
+    changes = {**methods, **{name: record[name] for name in PLAIN if name in record}}
+    if "objective" not in record.get("hyperparameters", {}):
+        changes["probe"] = record["probe"]
     if record.get("compensation") is not None:
         changes["budget"] = record["budget"]
     for slot, hyperparameters in record.get("hyperparameters", {}).items():

@@ -108,7 +108,6 @@ RECIPES = {
             objective=Classification(sampling="signs"),
             measured=MeasuredLosses(),
             refit=OutputRefit(),
-            substitute="exact",
             about="attention by head, MLP by interpolation, other layers two-sided, one budget of predicted loss",
         ),
     )

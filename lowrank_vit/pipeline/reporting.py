@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from lowrank_vit.architectures.linears import EXPECTED_DENSE, left_dense
-from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, saved_bytes
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.records.report import FORMAT, LeftDense, Macs, Params, Report, some
+from lowrank_vit.records.report import FORMAT, LeftDense, Macs, Params, Report, WeightsBytes, some
 from lowrank_vit.runtime import provenance
 from lowrank_vit.stages.compensate.solve import Solution
 
@@ -52,10 +53,19 @@ def size_entries(
     return sizes, None if macs is None else {"dense": macs, "compressed": less}
 
 
-def left_dense_entry(model: nn.Module, compressed: Iterable[str], *, chosen: bool = False) -> LeftDense:
+def weights_entry(dense: nn.Module, compressed: nn.Module, dtype: str) -> WeightsBytes:
+    """Make the ``weights_bytes`` entry: both models as they are saved, floating values in ``dtype``, as torch names it."""
+    stored: torch.dtype = getattr(torch, dtype)
+    return {"dense": saved_bytes(dense, stored), "compressed": saved_bytes(compressed, stored)}
+
+
+def left_dense_entry(
+    model: nn.Module, compressed: Iterable[str], logits: Mapping[str, str], *, chosen: bool = False
+) -> LeftDense:
     """Make the ``left_dense`` entry: layers outside ``compressed``, except the classifier and the patch embedding.
 
-    Layers that stay dense unexpectedly are also logged, unless the user has ``chosen`` the sites.
+    ``logits``: why queries and keys stay dense, by the name of their module. They are logged, and so are layers that stay
+    dense unexpectedly, unless the user has ``chosen`` the sites.
     """
     left = left_dense(model, compressed)
     unexpected = {name: count for name, count in left.items() if not re.search(EXPECTED_DENSE, f"{name}.")}
@@ -68,7 +78,13 @@ def left_dense_entry(model: nn.Module, compressed: Iterable[str], *, chosen: boo
             len(unexpected),
             share,
         )
-    return {"layers": list(left), "params": sum(left.values())}
+    for reason in dict.fromkeys(logits.values()):
+        names = [name for name, own in logits.items() if own == reason]
+        logger.warning(
+            "left dense: queries and keys of %s (%d in all), as they are %s", some(names), len(names), reason
+        )
+    told = {"logits": dict(logits)} if logits else {}
+    return {"layers": list(left), "params": sum(left.values()), **told}  # type: ignore[typeddict-item]
 
 
 def compensation_entry(recipe: Recipe, solutions: Mapping[str, Solution]) -> dict[str, Any]:

@@ -27,7 +27,12 @@ class Trial:
 
 
 def points_lost(measured: dict[str, Any]) -> float:
-    """Return the points of top-1 that are lost, or of agreement with the dense model where there are no labels."""
+    """Return the points of top-1 that are lost, or of agreement with the dense model where there are no labels.
+
+    Of a model without a classifier: the error of its features, in percent of their variance.
+    """
+    if "feature_error" in measured:
+        return float(100 * measured["feature_error"])
     if measured["top1"] is None:
         return float(100 - measured["agreement"])
     return float(measured["top1_dense"] - measured["top1"])

@@ -15,9 +15,9 @@ from torch import nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of, survey
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.objectives import objective_for
 from lowrank_vit.pipeline.groups import GROUPS, Settings
 from lowrank_vit.pipeline.recipe import SINGLE, Recipe
-from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.report import Fallback, some
 from lowrank_vit.runtime.errors import InputError
 
@@ -27,11 +27,15 @@ CHOSEN_SITES = "the chosen sites are single layers"
 
 @dataclass(frozen=True)
 class Selection:
-    """A recipe as far as a model can take it, and the groups of units that it compresses, in the model's order."""
+    """A recipe as far as a model can take it, and the groups of units that it compresses, in the model's order.
+
+    ``lacking``: why the recipe's own objective cannot be measured on the model, where it needs one.
+    """
 
     recipe: Recipe
     groups: Sequence[Any]
     fallback: Fallback | None = None
+    lacking: str = ""
 
 
 def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Selection:
@@ -40,30 +44,33 @@ def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Sele
     Raises ``InputError`` where the model lacks a kind of unit that the recipe needs, without a decomposition of single
     layers to fall back to, and for ``sites`` where the recipe compresses whole modules only.
     """
-    asked = recipe
-    recipe, why = _measurable(model, recipe)
+    asked, reasons, left = recipe, list[str](), list[str]()
+    lacking = recipe.objective.lacks(model) if recipe.needs_objective else ""
+    recipe = replace(recipe, objective=objective_for(model, recipe.objective))
     whole = [kind for kind in recipe.units if kind != SINGLE]
     if whole and sites != BLOCK_LINEARS:
         if SINGLE not in recipe.units:
             raise InputError("this recipe compresses all attention modules and MLPs as a whole: leave out --sites")
-        recipe, why = recipe.only(SINGLE), [*why, CHOSEN_SITES]
+        recipe, reasons = recipe.only(SINGLE), [CHOSEN_SITES]
     groups = _groups(model, recipe, sites)
-    reasons, left = [*why, *_refused(model, groups, recipe)], []
+    reasons += _refused(model, groups, recipe)
     if whole and SINGLE in recipe.units:
         recipe, unwalked = _walkable(model, recipe.only(*_kinds(groups)), groups)
-        reasons, left = (
-            [*reasons, *unwalked],
-            [slot for slot in ("measured", "refit") if unwalked and asked.method(slot)],
-        )
+        reasons += unwalked
+        left = [slot for slot in ("measured", "refit") if unwalked and asked.method(slot)]
     if not reasons:
-        return Selection(recipe, groups)
+        return Selection(recipe, groups, lacking=lacking)
     singles = [group.name for group in groups if isinstance(group, GROUPS.get(SINGLE))]
     reason = "; ".join(dict.fromkeys(reasons))
-    return Selection(recipe, groups, {"asked": asked.name, "reason": reason, "layers": singles, "left_out": left})
+    fallback: Fallback = {"asked": asked.name, "reason": reason, "layers": singles, "left_out": left}
+    return Selection(recipe, groups, fallback, lacking)
 
 
 def announce(selection: Selection) -> None:
-    """Log in one line what fell back, and why."""
+    """Log in one line by which other objective losses are measured, and in one what fell back, and why."""
+    if selection.lacking:
+        name = selection.recipe.record()["objective"]
+        logger.warning("recipe %r by the objective %r, as the model %s", selection.recipe.name, name, selection.lacking)
     fallback = selection.fallback
     if fallback is None:
         return
@@ -71,25 +78,18 @@ def announce(selection: Selection) -> None:
     method = type(units[SINGLE]).__name__ if SINGLE in units else ""
     parts = [f"{len(layers)} single layers ({some(layers)}) by {method}"] if layers else []
     parts += ["losses are not measured, outputs not refitted"] if fallback["left_out"] else []
-    recipe = "" if selection.recipe.name == fallback["asked"] else f" falls back to {selection.recipe.name!r}"
-    logger.warning("recipe %r%s: %s, as %s", fallback["asked"], recipe, "; ".join(parts), fallback["reason"])
-
-
-def _measurable(model: nn.Module, recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return the recipe, or its substitute for a model that its objective cannot be measured on, and why."""
-    if not recipe.substitute or not recipe.needs_gradient:
-        return recipe, []
-    try:
-        recipe.objective.check(model)
-    except InputError as error:
-        return get_recipe(recipe.substitute), [str(error).partition(",")[0]]
-    return recipe, []
+    logger.warning("recipe %r: %s, as %s", fallback["asked"], "; ".join(parts), fallback["reason"])
 
 
 def _groups(model: nn.Module, recipe: Recipe, sites: str) -> list[Any]:
     whole, partial = [kind for kind in recipe.units if kind != SINGLE], SINGLE in recipe.units
     settings = Settings(
-        recipe.bias_correction, recipe.rank_multiple, recipe.compensation, recipe.refit is not None, partial
+        recipe.bias_correction,
+        recipe.rank_multiple,
+        recipe.compensation,
+        recipe.refit is not None,
+        partial,
+        recipe.pivoted,
     )
     groups = [group for kind in whole for group in GROUPS.get(kind).find(model, recipe.units[kind], settings, sites)]
     if partial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from lowrank_vit.records.costs import COSTS, NOTHING, PARAMETERS, Cost
+from lowrank_vit.records.report import BudgetEntry
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class ErrorCurve:
     """What every choice for one unit costs and loses: sizes (ranks) 0 ... k, or dense.
 
     ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense``; rank r costs
-    ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added). An allocator sees these costs as
-    plain numbers of the kind that ``price`` names.
+    ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added), less ``saved[r]`` parameters of
+    identities in pivoted factors, where there are any. An allocator sees these costs as plain numbers of the kind that
+    ``price`` names, or those of ``table`` where costs are no line, as times are.
     """
 
     name: str
@@ -28,6 +31,8 @@ class ErrorCurve:
     multiple: int = 1
     full_rank: int | None = None  # of the weight, where the curve ends before it because the statistics cap the rank
     price: str = PARAMETERS  # the kind of cost that the budget is in
+    saved: tuple[int, ...] = ()  # parameters, at every rank; or nothing
+    table: tuple[int, ...] | None = None  # costs of ranks 0 ... k, rising, and of the dense choice
 
     @classmethod
     def in_parameters(
@@ -45,26 +50,46 @@ class ErrorCurve:
 
     @cached_property
     def rank_cost(self) -> int:
-        """Return what one more rank costs."""
+        """Return what one more rank costs; of a table, in the mean."""
+        if self.table is not None:
+            return max(1, (self.table[-2] - self.table[0]) // max(1, len(self.table) - 2))
         return COSTS.get(self.price)(self.unit)
 
     @cached_property
     def dense_cost(self) -> int:
         """Return what the dense choice costs."""
-        return COSTS.get(self.price)(self.dense)
+        return self.table[-1] if self.table is not None else COSTS.get(self.price)(self.dense)
 
     @cached_property
     def fixed_cost(self) -> int:
         """Return what every choice but the dense one costs beside its ranks."""
-        return COSTS.get(self.price)(self.fixed)
+        return self.table[0] if self.table is not None else COSTS.get(self.price)(self.fixed)
 
     def cost(self, rank: int | None) -> int:
         """Return the cost at ``rank``; ``None`` is dense."""
-        return self.dense_cost if rank is None else self.fixed_cost + rank * self.rank_cost
+        if self.table is not None:
+            return self.table[-1 if rank is None else min(rank, len(self.table) - 2)]
+        if rank is None:
+            return self.dense_cost
+        return self.fixed_cost + rank * self.rank_cost - (self._savings[rank] if self.saved else 0)
 
     def error(self, rank: int | None) -> float:
         """Return the loss at ``rank``; ``None`` is dense. Beyond the last direction nothing more is gained."""
         return 0.0 if rank is None else self._values[min(rank, len(self._values) - 1)]
+
+    @cached_property
+    def _savings(self) -> list[int]:
+        """Return what identities save at every rank, in the budget's kind of cost."""
+        return [COSTS.get(self.price)(Cost(parameters)) for parameters in self.saved]
+
+    @cached_property
+    def break_even(self) -> int:
+        """Return the largest rank that is cheaper than dense, whether or not the curve has it."""
+        if self.table is not None:
+            return bisect_left(self.table[:-1], self.dense_cost) - 1
+        if not self.saved:
+            return (self.dense_cost - self.fixed_cost - 1) // self.rank_cost
+        return max((rank for rank in range(len(self.saved)) if self.cost(rank) < self.dense_cost), default=0)
 
     @cached_property
     def _values(self) -> list[float]:
@@ -75,7 +100,7 @@ class ErrorCurve:
     @property
     def ranks(self) -> range:
         """Return the ranks worth considering: multiples of ``multiple``, at least one, cheaper than dense, in the curve."""
-        largest = min((self.dense_cost - self.fixed_cost - 1) // self.rank_cost, len(self.errors) - 1)
+        largest = min(self.break_even, len(self.errors) - 1)
         smallest = min(self.multiple, largest)
         return range(smallest, largest + 1, self.multiple) if largest >= 1 else range(0)
 
@@ -84,9 +109,11 @@ class ErrorCurve:
 class RankPlan:
     """The size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
 
-    ``measured``: predicted and measured losses of units, where the plan was corrected by them.
+    ``measured``: predicted and measured losses of units, where the plan was corrected by them. ``budget``: what it was
+    made for, as the report has it; None for a plan that was made by hand.
     """
 
     ranks: Mapping[str, int | None]
     trajectory: tuple[Mapping[str, float | int | str], ...] = ()
     measured: tuple[Mapping[str, float | int | str], ...] = ()
+    budget: BudgetEntry | None = None

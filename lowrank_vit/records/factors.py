@@ -45,10 +45,20 @@ class Directions:
         """Return the indices of the first ``count``, ``None``: all, in ascending order."""
         return self.order[:count].sort().values
 
-    def curve(self, name: str, costs: UnitCosts, multiple: int) -> ErrorCurve:
-        """Return the error curve that an allocator chooses from."""
+    def curve(self, name: str, costs: UnitCosts, multiple: int, pivoted: bool = False) -> ErrorCurve:
+        """Return the error curve that an allocator chooses from; ``pivoted``: identities in pairs of factors are free."""
         step = math.lcm(self.multiple, multiple)
-        return ErrorCurve(name, self.loss.cpu(), costs.unit, costs.dense, costs.fixed, step)
+        saved = () if costs.head_width is None or not pivoted else self._identities(costs.head_width)
+        return ErrorCurve(name, self.loss.cpu(), costs.unit, costs.dense, costs.fixed, step, saved=saved)
+
+    def _identities(self, head_width: int) -> tuple[int, ...]:
+        """Count the entries of the heads' identities, r x r for r directions of a head, with 0, 1, ... kept."""
+        kept, totals = [0] * (len(self.order) // head_width), [0]
+        for direction in self.order.tolist():
+            head = direction // head_width
+            totals.append(totals[-1] + 2 * kept[head] + 1)
+            kept[head] += 1
+        return tuple(totals)
 
 
 @storable

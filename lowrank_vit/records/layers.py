@@ -37,7 +37,11 @@ class Site:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """A whole attention module: its queries, keys and values by one linear layer, its output by another."""
+    """A whole attention module: its queries, keys and values by one linear layer, its output by another.
+
+    ``dense_logits`` says what queries and keys are ("normalised"), so that they stay and only values lose directions; it is
+    empty where both do. ``qkv`` may then be the layer of the values alone, beside others.
+    """
 
     name: str
     qkv: Site
@@ -47,11 +51,19 @@ class AttentionSite:
     query_bias: bool | None = None  # None: as the qkv layer has one; so for keys and values
     key_bias: bool | None = None
     value_bias: bool | None = None
+    class_token: bool = False  # before the tokens of the window, with biases of its own
+    dense_logits: str = ""
+    beside: tuple[str, ...] = ()  # the layers of queries and keys, where each has its own
 
     @property
     def linears(self) -> tuple[Site, ...]:
         """Return the layers where statistics are collected; the last one makes the output."""
-        return (self.qkv, self.proj)
+        return (self.proj,) if self.dense_logits else (self.qkv, self.proj)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of all linear layers of the module."""
+        return (*self.beside, self.qkv.name, self.proj.name)
 
     @property
     def in_features(self) -> int:
@@ -64,33 +76,47 @@ class AttentionSite:
         Queries with keys: a row of either and the query's bias for each direction; keys need no bias, since the softmax
         ignores it. Values with the output: a row and a column for each direction, and the output's bias.
         """
+        if self.dense_logits:
+            return {VALUE: self._values_alone(tokens)}
         n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
         query_bias, key_bias, value_bias = (
             self.qkv.bias if bias is None else bias for bias in (self.query_bias, self.key_bias, self.value_bias)
         )
-        keys = tokens if self.window_size is None else self.window_size[0] * self.window_size[1]
+        keys = tokens if self.window_size is None else self.window_size[0] * self.window_size[1] + self.class_token
         pair_macs, value_macs = tokens * (2 * n + keys), tokens * (n + d + keys)
         return {
             QUERY_KEY: UnitCosts(
                 width,
                 unit=Cost(2 * n + 1, pair_macs),
                 dense=Cost(width * (2 * n + query_bias + key_bias), width * pair_macs),
+                head_width=self.head_width,
             ),
             VALUE: UnitCosts(
                 width,
                 unit=Cost(n + d, value_macs),
                 fixed=Cost(d),
                 dense=Cost(width * (n + value_bias + d) + d * self.proj.bias, width * value_macs),
+                head_width=self.head_width,
             ),
         }
+
+    def _values_alone(self, tokens: int) -> UnitCosts:
+        """Return what values cost where zeros take the place of lost ones: the product with the tokens stays as it was."""
+        n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
+        unit = Cost(n + self.qkv.bias + d, tokens * (n + d))
+        dense = Cost(width * unit.parameters + d * self.proj.bias, width * unit.macs)
+        return UnitCosts(width, unit=unit, fixed=Cost(d), dense=dense)
 
 
 @dataclass(frozen=True)
 class MlpSite:
-    """A whole MLP: two linear layers with an activation function between them."""
+    """A whole MLP: hidden units made by one linear layer or more, and a layer that makes the output of them.
+
+    Without gates a hidden unit is ``act(u)``, with gates ``act(g) u``: u and g are rows of one layer, or of one layer each.
+    """
 
     name: str
-    fc1: Site
+    inputs: tuple[Site, ...]  # the layers that make the hidden units
     fc2: Site
 
     @property
@@ -99,13 +125,23 @@ class MlpSite:
         return (self.fc2,)
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """Return the names of all linear layers of the module."""
+        return (*(layer.name for layer in self.inputs), self.fc2.name)
+
+    @property
     def in_features(self) -> int:
         """Return the width of the input."""
-        return self.fc1.in_features
+        return self.inputs[0].in_features
+
+    @property
+    def rows(self) -> int:
+        """Count the rows that make a hidden unit: one, or two with gates."""
+        return sum(layer.out_features for layer in self.inputs) // self.fc2.in_features
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return what the hidden units cost: a row, a bias and a column each, and the output's bias."""
-        n, h, d = self.fc1.in_features, self.fc1.out_features, self.fc2.out_features
-        unit = Cost(n + self.fc1.bias + d, tokens * (n + d))
+        """Return what the hidden units cost: their rows, a bias for each row, a column, and once the output's bias."""
+        n, h, d, rows = self.in_features, self.fc2.in_features, self.fc2.out_features, self.rows
+        unit = Cost(rows * (n + self.inputs[0].bias) + d, tokens * (rows * n + d))
         dense = Cost(h * unit.parameters + d * self.fc2.bias, h * unit.macs)
         return {HIDDEN: UnitCosts(h, unit=unit, fixed=Cost(d), dense=dense)}

@@ -30,6 +30,28 @@ class Macs(TypedDict):
     compressed: int | None
 
 
+class WeightsBytes(TypedDict):
+    """Bytes of ``model.safetensors``, of the dense model and of this one."""
+
+    dense: int
+    compressed: int
+
+
+class BudgetEntry(TypedDict):
+    """What the sizes were chosen for, in parameters, multiply-accumulates, bytes or nanoseconds, of the whole model.
+
+    ``predicted`` adds up the sizes' prices, ``counted`` is of the model itself: a measured time, ``where`` says how.
+    """
+
+    cost: str
+    asked: str
+    dense: int
+    limit: int
+    predicted: int
+    counted: int
+    where: dict[str, Any]
+
+
 class ZEntry(TypedDict):
     """The compensation of a layer: kind, parameters, and (10) on the calibration set."""
 
@@ -63,10 +85,14 @@ class Overfit(TypedDict):
 
 
 class LeftDense(TypedDict):
-    """Layers that were not compressed, except the classifier and the patch embedding."""
+    """Layers that were not compressed, except the classifier and the patch embedding.
+
+    ``logits``: attention modules whose values only were, and what their queries and keys are ("normalised").
+    """
 
     layers: list[str]
     params: int
+    logits: NotRequired[dict[str, str]]
 
 
 class Fallback(TypedDict):
@@ -110,6 +136,8 @@ class Report(TypedDict):
     protocol: str
     params: Params
     macs: NotRequired[Macs | None]
+    weights_bytes: NotRequired[WeightsBytes]
+    budget: NotRequired[BudgetEntry]
     layers: list[LayerEntry]
     overfit: NotRequired[Overfit | None]
     left_dense: NotRequired[LeftDense | None]

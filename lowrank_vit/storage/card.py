@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from lowrank_vit.objectives import OBJECTIVES
 from lowrank_vit.records.report import LayerEntry, Report
 
 NEEDS = frozenset(
@@ -114,7 +115,7 @@ def _metadata(config: Mapping[str, Any], report: Report) -> ModelCardData:
     tags += ["quantized"] if "quantization" in report else []
     return ModelCardData(
         library_name="lowrank_vit",
-        pipeline_tag="image-classification",
+        pipeline_tag="image-classification" if config["num_classes"] else "image-feature-extraction",
         license=config["pretrained_cfg"].get("license") or "unknown",
         base_model=base_model(config),
         tags=tags,
@@ -197,11 +198,13 @@ def _measured(report: Report) -> list[str]:
     top1 = report.get("finetune", {}).get("val_top1")
     if top1 is not None:
         lines.append(f"Top-1 after fine-tuning, on the validation split of its data: {top1:.2f} %.")
-    refit, distilled = report.get("refit", {}), report.get("distillation", {}).get("kl_held_out")
-    if "kl_held_out" in refit:
-        lines.append(f"Divergence from the dense model on unseen images: {refit['kl_held_out']:.4f} nats.")
-    if distilled is not None:
-        lines.append(f"Divergence after distillation, on unseen images: {distilled['after']:.4f} nats.")
+    for objective in map(OBJECTIVES.get, OBJECTIVES.names()):
+        unseen, unit = f"{objective.measures}_held_out", objective.unit
+        refitted, distilled = report.get("refit", {}).get(unseen), report.get("distillation", {}).get(unseen)
+        if refitted is not None:
+            lines.append(f"Divergence from the dense model on unseen images: {refitted:.4f} {unit}.")
+        if distilled is not None:
+            lines.append(f"Divergence after distillation, on unseen images: {distilled['after']:.4f} {unit}.")
     if "quantization" in report:
         lost = 100 * report["quantization"]["relative_weight_error"]
         lines.append(f"Weights differ by {lost:.2f} % from those before quantisation.")

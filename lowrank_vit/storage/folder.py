@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import json_text, replacing, tensor_bytes
+from lowrank_vit.runtime.files import METADATA, json_text, replacing, tensor_bytes
 from lowrank_vit.storage import card
 from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS, check_file, sealed
 from lowrank_vit.storage.config import nested_entry, read_config, read_json
@@ -103,7 +103,7 @@ def _write(
     carried: bool,
 ) -> None:
     """Write the files of a model; a report that was ``carried`` along says if it does not know of later training."""
-    (temporary / WEIGHTS).write_bytes(tensor_bytes(_stored(model, "quantization" in report), {"format": "pt"}))
+    (temporary / WEIGHTS).write_bytes(tensor_bytes(_stored(model, "quantization" in report), METADATA))
     if carried and was_changed(model, report, temporary / WEIGHTS):
         report = {**report, "protocol": report["protocol"].removesuffix(CHANGED) + CHANGED}
     report = _with_sizes(report, file_bytes(temporary))
@@ -124,7 +124,9 @@ def _stored(model: nn.Module, half: bool) -> dict[str, Tensor]:
 
 
 def _with_sizes(report: Report, size: int) -> Report:
-    """Add the bytes on disk to the report of a quantised model; ``dense_fp16`` is without the file's header."""
+    """Put the file's size into the report; of a quantised model with more: ``dense_fp16`` is without the file's header."""
+    if "weights_bytes" in report:
+        report = {**report, "weights_bytes": {**report["weights_bytes"], "compressed": size}}
     if "quantization" not in report:
         return report
     return {

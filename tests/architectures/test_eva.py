@@ -1,4 +1,4 @@
-"""Plain EVA as a family: biases beside the layer, LayerScale as parameters, and what is refused."""
+"""Plain EVA as a family: biases beside the layer, LayerScale as parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from lowrank_vit import InputError, analyse, get_recipe, load, save
+from lowrank_vit import analyse, load, save
 from lowrank_vit.architectures.linears import call_every_layer, dense_linear, separate_bias
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import RankPlan
@@ -75,9 +75,3 @@ def test_the_logits_fisher_knows_the_separate_bias() -> None:
     whole = calibrate(joined, [site], needs, data.split(4))[site.name]
     for name in ("head_fisher_query", "head_fisher_key", "input_second"):
         torch.testing.assert_close(separate.mean(name), whole.mean(name), rtol=1e-5, atol=1e-9)
-
-
-def test_a_rotary_eva_is_refused() -> None:
-    model = timm.create_model("eva02_tiny_patch14_224", depth=1, num_classes=10)
-    with pytest.raises(InputError, match="rotates its queries and keys by their positions"):
-        analyse(model, [torch.zeros(1, 3, 224, 224)], get_recipe("best").only("attention", "mlp"), device="cpu")

@@ -15,12 +15,9 @@ WHOLE = get_recipe("best").only("attention", "mlp")
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("vit_tiny_patch16_224", {**VIT, "qk_norm": True}, r"'blocks\.0\.attn' normalises its queries \(q_norm\)"),
         ("vit_tiny_patch16_224", {**VIT, "scale_attn_norm": True}, r"'blocks\.0\.attn' normalises its values"),
         ("vit_tiny_patch16_224", {**VIT, "scale_mlp_norm": True}, r"'blocks\.0\.mlp' normalises its hidden"),
         ("vit_tiny_patch16_224", {**VIT, "attn_layer": "diff"}, r"'blocks\.0\.attn\.qkv' belongs to .*DiffAttention"),
-        ("eva02_tiny_patch14_224", {"depth": 1, "num_classes": 10}, r"Eva rotates its queries and keys"),
-        ("beit_base_patch16_224", {"depth": 1}, r"the blocks of Beit are not known as a whole"),
     ],
 )
 def test_what_it_cannot_keep_is_refused_by_name(name: str, arguments: dict, message: str) -> None:

@@ -54,6 +54,52 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "macs %" in text
     assert len(text.splitlines()) >= 10
     assert "unknown cost 'sugar'" in refused(capsys, "plan", "--model", STANDIN, *FEW, "--cost", "sugar")
+    budgets = ("--recipe", "exact", "--budget", "bytes=40KiB,1MiB")
+    within, beyond = json_of(capsys, "plan", "--model", STANDIN, *FEW, *budgets)["sizes"]
+    assert (within["budget"], beyond["budget"]) == ("bytes=40KiB", "bytes=1MiB")
+    assert 0.8 * 40 * 1024 < within["bytes"] < 40 * 1024  # the rest is the file's header
+    assert "out of reach" in beyond["reason"]
+
+
+def test_sizes_in_any_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(["compress", "--model", STANDIN, *FEW, "--recipe", "exact", "--budget", "macs=0.8,0.6", "--out", str(out)])
+    text = capsys.readouterr().out
+    for share in ("0.8", "0.6"):
+        report = json.loads((out / share / "report.json").read_text())
+        assert report["macs"]["compressed"] == report["budget"]["counted"] <= float(share) * report["macs"]["dense"]
+        assert f"macs={share}: {report['macs']['compressed'] / 1e6:,.1f} M MACs, allowed " in text
+    compress = ("compress", "--model", STANDIN, *FEW, "--out", tmp_path / "none", "--budget")
+    assert "unknown unit of bytes 'XB'" in refused(capsys, *compress, "bytes=6XB")
+    assert "unknown budget 'mac': did you mean 'macs'?" in refused(capsys, *compress, "mac=0.5")
+    assert "budget macs=0.01 is out of reach: recipe 'best'" in refused(capsys, *compress, "macs=0.01")
+    assert "not allowed with" in refused(capsys, *compress, "macs=0.5", "--reduction", 0.5)
+    assert "cuda:77" in refused(capsys, *compress, "latency=0.5", "--device", "cuda:77")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ("sweep", "--model", STANDIN, *FEW, "--recipe", "exact", "--limit", "50")
+    drawn = tmp_path / "pareto.svg"
+    told = json_of(capsys, *sweep, "--budget", "macs=0.8,0.5", "--plot", drawn)
+    (first, second), text = told["rows"], drawn.read_text()
+    for row in told["rows"]:
+        assert all(small < dense for dense, small in row["costs"].values())
+    assert first["costs"]["bytes"][1] > second["costs"]["bytes"][1]
+    assert (first["n"], first["asked"]) == (50, "macs=0.8")
+    assert first["kl"] < second["kl"]
+    for label in (
+        "top-1 (%)",
+        "parameters (% of dense)",
+        "multiply-accumulates (% of dense)",
+        "bytes on disk (% of dense)",
+    ):
+        assert label in text
+    main([*sweep, "--reduction", "0.3"])
+    out = capsys.readouterr().out
+    assert "on 50 images, dense top-1" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80
+    assert "end its name in .png" in refused(capsys, *sweep, "--reduction", "0.3", "--plot", tmp_path / "x.gif")
 
 
 def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +110,7 @@ def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.Ca
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert f"({-100 * report['params']['reduction']:+.2f} %)" in text
     assert "not allowed with argument" in refused(capsys, *command, "--max-loss", 5, "--reduction", 0.3)
-    assert "one of the arguments --reduction --max-loss is required" in refused(capsys, *command)
+    assert "one of the arguments --reduction --budget --max-loss is required" in refused(capsys, *command)
     assert "give --held-out-samples" in refused(capsys, *command, "--max-loss", 5, "--held-out-samples", 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,3 +172,32 @@ def test_algorithm_1_counts_a_capped_layer_by_the_directions_that_there_are() ->
 def test_algorithm_1_refuses_another_start() -> None:
     with pytest.raises(InputError, match="start is factored or dense"):
         GradualReduction(start="zero")
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_of_a_table_as_times_are(name: str, share: float, seed: int) -> None:
+    """Costs that rise unevenly, some not at all, against all choices; the budget is kept, and the knapsack exact."""
+    generator = torch.Generator().manual_seed(seed)
+    curves = []
+    for layer in random_curves(seed, layers=3):
+        steps = torch.randint(0, 4, (4,), generator=generator) * 10
+        costs = (100 + steps.cumsum(0)).tolist()
+        curves.append(replace(layer, errors=layer.errors[:4], table=(*costs, 160)))
+    least, dense = least_cost(curves), sum(layer.dense_cost for layer in curves)
+    budget = int(least + share * (dense - least))
+    plan = ALLOCATORS.get(name)()(curves, budget)
+    assert cost(curves, plan) <= budget
+    best = brute_force(curves, budget)
+    assert objective(curves, plan) >= best - 1e-12
+    if name == "knapsack":
+        assert objective(curves, plan) == pytest.approx(best)
+
+
+def test_a_table_says_what_sizes_cost() -> None:
+    """Sizes that cost no less than the dense choice are none."""
+    layer = replace(curve("x", 4, 9, [4, 3, 2, 1]), table=(5, 8, 8, 11, 12, 11))
+    assert [layer.cost(rank) for rank in (0, 1, 3, 9, None)] == [5, 8, 11, 12, 11]
+    assert list(layer.ranks) == [1, 2]
+    assert (layer.dense_cost, layer.fixed_cost) == (11, 5)

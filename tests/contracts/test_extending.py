@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.tables.table_best import TABLE
 from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family, described_linear, family_of
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, family_of
 from lowrank_vit.architectures.linears import dense_linear, dense_weight, find_sites
+from lowrank_vit.architectures.parts import described_linear
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.fold import AttentionWeights, fold_attention
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
@@ -256,7 +257,7 @@ class HeadGroup:
         dense = costs["query_key"].dense + costs["value"].dense
         return ErrorCurve(f"{self.name}.heads", loss, unit, dense, costs["value"].fixed)
 
-    def blank_curves(self) -> list[ErrorCurve]:
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         return [self.curve(torch.zeros(self.site.qkv.heads + 1))]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ INNER = HEADS * WIDTH
 ATTENTION = AttentionSite(
     "attn", Site("attn.qkv", N, 3 * INNER, True, HEADS), Site("attn.proj", INNER, N, True), WIDTH, None
 )
-MLP = MlpSite("mlp", Site("mlp.fc1", N, INNER, True), Site("mlp.fc2", INNER, N, True))
+MLP = MlpSite("mlp", (Site("mlp.fc1", N, INNER, True),), Site("mlp.fc2", INNER, N, True))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

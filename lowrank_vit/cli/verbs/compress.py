@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.cli.arguments import (
+    add_budget,
     add_calibration,
+    add_compile,
     add_data,
     add_model,
     calibration_data,
     calibration_images,
     held_out_images,
     named_model,
+    shares,
 )
 from lowrank_vit.cli.unfinished import unfinished
+from lowrank_vit.records.budgets import Size, parse_budgets
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,25 +45,24 @@ def add_parser(verbs: Any) -> None:
         metavar="SHARE[,SHARE...]",
         help="of all parameters to remove, e.g. 0.5; of several, each goes to its own folder in --out",
     )
+    add_budget(size)
     size.add_argument(
         "--max-loss",
         type=float,
         metavar="POINTS",
         help="the smallest model that loses no more, e.g. 1.0, of top-1 (without labels, of agreement with the dense "
-        "model) on the held-out images",
+        "model; without a classifier, percent of the features' variance) on the held-out images",
     )
+    add_compile(parser)
     add_calibration(parser)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    _add_solver(parser)
     parser.add_argument(
-        "--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)"
+        "--pivoted",
+        action="store_true",
+        default=None,
+        help="store no identity in pairs of factors: more ranks for the same parameters, and more multiply-accumulates",
     )
-    parser.add_argument(
-        "--optimizer",
-        choices=("adam", "sgd"),
-        help="of the gradient solvers: sgd is the paper's plain gradient descent (default: the recipe's, adam)",
-    )
-    parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
-    parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
     parser.add_argument(
         "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
     )
@@ -70,9 +73,18 @@ def add_parser(verbs: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def shares(text: str) -> dict[str, float]:
-    """Read numbers, keyed by their text, which names their folders."""
-    return {part.strip(): float(part) for part in text.split(",")}
+def _add_solver(parser: argparse.ArgumentParser) -> None:
+    """Add what changes a recipe's fields."""
+    parser.add_argument(
+        "--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=("adam", "sgd"),
+        help="of the gradient solvers: sgd is the paper's plain gradient descent (default: the recipe's, adam)",
+    )
+    parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
+    parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -85,17 +97,15 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.processes import agreed
     from lowrank_vit.storage import folder as storage
 
-    changes = {name: getattr(args, name) for name in ("solver", "optimizer", "steps", "rank_multiple")}
+    changes = {name: getattr(args, name) for name in ("solver", "optimizer", "steps", "rank_multiple", "pivoted")}
     recipe = get_recipe(args.recipe).but(**changes)
     resolve_device(args.device)
-    wanted: dict[str, float | None] = {"": None} if args.reduction is None else dict(args.reduction)
-    folders = {args.out / name if len(wanted) > 1 else args.out: reduction for name, reduction in wanted.items()}
+    wanted = _wanted(args)
+    folders = {args.out / name if len(wanted) > 1 else args.out: size for name, size in wanted.items()}
     if args.nested:
         check_nestable(recipe)
         if len(folders) > 1:
-            raise InputError(
-                "a nested folder holds all sizes: give it one --reduction, and take others out with `shrink`"
-            )
+            raise InputError("a nested folder holds all sizes: give it one size, and take others out with `shrink`")
     with unfinished(args.out, tuple(folders)) as folder:
         for done in [out for out in folders if args.resume and agreed(_finished(out, args.nested))]:
             print(f"{done} is finished already")
@@ -106,23 +116,31 @@ def run(args: argparse.Namespace) -> None:
             _compress(args, recipe, folders, folder)
 
 
+def _wanted(args: argparse.Namespace) -> dict[str, Size | None]:
+    """Return the sizes that are asked for, by their text; None where ``--max-loss`` is to find it."""
+    if args.budget is not None:
+        return dict(parse_budgets(args.budget))
+    return {"": None} if args.reduction is None else dict(args.reduction)
+
+
 def _finished(folder: Path, nested: bool) -> bool:
     from lowrank_vit.storage import folder as storage
 
     return storage.is_saved_model(folder) and (not nested or storage.nested_entry(folder) is not None)
 
 
-def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, float | None], meanwhile: Path) -> None:
+def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, Size | None], meanwhile: Path) -> None:
     from lowrank_vit.pipeline import saving
-    from lowrank_vit.pipeline.api import analyse, check_reduction
+    from lowrank_vit.pipeline.api import analyse
+    from lowrank_vit.pipeline.budget import check_budget
     from lowrank_vit.runtime.processes import is_first
 
     model, model_args = named_model(args)
     data = calibration_data(args, model)
     options = {} if args.sites is None else {"sites": args.sites}
-    for reduction in folders.values():
-        if reduction is not None:
-            check_reduction(model, recipe, reduction, **options)
+    for size in folders.values():
+        if size is not None:
+            check_budget(model, recipe, size, **options)
     analysis = analyse(
         model,
         calibration_images(data),
@@ -132,10 +150,12 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, f
         device=args.device,
         progress=is_first(),
         checkpoint_dir=meanwhile,
+        batch_size=args.batch_size,
+        compiled=args.compile,
         **options,
     )
-    for folder, reduction in folders.items():
-        compressed, report = analysis.compress(reduction) if reduction is not None else _smallest(args, analysis, data)
+    for folder, size in folders.items():
+        compressed, report = analysis.compress(size) if size is not None else _smallest(args, analysis, data)
         if is_first():
             nested = analysis if args.nested else None
             saving.save(compressed, folder, report, model_args=model_args, nested=nested)
@@ -162,7 +182,7 @@ def _summarise(
     from lowrank_vit.storage import folder as storage
 
     measured = None
-    if data.holds_out and getattr(compressed, "num_classes", None):
+    if data.holds_out:
         measured = compare(analysis.model, compressed, data.held_out_dataloader(), progress=analysis.progress)
     if not is_first():
         return

@@ -66,6 +66,8 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     if "kept" in entry:
         print(f"the better weights, those from before, are kept; saved to {args.out}")
         return
-    unseen = entry["kl_held_out"]
+    name, unit = trained.objective.measures, trained.objective.unit
+    unseen = entry[f"{name}_held_out"]
     seen = "" if unseen is None else f", on unseen images {unseen['before']:.4f} -> {unseen['after']:.4f}"
-    print(f"divergence from the dense model in nats: {entry['train_kl']:.4f} in training{seen}; saved to {args.out}")
+    line = f"divergence from the dense model in {unit}: {entry[f'train_{name}']:.4f} in training{seen}"
+    print(f"{line}; saved to {args.out}")

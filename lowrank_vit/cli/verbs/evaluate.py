@@ -45,13 +45,18 @@ def run(args: argparse.Namespace) -> None:
     data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
     dense = None if args.dense is None else _dense(args)
     hardware = lightning_hardware(args)
+    from lowrank_vit.cli.view import feature_line
     from lowrank_vit.stages.evaluate.accuracy import evaluate
 
-    result = evaluate(model, data, hardware=hardware)
-    if dense is not None:
+    result = evaluate(model, data, dense=dense, hardware=hardware)
+    features = "feature_error" in result
+    if dense is not None and not features:
         result |= _beside(dense, model, data, hardware.device)
     if args.json:
         print(json.dumps(result))
+        return
+    if features:
+        print(f"{feature_line(result)}   n {result['n']} ({args.data}, {args.split})")
         return
     print(
         f"top-1 {result['top1']:.2f} %   top-5 {result['top5']:.2f} %   "

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lowrank_vit.cli.arguments import check_figure
 from lowrank_vit.runtime.errors import InputError
 
 
@@ -30,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
     report, size = storage.load_report(args.folder), storage.file_bytes(args.folder)
     nested = storage.nested_entry(args.folder)
     if args.plot:
-        if args.plot.suffix.lower() not in (".png", ".pdf", ".svg"):
-            raise InputError(f"cannot draw {args.plot.name!r}: end its name in .png, .pdf or .svg")
+        check_figure(args.plot)
         if not report["layers"]:
             raise InputError(f"{args.folder} has no compressed layers to draw: leave out --plot")
         from lowrank_vit.cli.plot import plot_report

@@ -7,7 +7,9 @@ import json
 from typing import Any
 
 from lowrank_vit.cli.arguments import (
+    add_budget,
     add_calibration,
+    add_compile,
     add_data,
     add_model,
     calibration_data,
@@ -20,11 +22,16 @@ REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("plan", help="what -10 to -80 %% would cost, from one calibration, without compressing")
+    parser = verbs.add_parser(
+        "plan", help="what -10 to -80 %%, or budgets, would cost, from one calibration, without compressing"
+    )
     add_model(parser, required=True)
     add_data(parser)
     parser.add_argument("--recipe", default="best", help="see `list recipes`")
-    parser.add_argument("--cost", default="parameters", help="what the reductions are of: parameters, macs or bytes")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--cost", default="parameters", help="what the reductions are of: parameters, macs or bytes")
+    add_budget(sizes)
+    add_compile(parser)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     add_calibration(parser, held_out=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -32,11 +39,12 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Analyse a model once and print the plan of every reduction."""
+    """Analyse a model once and print the plan of every size."""
     from lowrank_vit.cli.view import show_plans
     from lowrank_vit.pipeline.api import analyse
     from lowrank_vit.pipeline.outlook import outlook
     from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.records.budgets import parse_budgets
     from lowrank_vit.records.costs import COSTS
     from lowrank_vit.runtime.processes import is_first
 
@@ -51,9 +59,14 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         device=args.device,
         progress=is_first(),
+        batch_size=args.batch_size,
+        compiled=args.compile,
         **options,
     )
-    result = {"model": args.model, "recipe": analysis.recipe.name, **outlook(analysis, REDUCTIONS, args.cost)}
+    budgets = {} if args.budget is None else parse_budgets(args.budget)
+    cost = next((budget.cost for budget in budgets.values()), args.cost)
+    sizes = [*budgets.values()] or REDUCTIONS
+    result = {"model": args.model, "recipe": analysis.recipe.name, **outlook(analysis, sizes, cost)}
     if args.json:
         print(json.dumps(result))
     else:

@@ -26,7 +26,8 @@ Ranks = Mapping[str, int | None]  # of units; None: stays dense
 class Settings:
     """The settings of a recipe that all groups share.
 
-    ``partial``: modules that cannot be taken as a whole are left to single layers, instead of refused.
+    ``partial``: modules that cannot be taken as a whole are left to single layers, instead of refused. ``pivoted``: pairs
+    of factors will hold identities, which cost nothing.
     """
 
     bias_correction: bool = False
@@ -34,6 +35,7 @@ class Settings:
     compensation: Any = None
     refit: bool = False
     partial: bool = False
+    pivoted: bool = False
 
 
 PLAIN = Settings()
@@ -112,8 +114,8 @@ class Group(Protocol):
         """Return the statistics to collect on unseen images, for the report."""
         ...
 
-    def blank_curves(self) -> list[ErrorCurve]:
-        """Return the curves with costs and without losses."""
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
+        """Return the curves with costs and without losses; ``tokens``: of an image, by linear layer, where they count."""
         ...
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.base import family_of
-from lowrank_vit.architectures.linears import dense_linear
+from lowrank_vit.architectures.linears import dense_linear, without_value_bias
 from lowrank_vit.linalg.elimination import refitted
-from lowrank_vit.modules.fold import fold_attention
+from lowrank_vit.modules.fold import fold_attention, fold_values
 from lowrank_vit.pipeline.groups import GROUPS, Ranks, Settings
 from lowrank_vit.pipeline.groups.modules import (
     KnownModule,
@@ -32,7 +33,7 @@ from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 @GROUPS.register("attention")
 @dataclass(frozen=True)
 class AttentionGroup(ModuleGroup):
-    """One attention module, with the units ``query_key`` and ``value``."""
+    """One attention module, with the units ``query_key`` and ``value``, or with ``value`` alone."""
 
     site: AttentionSite
     method: AttentionDecomposition
@@ -48,28 +49,38 @@ class AttentionGroup(ModuleGroup):
         return [cls(site, method, settings) for site in modules if isinstance(site, AttentionSite)]
 
     def needs(self) -> dict[str, frozenset[str]]:
-        """Return the statistics of both layers that the method reads."""
-        return {site.name: names for site, names in zip(self.linears, self.method.needs, strict=True)}
+        """Return the statistics that the method reads, of the layers that it reads them of."""
+        needs = self.method.needs[-len(self.linears) :]
+        return {site.name: names for site, names in zip(self.linears, needs, strict=True)}
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, InputSubset | Logits]:
-        """Decompose logits and values."""
+        """Decompose logits, unless they stay dense, and values."""
         site = self.site
-        logits = self.method.logits(site, *dense_linear(model, site.qkv), moments[site.qkv.name])
         values = self.method.values(site, dense_linear(model, site.proj)[0], moments[site.proj.name])
+        if site.dense_logits:
+            return {unit_name(site, VALUE): values}
+        logits = self.method.logits(site, *dense_linear(model, site.qkv), moments[site.qkv.name])
         return {unit_name(site, QUERY_KEY): logits, unit_name(site, VALUE): values}
 
     def cut(self, known: KnownModule, ranks: Ranks) -> ModuleCut:
-        """Make the smaller attention module at the sizes of both units."""
+        """Make the smaller attention module at the sizes of its units."""
         site, model = self.site, known.model
-        logits, values = (known.parts[unit_name(site, unit)] for unit in (QUERY_KEY, VALUE))
-        assert isinstance(logits, Logits)
+        values = known.parts[unit_name(site, VALUE)]
         assert isinstance(values, InputSubset)
         assert values.basis is not None
         chosen = values.units.kept(ranks[unit_name(site, VALUE)])
         rows, approximation = refitted(values, chosen)
         weight, bias = dense_linear(model, site.proj)
         bias = bias + values.mean @ (weight - approximation)
+        before, columns = dense_linear(model, site.qkv), torch.block_diag(*values.basis)[:, chosen]
+        value_bias = before[1][-len(weight) :]
+        if site.dense_logits:
+            attention = without_value_bias(copy.deepcopy(model.get_submodule(site.name)))
+            kept = OutputApproximation(columns, torch.zeros_like(value_bias) if site.qkv.bias else value_bias)
+            return ModuleCut(fold_values(site, attention, before, values.basis, chosen, rows, bias), kept)
+        logits = known.parts[unit_name(site, QUERY_KEY)]
+        assert isinstance(logits, Logits)
         dense = family_of(model).attention_weights(model, site)
-        kept = OutputApproximation(torch.block_diag(*values.basis)[:, chosen], dense.bias[-len(weight) :])
+        kept = OutputApproximation(columns, value_bias)
         directions, pair = logits.units.kept(ranks[unit_name(site, QUERY_KEY)]), (logits.query, logits.key)
         return ModuleCut(fold_attention(site, dense, pair, directions, values.basis, chosen, rows, bias), kept)

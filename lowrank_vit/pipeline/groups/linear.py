@@ -76,11 +76,12 @@ class LinearGroup:
         bias = d if settings.bias_correction and not self.site.bias else 0
         unit, dense = Cost(n + d, tokens * (n + d)), Cost(n * d, tokens * n * d)
         fixed = Cost(z + bias, tokens * z)
-        return ErrorCurve(self.name, loss, unit, dense, fixed, settings.rank_multiple, self.site.full_rank)
+        saved = tuple(rank**2 for rank in range(len(loss))) if settings.pivoted else ()
+        return ErrorCurve(self.name, loss, unit, dense, fixed, settings.rank_multiple, self.site.full_rank, saved=saved)
 
-    def blank_curves(self) -> list[ErrorCurve]:
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         """Return the curve without losses."""
-        return [self.curve(torch.zeros(self.site.full_rank + 1))]
+        return [self.curve(torch.zeros(self.site.full_rank + 1), tokens.get(self.name, 0))]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Factors]:
         """Decompose the layer's weight."""

@@ -38,11 +38,11 @@ def blank_directions(costs: UnitCosts) -> Directions:
 
 
 def unit_curves(
-    site: AttentionSite | MlpSite, units: Mapping[str, Directions], multiple: int, tokens: int = 0
+    site: AttentionSite | MlpSite, units: Mapping[str, Directions], settings: Settings, tokens: int = 0
 ) -> list[ErrorCurve]:
     """Return one curve for every unit, for an allocator."""
     return [
-        units[unit_name(site, unit)].curve(unit_name(site, unit), costs, multiple)
+        units[unit_name(site, unit)].curve(unit_name(site, unit), costs, settings.rank_multiple, settings.pivoted)
         for unit, costs in site.costs(tokens).items()
     ]
 
@@ -76,10 +76,10 @@ class ModuleGroup:
         """Return the second moment of the output layer's inputs."""
         return {self.linears[-1].name: frozenset({"input_second"})}
 
-    def blank_curves(self) -> list[ErrorCurve]:
+    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         """Return the curves without losses."""
         units = {unit_name(self.site, unit): blank_directions(costs) for unit, costs in self.site.costs().items()}
-        return unit_curves(self.site, units, self.settings.rank_multiple)
+        return unit_curves(self.site, units, self.settings, tokens.get(self.linears[-1].name, 0))
 
     def known(
         self,
@@ -135,7 +135,7 @@ class KnownModule:
         """Return the loss and cost of every size of each unit."""
         units = {name: part.units for name, part in self.parts.items()}
         tokens = self.moments.tokens // max(self.moments.images, 1)
-        return unit_curves(self.site, units, self.group.settings.rank_multiple, tokens)
+        return unit_curves(self.site, units, self.group.settings, tokens)
 
     def probe_rank(self, unit: str) -> int:
         """Return half the number of directions."""

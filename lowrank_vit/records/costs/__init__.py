@@ -27,12 +27,17 @@ NOTHING = Cost()
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What a unit costs: ``unit`` for each of its ``count`` directions, ``fixed`` beside them, ``dense`` as it was."""
+    """What a unit costs: ``unit`` for each of its ``count`` directions, ``fixed`` beside them, ``dense`` as it was.
+
+    ``head_width``: of directions that make pairs of factors, head by head; r of a head hold an identity of r x r entries.
+    None where there are no such pairs.
+    """
 
     count: int
     unit: Cost
     dense: Cost
     fixed: Cost = NOTHING
+    head_width: int | None = None
 
 
 PARAMETERS = "parameters"  # the cost in which a reduction is given unless another is named

@@ -6,7 +6,7 @@ together); it returns a ``RankPlan`` that never exceeds the budget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
@@ -34,7 +34,7 @@ def least_cost(curves: Sequence[ErrorCurve]) -> int:
     return sum(curve.cost(cheapest(curve)) for curve in curves)
 
 
-def total_cost(curves: Sequence[ErrorCurve], ranks: dict[str, int | None]) -> int:
+def total_cost(curves: Sequence[ErrorCurve], ranks: Mapping[str, int | None]) -> int:
     """Return the parameters of a plan."""
     return sum(curve.cost(ranks[curve.name]) for curve in curves)
 

@@ -24,6 +24,8 @@ def lower_hull(curve: ErrorCurve) -> list[Point]:
     for point in [*choices, (curve.dense_cost, 0.0, None)]:
         if hull and point[1] >= hull[-1][1]:
             continue
+        if hull and point[0] == hull[-1][0]:  # more for the same, as a table of times may have it
+            hull.pop()
         while len(hull) >= 2 and gain(hull[-2], hull[-1]) <= gain(hull[-1], point):
             hull.pop()
         hull.append(point)

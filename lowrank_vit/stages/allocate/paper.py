@@ -83,8 +83,7 @@ class GradualReduction:
     @staticmethod
     def _choice(curve: ErrorCurve, rank: int) -> int | None:
         """Say what a rank means: dense at or above break-even, else the nearest admissible rank below."""
-        break_even = (curve.dense_cost - curve.fixed_cost - 1) // curve.rank_cost
-        if not curve.ranks or rank > break_even:
+        if not curve.ranks or rank > curve.break_even:
             return None
         rank = min(rank, curve.ranks[-1])
         return max(curve.ranks[0], rank - (rank - curve.ranks[0]) % curve.multiple)

@@ -122,8 +122,10 @@ def calibrate(
     else:
         wanted = dict.fromkeys((site.name for site in sites), frozenset(needs))
     backward = any(needs_gradient(names) for names in wanted.values())
-    if backward:
-        objective.check(model)
+    if backward and objective.lacks(model):
+        raise InputError(
+            f"the model {objective.lacks(model)}, so its predictions have no loss: pass objective=Features()"
+        )
     model, size = model.to(device).eval(), None
     batch = Batch()
     accumulators = _accumulators(model, sites, wanted, batch)

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import family_of, first_inputs
+from lowrank_vit.architectures.base import family_of
+from lowrank_vit.architectures.given import entered
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
@@ -59,14 +60,15 @@ class Replay:
     def __init__(self, model: nn.Module, objective: Objective, batches: Iterable[Tensor], images: int) -> None:
         self._model, self._objective, self._family = model, objective, family_of(model)
         self._steps = self._family.steps(model)
-        device, first = next(model.parameters()).device, next(iter(self._steps.values()))
+        device = next(model.parameters()).device
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
             few = (batch.to(device) for batch in _first(batches, mine))
-            x = torch.cat(list(first_inputs(model, first, few)))
+            self._given, inputs = entered(model, self._steps, few)
+            x = torch.cat(list(inputs))
             self._inputs = {}
             for name, step in self._steps.items():
-                self._inputs[name], x = x, step(x)
+                self._inputs[name], x = x, step(x, **self._given[name])
             self._dense = self._finish(x)
 
     @torch.no_grad()
@@ -77,7 +79,7 @@ class Replay:
         with exchanged(self._model, name, module):
             x = self._inputs[names[start]]
             for step in names[start:]:
-                x = self._steps[step](x)
+                x = self._steps[step](x, **self._given[step])
             reading = self._finish(x)
         sums = gathered((float(self._objective.divergence(self._dense, reading)), len(x)))
         return sum(total for total, _ in sums) / sum(count for _, count in sums)

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import Branch, family_of, first_inputs
+from lowrank_vit.architectures.base import Branch, family_of
+from lowrank_vit.architectures.given import entered
 from lowrank_vit.linalg.gram import gram, weighted_sum
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.moments import as_float64
@@ -111,7 +112,8 @@ class OutputRefit:
     ``sensitivity`` times the share of the position t in the loss's squared gradient at the branch's output, so that a
     late block is fitted at the class token. The ridge is chosen branch by branch, by cross-validation over ``folds``
     groups of images: what a stream has lost is much the same for all tokens of an image, so there are far fewer
-    examples than tokens.
+    examples than tokens. Where a norm follows the output layer (Swin V2), its own dense outputs take the place of
+    ``s_t - s^_t``: what the stream has lost before cannot be made up for behind a norm.
 
     Both models see the images once. Memory grows with them: both streams, and the inputs of one output layer,
     are kept, ``4 N T (2 n + k)`` bytes for N images of T tokens (float32; k: that layer's inputs, after reduction).
@@ -137,59 +139,71 @@ class OutputRefit:
         calibration images, (B, C, H, W). Raises ``InputError`` for blocks of an unknown kind.
         """
         family, device = family_of(dense), next(dense.parameters()).device
-        steps = family.steps(dense)
-        first, ridges = next(iter(steps.values())), {}
-        streams: Streams = [
-            (x.cpu(), x.cpu()) for x in first_inputs(dense, first, (batch.to(device) for batch in batches))
-        ]
+        steps, ridges = family.steps(dense), {}
+        given, inputs = entered(dense, steps, (batch.to(device) for batch in batches))
+        streams: Streams = [(x.cpu(), x.cpu()) for x in inputs]
         for name in track(list(steps), "refit", shown=progress):
             old, new = steps[name], small.get_submodule(name)
             branches = list(zip(family.branches(old), family.branches(new), strict=True))
-            for dense_branch, small_branch in branches:
+            sources = streams
+            for place, (dense_branch, small_branch) in enumerate(branches):
+                if not dense_branch.beside:
+                    shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
+                    sources = list(streams) if shared else streams
                 output = f"{name}.{dense_branch.output_name}"
-                ridges[output] = self._branch(dense_branch, small_branch, streams, sensitivities[output], device)
+                pair = dense_branch, small_branch
+                ridges[output] = self._branch(*pair, streams, sources, sensitivities[output], given[name])
             if not branches:
                 for place, (x, y) in enumerate(streams):
-                    streams[place] = old(x.to(device)).cpu(), new(y.to(device)).cpu()
+                    x, y = (step(t.to(device), **given[name]).cpu() for step, t in ((old, x), (new, y)))
+                    streams[place] = x, y
         return ridges
 
     def _branch(
-        self, old: Branch, new: Branch, streams: Streams, sensitivity: Tensor, device: torch.device
+        self,
+        old: Branch,
+        new: Branch,
+        streams: Streams,
+        sources: Streams,
+        sensitivity: Tensor,
+        given: dict[str, Tensor],
     ) -> float | None:
-        """Refit one branch and return the ridge. The streams are replaced by those after it.
+        """Refit one branch, which sees ``sources``, and return the ridge. The streams are replaced by those after it.
 
-        Both models run it once; what the change adds, given the layer's inputs h, is then added to the stream.
+        Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
-        layer = new.output_layer
-        folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
-        share = sensitivity.float() / sensitivity.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        weights = 1 - self.sensitivity + self.sensitivity * len(share) * share
-        rank, world = rank_and_world()
-        inputs, seen = (
-            [],
-            rank,
-        )  # images alternate between processes: an image's index over all of them decides its fold
-        for place, (x, y) in enumerate(streams):
-            x, y = x.to(device), y.to(device)
-            target = x + old.add(x)
-            added, h = new.with_inputs(y)
-            y = y + added
-            streams[place] = target.cpu(), y.cpu()
-            error = old.tokens(target - y)
-            there = old.tokens(torch.ones_like(y[..., :1])).squeeze(-1)  # padding is no output
+        layer, inputs = new.output_layer, []
+        shape, device = (layer.in_features, layer.out_features), layer.weight.device
+        folds = [Regression.empty(*shape, device) for _ in range(self.folds)]
+        (seen, world), weights = rank_and_world(), self._weights(sensitivity)
+        for place, pairs in enumerate(zip(streams, sources, strict=True)):
+            pair, source = ([t.to(device) for t in each] for each in pairs)
+            x, y, error, h = _gap(old, new, pair, source, given)
+            streams[place] = x.cpu(), y.cpu()
+            there = old.tokens(torch.ones_like(y))[..., 0]  # padding is no output
             rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
             inputs.append(h.cpu())
+            # images alternate between processes: an image's index over all of them decides its fold
+            own = (torch.arange(len(x), device=x.device) * world + seen) % self.folds
             for index, fold in enumerate(folds):
-                part = (torch.arange(len(x), device=device) * world + seen) % self.folds == index
-                fold.add(*(t[part].flatten(0, 1).float() for t in (h, error, rows)))
+                fold.add(*(t[own == index].flatten(0, 1).float() for t in (h, error, rows)))
             seen += len(x) * world
         for fold in folds:
             fold.gather()
         change, shift, ridge = cross_validated(folds, self.ridges)
         if ridge is not None:
             _add_to(layer, change, shift, old.scale)
+        if old.normed:
+            after = [new.add(y.to(device), **given).cpu() for _, y in sources]
+            streams[:] = [(x, y + added) for (x, y), added in zip(streams, after, strict=True)]
+        elif ridge is not None:
             self._move(old, streams, inputs, change, shift)
         return ridge
+
+    def _weights(self, sensitivity: Tensor) -> Tensor:
+        """Return the weight of every position, (T,)."""
+        share = sensitivity.float() / sensitivity.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        return 1 - self.sensitivity + self.sensitivity * len(share) * share
 
     @staticmethod
     def _move(old: Branch, streams: Streams, inputs: list[Tensor], change: Tensor, shift: Tensor) -> None:
@@ -197,6 +211,25 @@ class OutputRefit:
         for place, (x, y) in enumerate(streams):
             added = torch.addmm(shift.to(y), inputs[place].to(change.device).flatten(0, 1), change.to(y))
             streams[place] = x, y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
+
+
+def _gap(
+    old: Branch, new: Branch, streams: Sequence[Tensor], sources: Sequence[Tensor], given: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both streams after a branch, what is to be mended, (B, T, d), and the inputs of the output layer.
+
+    ``sources``: what the branch sees. To be mended is the difference of the streams or, where a norm follows, of what the
+    layers make: the smaller model's stream, which is to be added to later, is then still the one before the branch.
+    """
+    (wanted, seen), (added, h) = (
+        branch.with_inputs(source, **given) for branch, source in zip((old, new), sources, strict=True)
+    )
+    x, y = streams
+    if not old.normed:
+        x, y = x + wanted, y + added
+        return x, y, old.tokens(x - y), h
+    error = old.output_layer(seen) - new.output_layer(h)
+    return x + wanted, y, error.reshape(len(x), -1, error.shape[-1]), h
 
 
 def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | None) -> None:

@@ -14,10 +14,11 @@ from torchmetrics import Metric
 
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import without_classifier
+from lowrank_vit.objectives.features import feature_error, feature_sums
 from lowrank_vit.records.images import Batch, images_in, labels_in
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
-from lowrank_vit.runtime.processes import rank_and_world
+from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
@@ -69,39 +70,40 @@ class ClassificationScore(Metric):
         return {"top1": 100 * self.top1 / n, "top5": 100 * self.top5 / n, "loss": self.loss / n, "n": n}
 
 
-class FeatureScore(Metric):
-    """Squared error and squared norm of features, and the number of images, added up over the processes."""
-
-    full_state_update = False
-    error: Tensor
-    energy: Tensor
-    n: Tensor
+class FeatureScore:
+    """The error of features, in shares of their variance over the images that are scored, added up over the processes."""
 
     def __init__(self) -> None:
-        super().__init__()
-        for name in ("error", "energy"):
-            self.add_state(name, torch.tensor(0.0, dtype=PRECISE), dist_reduce_fx="sum")
-        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.sums, self.n = torch.tensor(0.0, dtype=PRECISE), 0
 
     def update(self, features: Tensor, dense: Tensor) -> None:
-        """Add a batch. Both: (batch, ...)."""
-        dense = dense.to(PRECISE)
-        self.error = self.error + (features.to(PRECISE) - dense).square().sum()
-        self.energy = self.energy + dense.square().sum()
-        self.n = self.n + len(features)
+        """Add a batch. Both: (batch, ..., n)."""
+        self.sums = self.sums + feature_sums(dense.to(PRECISE), features.to(PRECISE)).cpu()
+        self.n += len(features)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the relative error and the number of images."""
-        return {"feature_error": self.error / self.energy, "n": self.n.to(PRECISE)}
+        """Return ``feature_error`` and the number of images. Raises ``InputError`` where there are none."""
+        shares = [(sums, n) for sums, n in gathered((self.sums, self.n)) if n]
+        if not shares:
+            raise InputError(EMPTY)
+        sums, counts = zip(*shares, strict=True)
+        return {
+            "feature_error": feature_error(torch.stack(sums).sum(0)),
+            "n": torch.tensor(sum(counts), dtype=PRECISE),
+        }
 
 
 class Evaluation(LightningModule):
     """Feeds batches ``(images (B, C, H, W), labels (B,))`` through the model and into the score."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, score: ClassificationScore | FeatureScore | None = None) -> None:
         super().__init__()
         self.model = model
-        self.score: Metric = ClassificationScore()
+        self.score = ClassificationScore() if score is None else score
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
@@ -120,9 +122,8 @@ class FeatureEvaluation(Evaluation):
     """Feeds images through the model and the dense one, and compares their features; labels are not read."""
 
     def __init__(self, model: nn.Module, dense: nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(model, FeatureScore())
         self.dense = dense
-        self.score = FeatureScore()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
@@ -170,7 +171,7 @@ def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
         return Evaluation(model)
     if dense is None:
         raise InputError(
-            f"the model {missing}, so it has no accuracy: pass the dense model to compare its features with"
+            f"the model {missing}, so it has no accuracy: pass the dense model (--dense) to compare its features with"
         )
     return FeatureEvaluation(model, dense)
 
@@ -185,8 +186,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return ``{"top1", "top5", "loss", "n"}``: percent, percent, mean cross-entropy, number of images.
 
-    Of a model without a classifier, return ``{"feature_error", "n"}``: ``sum ||f - f'||^2 / sum ||f||^2``, f the features
-    of the ``dense`` model, f' its own.
+    Of a model without a classifier, return ``{"feature_error", "n"}``: the mean over all features of
+    ``E (f - f')^2 / Var f``, f the features of the ``dense`` model, f' its own, over these images.
 
     With fewer than five classes, top-5 is of all of them. With several processes pass a data module: each process calls
     its ``val_dataloader``, which shards the indices without padding; a plain loader without a sampler of its own is

@@ -1,4 +1,4 @@
-"""A compressed classifier beside the dense one, on the same images: how often they agree, and both their top-1."""
+"""A compressed model beside the dense one, on the same images: how often classifiers agree, or how far features differ."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.modules.predicting import predict
+from lowrank_vit.objectives.classification import Classification, without_classifier
+from lowrank_vit.records.images import each_image
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.evaluate.accuracy import EMPTY, check_labels, count_hits
+from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, check_labels, count_hits
 
 
 def compare(
@@ -22,8 +24,11 @@ def compare(
 
     ``agreement``: percent of images for which both predict the same class; ``kl``: ``KL(dense || small)`` in nats, a
     mean; ``top1`` in percent, None where an image has no label. Batches are images (B, C, H, W), maybe with labels (B,).
+    Of models without a classifier, ``{"n", "feature_error"}``, as ``evaluate`` does.
     Raises ``InputError`` for no images, and for labels that the models do not have.
     """
+    if without_classifier(dense):
+        return _features(dense, small, batches, progress)
     objective = Classification()
     device, counts, labelled = next(dense.parameters()).device, [0.0] * 5, True
     small = small.to(device).eval()
@@ -50,6 +55,18 @@ def compare(
         "top1": 100 * hits / n if known else None,
         "top1_dense": 100 * hits_dense / n if known else None,
     }
+
+
+def _features(
+    dense: nn.Module, small: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], progress: bool
+) -> dict[str, Any]:
+    """Measure the error of the small model's features."""
+    score, small = FeatureScore(), small.to(next(dense.parameters()).device).eval()
+    with torch.inference_mode():
+        for images in each_image(track(batches, "compare", shown=progress)):
+            score.update(predict(small, images), predict(dense, images))
+    found = {name: float(value) for name, value in score.compute().items()}
+    return {"n": int(found["n"]), "feature_error": found["feature_error"]}
 
 
 def agreements(dense: Tensor, small: Tensor) -> float:

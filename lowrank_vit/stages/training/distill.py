@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics import MeanMetric
 
-from lowrank_vit.objectives import Objective, Outputs, divergences
+from lowrank_vit.modules.factors import expanded
+from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
@@ -41,7 +42,7 @@ def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Distillation(SeededTraining):
-    """``T^2 KL(teacher || student)`` of the logits, and the errors of features and of blocks.
+    """The ``objective``'s loss, ``T^2 KL(teacher || student)`` of logits, and the errors of features and of blocks.
 
     ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x its mean over the outputs of all
     blocks: with these the model memorises the few images less than with logits alone.
@@ -87,7 +88,7 @@ class Distillation(SeededTraining):
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "objective", "run"])
         unseen = 0 if held_out is None else len(held_out)
         self.save_hyperparameters({"images": len(images), "held_out_images": unseen, **(run or {})})
-        self._objective = objective
+        self.objective = objective_for(teacher, objective).fitted(teacher, images.split(batch_size))
         self._images, self._held_out, self._blocks = images, held_out, block_weight > 0
         self._start = Start(model)
         self._known: Outputs | None = None  # by (mirrored, position)
@@ -103,18 +104,18 @@ class Distillation(SeededTraining):
         return PROTOCOL
 
     def describe(self) -> dict[str, Any]:
-        """Return all hyperparameters and what was measured, as plain values for a report; divergences are in nats.
+        """Return all hyperparameters and what was measured, as plain values for a report.
 
-        ``train_kl``: the mean of the last epoch's steps. ``kl_held_out``: None without held-out images.
+        ``train_kl``, by the objective's name: the mean of the last epoch's steps. ``kl_held_out``: None without images.
         """
-        before, after = self.kl_held_out.tolist()
+        name, (before, after) = self.objective.measures, self.kl_held_out.tolist()
         return {
             "optimizer": "AdamW",
             "schedule": "warm-up, then cosine to zero, each step",
             **plain(self.hparams),
             **self.counts(),
-            "train_kl": self.last_kl.item(),
-            "kl_held_out": None if self._held_out is None else {"before": before, "after": after},
+            f"train_{name}": self.last_kl.item(),
+            f"{name}_held_out": None if self._held_out is None else {"before": before, "after": after},
             **({"kept": "before"} if self.risen else {}),
         }
 
@@ -132,13 +133,13 @@ class Distillation(SeededTraining):
 
     def loss(self, images: Tensor, target: Outputs) -> tuple[Tensor, Tensor]:
         """Compute the training loss, and the divergence of the logits at temperature 1; means over the batch."""
-        features, logits, *blocks = self._objective.targets(self.model, images, self._blocks)
-        loss = self._objective.pull(logits, target[1], self.hparams["temperature"])
+        features, logits, *blocks = self.objective.targets(self.model, images, self._blocks)
+        loss = self.objective.pull(logits, target[1], self.hparams["temperature"])
         loss = loss + self.hparams["feature_weight"] * feature_error(features, target[0])
         if blocks:
             errors = [feature_error(block, dense) for block, dense in zip(blocks, target[2:], strict=True)]
             loss = loss + self.hparams["block_weight"] * torch.stack(errors).mean()
-        return loss, self._objective.pull(logits.detach(), target[1], 1.0)
+        return loss, self.objective.pull(logits.detach(), target[1], 1.0)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch of ``train_dataloader``."""
@@ -147,7 +148,7 @@ class Distillation(SeededTraining):
         images = augment(images, draws, self.hparams["flips"], self.hparams["crop_scale"])
         if self._known is None:
             with torch.no_grad():
-                target = self._objective.targets(self._teacher[0], images, self._blocks)
+                target = self.objective.targets(self._teacher[0], images, self._blocks)
         else:
             mirrored = (draws[:, 0] < 0.5).long() * int(self.hparams["flips"])
             target = tuple(known[mirrored, positions] for known in self._known)
@@ -174,9 +175,8 @@ class Distillation(SeededTraining):
         if self.hparams["crop_scale"] is None and 1 + self.hparams["flips"] < self.hparams["epochs"]:
             with self.trainer.precision_plugin.forward_context():
                 flips = self.hparams["flips"]
-                self._known = remember(
-                    self._objective, self._teacher[0], self._images, flips, self.device, self._blocks
-                )
+                pair = (self.objective, self._teacher[0])
+                self._known = remember(*pair, self._images, flips, self.device, self._blocks)
 
     def on_train_epoch_start(self) -> None:
         """Draw mirroring and crops by seed, epoch and image alone, whatever the number of processes."""
@@ -188,7 +188,7 @@ class Distillation(SeededTraining):
     def on_train_epoch_end(self) -> None:
         """Record the epoch's divergence before the checkpoint is written."""
         self.last_kl.copy_(self.kl.compute())
-        self.log("train_kl", self.last_kl, prog_bar=True)
+        self.log(f"train_{self.objective.measures}", self.last_kl, prog_bar=True)
         if self.current_epoch + 1 == self.hparams["epochs"]:
             self._measure(1)
             self._known = None
@@ -203,7 +203,7 @@ class Distillation(SeededTraining):
     def _measure(self, when: int) -> None:
         if self._held_out is not None:
             batches = self._held_out.split(self.hparams["batch_size"])
-            self.kl_held_out[when] = divergences(self._objective, self._teacher[0], [self.model], batches)[0]
+            self.kl_held_out[when] = divergences(self.objective, self._teacher[0], [self.model], batches)[0]
 
 
 def distill(
@@ -229,7 +229,7 @@ def distill(
     Raises ``InputError`` for bad settings, models that do not fit, or a checkpoint of another run.
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
-    with quiet_run(None, model.eval(), teacher), isolate_rng():
+    with expanded(model), quiet_run(None, model.eval(), teacher), isolate_rng():
         run = {
             "precision": hardware.precision,
             "processes": hardware.processes,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from lowrank_vit.modules.factors import expanded
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
@@ -229,7 +230,7 @@ def finetune(
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
     check_classes(model, getattr(data_module, "num_classes", None))
-    with quiet_run(data_module, model, teacher), isolate_rng():
+    with expanded(model), quiet_run(data_module, model, teacher), isolate_rng():
         run = _run_record(data_module, hardware)
         kind = FullFineTune if full else PartialFineTune
         module = kind(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)

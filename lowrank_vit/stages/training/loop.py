@@ -44,7 +44,7 @@ class Start:
         model.load_state_dict(self._weights)
         if rank_and_world()[0] == 0:
             logger.warning(
-                "the divergence on unseen images rose from %.4f to %.4f nats, so the weights stay as they were before: "
+                "the divergence on unseen images rose from %.4f to %.4f, so the weights stay as they were before: "
                 "train on more images, for fewer epochs, or at a lower learning rate",
                 before,
                 after,

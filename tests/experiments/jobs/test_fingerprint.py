@@ -162,7 +162,11 @@ def executed(work: Callable[[], Any]) -> set[str]:
 
 
 RUNNING = ("experiments/jobs/run.py", "experiments/jobs/description.py", "lowrank_vit/models/__init__.py")
-ASKED = {f"lowrank_vit/architectures/{family}.py" for family in ("eva", "swin")}  # whether they take the model
+ASKED = {  # other families than the models', which are asked whether they take them
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "lowrank_vit" / "architectures").glob("*.py")
+    if "@FAMILIES.register(" in path.read_text() and path.stem != "vit"
+}
 
 
 @pytest.mark.parametrize("name", ["best", "paper, closed form", "energy", "8 bits"])

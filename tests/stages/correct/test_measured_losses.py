@@ -15,13 +15,13 @@ from lowrank_vit.pipeline.api import analyse
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay, corrected
-from tests.support.models import images, tiny
+from tests.support.models import LONE, images, tiny
 
 KL = Classification()
 UNMEASURED = get_recipe("best").but(refit=False, measured=0)
 
 
-@pytest.mark.parametrize("kind", ["vit", "swin"])
+@pytest.mark.parametrize("kind", ["vit", "swin", *LONE])
 def test_the_replay_is_the_whole_model_with_one_half_exchanged(kind: str) -> None:
     model, data = tiny(kind), images(12, kind)
     analysis = analyse(model, data.split(4), UNMEASURED)

@@ -1,0 +1,38 @@
+"""timm's BEiT: a ViT with a bias for every relative position, of each block or shared by all."""
+
+from __future__ import annotations
+
+from timm.models.beit import Attention, Beit, Block
+from torch import nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.plain import listed_blocks, plain_attention, scaled_branches
+from lowrank_vit.records.layers import AttentionSite
+
+
+@FAMILIES.register("beit")
+class BeitFamily(Family):
+    """Attention with biases by position and an MLP, both behind a norm and added to a sequence of tokens."""
+
+    about = "timm's BEiT"
+
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether the model is a ``Beit``."""
+        return isinstance(model, Beit)
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the blocks."""
+        return listed_blocks(model, Block)
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP."""
+        return scaled_branches(step)
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``Attention`` of BEiT, whose keys have no bias."""
+        if type(module) is not Attention:
+            return None
+        biased, size = module.q_bias is not None, module.window_size
+        window = None if size is None else (size[0], size[1])
+        positions = {"window_size": window, "class_token": window is not None}
+        return plain_attention(name, module, query_bias=biased, value_bias=biased, **positions)

@@ -1,0 +1,41 @@
+"""timm's CaiT: heads that talk to each other, and a class token that comes after the blocks."""
+
+from __future__ import annotations
+
+from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.plain import MIXED, listed_blocks, plain_attention, scaled_branches
+from lowrank_vit.records.layers import AttentionSite
+
+
+@FAMILIES.register("cait")
+class CaitFamily(Family):
+    """Attention and MLP behind a norm each, added to patches; the blocks of the class token stay dense."""
+
+    about = "timm's CaiT"
+
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether the model is a ``Cait``."""
+        return isinstance(model, Cait)
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the blocks."""
+        return listed_blocks(model, LayerScaleBlock)
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP."""
+        return scaled_branches(step)
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``TalkingHeadAttn``."""
+        if type(module) is not TalkingHeadAttn:
+            return None
+        talking = (f"{name}.proj_l", f"{name}.proj_w")
+        return plain_attention(name, module, dense_logits=MIXED, beside=talking)
+
+    def head(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Compute the model's outputs from the patches after the last block."""
+        assert isinstance(model, Cait)
+        return super().head(model, x if model.blocks_token_only is None else model.forward_cls(x))

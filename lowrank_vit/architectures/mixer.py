@@ -1,0 +1,43 @@
+"""timm's MLP-Mixer: one MLP over the tokens of each channel, one over the channels of each token."""
+
+from __future__ import annotations
+
+from timm.models.mlp_mixer import MixerBlock, MlpMixer
+from torch import nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
+
+
+@FAMILIES.register("mixer")
+class Mixer(Family):
+    """Two MLPs behind a norm each, both added to a sequence of tokens; the first one sees it transposed."""
+
+    about = "timm's MLP-Mixer"
+
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether the model is an ``MlpMixer``."""
+        return isinstance(model, MlpMixer)
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the blocks."""
+        assert isinstance(model, MlpMixer)
+        blocks = {f"blocks.{name}": block for name, block in model.blocks.named_children()}
+        other = next((type(block).__name__ for block in blocks.values() if type(block) is not MixerBlock), None)
+        if other is not None:
+            raise unwalked(model, other)
+        return blocks
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of both MLPs; what is a token to the first one is a channel of the stream."""
+        assert isinstance(step, MixerBlock)
+        return (
+            Branch(
+                step,
+                "mlp_tokens",
+                "fc2",
+                lambda x: step.mlp_tokens(step.norm1(x).mT).mT,
+                tokens=lambda x: x.mT,
+                stream=lambda tokens, shape: tokens.mT,
+            ),
+            Branch(step, "mlp_channels", "fc2", lambda x: step.mlp_channels(step.norm2(x))),
+        )

@@ -1,0 +1,67 @@
+"""The parts of a block as a family describes them: linear layers and timm's MLPs, and the error for any other part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import GluMlp, Mlp, SwiGLU
+from torch import nn
+
+from lowrank_vit.architectures.linears import dense_linear
+from lowrank_vit.modules.fold import MlpWeights
+from lowrank_vit.modules.surgery import get_linear
+from lowrank_vit.records.layers import MlpSite, Site
+from lowrank_vit.runtime.errors import InputError
+
+ADVICE = "choose a recipe for single layers (`list recipes`)"
+# the layers that make the hidden units, gates first; a subclass may compute something else
+MLP_INPUTS: dict[type[nn.Module], tuple[str, ...]] = {Mlp: ("fc1",), GluMlp: ("fc1",), SwiGLU: ("fc1_g", "fc1_x")}
+
+
+class UnknownWholeError(InputError):
+    """The error for a module or a model that is not known as a whole; ``reason`` is the message without the remedy."""
+
+    def __init__(self, reason: str, remedy: str = ADVICE) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
+
+
+def described_linear(name: str, layer: nn.Module, heads: int = 0) -> Site:
+    """Describe a linear layer of a module. Raises ``InputError`` for a layer of another kind."""
+    if not isinstance(layer, nn.Linear):
+        raise UnknownWholeError(f"{name!r} is a {type(layer).__name__}, no linear layer")
+    return Site(name, layer.in_features, layer.out_features, layer.bias is not None, heads)
+
+
+def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
+    """Raise ``InputError`` if a module has one of the ``extras``: attributes beyond the plain kind, and their meaning."""
+    for attribute, meaning in extras.items():
+        extra = getattr(module, attribute, None)
+        if extra is not None and not isinstance(extra, nn.Identity):
+            raise UnknownWholeError(f"{name!r} {meaning} ({attribute}), which its smaller form would not")
+
+
+def described_mlp(name: str, module: Any) -> MlpSite | None:
+    """Describe an MLP of timm's, with gates or without; None for another module.
+
+    Raises ``InputError`` for one whose hidden units do not go one by one: normalised together, or made by a convolution.
+    """
+    layers = MLP_INPUTS.get(type(module))
+    if layers is None:
+        return None
+    refuse_extras(name, module, {"norm": "normalises its hidden units"})
+    if any(parameter.numel() > 1 for parameter in module.act.parameters()):
+        raise UnknownWholeError(f"{name!r} has an activation function with weights of its own")
+    *inputs, output = (described_linear(f"{name}.{layer}", module.get_submodule(layer)) for layer in (*layers, "fc2"))
+    return MlpSite(name, tuple(inputs), output)
+
+
+def described_mlp_weights(model: nn.Module, site: MlpSite) -> MlpWeights:
+    """Return the weights of an MLP of timm's, gates first."""
+    module: Any = model.get_submodule(site.name)
+    weights, biases = zip(*(dense_linear(model, layer) for layer in site.inputs), strict=True)
+    weight, bias = torch.cat(weights, -1), torch.cat(biases, -1)
+    if getattr(module, "gate_last", False):
+        weight, bias = (torch.cat(each.chunk(2, -1)[::-1], -1) for each in (weight, bias))
+    return MlpWeights(weight, bias, module.act, get_linear(model, site.fc2).weight.dtype)

@@ -1,0 +1,38 @@
+"""timm's ViT with relative positions, of each block or shared by all."""
+
+from __future__ import annotations
+
+from timm.models.vision_transformer_relpos import (
+    RelPosAttention,
+    RelPosBlock,
+    ResPostRelPosBlock,
+    VisionTransformerRelPos,
+)
+from torch import nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.plain import BIASED, layer_branches, listed_blocks, normed_branches, plain_attention
+from lowrank_vit.records.layers import AttentionSite
+
+
+@FAMILIES.register("vit_relpos")
+class RelPosViT(Family):
+    """Attention with biases by position and an MLP, with a norm each, added to a sequence of tokens."""
+
+    about = "timm's ViT with relative positions"
+
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether the model is a ``VisionTransformerRelPos``."""
+        return isinstance(model, VisionTransformerRelPos)
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the blocks."""
+        return listed_blocks(model, RelPosBlock, ResPostRelPosBlock)
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP."""
+        return normed_branches(step) if isinstance(step, ResPostRelPosBlock) else layer_branches(step)
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``RelPosAttention``, whose biases a module of their own makes."""
+        return plain_attention(name, module, dense_logits=BIASED) if type(module) is RelPosAttention else None

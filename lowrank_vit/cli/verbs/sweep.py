@@ -1,0 +1,100 @@
+"""``sweep``: what several sizes keep, from one calibration, and what each costs; drawn as a Pareto plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_vit.cli.arguments import (
+    add_budget,
+    add_calibration,
+    add_compile,
+    add_data,
+    add_model,
+    calibration_images,
+    check_figure,
+    image_data,
+    named_model,
+    shares,
+)
+from lowrank_vit.records.budgets import Size, parse_budgets
+
+if TYPE_CHECKING:
+    from lowrank_vit.records.report import Report
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser("sweep", help="what several sizes keep and cost, from one calibration; nothing is saved")
+    add_model(parser, required=True)
+    add_data(parser)
+    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    sizes = parser.add_mutually_exclusive_group(required=True)
+    sizes.add_argument(
+        "--reduction", type=shares, metavar="SHARE[,SHARE...]", help="of all parameters to remove, e.g. 0.25,0.5"
+    )
+    add_budget(sizes)
+    add_compile(parser)
+    add_calibration(parser, held_out=False)
+    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    parser.add_argument(
+        "--limit", type=int, help="compare on this many validation images, drawn by the seed (default: all)"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw accuracy, or divergence, against each cost (.png)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compress to every size and compare each with the dense model; every argument is checked before."""
+    from lowrank_vit.cli.view import show_sweep
+    from lowrank_vit.pipeline.api import sweep
+    from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.runtime.processes import is_first
+    from lowrank_vit.stages.evaluate.comparison import compare
+
+    if args.plot is not None:
+        check_figure(args.plot)
+    sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
+    recipe, device = get_recipe(args.recipe), resolve_device(args.device)
+    model, _ = named_model(args)
+    drawn = {"calibration_samples": args.calibration_samples, "held_out_samples": 0, "stratified": args.stratified}
+    data = image_data(args, model, limit=args.limit, **drawn)
+    options = {} if args.sites is None else {"sites": args.sites}
+    options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size, "compiled": args.compile}
+    rows, dense = [], model.to(device).eval()
+    for small, report in sweep(
+        model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
+    ):
+        rows.append({**costs_of(report), **compare(dense, small, data.val_dataloader(), progress=is_first())})
+    if not is_first():
+        return
+    result = {"model": args.model, "recipe": recipe.name, "rows": rows}
+    if args.plot is not None:
+        from lowrank_vit.cli.pareto import plot_sweep
+
+        plot_sweep(result, args.plot)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        show_sweep(result)
+
+
+def costs_of(report: Report) -> dict[str, Any]:
+    """Return what was asked for, and each cost of the dense model and of the smaller one, where it is known."""
+    pairs: dict[str, Mapping[str, Any] | None] = {
+        "params": report["params"],
+        "macs": report["macs"],
+        "bytes": report["weights_bytes"],
+    }
+    budget = report["budget"]
+    if budget["where"]:
+        pairs[budget["cost"]] = {"dense": budget["dense"], "compressed": budget["counted"]}
+    costs = {name: [pair["dense"], pair["compressed"]] for name, pair in pairs.items() if pair is not None}
+    return {"asked": budget["asked"], "costs": costs, "where": budget["where"]}

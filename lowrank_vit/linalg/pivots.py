@@ -1,0 +1,47 @@
+"""Pivoted factors: of a product of two, one holds an identity, which need not be stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BOUND = 1.05  # of the coefficients
+SWAPS = 100  # at most, for each column
+
+
+def pivot_rows(factor: Tensor) -> Tensor:
+    """Choose r rows of a factor (n, r) of full rank that all others are combinations of, with coefficients of about 1.
+
+    Rows are exchanged as long as a coefficient exceeds ``BOUND``: each exchange multiplies the chosen rows' determinant
+    by it (maxvol; Goreinov et al., How to find a good submatrix, 2010). Returns indices, (r,).
+    """
+    rank = factor.shape[1]
+    _, swapped = torch.linalg.lu_factor(factor)
+    order = list(range(len(factor)))
+    for place, other in enumerate((swapped - 1).tolist()):
+        order[place], order[other] = order[other], order[place]
+    pivots = torch.tensor(order[:rank], device=factor.device, dtype=torch.long)
+    coefficients = torch.linalg.solve(factor[pivots], factor, left=False)
+    for _ in range(SWAPS * rank):
+        row, column = divmod(int(coefficients.abs().argmax()), rank)
+        if abs(float(coefficients[row, column])) <= BOUND:
+            break
+        change = coefficients[row].clone()
+        change[column] -= 1
+        coefficients -= torch.outer(coefficients[:, column] / coefficients[row, column], change)
+        pivots[column] = row
+    return pivots
+
+
+def pivoted_pair(factor: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``pivots, F', G'`` of the same product, ``F' G'^T = F G^T``, with the identity in the rows F'[pivots].
+
+    So r (n + m) numbers become r (n + m - r). (As in PIFA: Zhao et al., ICML 2025.) factor: (n, r), other: (m, r), r at
+    most n, float64; the rank may be below r.
+    """
+    orthonormal, upper = torch.linalg.qr(factor)  # its columns are independent, also where those of the factor are not
+    pivots = pivot_rows(orthonormal)
+    square = orthonormal[pivots]
+    pivoted = torch.linalg.solve(square, orthonormal, left=False)
+    pivoted[pivots] = torch.eye(len(pivots), dtype=factor.dtype, device=factor.device)
+    return pivots, pivoted, other @ upper.T @ square.T

@@ -1,0 +1,142 @@
+"""A linear layer whose weight holds identities that are neither stored nor counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank_vit.linalg.pivots import pivoted_pair
+from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.records.moments import as_float64
+
+ONE, ZERO = 0, 1  # places before the free entries
+
+
+@REPLACEMENTS.register("pivoted")
+class PivotedLinear(nn.Module):
+    """``y = x W^T`` in blocks of outputs: a block of r outputs has r inputs, its pivots, that W passes on as they are.
+
+    ``free``: all other entries of W, row by row; ``pivots``: (d,), the input that equals each output's pivot. W, (d, n), is
+    put together at every call, which takes one look-up.
+    """
+
+    pivots: Tensor
+    places: Tensor
+    constants: Tensor
+
+    def __init__(self, in_features: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.widths = in_features, sum(widths), list(widths)
+        self.free = nn.Parameter(torch.zeros(sum(width * (in_features - width) for width in widths)))
+        kind = torch.int16 if in_features < 2**15 else torch.int32
+        self.register_buffer("pivots", torch.cat([torch.arange(0), *map(torch.arange, self.widths)]).to(kind))
+        self.register_buffer("constants", torch.tensor([1.0, 0.0]), persistent=False)
+        self.register_buffer("places", torch.empty(0, dtype=torch.long), persistent=False)
+        self.find_places()
+
+    def find_places(self) -> None:
+        """Find each entry of W among the constants and the free entries. Raises ``ValueError`` for impossible pivots."""
+        if self.pivots.is_meta:
+            return  # a skeleton, whose pivots come with its weights
+        pivots = self.pivots.long()
+        passed = torch.zeros(self.out_features, self.in_features, dtype=torch.bool, device=pivots.device)
+        start = 0
+        for width in self.widths:
+            block = pivots[start : start + width]
+            chosen = set(block.tolist())
+            if len(chosen) < width or not chosen <= set(range(self.in_features)):
+                raise ValueError(f"the pivots {block.tolist()} are not {width} of {self.in_features} inputs")
+            passed[start : start + width, block] = True
+            start += width
+        places = torch.full(passed.shape, ZERO, device=pivots.device)
+        places[~passed] = torch.arange(self.free.numel(), device=pivots.device) + len(self.constants)
+        places[torch.arange(self.out_features, device=pivots.device), pivots] = ONE
+        self.places = places
+
+    @property
+    def weight(self) -> Tensor:
+        """Put W together, (d, n)."""
+        return torch.cat([self.constants.to(self.free.dtype), self.free])[self.places]
+
+    def set_weight(self, weight: Tensor, pivots: Tensor) -> None:
+        """Take the free entries from a weight, (d, n), that has the identities at ``pivots``, (d,)."""
+        self.pivots = pivots.to(self.pivots)
+        self.find_places()
+        self.free.data = weight[self.places >= len(self.constants)].to(self.free)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x: (..., n) to (..., d)."""
+        return F.linear(x, self.weight)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load pivots and free entries, and find the places anew; impossible pivots are an error as of another shape."""
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        try:
+            self.find_places()
+        except ValueError as error:
+            error_msgs.append(f"{prefix}pivots: {error}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the shape."""
+        return {"in_features": self.in_features, "out_features": self.out_features, "widths": self.widths}
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> PivotedLinear:
+        """Make a layer of this shape. Raises ``ValueError`` where the blocks are not all outputs."""
+        if sum(config["widths"]) != config["out_features"] or max(config["widths"], default=0) > config["in_features"]:
+            raise ValueError(f"blocks of {config['widths']} outputs do not make up {config['out_features']}")
+        return cls(config["in_features"], config["widths"])
+
+    def extra_repr(self) -> str:
+        """Return the shape for the printed module."""
+        return f"in_features={self.in_features}, widths={self.widths}"
+
+
+def as_linear(layer: PivotedLinear) -> nn.Linear:
+    """Make the plain layer of the same weight."""
+    plain = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    plain.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.free.requires_grad)
+    return plain
+
+
+def as_pivoted(plain: nn.Linear, widths: Sequence[int]) -> tuple[PivotedLinear, list[Tensor]]:
+    """Pivot a layer's weight in blocks of ``widths`` outputs; return it, and what to multiply the next weights by.
+
+    The layer's outputs become others, of which the matrix ``M``, (r, r), of each block makes the old ones:
+    ``W_b^T = W'_b^T M_b``. It is float64.
+    """
+    pivots, weights, squares = [], [], []
+    for block in as_float64(plain.weight.detach()).split(list(widths)):
+        if not len(block):
+            squares.append(block.new_zeros(0, 0))
+            continue
+        chosen, pivoted, square = pivoted_pair(block.T, torch.eye(len(block)).to(block))
+        pivots.append(chosen)
+        weights.append(pivoted.T)
+        squares.append(square.T)
+    layer = PivotedLinear(plain.in_features, widths).to(plain.weight.device, plain.weight.dtype)
+    layer.set_weight(torch.cat(weights), torch.cat(pivots))
+    layer.free.requires_grad_(plain.weight.requires_grad)
+    return layer, squares

@@ -1,0 +1,123 @@
+"""What a model may cost after its compression: a share of what the dense one costs, or an amount."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lowrank_vit.records.costs import COSTS, PARAMETERS
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import unknown
+
+LATENCY = "latency"  # nanoseconds of a batch on this machine; the only cost that has to be measured
+NAMES = {"params": PARAMETERS}  # what a user may write for a cost
+COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9}
+UNITS = {
+    PARAMETERS: COUNTS,
+    "macs": COUNTS,
+    "bytes": {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
+    LATENCY: {"us": 1e3, "ms": 1e6, "s": 1e9},
+}
+SHARE, REMOVED = "", "removed"  # how a number without a unit is meant
+EXAMPLES = "params=0.5, macs=0.5, bytes=6MiB, latency=0.6 or latency=12ms"
+TENTHS = 1e4  # of a per cent: how exactly a range is named
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one ``cost`` of the whole model.
+
+    ``number`` has a ``unit`` of the cost, or is a share of the dense model's cost: the one that remains or, as
+    reductions are given, the one that is removed.
+
+    >>> parse_budget("bytes=6MiB").limit(10**8)
+    6291456.0
+    >>> parse_budget("macs=0.5").limit(1000) == reduction_to(0.5, "macs").limit(1000) == 500
+    True
+    """
+
+    cost: str
+    number: float
+    unit: str = SHARE
+
+    def limit(self, dense: int) -> float:
+        """Return the most that may remain of what the dense model costs."""
+        if self.unit == REMOVED:
+            return dense * (1 - self.number)
+        return self.number * (dense if self.unit == SHARE else UNITS[self.cost][self.unit])
+
+    def reach(self, least: int, dense: int) -> str:
+        """Name the budgets between ``least``, the smallest model's cost, and the dense model's, as this one is given."""
+        if self.unit == REMOVED:
+            return f"0 (not included) to {int((dense - least) / dense * TENTHS) / TENTHS:g}"
+        one = dense if self.unit == SHARE else UNITS[self.cost][self.unit]
+        return (
+            f"{math.ceil(least / one * TENTHS) / TENTHS:.10g}{self.unit} to {dense / one:.6g}{self.unit} (not included)"
+        )
+
+    def __str__(self) -> str:
+        name = next((short for short, cost in NAMES.items() if cost == self.cost), self.cost)
+        if self.unit == REMOVED:
+            return f"reduction {self.number:g}" + ("" if self.cost == PARAMETERS else f" of {name}")
+        return f"{name}={self.number:g}{self.unit}"
+
+
+Size = float | str | Mapping[str, float | str] | Budget  # as users give one; a number is a reduction
+
+
+def reduction_to(share: float, cost: str = PARAMETERS) -> Budget:
+    """Return the budget that is left where ``share`` of a cost is removed."""
+    return Budget(cost, share, REMOVED)
+
+
+def budget_of(size: Size, cost: str = PARAMETERS) -> Budget:
+    """Read a budget: ``"macs=0.5"``, ``{"macs": 0.5}``, ``{"bytes": "6MiB"}``, or a number, the share of ``cost`` to remove.
+
+    Raises ``InputError`` for an unknown cost or unit, and for anything else.
+    """
+    if isinstance(size, Budget):
+        return size
+    if isinstance(size, str):
+        return parse_budget(size)
+    if not isinstance(size, Mapping):
+        return reduction_to(float(size), cost)
+    if len(size) != 1:
+        raise InputError(f"a budget has one cost, not {len(size)}: give one of {EXAMPLES}")
+    [(name, value)] = size.items()
+    return parse_budget(f"{name}={value}")
+
+
+def parse_budget(text: str) -> Budget:
+    """Read ``COST=SHARE``, the share that remains, or ``COST=AMOUNT`` with a unit.
+
+    Raises ``InputError`` for an unknown cost or unit, and for a number that is neither.
+    """
+    name, _, value = text.partition("=")
+    cost = NAMES.get(name.strip(), name.strip())
+    if cost not in (*COSTS.names(), LATENCY):
+        raise unknown("budget", name.strip(), [*NAMES, *UNITS])
+    number, unit = _number(text, value)
+    units = UNITS.get(cost, {})
+    if unit and unit not in units:
+        raise unknown(f"unit of {name.strip()}", unit, units or ["none: give a share"])
+    if not unit and not 0 < number < 1:
+        raise InputError(
+            f"budget {text} is out of reach: without a unit, it is the share that remains of the dense model's, between 0 "
+            f"and 1; an amount has one of the units {', '.join(units)}"
+        )
+    return Budget(cost, number, unit)
+
+
+def parse_budgets(text: str) -> dict[str, Budget]:
+    """Read ``COST=VALUE[,VALUE...]``: budgets by the text of their values, which names their folders."""
+    name, _, values = text.partition("=")
+    return {value.strip(): parse_budget(f"{name}={value.strip()}") for value in values.split(",")}
+
+
+def _number(text: str, value: str) -> tuple[float, str]:
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([A-Za-z]*)\s*", value)
+    if match is None:
+        raise InputError(f"budget {text!r} cannot be read: give one like {EXAMPLES}")
+    return float(match[1]), match[2]

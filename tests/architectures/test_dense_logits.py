@@ -1,0 +1,232 @@
+"""Attention in part: queries and keys that stay as they are, values that lose directions."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import Analysis, InputError, analyse, compress, get_recipe
+from lowrank_vit.architectures.base import Branch, family_of
+from lowrank_vit.architectures.given import entered
+from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
+from lowrank_vit.modules.surgery import output_linear
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.factors import InputSubset
+from lowrank_vit.records.layers import VALUE, AttentionSite
+from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.export import formats
+from tests.support.kinds import KINDS
+from tests.support.models import outputs
+
+REASONS = {  # why queries and keys stay dense
+    "q and k norm": "normalised",
+    "relative position mlp": "compared with biases by position",
+    "post norm": "compared with biases by position",
+    "cait": "mixed across heads",
+    "eva02": "rotated by their positions",
+    "eva02, apart": "rotated by their positions",
+    "rotary vit": "rotated by their positions",
+    "mixed rotation": "rotated by their positions",
+    "dinov3": "rotated by their positions",
+    "perception encoder": "rotated by their positions",
+    "swin v2": "compared by their cosine",
+}
+WALKED = [*REASONS, "parallel things", "beit", "beit, shared"]
+BEST = get_recipe("best").but(measured=0)
+partial = pytest.mark.parametrize("kind", REASONS)
+walked = pytest.mark.parametrize("kind", WALKED)
+
+
+@cache
+def analysed(kind: str) -> tuple[Analysis, Tensor]:
+    """What is known of a model in which all parts matter much, and its images."""
+    model, data = KINDS[kind].make(), KINDS[kind].images(12)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return analyse(model, [data[:6], data[6:]], BEST, device="cpu"), data
+
+
+def values_of(analysis: Analysis) -> dict[str, tuple[AttentionSite, InputSubset]]:
+    """Site and values of every attention module whose logits stay dense, by the unit's name."""
+    sites = [group.site for group in analysis.groups if isinstance(group.site, AttentionSite)]
+    return {f"{site.name}.{VALUE}": (site, analysis.parts[site.name][f"{site.name}.{VALUE}"]) for site in sites}
+
+
+def at_sizes(analysis: Analysis, share: float) -> nn.Module:
+    """The model with a share of its values, and no refit; all the rest is dense."""
+    values = values_of(analysis)
+    plan: dict[str, int | None] = dict.fromkeys(curve.name for curve in analysis.curves)
+    for name, (_, part) in values.items():
+        plan[name] = int(share * len(part.units.order))
+    return replace(analysis, recipe=BEST.but(refit=False)).apply(RankPlan(plan))[0]
+
+
+@partial
+class TestValuesAlone:
+    def test_all_directions_are_the_model_as_it_was(self, kind: str) -> None:
+        analysis, data = analysed(kind)
+        whole = at_sizes(analysis, 1.0)
+        assert parameter_count(whole) == parameter_count(analysis.model)
+        torch.testing.assert_close(outputs(whole, data), outputs(analysis.model, data), rtol=1e-9, atol=1e-9)
+
+    def test_lost_values_are_those_of_a_dense_projection(self, kind: str) -> None:
+        """``W^ = B (B^T C B)^-1 B^T C W`` in the dense module, its mean loss in the bias: no narrow layer, all float64."""
+        analysis, data = analysed(kind)
+        small, truth = at_sizes(analysis, 0.4), copy.deepcopy(analysis.model)
+        for site, part in values_of(analysis).values():
+            assert part.basis is not None
+            whole = torch.block_diag(*part.basis)
+            inverse, kept = torch.linalg.inv(whole), part.units.kept(int(0.4 * len(whole)))
+            spread, chosen = inverse.T @ part.covariance @ inverse, whole[:, kept]
+            proj = truth.get_submodule(site.proj.name)
+            weight = proj.weight.detach().T
+            inner = torch.linalg.solve(chosen.T @ spread @ chosen, chosen.T @ spread @ weight)
+            lost = weight - chosen @ inner
+            proj.weight.data -= lost.T
+            proj.bias.data += part.mean @ lost
+        expected, dense = outputs(truth, data), outputs(analysis.model, data)
+        torch.testing.assert_close(outputs(small, data), expected, rtol=1e-8, atol=1e-8)
+        assert (expected - dense).norm() > 1e-4 * dense.norm()
+
+    def test_queries_and_keys_are_untouched(self, kind: str) -> None:
+        analysis, _ = analysed(kind)
+        small = at_sizes(analysis, 0.4)
+        for site, _ in values_of(analysis).values():
+            before, after = (model.get_submodule(site.qkv.name) for model in (analysis.model, small))
+            others = after.others
+            assert others == (0 if kind == "eva02, apart" else 2 * site.proj.in_features)
+            assert torch.equal(after.linear.weight[:others], before.weight[:others])
+
+    def test_costs_are_those_of_the_module(self, kind: str) -> None:
+        """Of parameters to the last one; the multiply-accumulates of the layers, as attention's own stay."""
+        analysis, data = analysed(kind)
+        small, curves = at_sizes(analysis, 0.4), {curve.name: curve for curve in analysis.curves}
+        for name, (_, part) in values_of(analysis).items():
+            curve, count = curves[name], int(0.4 * len(part.units.order))
+            saved = curve.dense_cost - curve.cost(count)
+            sizes = [parameter_count(m.get_submodule(name.removesuffix(".value"))) for m in (analysis.model, small)]
+            assert sizes[0] - sizes[1] == saved > 0
+        macs = [multiply_accumulates(model, data.shape[1:]) for model in (analysis.model, small)]
+        units = [curves[name] for name in values_of(analysis)]
+        lost = sum(c.dense.macs - c.fixed.macs - int(0.4 * (len(c.errors) - 1)) * c.unit.macs for c in units)
+        assert macs[0] - macs[1] == lost
+
+    def test_it_is_told_why_and_nothing_is_left_out(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+        data = KINDS[kind].images(6)
+        with caplog.at_level(logging.WARNING):
+            _, report = compress(KINDS[kind].make(), [data], reduction=0.05, device="cpu")
+        told = report["left_dense"]["logits"]
+        assert set(told.values()) == {REASONS[kind]}
+        lines = [record.getMessage() for record in caplog.records if "queries and keys" in record.getMessage()]
+        assert len(lines) == 1
+        assert lines[0].endswith(f"({len(told)} in all), as they are {REASONS[kind]}")
+        assert report.get("fallback", {"left_out": []})["left_out"] == []
+        assert report["measured_losses"]
+        assert report["refit"]["ridges"]
+
+
+@walked
+class TestWalk:
+    def test_steps_are_the_whole_way(self, kind: str) -> None:
+        """With what the model gives its blocks beside the stream; every branch adds what it is said to."""
+        model, data = KINDS[kind].make(), KINDS[kind].images(3)
+        family = family_of(model)
+        steps = family.steps(model)
+        with torch.no_grad():
+            given, inputs = entered(model, steps, [data[:2], data[2:]])
+            x = torch.cat(list(inputs))
+            for name, step in steps.items():
+                after = source = x
+                for branch in family.branches(step):
+                    source = source if branch.beside else after
+                    added, made = branch.with_inputs(source, **given[name])
+                    after = after + added
+                    if not branch.normed:
+                        scale = 1 if branch.scale is None else branch.scale
+                        tokens = branch.tokens(added)
+                        torch.testing.assert_close(tokens, scale * branch.output_layer(made).reshape(tokens.shape))
+                x = step(x, **given[name])
+                torch.testing.assert_close(after if family.branches(step) else x, x)
+            torch.testing.assert_close(family.head(model, x), model(data))
+
+    def test_the_refit_leaves_the_streams_of_both_models(self, kind: str) -> None:
+        """After the last branch, with nothing gone through twice: what either model, as it is in the end, has there."""
+        analysis, data = analysed(kind)
+        model, small = analysis.model, at_sizes(analysis, 0.4)
+        sensitivities = {}
+        for group in analysis.groups:
+            name = group.linears[-1].name
+            sensitivities[name] = analysis.moments[name].sums["sensitive_tokens"]
+            output_linear(small.get_submodule(name)).weight.data *= 0.5  # much to mend
+        refit = Watched()
+        ridges = refit(model, small, sensitivities, [data[:6], data[6:]])
+        assert any(ridge is not None for ridge in ridges.values())
+        steps = family_of(model).steps(model)
+        with torch.no_grad():
+            given, inputs = entered(model, steps, [data])
+            (x,) = inputs
+            y = x
+            for name, step in steps.items():
+                x, y = step(x, **given[name]), small.get_submodule(name)(y, **given[name])
+        torch.testing.assert_close(torch.cat([x for x, _ in refit.left]), x)
+        torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
+
+
+class Watched(OutputRefit):
+    """Keeps the streams that a branch leaves behind."""
+
+    def _branch(self, old: Branch, new: Branch, streams: list, *rest: object) -> float | None:
+        ridge = super()._branch(old, new, streams, *rest)
+        object.__setattr__(self, "left", streams)
+        return ridge
+
+
+@pytest.mark.parametrize("kind", ["swin v2", "post norm"])
+def test_behind_a_norm_the_layers_own_output_is_fitted(kind: str) -> None:
+    """By dense least squares: what the first attention's output layer lacks, on its own inputs."""
+    analysis, data = analysed(kind)
+    model, small = analysis.model, at_sizes(analysis, 0.4)
+    family, steps = family_of(model), family_of(model).steps(model)
+    name, block = next((name, step) for name, step in steps.items() if family.branches(step))
+    old, new = family.branches(block)[0], family.branches(small.get_submodule(name))[0]
+    layer = new.output_layer
+    layer.weight.data *= 0.5  # much to mend
+    before = layer.weight.clone()
+    with torch.no_grad():
+        given, inputs = entered(model, steps, [data])
+        (x,) = inputs
+        for earlier in list(steps)[: list(steps).index(name)]:
+            x = steps[earlier](x)
+        (_, seen), (_, h) = old.with_inputs(x, **given[name]), new.with_inputs(x, **given[name])
+        lacking = (old.output_layer(seen) - layer(h)).flatten(0, -2)
+    ones = torch.cat([h.flatten(0, -2), torch.ones(len(lacking), 1)], 1)
+    truth = torch.linalg.lstsq(ones, lacking).solution
+    sensitivities = {group.linears[-1].name: analysis.moments[group.linears[-1].name] for group in analysis.groups}
+    tokens = {name: moments.sums["sensitive_tokens"] for name, moments in sensitivities.items()}
+    OutputRefit(ridges=(0.0,), sensitivity=0.0)(model, small, tokens, [data])
+    scale = float(truth.abs().max())
+    torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file_format"), [("q and k norm", "onnx"), ("swin v2", "torch-export"), ("rotary vit", "torch-export")]
+)
+def test_it_is_exported(kind: str, file_format: str, tmp_path: Path) -> None:
+    data = KINDS[kind].images(6).float()
+    small, _ = compress(KINDS[kind].make().float(), [data], reduction=0.1, device="cpu")
+    assert formats.export(small, tmp_path / "model", file_format)[3] < 1e-4
+
+
+def test_heads_that_share_keys_are_refused() -> None:
+    """Fewer heads of keys and values than of queries: a layer's values are no longer a head's own."""
+    arguments = {**KINDS["mixed rotation"].arguments, "qkv_fused": False, "num_kv_heads": 2}
+    kind = KINDS["mixed rotation"].__class__("vit_small_patch16_rope_mixed_224", arguments)
+    with pytest.raises(InputError, match="different widths"):
+        compress(kind.make(), [kind.images(2)], get_recipe("best").only("attention", "mlp"), 0.1)

@@ -1,0 +1,215 @@
+"""The objective ``features``: its metric by hand, its probe against the dense curvature, and compression by it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, analyse, calibrate, compare, compress, get_recipe
+from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit.objectives import divergences, objective_for
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feature_sums, variances
+from lowrank_vit.pipeline.recipe import recipe_of
+from lowrank_vit.pipeline.selecting import announce, select
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.stages.correct.measured_losses import Replay
+from tests.support.headless import headless, token_model
+from tests.support.models import images, outputs, tiny
+
+SEEDS = 1000
+MODELS = {"pooled": headless, "tokens": token_model, "swin": lambda: headless("swin")}
+
+
+def relative(dense: Tensor, small: Tensor) -> float:
+    """The metric by its definition: each feature's mean squared error in shares of its variance, a mean over features."""
+    rows, error = dense.double().flatten(0, -2), (dense - small).double().flatten(0, -2)
+    return float((error.square().mean(0) / rows.var(0, correction=0)).mean())
+
+
+def test_the_divergence_by_hand() -> None:
+    """Errors (1, 2) of features with variances (4, 1): 1/4 and 4, of two images one exact; tokens count as features do."""
+    objective = Features((4.0, 1.0))
+    dense, small = torch.tensor([[3.0, 5.0], [1.0, 1.0]]), torch.tensor([[2.0, 7.0], [1.0, 1.0]])
+    readings = objective.reading(dense), objective.reading(small)
+    assert readings[0].dtype == torch.float64
+    assert float(objective.divergence(*readings)) == (1 / 4 + 4) / 2
+    assert float(objective.pull(small, dense, 1.0)) == (1 / 4 + 4) / 4
+    tokens = [objective.reading(each[:1, None].expand(1, 3, 2)) for each in (dense, small)]
+    assert float(objective.divergence(*tokens)) == (1 / 4 + 4) / 2
+    assert objective.pull(small.requires_grad_(), dense, 1.0).requires_grad
+
+
+def test_variances_by_hand() -> None:
+    dense = torch.tensor([[0.0, 7.0, 1.0], [4.0, 7.0, 3.0]], dtype=torch.float64)
+    found = variances(feature_sums(dense, dense))
+    assert found.tolist() == [4.0, pytest.approx(FLOOR * 5 / 3), 1.0]  # a constant feature has a share of the mean
+    small = dense - torch.tensor([2.0, 0.0, 0.0])
+    assert float(feature_error(feature_sums(dense, small))) == pytest.approx((4 / 4 + 0 + 0) / 3)
+    with pytest.raises(InputError, match="do not vary over the images"):
+        variances(feature_sums(dense[:1], dense[:1]))
+    with pytest.raises(InputError, match="not finite: check the weights"):
+        variances(feature_sums(dense * torch.nan, dense))
+    with pytest.raises(InputError, match=r"returns \(3,\) for a batch"):
+        feature_sums(dense[0], dense[0])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_variances_are_those_over_all_images_and_tokens(kind: str) -> None:
+    model, data = MODELS[kind]().double(), images(24, "swin" if kind == "swin" else "vit").double()
+    with torch.no_grad():
+        rows = model(data).flatten(0, -2)
+    truth = rows.var(0, correction=0)
+    for size in (24, 5):  # whatever the batches
+        objective = Features().fitted(model, data.split(size))
+        assert objective.variances == pytest.approx(truth.tolist(), rel=1e-5)
+    assert objective.fitted(model, data.split(3) * 2) is objective  # once measured, they stay
+    with pytest.raises(InputError, match="only once: pass a list"):
+        Features().fitted(model, iter(data.split(5)))
+    with pytest.raises(InputError, match="no images"):
+        Features().fitted(model, [])
+    with pytest.raises(InputError, match=r"variances of 0 features, the model returns \d+: let `fitted`"):
+        Features().reading(rows)
+
+
+def test_sums_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three processes, one without an image."""
+    model, data = headless().double(), images(9).double()
+    shares = [torch.zeros(()), *(feature_sums(each, each) for each in outputs(model, data[:5]).split(3))]
+    whole = Features().fitted(model, [data])
+    monkeypatch.setattr("lowrank_vit.objectives.features.gathered", lambda mine: [mine, *shares])
+    assert Features().fitted(model, [data[5:]]).variances == pytest.approx(whole.variances, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "tokens"])
+def test_the_probe_has_the_curvature_of_the_divergence(kind: str) -> None:
+    """The mean of its squared gradients over seeds is ``J^T D J``, D the divergence's second derivative, for one image."""
+    model, data = MODELS[kind]().double(), images(12).double()
+    objective, bias = Features().fitted(model, [data]), model.blocks[1].attn.proj.bias
+    one = data[:1]
+
+    def answer(value: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {"blocks.1.attn.proj.bias": value}, (one,))
+
+    dense = objective.reading(answer(bias.detach()))
+    curvature = torch.func.hessian(lambda value: objective.divergence(dense, objective.reading(answer(value))))
+    truth = curvature(bias.detach())
+    total = torch.zeros_like(truth)
+    for seed in range(SEEDS):
+        (gradient,) = torch.autograd.grad(objective.probe(model(one), one, seed), bias)
+        total += torch.outer(gradient, gradient)
+    assert torch.dist(total / SEEDS, truth) < 0.12 * truth.norm()
+    assert float((total / SEEDS).trace()) == pytest.approx(float(truth.detach().trace()), rel=0.1)
+
+
+def test_signs_follow_the_image_and_the_seed_alone() -> None:
+    model, data = headless(), images(6)
+    objective = Features().fitted(model, [data])
+
+    def slopes(pictures: Tensor, seed: int) -> Tensor:
+        features = outputs(model, data[:1]).repeat(len(pictures), 1).requires_grad_()
+        (found,) = torch.autograd.grad(objective.probe(features, pictures, seed), features)
+        return found
+
+    whole = slopes(data, 3)
+    torch.testing.assert_close(slopes(data.flip(0), 3).flip(0), whole)
+    torch.testing.assert_close(torch.cat([slopes(each, 3) for each in data.split(1)]), whole)
+    assert not torch.equal(slopes(data, 4), whole)
+    assert len({tuple(row.sign().tolist()) for row in whole}) > 1
+
+
+def test_it_is_chosen_where_there_is_no_classifier(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = Classification("signs")
+    assert objective_for(tiny(), wanted) is wanted
+    assert objective_for(headless(), wanted) == Features()
+    with caplog.at_level(logging.WARNING):
+        for recipe in ("best", "loss_aware", "svd"):
+            announce(select(headless(), get_recipe(recipe)))
+            announce(select(tiny(), get_recipe(recipe)))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"recipe {name!r} by the objective 'features', as the model has no classifier (num_classes is 0)"
+        for name in ("best", "loss_aware")  # plain SVD asks for no loss
+    ]
+    with pytest.raises(InputError, match=r"no classifier .*pass objective=Features\(\)"):
+        calibrate(headless(), find_sites(headless()), ["gradient_second"], [images(2)])
+
+
+def test_a_fitted_record_survives_json() -> None:
+    """So that a report says what was preserved, and an interrupted run goes on with the same."""
+    fitted = Features().fitted(headless(), [images(8)])
+    recipe = get_recipe("best").but(objective=fitted)
+    assert recipe_of(json.loads(json.dumps(recipe.record()))) == recipe
+    other = replace(fitted, variances=fitted.variances[::-1])
+    assert other.probe_name != fitted.probe_name  # statistics of other variances are others
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_best_keeps_more_of_the_features_than_exact(kind: str) -> None:
+    """At the same size, on unseen images; and the refit brings them nearer still."""
+    dense, family = MODELS[kind](), "swin" if kind == "swin" else "vit"
+    data, unseen = images(64, family), images(32, family, seed=2)
+    small, report = compress(dense, data.split(16), "best", 0.4, held_out=[unseen])
+    exact, other = compress(dense, data.split(16), "exact", 0.4)
+    assert report["recipe"] == "best"
+    assert "fallback" not in report
+    assert report["recipe_fields"]["objective"] == other["recipe_fields"]["objective"] == "features"
+    assert report["measured_losses"]
+    refit = report["refit"]
+    assert refit["feature_error_held_out"] < refit["feature_error_held_out_before"]
+    objective = recipe_of(report["recipe_fields"]).objective
+    assert refit["feature_error_held_out"] == pytest.approx(
+        divergences(objective, dense, [small], [unseen])[0], rel=1e-4
+    )
+    errors = [relative(outputs(dense, unseen), outputs(each, unseen)) for each in (small, exact)]
+    assert errors[0] < errors[1]
+    assert compare(dense, small, [unseen]) == {"n": 32, "feature_error": pytest.approx(errors[0])}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_measured_losses_are_those_of_whole_models(kind: str) -> None:
+    """On the calibration images the objective is the definition."""
+    family = "swin" if kind == "swin" else "vit"
+    model, data = MODELS[kind]().double(), images(12, family).double()
+    analysis = analyse(model, data.split(4), get_recipe("best").but(refit=False, measured=0))
+    replay = Replay(analysis.model, analysis.recipe.objective, data.split(5), images=12)
+    for curve in analysis.curves:
+        plan = RankPlan({each.name: 2 * curve.multiple if each is curve else None for each in analysis.curves})
+        small, _ = analysis.apply(plan)
+        half = curve.name.rpartition(".")[0]
+        found = replay.divergence(half, small.get_submodule(half))
+        assert found == pytest.approx(relative(outputs(model, data), outputs(small, data)), rel=1e-3)
+
+
+def test_statistics_do_not_depend_on_the_batches() -> None:
+    model, data = headless().double(), images(24).double()
+    first, second = (compress(model, data.split(size), "best", 0.4) for size in (24, 7))
+    assert first[1]["recipe_fields"] == second[1]["recipe_fields"]
+    torch.testing.assert_close(outputs(first[0], data), outputs(second[0], data), rtol=0, atol=1e-4)
+
+
+def test_a_classifier_is_compressed_as_before() -> None:
+    """The objective asks nothing of the images there, and a model with a classifier keeps its predictions."""
+
+    def unseen() -> nn.Module:
+        raise AssertionError("an image was read")
+
+    objective = Classification("signs")
+    assert objective.fitted(tiny(), (unseen() for _ in range(1))) is objective
+    _, report = compress(tiny(), [images(8)], "best", 0.3)
+    assert report["recipe_fields"]["objective"] == "classification"
+    assert report["recipe_fields"]["hyperparameters"]["objective"] == {"sampling": "signs"}
+
+
+def test_logits_may_be_kept_as_features() -> None:
+    """Of a classifier, where the recipe asks for it."""
+    model, data = tiny(), images(16)
+    small, report = compress(model, [data], get_recipe("best").but(objective="features"), 0.3)
+    assert len(report["recipe_fields"]["hyperparameters"]["objective"]["variances"]) == 10
+    assert relative(outputs(model, data), outputs(small, data)) < 1
+    assert copy.deepcopy(small)(data).shape == (16, 10)
