@@ -180,7 +180,7 @@ class LowRankAttention(nn.Module):
     ) -> Tensor:
         """Map x: (B, T, n) to (B, T, n); ``mask`` is what Swin calls ``attn_mask``, ``rope`` is always None.
 
-        ``shared_rel_pos_bias``, (1, heads, T, T), is added to the logits, too, as in BEiT.
+        ``shared_rel_pos_bias``, (heads, T, T), is added to the logits, too, as in BEiT.
         """
         query = self.query_key.split(self.query(x))
         keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
