@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lowrank_vit import compress, get_recipe, load, quantize, save
+from lowrank_vit import Hardware, compress, distill, get_recipe, load, quantize, save
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.pivoted_linear import PivotedLinear
 from lowrank_vit.pipeline.api import analyse
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.training.loop import train
 from tests.support.models import ARGUMENTS, KINDS, images, model_and_images, tiny
 
 RECIPES = ("exact", "loss_aware", "best")
@@ -71,6 +73,26 @@ def test_it_is_saved_loaded_and_quantised(tmp_path: Path) -> None:
         assert not any(isinstance(module, PivotedLinear) for module in rounded.modules())
         error = (rounded(batch) - small(batch)).norm() / small(batch).norm()
     assert 0 < error < 0.05
+
+
+def test_it_is_distilled_in_all_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny("vit"), images(16)
+    small, _ = compress(model, [batch], get_recipe("best").but(pivoted=True), 0.4, device="cpu")
+    before, count = small(batch).detach(), parameter_count(small)
+    widths = [width for module in small.modules() if isinstance(module, PivotedLinear) for width in module.widths]
+    trained_counts = []
+
+    def seen(module: Any, **options: Any) -> None:
+        trained_counts.append(parameter_count(module.model))
+        train(module, **options)
+
+    monkeypatch.setattr("lowrank_vit.stages.training.distill.train", seen)
+    trained = distill(small, model, batch, epochs=1, hardware=Hardware(accelerator="cpu"), progress=False)
+    assert trained_counts == [count + sum(width**2 for width in widths)]
+    assert trained.model is small
+    assert parameter_count(small) == count
+    assert all(parameter.requires_grad for parameter in small.parameters())
+    assert not small(batch).equal(before)
 
 
 def test_it_is_exported() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.records.factors import Directions
 
 
 def curve(dense: int, multiple: int = 1) -> ErrorCurve:
@@ -25,3 +27,13 @@ def test_ranks_are_those_that_save_something() -> None:
     assert list(curve(100).ranks) == [1, 2, 3, 4]  # the curve ends there
     assert list(curve(100, multiple=2).ranks) == [2, 4]
     assert list(curve(13).ranks) == []
+
+
+def test_identities_of_pivoted_factors_by_hand() -> None:
+    """Two heads of two directions, kept in the order 0, 2, 1, 3: identities of 1, 1 + 1, 4 + 1 and 4 + 4 entries."""
+    directions = Directions(torch.tensor([0, 2, 1, 3]), torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0]))
+    costs = UnitCosts(4, unit=Cost(10), dense=Cost(33), fixed=Cost(2), head_width=2)
+    curve = directions.curve("heads", costs, 1, pivoted=True)
+    assert [curve.cost(rank) for rank in (0, 1, 2, 3, 4, None)] == [2, 11, 20, 27, 34, 33]
+    assert curve.ranks == range(1, 4)
+    assert directions.curve("heads", costs, 1).cost(4) == 42
