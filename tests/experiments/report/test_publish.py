@@ -172,6 +172,7 @@ def test_untrained_rows_are_found() -> None:
     assert untrained(row | {"training": {"epochs": 0}})
     assert not untrained(row | {"training": {"epochs": 1}})
     assert not untrained(row | {"trainable_share": 0.1})  # published before rows had the record
+    assert not untrained(row | {"top1_tuned": 50.0})
     assert not untrained(row | {"status": "reported"})
     assert not untrained(row | {"protocol": "training-free"})
     assert not untrained(row | {"protocol": "dense"})
