@@ -102,15 +102,7 @@ def quantize(
     if bits != HALF:
         _replace(quantized, linears, bits, quantizer, observe)
     _round_to_half(quantized)
-    entry: Quantization = {
-        "bits": bits,
-        "layers": 0 if bits == HALF else len(linears),
-        "relative_weight_error": _weight_error(linears, quantized),
-        **stored_bytes(quantized),  # type: ignore[typeddict-item]  # its names are those of the schema
-    }
-    if bits != HALF:
-        entry["method"] = QUANTIZERS.name_of(quantizer) or type(quantizer).__name__
-        entry["hyperparameters"] = plain(asdict(quantizer))  # type: ignore[call-overload]
+    entry = _entry(bits, linears, quantized, quantizer)
     addition: QuantizationAddition = {"quantization": entry}
     attached = getattr(quantized, "compression_report", None)
     if attached is not None:
@@ -126,6 +118,19 @@ def _replace(
     for group in groups:
         for name, inputs in group.items():
             replace_module(model, name, quantize_linear(linears[name], bits, name, quantizer, inputs))
+
+
+def _entry(bits: int, linears: dict[str, nn.Linear], quantized: nn.Module, quantizer: Quantizer) -> Quantization:
+    entry: Quantization = {
+        "bits": bits,
+        "layers": 0 if bits == HALF else len(linears),
+        "relative_weight_error": _weight_error(linears, quantized),
+        **stored_bytes(quantized),  # type: ignore[typeddict-item]  # its names are those of the schema
+    }
+    if bits != HALF:
+        entry["method"] = QUANTIZERS.name_of(quantizer) or type(quantizer).__name__
+        entry["hyperparameters"] = plain(asdict(quantizer))  # type: ignore[call-overload]
+    return entry
 
 
 def _weight_error(linears: dict[str, nn.Linear], quantized: nn.Module) -> float:
