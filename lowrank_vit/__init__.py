@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.analysis import Analysis
     from lowrank_vit.pipeline.api import analyse, compress, sweep
     from lowrank_vit.pipeline.budget import check_budget, check_reduction
+    from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
     from lowrank_vit.pipeline.reporting import dense_report
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import benchmark
     from lowrank_vit.stages.export.formats import export
-    from lowrank_vit.stages.quantize.weights import quantize
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
@@ -92,6 +92,7 @@ _HOMES = {
     "pipeline.analysis": ("Analysis",),
     "pipeline.api": ("analyse", "compress", "sweep"),
     "pipeline.budget": ("check_budget", "check_reduction"),
+    "pipeline.quantizing": ("quantize",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.recipes": ("RECIPES", "get_recipe"),
     "pipeline.reporting": ("dense_report",),
@@ -109,7 +110,6 @@ _HOMES = {
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("benchmark",),
     "stages.export.formats": ("export",),
-    "stages.quantize.weights": ("quantize",),
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),

@@ -19,7 +19,8 @@ class Job:
     ``checkpoint`` is ``file name@sha256 prefix``; ``data`` the SPEC with the last part of its path and ``images`` how
     many images it has (``train+validation``); ``recipe`` None evaluates the dense model; ``changes`` are the fields of
     the recipe that were changed; ``epochs`` 0 leaves the fine-tuning out; ``processes`` are all that share a step, since
-    the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained).
+    the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained),
+    rounded by ``quantizer`` (None: to nearest), on the calibration images where it looks at any.
     ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out.
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
     ``measure`` names what a figure measures instead of all this.
@@ -46,6 +47,7 @@ class Job:
     measure: str | None = None
     distill_epochs: int = 0
     full: bool = False
+    quantizer: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, as plain values."""

@@ -7,18 +7,21 @@ from torch import nn
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.task import Task, base_task
 from lowrank_vit import dense_report, is_saved_model, load, load_report, quantize, save
+from lowrank_vit.data import ImageData
+from lowrank_vit.records.images import Images
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.processes import agreed, is_first
 
 
-def quantized(task: Task, dense: nn.Module, ledger: Ledger) -> nn.Module:
+def quantized(task: Task, dense: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
     """Return the model with ``job.bits`` for each weight, as it is loaded from its file; its report goes to the ledger."""
     folder, job = task.model_folder, task.job
     assert job.bits is not None
     with ledger.stage("quantise", f"round to {job.bits} bits"):
         model, report = _before(task, dense)
         if is_first() and not is_saved_model(folder):
-            small, addition = quantize(model, job.bits)
+            seen = Images(data.calibration_dataloader(), record=data.calibration_record) if job.quantizer else None
+            small, addition = quantize(model, job.bits, seen, quantizer=job.quantizer or "nearest")
             save(small, folder, {**report, **addition})
         agreed(None)  # that it is there
     if "report" not in ledger.found:

@@ -57,7 +57,7 @@ def base_task(task: Task) -> Task | None:
     """Return the same compression without the rounding to few bits, which has to be done before; None where there is none."""
     if task.job.bits is None or task.job.recipe is None:
         return None
-    return replace(task, job=replace(task.job, bits=None))
+    return replace(task, job=replace(task.job, bits=None, quantizer=None))
 
 
 class MissingWeightsError(Exception):

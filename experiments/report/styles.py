@@ -65,6 +65,8 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "best": Style("v", (1, 2), "green"),
     "best, trained": Style("P", (12, 3, 3, 3), "pink"),
     "best, distilled": Style("p", (6, 2), "violet"),
+    "best, fed back": Style("v", (6, 2), "red"),
+    "baseline, fed back": Style("*", (6, 2), "grey"),
     "svd_llm": Style("<", (3, 2), "brown"),
     "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
     "+ losses measured": Style("h", (2, 2), "red"),
@@ -91,6 +93,9 @@ NAMES = {  # methods whose names do not end in their recipe's
     "vanilla svd": "svd",
     "beyond (best), full ft": "best, trained",
     "+ distilled (best)": "best, distilled",
+    "-25% (best) by gptq": "best, fed back",
+    "-50% (best) by gptq": "best, fed back",
+    "baseline by gptq": "baseline, fed back",
     "ours (paper, windows)": "paper, windows",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size

@@ -145,16 +145,17 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
         "checkpoint": checkpoint,
         "limit": options.limit,
         "bits": row.bits,
+        "quantizer": row.quantizer,
         "measure": row.measure,
     }
+    if row.recipe is not None or row.measure is not None or row.quantizer is not None:  # they see images
+        fields |= {"calibration_samples": len(seen), "held_out_samples": len(unseen)}
     if row.recipe is None and row.measure is None:  # nothing else bears on the dense model's accuracy
         fields["epochs"] = 0
     else:
         fields |= {
             "changes": {**row.changes, **recipe_changes(row, options)},
             "epochs": epochs_of(row, options),
-            "calibration_samples": len(seen),
-            "held_out_samples": len(unseen),
             "batch_size": options.batch_size,
             "lr": options.lr if epochs_of(row, options) else Job.lr,  # a distillation has its own
             "processes": options.processes,

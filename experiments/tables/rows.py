@@ -33,9 +33,10 @@ class Row:
     ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
     aimed at, instead of ``reduction``; ``target_params`` aims at another number of parameters than that of ``target``, and
-    on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``measure``, ``full``
-    and ``distill_epochs`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
-    paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
+    on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``quantizer``,
+    ``measure``, ``full`` and ``distill_epochs`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds
+    further numbers of the paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the
+    stand-ins by default.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Row:
     target_params: float | None = None
     epochs: int | None = None
     bits: int | None = None
+    quantizer: str | None = None
     measure: str | None = None
     distill_epochs: int = 0
     full: bool = False

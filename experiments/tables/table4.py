@@ -5,8 +5,9 @@ Command   python -m experiments run table4        (or: make reproduce-table4)
           python -m experiments run table4 --data imagefolder:IMAGENET --checkpoints WEIGHTS --devices 8
 
 Weights of the blocks are rounded to nearest, one scale for each output channel of each factor; all else is float16. A
-size is that of the file, scales, zero points and header included. The 4 and 6 bit rows of the compressed models are
-beyond the paper. All numbers of bits share one compressed and fine-tuned model, which table 2's rows at -50 % share, too.
+size is that of the file, scales, zero points and header included. Beyond the paper are the 4 and 6 bit rows of the
+compressed models, those of 3 and 2 bits, and GPTQ, which feeds the errors back on the calibration images. All numbers of
+bits share one compressed and fine-tuned model, which table 2's rows at -50 % share, too.
 
 The printed 165.2 and 82.6 MiB are all parameters at 2 bytes: 86.6M and 43.3M of them. At 4 and 8 bits the same count, "size
 counted", is 41.3 MiB for both; 42.2 and 41.7 are printed. A file of DeiT-B needs more. 1.63M parameters lie outside of the
@@ -29,30 +30,43 @@ PRINTED = {  # MiB and top-1, by recipe (None: dense) and bits
     ("paper", 8): (41.7, 81.15),
 }
 BITS = (16, 8, 6, 4)
+FEWER = (3, 2)
+FED_BACK = (4, 3, 2)  # by GPTQ: with more bits there is nothing to feed back
 COLUMNS = (
     "architecture", "method", "protocol", "bits", "size_reported", "size_counted", "file_bytes", "params",
     "top1_reported", "top1_dense", "top1_float", "accuracy", "seconds", "status",
 )  # fmt: skip
 
 
-def row(model: Architecture, recipe: str | None, percent: int, bits: int) -> Row:
+def row(model: Architecture, recipe: str | None, percent: int, bits: int, quantizer: str = "") -> Row:
     """Return the row of the dense model or a compressed one, at a number of bits."""
-    size, top1 = PRINTED.get((recipe, bits), (None, None)) if model is DEIT_B else (None, None)
-    name = "FP16" if bits == 16 else f"{bits}-bit"
+    printed = model is DEIT_B and not quantizer
+    size, top1 = PRINTED.get((recipe, bits), (None, None)) if printed else (None, None)
+    method = "Baseline" if recipe is None else f"-{percent}% ({recipe})"
+    words = [method, *(["by", quantizer.upper()] if quantizer else [])]
     return Row(
-        f"{model.id}/{'dense' if recipe is None else f'{recipe}-{percent}'}-{bits}",
+        "-".join(
+            [f"{model.id}/dense" if recipe is None else f"{model.id}/{recipe}-{percent}", str(bits), *quantizer.split()]
+        ),
         model.label,
         model.model,
         model.standin,
-        f"Baseline, {name}" if recipe is None else f"-{percent}% ({recipe}), {name}",
+        f"{' '.join(words)}, {'FP16' if bits == 16 else f'{bits}-bit'}",
         recipe,
         0.0 if recipe is None else percent / 100,
         top1_reported=top1,
         protocol="training-free" if recipe is None else "partial-ft",
         source=None if top1 is None else PAPER,
         bits=bits,
+        quantizer=quantizer or None,
         printed={} if size is None else {"size_reported": size},
     )
+
+
+def rows(model: Architecture, recipe: str | None, percent: int, few: bool = False) -> list[Row]:
+    """List the rows of a model at the paper's numbers of bits; ``few``: at fewer, too, and by GPTQ."""
+    nearest = [row(model, recipe, percent, bits) for bits in (*BITS, *(FEWER if few else ()))]
+    return nearest + [row(model, recipe, percent, bits, "gptq") for bits in (FED_BACK if few else ())]
 
 
 TABLE = Table(
@@ -60,10 +74,12 @@ TABLE = Table(
     title="Table 4: compression and quantisation",
     about=__doc__ or "",
     rows=(
-        *(row(DEIT_B, None, 0, bits) for bits in BITS),
-        *(row(DEIT_B, recipe, 50, bits) for recipe in ("paper", "loss_aware", "best") for bits in BITS),
-        *(row(DEIT_T, None, 0, bits) for bits in BITS),
-        *(row(DEIT_T, recipe, 25, bits) for recipe in ("loss_aware", "best") for bits in BITS),
+        *rows(DEIT_B, None, 0, few=True),
+        *(each for recipe in ("paper", "loss_aware") for each in rows(DEIT_B, recipe, 50)),
+        *rows(DEIT_B, "best", 50, few=True),
+        *rows(DEIT_T, None, 0, few=True),
+        *rows(DEIT_T, "loss_aware", 25),
+        *rows(DEIT_T, "best", 25, few=True),
     ),
     columns=COLUMNS,
     pictures=("accuracy_vs_size",),

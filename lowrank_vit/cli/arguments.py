@@ -110,10 +110,13 @@ def lightning_hardware(args: argparse.Namespace) -> Hardware:
     return Hardware(*layout(), accelerator=lightning_accelerator(args))
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add ``--data`` and the options for reading it."""
     parser.add_argument(
-        "--data", required=True, metavar="SPEC", help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME"
+        "--data",
+        required=required,
+        metavar="SPEC",
+        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
     parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")

@@ -40,6 +40,10 @@ def listing(kind: str) -> dict[str, str]:
         from lowrank_vit.stages.allocate import ALLOCATORS
 
         registries = [ALLOCATORS]
+    elif kind == "quantizers":
+        from lowrank_vit.stages.quantize import QUANTIZERS
+
+        registries = [QUANTIZERS]
     else:
         from lowrank_vit.stages.compensate import COMPENSATIONS
 

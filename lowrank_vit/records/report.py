@@ -108,11 +108,17 @@ class Fallback(TypedDict):
 
 
 class Quantization(TypedDict):
-    """How the weights are stored, and bytes of the file by what they are for."""
+    """How the weights are stored, and bytes of the file by what they are for.
+
+    ``method``: of rounding, with its ``hyperparameters``; ``calibration``: of the images that it has seen.
+    """
 
     bits: int
     layers: int
     relative_weight_error: float
+    method: NotRequired[str]
+    hyperparameters: NotRequired[dict[str, Any]]
+    calibration: NotRequired[dict[str, Any] | None]
     codes_bytes: NotRequired[int]
     scales_bytes: NotRequired[int]
     float_bytes: NotRequired[int]

@@ -29,13 +29,13 @@ def test_help_answers_at_once(module: str) -> None:
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("kind", ["models", "recipes", "decompositions", "allocators", "compensations"])
+@pytest.mark.parametrize("kind", ["models", "recipes", "decompositions", "allocators", "compensations", "quantizers"])
 def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["list", kind])
     text = capsys.readouterr().out
     main(["list", kind, "--json"])
     names = json.loads(capsys.readouterr().out)
-    assert len(names) >= 4
+    assert len(names) >= (2 if kind == "quantizers" else 4)
     assert [line.split()[0] for line in text.splitlines()] == names
 
 
@@ -155,6 +155,14 @@ def test_quantize_keeps_how_timm_made_the_model(tmp_path: Path, capsys: pytest.C
     with torch.no_grad():
         error = (load(tmp_path / "five")(images(3)) - compressed(images(3))).norm() / compressed(images(3)).norm()
     assert 0 < error < 0.5
+
+
+def test_errors_are_fed_back_where_there_are_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fewer = ["quantize", "--model", STANDIN, "--bits", 3, "--method", "gptq", "--out", tmp_path / "three"]
+    assert "gptq looks at the layers' inputs: give --data" in refused(capsys, *fewer)
+    assert not (tmp_path / "three").exists()
+    fed_back = json_of(capsys, *fewer, "--data", "digits", "--calibration-samples", 64)
+    assert (fed_back["bits"], fed_back["method"], fed_back["calibration"]["samples"]) == (3, "gptq", 64)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowrank_vit.cli.arguments import add_model, chosen_model
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    chosen_model,
+)
+from lowrank_vit.runtime.errors import InputError
 
 
 def add_parser(verbs: Any) -> None:
@@ -18,6 +26,11 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--bits", type=int, required=True, help="of each weight, 2 to 8; 16: float16, nothing quantised"
     )
+    parser.add_argument(
+        "--method", default="nearest", metavar="NAME", help="of rounding: nearest, or gptq, which needs --data"
+    )
+    add_data(parser, required=False)
+    add_calibration(parser, held_out=False)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     parser.add_argument("--json", action="store_true", help="print the report's entry")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -28,18 +41,25 @@ def run(args: argparse.Namespace) -> None:
     """Quantise a folder's model, or a dense model by name, and save it to another folder."""
     from lowrank_vit.cli.view import mebibytes, precision
     from lowrank_vit.modules.counting import parameter_bytes
+    from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.reporting import dense_report
-    from lowrank_vit.stages.quantize.weights import quantize
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.stages.quantize import QUANTIZERS
     from lowrank_vit.storage import folder as storage
 
     storage.check_free(args.out)
+    device = resolve_device(args.device)
+    if QUANTIZERS.get(args.method).needs and args.data is None:
+        raise InputError(f"--method {args.method} looks at the layers' inputs: give --data, or choose nearest")
     model, model_args = chosen_model(args)
     if args.folder:
         before, report = storage.file_bytes(args.folder), storage.load_report(args.folder)
     else:
         before, report = parameter_bytes(model), dense_report(model)
     options = {} if args.sites is None else {"sites": args.sites}
-    quantized, addition = quantize(model, args.bits, **options)
+    model = model.to(device)
+    images = None if args.data is None else calibration_images(calibration_data(args, model))
+    quantized, addition = quantize(model, args.bits, images, quantizer=args.method, progress=True, **options)
     storage.save(quantized, args.out, {**report, **addition}, model_args=model_args)
     saved = storage.load_report(args.out)
     if args.json:

@@ -1,12 +1,13 @@
 """Fewer bits for each weight; one file for each method of rounding.
 
-A method is a frozen dataclass, called with a weight (out, in), the bits and a name for messages. It returns codes, uint8
-(out, in), and for each row a scale, float16, and a zero point, uint8: ``w ~ s (q - z)``.
+A method is a frozen dataclass, called with a weight (out, in), the bits, a name for messages, and the second moment of the
+layer's inputs where it ``needs`` that. It returns codes, uint8 (out, in), and for each row a scale, float16, and a zero
+point, uint8: ``w ~ s (q - z)``.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -16,10 +17,12 @@ Codes = tuple[Tensor, Tensor, Tensor]
 
 
 class Quantizer(Protocol):
-    """The interface of a method of rounding."""
+    """The interface of a method of rounding; ``needs``: the statistics of a layer's inputs, none or the second moment."""
 
-    def __call__(self, weight: Tensor, bits: int, name: str = "the weight") -> Codes:
-        """Return codes, scales and zero points. Raises ``InputError`` that begins with ``name``."""
+    needs: ClassVar[frozenset[str]]
+
+    def __call__(self, weight: Tensor, bits: int, name: str = "the weight", moment: Tensor | None = None) -> Codes:
+        """Return codes, scales and zero points; ``moment``: (in, in). Raises ``InputError`` that begins with ``name``."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,18 +31,29 @@ def quantize_tensor(weight: Tensor, bits: int, name: str = "the weight") -> Code
     ([[0, 3], [0, 3]], [1.0, 0.5], [1, 0])
     """
     check_bits(bits)
+    scale, zero_point = grid(weight.detach().double(), bits, 1.0, name)
+    codes = round_to_grid(weight.detach().double(), scale, zero_point, 2**bits - 1)
+    return codes.to(torch.uint8), scale, zero_point.to(torch.uint8)
+
+
+def grid(weight: Tensor, bits: int, share: float, name: str) -> tuple[Tensor, Tensor]:
+    """Return scale, float16 (d,), and zero point, float64 (d,), of codes over a ``share`` of the range of each row.
+
+    Raises ``InputError``, which begins with ``name``, for values that are not finite or too large for float16.
+    """
     if not weight.isfinite().all():
         raise InputError(f"{name} holds values that are not finite, which cannot be quantised: repair the weights")
-    exact, top = weight.detach().double(), 2**bits - 1
-    low, high = exact.amin(1).clamp_max(0), exact.amax(1).clamp_min(0)
+    top, low, high = 2**bits - 1, share * weight.amin(1).clamp_max(0), share * weight.amax(1).clamp_min(0)
     scale = _float16_above((high - low) / top)
     if scale.isinf().any():
-        raise InputError(f"{name} holds values too large for float16 ({float(exact.abs().max()):.3g}): rescale it")
+        raise InputError(f"{name} holds values too large for float16 ({float(weight.abs().max()):.3g}): rescale it")
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    step = scale.double()
-    zero_point = (-low / step).round().clamp(0, top)
-    codes = ((exact / step[:, None]).round() + zero_point[:, None]).clamp(0, top)
-    return codes.to(torch.uint8), scale, zero_point.to(torch.uint8)
+    return scale, (-low / scale.double()).round().clamp(0, top)
+
+
+def round_to_grid(weight: Tensor, scale: Tensor, zero_point: Tensor, top: int) -> Tensor:
+    """Return the nearest codes, float64 (d, n), from 0 to ``top``."""
+    return ((weight / scale.double()[:, None]).round() + zero_point[:, None]).clamp(0, top)
 
 
 def _float16_above(values: Tensor) -> Tensor:
@@ -55,6 +67,8 @@ def _float16_above(values: Tensor) -> Tensor:
 class RoundToNearest:
     """Round each weight to its nearest code: the paper's section 4.3 and appendix B."""
 
-    def __call__(self, weight: Tensor, bits: int, name: str = "the weight") -> Codes:
-        """Quantise ``weight`` by ``quantize_tensor``."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __call__(self, weight: Tensor, bits: int, name: str = "the weight", moment: Tensor | None = None) -> Codes:
+        """Quantise ``weight`` by ``quantize_tensor``; the inputs have no say."""
         return quantize_tensor(weight, bits, name)

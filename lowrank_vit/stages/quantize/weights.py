@@ -1,13 +1,14 @@
 """Post-training quantisation of a model's weights.
 
-The paper's section 4.3 and appendix B. Every linear layer in the blocks is quantised: of a compressed layer both
-factors as they are stored, ``U^T`` and ``V`` with G and Y folded in. Head, patch embedding, norms, tokens, biases and the
-kinds of Z that do not fold are rounded to float16, and stored as such.
+The paper's section 4.3 and appendix B, and other methods of rounding. Every linear layer in the blocks is quantised: of a
+compressed layer both factors as they are stored, ``U^T`` and ``V`` with G and Y folded in. Head, patch embedding, norms,
+tokens, biases and the kinds of Z that do not fold are rounded to float16, and stored as such.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 
 from torch import nn
 
@@ -15,12 +16,14 @@ from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer, f
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.factors import expand
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.packing import pack
+from lowrank_vit.modules.packing import dequantize, pack
 from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.report import Quantization, QuantizationAddition
+from lowrank_vit.records.moments import as_float64
+from lowrank_vit.records.report import Quantization, QuantizationAddition, plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.quantize import Quantizer
+from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
+from lowrank_vit.stages.quantize.inputs import InputMoments, Observe
 from lowrank_vit.stages.quantize.nearest import RoundToNearest
 
 HALF = 16  # bits: nothing is quantised, everything is float16
@@ -28,15 +31,28 @@ NEAREST = RoundToNearest()
 
 
 def quantize_linear(
-    linear: nn.Linear, bits: int, name: str = "the layer", quantizer: Quantizer = NEAREST
+    linear: nn.Linear,
+    bits: int,
+    name: str = "the layer",
+    quantizer: Quantizer = NEAREST,
+    inputs: InputMoments | None = None,
 ) -> QuantizedLinear:
-    """Make the module that takes the place of ``linear``, in its type and on its device; the bias is copied as it is."""
-    codes, scale, zero_point = quantizer(linear.weight, bits, name)
+    """Make the module that takes the place of ``linear``, in its type and on its device.
+
+    With the moments of its ``inputs`` the bias, where there is one, takes up the mean of what the rounding changes, so that
+    only the covariance is left for the weight to keep; otherwise the bias is copied as it is.
+    """
+    moment = None if inputs is None else inputs.second if linear.bias is None else inputs.centred
+    device = linear.weight.device
+    codes, scale, zero_point = quantizer(linear.weight, bits, name, None if moment is None else moment.to(device))
     layer = QuantizedLinear(linear.in_features, linear.out_features, bits, linear.bias is not None)
     layer.codes, layer.zero_point = pack(codes, bits), zero_point
     layer.scale = scale.to(linear.weight.dtype)
     if linear.bias is not None:
         layer.bias = linear.bias.detach().clone()
+        if inputs is not None:
+            lost = as_float64(linear.weight) - dequantize(codes, scale.double(), zero_point)
+            layer.bias += (lost @ inputs.mean.to(device)).to(layer.bias)
     return layer
 
 
@@ -60,16 +76,20 @@ def _linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
 
 
 def quantize(
-    model: nn.Module, bits: int, *, sites: str = BLOCK_LINEARS, quantizer: Quantizer = NEAREST
+    model: nn.Module,
+    bits: int,
+    *,
+    sites: str = BLOCK_LINEARS,
+    quantizer: Quantizer = NEAREST,
+    observe: Observe | None = None,
 ) -> tuple[nn.Module, QuantizationAddition]:
     """Make a quantised copy of a dense or compressed timm model, and what to add to its report.
 
     bits: 2 to 8; or 16 for a float16 file with nothing quantised, the baseline of the paper's Table 4. ``sites``: the
-    names of the linear layers, as for ``compress``. The copy runs in the model's own type, its values are those that
-    ``storage.save`` writes (as float16 and packed codes), so a loaded one gives bitwise the same outputs. Pass the
-    addition to ``save``: ``save(small, folder, {**report, **addition})``, where ``report`` is ``compress``'s or, of a
-    dense model, ``dense_report(model)``; a report that is attached to the model gets it automatically.
-    Raises ``InputError`` for other bits, a model that is quantised already, and values that are not finite.
+    names of the linear layers, as for ``compress``. ``observe``: yields the moments of layers' inputs, group by group, for
+    a quantizer that needs them; the layers of a group are replaced before the next one. The copy runs in the model's own
+    type, its values are those that ``storage.save`` writes (as float16 and packed codes), so a loaded one gives bitwise the
+    same outputs. Raises ``InputError`` for other bits, a model that is quantised already, and values that are not finite.
     """
     if bits != HALF:
         check_bits(bits)
@@ -80,20 +100,37 @@ def quantize(
         expand(exact)  # an identity in codes costs little, and rows have one scale each
     linears, quantized = _linears(exact, sites), call_every_layer(copy.deepcopy(exact)).eval()
     if bits != HALF:
-        for name, linear in linears.items():
-            replace_module(quantized, name, quantize_linear(linear, bits, name, quantizer))
+        _replace(quantized, linears, bits, quantizer, observe)
     _round_to_half(quantized)
+    entry = _entry(bits, linears, quantized, quantizer)
+    addition: QuantizationAddition = {"quantization": entry}
+    attached = getattr(quantized, "compression_report", None)
+    if attached is not None:
+        quantized.compression_report = {**attached, **addition}  # type: ignore[assignment]  # as compress does
+    return quantized, addition
+
+
+def _replace(
+    model: nn.Module, linears: dict[str, nn.Linear], bits: int, quantizer: Quantizer, observe: Observe | None
+) -> None:
+    """Put quantised layers in the place of ``linears``, group by group as they are observed."""
+    groups = [dict.fromkeys(linears)] if observe is None else observe(model, list(linears))
+    for group in groups:
+        for name, inputs in group.items():
+            replace_module(model, name, quantize_linear(linears[name], bits, name, quantizer, inputs))
+
+
+def _entry(bits: int, linears: dict[str, nn.Linear], quantized: nn.Module, quantizer: Quantizer) -> Quantization:
     entry: Quantization = {
         "bits": bits,
         "layers": 0 if bits == HALF else len(linears),
         "relative_weight_error": _weight_error(linears, quantized),
         **stored_bytes(quantized),  # type: ignore[typeddict-item]  # its names are those of the schema
     }
-    addition: QuantizationAddition = {"quantization": entry}
-    attached = getattr(quantized, "compression_report", None)
-    if attached is not None:
-        quantized.compression_report = {**attached, **addition}  # type: ignore[assignment]  # as compress does
-    return quantized, addition
+    if bits != HALF:
+        entry["method"] = QUANTIZERS.name_of(quantizer) or type(quantizer).__name__
+        entry["hyperparameters"] = plain(asdict(quantizer))  # type: ignore[call-overload]
+    return entry
 
 
 def _weight_error(linears: dict[str, nn.Linear], quantized: nn.Module) -> float:

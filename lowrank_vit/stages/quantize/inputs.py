@@ -1,0 +1,107 @@
+"""Moments of the inputs of the layers to be quantised, block by block, behind the blocks that are quantised already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import UnknownWholeError, family_of
+from lowrank_vit.architectures.given import entered
+from lowrank_vit.modules.predicting import predict
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.progress import track
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Averages over all tokens of a layer's inputs x, float64: ``mean`` of x, (n,), and ``second`` of x x^T, (n, n)."""
+
+    mean: Tensor
+    second: Tensor
+
+    @property
+    def centred(self) -> Tensor:
+        """Return the covariance, (n, n)."""
+        return self.second - torch.outer(self.mean, self.mean)
+
+
+class _Sums:
+    """Sums over the tokens that a layer has seen: products in float32, added up in float64."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.tokens, width = 0, int(getattr(layer, "in_features"))  # noqa: B009
+        self.total, self.second = (torch.zeros(size, dtype=torch.float64) for size in ((width,), (width, width)))
+
+    def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = inputs[0].detach().flatten(0, -2).float().cpu()
+        self.tokens += len(x)
+        self.total += x.double().sum(0)
+        self.second += (x.T @ x).double()
+
+    def moments(self, name: str) -> InputMoments:
+        if not self.tokens:
+            raise InputError(
+                f"layer {name!r} is never called as a module, so its input is unknown: leave it out by --sites"
+            )
+        if not self.second.sum().isfinite():
+            raise InputError(f"the inputs of layer {name!r} are not finite: check the weights and the images")
+        return InputMoments(self.total / self.tokens, self.second / self.tokens)
+
+
+@contextmanager
+def _listening(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Sums]]:
+    """Sum up what the layers see while the context lasts."""
+    layers = {name: model.get_submodule(name) for name in names}
+    sums = {name: _Sums(layer) for name, layer in layers.items()}
+    hooks = [layers[name].register_forward_hook(sums[name].see) for name in names]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def input_moments(
+    model: nn.Module, names: Sequence[str], batches: Iterable[Tensor], progress: bool = False
+) -> Iterator[dict[str, InputMoments]]:
+    """Yield the moments of the inputs of the named layers, all of a block together, in the model's order.
+
+    The caller may replace a block's layers before it asks for the next ones, whose inputs then come from the block as it
+    has become. Layers outside the blocks come first, and so do all where it is not known how the blocks follow each
+    other: their inputs are those of the model as it is. The streams of all images are kept in memory.
+    """
+    try:
+        steps = family_of(model).steps(model)
+    except UnknownWholeError:
+        steps = {}
+    outside = [name for name in names if not name.startswith(tuple(f"{step}." for step in steps))]
+    if outside:
+        with _listening(model, outside) as sums:
+            for batch in batches:
+                predict(model, batch)
+        yield _moments(sums)
+    if len(outside) == len(names):
+        return
+    given, entering = entered(model, steps, batches)
+    streams = list(entering)
+    for step in track(steps, "quantise", shown=progress):
+        inside = [name for name in names if name.startswith(f"{step}.")]
+        if inside:
+            with _listening(model, inside) as sums:
+                for x in streams:
+                    model.get_submodule(step)(x, **given[step])
+            yield _moments(sums)
+        module = model.get_submodule(step)  # as it has become
+        streams = [module(x, **given[step]) for x in streams]
+
+
+def _moments(sums: Mapping[str, _Sums]) -> dict[str, InputMoments]:
+    return {name: layer.moments(name) for name, layer in sums.items()}
+
+
+Observe = Callable[[nn.Module, Sequence[str]], Iterator[Mapping[str, InputMoments]]]

@@ -1,0 +1,92 @@
+"""Moments of the inputs of layers to be quantised: those of the dense model at first, then behind what was replaced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_vit import InputError, compress
+from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit.pipeline.quantizing import quantize
+from lowrank_vit.stages.calibrate.stream import calibrate
+from lowrank_vit.stages.quantize.gptq import ErrorFeedback
+from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
+from tests.support.models import images, tiny
+
+NEEDS = {"input_second"}
+
+
+def collected(model: nn.Module, kind: str, change: bool = False) -> dict[str, InputMoments]:
+    """Collect all moments; ``change``: double the first block's fc1 as soon as its moments are there."""
+    found: dict[str, InputMoments] = {}
+    names = [site.name for site in find_sites(model)]
+    for group in input_moments(model, names, [images(6, kind)]):
+        found |= group
+        if change and any(name.endswith("blocks.0.mlp.fc1") for name in group):
+            name = next(name for name in group if name.endswith("blocks.0.mlp.fc1"))
+            model.get_submodule(name).weight.data *= 2
+            change = False
+    assert list(found) == names
+    return found
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_they_are_those_of_one_pass_while_nothing_changes(kind: str) -> None:
+    model = tiny(kind)
+    moments = calibrate(model, find_sites(model), NEEDS, [images(6, kind)])
+    for name, inputs in collected(model, kind).items():
+        torch.testing.assert_close(inputs.second, moments[name].mean("input_second"), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(inputs.mean, moments[name].mean("input_sum"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_they_come_from_blocks_as_they_have_become(kind: str) -> None:
+    before, changed = collected(tiny(kind), kind), tiny(kind)
+    during = collected(changed, kind, change=True)
+    after = calibrate(changed, find_sites(changed), NEEDS, [images(6, kind)])
+    names = list(before)
+    seen = next(index for index, name in enumerate(names) if name.endswith("blocks.0.mlp.fc2"))  # of the same block
+    for name in names[: seen + 1]:
+        torch.testing.assert_close(during[name].second, before[name].second)
+    for name in names[seen + 1 :]:
+        torch.testing.assert_close(during[name].second, after[name].mean("input_second"), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(during[names[-1]].second, before[names[-1]].second, rtol=1e-2)
+
+
+def test_layers_outside_the_blocks_are_seen_first() -> None:
+    model = tiny("vit")
+    first = next(input_moments(model, ["head", "blocks.0.attn.qkv"], [images(4)]))
+    assert list(first) == ["head"]
+
+
+def divergence(model: nn.Module, other: nn.Module) -> float:
+    with torch.no_grad():
+        return float((model(images(12)) - other(images(12))).square().mean())
+
+
+@pytest.mark.parametrize("recipe", [None, "exact", "best"])
+def test_fed_back_errors_change_the_outputs_less(recipe: str | None) -> None:
+    model = tiny("vit")
+    if recipe is not None:
+        model, _ = compress(model, [images(12)], recipe, 0.3)
+    nearest, _ = quantize(model, 3)
+    fed_back, addition = quantize(model, 3, [images(12)], quantizer="gptq")
+    assert divergence(model, fed_back) < 0.7 * divergence(model, nearest)
+    assert addition["quantization"]["method"] == "gptq"
+    assert addition["quantization"]["hyperparameters"]["damping"] == 0.01
+
+
+def test_the_bias_takes_up_the_mean_of_what_is_lost() -> None:
+    model = tiny("vit")
+    quantized, _ = quantize(model, 2, [images(12)], quantizer=ErrorFeedback(shrinkages=(1.0,)))
+    dense, rounded = model.get_submodule("blocks.0.attn.qkv"), quantized.get_submodule("blocks.0.attn.qkv")
+    inputs = next(input_moments(model, ["blocks.0.attn.qkv"], [images(12)]))["blocks.0.attn.qkv"].mean.float()
+    torch.testing.assert_close(rounded(inputs), dense(inputs), atol=2e-3, rtol=0)  # biases are stored as float16
+
+
+def test_images_are_asked_for() -> None:
+    with pytest.raises(InputError, match="quantizer 'gptq' looks at the layers' inputs: pass images"):
+        quantize(tiny("vit"), 4, quantizer="gptq")
+    with pytest.raises(InputError, match="did you mean 'gptq'"):
+        quantize(tiny("vit"), 4, quantizer="gptk")
