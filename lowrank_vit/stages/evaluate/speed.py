@@ -127,14 +127,20 @@ def activation_bytes(model: Run, images: Tensor) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         model(images)
         return torch.cuda.max_memory_allocated() - before
+    peak = resident_peak(lambda: model(images))
+    return None if peak is None else max(0, peak[1] - peak[0])
+
+
+def resident_peak(run: Callable[[], object]) -> tuple[int, int] | None:
+    """Measure this process's memory before a call and the most during it, in bytes; None except on Linux."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the present use
     except (OSError, AttributeError, TypeError):
         return None
     before = _resident("VmRSS")
-    model(images)
-    return max(0, _resident("VmHWM") - before)
+    run()
+    return before, _resident("VmHWM")
 
 
 def _resident(field: str) -> int:
