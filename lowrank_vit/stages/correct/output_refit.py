@@ -174,15 +174,13 @@ class OutputRefit:
 
         Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
-        layer = new.output_layer
-        shape, device = (layer.in_features, layer.out_features), layer.weight.device
-        folds = [Regression.empty(*shape, device) for _ in range(self.folds)]
+        layer, device = new.output_layer, new.output_layer.weight.device
+        folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
         (seen, world), weights = rank_and_world(), self._weights(sensitivity)
         with Spill() as inputs:
             for place in range(len(streams)):
                 pair = streams.at(place, device)
-                source = pair if sources is streams else sources.at(place, device)
-                x, y, error, h = _gap(old, new, pair, source, given)
+                x, y, error, h = _gap(old, new, pair, pair if sources is streams else sources.at(place, device), given)
                 streams.put(place, x, y)
                 there = old.tokens(torch.ones_like(y))[..., 0]  # padding is no output
                 rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
@@ -198,9 +196,8 @@ class OutputRefit:
             if ridge is not None:
                 _add_to(layer, change, shift, old.scale)
             if old.normed:
-                for place, y in enumerate(streams.small):
-                    added = new.add(sources.small[place].to(device), **given)
-                    streams.small[place] = y.to(added) + added
+                for place, (y, source) in enumerate(zip(streams.small, sources.small, strict=True)):
+                    streams.small[place] = y + new.add(source.to(device), **given).cpu()
             elif ridge is not None:
                 self._move(old, streams.small, inputs, change, shift)
         return ridge
