@@ -71,8 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
-    # PyTorch's timers import it, and it warns of a CUDA toolkit without a GPU, which nothing here needs
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         check_early(args)
         if getattr(args, "folder", None):

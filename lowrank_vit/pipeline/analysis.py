@@ -30,6 +30,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, overfit_entry, plain
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
+from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from lowrank_vit.stages.evaluate.speed import Setting
 
@@ -118,14 +119,16 @@ class Analysis:
         A unit that stays dense is measured at its ``probe_rank``. Returns, by unit, the size and the divergence from the
         dense model on the first ``images`` of the batches.
         """
-        replay, points = Replay(self.model, self.recipe.objective, batches, images), {}
-        for known in track(self.known, "measure", shown=self.progress):
-            units = [curve.name for curve in self.curves_by_group[known.group.name]]
-            for unit in units:
-                planned = plan.ranks[unit]
-                rank = known.probe_rank(unit) if planned is None else planned
-                small = known.cut({each: rank if each == unit else None for each in units}).fold()
-                points[unit] = rank, replay.divergence(known.group.name, small)
+        points = {}
+        with Spill() as kept:
+            replay = Replay(self.model, self.recipe.objective, batches, images, kept)
+            for known in track(self.known, "measure", shown=self.progress):
+                units = [curve.name for curve in self.curves_by_group[known.group.name]]
+                for unit in units:
+                    planned = plan.ranks[unit]
+                    rank = known.probe_rank(unit) if planned is None else planned
+                    small = known.cut({each: rank if each == unit else None for each in units}).fold()
+                    points[unit] = rank, replay.divergence(known.group.name, small)
         return points
 
     def compress(self, size: Size, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:

@@ -21,6 +21,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.layers import VALUE, AttentionSite
 from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.streams import Streams
 from lowrank_vit.stages.export import formats
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
@@ -182,9 +183,9 @@ class TestWalk:
 class Watched(OutputRefit):
     """Keeps the streams that a branch leaves behind."""
 
-    def _branch(self, old: Branch, new: Branch, streams: list, *rest: object) -> float | None:
+    def _branch(self, old: Branch, new: Branch, streams: Streams, *rest: object) -> float | None:
         ridge = super()._branch(old, new, streams, *rest)
-        object.__setattr__(self, "left", streams)
+        object.__setattr__(self, "left", list(zip(streams.dense, streams.small, strict=True)))
         return ridge
 
 

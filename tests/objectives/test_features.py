@@ -19,6 +19,7 @@ from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feat
 from lowrank_vit.pipeline.recipe import recipe_of
 from lowrank_vit.pipeline.selecting import announce, select
 from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.headless import headless, token_model
 from tests.support.models import images, outputs, tiny
@@ -177,13 +178,14 @@ def test_measured_losses_are_those_of_whole_models(kind: str) -> None:
     family = "swin" if kind == "swin" else "vit"
     model, data = MODELS[kind]().double(), images(12, family).double()
     analysis = analyse(model, data.split(4), get_recipe("best").but(refit=False, measured=0))
-    replay = Replay(analysis.model, analysis.recipe.objective, data.split(5), images=12)
-    for curve in analysis.curves:
-        plan = RankPlan({each.name: 2 * curve.multiple if each is curve else None for each in analysis.curves})
-        small, _ = analysis.apply(plan)
-        half = curve.name.rpartition(".")[0]
-        found = replay.divergence(half, small.get_submodule(half))
-        assert found == pytest.approx(relative(outputs(model, data), outputs(small, data)), rel=1e-3)
+    with Spill() as kept:
+        replay = Replay(analysis.model, analysis.recipe.objective, data.split(5), 12, kept)
+        for curve in analysis.curves:
+            plan = RankPlan({each.name: 2 * curve.multiple if each is curve else None for each in analysis.curves})
+            small, _ = analysis.apply(plan)
+            half = curve.name.rpartition(".")[0]
+            found = replay.divergence(half, small.get_submodule(half))
+            assert found == pytest.approx(relative(outputs(model, data), outputs(small, data)), rel=1e-3)
 
 
 def test_statistics_do_not_depend_on_the_batches() -> None:

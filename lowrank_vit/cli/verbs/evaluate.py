@@ -14,8 +14,6 @@ from lowrank_vit.runtime.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lowrank_vit.data import ImageData
-
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
@@ -50,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
 
     result = evaluate(model, data, dense=dense, hardware=hardware)
     features = "feature_error" in result
-    if dense is not None and not features:
-        result |= _beside(dense, model, data, hardware.device)
+    if "top1_dense" in result:
+        result["dense"] = {"top1": result.pop("top1_dense")}
     if args.json:
         print(json.dumps(result))
         return
@@ -77,13 +75,3 @@ def _dense(args: argparse.Namespace) -> nn.Module:
 
     args.teacher_checkpoint = args.dense if isinstance(args.dense, Path) else None
     return dense_model(args, storage.load_report(args.folder))
-
-
-def _beside(dense: nn.Module, model: nn.Module, data: ImageData, device: str) -> dict[str, Any]:
-    """Return how the model compares with the dense one, on the same images."""
-    from lowrank_vit.runtime.hardware import resolve_device
-    from lowrank_vit.runtime.processes import is_first
-    from lowrank_vit.stages.evaluate.comparison import compare
-
-    measured = compare(dense.to(resolve_device(device)), model, data.val_dataloader(), progress=is_first())
-    return {"agreement": measured["agreement"], "kl": measured["kl"], "dense": {"top1": measured["top1_dense"]}}

@@ -22,8 +22,10 @@ from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
+from lowrank_vit.runtime.spill import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
+DENSE = "dense"  # the key of what is read off the dense model
 
 
 @dataclass(frozen=True)
@@ -53,36 +55,46 @@ class Replay:
     """The streams of some images through a dense model, from which a pass resumes with one module exchanged.
 
     ``images``: how many images of the batches, (B, C, H, W), are used, the first ones, or all if there are fewer; of
-    several processes, each has every world-th of them.
+    several processes, each has every world-th of them. ``kept``: where the streams are kept, batch by batch.
     Raises ``InputError`` for a model whose blocks are of an unknown kind.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, batches: Iterable[Tensor], images: int) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, batches: Iterable[Tensor], images: int, kept: Spill
+    ) -> None:
         self._model, self._objective, self._family = model, objective, family_of(model)
-        self._steps = self._family.steps(model)
-        device = next(model.parameters()).device
+        self._steps, self._kept = self._family.steps(model), kept
+        self._device = device = next(model.parameters()).device
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
             few = (batch.to(device) for batch in _first(batches, mine))
             self._given, inputs = entered(model, self._steps, few)
-            x = torch.cat(list(inputs))
-            self._inputs = {}
-            for name, step in self._steps.items():
-                self._inputs[name], x = x, step(x, **self._given[name])
-            self._dense = self._finish(x)
+            first = next(iter(self._steps))
+            for batch, x in enumerate(inputs):
+                kept[first, batch] = x
+            self._batches = len(kept)
+            for batch in range(self._batches):
+                x = kept[first, batch].to(device)
+                for name, step in self._steps.items():
+                    kept[name, batch], x = x, step(x, **self._given[name])
+                kept[DENSE, batch] = self._finish(x)
 
     @torch.no_grad()
     def divergence(self, name: str, module: nn.Module) -> float:
         """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
         names = list(self._steps)
         start = next(index for index, step in enumerate(names) if name.startswith(f"{step}."))
+        total, count = 0.0, 0
         with exchanged(self._model, name, module):
-            x = self._inputs[names[start]]
-            for step in names[start:]:
-                x = self._steps[step](x, **self._given[step])
-            reading = self._finish(x)
-        sums = gathered((float(self._objective.divergence(self._dense, reading)), len(x)))
-        return sum(total for total, _ in sums) / sum(count for _, count in sums)
+            for batch in range(self._batches):
+                x = self._kept[names[start], batch].to(self._device)
+                for step in names[start:]:
+                    x = self._steps[step](x, **self._given[step])
+                dense = self._kept[DENSE, batch].to(self._device)
+                total += float(self._objective.divergence(dense, self._finish(x)))
+                count += len(x)
+        totals, counts = zip(*gathered((total, count)), strict=True)
+        return float(sum(totals)) / sum(counts)
 
     def _finish(self, x: Tensor) -> Tensor:
         """Return the objective's reading of the outputs, given the stream after the last step."""

@@ -22,8 +22,8 @@ from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.runtime.progress import track
-
-Streams = list[tuple[Tensor, Tensor]]  # of the dense and of the smaller model, batch by batch, (B, ..., n)
+from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.stages.correct.streams import Streams
 
 
 def check_refit(model: nn.Module, batches: object) -> None:
@@ -115,8 +115,9 @@ class OutputRefit:
     examples than tokens. Where a norm follows the output layer (Swin V2), its own dense outputs take the place of
     ``s_t - s^_t``: what the stream has lost before cannot be made up for behind a norm.
 
-    Both models see the images once. Memory grows with them: both streams, and the inputs of one output layer,
-    are kept, ``4 N T (2 n + k)`` bytes for N images of T tokens (float32; k: that layer's inputs, after reduction).
+    Both models see the images once, and memory does not grow with them: both streams, and the inputs of one output layer,
+    are kept on the disk, ``4 N T (2 n + k)`` bytes for N images of T tokens (float32; k: that layer's inputs, after
+    reduction).
     """
 
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -141,22 +142,23 @@ class OutputRefit:
         family, device = family_of(dense), next(dense.parameters()).device
         steps, ridges = family.steps(dense), {}
         given, inputs = entered(dense, steps, (batch.to(device) for batch in batches))
-        streams: Streams = [(x.cpu(), x.cpu()) for x in inputs]
-        for name in track(list(steps), "refit", shown=progress):
-            old, new = steps[name], small.get_submodule(name)
-            branches = list(zip(family.branches(old), family.branches(new), strict=True))
-            sources = streams
-            for place, (dense_branch, small_branch) in enumerate(branches):
-                if not dense_branch.beside:
-                    shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
-                    sources = list(streams) if shared else streams
-                output = f"{name}.{dense_branch.output_name}"
-                pair = dense_branch, small_branch
-                ridges[output] = self._branch(*pair, streams, sources, sensitivities[output], given[name])
-            if not branches:
-                for place, (x, y) in enumerate(streams):
-                    x, y = (step(t.to(device), **given[name]).cpu() for step, t in ((old, x), (new, y)))
-                    streams[place] = x, y
+        with Streams() as streams, Streams() as before:
+            for place, x in enumerate(inputs):
+                streams.put(place, x, x)
+            for name in track(list(steps), "refit", shown=progress):
+                old, new = steps[name], small.get_submodule(name)
+                branches = list(zip(family.branches(old), family.branches(new), strict=True))
+                sources = streams
+                for place, pair in enumerate(branches):
+                    if not pair[0].beside:
+                        shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
+                        sources = streams.copy_to(before) if shared else streams
+                    output = f"{name}.{pair[0].output_name}"
+                    ridges[output] = self._branch(*pair, streams, sources, sensitivities[output], given[name])
+                if not branches:
+                    for place in range(len(streams)):
+                        x, y = streams.at(place, device)
+                        streams.put(place, old(x, **given[name]), new(y, **given[name]))
         return ridges
 
     def _branch(
@@ -172,32 +174,32 @@ class OutputRefit:
 
         Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
-        layer, inputs = new.output_layer, []
-        shape, device = (layer.in_features, layer.out_features), layer.weight.device
-        folds = [Regression.empty(*shape, device) for _ in range(self.folds)]
+        layer, device = new.output_layer, new.output_layer.weight.device
+        folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
         (seen, world), weights = rank_and_world(), self._weights(sensitivity)
-        for place, pairs in enumerate(zip(streams, sources, strict=True)):
-            pair, source = ([t.to(device) for t in each] for each in pairs)
-            x, y, error, h = _gap(old, new, pair, source, given)
-            streams[place] = x.cpu(), y.cpu()
-            there = old.tokens(torch.ones_like(y))[..., 0]  # padding is no output
-            rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
-            inputs.append(h.cpu())
-            # images alternate between processes: an image's index over all of them decides its fold
-            own = (torch.arange(len(x), device=x.device) * world + seen) % self.folds
-            for index, fold in enumerate(folds):
-                fold.add(*(t[own == index].flatten(0, 1).float() for t in (h, error, rows)))
-            seen += len(x) * world
-        for fold in folds:
-            fold.gather()
-        change, shift, ridge = cross_validated(folds, self.ridges)
-        if ridge is not None:
-            _add_to(layer, change, shift, old.scale)
-        if old.normed:
-            after = [new.add(y.to(device), **given).cpu() for _, y in sources]
-            streams[:] = [(x, y + added) for (x, y), added in zip(streams, after, strict=True)]
-        elif ridge is not None:
-            self._move(old, streams, inputs, change, shift)
+        with Spill() as inputs:
+            for place in range(len(streams)):
+                pair = streams.at(place, device)
+                x, y, error, h = _gap(old, new, pair, pair if sources is streams else sources.at(place, device), given)
+                streams.put(place, x, y)
+                there = old.tokens(torch.ones_like(y))[..., 0]  # padding is no output
+                rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
+                inputs[place] = h
+                # images alternate between processes: an image's index over all of them decides its fold
+                own = (torch.arange(len(x), device=x.device) * world + seen) % self.folds
+                for index, fold in enumerate(folds):
+                    fold.add(*(t[own == index].flatten(0, 1).float() for t in (h, error, rows)))
+                seen += len(x) * world
+            for fold in folds:
+                fold.gather()
+            change, shift, ridge = cross_validated(folds, self.ridges)
+            if ridge is not None:
+                _add_to(layer, change, shift, old.scale)
+            if old.normed:
+                for place, (y, source) in enumerate(zip(streams.small, sources.small, strict=True)):
+                    streams.small[place] = y + new.add(source.to(device), **given).cpu()
+            elif ridge is not None:
+                self._move(old, streams.small, inputs, change, shift)
         return ridge
 
     def _weights(self, sensitivity: Tensor) -> Tensor:
@@ -206,11 +208,11 @@ class OutputRefit:
         return 1 - self.sensitivity + self.sensitivity * len(share) * share
 
     @staticmethod
-    def _move(old: Branch, streams: Streams, inputs: list[Tensor], change: Tensor, shift: Tensor) -> None:
+    def _move(old: Branch, stream: Spill, inputs: Spill, change: Tensor, shift: Tensor) -> None:
         """Add to the smaller model's stream what the change, (k, d) and (d,), adds given the layer's inputs, (B, T, k)."""
-        for place, (x, y) in enumerate(streams):
-            added = torch.addmm(shift.to(y), inputs[place].to(change.device).flatten(0, 1), change.to(y))
-            streams[place] = x, y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
+        for place, (y, h) in enumerate(zip(stream, inputs, strict=True)):
+            added = torch.addmm(shift.to(y), h.to(change.device).flatten(0, 1), change.to(y))
+            stream[place] = y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
 
 
 def _gap(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 from torchmetrics import Metric
 
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.objectives.classification import without_classifier
+from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
 from lowrank_vit.records.images import Batch, images_in, labels_in
 from lowrank_vit.runtime.errors import InputError
@@ -70,6 +70,35 @@ class ClassificationScore(Metric):
         return {"top1": 100 * self.top1 / n, "top5": 100 * self.top5 / n, "loss": self.loss / n, "n": n}
 
 
+class ComparedScore(ClassificationScore):
+    """The score of a classifier beside that of the dense one: also its hits, equal predictions and the divergence."""
+
+    hits: Tensor
+    same: Tensor
+    divergence: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("hits", "same"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("divergence", torch.tensor(0.0, dtype=PRECISE), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, dense: Tensor | None = None) -> None:
+        """Count a batch. logits, and those of the dense model: (batch, classes), labels: (batch,)."""
+        assert dense is not None
+        super().update(logits, labels)
+        pair = [each.to(PRECISE).log_softmax(-1) for each in (dense, logits)]
+        self.hits = self.hits + count_hits(dense, labels, 1)
+        self.same = self.same + (dense.argmax(-1) == logits.argmax(-1)).sum()
+        self.divergence = self.divergence + Classification().divergence(*pair)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return what ``ClassificationScore`` does, and ``top1_dense``, ``agreement`` (percent) and ``kl`` (nats, a mean)."""
+        n = self.n.to(self.loss.dtype)
+        beside = {"top1_dense": 100 * self.hits / n, "agreement": 100 * self.same / n, "kl": self.divergence / n}
+        return super().compute() | beside
+
+
 class FeatureScore:
     """The error of features, in shares of their variance over the images that are scored, added up over the processes."""
 
@@ -98,18 +127,22 @@ class FeatureScore:
 
 
 class Evaluation(LightningModule):
-    """Feeds batches ``(images (B, C, H, W), labels (B,))`` through the model and into the score."""
+    """Feeds batches ``(images (B, C, H, W), labels (B,))`` through the model, and the dense one, and into the score."""
 
-    def __init__(self, model: nn.Module, score: ClassificationScore | FeatureScore | None = None) -> None:
+    score: ClassificationScore | FeatureScore
+
+    def __init__(self, model: nn.Module, dense: nn.Module | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.score = ClassificationScore() if score is None else score
+        self.model, self.dense = model, dense
+        self.score = ClassificationScore() if dense is None else ComparedScore()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
-        logits, labels = predict(self.model, images_in(batch)), labels_in(batch)
+        images, labels = images_in(batch), labels_in(batch)
+        logits = predict(self.model, images)
         check_labels(labels, logits.shape[-1])
-        self.score.update(logits, labels)
+        beside = [] if self.dense is None else [predict(self.dense, images)]
+        self.score.update(logits, labels, *beside)
 
     def on_validation_epoch_end(self) -> None:
         """Sum over the processes once and log the result; "max" over equal values logs them without rounding."""
@@ -122,11 +155,12 @@ class FeatureEvaluation(Evaluation):
     """Feeds images through the model and the dense one, and compares their features; labels are not read."""
 
     def __init__(self, model: nn.Module, dense: nn.Module) -> None:
-        super().__init__(model, FeatureScore())
-        self.dense = dense
+        super().__init__(model)
+        self.dense, self.score = dense, FeatureScore()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
+        assert self.dense is not None
         images = images_in(batch)
         self.score.update(predict(self.model, images), predict(self.dense, images))
 
@@ -168,7 +202,7 @@ def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
     """Return what can be measured. Raises ``InputError`` for a model without a classifier, and none to compare it with."""
     missing = without_classifier(model)
     if not missing:
-        return Evaluation(model)
+        return Evaluation(model, dense)
     if dense is None:
         raise InputError(
             f"the model {missing}, so it has no accuracy: pass the dense model (--dense) to compare its features with"
@@ -186,6 +220,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return ``{"top1", "top5", "loss", "n"}``: percent, percent, mean cross-entropy, number of images.
 
+    With the ``dense`` model, add its ``top1_dense``, and ``agreement`` and ``kl`` as ``comparison.compare`` returns them.
     Of a model without a classifier, return ``{"feature_error", "n"}``: the mean over all features of
     ``E (f - f')^2 / Var f``, f the features of the ``dense`` model, f' its own, over these images.
 

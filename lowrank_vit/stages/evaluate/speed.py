@@ -11,29 +11,39 @@ import ctypes
 import os
 import shutil
 import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.timer import timer
 
 from lowrank_vit.modules import counting as cost
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 
 MODES = ("eager", "compiled")
-CLOCKS: dict[str, Callable[[], float]] = {"wall": timer, "cpu": time.process_time}
 BATCHES = (1, 8, 64)
 BLOCK = 0.2  # least seconds of a timed block of calls
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
-CALLS = 3  # calls for a block of one: torch.utils.benchmark warms up with two
+WARM_UP = 2  # calls before each block
 
 Run = Callable[[Tensor], Tensor]
+
+
+def finished() -> float:
+    """Read the clock, in seconds, once the device has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+# torch.utils.benchmark has such timers, too, but takes long to import, and warns of a CUDA toolkit without a GPU
+CLOCKS: dict[str, Callable[[], float]] = {"wall": finished, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -87,21 +97,22 @@ def seconds_in_turns(
     timers, counts, estimate = {}, {}, 0.0
     for name, model in models.items():
         model(images)
-        timers[name] = Timer(
-            "model(images)",
-            globals={"model": model, "images": images},
-            timer=CLOCKS[clock],
-            num_threads=torch.get_num_threads(),
-        )
-        once = timers[name].timeit(1).median
+        timers[name] = timeit.Timer(partial(model, images), timer=CLOCKS[clock])
+        once = _seconds(timers[name], 1)
         counts[name] = max(1, round(BLOCK / once))
-        estimate += once * (counts[name] + CALLS - 1)
+        estimate += once * (counts[name] + WARM_UP)
     rounds = min(MOST_ROUNDS, max(LEAST_ROUNDS, int(seconds / estimate)))
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds):
         for name, timed in timers.items():
-            times[name].append(timed.timeit(counts[name]).median)
+            times[name].append(_seconds(timed, counts[name]))
     return times
+
+
+def _seconds(timed: timeit.Timer, calls: int) -> float:
+    """Return the seconds of one of some calls, which follow others that are not counted."""
+    timed.timeit(WARM_UP)
+    return timed.timeit(calls) / calls
 
 
 def activation_bytes(model: Run, images: Tensor) -> int | None:
@@ -116,14 +127,20 @@ def activation_bytes(model: Run, images: Tensor) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         model(images)
         return torch.cuda.max_memory_allocated() - before
+    peak = resident_peak(lambda: model(images))
+    return None if peak is None else max(0, peak[1] - peak[0])
+
+
+def resident_peak(run: Callable[[], object]) -> tuple[int, int] | None:
+    """Measure this process's memory before a call and the most during it, in bytes; None except on Linux."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the present use
     except (OSError, AttributeError, TypeError):
         return None
     before = _resident("VmRSS")
-    model(images)
-    return max(0, _resident("VmHWM") - before)
+    run()
+    return before, _resident("VmHWM")
 
 
 def _resident(field: str) -> int:

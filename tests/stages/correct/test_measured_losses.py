@@ -14,6 +14,7 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline.api import analyse
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay, corrected
 from tests.support.models import LONE, images, tiny
 
@@ -26,16 +27,17 @@ def test_the_replay_is_the_whole_model_with_one_half_exchanged(kind: str) -> Non
     model, data = tiny(kind), images(12, kind)
     analysis = analyse(model, data.split(4), UNMEASURED)
     before = copy.deepcopy(analysis.model.state_dict())
-    replay = Replay(analysis.model, KL, data.split(5), images=7)
-    for curve in analysis.curves:
-        plan = RankPlan({each.name: 2 * curve.multiple if each is curve else None for each in analysis.curves})
-        small, _ = analysis.apply(plan)
-        half = curve.name.rpartition(".")[0]
-        found = replay.divergence(half, small.get_submodule(half))
-        assert found == pytest.approx(divergences(KL, model, [small], [data[:7]])[0], rel=1e-3, abs=1e-9)
-        assert found > 0
-    after = analysis.model.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    with Spill() as kept:
+        replay = Replay(analysis.model, KL, data.split(5), 7, kept)
+        for curve in analysis.curves:
+            plan = RankPlan({each.name: 2 * curve.multiple if each is curve else None for each in analysis.curves})
+            small, _ = analysis.apply(plan)
+            half = curve.name.rpartition(".")[0]
+            found = replay.divergence(half, small.get_submodule(half))
+            assert found == pytest.approx(divergences(KL, model, [small], [data[:7]])[0], rel=1e-3, abs=1e-9)
+            assert found > 0
+        after = analysis.model.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_a_corrected_curve_by_hand() -> None:

@@ -18,6 +18,7 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.output_refit import OutputRefit, Regression, cross_validated
+from lowrank_vit.stages.correct.streams import Streams
 from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
 
 PLAIN = get_recipe("best").but(refit=False, measured=0)
@@ -140,9 +141,9 @@ def test_nothing_to_mend_changes_nothing(kind: str) -> None:
 class Watched(OutputRefit):
     """Keeps the streams that a branch leaves behind."""
 
-    def _branch(self, old: Branch, new: Branch, streams: list, *rest: object) -> float | None:
+    def _branch(self, old: Branch, new: Branch, streams: Streams, *rest: object) -> float | None:
         ridge = super()._branch(old, new, streams, *rest)
-        object.__setattr__(self, "left", streams)
+        object.__setattr__(self, "left", list(zip(streams.dense, streams.small, strict=True)))
         return ridge
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.evaluate.accuracy import evaluate, shard
+from lowrank_vit.stages.evaluate.comparison import compare
 from tests.support.hardware import CPU, on_cpu
 from tests.support.processes import become
 
@@ -57,6 +58,25 @@ def test_scores_equal_a_direct_computation(batch_size: int) -> None:
     assert result["top1"] == pytest.approx(100 * (order[:, 0] == labels).double().mean().item())
     assert result["top5"] == pytest.approx(100 * (order[:, :5] == labels[:, None]).any(1).double().mean().item())
     assert result["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_beside_the_dense_model_both_see_every_image_once() -> None:
+    """The same numbers as each alone, and as the comparison has them."""
+    model, dense, data, seen = tiny(), tiny(), tiny_data(), []
+    dense.head.weight.data = -2 * model.head.weight.data.roll(1, 0)
+    loader = DataLoader(data, batch_size=4)
+    alone = [run(each, loader) for each in (model, dense)]
+    expected = compare(dense, model, loader)
+    for name, each in (("small", model), ("dense", dense)):
+        each.register_forward_pre_hook(lambda module, x, name=name: seen.extend([name] * len(x[0])))
+    found = run(model, loader, dense=dense)
+    assert sorted(seen) == ["dense"] * IMAGES + ["small"] * IMAGES
+    assert {name: found[name] for name in alone[0]} == pytest.approx(alone[0])
+    assert found["top1_dense"] == pytest.approx(alone[1]["top1"])
+    assert {name: found[name] for name in ("agreement", "kl", "top1_dense")} == pytest.approx(
+        {name: expected[name] for name in ("agreement", "kl", "top1_dense")}
+    )
+    assert found["kl"] > 0
 
 
 def test_top5_of_three_classes_is_everything() -> None:
