@@ -12,6 +12,7 @@ from torch import nn
 
 from lowrank_vit.pipeline.analysis import Analysis
 from lowrank_vit.pipeline.nested import pack, unpack
+from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
@@ -32,6 +33,7 @@ def save(
 ) -> None:
     """Write the model's folder, as ``storage.save`` does; with ``nested``, the analysis that made it, a nested one.
 
+    Where the recipe measures losses or refits outputs, as ``best`` does, the model is first compressed to a grid of sizes.
     Also raises ``InputError`` for a recipe that cannot be nested.
     """
     packed = None if nested is None else pack(nested, storage.report_of(model, report))
@@ -44,24 +46,29 @@ def load(
     dtype: torch.dtype | None = None,
     *,
     reduction: float | None = None,
+    budget: Mapping[str, float | str] | str | Budget | None = None,
     model: nn.Module | None = None,
     allow_factory: str | None = None,
 ) -> nn.Module:
     """Load the model in a folder, in eval mode; ``folder`` may be ``"hf_hub:OWNER/NAME"``, with ``@REVISION`` at its end.
 
     ``device``: as torch names it, or ``"auto"``. ``dtype``: as in ``storage.load``. ``reduction``: open a nested folder
-    at this share of the parameters removed: the model, with its report attached, that ``compress`` would have made at
-    that reduction from the same images, recipe and seed, bit by bit on the same kind of machine. ``model``: the dense
-    model, for one that timm did not make. ``allow_factory``: the factory ``"module:function"`` that it was saved with, if
-    you trust that code: nothing is imported unasked.
-    Raises ``InputError`` for a folder that holds no model, is broken or edited, has a newer format or, with ``reduction``,
-    is not nested or cannot be that small.
+    at this share of the parameters removed, or at a ``budget``, given as ``compress`` takes it: the model, with its report
+    attached, that ``compress`` would have made from the same images, recipe and seed. For recipes of single layers this
+    holds bit by bit on the same kind of machine; for ``best`` up to rounding at the sizes that were known when the folder
+    was written, and approximately between them. ``model``: the dense model, for one that timm did not make.
+    ``allow_factory``: the factory ``"module:function"`` that it was saved with, if you trust that code: nothing is imported
+    unasked.
+    Raises ``InputError`` for a folder that holds no model, is broken or edited, has a newer format or, with a size, is not
+    nested or cannot be that small.
     """
-    where = resolve_device(str(device))
-    path = hub.local_folder(folder, nested=reduction is not None)
-    if reduction is None:
+    if reduction is not None and budget is not None:
+        raise InputError(f"a reduction of {reduction:g} and the budget {budget} exclude each other: give one of them")
+    where, size = resolve_device(str(device)), reduction if budget is None else budget
+    path = hub.local_folder(folder, nested=size is not None)
+    if size is None:
         return storage.load(path, where, dtype, dense=model, allow_factory=allow_factory)
-    small, report = unpack(path, where, dense=model, allow_factory=allow_factory).compress(reduction)
+    small, report = unpack(path, where, dense=model, allow_factory=allow_factory).compress(size)
     config = storage.read_config(path)
     report["provenance"]["nested_sha256"] = (checksums(config) or {}).get(NESTED)
     attach(small, {name: value for name, value in config.items() if name != "lowrank_vit"}, report)  # not its weights

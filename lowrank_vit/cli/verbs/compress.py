@@ -133,6 +133,8 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     from lowrank_vit.pipeline import saving
     from lowrank_vit.pipeline.api import analyse
     from lowrank_vit.pipeline.budget import check_budget
+    from lowrank_vit.pipeline.nested import check_nestable, with_sizes
+    from lowrank_vit.pipeline.selecting import select
     from lowrank_vit.runtime.processes import is_first
 
     model, model_args = named_model(args)
@@ -141,6 +143,9 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     for size in folders.values():
         if size is not None:
             check_budget(model, recipe, size, **options)
+    if args.nested:
+        selection = select(model, recipe, **options)
+        check_nestable(selection.recipe, selection.groups)
     analysis = analyse(
         model,
         calibration_images(data),
@@ -156,8 +161,8 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     )
     for folder, size in folders.items():
         compressed, report = analysis.compress(size) if size is not None else _smallest(args, analysis, data)
+        nested = with_sizes(analysis, report.get("budget")) if args.nested else None  # by all processes together
         if is_first():
-            nested = analysis if args.nested else None
             saving.save(compressed, folder, report, model_args=model_args, nested=nested)
         _summarise(args, analysis, compressed, folder, data)
 

@@ -11,7 +11,14 @@ def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser("shrink", help="take another size out of a folder that `compress --nested` made")
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--reduction", type=float, required=True, help="share of all parameters to remove, e.g. 0.6")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--reduction", type=float, help="share of all parameters to remove, e.g. 0.6")
+    size.add_argument(
+        "--budget",
+        metavar="COST=VALUE",
+        help="what may remain of params, macs or bytes: a share of the dense model's, as in macs=0.5, or an amount, as in "
+        "bytes=6MiB",
+    )
     parser.add_argument("--device", default="cpu", help="auto | cpu | cuda")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.set_defaults(run=run)
@@ -24,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.storage import folder as storage
 
     storage.check_free(args.out)
-    model = saving.load(args.folder, args.device, reduction=args.reduction)
+    model = saving.load(args.folder, args.device, reduction=args.reduction, budget=args.budget)
     storage.save(model, args.out, model_args=storage.load_model_args(args.folder))
     show_report(storage.load_report(args.out), storage.file_bytes(args.out))
     print(f"saved to {args.out}")
