@@ -50,6 +50,10 @@ def check_nestable(recipe: Recipe) -> None:
             f"recipe {recipe.name!r} cannot be nested: its units are fitted anew for every choice of them, so a smaller "
             "size is no part of a larger one; compress once for every size, or nest 'loss_aware'"
         )
+    if recipe.folded:
+        raise InputError(
+            "folded norms cannot be nested: a folder holds the dense model as it was; leave out folded=True"
+        )
     if recipe.pivoted:
         raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")
     if recipe.compensation is not None and recipe.solver == "minibatch":
@@ -87,7 +91,7 @@ def pack(analysis: Analysis, report: Report) -> storage.NestedFile:
     entry = {
         "format": FORMAT,
         "allocator": _allocator(analysis.recipe),
-        "largest_reduction": int(1e4 * largest_reduction(analysis.curves, analysis.dense_cost)) / 1e4,
+        "largest_reduction": int(1e4 * largest_reduction(analysis.curves, analysis.dense, analysis.model)) / 1e4,
     }
     return storage.NestedFile(dict(_tensors(analysis)), {"format": "pt", "nested": json.dumps(record)}, entry)
 
@@ -168,6 +172,7 @@ def _analysis(
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     return Analysis(
+        dense=model,
         model=model,
         recipe=recipe,
         groups=[LinearGroup(site, recipe.units[SINGLE], settings) for site in sites],

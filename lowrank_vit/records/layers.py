@@ -36,6 +36,16 @@ class Site:
 
 
 @dataclass(frozen=True)
+class TableSite:
+    """A table of a vector for each position, (1, tokens, width), that is added to the stream before the blocks."""
+
+    name: str
+    tokens: int
+    width: int
+    after: Site  # the layer that gets the sum, and passes it on
+
+
+@dataclass(frozen=True)
 class AttentionSite:
     """A whole attention module: its queries, keys and values by one linear layer, its output by another.
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import family_of
+from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.architectures.given import entered
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.objectives import Objective
@@ -63,8 +63,8 @@ class Replay:
         device = next(model.parameters()).device
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
-            few = (batch.to(device) for batch in _first(batches, mine))
-            self._given, inputs = entered(model, self._steps, few)
+            self._images = [batch.to(device) for batch in _first(batches, mine)]
+            self._given, inputs = entered(model, self._steps, self._images)
             x = torch.cat(list(inputs))
             self._inputs = {}
             for name, step in self._steps.items():
@@ -75,9 +75,12 @@ class Replay:
     def divergence(self, name: str, module: nn.Module) -> float:
         """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
         names = list(self._steps)
-        start = next(index for index, step in enumerate(names) if name.startswith(f"{step}."))
+        start = next((index for index, step in enumerate(names) if name.startswith(f"{step}.")), None)
         with exchanged(self._model, name, module):
-            x = self._inputs[names[start]]
+            if start is None:  # ahead of the first step
+                start, x = 0, torch.cat(list(first_inputs(self._model, self._steps[names[0]], self._images)))
+            else:
+                x = self._inputs[names[start]]
             for step in names[start:]:
                 x = self._steps[step](x, **self._given[step])
             reading = self._finish(x)

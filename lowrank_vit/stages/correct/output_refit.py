@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import Branch, family_of
+from lowrank_vit.architectures.base import Branch, family_of, first_inputs
 from lowrank_vit.architectures.given import entered
 from lowrank_vit.linalg.gram import gram, weighted_sum
 from lowrank_vit.linalg.metric import cholesky_root
@@ -140,8 +141,10 @@ class OutputRefit:
         """
         family, device = family_of(dense), next(dense.parameters()).device
         steps, ridges = family.steps(dense), {}
-        given, inputs = entered(dense, steps, (batch.to(device) for batch in batches))
-        streams: Streams = [(x.cpu(), x.cpu()) for x in inputs]
+        old_images, new_images = tee(batch.to(device) for batch in batches)
+        given, inputs = entered(dense, steps, old_images)
+        smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
+        streams: Streams = [(x.cpu(), y.cpu()) for x, y in zip(inputs, smaller_inputs, strict=True)]
         for name in track(list(steps), "refit", shown=progress):
             old, new = steps[name], small.get_submodule(name)
             branches = list(zip(family.branches(old), family.branches(new), strict=True))
