@@ -38,7 +38,7 @@ def plain_attention(name: str, module: Any, **further: Any) -> AttentionSite:
 def added_positions(model: Any) -> TableSite | None:
     """Describe a position embedding that is added as it is, whatever the image's size, before the layer ``pos_drop``."""
     table = getattr(model, "pos_embed", None)
-    shape = getattr(table, "shape", ())
+    shape: tuple[int, ...] = tuple(getattr(table, "shape", ()))
     if len(shape) != 3 or shape[0] != 1 or getattr(model, "dynamic_img_size", False):
         return None
     _, tokens, width = shape
