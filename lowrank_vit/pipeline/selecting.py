@@ -110,7 +110,8 @@ def _singles(groups: Sequence[Any]) -> list[str]:
 
 def _refused(model: nn.Module, groups: Sequence[Any], recipe: Recipe) -> list[str]:
     """Return why modules that the recipe takes as a whole elsewhere are taken layer by layer here."""
-    if set(recipe.units) == {SINGLE} or SINGLE not in recipe.units:
+    ahead = {kind for kind in recipe.units if getattr(GROUPS.get(kind), "ahead", False)}
+    if set(recipe.units) - ahead == {SINGLE} or SINGLE not in recipe.units:
         return []
     found, refusals = survey(model)
     known = tuple(f"{site.name}." for site in found)

@@ -22,6 +22,7 @@ from lowrank_vit.pipeline.outlook import outlook
 from lowrank_vit.pipeline.recipe import recipe_of
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.measured_losses import Replay
+from tests.support.kinds import KINDS
 from tests.support.models import ARGUMENTS, images, model_and_images, outputs, tiny
 
 UNITS = {"patches": "two_sided", "positions": "kronecker"}
@@ -147,3 +148,11 @@ def test_other_positions_stay() -> None:
 def test_it_cannot_be_nested(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check_nestable(get_recipe("loss_aware").but(**changes))
+
+
+def test_single_layers_beside_embeddings_are_no_fallback() -> None:
+    """Nothing of a module with a gate on its values is asked for as a whole."""
+    model, data = KINDS["value norm"].make(), KINDS["value norm"].images(4)
+    analysis = analyse(model, [data], get_recipe("loss_aware").but(patches="two_sided"), device="cpu")
+    assert analysis.fallback is None
+    assert analysis.groups[0].name == PATCHES
