@@ -43,7 +43,7 @@ def fold_norms(model: nn.Module) -> None:
 def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
     """Give scale and shift of a branch's norm to the layers that read it, unless one of them cannot take them up."""
     norm = branch.block.get_submodule(branch.norm)
-    if type(norm) not in NORMS or len(norm.normalized_shape) > 1 or norm.weight is None:
+    if not isinstance(norm, nn.LayerNorm) or type(norm) not in NORMS or norm.weight is None:
         return
     linears = [reader for reader in readers if type(reader) is nn.Linear and reader.bias is not None]
     if len(linears) < len(readers):
@@ -61,7 +61,7 @@ def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
 def _fold_scale(branch: Branch) -> None:
     """Multiply a branch's output layer by the factors of the LayerScale behind it."""
     scale, linear = branch.block.get_submodule(branch.layer_scale), branch.output_layer
-    if type(scale) is not timm.layers.LayerScale:
+    if not isinstance(scale, timm.layers.LayerScale):
         return
     gamma = as_float64(scale.gamma)
     linear.weight.copy_(as_float64(linear.weight) * gamma[:, None])

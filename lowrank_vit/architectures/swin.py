@@ -48,8 +48,8 @@ def window_stream(block: Block, tokens: Tensor, shape: Sequence[int]) -> Tensor:
 
 def pads(block: SwinTransformerBlock) -> bool:
     """Say whether the block's attention may see zeros beyond the edge, where its norm gives none."""
-    sizes = zip(block.input_resolution, block.window_size, strict=True)
-    return block.dynamic_mask or any(size % step for size, step in sizes)
+    (height, width), (down, across) = block.input_resolution, block.window_size  # type: ignore[misc]  # timm makes pairs
+    return block.dynamic_mask or height % down > 0 or width % across > 0
 
 
 @FAMILIES.register("swin")

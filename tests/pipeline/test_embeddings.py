@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from lowrank_vit import Hardware, InputError, compress, distill, get_recipe, load, quantize, save
@@ -23,7 +24,7 @@ from lowrank_vit.pipeline.recipe import recipe_of
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.kinds import KINDS
-from tests.support.models import ARGUMENTS, images, model_and_images, outputs, tiny
+from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, outputs, tiny
 
 UNITS = {"patches": "two_sided", "positions": "kronecker"}
 ALL = get_recipe("best").but(**UNITS, folded=True)
@@ -135,8 +136,7 @@ def test_it_is_distilled_in_all_its_weights() -> None:
 
 def test_other_positions_stay() -> None:
     """A table that is resampled for every image's size is no fixed product, and without patches nothing is made of them."""
-    model = tiny()
-    model.dynamic_img_size = True
+    model = timm.create_model(NAMES["vit"][0], **VIT, dynamic_img_size=True).eval()
     analysis = analyse(model, [images(8)], ALL.but(patches=False, measured=0, refit=False), device="cpu")
     assert all(group.name.startswith("blocks.") for group in analysis.groups)
     assert not any(isinstance(module, Positions) for module in analysis.model.modules())
