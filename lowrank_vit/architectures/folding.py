@@ -11,10 +11,11 @@ import timm.layers
 import torch
 from torch import nn
 
-from lowrank_vit.architectures.base import Branch, UnknownWholeError, family_of
+from lowrank_vit.architectures.base import Branch, family_of
 from lowrank_vit.modules.plain_norm import PlainNorm, Unscaled
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
+from lowrank_vit.runtime.errors import InputError
 
 NORMS = (nn.LayerNorm, timm.layers.LayerNorm)  # over the last dimension; a subclass may take another
 
@@ -29,7 +30,7 @@ def fold_norms(model: nn.Module) -> None:
         family = family_of(model)
         readers = {site.name: site.layers[:-1] for site in family.survey(model)[0]}
         branches = [(name, branch) for name, step in family.steps(model).items() for branch in family.branches(step)]
-    except UnknownWholeError:
+    except InputError:  # without linear layers in blocks, or of no known kind
         return
     for step, branch in branches:
         layers = [model.get_submodule(name) for name in readers.get(f"{step}.{branch.name}", ())]
