@@ -37,7 +37,7 @@ class CaitFamily(Family):
         if type(module) is not TalkingHeadAttn:
             return None
         talking = (f"{name}.proj_l", f"{name}.proj_w")
-        return plain_attention(name, module, dense_logits=MIXED, beside=talking)
+        return plain_attention(name, module, dense_logits=MIXED, within=talking)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the patches after the last block."""

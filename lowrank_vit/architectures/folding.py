@@ -28,7 +28,7 @@ def fold_norms(model: nn.Module) -> None:
     """
     try:
         family = family_of(model)
-        readers = {site.name: site.layers[:-1] for site in family.survey(model)[0]}
+        readers = {site.name: site.readers for site in family.survey(model)[0]}
         branches = [(name, branch) for name, step in family.steps(model).items() for branch in family.branches(step)]
     except InputError:  # without linear layers in blocks, or of no known kind
         return

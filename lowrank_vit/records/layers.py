@@ -64,6 +64,7 @@ class AttentionSite:
     class_token: bool = False  # before the tokens of the window, with biases of its own
     dense_logits: str = ""
     beside: tuple[str, ...] = ()  # the layers of queries and keys, where each has its own
+    within: tuple[str, ...] = ()  # the layers that see logits
 
     @property
     def linears(self) -> tuple[Site, ...]:
@@ -73,7 +74,12 @@ class AttentionSite:
     @property
     def layers(self) -> tuple[str, ...]:
         """Return the names of all linear layers of the module."""
-        return (*self.beside, self.qkv.name, self.proj.name)
+        return (*self.readers, *self.within, self.proj.name)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Return the names of the layers that read the module's input."""
+        return (*self.beside, self.qkv.name)
 
     @property
     def in_features(self) -> int:
@@ -137,7 +143,12 @@ class MlpSite:
     @property
     def layers(self) -> tuple[str, ...]:
         """Return the names of all linear layers of the module."""
-        return (*(layer.name for layer in self.inputs), self.fc2.name)
+        return (*self.readers, self.fc2.name)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Return the names of the layers that read the module's input."""
+        return tuple(layer.name for layer in self.inputs)
 
     @property
     def in_features(self) -> int:
