@@ -59,6 +59,19 @@ def add_parser(verbs: Any) -> None:
     add_calibration(parser)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     _add_solver(parser)
+    _add_savings(parser)
+    parser.add_argument(
+        "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep a finished model in --out (an unfinished one is always resumed)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def _add_savings(parser: argparse.ArgumentParser) -> None:
+    """Add what saves parameters beside the units of blocks."""
     parser.add_argument(
         "--pivoted",
         action="store_true",
@@ -76,14 +89,6 @@ def add_parser(verbs: Any) -> None:
         action="store_true",
         help="give patch and position embeddings a rank, too, under the same budget",
     )
-    parser.add_argument(
-        "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="keep a finished model in --out (an unfinished one is always resumed)"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.set_defaults(run=run)
 
 
 def _add_solver(parser: argparse.ArgumentParser) -> None:
