@@ -6,8 +6,9 @@ Command   python -m experiments run table_best
 
 Whitened SVD with the same share of every layer; the loss's Fisher on the output side, and ranks by predicted loss over the
 whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
-outputs refitted to the dense model's; identities in pairs of factors no longer stored. Last, all parameters of ``best``
-trained towards the dense model on the calibration images alone.
+outputs refitted to the dense model's. Then, beside each other, what is stored for nothing: identities in pairs of factors,
+and norms' scales and shifts folded into linear layers; on top of the latter, patch and position embeddings at a rank, and
+all together. Last, all parameters of ``best`` trained towards the dense model on the calibration images alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.tables.rows import Row, Table
 
+FOLDED = {"folded": True}
+PATCHES, POSITIONS = {"patches": "two_sided"}, {"positions": "kronecker"}
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
     "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
     "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
@@ -25,6 +28,10 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, ch
     "measured": ("+ losses measured", "best", {"refit": False}),
     "best": ("+ outputs refitted (best)", "best", {}),
     "pivoted": ("+ factors pivoted", "best", {"pivoted": True}),
+    "folded": ("+ norms folded", "best", FOLDED),
+    "patches": ("+ patch embedding at a rank", "best", FOLDED | PATCHES),
+    "positions": ("+ position embedding at a rank", "best", FOLDED | PATCHES | POSITIONS),
+    "embeddings_pivoted": ("+ all, factors pivoted", "best", FOLDED | PATCHES | POSITIONS | {"pivoted": True}),
 }
 EPOCHS = 9  # of 1000 images, 20 a step
 PROTOCOL = "calibration-distilled"

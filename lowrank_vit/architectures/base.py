@@ -17,7 +17,7 @@ from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_
 from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError, described_mlp, described_mlp_weights
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
 from lowrank_vit.modules.surgery import output_linear
-from lowrank_vit.records.layers import AttentionSite, MlpSite
+from lowrank_vit.records.layers import AttentionSite, MlpSite, TableSite
 from lowrank_vit.runtime.registry import Registry
 
 Stream = Callable[[Tensor, Sequence[int]], Tensor]
@@ -59,6 +59,8 @@ class Branch:
     stream: Stream = flat_stream
     normed: bool = False  # whether a norm follows the output layer
     beside: bool = False  # whether it sees what the branch before it sees, not what that one adds, too
+    norm: str = ""  # in the block: the norm that its module, and nothing else, reads token by token
+    layer_scale: str = ""  # in the block: the module that multiplies the output layer's outputs by ``scale``
 
     @property
     def output_name(self) -> str:
@@ -118,6 +120,10 @@ class Family(ABC):
     def mlp_weights(self, model: nn.Module, site: MlpSite) -> MlpWeights:
         """Return the weights of an MLP."""
         return described_mlp_weights(model, site)
+
+    def positions(self, model: nn.Module) -> TableSite | None:
+        """Describe the position embedding that is added to the stream as it is; None where there is none."""
+        return None
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""

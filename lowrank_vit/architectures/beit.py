@@ -6,8 +6,8 @@ from timm.models.beit import Attention, Beit, Block
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
-from lowrank_vit.architectures.plain import listed_blocks, plain_attention, scaled_branches
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.architectures.plain import added_positions, listed_blocks, plain_attention, scaled_branches
+from lowrank_vit.records.layers import AttentionSite, TableSite
 
 
 @FAMILIES.register("beit")
@@ -23,6 +23,10 @@ class BeitFamily(Family):
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the blocks."""
         return listed_blocks(model, Block)
+
+    def positions(self, model: nn.Module) -> TableSite | None:
+        """Describe the position embedding."""
+        return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""

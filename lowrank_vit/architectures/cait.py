@@ -6,8 +6,8 @@ from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
-from lowrank_vit.architectures.plain import MIXED, listed_blocks, plain_attention, scaled_branches
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.architectures.plain import MIXED, added_positions, listed_blocks, plain_attention, scaled_branches
+from lowrank_vit.records.layers import AttentionSite, TableSite
 
 
 @FAMILIES.register("cait")
@@ -24,6 +24,10 @@ class CaitFamily(Family):
         """Return the blocks."""
         return listed_blocks(model, LayerScaleBlock)
 
+    def positions(self, model: nn.Module) -> TableSite | None:
+        """Describe the position embedding."""
+        return added_positions(model)
+
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""
         return scaled_branches(step)
@@ -33,7 +37,7 @@ class CaitFamily(Family):
         if type(module) is not TalkingHeadAttn:
             return None
         talking = (f"{name}.proj_l", f"{name}.proj_w")
-        return plain_attention(name, module, dense_logits=MIXED, beside=talking)
+        return plain_attention(name, module, dense_logits=MIXED, within=talking)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the patches after the last block."""

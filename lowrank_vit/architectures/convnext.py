@@ -54,7 +54,7 @@ class ConvNeXtFamily(Family):
         """Return the branch of a block."""
         if not isinstance(step, ConvNeXtBlock):
             return ()
-        branch = Branch(step, "mlp", "fc2", lambda x: added(step, x), step.gamma, tokens=pixels, stream=feature_map)
+        branch = Branch(step, "mlp", "fc2", lambda x: added(step, x), step.gamma, pixels, feature_map, norm="norm")
         return (branch,)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:

@@ -9,8 +9,15 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
-from lowrank_vit.architectures.plain import ROTATED, listed_blocks, normed_branches, plain_attention, scaled_branches
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.architectures.plain import (
+    ROTATED,
+    added_positions,
+    listed_blocks,
+    normed_branches,
+    plain_attention,
+    scaled_branches,
+)
+from lowrank_vit.records.layers import AttentionSite, TableSite
 
 
 @FAMILIES.register("eva")
@@ -35,6 +42,10 @@ class EvaFamily(Family):
         return [
             replace(site, dense_logits=ROTATED) if isinstance(site, AttentionSite) else site for site in sites
         ], refusals
+
+    def positions(self, model: nn.Module) -> TableSite | None:
+        """Describe the position embedding."""
+        return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""

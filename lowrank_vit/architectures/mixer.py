@@ -39,5 +39,5 @@ class Mixer(Family):
                 tokens=lambda x: x.mT,
                 stream=lambda tokens, shape: tokens.mT,
             ),
-            Branch(step, "mlp_channels", "fc2", lambda x: step.mlp_channels(step.norm2(x))),
+            Branch(step, "mlp_channels", "fc2", lambda x: step.mlp_channels(step.norm2(x)), norm="norm2"),
         )

@@ -25,6 +25,9 @@ class Other(ViT):
         owners = (name.rpartition(".")[0] for name, module in block_modules(model) if type(module) in MLP_INPUTS)
         raise unwalked(model, type(model.get_submodule(next(owners))).__name__)
 
+    def positions(self, model: nn.Module) -> None:
+        """Return nothing: where it is added is not known."""
+
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return nothing: no step is known."""
         return ()

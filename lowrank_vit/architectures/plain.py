@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, checked_attention, unwalked
 from lowrank_vit.architectures.parts import described_linear, refuse_extras
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.layers import AttentionSite, Site, TableSite
 
 EXTRAS = {"norm": "normalises its values", "gate": "gates its values"}
 NORMS = ("q_norm", "k_norm")
@@ -33,6 +33,16 @@ def plain_attention(name: str, module: Any, **further: Any) -> AttentionSite:
     made = described_linear(f"{name}.{values}", getattr(module, values), module.num_heads)
     proj = described_linear(f"{name}.proj", module.proj)
     return checked_attention(AttentionSite(name, made, proj, proj.in_features // module.num_heads, **further))
+
+
+def added_positions(model: Any) -> TableSite | None:
+    """Describe a position embedding that is added as it is, whatever the image's size, before the layer ``pos_drop``."""
+    table = getattr(model, "pos_embed", None)
+    shape: tuple[int, ...] = tuple(getattr(table, "shape", ()))
+    if len(shape) != 3 or shape[0] != 1 or getattr(model, "dynamic_img_size", False):
+        return None
+    _, tokens, width = shape
+    return TableSite("pos_embed", tokens, width, Site("pos_drop", width, width, bias=False))
 
 
 def listed_blocks(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
@@ -59,8 +69,8 @@ def scaled_branches(block: Any) -> tuple[Branch, ...]:
         return scaled(block.gamma_2, block.mlp(block.norm2(x)))
 
     return (
-        Branch(block, "attn", "proj", attend, block.gamma_1),
-        Branch(block, "mlp", "fc2", think, block.gamma_2),
+        Branch(block, "attn", "proj", attend, block.gamma_1, norm="norm1"),
+        Branch(block, "mlp", "fc2", think, block.gamma_2, norm="norm2"),
     )
 
 
@@ -81,8 +91,8 @@ def layer_branches(block: Any) -> tuple[Branch, ...]:
         return y
 
     return (
-        Branch(block, "attn", "proj", attend, layer_scale(block.ls1)),
-        Branch(block, "mlp", "fc2", think, layer_scale(block.ls2)),
+        Branch(block, "attn", "proj", attend, layer_scale(block.ls1), norm="norm1", layer_scale="ls1"),
+        Branch(block, "mlp", "fc2", think, layer_scale(block.ls2), norm="norm2", layer_scale="ls2"),
     )
 
 

@@ -46,6 +46,12 @@ def window_stream(block: Block, tokens: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.roll(x, list(block.shift_size), (1, 2))
 
 
+def pads(block: SwinTransformerBlock) -> bool:
+    """Say whether the block's attention may see zeros beyond the edge, where its norm gives none."""
+    (height, width), (down, across) = block.input_resolution, block.window_size  # type: ignore[misc]  # timm makes pairs
+    return block.dynamic_mask or height % down > 0 or width % across > 0
+
+
 @FAMILIES.register("swin")
 class Swin(Family):
     """Stages of blocks over a feature map, with merging of patches as steps between them."""
@@ -82,8 +88,9 @@ class Swin(Family):
                 lambda x: step._attn(step.norm1(x)),
                 tokens=lambda x: window_tokens(step, x),
                 stream=lambda tokens, shape: window_stream(step, tokens, shape),
+                norm="" if pads(step) else "norm1",
             ),
-            Branch(step, "mlp", "fc2", lambda x: step.mlp(step.norm2(x))),
+            Branch(step, "mlp", "fc2", lambda x: step.mlp(step.norm2(x)), norm="norm2"),
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

@@ -8,13 +8,14 @@ from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
 from lowrank_vit.architectures.plain import (
+    added_positions,
     layer_branches,
     layer_scale,
     listed_blocks,
     normed_branches,
     plain_attention,
 )
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.layers import AttentionSite, TableSite
 
 HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with several of each, beside each other
 
@@ -33,11 +34,24 @@ class ViT(Family):
         """Return the blocks."""
         return listed_blocks(model, Block, ResPostBlock, ParallelThingsBlock)
 
+    def positions(self, model: nn.Module) -> TableSite | None:
+        """Describe the position embedding."""
+        return added_positions(model)
+
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""
         if isinstance(step, ParallelThingsBlock):
             return tuple(
-                Branch(step, f"{half}.{place}.{name}", output, part, layer_scale(part.ls), beside=place > 0)
+                Branch(
+                    step,
+                    f"{half}.{place}.{name}",
+                    output,
+                    part,
+                    layer_scale(part.ls),
+                    beside=place > 0,
+                    norm=f"{half}.{place}.norm",
+                    layer_scale=f"{half}.{place}.ls",
+                )
                 for half, (name, output) in HALVES.items()
                 for place, part in enumerate(getattr(step, half))
             )

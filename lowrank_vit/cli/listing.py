@@ -33,9 +33,9 @@ def listing(kind: str) -> dict[str, str]:
         return {name: recipe.about for name, recipe in RECIPES.items()}
     registries: list[Registry]
     if kind == "decompositions":
-        from lowrank_vit.stages.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS
+        from lowrank_vit.stages.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS, TABLES
 
-        registries = [DECOMPOSITIONS, ATTENTIONS, MLPS]
+        registries = [DECOMPOSITIONS, ATTENTIONS, MLPS, TABLES]
     elif kind == "allocators":
         from lowrank_vit.stages.allocate import ALLOCATORS
 

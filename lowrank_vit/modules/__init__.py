@@ -44,7 +44,7 @@ def replacement_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def empty_replacement(entry: Mapping[str, Any], dense: nn.Module) -> nn.Module:
+def empty_replacement(entry: Mapping[str, Any], dense: nn.Module | nn.Parameter) -> nn.Module:
     """Make the module that an entry describes. Raises ``ValueError`` for an unknown kind."""
     config = dict(entry)
     kind = config.pop("kind", "quantized" if "bits" in config else "linear")

@@ -57,15 +57,16 @@ def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Return (C, H, W) of the images that a timm model takes: from its patch embedding, else its configuration."""
-    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    channels = (getattr(module, "in_channels", None) for module in model.modules())
+    first = next((count for count in channels if isinstance(count, int)), None)  # of a convolution, or of patches
     for module in model.modules():
         size = getattr(module, "img_size", None)
         if first is not None and isinstance(size, tuple | list) and len(size) == 2:
-            return first.in_channels, *size
+            return first, *size
     configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     if configured is None:
         return None
-    return (configured[0] if first is None else first.in_channels, *configured[1:])
+    return (configured[0] if first is None else first, *configured[1:])
 
 
 def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -12,9 +13,15 @@ from lowrank_vit.records.layers import Site
 
 def output_linear(layer: nn.Module) -> nn.Linear:
     """Return the linear layer that makes a layer's output: of a smaller layer, the one called ``up``."""
-    linear = getattr(layer, "up", layer)
+    linear = output_layer(layer)
     assert isinstance(linear, nn.Linear)
     return linear
+
+
+def output_layer(layer: nn.Module) -> nn.Module:
+    """Return the layer that makes a layer's output: of a smaller layer the one called ``up``, otherwise itself."""
+    made: nn.Module = getattr(layer, "up", layer)
+    return made
 
 
 def get_linear(model: nn.Module, site: Site) -> nn.Linear:
@@ -22,10 +29,19 @@ def get_linear(model: nn.Module, site: Site) -> nn.Linear:
     return output_linear(model.get_submodule(site.name))
 
 
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` at ``name``, in place."""
+def part(model: nn.Module, name: str) -> Any:
+    """Return the module, or the parameter, of this name. Raises ``AttributeError`` where there is none."""
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    return getattr(model.get_submodule(parent), child)
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` at ``name``, in place of a module or a parameter."""
+    parent, _, child = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    if isinstance(getattr(owner, child, None), nn.Parameter):
+        delattr(owner, child)  # torch lets nothing but tensors take a parameter's place
+    setattr(owner, child, module)
 
 
 @contextmanager

@@ -41,11 +41,13 @@ logger = logging.getLogger(__name__)
 class Analysis:
     """What is known of a model before a size is chosen: statistics, and all directions of all units.
 
+    ``dense``: the model as it was given, ``model``: the same function in the form that units are cut from.
     ``chosen``: whether the user has chosen the sites. ``fallback``: what of the model the recipe could not take.
     ``narrow``: the type of a model of less than 32 bits, in which the smaller one is returned; all before is computed in
     float32 at least. ``batch_size``, ``compiled``: how the smaller model is to run, for a budget in time.
     """
 
+    dense: nn.Module
     model: nn.Module
     recipe: Recipe
     groups: Sequence[Any]
@@ -93,7 +95,7 @@ class Analysis:
     @cached_property
     def size(self) -> tuple[int, int | None]:
         """Return the dense model's parameters and multiply-accumulates."""
-        return reporting.model_size(self.model)
+        return reporting.model_size(self.dense)
 
     @property
     def dense_cost(self) -> Cost:
@@ -182,7 +184,11 @@ class Analysis:
         entry: dict[str, Any] = {}
         before = None if self.unseen is None else copy.deepcopy(compressed)
         outputs = {group.linears[-1].name: self.moments[group.linears[-1].name] for group in self.groups}
-        sensitivities = {name: moments.sums["sensitive_tokens"] for name, moments in outputs.items()}
+        sensitivities = {
+            name: moments.sums["sensitive_tokens"]
+            for name, moments in outputs.items()
+            if moments.has("sensitive_tokens")
+        }
 
         def refit() -> dict[str, Any]:
             ridges = method(self.model, compressed, sensitivities, self.images.each(), progress=self.progress)
@@ -216,7 +222,7 @@ class Analysis:
         refit: dict[str, Any],
     ) -> Report:
         """Make the report and attach it to the model."""
-        params, macs = reporting.size_entries(self.model, compressed, self.size)
+        params, macs = reporting.size_entries(self.dense, compressed, self.size)
         methods = [*self.recipe.units.values(), self.recipe.allocator, self.recipe.measured, self.recipe.refit]
         report: Report = {
             "format": FORMAT,
@@ -226,7 +232,7 @@ class Analysis:
             "protocol": "training-free",
             "params": params,
             "macs": macs,
-            "weights_bytes": reporting.weights_entry(self.model, compressed, self.setting.dtype),
+            "weights_bytes": reporting.weights_entry(self.dense, compressed, self.setting.dtype),
             **({} if plan.budget is None else {"budget": plan.budget}),  # type: ignore[typeddict-item]
             "layers": layers,
             "overfit": overfit_entry(layers),

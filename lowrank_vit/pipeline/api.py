@@ -20,6 +20,7 @@ from lowrank_vit.pipeline.budget import check_budget, check_dense
 from lowrank_vit.pipeline.decomposing import decompose
 from lowrank_vit.pipeline.estimate import estimate, tell
 from lowrank_vit.pipeline.phases import Phases, identity
+from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.pipeline.selecting import announce, select
@@ -69,6 +70,7 @@ def analyse(
     where, watch = resolve_device(device), Stopwatch()
     model, narrow = _widened(call_every_layer(copy.deepcopy(model)).to(where).eval())
     check_dense(model)
+    dense, model = model, prepared(model, recipe, sites)
     selection = select(model, recipe, sites)
     recipe, groups = selection.recipe, selection.groups
     if recipe.refit is not None or recipe.measured is not None:
@@ -93,6 +95,7 @@ def analyse(
     with watch("decompose"):
         parts = phases("decompose", lambda: decompose(model, groups, moments, progress))
     return Analysis(
+        dense=dense,
         model=model,
         recipe=recipe,
         groups=groups,

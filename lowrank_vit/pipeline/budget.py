@@ -9,12 +9,12 @@ from torch import nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer
 from lowrank_vit.modules import replacement_entries
-from lowrank_vit.modules.counting import input_size, tokens_per_image
+from lowrank_vit.modules.counting import input_size, parameter_count, tokens_per_image
+from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.scales import Scale, check_z, scale_of, setting_of
 from lowrank_vit.pipeline.selecting import Selection, select
 from lowrank_vit.records.budgets import Budget, Size, budget_of
-from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import least_cost
@@ -25,7 +25,7 @@ def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, 
 
     Raises ``InputError`` for a budget that no choice of sizes meets, or that the dense model meets.
     """
-    rest = scale.dense - sum(curve.dense_cost for curve in curves)
+    rest = scale.rest(curves)
     limit = budget.limit(scale.dense)
     if not rest + least_cost(curves) <= limit < scale.dense:
         raise out_of_reach(budget, recipe, rest + least_cost(curves), scale.dense)
@@ -40,9 +40,13 @@ def out_of_reach(budget: Budget, recipe: Recipe, least: int, dense: int) -> Inpu
     )
 
 
-def largest_reduction(curves: Sequence[ErrorCurve], dense: Cost) -> float:
-    """Return the share of all parameters that is removed when every unit is at its cheapest size."""
-    return (sum(curve.dense_cost for curve in curves) - least_cost(curves)) / dense.parameters
+def largest_reduction(curves: Sequence[ErrorCurve], dense: nn.Module, start: nn.Module) -> float:
+    """Return the share of the dense model's parameters that is removed when every unit is at its cheapest size.
+
+    ``start``: the dense model in the form that units are cut from.
+    """
+    removed = sum(curve.dense_cost for curve in curves) - least_cost(curves)
+    return 1 - (parameter_count(start) - removed) / parameter_count(dense)
 
 
 def check_dense(model: nn.Module) -> None:
@@ -63,11 +67,12 @@ def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOC
     """
     check_dense(model)
     budget = budget_of(size)
-    selection = select(model, recipe, sites)
-    scale = scale_of(budget.cost, model, setting_of(model))
+    start = prepared(model, recipe, sites)
+    selection = select(start, recipe, sites)
+    scale = scale_of(budget.cost, model, setting_of(model), start)
     check_z(scale, recipe.compensation)
     if scale.before_images:
-        tokens = _tokens(model, selection) if scale.by_token else {}
+        tokens = _tokens(start, selection) if scale.by_token else {}
         curves = [curve for group in selection.groups for curve in group.blank_curves(tokens)]
         budget_within(scale.priced(curves), selection.recipe, budget, scale)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.pipeline.analysis import Analysis
 from lowrank_vit.records.budgets import REMOVED, Size, budget_of
 from lowrank_vit.records.costs import COSTS, PARAMETERS, Cost
@@ -22,6 +23,7 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
     """
     predicted = replace(analysis, recipe=replace(analysis.recipe, measured=None))
     curves, dense = predicted.curves, analysis.dense_cost
+    start = replace(dense, parameters=parameter_count(analysis.model))
     told: list[dict[str, Any]] = []
     for size in sizes:
         budget = budget_of(size, cost)
@@ -32,7 +34,7 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
             told.append({**asked, "reason": str(error)})
             continue
         loss = sum(curve.error(ranks[curve.name]) for curve in curves)
-        told.append({**asked, "predicted_loss": loss, **_costs(curves, ranks, dense)})
+        told.append({**asked, "predicted_loss": loss, **_costs(curves, ranks, start)})
     recipe = analysis.recipe
     currency = recipe.objective.unit if recipe.needs_gradient else "shares of energy, summed over layers"
     return {"cost": cost, "currency": currency, "dense": _costs(curves, {}, dense), "sizes": told}

@@ -24,7 +24,7 @@ def plan_within(analysis: Analysis, budget: Budget) -> RankPlan:
 
     Raises ``InputError`` for a budget that no choice meets.
     """
-    scale = scale_of(budget.cost, analysis.model, analysis.setting)
+    scale = scale_of(budget.cost, analysis.dense, analysis.setting, analysis.model)
     check_z(scale, analysis.recipe.compensation)
     planner = Planner(analysis, budget, scale, scale.priced(analysis.curves, analysis.known))
     return planner.plan()
@@ -81,8 +81,7 @@ class Planner:
 
     def _predicted(self, plan: RankPlan) -> int:
         """Return what the whole model costs by the prices."""
-        rest = self.scale.dense - sum(curve.dense_cost for curve in self.curves)
-        return rest + total_cost(self.curves, plan.ranks)
+        return self.scale.rest(self.curves) + total_cost(self.curves, plan.ranks)
 
     def _counted(self, plan: RankPlan) -> int:
         """Return what the whole model costs; a sketch has no Z, so with one the prices must do."""

@@ -22,7 +22,7 @@ from lowrank_vit.stages.correct.output_refit import OutputRefit
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
-PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "pivoted", "about")  # no methods
+PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "folded", "pivoted", "about")  # no methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,11 @@ class Recipe:
     """A way to compress: instances of methods, stage by stage.
 
     ``units``: a decomposition for each kind of module to compress, by the kind's name (``decomposition`` for single
-    linear layers, ``attention``, ``mlp``); beside whole modules, ``decomposition`` takes the layers that they leave, such
-    as those of modules of another kind. ``objective``: what is preserved; for a model that it cannot be measured on, it is
-    ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are multiples of ``rank_multiple``.
+    linear layers, ``attention``, ``mlp``, ``patches``, ``positions``); beside whole modules, ``decomposition`` takes the
+    layers that they leave, such as those of modules of another kind. ``objective``: what is preserved; for a model that it
+    cannot be measured on, it is ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are
+    multiples of ``rank_multiple``.
+    ``folded``: linear layers take up scale and shift of the norms before them, and LayerScale behind them, exactly.
     ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted.
     ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
@@ -50,6 +52,7 @@ class Recipe:
     steps: int = 2000
     bias_correction: bool = False
     rank_multiple: int = 1
+    folded: bool = False
     pivoted: bool = False
     objective: Objective = field(default_factory=Classification)
     measured: MeasuredLosses | None = None

@@ -49,7 +49,7 @@ def smallest(
     if not 0 <= max_loss <= 100:
         raise InputError(f"a loss of at most {max_loss:g} points cannot be asked for: give a number from 0 to 100")
     kept, trials = None, []
-    low, high = 0.0, largest_reduction(analysis.curves, analysis.dense_cost)
+    low, high = 0.0, largest_reduction(analysis.curves, analysis.dense, analysis.model)
     for _ in range(steps):
         middle = (low + high) / 2
         small, report = analysis.compress(middle)

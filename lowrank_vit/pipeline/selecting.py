@@ -60,7 +60,7 @@ def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Sele
         left = [slot for slot in ("measured", "refit") if unwalked and asked.method(slot)]
     if not reasons:
         return Selection(recipe, groups, lacking=lacking)
-    singles = [group.name for group in groups if isinstance(group, GROUPS.get(SINGLE))]
+    singles = _singles(groups)
     reason = "; ".join(dict.fromkeys(reasons))
     fallback: Fallback = {"asked": asked.name, "reason": reason, "layers": singles, "left_out": left}
     return Selection(recipe, groups, fallback, lacking)
@@ -101,16 +101,21 @@ def _groups(model: nn.Module, recipe: Recipe, sites: str) -> list[Any]:
 
 
 def _kinds(groups: Sequence[Any]) -> list[str]:
-    return [kind for kind in GROUPS.names() if any(isinstance(group, GROUPS.get(kind)) for group in groups)]
+    return [kind for kind in GROUPS.names() if any(type(group) is GROUPS.get(kind) for group in groups)]
+
+
+def _singles(groups: Sequence[Any]) -> list[str]:
+    return [group.name for group in groups if type(group) is GROUPS.get(SINGLE)]
 
 
 def _refused(model: nn.Module, groups: Sequence[Any], recipe: Recipe) -> list[str]:
     """Return why modules that the recipe takes as a whole elsewhere are taken layer by layer here."""
-    if set(recipe.units) == {SINGLE} or SINGLE not in recipe.units:
+    ahead = {kind for kind in recipe.units if getattr(GROUPS.get(kind), "ahead", False)}
+    if set(recipe.units) - ahead == {SINGLE} or SINGLE not in recipe.units:
         return []
     found, refusals = survey(model)
     known = tuple(f"{site.name}." for site in found)
-    singles = [group.name for group in groups if isinstance(group, GROUPS.get(SINGLE))]
+    singles = _singles(groups)
     if not refusals or all(name.startswith(known) for name in singles):
         return []
     more = len(refusals) - 1
@@ -126,7 +131,8 @@ def _walkable(model: nn.Module, recipe: Recipe, groups: Sequence[Any]) -> tuple[
         family = family_of(model)
         steps = family.steps(model)
         outputs = {f"{name}.{branch.output_name}" for name, step in steps.items() for branch in family.branches(step)}
-        inside = all(group.name.startswith(tuple(f"{step}." for step in steps)) for group in groups)
+        within = tuple(f"{step}." for step in steps)
+        inside = all(group.name.startswith(within) or getattr(group, "ahead", False) for group in groups)
     except UnknownWholeError as error:
         return replace(recipe, refit=None, measured=None), [error.reason]
     if inside and outputs <= known:

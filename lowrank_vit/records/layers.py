@@ -36,6 +36,16 @@ class Site:
 
 
 @dataclass(frozen=True)
+class TableSite:
+    """A table of a vector for each position, (1, tokens, width), that is added to the stream before the blocks."""
+
+    name: str
+    tokens: int
+    width: int
+    after: Site  # the layer that gets the sum, and passes it on
+
+
+@dataclass(frozen=True)
 class AttentionSite:
     """A whole attention module: its queries, keys and values by one linear layer, its output by another.
 
@@ -54,6 +64,7 @@ class AttentionSite:
     class_token: bool = False  # before the tokens of the window, with biases of its own
     dense_logits: str = ""
     beside: tuple[str, ...] = ()  # the layers of queries and keys, where each has its own
+    within: tuple[str, ...] = ()  # the layers that see logits
 
     @property
     def linears(self) -> tuple[Site, ...]:
@@ -63,7 +74,12 @@ class AttentionSite:
     @property
     def layers(self) -> tuple[str, ...]:
         """Return the names of all linear layers of the module."""
-        return (*self.beside, self.qkv.name, self.proj.name)
+        return (*self.readers, *self.within, self.proj.name)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Return the names of the layers that read the module's input."""
+        return (*self.beside, self.qkv.name)
 
     @property
     def in_features(self) -> int:
@@ -127,7 +143,12 @@ class MlpSite:
     @property
     def layers(self) -> tuple[str, ...]:
         """Return the names of all linear layers of the module."""
-        return (*(layer.name for layer in self.inputs), self.fc2.name)
+        return (*self.readers, self.fc2.name)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """Return the names of the layers that read the module's input."""
+        return tuple(layer.name for layer in self.inputs)
 
     @property
     def in_features(self) -> int:

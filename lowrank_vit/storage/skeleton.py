@@ -14,7 +14,7 @@ from torch import nn
 from lowrank_vit.architectures.linears import call_every_layer
 from lowrank_vit.modules import empty_replacement
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
-from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import empty_module
 from lowrank_vit.storage.validation import check_architecture, check_layer
@@ -38,8 +38,8 @@ def timm_record(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _empty_layer(entry: Mapping[str, Any], dense: nn.Module) -> nn.Module:
-    """Make the module that an entry describes; ``dense``: the module that it replaces."""
+def _empty_layer(entry: Mapping[str, Any], dense: nn.Module | nn.Parameter) -> nn.Module:
+    """Make the module that an entry describes; ``dense``: the module, or the parameter, that it replaces."""
     correction = entry.get("correction")
     made = {} if correction is None else {"correction": empty_module(**correction)}
     return empty_replacement({**entry, **made}, dense)
@@ -62,8 +62,9 @@ def empty_model(
     try:
         model = copy.deepcopy(dense) if dense is not None else _made(config, allow_factory)
         for name, layer in layers.items():
-            check_layer(name, layer, model.get_submodule(name))
-            replace_module(model, name, _empty_layer(layer, model.get_submodule(name)))
+            dense_part = part(model, name)
+            check_layer(name, layer, dense_part)
+            replace_module(model, name, _empty_layer(layer, dense_part))
         call_every_layer(model)
     except NotAllowedError:
         raise

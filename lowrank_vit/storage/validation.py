@@ -43,15 +43,16 @@ def check_architecture(config: Mapping[str, Any]) -> None:
         raise ValueError(f"model_args {arguments!r} are no arguments of an architecture")
 
 
-def check_layer(name: str, config: Mapping[str, Any], dense: nn.Module) -> None:
+def check_layer(name: str, config: Mapping[str, Any], dense: nn.Module | nn.Parameter) -> None:
     """Raise ``ValueError`` for a layer larger than the ``dense`` one it replaces, or of another shape if that is linear."""
-    dimensions = [size for parameter in dense.parameters() for size in parameter.shape]
+    parameters = [dense] if isinstance(dense, nn.Parameter) else list(dense.parameters())
+    dimensions = [size for parameter in parameters for size in parameter.shape]
     if not isinstance(config, dict) or not dimensions:
         raise ValueError(f"{name!r} is not a layer")
     for key, value in config.items():
         if key == "bits":  # the quantised layer itself checks them
             continue
-        limit = sum(p.numel() for p in dense.parameters()) if key == "correction" else max(dimensions)
+        limit = sum(parameter.numel() for parameter in parameters) if key == "correction" else max(dimensions)
         if any(not 0 <= number <= limit for number in _numbers(value)):  # a NaN is refused, too
             raise ValueError(f"{name!r} has the {key} {value!r}, but the dense layer allows at most {limit}")
     if isinstance(dense, nn.Linear):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.records.report import Report
 
+EMBEDDINGS = {"patches": "two_sided", "positions": "kronecker"}
+
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
@@ -57,12 +59,7 @@ def add_parser(verbs: Any) -> None:
     add_calibration(parser)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     _add_solver(parser)
-    parser.add_argument(
-        "--pivoted",
-        action="store_true",
-        default=None,
-        help="store no identity in pairs of factors: more ranks for the same parameters, and more multiply-accumulates",
-    )
+    _add_savings(parser)
     parser.add_argument(
         "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
     )
@@ -71,6 +68,27 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.set_defaults(run=run)
+
+
+def _add_savings(parser: argparse.ArgumentParser) -> None:
+    """Add what saves parameters beside the units of blocks."""
+    parser.add_argument(
+        "--pivoted",
+        action="store_true",
+        default=None,
+        help="store no identity in pairs of factors: more ranks for the same parameters, and more multiply-accumulates",
+    )
+    parser.add_argument(
+        "--folded",
+        action="store_true",
+        default=None,
+        help="fold norms' scales and shifts, and LayerScale, into linear layers: fewer parameters of the same function",
+    )
+    parser.add_argument(
+        "--embeddings",
+        action="store_true",
+        help="give patch and position embeddings a rank, too, under the same budget",
+    )
 
 
 def _add_solver(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +115,8 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.processes import agreed
     from lowrank_vit.storage import folder as storage
 
-    changes = {name: getattr(args, name) for name in ("solver", "optimizer", "steps", "rank_multiple", "pivoted")}
+    names = ("solver", "optimizer", "steps", "rank_multiple", "pivoted", "folded")
+    changes = {name: getattr(args, name) for name in names} | (EMBEDDINGS if args.embeddings else {})
     recipe = get_recipe(args.recipe).but(**changes)
     resolve_device(args.device)
     wanted = _wanted(args)

@@ -82,7 +82,11 @@ class Known(Protocol):
 
 
 class Group(Protocol):
-    """The units of one module, before any image is seen."""
+    """The units of one module, before any image is seen.
+
+    A kind of group may have two more things: ``ahead``, true where its modules come before the first block, and
+    ``prepare(model)``, which brings a model into the form that it is cut from, in place.
+    """
 
     methods: ClassVar[Registry[Any]]  # decompositions of such a module
 

@@ -43,6 +43,11 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
 
     ``groups``: those that it finds in a model, once they are known.
     """
+    if recipe.folded or not {"patches", "positions"}.isdisjoint(recipe.units):
+        raise InputError(
+            "folded norms and smaller embeddings cannot be nested: a folder holds the dense model as it was; leave out --folded "
+            "and --embeddings"
+        )
     if recipe.pivoted:
         raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")
     if recipe.compensation is not None and recipe.solver == "minibatch":
@@ -73,7 +78,7 @@ def pack(analysis: Analysis, report: Report) -> storage.NestedFile:
         )
     exact = set(analysis.recipe.units) == {SINGLE}
     analysis = with_sizes(analysis, report.get("budget"))
-    most = largest_reduction(analysis.curves, analysis.dense_cost)
+    most = largest_reduction(analysis.curves, analysis.dense, analysis.model)
     if isinstance(analysis, Opened):
         most = analysis.reduction(analysis.sizes[-1])
     entry = {

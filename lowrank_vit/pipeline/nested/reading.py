@@ -43,6 +43,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     known: dict[str, Any] = {
+        "dense": model,
         "model": model,
         "recipe": recipe,
         "groups": groups,

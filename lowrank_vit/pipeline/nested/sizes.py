@@ -56,7 +56,7 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
     """
     if not needs_sizes(analysis):
         return []
-    most = largest_reduction(analysis.curves, analysis.dense_cost)
+    most = largest_reduction(analysis.curves, analysis.dense, analysis.model)
     budgets = [reduction_to(share) for share in GRID if share <= most]
     if made_for is not None and made_for["cost"] in COSTS.names():
         # half a unit more than the limit: a share of the dense model's cost gives the same whole number

@@ -24,11 +24,15 @@ from lowrank_vit.stages.evaluate.speed import Setting
 
 @dataclass(frozen=True)
 class Scale:
-    """A cost whose prices add up exactly; ``model``: the dense one, ``setting``: where the smaller one is to run."""
+    """A cost whose prices add up exactly; ``model``: the dense one, ``setting``: where the smaller one is to run.
+
+    ``start``: the dense one in the form that units are cut from, where that is another.
+    """
 
     cost: str
     model: nn.Module
     setting: Setting
+    start: nn.Module | None = None
 
     before_images: ClassVar[bool] = True  # whether sizes can be priced before an image is seen
     by_token: ClassVar[bool] = True  # whether a price depends on the number of tokens
@@ -40,6 +44,11 @@ class Scale:
         """Return what the dense model costs."""
         parameters, macs = model_size(self.model)
         return COSTS.get(self.cost)(Cost(parameters, macs or 0))
+
+    def rest(self, curves: Sequence[ErrorCurve]) -> int:
+        """Return what the model costs beside its units; ``curves``: of all units, in this cost."""
+        start = self if self.start is None else type(self)(self.cost, self.start, self.setting)
+        return start.dense - sum(curve.dense_cost for curve in curves)
 
     @property
     def where(self) -> dict[str, Any]:
@@ -71,12 +80,13 @@ def setting_of(
     return Setting(str(parameter.device), name, "compiled" if compiled else "eager", batch)
 
 
-def scale_of(cost: str, model: nn.Module, setting: Setting) -> Scale:
+def scale_of(cost: str, model: nn.Module, setting: Setting, start: nn.Module | None = None) -> Scale:
     """Return the scale of a cost. Raises ``InputError`` for an unknown cost."""
+    start = None if start is model else start
     if cost in SCALES.names():
-        return SCALES.get(cost)(cost, model, setting)
+        return SCALES.get(cost)(cost, model, setting, start)
     COSTS.get(cost)
-    return Scale(cost, model, setting)
+    return Scale(cost, model, setting, start)
 
 
 def check_z(scale: Scale, compensation: object) -> None:

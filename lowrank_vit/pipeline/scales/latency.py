@@ -66,6 +66,15 @@ class Latency(Scale):
         make = partial(self._call, self.model, ((self.images,), {}))
         return round(NANO * ModuleTimes(self.setting).seconds({name: make})[name])
 
+    @property
+    def base(self) -> nn.Module:
+        """Return the model whose modules are timed."""
+        return self.model if self.start is None else self.start
+
+    def rest(self, curves: Sequence[ErrorCurve]) -> int:
+        """Return the time beside the units: the form that they are cut from takes as long as the dense model."""
+        return self.dense - sum(curve.dense_cost for curve in curves)
+
     def count(self, small: nn.Module) -> int:
         """Measure a smaller model and the dense one in turns."""
         inputs: Inputs = (self.images,), {}
@@ -84,13 +93,13 @@ class Latency(Scale):
         """Return the curves with their times, measured where the machine's table does not have them."""
         own = {curve.name: curve for curve in curves}
         grids = [Grid(module, [own[curve.name] for curve in module.curves()]) for module in known]
-        ready = prepared(self.model, replace(self.setting, mode="eager"))
+        ready = prepared(self.base, replace(self.setting, mode="eager"))
         inputs = inputs_of(ready, [grid.name for grid in grids], self.images)
-        names = {grid.name: grid.described(self.model, inputs[grid.name]) for grid in grids}
+        names = {grid.name: grid.described(self.base, inputs[grid.name]) for grid in grids}
         calls: dict[str, Callable[[], Call]] = {}
         for grid in grids:
             name, given = names[grid.name], inputs[grid.name]
-            calls.setdefault(f"{name} dense", partial(self._call, self.model.get_submodule(grid.name), given))
+            calls.setdefault(f"{name} dense", partial(self._call, self.base.get_submodule(grid.name), given))
             for sizes in grid.points:
                 calls.setdefault(f"{name} {sizes}", partial(self._folded, grid, sizes, given))
         seconds = ModuleTimes(self.setting).seconds(calls)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import separate_bias
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.modules.surgery import get_linear
+from lowrank_vit.modules.surgery import output_layer
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.images import Batches, each_image
@@ -55,12 +55,16 @@ def _hook(accumulator: Accumulator) -> Callable[..., Tensor | None]:
     return see
 
 
+def _layer(model: nn.Module, site: Site) -> nn.Module:
+    return output_layer(model.get_submodule(site.name))
+
+
 def _accumulators(
     model: nn.Module, sites: Sequence[Site], needs: Mapping[str, frozenset[str]], batch: Batch
 ) -> list[Accumulator]:
     accumulators = []
     for site in sites:
-        biases = get_linear(model, site).bias, separate_bias(model, site)
+        biases = getattr(_layer(model, site), "bias", None), separate_bias(model, site)
         bias, later = (0.0 if each is None else each.detach().float() for each in biases)
         accumulators.append(Accumulator(site, bias, later, resolve(needs[site.name], site), batch))
     return accumulators
@@ -130,7 +134,7 @@ def calibrate(
     batch = Batch()
     accumulators = _accumulators(model, sites, wanted, batch)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    hooks = [get_linear(model, layer.site).register_forward_hook(_hook(layer)) for layer in accumulators]
+    hooks = [_layer(model, layer.site).register_forward_hook(_hook(layer)) for layer in accumulators]
     try:
         model.requires_grad_(False)
         for item in each_image(track(batches, "calibrate", shown=progress)):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import family_of
+from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.architectures.given import entered
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.objectives import Objective
@@ -25,6 +25,7 @@ from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.spill import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
+IMAGES = "images"  # the key of what both models see
 DENSE = "dense"  # the key of what is read off the dense model
 
 
@@ -67,12 +68,12 @@ class Replay:
         self._device = device = next(model.parameters()).device
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
-            few = (batch.to(device) for batch in _first(batches, mine))
-            self._given, inputs = entered(model, self._steps, few)
+            images = [batch.to(device) for batch in _first(batches, mine)]
+            self._given, inputs = entered(model, self._steps, images)
             first = next(iter(self._steps))
-            for batch, x in enumerate(inputs):
-                kept[first, batch] = x
-            self._batches = len(kept)
+            for batch, (seen, x) in enumerate(zip(images, inputs, strict=True)):
+                kept[IMAGES, batch], kept[first, batch] = seen, x
+            self._batches = len(images)
             for batch in range(self._batches):
                 x = kept[first, batch].to(device)
                 for name, step in self._steps.items():
@@ -83,18 +84,23 @@ class Replay:
     def divergence(self, name: str, module: nn.Module) -> float:
         """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
         names = list(self._steps)
-        start = next(index for index, step in enumerate(names) if name.startswith(f"{step}."))
+        start = next((index for index, step in enumerate(names) if name.startswith(f"{step}.")), None)
         total, count = 0.0, 0
         with exchanged(self._model, name, module):
             for batch in range(self._batches):
-                x = self._kept[names[start], batch].to(self._device)
-                for step in names[start:]:
+                x = self._entering(names[0], batch) if start is None else self._kept[names[start], batch]
+                x = x.to(self._device)
+                for step in names[start or 0 :]:
                     x = self._steps[step](x, **self._given[step])
                 dense = self._kept[DENSE, batch].to(self._device)
                 total += float(self._objective.divergence(dense, self._finish(x)))
                 count += len(x)
         totals, counts = zip(*gathered((total, count)), strict=True)
         return float(sum(totals)) / sum(counts)
+
+    def _entering(self, step: str, batch: int) -> Tensor:
+        """Return the stream before the first step, anew: what was exchanged is ahead of it."""
+        return next(first_inputs(self._model, self._steps[step], [self._kept[IMAGES, batch].to(self._device)]))
 
     def _finish(self, x: Tensor) -> Tensor:
         """Return the objective's reading of the outputs, given the stream after the last step."""

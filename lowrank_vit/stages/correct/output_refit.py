@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import tee
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import Branch, family_of
+from lowrank_vit.architectures.base import Branch, family_of, first_inputs
 from lowrank_vit.architectures.given import entered
 from lowrank_vit.linalg.gram import gram, weighted_sum
 from lowrank_vit.linalg.metric import cholesky_root
@@ -141,20 +142,22 @@ class OutputRefit:
         """
         family, device = family_of(dense), next(dense.parameters()).device
         steps, ridges = family.steps(dense), {}
-        given, inputs = entered(dense, steps, (batch.to(device) for batch in batches))
+        old_images, new_images = tee(batch.to(device) for batch in batches)
+        given, inputs = entered(dense, steps, old_images)
+        smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
         with Streams() as streams, Streams() as before:
-            for place, x in enumerate(inputs):
-                streams.put(place, x, x)
+            for place, pair in enumerate(zip(inputs, smaller_inputs, strict=True)):
+                streams.put(place, *pair)
             for name in track(list(steps), "refit", shown=progress):
                 old, new = steps[name], small.get_submodule(name)
                 branches = list(zip(family.branches(old), family.branches(new), strict=True))
                 sources = streams
-                for place, pair in enumerate(branches):
-                    if not pair[0].beside:
+                for place, branch_pair in enumerate(branches):
+                    if not branch_pair[0].beside:
                         shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
                         sources = streams.copy_to(before) if shared else streams
-                    output = f"{name}.{pair[0].output_name}"
-                    ridges[output] = self._branch(*pair, streams, sources, sensitivities[output], given[name])
+                    output = f"{name}.{branch_pair[0].output_name}"
+                    ridges[output] = self._branch(*branch_pair, streams, sources, sensitivities[output], given[name])
                 if not branches:
                     for place in range(len(streams)):
                         x, y = streams.at(place, device)

@@ -54,11 +54,22 @@ class MlpDecomposition(Protocol):
         ...
 
 
+class TableDecomposition(Protocol):
+    """The interface of a decomposition of a table that is added to the stream."""
+
+    needs: ClassVar[frozenset[str]]  # at the sum
+
+    def __call__(self, table: Tensor, moments: Moments) -> Factors:
+        """Decompose ``table``, (t, n)."""
+        ...
+
+
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.stages.decompose.linear")
 ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
     "attention decomposition", "lowrank_vit.stages.decompose.attention"
 )
 MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
+TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.stages.decompose.table")
 
 
 def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:

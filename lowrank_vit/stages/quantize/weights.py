@@ -17,6 +17,7 @@ from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.factors import expand
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.packing import dequantize, pack
+from lowrank_vit.modules.patches import Patches
 from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
@@ -67,10 +68,11 @@ def _round_to_half(model: nn.Module) -> None:
 
 
 def _linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
-    """Find the linear layers that match ``sites``, and those inside all compressed layers."""
+    """Find the linear layers that match ``sites``, and those inside all compressed layers but the patch embedding."""
     chosen = {site.name for site in find_sites(model, sites)}
+    patches = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Patches))
     for name, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
+        if isinstance(module, LowRankLinear) and not name.startswith(patches):
             chosen |= {f"{name}.{factor}" for factor in ("down", "up")}
     return {name: module for name, module in model.named_modules() if name in chosen and isinstance(module, nn.Linear)}
 

@@ -1,0 +1,26 @@
+"""The same function in the form that units are cut from: made once, before an image is seen."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from lowrank_vit.architectures.folding import fold_norms
+from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.pipeline.groups import GROUPS
+from lowrank_vit.pipeline.recipe import Recipe
+
+
+def prepared(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> nn.Module:
+    """Return the model that the recipe's units are cut from; a copy where it differs from the given one."""
+    kinds = [GROUPS.get(kind) for kind in recipe.units] if sites == BLOCK_LINEARS else []
+    steps = [kind.prepare for kind in kinds if hasattr(kind, "prepare")]
+    if recipe.folded:
+        steps.insert(0, fold_norms)
+    if not steps:
+        return model
+    model = copy.deepcopy(model)
+    for step in steps:
+        step(model)
+    return model

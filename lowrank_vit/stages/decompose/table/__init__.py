@@ -1,0 +1,1 @@
+"""Decompositions of tables that are added to the stream, one file each."""

@@ -1,0 +1,82 @@
+"""Norms and LayerScale folded into linear layers: the same function of every kind of model, with fewer parameters."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_vit.architectures.folding import fold_norms
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.plain_norm import PlainNorm, Unscaled
+from tests.support.kinds import KINDS
+from tests.support.models import model_and_images, outputs
+
+# parameters of scales and shifts, and of LayerScale, that linear layers take up: 2 n for each norm, n for each LayerScale
+SAVED = {
+    "vit": 4 * 32,
+    "distilled deit": 4 * 32,
+    "no qkv bias": 2 * 32,  # the first norm's shift finds no bias
+    "layer scale": 6 * 32,
+    "q and k norm": 4 * 32,
+    "parallel things": 12 * 32,
+    "post norm": 0,
+    "swin": 4 * 16 + 2 * 4 * 32,
+    "swin v2": 0,
+    "mixer": 2 * 2 * 24,  # the channels' MLPs; those of tokens see the stream across its norm
+    "convnext": 2 * (8 + 16 + 24 + 32),
+    "volo": 0,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_outputs_are_the_same(kind: str) -> None:
+    model, data = KINDS[kind].make(), KINDS[kind].images(2)
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    folded = copy.deepcopy(model)
+    fold_norms(folded)
+    torch.testing.assert_close(outputs(folded, data), outputs(model, data), rtol=1e-8, atol=1e-8)
+    saved = parameter_count(model) - parameter_count(folded)
+    assert saved == SAVED.get(kind, saved)
+
+
+def test_what_users_read_of_the_last_norm_stays() -> None:
+    model, data = KINDS["vit"].make(), KINDS["vit"].images(2)
+    folded = copy.deepcopy(model)
+    fold_norms(folded)
+    with torch.no_grad():
+        torch.testing.assert_close(folded.forward_features(data), model.forward_features(data))  # type: ignore[operator]
+    plain = [name for name, module in folded.named_modules() if isinstance(module, PlainNorm)]
+    assert plain == ["blocks.0.norm1", "blocks.0.norm2"]
+
+
+def test_windows_with_padding_keep_their_norm() -> None:
+    """Zeros beyond the edge are no normalised tokens: attention there would see the shift."""
+    model, data = model_and_images("padded")
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    folded = copy.deepcopy(model)
+    fold_norms(folded)
+    torch.testing.assert_close(outputs(folded, data), outputs(model, data))
+    kinds = {name.rpartition(".")[2]: type(m) for name, m in folded.named_modules() if "layers.0" in name}
+    assert issubclass(kinds["norm2"], PlainNorm)
+    assert not issubclass(kinds["norm1"], PlainNorm)
+
+
+def test_layer_scale_by_hand() -> None:
+    model = KINDS["layer scale"].make()
+    block = model.get_submodule("blocks.0")
+    scale, proj = block.get_submodule("ls1"), block.get_submodule("attn.proj")
+    assert isinstance(proj, nn.Linear)
+    with torch.no_grad():
+        scale.gamma.copy_(torch.arange(32))  # type: ignore[operator,union-attr]
+        proj.weight.fill_(2)
+        proj.bias.fill_(3)
+    fold_norms(model)
+    assert proj.weight[:, 0].tolist() == [2.0 * index for index in range(32)]
+    assert proj.bias.tolist() == [3.0 * index for index in range(32)]
+    assert isinstance(block.get_submodule("ls1"), Unscaled)

@@ -1,0 +1,39 @@
+"""The patch embedding as a linear layer, against torch's convolution."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.patches import Patches, is_plain
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", [(8, 9), (11, 8)])  # the second leaves three rows and two columns over
+def test_it_is_the_convolution(size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution, images = nn.Conv2d(2, 5, (4, 3), stride=(4, 3), bias=bias).double(), torch.randn(3, 2, *size).double()
+    patches = Patches.of(convolution)
+    assert is_plain(convolution)
+    assert parameter_count(patches) == 5 * 2 * 4 * 3 + 5
+    torch.testing.assert_close(patches(images), convolution(images))
+    made = Patches.empty(patches.config, convolution).double()
+    made.load_state_dict(patches.state_dict())
+    assert made(images).equal(patches(images))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv2d(4, 4, 4, stride=2),
+        nn.Conv2d(4, 4, 4, stride=4, padding=1),
+        nn.Conv2d(4, 4, 4, stride=4, dilation=2),
+        nn.Conv2d(4, 4, 4, stride=4, groups=2),
+        nn.Linear(4, 4),
+        None,
+    ],
+)
+def test_others_are_not_plain(other: nn.Module | None) -> None:
+    assert not is_plain(other)
