@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of
-from lowrank_vit.architectures.given import entered
+from lowrank_vit.architectures.given import entered, stepped
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
@@ -68,7 +68,7 @@ class Replay:
             x = torch.cat(list(inputs))
             self._inputs = {}
             for name, step in self._steps.items():
-                self._inputs[name], x = x, step(x, **self._given[name])
+                self._inputs[name], x = x, stepped(step, x, self._given[name])
             self._dense = self._finish(x)
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class Replay:
         with exchanged(self._model, name, module):
             x = self._inputs[names[start]]
             for step in names[start:]:
-                x = self._steps[step](x, **self._given[step])
+                x = stepped(self._steps[step], x, self._given[step])
             reading = self._finish(x)
         sums = gathered((float(self._objective.divergence(self._dense, reading)), len(x)))
         return sum(total for total, _ in sums) / sum(count for _, count in sums)

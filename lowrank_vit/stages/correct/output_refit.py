@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of
-from lowrank_vit.architectures.given import entered
+from lowrank_vit.architectures.given import entered, stepped
 from lowrank_vit.linalg.gram import gram, weighted_sum
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.moments import as_float64
@@ -155,7 +156,7 @@ class OutputRefit:
                 ridges[output] = self._branch(*pair, streams, sources, sensitivities[output], given[name])
             if not branches:
                 for place, (x, y) in enumerate(streams):
-                    x, y = (step(t.to(device), **given[name]).cpu() for step, t in ((old, x), (new, y)))
+                    x, y = (stepped(step, t.to(device), given[name]).cpu() for step, t in ((old, x), (new, y)))
                     streams[place] = x, y
         return ridges
 
@@ -166,7 +167,7 @@ class OutputRefit:
         streams: Streams,
         sources: Streams,
         sensitivity: Tensor,
-        given: dict[str, Tensor],
+        given: dict[str, Any],
     ) -> float | None:
         """Refit one branch, which sees ``sources``, and return the ridge. The streams are replaced by those after it.
 
@@ -214,7 +215,7 @@ class OutputRefit:
 
 
 def _gap(
-    old: Branch, new: Branch, streams: Sequence[Tensor], sources: Sequence[Tensor], given: dict[str, Tensor]
+    old: Branch, new: Branch, streams: Sequence[Tensor], sources: Sequence[Tensor], given: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return both streams after a branch, what is to be mended, (B, T, d), and the inputs of the output layer.
 
