@@ -192,6 +192,8 @@ class OutputRefit:
         for fold in folds:
             fold.gather()
         change, shift, ridge = cross_validated(folds, self.ridges)
+        if old.scale is not None:  # what is multiplied by zero adds nothing, whatever the layer makes
+            change, shift = (torch.where(old.scale == 0, 0.0, each) for each in (change, shift))
         if ridge is not None:
             _add_to(layer, change, shift, old.scale)
         if old.normed:
@@ -234,9 +236,12 @@ def _gap(
 
 
 def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | None) -> None:
-    """Add (k, d) and (d,), in the units of the stream, to a layer's weight and bias; ``scale`` follows the layer."""
+    """Add (k, d) and (d,), in the units of the stream, to a layer's weight and bias; ``scale`` follows the layer.
+
+    What is to be added is zero where the scale is.
+    """
     if scale is not None:
-        gamma = as_float64(scale)
+        gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
     layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
     layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
