@@ -82,5 +82,5 @@ def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: s
 def _tokens(model: nn.Module, selection: Selection) -> dict[str, int]:
     """Count the tokens that every layer sees of an image."""
     size = input_size(model)
-    names = [group.linears[-1].name for group in selection.groups]
+    names = [group.linears[0].name for group in selection.groups]
     return {} if size is None else tokens_per_image(model, names, size)

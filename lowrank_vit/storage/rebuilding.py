@@ -21,7 +21,7 @@ from lowrank_vit.storage.skeleton import PORTABLE, empty_model, timm_record
 CHANGED = ", then trained without a record"  # added to the protocol
 logger = logging.getLogger(__name__)
 # attributes that change neither the structure nor the outputs of a model in eval mode
-PASSING = {"training", "grad_checkpointing", "num_classes", "qkv_bias_separate", "fused_attn"}
+PASSING = {"training", "grad_checkpointing", "num_classes", "qkv_bias_separate", "fused_attn", "name_or_path"}
 
 
 def dense_record(

@@ -69,15 +69,18 @@ class Replay:
             self._inputs = {}
             for name, step in self._steps.items():
                 self._inputs[name], x = x, stepped(step, x, self._given[name])
-            self._dense = self._finish(x)
+            self._after, self._dense = x, self._finish(x)
 
     @torch.no_grad()
     def divergence(self, name: str, module: nn.Module) -> float:
-        """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
+        """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``.
+
+        One in no step comes behind them all.
+        """
         names = list(self._steps)
-        start = next(index for index, step in enumerate(names) if name.startswith(f"{step}."))
+        start = next((index for index, step in enumerate(names) if name.startswith(f"{step}.")), len(names))
         with exchanged(self._model, name, module):
-            x = self._inputs[names[start]]
+            x = self._inputs[names[start]] if start < len(names) else self._after
             for step in names[start:]:
                 x = stepped(self._steps[step], x, self._given[step])
             reading = self._finish(x)
