@@ -142,8 +142,7 @@ class Family(ABC):
         refusals: Refusals = {}
         for name, module in (*block_modules(model), *pool_modules(model)):
             try:
-                pool = isinstance(module, AttentionPoolLatent)
-                site = described_pool(name, module) if pool else self.attention(name, module) or self.mlp(name, module)
+                site = described_pool(name, module) or self.attention(name, module) or self.mlp(name, module)
             except UnknownWholeError as error:
                 refusals[name] = error
             else:

@@ -45,8 +45,10 @@ def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
             raise UnknownWholeError(f"{name!r} {meaning} ({attribute}), which its smaller form would not")
 
 
-def described_pool(name: str, module: AttentionPoolLatent) -> PoolSite:
-    """Describe timm's attention pooling. Raises ``InputError`` for one without a layer of outputs."""
+def described_pool(name: str, module: nn.Module) -> PoolSite | None:
+    """Describe timm's attention pooling; None for another module. Raises ``InputError`` for one without an output layer."""
+    if type(module) is not AttentionPoolLatent:
+        return None
     kv = replace(described_linear(f"{name}.kv", module.kv, module.num_heads), parts=2)
     proj = described_linear(f"{name}.proj", module.proj)
     further: dict[str, Any] = {"latents": module.latent_len, "beside": (f"{name}.q",)}

@@ -97,7 +97,7 @@ def fold_pool(
         torch.bincount(kept // per_head, minlength=heads).tolist()
         for kept, per_head in ((kept_logits, queries.shape[-1]), (kept_values, site.head_width))
     ]
-    asked = PooledQueries(attention.get_submodule("q").in_features, inner, site.latents, widths[0])
+    asked = PooledQueries(site.latent_width, inner, site.latents, widths[0])
     asked.weight.data = queries.transpose(0, 1).flatten(1)[:, kept_logits].contiguous()
     told = PooledKeysValues(site.in_features, 2 * inner, *widths)
     narrow = [weight[:, :inner] @ torch.block_diag(*keys)[:, kept_logits], weight[:, inner:] @ value]

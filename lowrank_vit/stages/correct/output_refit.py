@@ -191,9 +191,7 @@ class OutputRefit:
             seen += len(x) * world
         for fold in folds:
             fold.gather()
-        change, shift, ridge = cross_validated(folds, self.ridges)
-        if old.scale is not None:  # what is multiplied by zero adds nothing, whatever the layer makes
-            change, shift = (torch.where(old.scale == 0, 0.0, each) for each in (change, shift))
+        change, shift, ridge = _seen(old.scale, *cross_validated(folds, self.ridges))
         if ridge is not None:
             _add_to(layer, change, shift, old.scale)
         if old.normed:
@@ -235,11 +233,17 @@ def _gap(
     return x + wanted, y, error.reshape(len(x), -1, error.shape[-1]), h
 
 
-def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | None) -> None:
-    """Add (k, d) and (d,), in the units of the stream, to a layer's weight and bias; ``scale`` follows the layer.
+def _seen(
+    scale: Tensor | None, change: Tensor, shift: Tensor, ridge: float | None
+) -> tuple[Tensor, Tensor, float | None]:
+    """Leave out what the ``scale`` multiplies by zero: it adds nothing, whatever the layer makes."""
+    if scale is None:
+        return change, shift, ridge
+    return torch.where(scale == 0, 0.0, change), torch.where(scale == 0, 0.0, shift), ridge
 
-    What is to be added is zero where the scale is.
-    """
+
+def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | None) -> None:
+    """Add (k, d) and (d,), in the units of the stream, to a layer's weight and bias; ``scale`` follows the layer."""
     if scale is not None:
         gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
