@@ -237,9 +237,8 @@ def _seen(
     scale: Tensor | None, change: Tensor, shift: Tensor, ridge: float | None
 ) -> tuple[Tensor, Tensor, float | None]:
     """Leave out what the ``scale`` multiplies by zero: it adds nothing, whatever the layer makes."""
-    if scale is None:
-        return change, shift, ridge
-    return torch.where(scale == 0, 0.0, change), torch.where(scale == 0, 0.0, shift), ridge
+    kept = 1.0 if scale is None else (scale != 0).to(change)
+    return change * kept, shift * kept, ridge
 
 
 def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | None) -> None:
