@@ -30,7 +30,7 @@ from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay
-from lowrank_vit.stages.correct.output_refit import Regression, cross_validated
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from lowrank_vit.stages.evaluate.speed import resident_peak
 
 FIRST = 16  # images of the analysis, which all steps start from

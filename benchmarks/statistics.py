@@ -44,7 +44,7 @@ from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate.observe import needs_gradient, resolve
 from lowrank_vit.stages.correct import output_refit as refit
-from lowrank_vit.stages.correct.output_refit import Regression, cross_validated
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
 
 SIZES = 20  # of a sweep
 LIMITS = {"statistics of exact": 1.5, "statistics of best": 4.0, f"sweep of {SIZES}, exact": 1.1}

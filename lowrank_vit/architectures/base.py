@@ -11,10 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
-from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError, described_mlp, described_mlp_weights
+from lowrank_vit.architectures.parts import (
+    ADVICE,
+    UnknownWholeError,
+    described_mlp,
+    described_mlp_weights,
+    described_pool,
+)
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
 from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.records.layers import AttentionSite, MlpSite, TableSite
@@ -133,14 +140,15 @@ class Family(ABC):
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
         """Find every attention module and MLP of every block, in the model's order, and why others cannot be taken.
 
+        Behind the blocks comes attention pooling, with its own MLP.
         Refused are modules with parts that their smaller form cannot have (normalised queries, gates), and those around
         a linear layer that belongs to no attention module or MLP: it would stay dense.
         """
         sites: Sites = []
         refusals: Refusals = {}
-        for name, module in block_modules(model):
+        for name, module in (*block_modules(model), *pool_modules(model)):
             try:
-                site = self.attention(name, module) or self.mlp(name, module)
+                site = described_pool(name, module) or self.attention(name, module) or self.mlp(name, module)
             except UnknownWholeError as error:
                 refusals[name] = error
             else:
@@ -165,6 +173,15 @@ class Family(ABC):
 def block_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of all blocks by name, without those that make position biases."""
     return ((name, module) for name, module in model.named_modules() if re.search(BLOCK_LINEARS, f"{name}."))
+
+
+def pool_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every attention pooling of timm's, and its MLP, by name."""
+    for name, module in model.named_modules():
+        if type(module) is AttentionPoolLatent:
+            yield name, module
+            if module.mlp is not None:
+                yield f"{name}.mlp", module.mlp
 
 
 FAMILIES: Registry[type[Family]] = Registry("family of models", __package__ or "")

@@ -40,7 +40,7 @@ class EvaFamily(Family):
         if getattr(model, "rope", None) is None:
             return sites, refusals
         return [
-            replace(site, dense_logits=ROTATED) if isinstance(site, AttentionSite) else site for site in sites
+            replace(site, dense_logits=ROTATED) if type(site) is AttentionSite else site for site in sites
         ], refusals
 
     def positions(self, model: nn.Module) -> TableSite | None:

@@ -1,7 +1,8 @@
-"""What the blocks of a model are given beside the stream: rotary positions, position biases that they share."""
+"""What the blocks of a model are given beside the stream: rotary positions, position biases that they share, masks."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
@@ -11,18 +12,18 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import first_inputs
 
-Given = dict[str, dict[str, Tensor]]  # by step, by argument
+Given = dict[str, dict[str, Any]]  # by step, by argument
 
 
 def given_arguments(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor) -> Given:
-    """Return the tensors that each step is given beside the stream when the model sees the images.
+    """Return the arguments that each step is given beside the stream when the model sees the images.
 
     They are taken to be the same for all images of this size.
     """
     given: Given = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        given[name] = {key: value for key, value in options.items() if isinstance(value, Tensor)}
+        given[name] = _beside(module, inputs, options)
 
     hooks = [step.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, step in steps.items()]
     try:
@@ -31,6 +32,22 @@ def given_arguments(model: nn.Module, steps: Mapping[str, nn.Module], images: Te
         for hook in hooks:
             hook.remove()
     return given
+
+
+def _beside(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a call but the first one, by name."""
+    if len(inputs) == 1:
+        return dict(options)
+    signature = inspect.signature(module.forward)
+    _, *named = signature.bind(*inputs).arguments.items()
+    return {**dict(named), **options}
+
+
+def stepped(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Return the stream after a step; some hand on more in a tuple behind it."""
+    outputs = step(x, **given)
+    after: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+    return after
 
 
 def entered(

@@ -14,7 +14,8 @@ from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 
 POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases, from coordinates
-ROWS = r"(blocks|transformer(_encoder)?|network\.\d+)"  # of blocks: nearly all models', MobileViT's and NesT's, VOLO's
+LAYERS = r"layers?(?=\.\d+\.(attention|self_attn|mlp)\.)"  # of Hugging Face's models
+ROWS = rf"(blocks|transformer(_encoder)?|network\.\d+|{LAYERS})"  # nearly all models', MobileViT's and NesT's, VOLO's
 BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
 EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
 
@@ -67,13 +68,13 @@ def left_dense(model: nn.Module, compressed: Iterable[str]) -> dict[str, int]:
     Returns the numbers of parameters by name, for linear layers, convolutions that mix channels and PyTorch's own
     attention; the classifier and the patch embedding are meant to stay dense, so they are not included.
     """
-    classifier = getattr(model, "get_classifier", nn.Identity)()
+    classifier = getattr(model, "get_classifier", lambda: tuple(classifiers(model).values()))()
     heads = classifier if isinstance(classifier, tuple) else (classifier,)
     meant = {id(module) for head in heads for module in head.modules()}
     inside = tuple(f"{name}." for name in compressed)
     counts = {}
     for name, module in model.named_modules():
-        if id(module) in meant or f"{name}.".startswith((*inside, "patch_embed.", *_first_layer(model))):
+        if id(module) in meant or f"{name}.".startswith((*inside, *patch_embedding(model))):
             continue
         mixing = isinstance(module, nn.modules.conv._ConvNd) and module.groups < module.in_channels
         if mixing or isinstance(module, nn.Linear | nn.MultiheadAttention):
@@ -81,10 +82,17 @@ def left_dense(model: nn.Module, compressed: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def _first_layer(model: nn.Module) -> list[str]:
-    """Return the prefixes of the patch embedding, by the names that timm has for it."""
+def classifiers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the classifiers of a model of Hugging Face's, by name: one, or two of a distilled DeiT."""
+    return {name: module for name, module in model.named_children() if name.endswith("classifier")}
+
+
+def patch_embedding(model: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the patch embedding, by the names that timm and Hugging Face have for it."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
-    return [f"{name}." for name in ([names] if isinstance(names, str) else names)]
+    listed = [names] if isinstance(names, str) else names
+    embeddings = [name for name, _ in model.named_modules() if name.endswith(("patch_embedding", "patch_embeddings"))]
+    return ("patch_embed.", *(f"{name}." for name in (*listed, *embeddings)))
 
 
 def call_every_layer(model: nn.Module) -> nn.Module:

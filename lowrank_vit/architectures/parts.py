@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import GluMlp, Mlp, SwiGLU
+from timm.layers import AttentionPoolLatent, GluMlp, Mlp, SwiGLU
 from torch import nn
 
 from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.modules.fold import MlpWeights
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.layers import MlpSite, Site
+from lowrank_vit.records.layers import MlpSite, PoolSite, Site
 from lowrank_vit.runtime.errors import InputError
 
+NORMS = ("q_norm", "k_norm")
+NORMALISED, APART = "normalised", "made by layers of their own"  # what queries and keys are that stay dense
 ADVICE = "choose a recipe for single layers (`list recipes`)"
 # the layers that make the hidden units, gates first; a subclass may compute something else
 MLP_INPUTS: dict[type[nn.Module], tuple[str, ...]] = {Mlp: ("fc1",), GluMlp: ("fc1",), SwiGLU: ("fc1_g", "fc1_x")}
@@ -40,6 +43,20 @@ def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
         extra = getattr(module, attribute, None)
         if extra is not None and not isinstance(extra, nn.Identity):
             raise UnknownWholeError(f"{name!r} {meaning} ({attribute}), which its smaller form would not")
+
+
+def described_pool(name: str, module: nn.Module) -> PoolSite | None:
+    """Describe timm's attention pooling; None for another module. Raises ``InputError`` for one without an output layer."""
+    if type(module) is not AttentionPoolLatent:
+        return None
+    kv = replace(described_linear(f"{name}.kv", module.kv, module.num_heads), parts=2)
+    proj = described_linear(f"{name}.proj", module.proj)
+    further: dict[str, Any] = {"latents": module.latent_len, "beside": (f"{name}.q",)}
+    if not isinstance(module.q, nn.Linear):
+        further |= {"dense_logits": APART, "beside": ()}
+    if not all(isinstance(getattr(module, norm), nn.Identity) for norm in NORMS):
+        further["dense_logits"] = NORMALISED
+    return PoolSite(name, kv, proj, module.head_dim, latent_width=module.latent_dim, **further)
 
 
 def described_mlp(name: str, module: Any) -> MlpSite | None:

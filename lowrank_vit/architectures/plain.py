@@ -8,14 +8,13 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, checked_attention, unwalked
-from lowrank_vit.architectures.parts import described_linear, refuse_extras
+from lowrank_vit.architectures.parts import APART, NORMALISED, NORMS, described_linear, refuse_extras
 from lowrank_vit.records.layers import AttentionSite, Site, TableSite
 
 EXTRAS = {"norm": "normalises its values", "gate": "gates its values"}
-NORMS = ("q_norm", "k_norm")
 # why queries and keys stay dense: they are ...
-NORMALISED, ROTATED, COSINE = "normalised", "rotated by their positions", "compared by their cosine"
-APART, MIXED, BIASED = "made by layers of their own", "mixed across heads", "compared with biases by position"
+ROTATED, COSINE = "rotated by their positions", "compared by their cosine"
+MIXED, BIASED = "mixed across heads", "compared with biases by position"
 
 
 def plain_attention(name: str, module: Any, **further: Any) -> AttentionSite:

@@ -12,6 +12,7 @@ import huggingface_hub
 import timm
 from torch import nn
 
+from lowrank_vit.models import hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
 from lowrank_vit.models.standin_cache import trained_standin
 from lowrank_vit.models.standins import STANDINS, is_standin
@@ -30,14 +31,19 @@ def load_model(
 ) -> nn.Module:
     """Load the timm model or stand-in ``name`` with weights: in eval mode, float32, on the CPU.
 
-    ``name`` may be ``"hf_hub:OWNER/NAME"``, a timm model on the hub. The weights come from ``checkpoint``, a safetensors
+    ``name`` may be ``"hf_hub:OWNER/NAME"``, a timm model on the hub, or ``"hf:OWNER/NAME"`` or ``"hf:FOLDER"``, a model of
+    Hugging Face's ``transformers``, whose weights come with it. Of others they come from ``checkpoint``, a safetensors
     file that is loaded strictly; without one, a stand-in is the result of its training run ``seed`` (cached), and any
     other model is timm's pretrained one (from the hub). ``arguments``: of ``timm.create_model``, such as ``num_classes``
     and ``img_size``, which a checkpoint's shapes say as well.
     Raises ``InputError`` for an unknown name, a checkpoint that does not fit, or weights that cannot be fetched.
     """
     given = dict(arguments or {})
-    if name.startswith(HUB):
+    if name.startswith(hugging_face.PREFIX):
+        if given or checkpoint is not None:
+            raise InputError(f"{name!r} says how its model is made: leave out --checkpoint and arguments")
+        model = hugging_face.load(name)
+    elif name.startswith(HUB):
         model = _from_hub(name, checkpoint, given)
     else:
         check_name(name)

@@ -56,17 +56,30 @@ def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
-    """Return (C, H, W) of the images that a timm model takes: from its patch embedding, else its configuration."""
+    """Return (C, H, W) of the images that a model takes: from its patch embedding, else its configuration.
+
+    The configuration is timm's, or that of Hugging Face's model or of its vision tower.
+    """
     channels = (getattr(module, "in_channels", None) for module in model.modules())
     first = next((count for count in channels if isinstance(count, int)), None)  # of a convolution, or of patches
     for module in model.modules():
         size = getattr(module, "img_size", None)
         if first is not None and isinstance(size, tuple | list) and len(size) == 2:
             return first, *size
-    configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    configured = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or _configured_size(model)
     if configured is None:
         return None
     return (configured[0] if first is None else first, *configured[1:])
+
+
+def _configured_size(model: nn.Module) -> tuple[int, int, int] | None:
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", config)
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return getattr(config, "num_channels", 3), height, width
 
 
 def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:

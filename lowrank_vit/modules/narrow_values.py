@@ -80,8 +80,8 @@ class NarrowOutput(nn.Module):
 @torch.no_grad()
 def balance_values(attention: nn.Module) -> None:
     """Balance the directions of an attention module with narrow values, as ``LowRankAttention`` does; others stay."""
-    layers = list(attention.children())
-    values = [layer for layer in layers if isinstance(layer, NarrowValues)]
+    layers: list[Any] = list(attention.children())
+    values = [layer for layer in layers if hasattr(layer, "others")]  # of a pooling, keys
     outputs = [layer for layer in layers if isinstance(layer, NarrowOutput)]
     for before, after in zip(values, outputs, strict=True):
         factor = balance_rows(before.linear.weight[before.others :], after.up.weight.T)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.runtime.errors import InputError
 
+OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")  # as Hugging Face calls them, the first one
+
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """Return what a model computes for images (B, C, H, W), in the model's own type: logits, or features without a head.
@@ -30,13 +32,27 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Return the logits of outputs as timm has them (a tensor), or Hugging Face (an object, a dictionary or a tuple)."""
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("logits", outputs)
-    elif isinstance(outputs, tuple | list):
+    """Return the logits of outputs as timm has them (a tensor), or Hugging Face (an object, a dictionary or a tuple).
+
+    Without logits, these are the features: pooled, or else token by token.
+    """
+    if isinstance(outputs, tuple | list):
         outputs = outputs[0]
-    else:
-        outputs = getattr(outputs, "logits", outputs)
+    elif not isinstance(outputs, Tensor):
+        found = outputs if isinstance(outputs, Mapping) else vars(outputs)
+        outputs = next((found[name] for name in OUTPUTS if found.get(name) is not None), outputs)
     if not isinstance(outputs, Tensor):
         raise InputError(f"the model returns a {type(outputs).__name__} without logits: wrap it, to return a tensor")
     return outputs
+
+
+class Predicting(nn.Module):
+    """A model that returns a tensor: its logits, or its features, of whatever it returns."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to ``logits_of`` the model's outputs."""
+        return logits_of(self.model(images))

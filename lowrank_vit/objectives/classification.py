@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.linears import classifiers
+from lowrank_vit.architectures.transformers_parts import kind_of
 from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
@@ -62,6 +64,8 @@ def without_classifier(model: nn.Module) -> str:
     timm's weights of CLIP and of Perception Encoders have the projection of their embeddings where others have one.
     """
     classes = getattr(model, "num_classes", None)
+    if kind_of(model) and not any(isinstance(each, nn.Linear) for each in classifiers(model).values()):
+        return "has no classifier"
     if classes == 0:
         return "has no classifier (num_classes is 0)"
     record = getattr(model, "pretrained_cfg", None) or {}

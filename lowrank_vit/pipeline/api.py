@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer
+from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.pipeline.analysis import Analysis
 from lowrank_vit.pipeline.budget import check_budget, check_dense
 from lowrank_vit.pipeline.decomposing import decompose
@@ -68,7 +69,7 @@ def analyse(
     seen = calibration if isinstance(calibration, Images) else Images(calibration)
     unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
     where, watch = resolve_device(device), Stopwatch()
-    model, narrow = _widened(call_every_layer(copy.deepcopy(model)).to(where).eval())
+    model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
     check_dense(model)
     dense, model = model, prepared(model, recipe, sites)
     selection = select(model, recipe, sites)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer
+from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, parameter_count, tokens_per_image
 from lowrank_vit.pipeline.preparing import prepared
@@ -66,6 +67,7 @@ def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOC
     ``size``: a reduction of the parameters, or a budget. Times are not known before they are measured.
     """
     check_dense(model)
+    model = canonical(copy.deepcopy(model))
     budget = budget_of(size)
     start = prepared(model, recipe, sites)
     selection = select(start, recipe, sites)
@@ -85,5 +87,5 @@ def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: s
 def _tokens(model: nn.Module, selection: Selection) -> dict[str, int]:
     """Count the tokens that every layer sees of an image."""
     size = input_size(model)
-    names = [group.linears[-1].name for group in selection.groups]
-    return {} if size is None else tokens_per_image(call_every_layer(copy.deepcopy(model)), names, size)
+    names = [group.linears[0].name for group in selection.groups]
+    return {} if size is None else tokens_per_image(model, names, size)

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def architecture(model: nn.Module) -> str:
-    """Return the model's timm name, with its tag; the class's name where timm did not make it."""
+    """Return the model's timm name, with its tag; where timm did not make it, where it was loaded from, or its class."""
     config = getattr(model, "pretrained_cfg", None) or {}
-    name, tag = config.get("architecture"), config.get("tag")
+    name, tag = config.get("architecture", config.get("source")), config.get("tag")
     return type(model).__name__ if name is None else f"{name}.{tag}" if tag else name
 
 

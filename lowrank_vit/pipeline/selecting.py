@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_vit.architectures.base import UnknownWholeError, family_of, survey
+from lowrank_vit.architectures.base import UnknownWholeError, family_of, pool_modules, survey
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.objectives import objective_for
 from lowrank_vit.pipeline.groups import GROUPS, Settings
@@ -131,7 +131,7 @@ def _walkable(model: nn.Module, recipe: Recipe, groups: Sequence[Any]) -> tuple[
         family = family_of(model)
         steps = family.steps(model)
         outputs = {f"{name}.{branch.output_name}" for name, step in steps.items() for branch in family.branches(step)}
-        within = tuple(f"{step}." for step in steps)
+        within = (*(f"{step}." for step in steps), *(name for name, _ in pool_modules(model)))
         inside = all(group.name.startswith(within) or getattr(group, "ahead", False) for group in groups)
     except UnknownWholeError as error:
         return replace(recipe, refit=None, measured=None), [error.reason]

@@ -80,5 +80,7 @@ class Logits:
     """The directions in which queries and keys are compared."""
 
     units: Directions
-    query: Tensor  # shape: (h, s, s), a head's dimensions to its directions
-    key: Tensor  # shape: (h, s, s)
+    query: (
+        Tensor  # shape: (h, s, s), a head's dimensions to its directions; of a pooling: its queries in them, (h, L, r)
+    )
+    key: Tensor  # shape: (h, s, s); of a pooling: (h, s, r)

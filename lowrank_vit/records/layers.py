@@ -18,6 +18,7 @@ class Site:
     out_features: int
     bias: bool
     heads: int = 0  # of a layer that makes queries, keys and values: how many heads they are for
+    parts: int = 3  # of such a layer: queries, keys and values; or keys and values alone
 
     @property
     def parameters(self) -> int:
@@ -122,6 +123,45 @@ class AttentionSite:
         unit = Cost(n + self.qkv.bias + d, tokens * (n + d))
         dense = Cost(width * unit.parameters + d * self.proj.bias, width * unit.macs)
         return UnitCosts(width, unit=unit, fixed=Cost(d), dense=dense)
+
+
+@dataclass(frozen=True)
+class PoolSite(AttentionSite):
+    """Attention pooling: queries that are the same for all images, compared with the tokens' keys.
+
+    ``qkv`` makes keys and values; ``latents`` of ``latent_width`` numbers are what the queries are made of.
+    """
+
+    latents: int = 1
+    latent_width: int = 0
+
+    @property
+    def logit_width(self) -> int:
+        """Return the most directions in which a head compares: no more than it has queries."""
+        return min(self.latents, self.head_width)
+
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        """Return what each unit costs; ``tokens``: of an image.
+
+        A direction of the logits is a row of the keys, and one number for each query, which needs no layer any more. The
+        product with the tokens stays as wide as it was.
+        """
+        if self.dense_logits:
+            return super().costs(tokens)
+        n, d, width, rows = self.qkv.in_features, self.proj.out_features, self.proj.in_features, self.latents
+        bias, made = self.qkv.bias, self.latent_width
+        key, value = Cost(n + rows, tokens * n), Cost(n + d, tokens * n + rows * d)
+        dense = Cost(width * (n + made + 2 * bias), width * (tokens * n + rows * made))
+        heads = width // self.head_width
+        return {
+            QUERY_KEY: UnitCosts(heads * self.logit_width, unit=key, dense=dense),
+            VALUE: UnitCosts(
+                width,
+                unit=value,
+                fixed=Cost(d),
+                dense=Cost(width * (value.parameters + bias) + d * self.proj.bias, width * value.macs),
+            ),
+        }
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "cluster": ("submitit",),
     "experiments": ("jinja2", "matplotlib", "sklearn", "wandb"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "transformers": ("transformers",),
     "workspaces": ("wandb_workspaces",),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}

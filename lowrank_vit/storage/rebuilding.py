@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.arguments import shown_arguments
+from lowrank_vit.models.hugging_face import FACTORY, recorded
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import json_text
@@ -20,7 +21,7 @@ from lowrank_vit.storage.skeleton import PORTABLE, empty_model, timm_record
 CHANGED = ", then trained without a record"  # added to the protocol
 logger = logging.getLogger(__name__)
 # attributes that change neither the structure nor the outputs of a model in eval mode
-PASSING = {"training", "grad_checkpointing", "num_classes", "qkv_bias_separate", "fused_attn"}
+PASSING = {"training", "grad_checkpointing", "num_classes", "qkv_bias_separate", "fused_attn", "name_or_path"}
 
 
 def dense_record(
@@ -31,7 +32,9 @@ def dense_record(
     Arguments that are not given are taken from the folder that the model was loaded from, or from what the model
     shows. Raises ``InputError`` where the model made again, its ``layers`` replaced, would be another one.
     """
-    loaded = getattr(model, "loaded_from", {}).get("config", {})
+    loaded, own = getattr(model, "loaded_from", {}).get("config", {}), recorded(model)
+    if own is not None and factory is None:
+        model_args, factory = own, FACTORY
     if model_args is None:
         model_args, factory = loaded.get("model_args"), factory or loaded.get("factory")
     record = timm_record(model)

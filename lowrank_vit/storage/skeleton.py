@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from lowrank_vit.architectures.linears import call_every_layer
+from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.modules import empty_replacement
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import part, replace_module
@@ -60,12 +60,11 @@ def empty_model(
     culprit = "config.json does not describe a model" if dense is None else "the model that was passed does not fit"
     remedy = "save the model again" if dense is None else "pass the dense model that the saved one was made from"
     try:
-        model = copy.deepcopy(dense) if dense is not None else _made(config, allow_factory)
+        model = canonical(copy.deepcopy(dense) if dense is not None else _made(config, allow_factory))
         for name, layer in layers.items():
             dense_part = part(model, name)
             check_layer(name, layer, dense_part)
             replace_module(model, name, _empty_layer(layer, dense_part))
-        call_every_layer(model)
     except NotAllowedError:
         raise
     except Exception as error:  # architectures raise errors of many kinds for invalid arguments
@@ -80,20 +79,23 @@ class NotAllowedError(InputError):
 
 def _made(config: Mapping[str, Any], allow_factory: str | None) -> nn.Module:
     """Make the dense model by timm, or by the factory that the user allows by name."""
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+    from lowrank_vit.models import hugging_face  # the stand-ins register with timm
 
     factory = config.get("factory")
     if factory is not None:
-        if factory != allow_factory:
+        if factory not in (allow_factory, hugging_face.FACTORY):
             raise NotAllowedError(
                 f"{factory!r} makes this model, code that is not run unasked: if you trust it, allow_factory={factory!r}; "
                 "or pass the dense model, model=dense"
             )
-        return called(factory, config["model_args"])
+        model = called(factory, config["model_args"])
+        if factory == hugging_face.FACTORY:
+            model.pretrained_cfg = config["pretrained_cfg"]
+        return model
     if config["architecture"] is None:
         raise NotAllowedError("timm did not make this model: pass the dense one that it was made from, model=dense")
     check_architecture(config)
-    model: nn.Module = timm.create_model(
+    model = timm.create_model(
         config["architecture"],
         pretrained=False,
         num_classes=config["num_classes"],

@@ -56,7 +56,7 @@ def analysed(kind: str) -> tuple[Analysis, Tensor]:
 
 def values_of(analysis: Analysis) -> dict[str, tuple[AttentionSite, InputSubset]]:
     """Site and values of every attention module whose logits stay dense, by the unit's name."""
-    sites = [group.site for group in analysis.groups if isinstance(group.site, AttentionSite)]
+    sites = [group.site for group in analysis.groups if getattr(group.site, "dense_logits", "")]
     return {f"{site.name}.{VALUE}": (site, analysis.parts[site.name][f"{site.name}.{VALUE}"]) for site in sites}
 
 

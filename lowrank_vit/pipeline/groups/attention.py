@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.linears import dense_linear, without_value_bias
 from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.modules.fold import fold_attention, fold_values
+from lowrank_vit.modules.pooled_attention import fold_pool
 from lowrank_vit.pipeline.groups import GROUPS, Ranks, Settings
 from lowrank_vit.pipeline.groups.modules import (
     KnownModule,
@@ -24,10 +25,11 @@ from lowrank_vit.pipeline.groups.modules import (
     whole_modules,
 )
 from lowrank_vit.records.factors import InputSubset, Logits
-from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite
-from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite, PoolSite
+from lowrank_vit.records.moments import Moments, as_float64
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
+from lowrank_vit.stages.decompose.attention.heads import pooled_logits
 
 
 @GROUPS.register("attention")
@@ -59,8 +61,17 @@ class AttentionGroup(ModuleGroup):
         values = self.method.values(site, dense_linear(model, site.proj)[0], moments[site.proj.name])
         if site.dense_logits:
             return {unit_name(site, VALUE): values}
+        if isinstance(site, PoolSite):
+            return {unit_name(site, QUERY_KEY): self._pooled(model, site, moments), unit_name(site, VALUE): values}
         logits = self.method.logits(site, *dense_linear(model, site.qkv), moments[site.qkv.name])
         return {unit_name(site, QUERY_KEY): logits, unit_name(site, VALUE): values}
+
+    def _pooled(self, model: nn.Module, site: PoolSite, moments: Mapping[str, Moments]) -> Logits:
+        """Decompose the logits of attention pooling, whose queries are known."""
+        pool: Any = model.get_submodule(site.name)
+        weight, bias = as_float64(pool.q.weight), as_float64(pool.q.bias) if site.qkv.bias else 0.0
+        queries = as_float64(pool.latent[0]) @ weight.T + bias
+        return pooled_logits(queries.unflatten(-1, (site.qkv.heads, -1)).transpose(0, 1), moments[site.qkv.name])
 
     def cut(self, known: KnownModule, ranks: Ranks) -> ModuleCut:
         """Make the smaller attention module at the sizes of its units."""
@@ -80,7 +91,10 @@ class AttentionGroup(ModuleGroup):
             return ModuleCut(fold_values(site, attention, before, values.basis, chosen, rows, bias), kept)
         logits = known.parts[unit_name(site, QUERY_KEY)]
         assert isinstance(logits, Logits)
-        dense = family_of(model).attention_weights(model, site)
         kept = OutputApproximation(columns, value_bias)
         directions, pair = logits.units.kept(ranks[unit_name(site, QUERY_KEY)]), (logits.query, logits.key)
+        if isinstance(site, PoolSite):
+            pool, output = model.get_submodule(site.name), (rows, bias)
+            return ModuleCut(fold_pool(site, pool, before, (*pair, directions), (values.basis, chosen), output), kept)
+        dense = family_of(model).attention_weights(model, site)
         return ModuleCut(fold_attention(site, dense, pair, directions, values.basis, chosen, rows, bias), kept)

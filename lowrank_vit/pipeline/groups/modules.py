@@ -79,7 +79,7 @@ class ModuleGroup:
     def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         """Return the curves without losses."""
         units = {unit_name(self.site, unit): blank_directions(costs) for unit, costs in self.site.costs().items()}
-        return unit_curves(self.site, units, self.settings, tokens.get(self.linears[-1].name, 0))
+        return unit_curves(self.site, units, self.settings, tokens.get(self.linears[0].name, 0))
 
     def known(
         self,
@@ -89,8 +89,9 @@ class ModuleGroup:
         unseen: Mapping[str, Moments] | None,
     ) -> KnownModule:
         """Return the module with its directions."""
-        output = self.linears[-1].name
-        return KnownModule(self, model, parts, moments[output], None if unseen is None else unseen[output])
+        output, first = self.linears[-1].name, moments[self.linears[0].name]
+        tokens = first.tokens // max(first.images, 1)
+        return KnownModule(self, model, parts, moments[output], None if unseen is None else unseen[output], tokens)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class KnownModule:
     parts: Mapping[str, InputSubset | Logits]
     moments: Moments  # of the output layer
     unseen: Moments | None
+    tokens: int  # of an image, which the module sees
     cap: int | None = None
 
     @property
@@ -134,8 +136,7 @@ class KnownModule:
     def curves(self) -> list[ErrorCurve]:
         """Return the loss and cost of every size of each unit."""
         units = {name: part.units for name, part in self.parts.items()}
-        tokens = self.moments.tokens // max(self.moments.images, 1)
-        return unit_curves(self.site, units, self.group.settings, tokens)
+        return unit_curves(self.site, units, self.group.settings, self.tokens)
 
     def probe_rank(self, unit: str) -> int:
         """Return half the number of directions."""

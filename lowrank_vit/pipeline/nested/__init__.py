@@ -45,8 +45,8 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
     """
     if recipe.folded or not {"patches", "positions"}.isdisjoint(recipe.units):
         raise InputError(
-            "folded norms and smaller embeddings cannot be nested: a folder holds the dense model as it was; leave out --folded "
-            "and --embeddings"
+            "folded norms and smaller embeddings cannot be nested: a folder holds the dense model as it was; "
+            "leave out --folded and --embeddings"
         )
     if recipe.pivoted:
         raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import family_of, first_inputs
-from lowrank_vit.architectures.given import entered
+from lowrank_vit.architectures.base import family_of, first_inputs, pool_modules
+from lowrank_vit.architectures.given import entered, stepped
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
@@ -26,6 +26,7 @@ from lowrank_vit.runtime.spill import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
 IMAGES = "images"  # the key of what both models see
+AFTER = "after"  # the key of the stream behind the last step
 DENSE = "dense"  # the key of what is read off the dense model
 
 
@@ -77,30 +78,37 @@ class Replay:
             for batch in range(self._batches):
                 x = kept[first, batch].to(device)
                 for name, step in self._steps.items():
-                    kept[name, batch], x = x, step(x, **self._given[name])
-                kept[DENSE, batch] = self._finish(x)
+                    kept[name, batch], x = x, stepped(step, x, self._given[name])
+                kept[AFTER, batch], kept[DENSE, batch] = x, self._finish(x)
 
     @torch.no_grad()
     def divergence(self, name: str, module: nn.Module) -> float:
-        """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
+        """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``.
+
+        One in no step comes ahead of them all, or behind them, if it pools the tokens.
+        """
         names = list(self._steps)
         start = next((index for index, step in enumerate(names) if name.startswith(f"{step}.")), None)
+        if start is None and name.startswith(tuple(pool for pool, _ in pool_modules(self._model))):
+            start = len(names)
         total, count = 0.0, 0
         with exchanged(self._model, name, module):
             for batch in range(self._batches):
-                x = self._entering(names[0], batch) if start is None else self._kept[names[start], batch]
-                x = x.to(self._device)
+                x = self._entering(start, batch)
                 for step in names[start or 0 :]:
-                    x = self._steps[step](x, **self._given[step])
+                    x = stepped(self._steps[step], x, self._given[step])
                 dense = self._kept[DENSE, batch].to(self._device)
                 total += float(self._objective.divergence(dense, self._finish(x)))
                 count += len(x)
         totals, counts = zip(*gathered((total, count)), strict=True)
         return float(sum(totals)) / sum(counts)
 
-    def _entering(self, step: str, batch: int) -> Tensor:
-        """Return the stream before the first step, anew: what was exchanged is ahead of it."""
-        return next(first_inputs(self._model, self._steps[step], [self._kept[IMAGES, batch].to(self._device)]))
+    def _entering(self, start: int | None, batch: int) -> Tensor:
+        """Return the stream before a step; None: before the first, computed anew, as what was exchanged is ahead of it."""
+        names = [*self._steps, AFTER]
+        if start is not None:
+            return self._kept[names[start], batch].to(self._device)
+        return next(first_inputs(self._model, self._steps[names[0]], [self._kept[IMAGES, batch].to(self._device)]))
 
     def _finish(self, x: Tensor) -> Tensor:
         """Return the objective's reading of the outputs, given the stream after the last step."""

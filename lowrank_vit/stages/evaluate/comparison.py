@@ -35,7 +35,7 @@ def compare(
     with torch.inference_mode():
         for batch in track(batches, "compare", shown=progress):
             images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1].to(device))
-            pair = [objective.reading(model(images.to(device))) for model in (dense, small)]
+            pair = [objective.reading(predict(model, images.to(device))) for model in (dense, small)]
             added = [len(images), agreements(*pair), float(objective.divergence(*pair)), 0.0, 0.0]
             if labels is None or int(labels.min()) < 0:
                 labelled = False

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.counting import input_size, parameter_bytes
+from lowrank_vit.modules.predicting import Predicting
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.runtime.errors import InputError
@@ -125,10 +126,10 @@ def export(
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise InputError(f"the model is {parameter.dtype} on {parameter.device}: export it as float32 on the CPU")
     write, read = FORMATS[file_format]
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    described, model = preprocessing(model), Predicting(copy.deepcopy(model)).eval().requires_grad_(False)
     generator, differences = torch.Generator().manual_seed(0), {}
     with replacing(path) as temporary:
-        write(model, torch.randn(TRACED, *size, generator=generator), temporary, preprocessing(model))
+        write(model, torch.randn(TRACED, *size, generator=generator), temporary, described)
         run = read(temporary)
         for batch in batches:
             images = torch.randn(batch, *size, generator=generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
-from lowrank_vit.architectures.given import entered
+from lowrank_vit.architectures.given import entered, stepped
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
@@ -94,10 +94,10 @@ def input_moments(
         if inside:
             with _listening(model, inside) as sums:
                 for x in streams:
-                    model.get_submodule(step)(x, **given[step])
+                    stepped(model.get_submodule(step), x, given[step])
             yield _moments(sums)
         module = model.get_submodule(step)  # as it has become
-        streams = [module(x, **given[step]) for x in streams]
+        streams = [stepped(module, x, given[step]) for x in streams]
 
 
 def _moments(sums: Mapping[str, _Sums]) -> dict[str, InputMoments]:

@@ -12,7 +12,8 @@ from dataclasses import asdict
 
 from torch import nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, call_every_layer, find_sites
+from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, find_sites
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.factors import expand
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
@@ -97,10 +98,10 @@ def quantize(
         check_bits(bits)
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = copy.deepcopy(model)
+    exact = canonical(copy.deepcopy(model))
     if bits != HALF:
         expand(exact)  # an identity in codes costs little, and rows have one scale each
-    linears, quantized = _linears(exact, sites), call_every_layer(copy.deepcopy(exact)).eval()
+    linears, quantized = _linears(exact, sites), copy.deepcopy(exact).eval()
     if bits != HALF:
         _replace(quantized, linears, bits, quantizer, observe)
     _round_to_half(quantized)

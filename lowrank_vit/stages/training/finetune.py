@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from lowrank_vit.architectures.linears import patch_embedding
 from lowrank_vit.modules.factors import expanded
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
@@ -51,10 +52,11 @@ def partial_parameters(model: nn.Module) -> list[str]:
         if "norm" in type(module).__name__.lower()
         for parameter in module.parameters(recurse=False)
     }
+    stem = patch_embedding(model)
     return [
         name
         for name, parameter in model.named_parameters()
-        if id(parameter) in head | norms or name.startswith("patch_embed.") or name.endswith("bias")
+        if id(parameter) in head | norms or name.startswith(stem) or name.endswith("bias")
     ]
 
 

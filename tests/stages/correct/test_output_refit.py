@@ -17,7 +17,8 @@ from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.correct.output_refit import OutputRefit, Regression, cross_validated
+from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from lowrank_vit.stages.correct.streams import Streams
 from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
 
@@ -224,6 +225,27 @@ def halved(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
     for name in layers:
         small.get_submodule(name).weight.data *= 0.5
     return small, {name: torch.ones(17, dtype=torch.float64) for name in layers}
+
+
+def test_a_scale_of_zero_adds_nothing() -> None:
+    """Weights stay finite, and the streams are those of both models."""
+    torch.manual_seed(0)
+    model, data = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, init_values=0.1).eval(), images(24)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data = torch.rand_like(parameter) + 0.5
+            parameter.data[::3] = 0
+    small, ones = halved(model)
+    refit = Watched()
+    assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
+    assert all(parameter.isfinite().all() for parameter in small.parameters())
+    steps, others = list(family_of(model).steps(model).values()), list(family_of(small).steps(small).values())
+    (x,) = first_inputs(model, steps[0], [data])
+    y = x
+    with torch.no_grad():
+        for old, new in zip(steps, others, strict=True):
+            x, y = old(x), new(y)
+    torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [[5, 5, 5, 5, 4], [1] * 24, [24], [7, 1, 9, 7]])

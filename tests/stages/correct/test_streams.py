@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct import output_refit
-from lowrank_vit.stages.correct.output_refit import OutputRefit, Regression, cross_validated
+from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from lowrank_vit.stages.correct.streams import Streams
 from tests.support.models import model_and_images, modules_of
 

@@ -47,6 +47,13 @@ def test_selection_on_a_vit_with_low_rank_layers() -> None:
     assert all(name in ("cls_token", "pos_embed") or name.startswith("blocks.") for name in rest)
 
 
+def test_a_patch_embedding_of_another_name_is_trained() -> None:
+    """MLP-Mixer's is called ``stem``."""
+    names = partial_parameters(timm.create_model("small_mixer"))
+    assert "stem.proj.weight" in names
+    assert not any(name.startswith("blocks.") and name.endswith("fc1.weight") for name in names)
+
+
 def test_selection_on_a_swin() -> None:
     model = SwinTransformer(
         img_size=16, patch_size=2, in_chans=1, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=2

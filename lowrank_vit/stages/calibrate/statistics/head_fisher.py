@@ -13,7 +13,8 @@ class HeadFisher:
 
     ``D = sum_q q (dL/dq)^T = sum_qk (dL/dlogit_qk) q k^T / sqrt(s)`` is the gradient of an image's loss with respect
     to B in ``logit = q^T B k / sqrt(s)``, whatever windows, masks and position biases there are. The sums over images
-    are of ``D D^T`` and ``D^T D``. Collected only at a layer with heads.
+    are of ``D D^T`` and ``D^T D``. Collected only at a layer with heads. Where that makes keys and values alone, keys
+    take the place of the queries: ``D^T = sum_k k (dL/dk)^T``, and both sums change their names.
     """
 
     gradient: ClassVar[bool] = True
@@ -22,7 +23,7 @@ class HeadFisher:
         """Add a batch."""
         output = seen.output.detach().float() + seen.later_bias
         output = output.reshape(seen.images, -1, output.shape[-1])
-        heads, width = seen.site.heads, output.shape[-1] // 3
+        heads, width = seen.site.heads, output.shape[-1] // seen.site.parts
         queries, slopes = (t[..., :width].unflatten(-1, (heads, -1)).transpose(1, 2) for t in (output, seen.slopes))
         slope = queries.mT @ slopes  # (images, heads, s, s)
         sums.add("head_fisher_query", (slope @ slope.mT).sum(0))

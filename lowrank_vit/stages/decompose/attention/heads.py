@@ -76,6 +76,24 @@ def round_robin(heads: int, width: int) -> Tensor:
     return torch.arange(heads * width).view(heads, width).T.flatten()
 
 
+def pooled_logits(queries: Tensor, moments: Moments) -> Logits:
+    """Find the directions in which the keys of an attention pooling are compared with its queries, (h, L, s).
+
+    With ``Q = U S V^T`` a head's logits are ``U S (V^T k)``: at most L directions, whatever s is, and nothing is lost.
+    Without the direction v the loss is ``1/2 (v^T R v) (v^T K v) / t``, as for ``query_key``; of a single query it is
+    exactly the second-order one, as D is ``q w^T``. The statistics are those of the layer of the keys.
+    """
+    u, singular_values, vt = torch.linalg.svd(queries, full_matrices=False)
+    metrics = [moments.mean(f"head_fisher_{side}") for side in ("key", "query")]  # of D^T, so the other way round
+    left, right = (((metric @ vt.mT) * vt.mT).sum(1) for metric in metrics)  # (h, r) each
+    energy = metrics[0].diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(metrics[0].dtype).tiny)
+    gains = (0.5 * left * right / energy[:, None]).flatten()
+    order = gains.argsort(descending=True)
+    return Logits(
+        Directions(order, tail_energy(gains[order].clamp_min(0).sqrt())), u * singular_values[:, None, :], vt.mT
+    )
+
+
 @ATTENTIONS.register("heads")
 @dataclass(frozen=True)
 class HeadLowRank:

@@ -1,0 +1,16 @@
+"""The form of a model that the families describe, whichever library it is from."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lowrank_vit.architectures.linears import call_every_layer
+from lowrank_vit.architectures.transformers_parts import exchange_parts
+
+
+def canonical(model: nn.Module) -> nn.Module:
+    """Give a model the parts that the families describe, in place; its outputs are the same.
+
+    Every layer is called as a module, and attention and MLPs of Hugging Face's models become timm's.
+    """
+    return exchange_parts(call_every_layer(model))

@@ -1,0 +1,93 @@
+"""Hugging Face's Swin transformers: attention within shifted windows of a feature map, whose pixels come as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch
+from lowrank_vit.architectures.plain import plain_attention
+from lowrank_vit.architectures.transformers_parts import CORE, kind_of
+from lowrank_vit.architectures.transformers_vit import TransformersViT
+from lowrank_vit.records.layers import AttentionSite
+
+
+def _sides(block: Any, tokens: int) -> tuple[int, int]:
+    """Return height and width of the feature map: the block's own, or a square of another size."""
+    height, width = block.input_resolution
+    return (height, width) if height * width == tokens else (isqrt(tokens), isqrt(tokens))
+
+
+def _padded(block: Any, sides: Sequence[int]) -> list[int]:
+    return [side + -side % block.window_size for side in sides]
+
+
+def window_tokens(block: Any, x: Tensor) -> Tensor:
+    """Pad, shift and cut a feature map's pixels (B, H W, n) into windows, as the block's attention sees them: (B, T, n)."""
+    sides, window = _sides(block, x.shape[1]), (block.window_size, block.window_size)
+    height, width = (more - side for more, side in zip(_padded(block, sides), sides, strict=True))
+    x = F.pad(x.unflatten(1, sides), (0, 0, 0, width, 0, height))
+    x = torch.roll(x, [-block.shift_size, -block.shift_size], (1, 2))
+    return window_partition(x, window).reshape(len(x), -1, x.shape[-1])
+
+
+def window_stream(block: Any, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+    """Invert ``window_tokens``: tokens (B, T, n) to the pixels of a feature map, of the ``shape`` (B, H W, n)."""
+    sides, window = _sides(block, shape[1]), (block.window_size, block.window_size)
+    x = window_reverse(tokens.reshape(-1, *window, shape[-1]), window, *_padded(block, sides))
+    x = torch.roll(x, [block.shift_size, block.shift_size], (1, 2))
+    return x[:, : sides[0], : sides[1]].reshape(shape)
+
+
+@FAMILIES.register("transformers_swin")
+class TransformersSwin(TransformersViT):
+    """Stages of blocks over a feature map, with merging of patches as steps between them."""
+
+    about = "Hugging Face's Swin"
+    blocks: ClassVar[frozenset[str]] = frozenset({"SwinLayer"})
+    merging: ClassVar[str] = "SwinPatchMerging"
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the blocks and the merging of patches, stage by stage."""
+        blocks = super().steps(model)
+        return {
+            name: module for name, module in model.named_modules() if name in blocks or kind_of(module) == self.merging
+        }
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP of a block."""
+        if kind_of(step) == self.merging:
+            return ()
+        block: Any = step
+
+        def attend(x: Tensor, **given: Any) -> Tensor:
+            tokens = window_tokens(block, block.layernorm_before(x))
+            sides = _padded(block, _sides(block, x.shape[1]))
+            mask = block.get_attn_mask(*sides, dtype=x.dtype, device=x.device)
+            added = block.attention(tokens.reshape(-1, block.window_size**2, x.shape[-1]), mask)[0]
+            return window_stream(block, added, x.shape)
+
+        return (
+            Branch(
+                block,
+                f"attention.{CORE}",
+                "proj",
+                attend,
+                tokens=lambda x: window_tokens(block, x),
+                stream=lambda tokens, shape: window_stream(block, tokens, shape),
+            ),
+            Branch(block, "mlp", "fc2", lambda x, **given: block.mlp(block.layernorm_after(x))),
+        )
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``WindowAttention``, which took the place of the block's own."""
+        if type(module) is not WindowAttention:
+            return None
+        height, width = module.window_size
+        return plain_attention(name, module, window_size=(height, width))

@@ -1,0 +1,109 @@
+"""Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision models: a norm, attention, a norm and an MLP in each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
+from lowrank_vit.architectures.parts import UnknownWholeError
+from lowrank_vit.architectures.plain import plain_attention, scaled
+from lowrank_vit.architectures.transformers_parts import CORE, Answering, kind_of
+from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.predicting import logits_of
+from lowrank_vit.records.layers import AttentionSite
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names of a block's parts."""
+
+    norms: tuple[str, str]
+    attention: str = "attention"
+    scales: tuple[str, str] | None = None  # of LayerScale
+
+
+VIT = Layout(("layernorm_before", "layernorm_after"))
+DINO = Layout(("norm1", "norm2"), scales=("layer_scale1", "layer_scale2"))
+CLIP = Layout(("layer_norm1", "layer_norm2"), "self_attn")
+LAYOUTS = {
+    "ViTLayer": VIT,
+    "DeiTLayer": VIT,
+    "Dinov2Layer": DINO,
+    "Dinov2WithRegistersLayer": DINO,
+    "SiglipEncoderLayer": CLIP,
+    "CLIPEncoderLayer": CLIP,
+}
+
+
+def block_branches(block: Any, layout: Layout) -> tuple[Branch, ...]:
+    """Return what a block adds to its stream. Raises ``InputError`` where its attention or MLP could not be exchanged."""
+    norms = [getattr(block, name) for name in layout.norms]
+    scales = [getattr(block, name).lambda1 for name in layout.scales] if layout.scales else [None, None]
+
+    def attend(x: Tensor, attention_mask: Tensor | None = None, **given: Any) -> Tensor:
+        return scaled(scales[0], getattr(block, layout.attention)(norms[0](x), attention_mask)[0])
+
+    def think(x: Tensor, **given: Any) -> Tensor:
+        return scaled(scales[1], block.mlp(norms[1](x)))
+
+    return (
+        Branch(block, f"{layout.attention}.{CORE}", "proj", attend, scales[0]),
+        Branch(block, "mlp", "fc2", think, scales[1]),
+    )
+
+
+@FAMILIES.register("transformers_vit")
+class TransformersViT(Family):
+    """Attention and MLP with a norm each, added to a sequence of tokens, as transformers has them."""
+
+    about = "Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision"
+    blocks: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
+
+    def takes(self, model: nn.Module) -> bool:
+        """Say whether blocks of these classes stand in the model."""
+        return any(kind_of(module) in self.blocks for module in model.modules())
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        """Return the blocks. Raises ``InputError`` for a block with attention of another kind."""
+        steps = {name: module for name, module in model.named_modules() if kind_of(module) in self.blocks}
+        for name, block in steps.items():
+            if not any(isinstance(part, Answering) for part in block.children()):
+                raise UnknownWholeError(f"{name!r} has attention of another kind than {type(block).__name__} had")
+        return steps
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        """Return the branches of attention and MLP."""
+        return block_branches(step, LAYOUTS[kind_of(step)])
+
+    def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
+        """Find every attention module and MLP. Raises ``InputError`` for a model of texts beside images."""
+        if any(name.endswith("text_model") for name, _ in model.named_modules()):
+            raise UnknownWholeError(f"{type(model).__name__} reads texts, too", "pass its vision_model alone")
+        return super().survey(model)
+
+    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
+        """Describe timm's ``Attention``, which took the place of the block's own."""
+        return plain_attention(name, module) if type(module) is Attention else None
+
+    def head(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Compute the model's outputs from the stream after the last step.
+
+        The model sees a blank image, and what its last step hands on is exchanged for x: whatever follows is its own.
+        """
+
+        def hand_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+            return (x, *outputs[1:]) if isinstance(outputs, tuple) else x
+
+        size = input_size(model)
+        if size is None:
+            raise UnknownWholeError(f"{type(model).__name__} does not say the size of its images")
+        *_, last = self.steps(model).values()
+        hook = last.register_forward_hook(hand_on)
+        try:
+            return logits_of(model(x.new_zeros(1, *size)))
+        finally:
+            hook.remove()

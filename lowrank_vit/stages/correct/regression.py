@@ -1,0 +1,84 @@
+"""Affine least-squares fits from sums over rows, with the ridge that predicts unseen rows best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lowrank_vit.linalg.gram import gram, weighted_sum
+from lowrank_vit.linalg.metric import cholesky_root
+from lowrank_vit.runtime.processes import rank_and_world
+
+
+@dataclass
+class Regression:
+    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64."""
+
+    sums: dict[str, Tensor]
+
+    @classmethod
+    def empty(cls, k: int, d: int, device: torch.device | str = "cpu") -> Regression:
+        """Make sums without rows."""
+        shapes: dict[str, tuple[int, ...]] = {"w": (), "h": (k,), "e": (d,), "hh": (k, k), "he": (k, d)}
+        return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
+
+    def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
+        """Add h: (rows, k), e: (rows, d), weights: (rows,), none of them negative."""
+        he = h.T @ (e * weights[:, None])
+        firsts = {"w": weights.sum(), "h": weighted_sum(h, weights), "e": weighted_sum(e, weights)}
+        for name, value in {**firsts, "hh": gram(h, weights), "he": he}.items():
+            self.sums[name] += value
+
+    def gather(self) -> None:
+        """Sum over the processes, where there are several."""
+        if rank_and_world()[1] > 1:
+            for total in self.sums.values():
+                dist.all_reduce(total)
+
+    def plus(self, other: Regression, sign: int = 1) -> Regression:
+        """Add the rows of ``other``, or remove them with ``sign`` -1."""
+        return Regression({name: total + sign * other.sums[name] for name, total in self.sums.items()})
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return ``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal."""
+        h, e, hh, he = (self.sums[name] / self.sums["w"].clamp_min(1e-30) for name in ("h", "e", "hh", "he"))
+        scale = hh.diagonal().mean().clamp_min(1e-30)
+        root, _ = cholesky_root(hh - torch.outer(h, h), ridge, scale)
+        weight = torch.cholesky_solve(he - torch.outer(h, e), root)
+        return weight, e - h @ weight
+
+    def nothing(self) -> tuple[Tensor, Tensor]:
+        """Return the ``W, b`` that change nothing: zeros."""
+        return torch.zeros_like(self.sums["he"]), torch.zeros_like(self.sums["e"])
+
+    def gain(self, weight: Tensor, bias: Tensor) -> float:
+        """Compute by how much ``h W + b`` lowers these rows' squared error: ``sum w ||e||^2 - sum w ||e - h W - b||^2``."""
+        w, h, e, hh, he = (self.sums[name] for name in ("w", "h", "e", "hh", "he"))
+        explained = 2 * (weight * he).sum() + 2 * bias @ e
+        return float(explained - (weight * (hh @ weight)).sum() - 2 * (h @ weight) @ bias - w * bias @ bias)
+
+
+def cross_validated(folds: Sequence[Regression], ridges: Sequence[float]) -> tuple[Tensor, Tensor, float | None]:
+    """Fit all folds with the ridge that is best on rows it was not fitted on; return the fit and that ridge.
+
+    Every fold is predicted from the others. Where no ridge lowers the error there, or all rows are in one fold (of a
+    single image), nothing is fitted: zeros and ``None``.
+    """
+    folds = [fold for fold in folds if fold.sums["w"] > 0] or folds[:1]
+    whole = folds[0]
+    if len(folds) == 1:
+        return *whole.nothing(), None
+    for fold in folds[1:]:
+        whole = whole.plus(fold)
+    rests = [whole.plus(fold, -1) for fold in folds]
+    gains = {
+        ridge: sum(fold.gain(*rest.solve(ridge)) for fold, rest in zip(folds, rests, strict=True)) for ridge in ridges
+    }
+    best = max(gains, key=gains.__getitem__)
+    if gains[best] > 0:
+        return *whole.solve(best), best
+    return *whole.nothing(), None

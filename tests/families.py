@@ -1,0 +1,114 @@
+"""The table of families in ``docs/families.md``, made from the registry and the models that the contract tests run.
+
+``python -m tests.families`` writes the page; a test holds it to what the code does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowrank_vit import InputError, get_recipe
+from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_of, survey
+from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.linears import left_dense
+from lowrank_vit.pipeline.selecting import Selection, select
+from tests.support.hugging_face import HUGGING_FACE
+from tests.support.kinds import KINDS
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+WORDS = {"query_key": "logits", "value": "values", "hidden": "hidden units"}
+HEAD = """# Families of models
+
+What `best` makes smaller in each kind of model that the contract tests run, each at the smallest size that its library
+makes it in: {families} families, {kinds} kinds. Written by `python -m tests.families` from the registry; a test holds it to
+what the code does.
+
+*Logits* are directions in which the queries and keys of a head are compared, *values* those that a head passes on, *hidden
+units* those of an MLP. *Layers* are single linear layers at low rank, where a module cannot be taken as a whole, under the
+same budget. *Refit*: losses are measured and outputs refitted, because the way from block to block is known.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of model, and a model of that kind."""
+
+    kind: str
+    model: str
+    shrinks: str
+    refit: bool
+    dense: str
+
+
+def described(named: str, kind: Any) -> tuple[str, Row]:
+    """Describe a kind of model, behind the name of its family; none where ``best`` refuses it."""
+    name = getattr(kind, "whole", None) or kind.name
+    model = canonical(kind.make())
+    try:
+        selection = select(model, get_recipe("best"))
+    except InputError as error:
+        return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
+    units = {part for group in selection.groups for part in _units(group)}
+    shrinks = [word for unit, word in WORDS.items() if unit in units] + (["layers"] if "layer" in units else [])
+    refit = not (selection.fallback and selection.fallback["left_out"])
+    return _family(model), Row(named, name, ", ".join(shrinks), refit, "; ".join(_dense(model, selection)))
+
+
+def _family(model: nn.Module) -> str:
+    try:
+        found = type(family_of(model))
+    except UnknownWholeError:
+        return ""
+    return next(name for name in FAMILIES.names() if FAMILIES.get(name) is found)
+
+
+def _units(group: Any) -> list[str]:
+    return list(group.site.costs()) if hasattr(group.site, "layers") else ["layer"]
+
+
+def _dense(model: nn.Module, selection: Selection) -> list[str]:
+    """Say what stays dense as a whole or altogether, and why."""
+    logits = {getattr(group.site, "dense_logits", "") for group in selection.groups} - {""}
+    told = [f"queries and keys, {reason}" for reason in sorted(logits)]
+    refusals = [error.reason for name, error in survey(model)[1].items() if name]
+    told += [f"layer by layer: {reason}" for reason in dict.fromkeys(map(_short, refusals))]
+    left = left_dense(model, [group.name for group in selection.groups])
+    kinds = dict.fromkeys(name.rpartition(".")[2] for name in left if not name.rpartition(".")[2].isdigit())
+    return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:4])}"] if kinds else [])
+
+
+def _short(reason: str) -> str:
+    """Leave out which of its blocks a module is in."""
+    _, quote, rest = reason.partition("' ")
+    return rest if quote else reason
+
+
+def page() -> str:
+    """Render the whole page."""
+    found: dict[str, list[Row]] = {}
+    kinds = [*KINDS.items(), *HUGGING_FACE.items()]
+    for named, kind in kinds:
+        family, row = described(named, kind)
+        found.setdefault(family, []).append(row)
+    lines = [HEAD.format(families=len(FAMILIES.names()), kinds=len(kinds))]
+    for name in [*FAMILIES.names(), ""]:
+        about = FAMILIES.get(name)().about if name else "no attention or MLP that is known as a whole"
+        lines += [
+            f"## {about}\n",
+            "| kind | model | shrinks | refit | stays dense |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {row.kind} | `{row.model}` | {row.shrinks} | {'yes' if row.refit else 'no'} | {row.dense} |"
+            for row in found.get(name, [])
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

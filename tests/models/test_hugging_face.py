@@ -1,0 +1,97 @@
+"""Models of transformers by name: from a folder with safetensors, with what their preprocessor says of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("transformers")
+
+from lowrank_vit import InputError
+from lowrank_vit.models import load_model
+from lowrank_vit.models.hugging_face import prepared_images, recorded
+from lowrank_vit.modules.predicting import predict
+from tests.support.hugging_face import HUGGING_FACE
+
+IMAGES = {
+    "size": {"height": 32, "width": 32},
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [1.0, 1.0, 2.0],
+    "resample": 3,
+}
+
+
+def saved(kind: str, folder: Path, **changes: object) -> nn.Module:
+    """Write a model as transformers does, with changes in its ``config.json``, and return it."""
+    model = HUGGING_FACE[kind].make().float()
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(IMAGES))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2, swiglu", "clip", "siglip", "swin"])
+def test_a_folder_is_loaded(kind: str, tmp_path: Path) -> None:
+    model, data = saved(kind, tmp_path), HUGGING_FACE[kind].images(2)
+    loaded = load_model(f"hf:{tmp_path}")
+    with torch.no_grad():
+        assert torch.equal(predict(loaded, data), predict(model, data))
+    told = loaded.pretrained_cfg
+    assert told["mean"] == IMAGES["image_mean"]
+    assert told["interpolation"] == "bicubic"
+    assert told["input_size"] == [3, *data.shape[2:]]
+
+
+def test_without_weights_of_the_pooler_there_is_none(tmp_path: Path) -> None:
+    model = HUGGING_FACE["vit, pooled"].make().float()
+    model.pooler = None
+    model.save_pretrained(tmp_path)
+    loaded = load_model(f"hf:{tmp_path}")
+    assert loaded.pooler is None
+    assert (recorded(loaded) or {})["add_pooling_layer"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["BertModel"]}, "unknown class of transformers 'BertModel'"),
+        ({"architectures": None}, "unknown class of transformers 'of no class'"),
+        ({"architectures": ["DeiTForImageClassification"]}, "has no weights for"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
+        ({"hidden_size": 64}, "cannot be loaded"),
+    ],
+)
+def test_what_is_no_such_model_is_one_line(changes: dict[str, object], said: str, tmp_path: Path) -> None:
+    saved("vit", tmp_path, **changes)
+    with pytest.raises(InputError, match=said) as refused:
+        load_model(f"hf:{tmp_path}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    model = saved("vit", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_model(f"hf:{tmp_path}")
+
+
+def test_no_folder_and_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowrank_vit.models.hugging_face.hub_reachable", lambda: False)
+    with pytest.raises(InputError, match=r"has no config.json that can be read .*name a folder or OWNER/NAME"):
+        load_model("hf:no/such-model")
+    saved("vit", tmp_path)
+    with pytest.raises(InputError, match="says how its model is made"):
+        load_model(f"hf:{tmp_path}", arguments={"num_classes": 3})
+
+
+def test_how_images_are_prepared() -> None:
+    """Squashed to the model's size; or, by the shorter edge, cropped at the centre."""
+    assert prepared_images({"image_size": 224}, {"size": {"height": 224, "width": 224}})["crop_mode"] == "squash"
+    cropped = prepared_images({"vision_config": {"image_size": 336}}, {"size": {"shortest_edge": 336}})
+    assert (cropped["crop_mode"], cropped["crop_pct"], cropped["input_size"]) == ("center", 1.0, [3, 336, 336])
