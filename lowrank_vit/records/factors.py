@@ -41,9 +41,10 @@ class Directions:
     loss: Tensor  # shape: (k + 1,)
     multiple: int = 1  # how many are kept or left out together, such as one for each head
 
-    def kept(self, count: int | None) -> Tensor:
-        """Return the indices of the first ``count``, ``None``: all, in ascending order."""
-        return self.order[:count].sort().values
+    def kept(self, count: int | None, among: Tensor | None = None) -> Tensor:
+        """Return the indices of the first ``count``, ``None``: all, in ascending order; ``among``: (k,), which may be."""
+        order = self.order if among is None else self.order[among[self.order]]
+        return order[:count].sort().values
 
     def curve(self, name: str, costs: UnitCosts, multiple: int, pivoted: bool = False) -> ErrorCurve:
         """Return the error curve that an allocator chooses from; ``pivoted``: identities in pairs of factors are free."""

@@ -82,5 +82,9 @@ class AttentionGroup(ModuleGroup):
         assert isinstance(logits, Logits)
         dense = family_of(model).attention_weights(model, site)
         kept = OutputApproximation(columns, value_bias)
-        directions, pair = logits.units.kept(ranks[unit_name(site, QUERY_KEY)]), (logits.query, logits.key)
+        # where a head passes nothing on, its queries and keys would do nothing: those of the others take their place
+        alive = torch.isin(
+            torch.arange(len(values.units.order)).to(chosen) // site.head_width, chosen // site.head_width
+        )
+        directions, pair = logits.units.kept(ranks[unit_name(site, QUERY_KEY)], alive), (logits.query, logits.key)
         return ModuleCut(fold_attention(site, dense, pair, directions, values.basis, chosen, rows, bias), kept)
