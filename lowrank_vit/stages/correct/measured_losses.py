@@ -8,8 +8,10 @@ says what the reduction really costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.given import entered
 from lowrank_vit.modules.surgery import exchanged
-from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
@@ -49,16 +50,33 @@ class MeasuredLosses:
         return corrected(curve, points, self.trust)
 
 
+class Comparison(Protocol):
+    """How the outputs of two models are compared, as an ``Objective`` does it; ``unit``: of the divergence, in words."""
+
+    unit: ClassVar[str]
+
+    def reading(self, outputs: Tensor) -> Tensor:
+        """Return the values that ``divergence`` compares, float64."""
+        ...
+
+    def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
+        """Return how far the small model's reading is from the dense one's, summed over the batch."""
+        ...
+
+
 class Replay:
-    """The streams of some images through a dense model, from which a pass resumes with one module exchanged.
+    """The streams of some images through a dense model, from which a pass resumes with modules exchanged.
 
     ``images``: how many images of the batches, (B, C, H, W), are used, the first ones, or all if there are fewer; of
-    several processes, each has every world-th of them.
+    several processes, each has every world-th of them. ``features``: the inputs of the classifier are compared.
     Raises ``InputError`` for a model whose blocks are of an unknown kind.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective, batches: Iterable[Tensor], images: int) -> None:
-        self._model, self._objective, self._family = model, objective, family_of(model)
+    def __init__(
+        self, model: nn.Module, comparison: Comparison, batches: Iterable[Tensor], images: int, features: bool = False
+    ) -> None:
+        self._model, self._comparison, self._family = model, comparison, family_of(model)
+        self._classifier = _classifier_of(model) if features else None
         self._steps = self._family.steps(model)
         device = next(model.parameters()).device
         with torch.no_grad():
@@ -71,22 +89,47 @@ class Replay:
                 self._inputs[name], x = x, step(x, **self._given[name])
             self._dense = self._finish(x)
 
-    @torch.no_grad()
     def divergence(self, name: str, module: nn.Module) -> float:
         """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
+        return self.together({name: module})
+
+    @torch.no_grad()
+    def together(self, modules: Mapping[str, nn.Module]) -> float:
+        """Measure the mean divergence from the dense model with several modules exchanged, by name.
+
+        Raises ``InputError`` for a module outside of the blocks.
+        """
         names = list(self._steps)
-        start = next(index for index, step in enumerate(names) if name.startswith(f"{step}."))
-        with exchanged(self._model, name, module):
+        start = min((self._step_of(name) for name in modules), default=len(names) - 1)
+        with ExitStack() as stack:
+            for name, module in modules.items():
+                stack.enter_context(exchanged(self._model, name, module))
             x = self._inputs[names[start]]
             for step in names[start:]:
                 x = self._steps[step](x, **self._given[step])
             reading = self._finish(x)
-        sums = gathered((float(self._objective.divergence(self._dense, reading)), len(x)))
+        sums = gathered((float(self._comparison.divergence(self._dense, reading)), len(x)))
         return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
+    def _step_of(self, name: str) -> int:
+        """Return the position of the step that a module is in."""
+        for position, step in enumerate(self._steps):
+            if name.startswith(f"{step}."):
+                return position
+        raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out with --sites")
+
     def _finish(self, x: Tensor) -> Tensor:
-        """Return the objective's reading of the outputs, given the stream after the last step."""
-        return self._objective.reading(self._family.head(self._model, x))
+        """Return the reading of the outputs, or of the classifier's inputs, given the stream after the last step."""
+        with ExitStack() as stack:
+            if self._classifier is not None:
+                stack.enter_context(exchanged(self._model, self._classifier, nn.Identity()))
+            return self._comparison.reading(self._family.head(self._model, x))
+
+
+def _classifier_of(model: Any) -> str | None:
+    """Return the name of a timm model's classifier; None where it has none."""
+    classifier = model.get_classifier()
+    return next((name for name, module in model.named_modules() if name and module is classifier), None)
 
 
 def _first(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:
