@@ -60,9 +60,11 @@ def _accumulators(
 ) -> list[Accumulator]:
     accumulators = []
     for site in sites:
-        biases = get_linear(model, site).bias, separate_bias(model, site)
+        linear = get_linear(model, site)
+        biases = linear.bias, separate_bias(model, site)
         bias, later = (0.0 if each is None else each.detach().float() for each in biases)
-        accumulators.append(Accumulator(site, bias, later, resolve(needs[site.name], site), batch))
+        wanted = resolve(needs[site.name], site)
+        accumulators.append(Accumulator(site, bias, later, wanted, batch, linear.weight.detach().float()))
     return accumulators
 
 
