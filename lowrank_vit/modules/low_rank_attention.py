@@ -185,20 +185,22 @@ class LowRankAttention(nn.Module):
 
         ``shared_rel_pos_bias``, (heads, T, T), is added to the logits, too, as in BEiT.
         """
-        query = self.query_key.split(self.query(x))
-        keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
         bias = self._bias(attn_mask if mask is None else mask, x.shape[0])
         if shared_rel_pos_bias is not None:
             shared_rel_pos_bias = shared_rel_pos_bias[self.live]
             bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
-        mixed = F.scaled_dot_product_attention(
-            query,
-            self.query_key.split(keys),
-            self.value.split(values),
-            attn_mask=bias,
-            is_causal=is_causal,
-            scale=self.scale,
-        )
+        return self.mixed(*self.projected(x), bias, is_causal)
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the heads' queries, keys and values, (B, live, T, widest)."""
+        keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
+        return self.query_key.split(self.query(x)), self.query_key.split(keys), self.value.split(values)
+
+    def mixed(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the output of the heads' queries, keys and values; ``bias`` is added to the logits."""
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
         joined: Tensor = self.proj(self.value.join(mixed))
         return joined
 
