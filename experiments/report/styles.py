@@ -81,7 +81,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "vbp": Style("D", (3, 3), "green"),
     "vbp, distilled": Style("o", (2, 2), "green"),
     "corp": Style(">", (6, 2), "orange"),
-    "comcat0": Style("<", (2, 3), "red"),
+    "comcat0": Style("<", (2, 3), "pink"),
     "comcat": Style("<", (9, 3), "red"),
     "z, closed form": Style("v", (1, 2), "cyan"),
     "z, by gradients": Style("P", (6, 2, 1, 2), "red"),
