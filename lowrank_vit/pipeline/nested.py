@@ -50,6 +50,11 @@ def check_nestable(recipe: Recipe) -> None:
             f"recipe {recipe.name!r} cannot be nested: its units are fitted anew for every choice of them, so a smaller "
             "size is no part of a larger one; compress once for every size, or nest 'loss_aware'"
         )
+    if recipe.sense is not None:
+        raise InputError(
+            f"recipe {recipe.name!r} cannot be nested: its losses are measured on the images, which a nested folder has not; "
+            "compress once for every size (the measured losses are cached), or nest 'loss_aware'"
+        )
     if recipe.pivoted:
         raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")
     if recipe.compensation is not None and recipe.solver == "minibatch":

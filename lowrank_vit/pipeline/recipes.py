@@ -68,7 +68,6 @@ RECIPES = {
             bias_correction=True,
             about="PCA of the output, ranks by its energy, where Yu and Wu take a measured sensitivity (aafm)",
         ),
-        *rivals.RECIPES,
         Recipe(
             name="paper",
             units=_linear(RepresentativeSVD()),
@@ -112,6 +111,7 @@ RECIPES = {
             refit=OutputRefit(),
             about="attention by head, MLP by interpolation, other layers two-sided, one budget of predicted loss",
         ),
+        *rivals.RECIPES,
     )
 }
 

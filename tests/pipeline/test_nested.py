@@ -25,6 +25,8 @@ REFUSED = {
     "best": "images that pass through the smaller model",
     "paper": "solver 'minibatch'",
     "paper_charitable": "solver 'minibatch'",
+    **dict.fromkeys(("aafm", "flar", "fwsvd_search"), "measured on the images"),
+    **dict.fromkeys(("comcat0", "ssp", "vtp-taylor", "vbp", "corp"), "units are fitted anew for every choice"),
 }
 
 
