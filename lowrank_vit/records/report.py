@@ -157,7 +157,7 @@ class Report(TypedDict):
 
 
 def largest_size(layer: Mapping[str, Any]) -> int:
-    """Return the largest ``rank`` that an entry can have: hidden units, directions of values or of logits, heads, or the full rank."""
+    """Return the largest ``rank`` of an entry: hidden units, directions of values or of logits, heads, or the full rank."""
     details = layer.get("details", {})
     known = (details.get(f"{unit}_of") for unit in (HIDDEN, VALUE, QUERY_KEY, HEAD))
     return next((count for count in known if count), min(layer["in_features"], layer["out_features"]))
