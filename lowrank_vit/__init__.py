@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.reporting import dense_report
     from lowrank_vit.pipeline.saving import load, push_to_hub, save
     from lowrank_vit.pipeline.statistics import collect
+    from lowrank_vit.pipeline.tokens import fewer_tokens
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
     from lowrank_vit.stages.calibrate.stream import calibrate
@@ -71,6 +72,7 @@ __all__ = [
     "evaluate",
     "export",
     "family_of",
+    "fewer_tokens",
     "file_bytes",
     "find_sites",
     "finetune",
@@ -98,6 +100,7 @@ _HOMES = {
     "pipeline.reporting": ("dense_report",),
     "pipeline.saving": ("load", "push_to_hub", "save"),
     "pipeline.statistics": ("collect",),
+    "pipeline.tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
     "runtime.hardware": ("Hardware",),
     "stages.calibrate.stream": ("calibrate",),

@@ -89,6 +89,7 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     real = job.recipe is not None and job.measure is None
     training = {"finetune": real and job.epochs > 0, "distill": job.distill_epochs > 0}
     correct = {
+        "measured_curves": any(recipe.sense is not None for recipe in recipes),
         "measured_losses": any(recipe.measured is not None for recipe in recipes),
         "output_refit": any(recipe.refit is not None for recipe in recipes),
     }

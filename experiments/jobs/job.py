@@ -21,7 +21,8 @@ class Job:
     the recipe that were changed; ``epochs`` 0 leaves the fine-tuning out; ``processes`` are all that share a step, since
     the batch grows with them. ``bits`` are those of the weights' codes at the end (16: half precision; None: as trained),
     rounded by ``quantizer`` (None: to nearest), on the calibration images where it looks at any.
-    ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out.
+    ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out;
+    ``distill_changes`` are that training's settings that were changed.
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
     ``measure`` names what a figure measures instead of all this.
     """
@@ -48,6 +49,7 @@ class Job:
     distill_epochs: int = 0
     full: bool = False
     quantizer: str | None = None
+    distill_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, as plain values."""
@@ -68,7 +70,7 @@ class Job:
         Fields at their defaults are left out, so that a field added later with a default changes no key.
         """
         defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-        defaults["changes"] = {}
+        defaults |= {"changes": {}, "distill_changes": {}}
         given = {name: value for name, value in self.as_json().items() if defaults.get(name, ...) != value}
         return _short_hash(given)
 

@@ -6,6 +6,7 @@ from experiments.jobs.job import Job
 
 BACKWARD = 2.0  # a backward pass, in forward passes
 MEASURED = 18  # forward passes of measuring losses: three parts of each of a dozen blocks, from that block on
+SENSED = 24  # of measuring curves, for each size: four layers of each of a dozen blocks, from that block on
 BATCH = 64  # of the minibatch solver
 
 
@@ -16,4 +17,5 @@ def compression_passes(job: Job) -> float:
     calibration = job.calibration_samples * (1 + BACKWARD * recipe.needs_gradient)
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     measuring = 0 if recipe.measured is None else recipe.measured.rounds * MEASURED * recipe.measured.images
-    return calibration + refit + solving + measuring
+    sensing = 0 if recipe.sense is None else recipe.sense.points * SENSED * recipe.sense.images
+    return calibration + refit + solving + measuring + sensing

@@ -30,7 +30,7 @@ def trained(
     with ledger.stage(*(("distill", "distil") if job.distill_epochs else ("finetune", "fine-tune"))):
         if job.distill_epochs:
             assert teacher is not None
-            small, protocol, described = _distilled(model, teacher, data, options)
+            small, protocol, described = _distilled(model, teacher, data, {**job.distill_changes, **options})
         else:
             tuned = finetune(model, data, lr=job.lr, teacher=teacher, full=job.full, **options)
             small, protocol, described = tuned.model, tuned.protocol, tuned.describe()

@@ -161,6 +161,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
             "processes": options.processes,
             "precision": options.precision,
             "distill_epochs": row.distill_epochs,
+            "distill_changes": row.distill_changes,
             "full": row.full,
         }
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))

@@ -132,6 +132,12 @@ class Family(ABC):
         """Describe the position embedding that is added to the stream as it is; None where there is none."""
         return None
 
+    def token_blocks(self, model: nn.Module) -> list[str]:
+        """Name the blocks whose tokens may become fewer. Raises ``InputError`` for a model whose tokens must stay."""
+        raise UnknownWholeError(
+            f"the tokens of {type(model).__name__} cannot become fewer", "choose a plain ViT or DeiT"
+        )
+
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""
         outputs: Tensor = model.forward_head(model.norm(x))  # type: ignore[operator]  # as all of timm's have it

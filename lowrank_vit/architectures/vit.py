@@ -7,6 +7,7 @@ from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBl
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import (
     added_positions,
     layer_branches,
@@ -15,6 +16,7 @@ from lowrank_vit.architectures.plain import (
     normed_branches,
     plain_attention,
 )
+from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.records.layers import AttentionSite, TableSite
 
 HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with several of each, beside each other
@@ -62,3 +64,16 @@ class ViT(Family):
         if type(module) is not Attention:  # a subclass may compute something else
             return None
         return plain_attention(name, module)
+
+    def token_blocks(self, model: nn.Module) -> list[str]:
+        """Name the blocks: all of the plain kind, whose attention is plain or a smaller one, pooled by the class token."""
+        blocks = listed_blocks(model, Block)
+        for name, block in blocks.items():
+            attention: object = block.get_submodule("attn")
+            plain = isinstance(attention, LowRankAttention)
+            site = None if plain else self.attention(f"{name}.attn", block.get_submodule("attn"))
+            if not plain and (site is None or site.dense_logits):
+                raise UnknownWholeError(
+                    f"{name}.attn is a {type(attention).__name__} of another kind", "choose a plain ViT"
+                )
+        return list(blocks)

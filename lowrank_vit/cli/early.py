@@ -15,7 +15,7 @@ from lowrank_vit.runtime.registry import unknown
 LOCAL = ("imagefolder", "parquet", "arrow")  # sources that are paths
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
 HUB = "hf_hub:"
-RECIPES = Path(__file__).parent.parent / "pipeline" / "recipes.py"
+RECIPES = [Path(__file__).parent.parent / "pipeline" / name for name in ("recipes.py", "rivals.py")]
 
 
 def check_early(args: argparse.Namespace) -> None:
@@ -49,6 +49,7 @@ def check_early(args: argparse.Namespace) -> None:
 
 def recipe_names() -> list[str]:
     """Read the recipes' names from the source: importing them, with their methods and PyTorch, takes seconds."""
-    calls = [node for node in ast.walk(ast.parse(RECIPES.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in RECIPES]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     fields = [field for call in calls if ast.unparse(call.func) == "Recipe" for field in call.keywords]
     return [ast.literal_eval(field.value) for field in fields if field.arg == "name"]

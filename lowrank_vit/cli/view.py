@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lowrank_vit.records.costs.bytes import FLOAT32
-from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
+from lowrank_vit.records.layers import HEAD, HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 
 AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
@@ -19,7 +19,7 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "bytes": lambda count: mebibytes(count),
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
-UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden"}  # in the words of a table
+UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden", HEAD: "heads"}  # in the words of a table
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 

@@ -107,7 +107,7 @@ def fold_attention(
     _write(small.key_value, torch.cat([project(1, key, kept_logits)[0], values], 1))
     _write(small.proj, output, bias + value_bias @ output)
     if dense.position_bias is not None:
-        small.relative_position_bias_table.data = dense.position_bias.detach().clone()
+        small.relative_position_bias_table.data = dense.position_bias.detach()[:, small.live].clone()
     return small.to(device=dense.weight.device, dtype=dense.dtype)
 
 

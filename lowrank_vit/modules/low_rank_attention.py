@@ -15,28 +15,29 @@ from lowrank_vit.records.moments import as_float64
 
 
 class Heads:
-    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, heads, T, widest), padded with zeros.
+    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, live, T, widest), padded with zeros.
 
-    It slices: a gather by index, and the scatter of its gradient, cost three times as much. Torch's fused attention takes
-    queries, keys and values of one width only: with the zeros it needs a third of the time of the unfused one
-    (DeiT-Tiny's widths, a CPU).
+    ``live``: the heads that have a place there, by default all; the others must have no channels. It slices: a gather by
+    index, and the scatter of its gradient, cost three times as much. Torch's fused attention takes queries, keys and
+    values of one width only: with the zeros it needs a third of the time of the unfused one (DeiT-Tiny's widths, a CPU).
     """
 
-    def __init__(self, widths: Sequence[int], widest: int | None = None) -> None:
+    def __init__(self, widths: Sequence[int], widest: int | None = None, live: Sequence[int] | None = None) -> None:
         self.widths, self.widest = list(widths), max(widths) if widest is None else widest
+        self.places = self.widths if live is None else [self.widths[head] for head in live]
 
     def split(self, x: Tensor) -> Tensor:
-        """Split x: (B, T, sum of widths) into heads, (B, heads, T, widest)."""
-        if set(self.widths) == {self.widest}:
-            return x.unflatten(-1, (len(self.widths), self.widest)).transpose(1, 2)
-        parts = zip(x.split(self.widths, -1), self.widths, strict=True)
+        """Split x: (B, T, sum of widths) into heads, (B, live, T, widest)."""
+        if set(self.places) == {self.widest}:
+            return x.unflatten(-1, (len(self.places), self.widest)).transpose(1, 2)
+        parts = zip(x.split(self.places, -1), self.places, strict=True)
         return torch.stack([F.pad(part, (0, self.widest - width)) for part, width in parts], 1)
 
     def join(self, x: Tensor) -> Tensor:
-        """Join the channels again, (B, heads, T, widest) to (B, T, sum of widths)."""
-        if set(self.widths) == {self.widest}:
+        """Join the channels again, (B, live, T, widest) to (B, T, sum of widths)."""
+        if set(self.places) == {self.widest}:
             return x.transpose(1, 2).flatten(2)
-        return torch.cat([x[:, head, :, :width] for head, width in enumerate(self.widths)], -1)
+        return torch.cat([x[:, place, :, :width] for place, width in enumerate(self.places)], -1)
 
     def fill(self, x: Tensor) -> Tensor:
         """Fill every head with zeros up to the widest, (..., sum of widths) to (..., heads * widest)."""
@@ -84,8 +85,9 @@ class LowRankAttention(nn.Module):
 
     Keys and values have no bias: the softmax ignores that of the keys, the output's bias holds that of the values.
     ``scale`` is that of the dense head. Both are padded with zeros to one width, as torch's fused kernels, which are twice
-    as fast, require. With a ``window_size``, (height, width), a bias for each relative position is added, as in Swin, and
-    in BEiT, whose window has a ``class_token`` before it.
+    as fast, require. A head of no directions is left out: it costs neither a padded place nor a multiply-accumulate, nor
+    a column of position biases. With a ``window_size``, (height, width), a bias for each relative position is added, as in
+    Swin, and in BEiT, whose window has a ``class_token`` before it.
     """
 
     relative_position_index: Tensor
@@ -102,14 +104,15 @@ class LowRankAttention(nn.Module):
         super().__init__()
         self.width, self.scale = width, scale
         widest = max(*query_key, *value)
-        self.query_key, self.value = Heads(query_key, widest), Heads(value, widest)
+        self.live = [head for head, widths in enumerate(zip(query_key, value, strict=True)) if any(widths)]
+        self.query_key, self.value = Heads(query_key, widest, self.live), Heads(value, widest, self.live)
         self.query = nn.Linear(width, sum(query_key))
         self.key_value: nn.Linear | PivotedLinear = nn.Linear(width, sum(query_key) + sum(value), bias=False)
         self.proj = nn.Linear(sum(value), width)
         self.window_size, self.class_token = None if window_size is None else list(window_size), class_token
         if self.window_size is not None:
             height, breadth = self.window_size
-            table = torch.zeros((2 * height - 1) * (2 * breadth - 1) + 3 * class_token, len(query_key))
+            table = torch.zeros((2 * height - 1) * (2 * breadth - 1) + 3 * class_token, len(self.live))
             self.relative_position_bias_table = nn.Parameter(table)
             index = relative_positions(height, breadth, class_token).flatten()
             self.register_buffer("relative_position_index", index, persistent=False)
@@ -182,19 +185,22 @@ class LowRankAttention(nn.Module):
 
         ``shared_rel_pos_bias``, (heads, T, T), is added to the logits, too, as in BEiT.
         """
-        query = self.query_key.split(self.query(x))
-        keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
         bias = self._bias(attn_mask if mask is None else mask, x.shape[0])
         if shared_rel_pos_bias is not None:
+            shared_rel_pos_bias = shared_rel_pos_bias[self.live]
             bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
-        mixed = F.scaled_dot_product_attention(
-            query,
-            self.query_key.split(keys),
-            self.value.split(values),
-            attn_mask=bias,
-            is_causal=is_causal,
-            scale=self.scale,
-        )
+        return self.mixed(*self.projected(x), bias, is_causal)
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the heads' queries, keys and values, (B, live, T, widest)."""
+        keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
+        return self.query_key.split(self.query(x)), self.query_key.split(keys), self.value.split(values)
+
+    def mixed(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the output of the heads' queries, keys and values; ``bias`` is added to the logits."""
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
         joined: Tensor = self.proj(self.value.join(mixed))
         return joined
 

@@ -22,6 +22,7 @@ from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.planning import plan_within
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.scales import setting_of
+from lowrank_vit.pipeline.sensing import measured_at, sensed
 from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS, Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
@@ -93,6 +94,11 @@ class Analysis:
         return [curve for curves in self.curves_by_group.values() for curve in curves]
 
     @cached_property
+    def choices(self) -> list[ErrorCurve]:
+        """Return the curves that an allocator chooses from: with measured losses, where the recipe senses them."""
+        return self.curves if self.recipe.sense is None else sensed(self, self.recipe.sense)
+
+    @cached_property
     def size(self) -> tuple[int, int | None]:
         """Return the dense model's parameters and multiply-accumulates."""
         return reporting.model_size(self.dense)
@@ -121,17 +127,14 @@ class Analysis:
         A unit that stays dense is measured at its ``probe_rank``. Returns, by unit, the size and the divergence from the
         dense model on the first ``images`` of the batches.
         """
-        points = {}
+        sizes = {}
+        for known in self.known:
+            for unit in (curve.name for curve in self.curves_by_group[known.group.name]):
+                planned = plan.ranks[unit]
+                sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
         with Spill() as kept:
             replay = Replay(self.model, self.recipe.objective, batches, images, kept)
-            for known in track(self.known, "measure", shown=self.progress):
-                units = [curve.name for curve in self.curves_by_group[known.group.name]]
-                for unit in units:
-                    planned = plan.ranks[unit]
-                    rank = known.probe_rank(unit) if planned is None else planned
-                    small = known.cut({each: rank if each == unit else None for each in units}).fold()
-                    points[unit] = rank, replay.divergence(known.group.name, small)
-        return points
+            return {unit: points[0] for unit, points in measured_at(self, replay, sizes).items()}
 
     def compress(self, size: Size, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
         """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""
@@ -140,7 +143,7 @@ class Analysis:
     def sketch(self, plan: RankPlan) -> nn.Module:
         """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""
         small = copy.deepcopy(self.model)
-        for name, cut in self._cuts(plan).items():
+        for name, cut in self.cuts(plan).items():
             replace_module(small, name, cut.fold())
         if self.recipe.pivoted:
             pivot(small)
@@ -148,7 +151,7 @@ class Analysis:
 
     def apply(self, plan: RankPlan) -> tuple[nn.Module, Report]:
         """Compress by a given plan, as ``compress`` does by its own: a size of every unit, or ``None`` for dense."""
-        compressed, cuts = copy.deepcopy(self.model), self._cuts(plan)
+        compressed, cuts = copy.deepcopy(self.model), self.cuts(plan)
         cuts, compensation = compensated(self, cuts, self.phases.of(dict(plan.ranks)))
         with self.watch("fold"):
             for name, cut in cuts.items():
@@ -166,8 +169,8 @@ class Analysis:
         report = self._report(compressed, plan, layers, compensation, refit)
         return compressed if self.narrow is None else compressed.to(self.narrow), report
 
-    def _cuts(self, plan: RankPlan) -> dict[str, Any]:
-        """Cut the groups that a plan makes smaller."""
+    def cuts(self, plan: RankPlan) -> dict[str, Any]:
+        """Cut the groups that a plan makes smaller, by name."""
         cuts = {}
         for known in self.known:
             ranks = {curve.name: plan.ranks[curve.name] for curve in self.curves_by_group[known.group.name]}
@@ -223,7 +226,8 @@ class Analysis:
     ) -> Report:
         """Make the report and attach it to the model."""
         params, macs = reporting.size_entries(self.dense, compressed, self.size)
-        methods = [*self.recipe.units.values(), self.recipe.allocator, self.recipe.measured, self.recipe.refit]
+        methods = [*self.recipe.units.values(), self.recipe.allocator]
+        methods += [self.recipe.sense, self.recipe.measured, self.recipe.refit]
         report: Report = {
             "format": FORMAT,
             "model": reporting.architecture(self.model),

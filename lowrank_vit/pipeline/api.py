@@ -74,7 +74,7 @@ def analyse(
     dense, model = model, prepared(model, recipe, sites)
     selection = select(model, recipe, sites)
     recipe, groups = selection.recipe, selection.groups
-    if recipe.refit is not None or recipe.measured is not None:
+    if recipe.refit is not None or recipe.replays:
         check_refit(model, seen.batches)
     announce(selection)
     if progress:

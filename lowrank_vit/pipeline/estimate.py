@@ -50,9 +50,9 @@ def estimate(
     moments = calibrate(model, sites, needs, [few], seed=seed, objective=objective, device=device)
     calibrated = (time.perf_counter() - start) / len(few)
     images = [count * len(batch) for count in counts]
-    alone = (
-        0 if recipe.measured is None else recipe.measured.rounds * min(images[0], recipe.measured.images) * len(groups)
-    )
+    rounds = [(recipe.measured.rounds, recipe.measured.images)] if recipe.measured is not None else []
+    rounds += [(recipe.sense.points, recipe.sense.images)] if recipe.sense is not None else []
+    alone = sum(passes * min(images[0], measured) for passes, measured in rounds) * len(groups)
     refitted = PASSES_OF_REFIT * images[0] + 3 * images[1] if recipe.refit is not None else 0
     seconds = images[0] * calibrated + (2 * images[1] + alone + refitted) * forward
     seconds += DECOMPOSING * sum(group.work for group in groups)

@@ -15,14 +15,15 @@ from lowrank_vit.runtime.errors import InputError
 
 
 def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -> dict[str, Any]:
-    """Say what reductions of a model's ``cost``, or budgets, would lose and cost, by predicted losses alone.
+    """Say what reductions of a model's ``cost``, or budgets, would lose and cost, by the losses that are
+    known before a plan is made: predicted ones, or the recipe's measured curves.
 
     Returns the ``dense`` costs, the ``currency`` of the losses, and ``sizes``: each with its ``reduction`` or ``budget``,
     ``predicted_loss`` (which adds up over the units) and costs, or the ``reason`` why it is out of reach. Heads of unequal
     widths are padded when they run, to some more multiply-accumulates than said here.
     """
     predicted = replace(analysis, recipe=replace(analysis.recipe, measured=None))
-    curves, dense = predicted.curves, analysis.dense_cost
+    curves, dense = predicted.choices, analysis.dense_cost
     start = replace(dense, parameters=parameter_count(analysis.model))
     told: list[dict[str, Any]] = []
     for size in sizes:
@@ -37,6 +38,7 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
         told.append({**asked, "predicted_loss": loss, **_costs(curves, ranks, start)})
     recipe = analysis.recipe
     currency = recipe.objective.unit if recipe.needs_gradient else "shares of energy, summed over layers"
+    currency = currency if recipe.sense is None else recipe.sense.comparison(recipe.objective).unit
     return {"cost": cost, "currency": currency, "dense": _costs(curves, {}, dense), "sizes": told}
 
 

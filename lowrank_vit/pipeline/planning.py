@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from lowrank_vit.pipeline.budget import budget_within, out_of_reach
 from lowrank_vit.pipeline.scales import Scale, check_z, scale_of
+from lowrank_vit.pipeline.sensing import lost
 from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry
-from lowrank_vit.stages.allocate import cheapest, least_cost, total_cost
+from lowrank_vit.stages.allocate import Allocator, cheapest, least_cost, total_cost
 
 if TYPE_CHECKING:
     from lowrank_vit.pipeline.analysis import Analysis
@@ -26,7 +27,7 @@ def plan_within(analysis: Analysis, budget: Budget) -> RankPlan:
     """
     scale = scale_of(budget.cost, analysis.dense, analysis.setting, analysis.model)
     check_z(scale, analysis.recipe.compensation)
-    planner = Planner(analysis, budget, scale, scale.priced(analysis.curves, analysis.known))
+    planner = Planner(analysis, budget, scale, scale.priced(analysis.choices, analysis.known))
     return planner.plan()
 
 
@@ -63,8 +64,18 @@ class Planner:
 
     def _allocate(self, curves: Sequence[ErrorCurve], units: int) -> RankPlan:
         """Spend ``units``, what all units may cost together, by the losses of ``curves``."""
+        allocator = self._allocator(units)
         with self.analysis.watch("allocate"):
-            return self.analysis.recipe.allocator(curves, units)
+            return allocator(curves, units)
+
+    def _allocator(self, units: int) -> Allocator:
+        """Return the recipe's allocator, fitted to the model where it asks what a whole smaller model loses."""
+        allocator, sense = self.analysis.recipe.allocator, self.analysis.recipe.sense
+        fitted = getattr(allocator, "fitted", None)
+        if fitted is None or sense is None:
+            return allocator
+        found: Allocator = fitted(self.curves, units, partial(lost, self.analysis, sense))
+        return found
 
     def _kept(self, curves: Sequence[ErrorCurve], plan: RankPlan) -> tuple[RankPlan, int]:
         """Plan again with less, as long as the model misses its budget; return the plan, and what its model costs."""

@@ -17,6 +17,7 @@ from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer
+from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 
@@ -38,8 +39,9 @@ class Recipe:
     ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted.
     ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
-    plain gradient descent, or ``adam``, ours. ``measured`` corrects predicted losses by measured ones; ``refit`` refits
-    the output layers, in closed form, on the inputs that the smaller model gives them.
+    plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
+    predicted losses by measured ones; ``refit`` refits the output layers, in closed form, on the inputs that the smaller
+    model gives them.
     Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
     """
 
@@ -55,6 +57,7 @@ class Recipe:
     folded: bool = False
     pivoted: bool = False
     objective: Objective = field(default_factory=Classification)
+    sense: MeasuredCurves | None = None
     measured: MeasuredLosses | None = None
     refit: OutputRefit | None = None
     about: str = ""
@@ -74,9 +77,14 @@ class Recipe:
         return self.refit is not None or any(needs_gradient(names) for names in groups)
 
     @property
+    def replays(self) -> bool:
+        """Say whether losses are measured, by leading the stream through the model's blocks."""
+        return self.measured is not None or self.sense is not None
+
+    @property
     def needs_objective(self) -> bool:
         """Say whether a loss is probed or measured."""
-        return self.needs_gradient or self.measured is not None
+        return self.needs_gradient or self.replays
 
     @property
     def kinds(self) -> list[str]:
@@ -126,6 +134,7 @@ class Recipe:
             **{name: getattr(self, name) for name in PLAIN if name != "about"},
             "objective": named["objective"],
             "probe": self.objective.probe_name,
+            "sense": None if self.sense is None else self.sense.currency,
             "measured": 0 if self.measured is None else self.measured.rounds,
             "refit": self.refit is not None,
             "about": self.about,
@@ -140,11 +149,17 @@ def slots() -> dict[str, Callable[[str], Any] | None]:
     """Return the slots for methods, each with the look-up of a class by name; None where there is only one method."""
     registries: dict[str, Registry[Any]] = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
     registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
-    return {slot: registry.get for slot, registry in registries.items()} | {"measured": None, "refit": None}
+    return {slot: registry.get for slot, registry in registries.items()} | {
+        "sense": None,
+        "measured": None,
+        "refit": None,
+    }
 
 
 def _method(slot: str, value: Any) -> Any:
     """Make the method that a name, a switch, or a number of rounds stands for; instances stay as they are."""
+    if slot == "sense" and isinstance(value, str):
+        return MeasuredCurves(currency=value)
     if isinstance(value, str):
         find = slots()[slot]
         if find is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.pipeline import rivals
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.stages.allocate.greedy import GreedyMarginal
@@ -61,11 +62,11 @@ RECIPES = {
             about="whitened SVD, the same share of every layer (Wang et al.)",
         ),
         Recipe(
-            name="aafm",
+            name="afm_energy",
             units=_linear(FeatureMimicking()),
             allocator=GreedyMarginal(),
             bias_correction=True,
-            about="PCA of the output, ranks by its energy, where Yu and Wu take a measured sensitivity",
+            about="PCA of the output, ranks by its energy, where Yu and Wu take a measured sensitivity (aafm)",
         ),
         Recipe(
             name="paper",
@@ -110,6 +111,7 @@ RECIPES = {
             refit=OutputRefit(),
             about="attention by head, MLP by interpolation, other layers two-sided, one budget of predicted loss",
         ),
+        *rivals.RECIPES,
     )
 }
 

@@ -57,7 +57,7 @@ def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Sele
     if whole and SINGLE in recipe.units:
         recipe, unwalked = _walkable(model, recipe.only(*_kinds(groups)), groups)
         reasons += unwalked
-        left = [slot for slot in ("measured", "refit") if unwalked and asked.method(slot)]
+        left = [slot for slot in ("sense", "measured", "refit") if unwalked and asked.method(slot)]
     if not reasons:
         return Selection(recipe, groups, lacking=lacking)
     singles = _singles(groups)
@@ -124,7 +124,7 @@ def _refused(model: nn.Module, groups: Sequence[Any], recipe: Recipe) -> list[st
 
 def _walkable(model: nn.Module, recipe: Recipe, groups: Sequence[Any]) -> tuple[Recipe, list[str]]:
     """Leave out the refit and the measured losses where the stream cannot be led through the model's blocks."""
-    if recipe.refit is None and recipe.measured is None:
+    if recipe.refit is None and not recipe.replays:
         return recipe, []
     known = {group.linears[-1].name for group in groups}
     try:
@@ -134,7 +134,7 @@ def _walkable(model: nn.Module, recipe: Recipe, groups: Sequence[Any]) -> tuple[
         within = (*(f"{step}." for step in steps), *(name for name, _ in pool_modules(model)))
         inside = all(group.name.startswith(within) or getattr(group, "ahead", False) for group in groups)
     except UnknownWholeError as error:
-        return replace(recipe, refit=None, measured=None), [error.reason]
+        return replace(recipe, refit=None, measured=None, sense=None), [error.reason]
     if inside and outputs <= known:
         return recipe, []
-    return replace(recipe, refit=None, measured=None), ["not every output of a block is compressed"]
+    return replace(recipe, refit=None, measured=None, sense=None), ["not every output of a block is compressed"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lowrank_vit.records.costs import UnitCosts
@@ -34,22 +35,37 @@ class Directions:
     """The parts of one unit of a module that can be kept one by one: heads' directions, or hidden units.
 
     ``order`` has the most important first; ``loss[r]`` is the predicted increase of the loss, in nats for an image, with
-    the first r kept.
+    the first r kept; of a method that scores units one by one, the largest score that is left out.
     """
 
     order: Tensor  # shape: (k,), indices
     loss: Tensor  # shape: (k + 1,)
     multiple: int = 1  # how many are kept or left out together, such as one for each head
 
-    def kept(self, count: int | None) -> Tensor:
-        """Return the indices of the first ``count``, ``None``: all, in ascending order."""
-        return self.order[:count].sort().values
+    def kept(self, count: int | None, among: Tensor | None = None) -> Tensor:
+        """Return the indices of the first ``count``, ``None``: all, in ascending order; ``among``: (k,), which may be."""
+        order = self.order if among is None else self.order[among[self.order]]
+        return order[:count].sort().values
 
     def curve(self, name: str, costs: UnitCosts, multiple: int, pivoted: bool = False) -> ErrorCurve:
         """Return the error curve that an allocator chooses from; ``pivoted``: identities in pairs of factors are free."""
         step = math.lcm(self.multiple, multiple)
         saved = () if costs.head_width is None or not pivoted else self._identities(costs.head_width)
         return ErrorCurve(name, self.loss.cpu(), costs.unit, costs.dense, costs.fixed, step, saved=saved)
+
+    @classmethod
+    def by_score(cls, scores: Tensor) -> Directions:
+        """Order units by their scores, (k,), the largest first; what is lost is the largest score that is left out."""
+        largest, order = scores.sort(descending=True, stable=True)
+        return cls(order, torch.cat([largest, largest.new_zeros(1)]))
+
+    @classmethod
+    def by_share(cls, scores: Tensor) -> Directions:
+        """Order units by their scores, (k,), the largest first; what is lost is the share of all scores left out."""
+        largest, order = scores.sort(descending=True, stable=True)
+        total = largest.sum().clamp_min(torch.finfo(largest.dtype).tiny)
+        left_out = torch.cat([(largest / total).flip(0).cumsum(0).flip(0), largest.new_zeros(1)])
+        return cls(order, left_out)
 
     def _identities(self, head_width: int) -> tuple[int, ...]:
         """Count the entries of the heads' identities, r x r for r directions of a head, with 0, 1, ... kept."""
@@ -73,14 +89,57 @@ class InputSubset:
     weight: Tensor  # shape: (k, d), from the directions
     ridge: float  # in the covariance, relative to the mean second moment of the inputs
 
+    @classmethod
+    def pruned(cls, units: Directions, weight: Tensor, mean: Tensor | None = None) -> InputSubset:
+        """Make the subset of a method that removes inputs and refits nothing.
+
+        ``mean``, (k,): that of the inputs, where the output's bias takes up what the removed ones add on average.
+        """
+        same = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        return cls(units, None, same, weight.new_zeros(len(weight)) if mean is None else mean, weight, 0.0)
+
 
 @storable
 @dataclass(frozen=True)
 class Logits:
-    """The directions in which queries and keys are compared."""
+    """The directions in which queries and keys are compared.
+
+    ``moments``: where some of a head's own dimensions are kept and refitted, (h, s, s) each, the second moment of its
+    queries and the covariance of its keys, with their ridge.
+    """
 
     units: Directions
-    query: (
-        Tensor  # shape: (h, s, s), a head's dimensions to its directions; of a pooling: its queries in them, (h, L, r)
-    )
+    query: Tensor  # shape: (h, s, s), a head's dimensions to its directions; of a pooling: its queries, (h, L, r)
     key: Tensor  # shape: (h, s, s); of a pooling: (h, s, r)
+    moments: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def whole(cls, heads: int, width: int, like: Tensor) -> Logits:
+        """Return the dimensions as they are; ``like``: a tensor of the type and on the device to use."""
+        same = torch.eye(width, dtype=like.dtype, device=like.device).expand(heads, -1, -1)
+        order = torch.arange(heads * width, device=like.device)
+        return cls(Directions(order, like.new_zeros(heads * width + 1)), same, same)
+
+    def pair(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the transforms of queries and keys, (h, s, s) each, whose columns ``kept`` compare best.
+
+        With moments Q and K and the dimensions S of a head, queries and keys are predicted from those in S, so that
+        ``q^T k`` becomes ``q_S^T (Q_SS^-1 Q_S: K_:S K_SS^-1) k_S``; the queries take up the matrix.
+        """
+        if self.moments is None:
+            return self.query, self.key
+        query, width = torch.zeros_like(self.query), self.query.shape[-1]
+        for head, (queries, keys) in enumerate(zip(*self.moments, strict=True)):
+            own = kept[kept // width == head] % width
+            left = torch.linalg.solve(queries[own][:, own], queries[own])
+            right = torch.linalg.solve(keys[own][:, own], keys[own])
+            query[head][own[:, None], own] = left @ right.T
+        return query, self.key
+
+
+@storable
+@dataclass(frozen=True)
+class WholeHeads:
+    """The heads of an attention module, each kept or left out as a whole."""
+
+    units: Directions

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lowrank_vit.records.costs import Cost, UnitCosts
 
 QUERY_KEY, VALUE, HIDDEN = "query_key", "value", "hidden"  # units of an attention module and of an MLP
+HEAD = "head"  # a unit of an attention module that goes as a whole
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,16 @@ class AttentionSite:
                 head_width=self.head_width,
             ),
         }
+
+    def head_costs(self, tokens: int = 0) -> UnitCosts:
+        """Return what whole heads cost, where logits are made smaller, too: all of the above, and position biases."""
+        parts, width, biases = self.costs(tokens), self.head_width, 0
+        if self.window_size is not None:
+            height, breadth = self.window_size
+            biases = (2 * height - 1) * (2 * breadth - 1) + 3 * self.class_token
+        unit = (parts[QUERY_KEY].unit + parts[VALUE].unit) * width + Cost(biases)
+        dense = parts[QUERY_KEY].dense + parts[VALUE].dense + Cost(self.qkv.heads * biases)
+        return UnitCosts(self.qkv.heads, unit=unit, fixed=parts[VALUE].fixed, dense=dense)
 
     def _values_alone(self, tokens: int) -> UnitCosts:
         """Return what values cost where zeros take the place of lost ones: the product with the tokens stays as it was."""

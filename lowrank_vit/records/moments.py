@@ -32,6 +32,7 @@ class Moments:
     ``sensitive_input_sum``    (n,)        sum of ||g||^2 x
     ``sensitive_weight``       ()          sum of ||g||^2
     ``sensitive_tokens``       (t,)        sum of ||g||^2 over images, for each position of an image
+    ``gate_fisher``            (n, n)      sum over images of s s^T, s the gradient of gates, all 1, on the inputs
     ``head_fisher_query``      (h, s, s)   sum over images of D D^T, D the gradient of B in ``logit = q^T B k / sqrt(s)``
     ``head_fisher_key``        (h, s, s)   sum over images of D^T D; both by ``"head_fisher"``, at a layer with heads
     =========================  ==========  ==============================================

@@ -15,7 +15,7 @@ from lowrank_vit.records.report import LayerEntry, Report
 NEEDS = frozenset(
     {"model", "recipe", "recipe_fields", "protocol", "params", "macs", "layers", "provenance"}
 )  # of a report
-PARTS = {"query_key": "query-key", "value": "value", "hidden": "hidden"}  # of whole attention modules and MLPs
+PARTS = {"query_key": "query-key", "value": "value", "hidden": "hidden", "head": "heads"}  # of whole modules
 NESTED = """
 The folder is nested: `lowrank_vit.load(DIR, reduction=0.6)` opens it at any other reduction up to {most:g}
 (`nested.safetensors`, {size:.1f} MiB, by allocator `{allocator}`).

@@ -357,5 +357,5 @@ def test_a_row_with_another_hyperparameter() -> None:
 
 
 def test_a_site_is_no_group() -> None:
-    assert GROUPS.names() == ["attention", "decomposition", "mlp", "patches", "positions"]
+    assert GROUPS.names() == ["attention", "decomposition", "mlp", "patches", "positions", "whole_heads"]
     assert isinstance(find_sites(tiny())[0], Site)

@@ -18,7 +18,10 @@ from tests.support.halves import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal
 from tests.support.layer import Sample, dense_moments, sample
 
 PARTS = [*(("values", name) for name in ATTENTIONS.names()), *(("units", name) for name in MLPS.names())]
+FITTED = [("values", "heads"), ("units", "interpolative")]  # those that minimise the loss that they predict
 each_part = pytest.mark.parametrize(("kind", "name"), PARTS)
+each_fitted = pytest.mark.parametrize(("kind", "name"), FITTED)
+MADE = normal(N, INNER, seed=3).double(), normal(INNER, seed=4).double()  # what makes the values, or the hidden units
 
 
 def restricted(moments: Moments, needs: frozenset[str], site: Site) -> Moments:
@@ -32,9 +35,10 @@ def part_of(kind: str, name: str, layer: Sample, **fields: object) -> InputSubse
     """The part whose refit makes a half's output, from nothing but what its method asks for."""
     if kind == "units":
         mlp = MLPS.get(name)(**fields)
-        return mlp(MLP, layer.weight, restricted(layer.moments, mlp.needs[0], MLP.fc2))
+        return mlp(MLP, layer.weight, restricted(layer.moments, mlp.needs[0], MLP.fc2), MADE)
     attention = ATTENTIONS.get(name)(**fields)
-    return attention.values(ATTENTION, layer.weight, restricted(layer.moments, attention.needs[1], ATTENTION.proj))
+    moments = restricted(layer.moments, attention.needs[1], ATTENTION.proj)
+    return attention.values(ATTENTION, layer.weight, moments, MADE)
 
 
 def output_loss(layer: Sample, whole: Tensor, sensitivity: float, gradient_damping: float) -> float:
@@ -54,8 +58,8 @@ def test_something_is_registered() -> None:
     assert "interpolative" in MLPS.names()
 
 
-@each_part
-class TestEveryPart:
+@each_fitted
+class TestEveryFittedPart:
     @pytest.mark.parametrize("sensitivity", [0.0, 0.5, 1.0])
     def test_loss_is_the_stated_objective(self, kind: str, name: str, sensitivity: float) -> None:
         layer = sample(INNER, N)
@@ -65,13 +69,6 @@ class TestEveryPart:
             _, whole = refitted(part, part.units.kept(count))
             truth = output_loss(layer, whole, sensitivity, 0.1)
             assert float(part.units.loss[count]) == pytest.approx(truth, rel=1e-5, abs=1e-12)
-
-    def test_all_of_it_is_the_layer_as_it_was(self, kind: str, name: str) -> None:
-        layer = sample(INNER, N)
-        part = part_of(kind, name, layer)
-        _, whole = refitted(part, part.units.kept(INNER))
-        torch.testing.assert_close(whole, layer.weight, atol=1e-9, rtol=0)
-        assert torch.equal(part.units.kept(None), torch.arange(INNER))
 
     def test_no_other_weight_on_what_is_kept_is_better(self, kind: str, name: str) -> None:
         layer = sample(INNER, N)
@@ -93,13 +90,6 @@ class TestEveryPart:
                 _, whole = refitted(part, other)
                 assert output_loss(layer, whole, 0.5, 0.1) >= float(part.units.loss[count]) - 1e-12
 
-    def test_order_is_nested_and_loss_monotone(self, kind: str, name: str) -> None:
-        units = part_of(kind, name, sample(INNER, N)).units
-        assert sorted(units.order.tolist()) == list(range(INNER))
-        assert (units.loss.diff() <= 1e-12).all()
-        for count in range(1, INNER):
-            assert set(units.kept(count).tolist()) < set(units.kept(count + 1).tolist())
-
     @pytest.mark.parametrize("images", [1, 2])
     def test_few_images_and_dead_units_are_finite(self, kind: str, name: str, images: int) -> None:
         weight = sample(INNER, N).weight
@@ -112,6 +102,23 @@ class TestEveryPart:
             assert part.ridge > 0
             for count in (1, 5, INNER):
                 assert torch.isfinite(refitted(part, part.units.kept(count))[1]).all()
+
+
+@each_part
+class TestEveryPart:
+    def test_all_of_it_is_the_layer_as_it_was(self, kind: str, name: str) -> None:
+        layer = sample(INNER, N)
+        part = part_of(kind, name, layer)
+        _, whole = refitted(part, part.units.kept(INNER))
+        torch.testing.assert_close(whole, layer.weight, atol=1e-9, rtol=0)
+        assert torch.equal(part.units.kept(None), torch.arange(INNER))
+
+    def test_order_is_nested_and_loss_monotone(self, kind: str, name: str) -> None:
+        units = part_of(kind, name, sample(INNER, N)).units
+        assert sorted(units.order.tolist()) == list(range(INNER))
+        assert (units.loss.diff() <= 1e-12).all()
+        for count in range(1, INNER):
+            assert set(units.kept(count).tolist()) < set(units.kept(count + 1).tolist())
 
 
 def test_hidden_units_turn_with_the_layer() -> None:

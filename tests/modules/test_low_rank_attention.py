@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_vit.modules.low_rank_attention import Heads, LowRankAttention
+from lowrank_vit.modules.fold import AttentionWeights, fold_attention
+from lowrank_vit.modules.low_rank_attention import Heads, LowRankAttention, relative_positions
+from lowrank_vit.records.layers import AttentionSite, Site
 
 
 def test_ragged_heads_split_and_join() -> None:
@@ -49,3 +52,46 @@ def test_balanced_directions_of_the_same_attention() -> None:
     others = torch.tensor([0, 2, 3])
     torch.testing.assert_close(keys[others], module.query.weight.square().mean(1)[others])
     assert keys[1] == 0
+
+
+def test_a_head_of_no_directions_costs_nothing() -> None:
+    """Three heads, the second of width 0: the products are those of two heads, and the output is the same attention."""
+    torch.manual_seed(0)
+    three = LowRankAttention(6, [2, 0, 2], [2, 0, 2], scale=0.5, window_size=(1, 5)).double()
+    two = LowRankAttention(6, [2, 2], [2, 2], scale=0.5, window_size=(1, 5)).double()
+    for parameter in two.parameters():
+        torch.nn.init.normal_(parameter)
+    three.load_state_dict(two.state_dict())  # of equal shapes: the table of position biases has no column for it
+    x = torch.randn(2, 5, 6, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(three(x), two(x), rtol=0, atol=0)
+        shared = torch.randn(3, 5, 5, dtype=torch.float64)
+        torch.testing.assert_close(
+            three(x, shared_rel_pos_bias=shared), two(x, shared_rel_pos_bias=shared[[0, 2]]), rtol=0, atol=0
+        )
+    counts = []
+    for module in (three, two):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(x)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+    assert len(three.config["value"]) == 3  # type: ignore[arg-type]  # the dense module's heads are still known
+
+
+def test_folding_leaves_out_the_position_biases_of_a_head_without_directions() -> None:
+    heads, width, n = 3, 2, 6
+    site = AttentionSite("a", Site("a.qkv", n, 18, True, heads), Site("a.proj", n, n, True), width, window_size=(1, 5))
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, table = (torch.randn(*shape, generator=generator).double() for shape in ((n, 18), (18,), (9, heads)))
+    dense = AttentionWeights(weight, bias, 0.5, torch.float64, table)
+    same = torch.eye(width).double().expand(heads, -1, -1)
+    kept, output = torch.tensor([0, 1, 4]), torch.randn(3, n, generator=generator).double()
+    logits = torch.tensor([0, 1, 4, 5])
+    small = fold_attention(site, dense, (same, same), logits, same, kept, output, torch.zeros(n).double())
+    assert (small.query_key.widths, small.value.widths) == ([2, 0, 2], [2, 0, 1])
+    x = torch.randn(1, 5, n, generator=generator).double()
+    q, k, v = ((x @ weight + bias)[0].view(5, 3, heads, width)[:, part].transpose(0, 1) for part in range(3))
+    logits = 0.5 * q @ k.mT + table[relative_positions(1, 5)].permute(2, 0, 1)
+    truth = (logits.softmax(-1) @ v).transpose(0, 1).flatten(1)[:, kept] @ output
+    with torch.no_grad():
+        torch.testing.assert_close(small(x)[0], truth)

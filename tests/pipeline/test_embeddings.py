@@ -22,6 +22,7 @@ from lowrank_vit.pipeline.nested import check_nestable
 from lowrank_vit.pipeline.outlook import outlook
 from lowrank_vit.pipeline.recipe import recipe_of
 from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.kinds import KINDS
 from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, outputs, tiny
@@ -56,9 +57,9 @@ def test_at_full_size_nothing_is_lost(kind: str) -> None:
 def test_a_unit_is_measured_as_the_whole_model_says(unit: str) -> None:
     analysis, data = analysed(refit=False, measured=0)
     small, _ = analysis.apply(plan(analysis, **{unit: 2}))
-    found = Replay(analysis.model, Classification(), data.split(5), images=7).divergence(
-        unit, small.get_submodule(unit)
-    )
+    with Spill() as kept:
+        replay = Replay(analysis.model, Classification(), data.split(5), 7, kept)
+        found = replay.divergence(unit, small.get_submodule(unit))
     truth = divergences(Classification(), analysis.dense, [small], [data[:7]])[0]
     assert found == pytest.approx(truth, rel=1e-6)
     assert found > 0

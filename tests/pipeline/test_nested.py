@@ -24,6 +24,8 @@ from tests.support.models import ARGUMENTS, images, tiny
 REFUSED = {
     "paper": "solver 'minibatch'",
     "paper_charitable": "solver 'minibatch'",
+    **dict.fromkeys(("aafm", "flar", "fwsvd_search"), "measured on the images"),
+    **dict.fromkeys(("comcat0", "ssp", "vtp-taylor", "vbp", "corp"), "units are fitted anew for every choice"),
 }
 
 

@@ -37,3 +37,9 @@ def test_identities_of_pivoted_factors_by_hand() -> None:
     assert [curve.cost(rank) for rank in (0, 1, 2, 3, 4, None)] == [2, 11, 20, 27, 34, 33]
     assert curve.ranks == range(1, 4)
     assert directions.curve("heads", costs, 1).cost(4) == 42
+
+
+def test_directions_are_kept_among_those_that_may_be() -> None:
+    units = Directions(torch.tensor([3, 0, 2, 1]), torch.zeros(5))
+    assert units.kept(2).tolist() == [0, 3]
+    assert units.kept(2, torch.tensor([True, True, True, False])).tolist() == [0, 2]

@@ -53,11 +53,12 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
         assert row[0] == f"{layer['in_features']} x {layer['out_features']}"
         assert row[3] == f"{layer['params']:,}"
         assert row[4:] == [f"{100 * layer[key]:.2f}" for key in ("relative_error", "relative_error_held_out")]
-        if recipe != "best":
+        kept = layer.get("details", {})
+        if layer["name"].endswith(("qkv", "proj", "fc1", "fc2")):
             assert row[1] == ("dense" if layer["rank"] is None else str(layer["rank"]))
         elif layer["name"].endswith("attn"):
-            kept = layer["details"]
-            assert row[1] == f"query-key {kept['query_key']} of 16, value {kept['value']} of 16"
+            words = {"query_key": "query-key {} of 16", "value": "value {} of 16", "head": "heads {} of 2"}
+            assert row[1] == ", ".join(said.format(kept[unit]) for unit, said in words.items() if unit in kept)
         else:
             assert row[1] == f"hidden {layer['details']['hidden']} of 64"
     assert all((layer["z"] is not None) == ("low_rank" in rows[layer["name"]][2]) for layer in report["layers"])

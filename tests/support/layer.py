@@ -47,6 +47,7 @@ def dense_moments(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Moments:
     token_weights = weights.repeat_interleave(tokens)
     slopes = gradients.flatten(0, 1)
     energies = slopes.square().sum(1)
+    gates = torch.stack([(x * (g @ weight.T)).sum(0) for x, g in zip(inputs, gradients, strict=True)])
     fisher = sum((x.T @ g).square().sum(1) for x, g in zip(inputs, gradients, strict=True))
     sums = {
         "input_sum": rows.sum(0),
@@ -67,6 +68,7 @@ def dense_moments(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Moments:
         "sensitive_input_sum": energies @ rows,
         "sensitive_second": torch.einsum("t,ti,tj->ij", energies, rows, rows),
         "fisher_rows": fisher,
+        "gate_fisher": gates.T @ gates,
     }
     return Moments(images, images * tokens, sums)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,8 @@ from lowrank_vit.pipeline.groups.modules import (
     unit_name,
     whole_modules,
 )
-from lowrank_vit.records.factors import InputSubset, Logits
+from lowrank_vit.records.costs import UnitCosts
+from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite, PoolSite
 from lowrank_vit.records.moments import Moments, as_float64
 from lowrank_vit.runtime.registry import Registry
@@ -46,25 +47,47 @@ class AttentionGroup(ModuleGroup):
     def find(
         cls, model: nn.Module, method: AttentionDecomposition, settings: Settings, sites: str
     ) -> list[AttentionGroup]:
-        """Find the attention modules of all blocks."""
+        """Find the attention modules of all blocks that have units for the method."""
         modules = whole_modules(model, settings)
-        return [cls(site, method, settings) for site in modules if isinstance(site, AttentionSite)]
+        kinds: tuple[type, ...] = () if method.pools else (PoolSite,)  # what the method knows nothing of
+        taken = [site for site in modules if isinstance(site, AttentionSite) and not isinstance(site, kinds)]
+        groups = [cls(site, method, settings) for site in taken]
+        return [group for group in groups if group.costs()]
+
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        """Return what each unit that the method is about costs; ``tokens``: of an image.
+
+        Once one unit is cut, one that stays whole has the smaller module's biases, too: keys and values have none.
+        """
+        costs = self.site.costs(tokens)
+        own = {unit: each for unit, each in costs.items() if unit in self.method.units}
+        added = [
+            each.fixed + each.unit * each.count + each.dense * -1 for unit, each in costs.items() if unit not in own
+        ]
+        return {unit: replace(each, fixed=sum(added, each.fixed)) for unit, each in own.items()}
 
     def needs(self) -> dict[str, frozenset[str]]:
-        """Return the statistics that the method reads, of the layers that it reads them of."""
-        needs = self.method.needs[-len(self.linears) :]
+        """Return the statistics that the method and the report read, of the layers that they read them of."""
+        *before, output = self.method.needs[-len(self.linears) :]
+        needs = [*before, output | {"input_second"}]
         return {site.name: names for site, names in zip(self.linears, needs, strict=True)}
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, InputSubset | Logits]:
-        """Decompose logits, unless they stay dense, and values."""
-        site = self.site
-        values = self.method.values(site, dense_linear(model, site.proj)[0], moments[site.proj.name])
-        if site.dense_logits:
-            return {unit_name(site, VALUE): values}
-        if isinstance(site, PoolSite):
-            return {unit_name(site, QUERY_KEY): self._pooled(model, site, moments), unit_name(site, VALUE): values}
-        logits = self.method.logits(site, *dense_linear(model, site.qkv), moments[site.qkv.name])
-        return {unit_name(site, QUERY_KEY): logits, unit_name(site, VALUE): values}
+        """Decompose what the method makes smaller: logits, unless they stay dense, values, or both."""
+        site, parts = self.site, dict[str, InputSubset | Logits]()
+        weight, bias = dense_linear(model, site.qkv)
+        if QUERY_KEY in self.costs():
+            pooled = isinstance(site, PoolSite)
+            parts[unit_name(site, QUERY_KEY)] = (
+                self._pooled(model, site, moments)
+                if pooled
+                else self.method.logits(site, weight, bias, moments[site.qkv.name])
+            )
+        if VALUE in self.costs():
+            output, _ = dense_linear(model, site.proj)
+            made = weight[:, -len(output) :], bias[-len(output) :]
+            parts[unit_name(site, VALUE)] = self.method.values(site, output, moments[site.proj.name], made)
+        return parts
 
     def _pooled(self, model: nn.Module, site: PoolSite, moments: Mapping[str, Moments]) -> Logits:
         """Decompose the logits of attention pooling, whose queries are known."""
@@ -76,25 +99,36 @@ class AttentionGroup(ModuleGroup):
     def cut(self, known: KnownModule, ranks: Ranks) -> ModuleCut:
         """Make the smaller attention module at the sizes of its units."""
         site, model = self.site, known.model
-        values = known.parts[unit_name(site, VALUE)]
-        assert isinstance(values, InputSubset)
-        assert values.basis is not None
-        chosen = values.units.kept(ranks[unit_name(site, VALUE)])
-        rows, approximation = refitted(values, chosen)
         weight, bias = dense_linear(model, site.proj)
+        every = torch.arange(len(weight), device=weight.device)
+        values = known.parts.get(unit_name(site, VALUE))
+        values = (
+            InputSubset.pruned(Directions(every, weight.new_zeros(len(weight) + 1)), weight)
+            if values is None
+            else values
+        )
+        assert isinstance(values, InputSubset)
+        chosen = values.units.kept(ranks.get(unit_name(site, VALUE)))
+        rows, approximation = refitted(values, chosen)
         bias = bias + values.mean @ (weight - approximation)
-        before, columns = dense_linear(model, site.qkv), torch.block_diag(*values.basis)[:, chosen]
+        basis = Logits.whole(site.qkv.heads, site.head_width, weight).query if values.basis is None else values.basis
+        before, columns = dense_linear(model, site.qkv), torch.block_diag(*basis)[:, chosen]
         value_bias = before[1][-len(weight) :]
         if site.dense_logits:
             attention = without_value_bias(copy.deepcopy(model.get_submodule(site.name)))
             kept = OutputApproximation(columns, torch.zeros_like(value_bias) if site.qkv.bias else value_bias)
-            return ModuleCut(fold_values(site, attention, before, values.basis, chosen, rows, bias), kept)
-        logits = known.parts[unit_name(site, QUERY_KEY)]
+            return ModuleCut(fold_values(site, attention, before, basis, chosen, rows, bias), kept)
+        logits = known.parts.get(unit_name(site, QUERY_KEY), Logits.whole(site.qkv.heads, site.head_width, weight))
         assert isinstance(logits, Logits)
+        # where a head passes nothing on, its queries and keys would do nothing: those of the others take their place
+        alive = torch.isin(every // site.head_width, chosen // site.head_width)
         kept = OutputApproximation(columns, value_bias)
-        directions, pair = logits.units.kept(ranks[unit_name(site, QUERY_KEY)]), (logits.query, logits.key)
         if isinstance(site, PoolSite):
-            pool, output = model.get_submodule(site.name), (rows, bias)
-            return ModuleCut(fold_pool(site, pool, before, (*pair, directions), (values.basis, chosen), output), kept)
+            directions, pool = logits.units.kept(ranks[unit_name(site, QUERY_KEY)]), model.get_submodule(site.name)
+            pair = (logits.query, logits.key, directions)
+            return ModuleCut(fold_pool(site, pool, before, pair, (basis, chosen), (rows, bias)), kept)
         dense = family_of(model).attention_weights(model, site)
-        return ModuleCut(fold_attention(site, dense, pair, directions, values.basis, chosen, rows, bias), kept)
+        directions = logits.units.kept(ranks.get(unit_name(site, QUERY_KEY)), alive)
+        return ModuleCut(
+            fold_attention(site, dense, logits.pair(directions), directions, basis, chosen, rows, bias), kept
+        )

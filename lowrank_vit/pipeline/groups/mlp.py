@@ -46,13 +46,14 @@ class MlpGroup(ModuleGroup):
         return [cls(site, method, settings) for site in modules if isinstance(site, MlpSite)]
 
     def needs(self) -> dict[str, frozenset[str]]:
-        """Return the statistics of the second layer that the method reads."""
-        return {self.site.fc2.name: self.method.needs[0]}
+        """Return the statistics of the second layer that the method and the report read."""
+        return {self.site.fc2.name: self.method.needs[0] | {"input_second"}}
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, InputSubset]:
         """Decompose the second layer."""
-        weight, _ = dense_linear(model, self.site.fc2)
-        return {unit_name(self.site, HIDDEN): self.method(self.site, weight, moments[self.site.fc2.name])}
+        (weight, _), dense = dense_linear(model, self.site.fc2), family_of(model).mlp_weights(model, self.site)
+        made = dense.weight, dense.bias
+        return {unit_name(self.site, HIDDEN): self.method(self.site, weight, moments[self.site.fc2.name], made)}
 
     def cut(self, known: KnownModule, ranks: Ranks) -> ModuleCut:
         """Make the smaller MLP at the chosen number of hidden units."""

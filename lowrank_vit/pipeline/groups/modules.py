@@ -16,7 +16,7 @@ from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.pipeline.groups import PLAIN, Ranks, Settings, cubic_work
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.factors import Directions, InputSubset, Logits
+from lowrank_vit.records.factors import Directions, InputSubset, Logits, WholeHeads
 from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
@@ -35,16 +35,6 @@ def unit_name(site: AttentionSite | MlpSite, unit: str) -> str:
 def blank_directions(costs: UnitCosts) -> Directions:
     """Return directions in their own order, without losses."""
     return Directions(torch.arange(costs.count), torch.zeros(costs.count + 1))
-
-
-def unit_curves(
-    site: AttentionSite | MlpSite, units: Mapping[str, Directions], settings: Settings, tokens: int = 0
-) -> list[ErrorCurve]:
-    """Return one curve for every unit, for an allocator."""
-    return [
-        units[unit_name(site, unit)].curve(unit_name(site, unit), costs, settings.rank_multiple, settings.pivoted)
-        for unit, costs in site.costs(tokens).items()
-    ]
 
 
 @dataclass(frozen=True)
@@ -72,19 +62,32 @@ class ModuleGroup:
         """Estimate the decomposition's work, up to a constant factor."""
         return cubic_work(self.linears[-1])
 
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        """Return what each unit that the method is about costs; ``tokens``: of an image."""
+        costs: dict[str, UnitCosts] = self.site.costs(tokens)
+        return costs
+
+    def curves(self, units: Mapping[str, Directions], tokens: int) -> list[ErrorCurve]:
+        """Return one curve for every unit, for an allocator."""
+        step, pivoted = self.settings.rank_multiple, self.settings.pivoted
+        return [
+            units[unit_name(self.site, unit)].curve(unit_name(self.site, unit), costs, step, pivoted)
+            for unit, costs in self.costs(tokens).items()
+        ]
+
     def report_needs(self) -> dict[str, frozenset[str]]:
         """Return the second moment of the output layer's inputs."""
         return {self.linears[-1].name: frozenset({"input_second"})}
 
     def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
         """Return the curves without losses."""
-        units = {unit_name(self.site, unit): blank_directions(costs) for unit, costs in self.site.costs().items()}
-        return unit_curves(self.site, units, self.settings, tokens.get(self.linears[0].name, 0))
+        units = {unit_name(self.site, unit): blank_directions(costs) for unit, costs in self.costs().items()}
+        return self.curves(units, tokens.get(self.linears[0].name, 0))
 
     def known(
         self,
         model: nn.Module,
-        parts: Mapping[str, InputSubset | Logits],
+        parts: Mapping[str, InputSubset | Logits | WholeHeads],
         moments: Mapping[str, Moments],
         unseen: Mapping[str, Moments] | None,
     ) -> KnownModule:
@@ -121,7 +124,7 @@ class KnownModule:
 
     group: Any
     model: nn.Module
-    parts: Mapping[str, InputSubset | Logits]
+    parts: Mapping[str, InputSubset | Logits | WholeHeads]
     moments: Moments  # of the output layer
     unseen: Moments | None
     tokens: int  # of an image, which the module sees
@@ -136,7 +139,8 @@ class KnownModule:
     def curves(self) -> list[ErrorCurve]:
         """Return the loss and cost of every size of each unit."""
         units = {name: part.units for name, part in self.parts.items()}
-        return unit_curves(self.site, units, self.group.settings, self.tokens)
+        curves: list[ErrorCurve] = self.group.curves(units, self.tokens)
+        return curves
 
     def probe_rank(self, unit: str) -> int:
         """Return half the number of directions."""
@@ -167,7 +171,7 @@ class KnownModule:
         )
         assert seen is not None
         whole, params = (parameter_count(model.get_submodule(site.name)) for model in (self.model, compressed))
-        last = unit_name(site, list(site.costs())[-1])
+        last = unit_name(site, list(self.group.costs())[-1])
         return {
             "name": site.name,
             "in_features": site.in_features,
@@ -182,7 +186,7 @@ class KnownModule:
 
     def _details(self, ranks: Ranks) -> dict[str, float | int | None]:
         details: dict[str, float | int | None] = {}
-        for unit, costs in self.site.costs().items():
+        for unit, costs in self.group.costs().items():
             name = unit_name(self.site, unit)
             part, count = self.parts[name], ranks[name]
             details[unit] = costs.count if count is None else count

@@ -48,6 +48,11 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
             "folded norms and smaller embeddings cannot be nested: a folder holds the dense model as it was; "
             "leave out --folded and --embeddings"
         )
+    if recipe.sense is not None:
+        raise InputError(
+            f"recipe {recipe.name!r} cannot be nested: its losses are measured on the images, which a nested folder has not; "
+            "compress once for every size (the measured losses are cached), or nest 'loss_aware'"
+        )
     if recipe.pivoted:
         raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")
     if recipe.compensation is not None and recipe.solver == "minibatch":

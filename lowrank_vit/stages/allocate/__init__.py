@@ -14,7 +14,11 @@ from lowrank_vit.runtime.registry import Registry
 
 
 class Allocator(Protocol):
-    """The interface of an allocator."""
+    """The interface of an allocator.
+
+    One that depends on what a whole smaller model loses has ``fitted(curves, budget, lost)``, too, which returns the
+    allocator to use; ``lost``: the measured loss of a plan. It is asked where the recipe measures curves.
+    """
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         """Choose a rank, or dense, for every curve."""

@@ -55,6 +55,7 @@ class Accumulator:
     later_bias: Tensor | float  # added by the module around it
     wanted: frozenset[str]
     batch: Batch
+    weight: Tensor | None = None  # of the layer, (d, n), for statistics of gradients
     images: int = 0
     tokens: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -104,7 +105,7 @@ class Accumulator:
 
     def see_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         """Add a batch's gradient: (..., d), of the summed loss with respect to the layer's output."""
-        seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias, gradient)
+        seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias, gradient, self.weight)
         for statistic in self.statistics:
             if statistic.gradient:
                 statistic(seen, self)

@@ -64,9 +64,12 @@ def _accumulators(
 ) -> list[Accumulator]:
     accumulators = []
     for site in sites:
-        biases = getattr(_layer(model, site), "bias", None), separate_bias(model, site)
+        layer = _layer(model, site)
+        biases = getattr(layer, "bias", None), separate_bias(model, site)
         bias, later = (0.0 if each is None else each.detach().float() for each in biases)
-        accumulators.append(Accumulator(site, bias, later, resolve(needs[site.name], site), batch))
+        wanted = resolve(needs[site.name], site)
+        weight = layer.weight.detach().float() if isinstance(layer, nn.Linear) else None
+        accumulators.append(Accumulator(site, bias, later, wanted, batch, weight))
     return accumulators
 
 

@@ -8,8 +8,10 @@ says what the reduction really costs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of, first_inputs, pool_modules
 from lowrank_vit.architectures.given import entered, stepped
 from lowrank_vit.modules.surgery import exchanged
-from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
@@ -53,66 +54,113 @@ class MeasuredLosses:
         return corrected(curve, points, self.trust)
 
 
+class Comparison(Protocol):
+    """How the outputs of two models are compared, as an ``Objective`` does it; ``unit``: of the divergence, in words."""
+
+    unit: ClassVar[str]
+
+    def reading(self, outputs: Tensor) -> Tensor:
+        """Return the values that ``divergence`` compares, float64."""
+        ...
+
+    def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
+        """Return how far the small model's reading is from the dense one's, summed over the batch."""
+        ...
+
+
 class Replay:
-    """The streams of some images through a dense model, from which a pass resumes with one module exchanged.
+    """The streams of some images through a dense model, from which a pass resumes with modules exchanged.
 
     ``images``: how many images of the batches, (B, C, H, W), are used, the first ones, or all if there are fewer; of
     several processes, each has every world-th of them. ``kept``: where the streams are kept, batch by batch.
+    ``features``: the inputs of the classifier are compared.
     Raises ``InputError`` for a model whose blocks are of an unknown kind.
     """
 
     def __init__(
-        self, model: nn.Module, objective: Objective, batches: Iterable[Tensor], images: int, kept: Spill
+        self,
+        model: nn.Module,
+        comparison: Comparison,
+        batches: Iterable[Tensor],
+        images: int,
+        kept: Spill,
+        *,
+        features: bool = False,
     ) -> None:
-        self._model, self._objective, self._family = model, objective, family_of(model)
+        self._model, self._comparison, self._family = model, comparison, family_of(model)
+        self._classifier = _classifier_of(model) if features else None
         self._steps, self._kept = self._family.steps(model), kept
         self._device = device = next(model.parameters()).device
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
-            images = [batch.to(device) for batch in _first(batches, mine)]
-            self._given, inputs = entered(model, self._steps, images)
-            first = next(iter(self._steps))
-            for batch, (seen, x) in enumerate(zip(images, inputs, strict=True)):
-                kept[IMAGES, batch], kept[first, batch] = seen, x
-            self._batches = len(images)
+            seen = [batch.to(device) for batch in _first(batches, mine)]
+            self._given, inputs = entered(model, self._steps, seen)
+            first, self._batches = next(iter(self._steps)), len(seen)
+            for batch, (own, x) in enumerate(zip(seen, inputs, strict=True)):
+                kept[IMAGES, batch], kept[first, batch] = own, x
             for batch in range(self._batches):
                 x = kept[first, batch].to(device)
                 for name, step in self._steps.items():
                     kept[name, batch], x = x, stepped(step, x, self._given[name])
                 kept[AFTER, batch], kept[DENSE, batch] = x, self._finish(x)
 
-    @torch.no_grad()
     def divergence(self, name: str, module: nn.Module) -> float:
-        """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``.
+        """Measure the mean divergence from the dense model, ``module`` in place of the one called ``name``."""
+        return self.together({name: module})
 
-        One in no step comes ahead of them all, or behind them, if it pools the tokens.
+    @torch.no_grad()
+    def together(self, modules: Mapping[str, nn.Module]) -> float:
+        """Measure the mean divergence from the dense model with several modules exchanged, by name.
+
+        Raises ``InputError`` for a module outside of the blocks that neither embeds the images nor pools the tokens.
         """
         names = list(self._steps)
-        start = next((index for index, step in enumerate(names) if name.startswith(f"{step}.")), None)
-        if start is None and name.startswith(tuple(pool for pool, _ in pool_modules(self._model))):
-            start = len(names)
+        start = min((self._position(name) for name in modules), default=len(names))
         total, count = 0.0, 0
-        with exchanged(self._model, name, module):
+        with ExitStack() as stack:
+            for name, module in modules.items():
+                stack.enter_context(exchanged(self._model, name, module))
             for batch in range(self._batches):
                 x = self._entering(start, batch)
-                for step in names[start or 0 :]:
+                for step in names[max(start, 0) :]:
                     x = stepped(self._steps[step], x, self._given[step])
                 dense = self._kept[DENSE, batch].to(self._device)
-                total += float(self._objective.divergence(dense, self._finish(x)))
+                total += float(self._comparison.divergence(dense, self._finish(x)))
                 count += len(x)
         totals, counts = zip(*gathered((total, count)), strict=True)
         return float(sum(totals)) / sum(counts)
 
-    def _entering(self, start: int | None, batch: int) -> Tensor:
-        """Return the stream before a step; None: before the first, computed anew, as what was exchanged is ahead of it."""
+    def _position(self, name: str) -> int:
+        """Return the position of the step that a module is in; -1: ahead of them all, their number: behind."""
+        for position, step in enumerate(self._steps):
+            if name.startswith(f"{step}."):
+                return position
+        if name.startswith(tuple(pool for pool, _ in pool_modules(self._model))):
+            return len(self._steps)
+        modules = [each for each, _ in self._model.named_modules()]
+        if name in modules[modules.index(next(iter(self._steps))) :]:
+            raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out with --sites")
+        return -1
+
+    def _entering(self, start: int, batch: int) -> Tensor:
+        """Return the stream before a step; -1: before the first, computed anew, as what was exchanged is ahead of it."""
         names = [*self._steps, AFTER]
-        if start is not None:
+        if start >= 0:
             return self._kept[names[start], batch].to(self._device)
         return next(first_inputs(self._model, self._steps[names[0]], [self._kept[IMAGES, batch].to(self._device)]))
 
     def _finish(self, x: Tensor) -> Tensor:
-        """Return the objective's reading of the outputs, given the stream after the last step."""
-        return self._objective.reading(self._family.head(self._model, x))
+        """Return the reading of the outputs, or of the classifier's inputs, given the stream after the last step."""
+        with ExitStack() as stack:
+            if self._classifier is not None:
+                stack.enter_context(exchanged(self._model, self._classifier, nn.Identity()))
+            return self._comparison.reading(self._family.head(self._model, x))
+
+
+def _classifier_of(model: Any) -> str | None:
+    """Return the name of a timm model's classifier; None where it has none."""
+    classifier = model.get_classifier()
+    return next((name for name, module in model.named_modules() if name and module is classifier), None)
 
 
 def _first(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:

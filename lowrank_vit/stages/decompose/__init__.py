@@ -13,10 +13,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.factors import Factors, InputSubset, Logits
+from lowrank_vit.records.factors import Factors, InputSubset, Logits, WholeHeads
 from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.registry import Registry
+
+Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
 
 
 class Decomposition(Protocol):
@@ -34,13 +36,25 @@ class AttentionDecomposition(Protocol):
     """The interface of a decomposition of a whole attention module."""
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
+    units: ClassVar[tuple[str, ...]]  # what is made smaller: QUERY_KEY, VALUE, or both; the other stays whole
+    pools: ClassVar[bool]  # whether it takes attention pooling, too
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Decompose the product of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
         ...
 
-    def values(self, site: AttentionSite, weight: Tensor, moments: Moments) -> InputSubset:
-        """Decompose the product of values and the output layer; weight: (h s, n)."""
+    def values(self, site: AttentionSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
+        """Decompose the product of values, ``made`` by (n, h s) and (h s,), and the output layer; weight: (h s, n)."""
+        ...
+
+
+class HeadChoice(Protocol):
+    """The interface of a choice among the heads of an attention module."""
+
+    needs: ClassVar[frozenset[str]]  # of the output layer
+
+    def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
+        """Order the heads, by the statistics of the output layer, whose inputs they make."""
         ...
 
 
@@ -49,8 +63,8 @@ class MlpDecomposition(Protocol):
 
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
 
-    def __call__(self, site: MlpSite, weight: Tensor, moments: Moments) -> InputSubset:
-        """Decompose the second layer, weight: (hidden, d)."""
+    def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
+        """Decompose the second layer, weight: (hidden, d); ``made``: of the first, (n, rows hidden) and (rows hidden,)."""
         ...
 
 
@@ -68,6 +82,7 @@ DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowra
 ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
     "attention decomposition", "lowrank_vit.stages.decompose.attention"
 )
+WHOLE_HEADS: Registry[type[HeadChoice]] = Registry("choice of heads", "lowrank_vit.stages.decompose.whole_heads")
 MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
 TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.stages.decompose.table")
 

@@ -44,8 +44,8 @@ def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
 class Distillation(SeededTraining):
     """The ``objective``'s loss, ``T^2 KL(teacher || student)`` of logits, and the errors of features and of blocks.
 
-    ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x its mean over the outputs of all
-    blocks: with these the model memorises the few images less than with logits alone.
+    ``logit_weight`` x the first, ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x its
+    mean over the outputs of all blocks: with these the model memorises the few images less than with logits alone.
     AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which memorise few
     images if they move far; ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all
     processes; an incomplete last batch is left out of its epoch. The student stays in eval mode: dropout would add
@@ -72,6 +72,7 @@ class Distillation(SeededTraining):
         gradient_clip: float | None = 1.0,
         batch_size: int = 20,
         temperature: float = 1.0,
+        logit_weight: float = 1.0,
         feature_weight: float = 1.0,
         block_weight: float = 1.0,
         flips: bool = True,
@@ -81,7 +82,7 @@ class Distillation(SeededTraining):
         run: dict[str, Any] | None = None,
     ) -> None:
         rates = {"lr": lr, "vector_lr": vector_lr, "temperature": temperature}
-        weights = (weight_decay, feature_weight, block_weight)
+        weights = (weight_decay, logit_weight, feature_weight, block_weight)
         check_settings(epochs, batch_size, rates, weights, warm_up, gradient_clip, crop_scale)
         check_pair(objective, model.eval(), teacher.eval(), images)
         super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
@@ -90,9 +91,8 @@ class Distillation(SeededTraining):
         self.save_hyperparameters({"images": len(images), "held_out_images": unseen, **(run or {})})
         self.objective = objective_for(teacher, objective).fitted(teacher, images.split(batch_size))
         self._images, self._held_out, self._blocks = images, held_out, block_weight > 0
-        self._start = Start(model)
+        self._start, self._draws = Start(model), torch.empty(0)
         self._known: Outputs | None = None  # by (mirrored, position)
-        self._draws = torch.empty(0)
         self.kl = MeanMetric()
         # buffers, so that checkpoints and other processes have them
         self.register_buffer("last_kl", torch.tensor(float("nan")))
@@ -134,7 +134,7 @@ class Distillation(SeededTraining):
     def loss(self, images: Tensor, target: Outputs) -> tuple[Tensor, Tensor]:
         """Compute the training loss, and the divergence of the logits at temperature 1; means over the batch."""
         features, logits, *blocks = self.objective.targets(self.model, images, self._blocks)
-        loss = self.objective.pull(logits, target[1], self.hparams["temperature"])
+        loss = self.hparams["logit_weight"] * self.objective.pull(logits, target[1], self.hparams["temperature"])
         loss = loss + self.hparams["feature_weight"] * feature_error(features, target[0])
         if blocks:
             errors = [feature_error(block, dense) for block, dense in zip(blocks, target[2:], strict=True)]

@@ -33,7 +33,8 @@ def check_settings(
         raise InputError("epochs, lr, vector_lr, temperature and batch_size must be positive, and finite")
     if not (all(0 <= weight < math.inf for weight in weights) and 0 <= warm_up < 1):
         raise InputError(
-            "weight_decay, feature_weight and block_weight must not be negative; warm_up must be from 0 to below 1"
+            "weight_decay, logit_weight, feature_weight and block_weight must not be negative; warm_up must be from 0 to "
+            "below 1"
         )
     if gradient_clip is not None and gradient_clip <= 0:
         raise InputError("gradient_clip must be positive, or None for no clipping")

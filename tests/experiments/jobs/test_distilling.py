@@ -46,6 +46,17 @@ def test_the_field_changes_no_key_where_it_is_not_used() -> None:
     known = {name: value for name, value in job.as_json().items() if name != "distill_epochs"}
     assert Job.from_json(known).key == replace(job, distill_epochs=0).key != job.key
     assert job.dense_key == replace(job, distill_epochs=0).dense_key
+    assert replace(job, distill_changes={}).key == job.key != replace(job, distill_changes={"logit_weight": 0.0}).key
+
+
+def test_the_settings_of_a_distillation_are_the_rows(tmp_path: Path) -> None:
+    changes = {"logit_weight": 0.0, "block_weight": 0.0}
+    row = replace(TABLE.runnable[0], distill_changes=changes)
+    planned = make_plan(Table("table9", "Made up", "", (row,)), Options(), IMAGES)[0].jobs[0]
+    assert planned.distill_changes == changes
+    done = task(tmp_path, recipe="svd", epochs=0, distill_epochs=1, distill_changes=changes)
+    entry = run_job(done, lambda text: None)["distillation"]
+    assert (entry["logit_weight"], entry["feature_weight"], entry["block_weight"]) == (0.0, 1.0, 0.0)
 
 
 def test_a_full_fine_tune_is_a_job_of_its_own_and_left_out_where_nothing_is_trained() -> None:

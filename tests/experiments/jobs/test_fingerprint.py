@@ -46,6 +46,7 @@ JOBS = {
 }
 WHOLE = {"best", "swin", "real", "distilled", "loss"}
 ALL = {*JOBS}
+SENSED = {name for name, recipe in RECIPES.items() if recipe.sense is not None}
 PAPER = {"paper", "paper, closed form", "sparse Z"}
 
 
@@ -60,11 +61,13 @@ PLANTED = {  # file: what is replaced by what in it, and whose fingerprints chan
         ("damping: float = ", "damping: float = 1 + "),
         {"loss_aware", *WHOLE},  # which fall back to it
     ),
-    "lowrank_vit/stages/decompose/attention/heads.py": (MARK, WHOLE),
+    "lowrank_vit/stages/decompose/attention/heads.py": (MARK, {*WHOLE, "comcat0", "corp"}),  # which build upon it
     "lowrank_vit/stages/allocate/paper.py": (MARK, {*PAPER, "paper_charitable", "compensation"}),
     "lowrank_vit/stages/compensate/kinds/unstructured.py": (MARK, {"sparse Z"}),
     "lowrank_vit/stages/compensate/minibatch.py": (MARK, MINIBATCH),
-    "lowrank_vit/stages/correct/measured_losses.py": (("LEAST = 1e-12", "LEAST = 1e-13"), WHOLE),
+    "lowrank_vit/stages/correct/measured_losses.py": (("LEAST = 1e-12", "LEAST = 1e-13"), {*WHOLE, *SENSED}),
+    "lowrank_vit/stages/correct/measured_curves.py": (MARK, SENSED),
+    "lowrank_vit/stages/calibrate/statistics/gate_fisher.py": (MARK, {"ssp", "vtp-taylor"}),
     "lowrank_vit/stages/calibrate/statistics/head_fisher.py": (MARK, WHOLE),
     "lowrank_vit/stages/calibrate/statistics/representative.py": (MARK, {*PAPER, "energy", "compensation"}),
     "lowrank_vit/stages/training/finetune.py": (MARK, {"tuned"}),

@@ -64,6 +64,7 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         "energy",
         30,
         True,
+        {"logit_weight": 0.0},
     )
     fields, changed = JOB.as_json(), other.as_json()
     keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}

@@ -54,6 +54,10 @@ def test_the_loss_by_hand() -> None:
         loss, seen = module.loss(two, (dense.features[:, None], dense.logits))
         assert loss.item() == pytest.approx(kl + weight * error, rel=1e-5)
         assert seen.item() == pytest.approx(kl, rel=1e-5)
+    # features alone, as GFM has it: the logits count for nothing, but their divergence is still told
+    module = Distillation(small, dense, two, logit_weight=0, block_weight=0)
+    loss, seen = module.loss(two, (dense.features[:, None], dense.logits))
+    assert (loss.item(), seen.item()) == (pytest.approx(error, rel=1e-5), pytest.approx(kl, rel=1e-5))
     # at temperature 2: p = (r, 1) / (r + 1) with r = sqrt(3)
     p = math.sqrt(3) / (math.sqrt(3) + 1)
     softer = (p * math.log(2 * p) + (1 - p) * math.log(2 - 2 * p)) / 2

@@ -66,6 +66,7 @@ def wide(classes: int = 10, width: int = 16) -> nn.Module:
         ({"batch_size": 0}, "positive"),
         ({"temperature": 0.0}, "positive"),
         ({"feature_weight": -1.0}, "negative"),
+        ({"logit_weight": -1.0}, "negative"),
         ({"warm_up": 1.0}, "warm_up"),
         ({"gradient_clip": 0.0}, "gradient_clip"),
         ({"crop_scale": (0.6, 1.2)}, "crop_scale"),

@@ -52,6 +52,7 @@ class Seen:
     bias: Tensor | float  # added by the layer
     later_bias: Tensor | float = 0.0  # added to the output by the module around the layer
     gradient: Tensor | None = None  # shape: (..., d), of the summed loss of the batch
+    weight: Tensor | None = None  # shape: (d, n), as the layer has it
 
     @property
     def images(self) -> int:

@@ -15,9 +15,9 @@ from torch import Tensor
 from lowrank_vit.linalg.elimination import covariance, eliminate
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.decompose import ATTENTIONS, tail_energy
+from lowrank_vit.stages.decompose import ATTENTIONS, Weights, tail_energy
 
 
 def query_key(query_metric: Tensor, key_metric: Tensor, damping: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,6 +110,8 @@ class HeadLowRank:
     sensitivity: float = 0.5  # of a token's weight, for the values: how far the loss's gradient decides it
     each_head: bool = True
 
+    units: ClassVar[tuple[str, ...]] = (QUERY_KEY, VALUE)
+    pools: ClassVar[bool] = True
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (
         frozenset({"input_second", "head_fisher"}),
         frozenset({"input_second", "gradient_second", "sensitive_second"}),
@@ -131,7 +133,7 @@ class HeadLowRank:
         loss = tail_energy(gains.flatten()[order].sqrt())
         return Logits(Directions(order, loss, 1 if self.each_head else heads), query, key)
 
-    def values(self, site: AttentionSite, weight: Tensor, moments: Moments) -> InputSubset:
+    def values(self, site: AttentionSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Decompose the output layer's weight, (h s, n), by its statistics."""
         heads, width = site.qkv.heads, site.head_width
         mean, spread, ridge = covariance(moments, self.damping, self.sensitivity)

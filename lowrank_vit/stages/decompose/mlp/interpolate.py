@@ -12,7 +12,7 @@ from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset
 from lowrank_vit.records.layers import MlpSite
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.decompose import MLPS
+from lowrank_vit.stages.decompose import MLPS, Weights
 
 
 @MLPS.register("interpolative")
@@ -30,7 +30,7 @@ class Interpolation:
 
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second", "gradient_second", "sensitive_second"}),)
 
-    def __call__(self, site: MlpSite, weight: Tensor, moments: Moments) -> InputSubset:
+    def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Decompose the second layer; weight: (h, d), moments: its statistics."""
         mean, spread, ridge = covariance(moments, self.damping, self.sensitivity)
         root, _ = cholesky_root(moments.mean("gradient_second"), self.gradient_damping)

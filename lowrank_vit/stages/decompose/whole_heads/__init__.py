@@ -1,0 +1,1 @@
+"""Choices among whole heads of attention modules, one file each."""

@@ -1,0 +1,23 @@
+"""Fewer tokens, one file for each rule: they save multiply-accumulates, never parameters.
+
+A rule is a frozen dataclass, called with a dense or compressed model; it returns a copy whose blocks hand on fewer tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from lowrank_vit.runtime.registry import Registry
+
+
+class TokenRule(Protocol):
+    """The interface of a rule."""
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
+        ...
+
+
+TOKENS: Registry[type[TokenRule]] = Registry("token rule", __name__)

@@ -1,0 +1,85 @@
+"""Fewer tokens end to end, in dense and compressed models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_vit import InputError, compress, fewer_tokens, get_recipe, load, save
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.modules.low_rank_attention import LowRankAttention
+from lowrank_vit.modules.token_block import TokenBlock
+from tests.support.models import ARGUMENTS, images, outputs, tiny
+
+BEST = get_recipe("best").but(refit=False, measured=0)
+
+
+def macs(model: nn.Module) -> int:
+    size = input_size(model)
+    assert size is not None
+    return multiply_accumulates(model, size)
+
+
+@pytest.mark.parametrize(("rule", "nothing"), [("tome", {"r": 0}), ("evit", {"keep": 1.0})])
+@pytest.mark.parametrize("smaller", [False, True])
+def test_nothing_merged_is_the_model_as_it_was(rule: str, nothing: dict[str, float], smaller: bool) -> None:
+    model, data = tiny("vit").double(), images(6, "vit").double()
+    model = compress(model, data.split(3), BEST, 0.3)[0] if smaller else model
+    same = fewer_tokens(model, rule, **nothing)
+    torch.testing.assert_close(outputs(same, data), outputs(model, data), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("rule", "options"), [("tome", {"r": 2}), ("evit", {"keep": 0.5})])
+def test_multiply_accumulates_fall_in_a_real_forward_pass_and_parameters_stay(
+    rule: str, options: dict[str, float]
+) -> None:
+    model, data = tiny("vit"), images(6, "vit")
+    small = fewer_tokens(model, rule, **options)
+    assert macs(small) < macs(model)
+    assert parameter_count(small) == parameter_count(model)
+    assert outputs(small, data).isfinite().all()
+    assert not any(isinstance(module, TokenBlock) for module in model.modules())  # the model itself is not changed
+
+
+@pytest.mark.parametrize(("rule", "options"), [("tome", {"r": 2}), ("evit", {"keep": 0.5})])
+def test_a_compressed_model_with_fewer_tokens_is_loaded_as_it_was_saved(
+    rule: str, options: dict[str, float], tmp_path: Path
+) -> None:
+    model, data = tiny("vit"), images(6, "vit")
+    smaller, _ = compress(model, data.split(3), BEST, 0.3)
+    small = fewer_tokens(smaller, rule, **options)
+    report = small.compression_report
+    assert report["macs"]["compressed"] == macs(small) < macs(smaller)  # type: ignore[index, call-overload]
+    assert report["tokens"]["rule"] == rule  # type: ignore[index, call-overload]
+    save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
+    again = load(tmp_path / "small")
+    assert torch.equal(outputs(again, data), outputs(small, data))
+    assert any(isinstance(module, LowRankAttention) for module in again.modules())
+
+
+def test_merging_twice_the_same_tokens_is_their_attention() -> None:
+    """Images whose patches are all alike: merged tokens that count as often as before change nothing."""
+    model = tiny("vit").double()
+    with torch.no_grad():
+        model.pos_embed[:, 2:] = model.pos_embed[:, 1:2]
+    data = images(3, "vit").double().mean((2, 3), keepdim=True).expand(-1, -1, 8, 8)
+    small = fewer_tokens(model, "tome", r=2)
+    torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=1e-9, atol=1e-9)
+
+
+def test_what_cannot_have_fewer_tokens_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot become fewer"):
+        fewer_tokens(tiny("swin"))
+    with pytest.raises(InputError, match="did you mean 'tome'"):
+        fewer_tokens(tiny("vit"), "tomee")
+    with pytest.raises(InputError, match="does not take these options"):
+        fewer_tokens(tiny("vit"), "tome", keep=0.5)
+    with pytest.raises(InputError, match="fewer tokens already"):
+        fewer_tokens(fewer_tokens(tiny("vit"), r=1))
+    with pytest.raises(InputError, match="not negative"):
+        fewer_tokens(tiny("vit"), r=-1)
+    with pytest.raises(InputError, match="shares above 0"):
+        fewer_tokens(tiny("vit"), "evit", keep=0.0)

@@ -1,0 +1,108 @@
+"""Measured curves: against models compressed by hand, and worked by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.objectives import divergences
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.pipeline.recipe import recipe_of
+from lowrank_vit.pipeline.sensing import lost
+from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.stages.correct.measured_curves import FeatureRatio, MeasuredCurves
+from lowrank_vit.stages.correct.measured_losses import Replay
+from tests.support.models import KINDS, images, outputs, tiny
+
+FEW = MeasuredCurves(images=9, points=3, span=4)
+
+
+def features_of(model: nn.Module, data: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.forward_head(model.forward_features(data), pre_logits=True).double().flatten(1)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("currency", ["kl", "feature"])
+def test_a_measured_loss_is_that_of_a_model_compressed_by_hand(kind: str, currency: str) -> None:
+    """One layer at one rank, in a copy of the model, run as a whole; the dense choice loses nothing."""
+    model, data = tiny(kind), images(12, kind)
+    sense = MeasuredCurves(currency=currency, images=9, points=3, span=4)
+    analysis = analyse(model, data.split(4), get_recipe("aafm").but(sense=sense))
+    for before, after in list(zip(analysis.curves, analysis.choices, strict=True))[::3]:
+        sizes = sense.sizes(before)
+        assert 1 < len(sizes) <= 3
+        assert before.ranks[-1] in sizes
+        found = []
+        for rank in sizes:
+            small = copy.deepcopy(analysis.model)
+            cut = next(known for known in analysis.known if known.group.name == before.name).cut({before.name: rank})
+            replace_module(small, before.name, cut.fold())
+            if currency == "kl":
+                found.append(divergences(Classification(), analysis.model, [small], [data[:9]])[0])
+            else:
+                dense, less = features_of(analysis.model, data[:9]), features_of(small, data[:9])
+                found.append(float(((dense - less).square().sum(1) / less.square().sum(1)).mean()))
+        for place, rank in enumerate(sizes):
+            assert after.error(rank) == pytest.approx(min(found[: place + 1]), rel=1e-3, abs=1e-9)
+        assert (after.errors.diff() <= 0).all()
+        assert after.error(None) == 0
+        assert (after.unit, after.dense, after.fixed) == (before.unit, before.dense, before.fixed)
+
+
+def test_what_a_whole_model_loses_is_measured_in_the_same_currency() -> None:
+    model, data = tiny("vit"), images(12, "vit")
+    analysis = analyse(model, data.split(4), get_recipe("flar").but(sense=MeasuredCurves("feature", images=12)))
+    plan = RankPlan({curve.name: 2 for curve in analysis.curves})
+    small, _ = analysis.apply(plan)
+    dense, less = features_of(analysis.model, data), features_of(small, data)
+    truth = float(((dense - less).square().sum(1) / less.square().sum(1)).mean())
+    sense = analysis.recipe.sense
+    assert sense is not None
+    assert lost(analysis, sense, plan) == pytest.approx(truth, rel=1e-3)
+
+
+def test_a_curve_by_hand() -> None:
+    """Losses 8 at rank 1, 2 at rank 4: log-log straight, so 4 at rank 2; a loss that rises is not believed."""
+    curve = ErrorCurve.in_parameters("x", torch.zeros(9, dtype=torch.float64), 1, 9)
+    sensed = MeasuredCurves()(curve, [(4, 2.0), (1, 8.0), (8, 3.0)])
+    assert sensed.errors.tolist() == pytest.approx([8, 8, 4, 8 / 3, 2, 2, 2, 2, 2])
+    assert MeasuredCurves()(curve, []) is curve
+    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)) == [4, 6, 10, 16, 25, 40, 64]
+    assert MeasuredCurves(points=2).sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65, multiple=8)) == [8, 64]
+    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
+
+
+def test_the_ratio_divides_by_the_smaller_model() -> None:
+    dense, small = torch.tensor([[3.0, 4.0], [1.0, 0.0]]).double(), torch.tensor([[3.0, 2.0], [2.0, 0.0]]).double()
+    assert float(FeatureRatio().divergence(dense, small)) == pytest.approx(4 / 13 + 1 / 4)
+
+
+def test_curves_that_cannot_be_measured_are_refused() -> None:
+    with pytest.raises(InputError, match="did you mean 'feature'"):
+        MeasuredCurves(currency="features")
+    with pytest.raises(InputError, match="at least 1"):
+        MeasuredCurves(points=0)
+    model, data = tiny("vit"), images(4, "vit")
+    with Spill() as kept, pytest.raises(InputError, match="'norm' is in no block"):
+        Replay(model, Classification(), [data], 4, kept).divergence("norm", nn.Identity())
+
+
+@pytest.mark.parametrize("name", ["aafm", "flar", "fwsvd_search"])
+def test_a_recipe_with_measured_curves_meets_its_budget(name: str) -> None:
+    model, data = tiny("vit"), images(12, "vit")
+    recipe = get_recipe(name).but(**{"sense.images": 8, "sense.points": 3})
+    assert recipe_of(recipe.record()).sense == recipe.sense
+    small, report = compress(model, data.split(4), recipe, 0.4)
+    dense = parameter_count(model)
+    assert 0.59 * dense < report["params"]["compressed"] == parameter_count(small) <= 0.6 * dense
+    assert outputs(small, data).isfinite().all()
+    assert "sense" in report["seconds"]
+    assert "MeasuredCurves" in report["methods"]
