@@ -77,10 +77,9 @@ class AttentionGroup(ModuleGroup):
         site, parts = self.site, dict[str, InputSubset | Logits]()
         weight, bias = dense_linear(model, site.qkv)
         if QUERY_KEY in self.costs():
-            pooled = isinstance(site, PoolSite)
             parts[unit_name(site, QUERY_KEY)] = (
                 self._pooled(model, site, moments)
-                if pooled
+                if isinstance(site, PoolSite)
                 else self.method.logits(site, weight, bias, moments[site.qkv.name])
             )
         if VALUE in self.costs():
