@@ -35,21 +35,27 @@ def check_refit(model: nn.Module, batches: object) -> None:
 
 @dataclass
 class Regression:
-    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64."""
+    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64.
+
+    Without a ``bias`` the fit is linear: the sums of h and e stay zero, as if the means were.
+    """
 
     sums: dict[str, Tensor]
+    bias: bool = True
 
     @classmethod
-    def empty(cls, k: int, d: int, device: torch.device | str = "cpu") -> Regression:
+    def empty(cls, k: int, d: int, device: torch.device | str = "cpu", *, bias: bool = True) -> Regression:
         """Make sums without rows."""
         shapes: dict[str, tuple[int, ...]] = {"w": (), "h": (k,), "e": (d,), "hh": (k, k), "he": (k, d)}
-        return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
+        return cls(
+            {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}, bias
+        )
 
     def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
         """Add h: (rows, k), e: (rows, d), weights: (rows,), none of them negative."""
         he = h.T @ (e * weights[:, None])
-        firsts = {"w": weights.sum(), "h": weighted_sum(h, weights), "e": weighted_sum(e, weights)}
-        for name, value in {**firsts, "hh": gram(h, weights), "he": he}.items():
+        means = {"h": weighted_sum(h, weights), "e": weighted_sum(e, weights)} if self.bias else {}
+        for name, value in {**means, "w": weights.sum(), "hh": gram(h, weights), "he": he}.items():
             self.sums[name] += value
 
     def gather(self) -> None:
@@ -60,7 +66,7 @@ class Regression:
 
     def plus(self, other: Regression, sign: int = 1) -> Regression:
         """Add the rows of ``other``, or remove them with ``sign`` -1."""
-        return Regression({name: total + sign * other.sums[name] for name, total in self.sums.items()})
+        return Regression({name: total + sign * other.sums[name] for name, total in self.sums.items()}, self.bias)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return ``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal."""
@@ -174,7 +180,7 @@ class OutputRefit:
         """
         layer, inputs = new.output_layer, []
         shape, device = (layer.in_features, layer.out_features), layer.weight.device
-        folds = [Regression.empty(*shape, device) for _ in range(self.folds)]
+        folds = [Regression.empty(*shape, device, bias=layer.bias is not None) for _ in range(self.folds)]
         (seen, world), weights = rank_and_world(), self._weights(sensitivity)
         for place, pairs in enumerate(zip(streams, sources, strict=True)):
             pair, source = ([t.to(device) for t in each] for each in pairs)
@@ -238,4 +244,5 @@ def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | Non
         gamma = as_float64(scale)
         change, shift = change / gamma, shift / gamma
     layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
-    layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
+    if layer.bias is not None:
+        layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
