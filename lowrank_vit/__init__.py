@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
     from lowrank_vit.pipeline.reporting import dense_report
     from lowrank_vit.pipeline.saving import load, push_to_hub, save
+    from lowrank_vit.pipeline.scans.mean_scan import MeanScan, mean_scan
+    from lowrank_vit.pipeline.scans.refit import channel_energy
     from lowrank_vit.pipeline.statistics import collect
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.decompose import DECOMPOSITIONS
     from lowrank_vit.stages.evaluate.accuracy import evaluate
     from lowrank_vit.stages.evaluate.comparison import compare
-    from lowrank_vit.stages.evaluate.speed import benchmark
+    from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.formats import export
     from lowrank_vit.stages.quantize.weights import quantize
     from lowrank_vit.stages.training.augmentation import augmentations
@@ -52,13 +54,16 @@ __all__ = [
     "Compensation",
     "Hardware",
     "InputError",
+    "MeanScan",
     "OutputRefit",
     "Recipe",
+    "Setting",
     "Solution",
     "analyse",
     "augmentations",
     "benchmark",
     "calibrate",
+    "channel_energy",
     "check_budget",
     "check_reduction",
     "collect",
@@ -79,6 +84,7 @@ __all__ = [
     "is_saved_model",
     "load",
     "load_report",
+    "mean_scan",
     "push_to_hub",
     "quantize",
     "save",
@@ -96,6 +102,8 @@ _HOMES = {
     "pipeline.recipes": ("RECIPES", "get_recipe"),
     "pipeline.reporting": ("dense_report",),
     "pipeline.saving": ("load", "push_to_hub", "save"),
+    "pipeline.scans.mean_scan": ("MeanScan", "mean_scan"),
+    "pipeline.scans.refit": ("channel_energy",),
     "pipeline.statistics": ("collect",),
     "runtime.errors": ("InputError",),
     "runtime.hardware": ("Hardware",),
@@ -107,7 +115,7 @@ _HOMES = {
     "stages.decompose": ("DECOMPOSITIONS",),
     "stages.evaluate.accuracy": ("evaluate",),
     "stages.evaluate.comparison": ("compare",),
-    "stages.evaluate.speed": ("benchmark",),
+    "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.formats": ("export",),
     "stages.quantize.weights": ("quantize",),
     "stages.training.augmentation": ("augmentations",),

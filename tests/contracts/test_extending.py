@@ -357,5 +357,5 @@ def test_a_row_with_another_hyperparameter() -> None:
 
 
 def test_a_site_is_no_group() -> None:
-    assert GROUPS.names() == ["attention", "decomposition", "mlp"]
+    assert GROUPS.names() == ["attention", "decomposition", "mlp", "scan"]
     assert isinstance(find_sites(tiny())[0], Site)

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.modules.scans import LEFT_OUT, MODES, SS2D, SmallScan
+from lowrank_vit.modules.scans import LEFT_OUT, MODES, SmallScan
+from lowrank_vit.modules.ss2d import SS2D
 
 SCANNED = [mode for mode in MODES if mode != LEFT_OUT]
 
@@ -123,6 +124,28 @@ def scanned_mean(module: SS2D, u: Tensor) -> Tensor:
     states = module.scan(u)[0] - u * module.scan.Ds.view(4, -1).sum(0)
     skip = module.scan.Ds.view(4, -1).mean(1).sum() * u.mean(-1, keepdim=True)
     return (states.mean(-1, keepdim=True) + skip).expand_as(u)
+
+
+@pytest.mark.parametrize("mode", ["inputs", "discretised"])
+def test_the_mean_channel_is_its_definition(mode: str) -> None:
+    """Means of u, delta and A, or of exp(delta A) and delta u; position by position."""
+    module, u = mixer(gated=False, state=2), torch.rand(1, 3, 4, 12, dtype=torch.float64)
+    small = smaller(module, mode).scan
+    seen, found = small.inputs(u), small.mean_channel(small.inputs(u))
+    for k in range(4):
+        state = torch.zeros(2, dtype=torch.float64)
+        for position in range(12):
+            here, delta, a = (
+                seen.u[position, 0, k],
+                seen.delta[position, 0, k],
+                -module.scan.A_logs[12 * k :][:12].exp(),
+            )
+            if mode == "inputs":
+                factor, added = (delta.mean() * a.mean(0)).exp(), delta.mean() * here.mean()
+            else:
+                factor, added = (delta[:, None] * a).exp().mean(0), (delta * here).mean()
+            state = factor * state + added * seen.b[position, 0, k]
+            torch.testing.assert_close(found[position, 0, k, 0], seen.c[position, 0, k] @ state)
 
 
 # --- what is added behind the norm, names, counts

@@ -62,7 +62,8 @@ def _accumulators(
     for site in sites:
         biases = get_linear(model, site).bias, separate_bias(model, site)
         bias, later = (0.0 if each is None else each.detach().float() for each in biases)
-        accumulators.append(Accumulator(site, bias, later, resolve(needs[site.name], site), batch))
+        owner = model.get_submodule(site.name.rpartition(".")[0])
+        accumulators.append(Accumulator(site, bias, later, resolve(needs[site.name], site), batch, owner))
     return accumulators
 
 
