@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
     from lowrank_vit.pipeline.reporting import dense_report
     from lowrank_vit.pipeline.saving import load, push_to_hub, save
+    from lowrank_vit.pipeline.scans.mean_scan import MeanScan, mean_scan
+    from lowrank_vit.pipeline.scans.refit import channel_energy
     from lowrank_vit.pipeline.statistics import collect
     from lowrank_vit.pipeline.tokens import fewer_tokens
     from lowrank_vit.runtime.errors import InputError
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.decompose import DECOMPOSITIONS
     from lowrank_vit.stages.evaluate.accuracy import evaluate
     from lowrank_vit.stages.evaluate.comparison import compare
-    from lowrank_vit.stages.evaluate.speed import benchmark
+    from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.formats import export
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
@@ -53,13 +55,16 @@ __all__ = [
     "Compensation",
     "Hardware",
     "InputError",
+    "MeanScan",
     "OutputRefit",
     "Recipe",
+    "Setting",
     "Solution",
     "analyse",
     "augmentations",
     "benchmark",
     "calibrate",
+    "channel_energy",
     "check_budget",
     "check_reduction",
     "collect",
@@ -81,6 +86,7 @@ __all__ = [
     "is_saved_model",
     "load",
     "load_report",
+    "mean_scan",
     "push_to_hub",
     "quantize",
     "save",
@@ -99,6 +105,8 @@ _HOMES = {
     "pipeline.recipes": ("RECIPES", "get_recipe"),
     "pipeline.reporting": ("dense_report",),
     "pipeline.saving": ("load", "push_to_hub", "save"),
+    "pipeline.scans.mean_scan": ("MeanScan", "mean_scan"),
+    "pipeline.scans.refit": ("channel_energy",),
     "pipeline.statistics": ("collect",),
     "pipeline.tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
@@ -111,7 +119,7 @@ _HOMES = {
     "stages.decompose": ("DECOMPOSITIONS",),
     "stages.evaluate.accuracy": ("evaluate",),
     "stages.evaluate.comparison": ("compare",),
-    "stages.evaluate.speed": ("benchmark",),
+    "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.formats": ("export",),
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),

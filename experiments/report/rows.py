@@ -12,6 +12,7 @@ from experiments.jobs.protocol import protocol
 from experiments.jobs.results import ERROR, find_result, is_stale, job_folder, read_json
 from experiments.report import ablation, sizes
 from experiments.report.columns import DEFAULT, chosen
+from experiments.report.scan_columns import SCAN_FIELDS
 from experiments.runner.plan import jobs_of
 from experiments.tables.rows import Reported, Row, Table
 from lowrank_vit import get_recipe
@@ -71,6 +72,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "knn",
     "probe",
     "feature_error",
+    *SCAN_FIELDS,
 )
 MEANS = {  # field of a row: where a result has the number
     "macs": ("macs", "compressed"),
@@ -89,7 +91,7 @@ MEANS = {  # field of a row: where a result has the number
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
     "top1_tuned": ("measured", "top1_tuned"),
-    **{name: ("measured", name) for name in ("knn", "probe", "feature_error")},
+    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *SCAN_FIELDS)},
     "images": ("n",),
 }
 SPREADS = {

@@ -21,6 +21,7 @@ from lowrank_vit.cli.verbs import (
     plan,
     push,
     quantize,
+    scan,
     shrink,
     sweep,
 )  # fmt: skip
@@ -29,7 +30,8 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, inspect, export, benchmark, push, list_names,
+    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, scan, inspect, export, benchmark, push,
+    list_names,
 )  # fmt: skip
 
 

@@ -2,5 +2,6 @@
 
 from lowrank_vit.models.load import check_name, load_model, model_arguments
 from lowrank_vit.models.standins import STANDINS, is_standin
+from lowrank_vit.models.vmamba_sizes import VMAMBAS
 
-__all__ = ["STANDINS", "check_name", "is_standin", "load_model", "model_arguments"]
+__all__ = ["STANDINS", "VMAMBAS", "check_name", "is_standin", "load_model", "model_arguments"]

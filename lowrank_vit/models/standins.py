@@ -1,5 +1,8 @@
 """Stand-ins: a DeiT of three sizes, a ViT and a Swin of two for the digits, small enough that plain SVD visibly hurts.
 
+Three more are of VMamba: on maps of 4 x 4 tokens a convolution of each channel does the work of the scans, so two of them
+have none, and need their scans; the third has the blocks as they are.
+
 Importing this module registers them in timm, so that ``timm.create_model("digits_deit_small")`` builds one (untrained).
 The types differ as the real ones do: DeiT classifies from its class token and normalises with the data set's own mean
 and deviation; ViT pools the tokens, normalises with 0.5 and has another depth and MLP ratio; Swin attends within
@@ -16,12 +19,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lowrank_vit.data.digits import CLASSES
+from lowrank_vit.models.vmamba_sizes import build_vmamba
 
 DIGITS_MEAN, DIGITS_STD = (0.305,), (0.376,)  # of the training scans
 VIT_MEAN, VIT_STD = (0.5,), (0.5,)
+VMAMBA: dict[str, Any] = {"classifier": "classifier.head", "first_conv": "patch_embed.0", "fixed_input_size": False}
 
 
-def _pretrained_cfg(mean: tuple[float, ...], std: tuple[float, ...], classifier: str = "head") -> dict[str, Any]:
+def _pretrained_cfg(
+    mean: tuple[float, ...], std: tuple[float, ...], classifier: str = "head", **changes: Any
+) -> dict[str, Any]:
     return {
         "input_size": (1, 8, 8),
         "fixed_input_size": True,
@@ -33,6 +40,7 @@ def _pretrained_cfg(mean: tuple[float, ...], std: tuple[float, ...], classifier:
         "first_conv": "patch_embed.proj",
         "classifier": classifier,
         "license": "apache-2.0",
+        **changes,
     }
 
 
@@ -45,6 +53,9 @@ default_cfgs = generate_default_cfgs(
         "digits_vit_small": _pretrained_cfg(VIT_MEAN, VIT_STD),
         "digits_swin_base": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD, classifier="head.fc"),
         "digits_swin_small": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD, classifier="head.fc"),
+        "digits_vmamba_base": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD, **VMAMBA),
+        "digits_vmamba_conv": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD, **VMAMBA),
+        "digits_vmamba_tiny": _pretrained_cfg(DIGITS_MEAN, DIGITS_STD, **VMAMBA),
     }
 )
 
@@ -63,6 +74,11 @@ def _vision_transformer(name: str, pretrained: bool, kwargs: dict[str, Any], **a
 def _swin_transformer(name: str, pretrained: bool, kwargs: dict[str, Any], **architecture: Any) -> nn.Module:
     fixed = {"patch_size": 2, "window_size": 2, "depths": (2, 2), "drop_path_rate": 0.0}
     return build_model_with_cfg(SwinTransformer, name, pretrained, **{**fixed, **architecture, **kwargs})
+
+
+def _vmamba(name: str, pretrained: bool, kwargs: dict[str, Any], **architecture: Any) -> nn.Module:
+    fixed = {"in_chans": 1, "patch_size": 2, "early_conv": False, "mlp_ratio": 2}
+    return build_vmamba(name, pretrained, kwargs, **{**fixed, **architecture})
 
 
 @register_model
@@ -107,3 +123,21 @@ def digits_swin_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def digits_swin_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Build the Swin stand-in, widths 12 and 24: images (N, 1, 8, 8) to logits (N, 10)."""
     return _swin_transformer("digits_swin_small", pretrained, kwargs, embed_dim=12, num_heads=(2, 4), mlp_ratio=2)
+
+
+@register_model
+def digits_vmamba_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build the VMamba stand-in, widths 24 and 48, without convolutions: images (N, 1, 8, 8) to logits (N, 10)."""
+    return _vmamba("digits_vmamba_base", pretrained, kwargs, depths=(4, 2), dims=24, kernel=1)
+
+
+@register_model
+def digits_vmamba_conv(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build the VMamba stand-in of whole blocks, widths 16 and 32: images (N, 1, 8, 8) to logits (N, 10)."""
+    return _vmamba("digits_vmamba_conv", pretrained, kwargs, depths=(2, 6), dims=16)
+
+
+@register_model
+def digits_vmamba_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build the VMamba stand-in, widths 16 and 32, without convolutions: images (N, 1, 8, 8) to logits (N, 10)."""
+    return _vmamba("digits_vmamba_tiny", pretrained, kwargs, depths=(4, 2), dims=16, kernel=1)

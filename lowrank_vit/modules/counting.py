@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.modules.scans import Scan
 from lowrank_vit.runtime.files import METADATA, tensor_bytes_count
 
 
@@ -100,6 +101,16 @@ def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
         for parameter in trained:
             parameter.requires_grad_()
     return counter.get_total_flops() // 2
+
+
+def scan_accumulates(model: nn.Module, size: Sequence[int]) -> int:
+    """Count the multiply-accumulates of the recurrences of all scans for one image of ``size`` (C, H, W).
+
+    They are no matrix products, so ``multiply_accumulates`` does not have them.
+    """
+    scans = {name: module for name, module in model.named_modules() if isinstance(module, Scan)}
+    tokens = tokens_per_image(model, scans, size) if scans else {}
+    return sum(scans[name].recurrence_macs(count) for name, count in tokens.items())
 
 
 def tokens_per_image(model: nn.Module, names: Iterable[str], size: Sequence[int]) -> dict[str, int]:

@@ -213,7 +213,8 @@ class Analysis:
 
     def _dense_logits(self) -> dict[str, str]:
         """Return why queries and keys stay dense, by the name of their module."""
-        reasons = {group.name: getattr(group.site, "dense_logits", "") for group in self.groups}
+        sites = {group.name: getattr(group, "site", None) for group in self.groups}
+        reasons = {name: getattr(site, "dense_logits", "") for name, site in sites.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
     def _report(
@@ -246,8 +247,9 @@ class Analysis:
             "methods": {type(method).__name__: plain(vars(method)) for method in methods if method is not None},
             "measured_losses": list(plan.measured),
             "compensation": compensation,
-            **({} if self.fallback is None else {"fallback": self.fallback}),  # type: ignore[typeddict-item]
-            **refit,  # type: ignore[typeddict-item]  # the entry, or nothing
+            **reporting.carried(self.model),  # type: ignore[typeddict-item]
+            **({} if self.fallback is None else {"fallback": self.fallback}),
+            **refit,  # the entry, or nothing
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},
             "peak_memory_bytes": provenance.peak_memory(self.device),

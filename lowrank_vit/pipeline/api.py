@@ -20,6 +20,7 @@ from lowrank_vit.pipeline.analysis import Analysis
 from lowrank_vit.pipeline.budget import check_budget, check_dense
 from lowrank_vit.pipeline.decomposing import decompose
 from lowrank_vit.pipeline.estimate import estimate, tell
+from lowrank_vit.pipeline.groups import united
 from lowrank_vit.pipeline.phases import Phases, identity
 from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
@@ -82,12 +83,12 @@ def analyse(
     with watch("calibrate"):
         if recipe.needs_objective:
             recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
-        layers = [site for group in groups for site in group.linears]
-        needs = {name: names for group in groups for name, names in group.needs().items()}
+        layers = list({site.name: site for group in groups for site in group.linears}.values())
+        needs = united(group.needs() for group in groups)
         moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
     unseen_moments = None
     if unseen is not None:
-        reported = {name: names for group in groups for name, names in group.report_needs().items()}
+        reported = united(group.report_needs() for group in groups)
         with watch("held_out"):
             outputs = [site for site in layers if site.name in reported]
             unseen_moments = collect(model, outputs, reported, unseen, seed, progress)

@@ -52,9 +52,12 @@ def largest_reduction(curves: Sequence[ErrorCurve], dense: nn.Module, start: nn.
 
 def check_dense(model: nn.Module) -> None:
     """Raise ``InputError`` for a model that was compressed already: its factors are no layers of their own."""
-    entries = replacement_entries(model)
-    if entries:
-        name, kind = next((name, type(model.get_submodule(name)).__name__) for name in entries)
+    replaced = {name: model.get_submodule(name) for name in replacement_entries(model)}
+    refused = [
+        (name, type(each).__name__) for name, each in replaced.items() if not getattr(each, "compressible", False)
+    ]
+    if refused:
+        name, kind = refused[0]
         raise InputError(
             f"the model has been compressed or quantised already ({name} is a {kind}): start from the dense model that it "
             "was made from"

@@ -28,6 +28,7 @@ from lowrank_vit.stages.decompose.linear.whitened import (
     WhitenedNormalised,
 )
 from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
+from lowrank_vit.stages.decompose.scan.leave_out import LeaveOut
 
 
 def _linear(decomposition: Any) -> dict[str, Any]:
@@ -104,12 +105,12 @@ RECIPES = {
         ),
         Recipe(
             name="best",
-            units={"attention": HeadLowRank(), "mlp": Interpolation(), **_linear(TwoSided())},
+            units={"attention": HeadLowRank(), "mlp": Interpolation(), "scan": LeaveOut(), **_linear(TwoSided())},
             bias_correction=True,
             objective=Classification(sampling="signs"),
             measured=MeasuredLosses(),
             refit=OutputRefit(),
-            about="attention by head, MLP by interpolation, other layers two-sided, one budget of predicted loss",
+            about="attention by head, MLP by interpolation, scans left out, others two-sided, one budget of predicted loss",
         ),
         *rivals.RECIPES,
     )

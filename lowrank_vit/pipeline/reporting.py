@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.linears import EXPECTED_DENSE, left_dense
-from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, saved_bytes
+from lowrank_vit.modules.counting import (
+    input_size,
+    multiply_accumulates,
+    parameter_count,
+    saved_bytes,
+    scan_accumulates,
+)
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.records.report import FORMAT, LeftDense, Macs, Params, Report, WeightsBytes, some
 from lowrank_vit.runtime import provenance
@@ -50,7 +56,17 @@ def size_entries(
     params, macs = model_size(dense) if before is None else before
     after, less = parameter_count(compressed), None if macs is None else _macs(compressed, input_size(dense))
     sizes: Params = {"dense": params, "compressed": after, "reduction": 1 - after / params}
-    return sizes, None if macs is None else {"dense": macs, "compressed": less}
+    if macs is None:
+        return sizes, None
+    entry: Macs = {"dense": macs, "compressed": less}
+    scans = _scans({"dense": dense, "compressed": compressed}, input_size(dense))
+    if scans["dense"]:
+        entry["scans"] = scans
+    return sizes, entry
+
+
+def _scans(models: Mapping[str, nn.Module], size: tuple[int, ...] | None) -> dict[str, int]:
+    return {name: 0 if size is None else scan_accumulates(model, size) for name, model in models.items()}
 
 
 def weights_entry(dense: nn.Module, compressed: nn.Module, dtype: str) -> WeightsBytes:
@@ -95,6 +111,12 @@ def compensation_entry(recipe: Recipe, solutions: Mapping[str, Solution]) -> dic
     curves = {name: [list(point) for point in solution.curve] for name, solution in solutions.items() if solution.curve}
     steps = {name: None if recipe.solver == "closed_form" else getattr(recipe, name) for name in ("optimizer", "steps")}
     return {"solver": recipe.solver, **steps, "curves": curves}
+
+
+def carried(model: nn.Module) -> dict[str, Any]:
+    """Return what a model's report says of its scans, if they were replaced before it is compressed."""
+    before = getattr(model, "compression_report", {})
+    return {name: before[name] for name in ("scan",) if name in before}
 
 
 def dense_report(model: nn.Module) -> Report:

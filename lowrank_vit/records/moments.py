@@ -23,6 +23,8 @@ class Moments:
     ``normalised_*``           as above    the same with image i weighted by 1 / ||X_i W||_F^2
     ``normalised_weight``      ()          sum of the weights of all tokens
     ``input_abs``              (n,)        sum of |x|
+    ``scan_change``            (D, D)      sum of e e^T, e: what a mixer's last layer is no longer given without its scan
+    ``scan_whole``             (D, D)      sum of h h^T, h: what it is given with it; both at the mixer's first layer
     ``representative``         (t, n)      sum of X_i over images
     ``representative_windows`` ()          windows of all images; as many as images where a layer sees whole ones
     ``gradient_second``        (d, d)      sum of g g^T

@@ -24,10 +24,11 @@ class Params(TypedDict):
 
 
 class Macs(TypedDict):
-    """Multiply-accumulates of one image; null where the images' size does not fit."""
+    """Multiply-accumulates of one image in matrix products; null where the images' size does not fit."""
 
     dense: int
     compressed: int | None
+    scans: NotRequired[dict[str, int]]  # of recurrences, which the others do not count
 
 
 class WeightsBytes(TypedDict):
@@ -148,6 +149,7 @@ class Report(TypedDict):
     overfit: NotRequired[Overfit | None]
     left_dense: NotRequired[LeftDense | None]
     fallback: NotRequired[Fallback]
+    scan: NotRequired[dict[str, Any]]
     methods: NotRequired[dict[str, Any]]
     measured_losses: NotRequired[list[Any]]
     compensation: NotRequired[dict[str, Any] | None]

@@ -74,7 +74,8 @@ def truncated(model: nn.Module, reduction: float) -> nn.Module:
 
 def test_there_is_a_base_and_a_small_one_of_each_type() -> None:
     pairs = {f"digits_{kind}_{size}" for kind in ("deit", "vit", "swin") for size in ("base", "small")}
-    assert set(STANDINS) == pairs | {"digits_deit_tiny"}
+    vmambas = {f"digits_vmamba_{size}" for size in ("base", "conv", "tiny")}
+    assert set(STANDINS) == pairs | {"digits_deit_tiny"} | vmambas
     assert is_standin(SMALL)
     assert not is_standin("deit_tiny_patch16_224")
     for kind in ("deit", "vit", "swin"):
@@ -91,7 +92,7 @@ def test_a_standin_is_a_timm_model_with_its_data_config(name: str) -> None:
     model = timm.create_model(name).eval()
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (1, 8, 8)
-    assert config["mean"] == ((0.5,) if "vit" in name else (0.305,))
+    assert config["mean"] == ((0.5,) if "digits_vit" in name else (0.305,))
     assert config["crop_pct"] == 1.0
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     shapes = {tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in n}

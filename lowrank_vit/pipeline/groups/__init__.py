@@ -7,7 +7,7 @@ logits, and their values), an MLP (its hidden units). A group says which statist
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -138,6 +138,14 @@ class Group(Protocol):
 
 
 GROUPS: Registry[Any] = Registry("kind of unit", __name__)
+
+
+def united(needs: Iterable[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
+    """Join what several groups need of the same layers."""
+    joined: dict[str, frozenset[str]] = {}
+    for each in needs:
+        joined |= {name: joined.get(name, frozenset()) | names for name, names in each.items()}
+    return joined
 
 
 def cubic_work(site: Site) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_vit.linalg.gram import assembled
 from lowrank_vit.records.layers import Site
@@ -56,6 +56,7 @@ class Accumulator:
     wanted: frozenset[str]
     batch: Batch
     weight: Tensor | None = None  # of the layer, (d, n), for statistics of gradients
+    owner: nn.Module | None = None  # the module around the layer
     images: int = 0
     tokens: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Accumulator:
 
         Raises ``InputError`` for rows that do not belong to the batch's images, such as coordinates.
         """
-        seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias)
+        seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias, owner=self.owner)
         if len(seen.rows) % self.batch.images:
             raise InputError(
                 f"layer {self.site.name!r} is given {len(seen.rows)} rows for {self.batch.images} images, so it does not "
@@ -105,7 +106,7 @@ class Accumulator:
 
     def see_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         """Add a batch's gradient: (..., d), of the summed loss with respect to the layer's output."""
-        seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias, gradient, self.weight)
+        seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias, gradient, self.weight, self.owner)
         for statistic in self.statistics:
             if statistic.gradient:
                 statistic(seen, self)

@@ -69,7 +69,8 @@ def _accumulators(
         bias, later = (0.0 if each is None else each.detach().float() for each in biases)
         wanted = resolve(needs[site.name], site)
         weight = layer.weight.detach().float() if isinstance(layer, nn.Linear) else None
-        accumulators.append(Accumulator(site, bias, later, wanted, batch, weight))
+        owner = model.get_submodule(site.name.rpartition(".")[0])
+        accumulators.append(Accumulator(site, bias, later, wanted, batch, weight, owner))
     return accumulators
 
 

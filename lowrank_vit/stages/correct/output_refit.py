@@ -107,7 +107,8 @@ class OutputRefit:
         Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
         layer, device = new.output_layer, new.output_layer.weight.device
-        folds = [Regression.empty(layer.in_features, layer.out_features, device) for _ in range(self.folds)]
+        shape, bias = (layer.in_features, layer.out_features), layer.bias is not None
+        folds = [Regression.empty(*shape, device, bias=bias) for _ in range(self.folds)]
         (seen, world), weights = rank_and_world(), self._weights(sensitivity)
         with Spill() as inputs:
             for place in range(len(streams)):
@@ -180,4 +181,5 @@ def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | Non
         gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
     layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
-    layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
+    if layer.bias is not None:
+        layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)

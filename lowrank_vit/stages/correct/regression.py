@@ -16,21 +16,26 @@ from lowrank_vit.runtime.processes import rank_and_world
 
 @dataclass
 class Regression:
-    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64."""
+    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64.
+
+    Without a ``bias`` the fit is linear: the sums of h and e stay zero, as if the means were.
+    """
 
     sums: dict[str, Tensor]
+    bias: bool = True
 
     @classmethod
-    def empty(cls, k: int, d: int, device: torch.device | str = "cpu") -> Regression:
+    def empty(cls, k: int, d: int, device: torch.device | str = "cpu", *, bias: bool = True) -> Regression:
         """Make sums without rows."""
         shapes: dict[str, tuple[int, ...]] = {"w": (), "h": (k,), "e": (d,), "hh": (k, k), "he": (k, d)}
-        return cls({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
+        sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
+        return cls(sums, bias)
 
     def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
         """Add h: (rows, k), e: (rows, d), weights: (rows,), none of them negative."""
         he = h.T @ (e * weights[:, None])
-        firsts = {"w": weights.sum(), "h": weighted_sum(h, weights), "e": weighted_sum(e, weights)}
-        for name, value in {**firsts, "hh": gram(h, weights), "he": he}.items():
+        means = {"h": weighted_sum(h, weights), "e": weighted_sum(e, weights)} if self.bias else {}
+        for name, value in {**means, "w": weights.sum(), "hh": gram(h, weights), "he": he}.items():
             self.sums[name] += value
 
     def gather(self) -> None:
@@ -41,7 +46,7 @@ class Regression:
 
     def plus(self, other: Regression, sign: int = 1) -> Regression:
         """Add the rows of ``other``, or remove them with ``sign`` -1."""
-        return Regression({name: total + sign * other.sums[name] for name, total in self.sums.items()})
+        return Regression({name: total + sign * other.sums[name] for name, total in self.sums.items()}, self.bias)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return ``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal."""

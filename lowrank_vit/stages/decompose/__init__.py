@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.factors import Factors, InputSubset, Logits, WholeHeads
+from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits, WholeHeads
 from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.registry import Registry
@@ -78,6 +78,16 @@ class TableDecomposition(Protocol):
         ...
 
 
+class ScanDecomposition(Protocol):
+    """The interface of what makes a scan smaller."""
+
+    needs: ClassVar[tuple[frozenset[str], ...]]  # of the layer before the scan; of the one behind it
+
+    def __call__(self, weight: Tensor, change: Moments, output: Moments) -> Directions:
+        """Decompose a scan; weight: (D, n), of the layer behind it."""
+        ...
+
+
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.stages.decompose.linear")
 ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
     "attention decomposition", "lowrank_vit.stages.decompose.attention"
@@ -85,6 +95,7 @@ ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
 WHOLE_HEADS: Registry[type[HeadChoice]] = Registry("choice of heads", "lowrank_vit.stages.decompose.whole_heads")
 MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
 TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.stages.decompose.table")
+SCANS: Registry[type[ScanDecomposition]] = Registry("scan decomposition", "lowrank_vit.stages.decompose.scan")
 
 
 def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:

@@ -221,6 +221,7 @@ def benchmark(
         "matmul_precision": torch.get_float32_matmul_precision(),
         "params": {name: cost.parameter_count(model) for name, model in models.items()},
         "macs": macs,
+        "scans": {name: cost.scan_accumulates(model, size) for name, model in models.items()},  # are not in macs
         "rows": [
             compare(models, setting, size, macs, seconds, clock)
             for setting in track(chosen, "benchmark", shown=progress)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_vit.records.layers import Site
 from lowrank_vit.runtime.registry import Registry
@@ -53,6 +53,7 @@ class Seen:
     later_bias: Tensor | float = 0.0  # added to the output by the module around the layer
     gradient: Tensor | None = None  # shape: (..., d), of the summed loss of the batch
     weight: Tensor | None = None  # shape: (d, n), as the layer has it
+    owner: nn.Module | None = None  # the module around the layer
 
     @property
     def images(self) -> int:

@@ -1,0 +1,76 @@
+"""``scan``: replace the scans of a VMamba by smaller ones, or leave them out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    held_out_images,
+    named_model,
+    natural,
+)
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser(
+        "scan", help="replace a VMamba's scans by scans of one channel (VMeanba), or leave them out"
+    )
+    add_model(parser, required=True)
+    add_data(parser)
+    add_calibration(parser)
+    how_many = parser.add_mutually_exclusive_group()
+    how_many.add_argument("--layers", type=natural, metavar="K", help="how many scans, those that matter least")
+    how_many.add_argument(
+        "--drop",
+        type=float,
+        metavar="POINTS",
+        help="as many scans as lose no more points of top-1 on the calibration images, before a refit (default: 3)",
+    )
+    parser.add_argument("--mode", default="inputs", help="what is averaged: inputs | discretised | output, or left_out")
+    parser.add_argument("--skip", default="mean", help="of each channel beside the scan: mean | channel")
+    parser.add_argument(
+        "--refit", help="of the output layers: dropped (without a scan) | mean | directions | pooled (default: none)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Replace the scans of a model by name, and save it to a folder."""
+    from lowrank_vit.cli.view import comparison_line, size_line
+    from lowrank_vit.pipeline.scans.mean_scan import MeanScan, mean_scan
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.stages.evaluate.comparison import compare
+    from lowrank_vit.storage import folder as storage
+
+    method = MeanScan(args.mode, args.skip, args.refit)
+    storage.check_free(args.out)
+    resolve_device(args.device)
+    model, model_args = named_model(args)
+    data = calibration_data(args, model)
+    small, report = mean_scan(
+        model,
+        calibration_images(data),
+        layers=args.layers,
+        drop=args.drop,
+        method=method,
+        held_out=held_out_images(data),
+        device=args.device,
+        progress=True,
+    )
+    storage.save(small, args.out, report, model_args=model_args)
+    entry = report["scan"]
+    print(f"{entry['K']} of {len(entry['impact'])} scans replaced: {', '.join(entry['replaced']) or 'none'}")
+    if data.holds_out:
+        device = next(small.parameters()).device
+        measured = compare(model.to(device), small, data.held_out_dataloader())
+        print(comparison_line(measured, "unseen training images"))
+    print(f"{size_line(report, storage.file_bytes(args.out))}; saved to {args.out}")

@@ -1,0 +1,191 @@
+"""The selective scan of VMamba, whole, with one hidden channel (VMeanba), or left out.
+
+For direction k, channel d, state n, position l (Liu et al. 2024, VMamba)::
+
+    [r, B, C] = W_x,k u_l          delta = softplus(W_dt,k r + b_dt,k)        A = -exp(A_logs)
+    h_l = exp(delta A) h_(l-1) + delta u_l B          y_l = <C, h_l> + D u_l
+
+B and C are shared by all channels of a direction; delta, A and the skip D are each channel's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank_vit.linalg.scans import by_direction, cross_merge, cross_scan, recurrence
+from lowrank_vit.modules import REPLACEMENTS
+
+DIRECTIONS = 4
+COUNTED = 9  # multiply-accumulates of a position, channel and state, as VMamba's authors count a scan
+LEFT_OUT = "left_out"
+MODES = ("inputs", "discretised", "output", LEFT_OUT)
+SKIPS = ("mean", "channel")
+WIDTHS = {"none": 0, "constant": 0, "mean": 1, "directions": DIRECTIONS, "pooled": -1}  # of features; -1: all channels
+SCANNED = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs")  # what a scan needs beside its skip
+STEPS = (1e-3, 1e-1)  # between which delta begins
+
+
+class Inputs(NamedTuple):
+    """What a scan reads, position by position in each direction; ``a`` is (4, D, N)."""
+
+    u: Tensor  # shape: (L, B, 4, D)
+    delta: Tensor  # shape: (L, B, 4, D)
+    b: Tensor  # shape: (L, B, 4, N)
+    c: Tensor  # shape: (L, B, 4, N)
+    a: Tensor
+
+
+class Scan(nn.Module):
+    """The scan of ``inner`` channels in four directions, ``state`` states each; delta is made by way of ``rank`` numbers."""
+
+    def __init__(self, inner: int, state: int, rank: int) -> None:
+        super().__init__()
+        self.inner, self.state, self.rank = inner, state, rank
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, rank + 2 * state, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, inner))
+        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * inner, state))
+        self.Ds = nn.Parameter(torch.ones(DIRECTIONS * inner))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw weights as Mamba does: A = -1 ... -N, and steps delta uniform in their logarithm."""
+        for weight, fan in ((self.x_proj_weight, self.inner), (self.dt_projs_weight, self.rank)):
+            nn.init.uniform_(weight, -(fan**-0.5), fan**-0.5)
+        low, high = map(math.log, STEPS)
+        delta = torch.exp(torch.rand_like(self.dt_projs_bias) * (high - low) + low)
+        self.dt_projs_bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # softplus of it is delta
+        self.A_logs.copy_(torch.arange(1, self.state + 1).to(self.A_logs).log().expand_as(self.A_logs))
+
+    def inputs(self, u: Tensor) -> Inputs:
+        """Return what the scan of a map, (B, H, W, D), reads: in float32 at least, as its exponentials need."""
+        xs = cross_scan(u)
+        xs = xs.to(torch.promote_types(xs.dtype, torch.float32))
+        made = torch.einsum("lbkd,kcd->lbkc", xs, self.x_proj_weight.to(xs))
+        r, b, c = made.split([self.rank, self.state, self.state], -1)
+        raw = torch.einsum("lbkr,kdr->lbkd", r, self.dt_projs_weight.to(xs)) + self.dt_projs_bias.to(xs)
+        a = -self.A_logs.to(xs).exp().view(DIRECTIONS, self.inner, self.state)
+        return Inputs(xs, F.softplus(raw), b, c, a)
+
+    def scanned(self, seen: Inputs) -> Tensor:
+        """Return what the states say, without the skip: (L, B, 4, D)."""
+        states = recurrence(
+            (seen.delta[..., None] * seen.a).exp(), (seen.delta * seen.u)[..., None] * seen.b[..., None, :]
+        )
+        return (states * seen.c[..., None, :]).sum(-1)
+
+    def skipped(self, u: Tensor) -> Tensor:
+        """Return D u of all directions, merged: (B, H, W, D)."""
+        return u * self.Ds.view(-1, self.inner).sum(0)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map (B, H, W, D) to (B, H, W, D), and nothing that is to be added behind the output layer."""
+        seen = self.inputs(u)
+        y = self.scanned(seen) + self.Ds.view(DIRECTIONS, -1).to(seen.u) * seen.u
+        return cross_merge(y, *u.shape[1:3]).to(u.dtype), None
+
+    def recurrence_macs(self, positions: int) -> int:
+        """Count the multiply-accumulates of the recurrence itself, which no counter of matrix products sees."""
+        return COUNTED * positions * DIRECTIONS * self.inner * self.state
+
+
+@REPLACEMENTS.register("scan")
+class SmallScan(Scan):
+    """A scan with one hidden channel, the mean of all, copied back to each; or none at all.
+
+    ``mode``: what is averaged: ``inputs`` (u, delta, A), ``discretised`` (exp(delta A) and delta u, the paper's figure), or
+    the ``output``; ``left_out``: nothing is scanned. ``skip``: whether D u is averaged, too, or stays by channel.
+    ``features``, where there are any, are mapped linearly to ``dim`` outputs that are added behind the module's output
+    layer, as its norm annihilates what is the same for all channels: ``constant`` is a bias alone, ``mean`` the scan of the
+    mean channel, ``directions`` its four directions apart, ``pooled`` the mean of u over the map.
+    """
+
+    compressible = True  # the layers around it can still be compressed
+
+    def __init__(
+        self, inner: int, state: int, rank: int, dim: int, mode: str, skip: str = "channel", features: str = "none"
+    ) -> None:
+        for value, names in ((mode, MODES), (skip, SKIPS), (features, WIDTHS)):
+            if value not in names:
+                raise ValueError(f"no scan is {value!r}: choose from {', '.join(names)}")
+        super().__init__(inner, state, rank)
+        self.dim, self.mode, self.skip, self.features = dim, mode, skip, features
+        if mode == LEFT_OUT:
+            for name in SCANNED:
+                delattr(self, name)
+            self.Ds = nn.Parameter(torch.ones(inner))
+        width = inner if features == "pooled" else WIDTHS[features]
+        self.weight = nn.Parameter(torch.zeros(dim, width)) if width else None
+        self.bias = None if features == "none" else nn.Parameter(torch.zeros(dim))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make an empty scan of this shape."""
+        return {name: getattr(self, name) for name in ("inner", "state", "rank", "dim", "mode", "skip", "features")}
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> SmallScan:
+        """Make a scan of this shape."""
+        return cls(**config)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, scan: Scan, dim: int, mode: str, skip: str = "channel", features: str = "none") -> SmallScan:
+        """Make the smaller form of a whole scan, with its weights; what it adds behind the output layer is zero."""
+        small = cls(scan.inner, scan.state, scan.rank, dim, mode, skip, features).to(scan.Ds)
+        weights = {name: getattr(scan, name) for name in SCANNED} if mode != LEFT_OUT else {}
+        weights["Ds"] = scan.Ds if weights else scan.Ds.view(DIRECTIONS, -1).sum(0)
+        for name, weight in weights.items():
+            getattr(small, name).copy_(weight)
+        return small
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Map (B, H, W, D) to (B, H, W, D), and to what is added behind the output layer, (B, H, W, dim), or None."""
+        if self.bias is not None:
+            return self.skipped(u), self.added(u, self.bias)
+        if self.mode == LEFT_OUT:
+            return self.skipped(u), None
+        seen, skip = self.inputs(u), self.Ds.view(DIRECTIONS, -1)
+        beside = (
+            skip.to(seen.u) * seen.u
+            if self.skip == "channel"
+            else skip.mean(1)[:, None].to(seen.u) * seen.u.mean(-1, True)
+        )
+        y = cross_merge(self.mean_channel(seen) + beside, *u.shape[1:3])
+        return y.to(u.dtype).expand_as(u), None
+
+    def added(self, u: Tensor, bias: Tensor) -> Tensor:
+        """Return what is added behind the output layer, (B, H, W, dim)."""
+        return bias.expand(*u.shape[:3], -1) if self.weight is None else F.linear(self.found(u), self.weight, bias)
+
+    def found(self, u: Tensor) -> Tensor:
+        """Return the features of a map (B, H, W, D), (B, H, W, features); there must be some."""
+        if self.features == "pooled":
+            return u.mean((1, 2), keepdim=True).expand_as(u)
+        read = by_direction(self.mean_channel(self.inputs(u)), *u.shape[1:3]).squeeze(-1).to(u.dtype)
+        return read if self.features == "directions" else read.sum(-1, keepdim=True)
+
+    def mean_channel(self, seen: Inputs) -> Tensor:
+        """Return the scan of the mean channel, without the skip: (L, B, 4, 1)."""
+        if self.mode == "output":
+            return self.scanned(seen).mean(-1, keepdim=True)
+        if self.mode == "inputs":
+            u, delta, a = seen.u.mean(-1, True), seen.delta.mean(-1, True), seen.a.mean(1)
+            factor, added = (delta * a).exp(), delta * u * seen.b
+        else:
+            factor = (seen.delta[..., None] * seen.a).exp().mean(-2)
+            added = (seen.delta * seen.u).mean(-1, True) * seen.b
+        return (recurrence(factor, added) * seen.c).sum(-1, keepdim=True)
+
+    def recurrence_macs(self, positions: int) -> int:
+        """Count the multiply-accumulates of the recurrence itself, which no counter of matrix products sees."""
+        scanned = self.mode != LEFT_OUT and self.features not in ("constant", "pooled")
+        channels = self.inner if self.mode == "output" else 1
+        return super().recurrence_macs(positions) * channels // self.inner if scanned else 0

@@ -1,0 +1,202 @@
+"""VMamba's mixer against float64 loops over channels, and the theorem on the mean of all channels."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank_vit.modules.scans import LEFT_OUT, MODES, SmallScan
+from lowrank_vit.modules.ss2d import SS2D
+
+SCANNED = [mode for mode in MODES if mode != LEFT_OUT]
+
+
+def mixer(*, gated: bool, state: int, seed: int = 0) -> SS2D:
+    """A mixer with weights that all matter, float64."""
+    torch.manual_seed(seed)
+    made = SS2D(12, 24 if gated else 12, state, gated=gated, conv_bias=gated).double().eval()
+    for parameter in made.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return made.requires_grad_(False)
+
+
+def orders(height: int, width: int) -> list[list[tuple[int, int]]]:
+    """The positions of a map, in the four orders."""
+    rows = list(itertools.product(range(height), range(width)))
+    columns = [(row, column) for column in range(width) for row in range(height)]
+    return [rows, columns, rows[::-1], columns[::-1]]
+
+
+def reference(module: SS2D, x: Tensor, *, scanned: bool = True) -> Tensor:
+    """The mixer's definition, channel by channel and position by position."""
+    scan = module.scan
+    projected = F.linear(x, module.in_proj.weight)
+    u, z = projected.chunk(2, -1) if module.gated else (projected, None)
+    u = F.silu(module.conv2d(u.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+    y, (n, r, d) = torch.zeros_like(u), (scan.state, scan.rank, scan.inner)
+    for image, k in itertools.product(range(len(u)), range(4)):
+        for channel in range(d):
+            a = -scan.A_logs[k * d + channel].exp()
+            state = torch.zeros(n, dtype=torch.float64)
+            for row, column in orders(*u.shape[1:3])[k]:
+                here = u[image, row, column]
+                made = scan.x_proj_weight[k] @ here
+                delta = F.softplus(scan.dt_projs_weight[k, channel] @ made[:r] + scan.dt_projs_bias[k, channel])
+                state = (delta * a).exp() * state + delta * here[channel] * made[r : r + n]
+                said = made[r + n :] @ state if scanned else 0
+                y[image, row, column, channel] += said + scan.Ds[k * d + channel] * here[channel]
+    y = F.layer_norm(y, (d,), module.out_norm.weight, module.out_norm.bias, 1e-5)
+    return F.linear(y if z is None else y * F.silu(z), module.out_proj.weight)
+
+
+def smaller(module: SS2D, mode: str, skip: str = "channel", features: str = "none") -> SS2D:
+    """The mixer with a smaller scan."""
+    module = copy.deepcopy(module)
+    scan = SmallScan.of(module.scan, module.out_proj.out_features, mode, skip, features)
+    module.scan = scan.requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize(("gated", "state"), [(False, 1), (True, 3)])
+def test_the_mixer_is_its_definition(gated: bool, state: int) -> None:
+    module, x = mixer(gated=gated, state=state), torch.randn(2, 3, 4, 12, dtype=torch.float64)
+    torch.testing.assert_close(module(x), reference(module, x), rtol=1e-9, atol=1e-9)
+    left_out = smaller(module, LEFT_OUT)
+    torch.testing.assert_close(left_out(x), reference(module, x, scanned=False), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(left_out(x), module(x), rtol=0.01)
+
+
+# --- the theorem: what is the same for all channels is annihilated by the norm behind the scan
+
+
+def spread(module: nn.Module, x: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the scale of what a scan with all channels gives."""
+    return float((module(x) - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("mode", SCANNED)
+def test_the_mean_of_all_channels_is_a_constant(mode: str) -> None:
+    """v2: ``W_out beta``, for every image and token."""
+    module, x = mixer(gated=False, state=2), torch.randn(3, 5, 7, 12, dtype=torch.float64)
+    small = smaller(module, mode, "mean")
+    constant = F.linear(module.out_norm.bias, module.out_proj.weight)
+    assert spread(small, x, constant.expand(3, 5, 7, -1)) <= 1e-6
+    small.out_norm = nn.Identity()
+    assert small(x).var((0, 1, 2)).min() > 1e-3  # without a norm it is no constant
+
+
+@pytest.mark.parametrize("mode", SCANNED)
+def test_the_mean_of_all_channels_leaves_the_gate(mode: str) -> None:
+    """v0: ``W_out (beta * SiLU(z))``."""
+    module, x = mixer(gated=True, state=16), torch.randn(2, 5, 7, 12, dtype=torch.float64)
+    gate = F.silu(module.in_proj(x).chunk(2, -1)[1])
+    expected = F.linear(module.out_norm.bias * gate, module.out_proj.weight)
+    assert spread(smaller(module, mode, "mean"), x, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("mode", SCANNED)
+def test_with_the_skip_by_channel_it_is_no_scan_at_all(mode: str, gated: bool) -> None:
+    module, x = mixer(gated=gated, state=2), torch.randn(2, 5, 7, 12, dtype=torch.float64)
+    written, left_out = smaller(module, mode), smaller(module, LEFT_OUT)
+    assert spread(written, x, left_out(x)) <= 1e-9
+    for each in (written, left_out):
+        each.out_norm = nn.Identity()
+    assert spread(written, x, left_out(x)) > 1e-3
+
+
+def test_what_is_averaged_differs_before_the_norm() -> None:
+    """The three readings are three functions, one of them the exact mean; only the norm makes them one."""
+    module, u = mixer(gated=False, state=2), torch.rand(1, 3, 4, 12, dtype=torch.float64)
+    found = {mode: smaller(module, mode, "mean").scan(u)[0] for mode in SCANNED}
+    torch.testing.assert_close(found["output"], scanned_mean(module, u), rtol=1e-9, atol=1e-9)
+    for one, other in itertools.combinations(found.values(), 2):
+        assert not torch.allclose(one, other, rtol=1e-3)
+
+
+def scanned_mean(module: SS2D, u: Tensor) -> Tensor:
+    """The mean over channels of the whole scan's states, and the mean skip of the mean channel."""
+    states = module.scan(u)[0] - u * module.scan.Ds.view(4, -1).sum(0)
+    skip = module.scan.Ds.view(4, -1).mean(1).sum() * u.mean(-1, keepdim=True)
+    return (states.mean(-1, keepdim=True) + skip).expand_as(u)
+
+
+@pytest.mark.parametrize("mode", ["inputs", "discretised"])
+def test_the_mean_channel_is_its_definition(mode: str) -> None:
+    """Means of u, delta and A, or of exp(delta A) and delta u; position by position."""
+    module, u = mixer(gated=False, state=2), torch.rand(1, 3, 4, 12, dtype=torch.float64)
+    small = smaller(module, mode).scan
+    seen, found = small.inputs(u), small.mean_channel(small.inputs(u))
+    for k in range(4):
+        state = torch.zeros(2, dtype=torch.float64)
+        for position in range(12):
+            here, delta, a = (
+                seen.u[position, 0, k],
+                seen.delta[position, 0, k],
+                -module.scan.A_logs[12 * k :][:12].exp(),
+            )
+            if mode == "inputs":
+                factor, added = (delta.mean() * a.mean(0)).exp(), delta.mean() * here.mean()
+            else:
+                factor, added = (delta[:, None] * a).exp().mean(0), (delta * here).mean()
+            state = factor * state + added * seen.b[position, 0, k]
+            torch.testing.assert_close(found[position, 0, k, 0], seen.c[position, 0, k] @ state)
+
+
+# --- what is added behind the norm, names, counts
+
+
+@pytest.mark.parametrize(("features", "width"), [("constant", 0), ("mean", 1), ("directions", 4), ("pooled", 12)])
+def test_features_are_added_behind_the_output_layer(features: str, width: int) -> None:
+    module, x = mixer(gated=False, state=2), torch.randn(2, 3, 4, 12, dtype=torch.float64)
+    mode = "inputs" if features in ("mean", "directions") else LEFT_OUT
+    small, left_out = smaller(module, mode, features=features), smaller(module, LEFT_OUT)
+    torch.testing.assert_close(small(x), left_out(x))  # nothing is added at first
+    bias = torch.randn(12, dtype=torch.float64)
+    small.scan.bias.data = bias
+    u, _ = small.read(small.in_proj(x))
+    added = bias.expand(2, 3, 4, -1)
+    if width:
+        weight, found = torch.randn(12, width, dtype=torch.float64), small.scan.found(u)
+        small.scan.weight.data = weight
+        added = found @ weight.T + bias
+    torch.testing.assert_close(small(x), left_out(x) + added)
+    if features == "directions":
+        merged = smaller(module, mode, features="mean").scan.found(u)
+        torch.testing.assert_close(found.sum(-1, keepdim=True), merged)
+    if features == "pooled":
+        assert torch.equal(found[0, 0, 0], found[0, 2, 3])
+
+
+def test_the_weights_have_the_official_names() -> None:
+    module = mixer(gated=True, state=2)
+    names = {"x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds", "in_proj.weight", "out_proj.weight"}
+    block = nn.ModuleDict({"op": module})
+    assert {f"op.{name}" for name in names} <= block.state_dict().keys()
+    assert not any("scan" in name for name in block.state_dict())
+    other = nn.ModuleDict({"op": mixer(gated=True, state=2, seed=1)})
+    other.load_state_dict(block.state_dict())
+    torch.testing.assert_close(other["op"].scan.A_logs, module.scan.A_logs)
+    for mode in MODES:
+        small = smaller(module, mode, features="pooled")
+        again = copy.deepcopy(small)
+        again.scan.Ds.zero_()
+        again.load_state_dict(small.state_dict())
+        assert torch.equal(again.scan.Ds, small.scan.Ds)
+
+
+def test_a_scan_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValueError, match="no scan is 'median'"):
+        SmallScan(4, 1, 1, 4, "inputs", "median")
+
+
+def test_half_precision_scans_in_float32() -> None:
+    module, x = mixer(gated=False, state=2), torch.randn(2, 5, 7, 12, dtype=torch.float64)
+    expected, found = module(x), module.to(torch.bfloat16)(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() <= 0.05 * expected.norm()
