@@ -13,7 +13,7 @@ from lowrank_vit.architectures.vmamba import mixers
 from lowrank_vit.modules.counting import parameter_count, scan_accumulates
 from lowrank_vit.modules.scans import SmallScan
 from lowrank_vit.pipeline.scans.impact import Impact, impacts, most_within, ranked
-from lowrank_vit.stages.correct.output_refit import Regression
+from lowrank_vit.stages.correct.regression import Regression
 from tests.support.models import outputs, tiny
 from tests.support.vmambas import ARGUMENTS, maps, vmamba
 
