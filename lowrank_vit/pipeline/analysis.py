@@ -22,7 +22,7 @@ from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.planning import plan_within
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.scales import setting_of
-from lowrank_vit.pipeline.sensing import measured_at, sensed
+from lowrank_vit.pipeline.sensing import measured_by_plan, sensed
 from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS, Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
@@ -31,8 +31,6 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, overfit_entry, plain
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.measured_losses import Replay
 from lowrank_vit.stages.evaluate.speed import Setting
 
 logger = logging.getLogger(__name__)
@@ -127,14 +125,7 @@ class Analysis:
         A unit that stays dense is measured at its ``probe_rank``. Returns, by unit, the size and the divergence from the
         dense model on the first ``images`` of the batches.
         """
-        sizes = {}
-        for known in self.known:
-            for unit in (curve.name for curve in self.curves_by_group[known.group.name]):
-                planned = plan.ranks[unit]
-                sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
-        with Spill() as kept:
-            replay = Replay(self.model, self.recipe.objective, batches, images, kept)
-            return {unit: points[0] for unit, points in measured_at(self, replay, sizes).items()}
+        return measured_by_plan(self, plan, batches, images)
 
     def compress(self, size: Size, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
         """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lowrank_vit.pipeline.phases import Phases, identity
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
@@ -31,6 +33,20 @@ def measured_at(analysis: Analysis, replay: Replay, sizes: Mapping[str, Sequence
                 small = known.cut({each: size if each == unit else None for each in units}).fold()
                 points[unit].append((size, replay.divergence(known.group.name, small)))
     return points
+
+
+def measured_by_plan(
+    analysis: Analysis, plan: RankPlan, batches: Iterable[Tensor], images: int
+) -> dict[str, tuple[int, float]]:
+    """Measure every unit at its planned size, by the recipe's objective; see ``Analysis.measure``."""
+    sizes = {}
+    for known in analysis.known:
+        for unit in (curve.name for curve in analysis.curves_by_group[known.group.name]):
+            planned = plan.ranks[unit]
+            sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
+    with Spill() as kept:
+        replay = Replay(analysis.model, analysis.recipe.objective, batches, images, kept)
+        return {unit: points[0] for unit, points in measured_at(analysis, replay, sizes).items()}
 
 
 def sensed(analysis: Analysis, sense: MeasuredCurves) -> list[ErrorCurve]:
