@@ -107,8 +107,7 @@ class OutputRefit:
         Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
         layer, device = new.output_layer, new.output_layer.weight.device
-        shape, bias = (layer.in_features, layer.out_features), layer.bias is not None
-        folds = [Regression.empty(*shape, device, bias=bias) for _ in range(self.folds)]
+        folds = [Regression.of(layer) for _ in range(self.folds)]
         (seen, world), weights = rank_and_world(), self._weights(sensitivity)
         with Spill() as inputs:
             for place in range(len(streams)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_vit.linalg.gram import gram, weighted_sum
 from lowrank_vit.linalg.metric import cholesky_root
@@ -30,6 +30,11 @@ class Regression:
         shapes: dict[str, tuple[int, ...]] = {"w": (), "h": (k,), "e": (d,), "hh": (k, k), "he": (k, d)}
         sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
         return cls(sums, bias)
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Regression:
+        """Make sums without rows for the inputs and outputs of a layer, on its device."""
+        return cls.empty(layer.in_features, layer.out_features, layer.weight.device, bias=layer.bias is not None)
 
     def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
         """Add h: (rows, k), e: (rows, d), weights: (rows,), none of them negative."""

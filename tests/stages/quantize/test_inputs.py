@@ -90,3 +90,9 @@ def test_images_are_asked_for() -> None:
         quantize(tiny("vit"), 4, quantizer="gptq")
     with pytest.raises(InputError, match="did you mean 'gptq'"):
         quantize(tiny("vit"), 4, quantizer="gptk")
+
+
+def test_the_covariance_is_what_the_weight_keeps() -> None:
+    rows = torch.randn(50, 3, dtype=torch.float64) + torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    moments = InputMoments(rows.mean(0), rows.T @ rows / len(rows))
+    torch.testing.assert_close(moments.centred, rows.T.cov(correction=0))
