@@ -13,6 +13,7 @@ from experiments.jobs.results import ERROR, find_result, is_stale, job_folder, r
 from experiments.report import ablation, sizes
 from experiments.report.columns import DEFAULT, chosen
 from experiments.report.scan_columns import SCAN_FIELDS
+from experiments.report.styles import untrained
 from experiments.runner.plan import jobs_of
 from experiments.tables.rows import Reported, Row, Table
 from lowrank_vit import get_recipe
@@ -152,7 +153,7 @@ def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any
     trained = first.epochs or first.distill_epochs
     known |= _recipe(row, first.changes) | {
         "model": first.model,
-        "method": row.method if trained else row.method.removesuffix(" + FT"),
+        "method": row.method if trained else untrained(row.method),
         "protocol": protocol(row, first),
         "epochs": first.epochs,
     }

@@ -71,7 +71,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
     "+ losses measured": Style("h", (2, 2), "red"),
     "+ factors pivoted": Style("P", (9, 3), "black"),
-    "+ norms folded": Style("D", (2, 2), "cyan"),
+    "+ norms folded": Style("s", (2, 2), "cyan"),
     "+ patch embedding at a rank": Style("s", (6, 2), "pink"),
     "+ position embedding at a rank": Style("^", (3, 3), "green"),
     "+ all, factors pivoted": Style("X", (9, 3), "blue"),
@@ -119,6 +119,11 @@ SIZE = ", printed size"  # ends the name of a method at a second size
 RECIPE = re.compile(r"\(([\w-]+)\)$")
 
 
+def untrained(method: str) -> str:
+    """Name a method where its fine-tuning was left out."""
+    return method.removesuffix(" + FT")
+
+
 def series_of(row: Row) -> str:
     """Name what a line joins: a method at all its sizes, or one model at all its numbers of bits."""
     return str(row["method"]).partition(",")[0] if row.get("bits") is not None else str(row["method"])
@@ -160,7 +165,8 @@ def group_colours() -> dict[tuple[str, str], str]:
 
     colours: dict[tuple[str, str], str] = {}
     for table in tables().values():
-        series = {row.method: series_of({"method": row.method, "bits": row.bits}) for row in table.runnable}
+        methods = [(name, row.bits) for row in table.runnable for name in (row.method, untrained(row.method))]
+        series = {name: series_of({"method": name, "bits": bits}) for name, bits in methods}
         styles = styles_of(list(series.values()))
         colours |= {(table.name, method): styles[name].colour for method, name in series.items()}
     return colours

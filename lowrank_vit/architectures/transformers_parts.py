@@ -44,8 +44,11 @@ class Answering(nn.Module):
 
 def exchange_parts(model: nn.Module) -> nn.Module:
     """Exchange the parts of all blocks of transformers' models, in place, and return the model."""
+    unread = kind_of(model).endswith(
+        "ForImageClassification"
+    )  # their classifiers average tokens, whatever a head pools
     for name, module in list(model.named_modules()):
-        made = _made(module)
+        made = None if unread and kind_of(module).endswith("AttentionPoolingHead") else _made(module)
         if made is not None:
             replace_module(model, name, made.train(module.training))
     return model

@@ -53,7 +53,7 @@ def statistics(kind: str) -> dict[str, Moments]:
     return calibrate(
         model,
         find_sites(model),
-        set(STATISTICS.names()) - {"head_fisher", "normalised_output_second"},
+        set(STATISTICS.names()) - {"head_fisher", "normalised_output_second", "scan_change"},
         [data[:2], data[2:]],
     )
 

@@ -30,7 +30,6 @@ from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite, PoolSite
 from lowrank_vit.records.moments import Moments, as_float64
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
-from lowrank_vit.stages.decompose.attention.heads import pooled_logits
 
 
 @GROUPS.register("attention")
@@ -93,7 +92,8 @@ class AttentionGroup(ModuleGroup):
         pool: Any = model.get_submodule(site.name)
         weight, bias = as_float64(pool.q.weight), as_float64(pool.q.bias) if site.qkv.bias else 0.0
         queries = as_float64(pool.latent[0]) @ weight.T + bias
-        return pooled_logits(queries.unflatten(-1, (site.qkv.heads, -1)).transpose(0, 1), moments[site.qkv.name])
+        method: Any = self.method
+        return method.pooled(queries.unflatten(-1, (site.qkv.heads, -1)).transpose(0, 1), moments[site.qkv.name])
 
     def cut(self, known: KnownModule, ranks: Ranks) -> ModuleCut:
         """Make the smaller attention module at the sizes of its units."""

@@ -30,12 +30,19 @@ from lowrank_vit.pipeline.nested.writing import named_tensors, plain_record
 from lowrank_vit.pipeline.recipe import SINGLE, Recipe
 from lowrank_vit.records.report import Report, plain
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.decompose.attention.heads import HeadLowRank
+from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
 from lowrank_vit.storage import folder as storage
 from lowrank_vit.storage.checksums import NESTED, check_file
 from lowrank_vit.storage.skeleton import empty_model
 from lowrank_vit.storage.validation import check_tensors
 
 BITWISE, ROUNDED = FORMATS = (1, 2)
+
+
+def _ordered(kind: str, method: Any) -> bool:
+    """Say whether a smaller size of such units keeps the first parts of a larger one, in a form that a folder holds."""
+    return kind in (SINGLE, "scan") or isinstance(method, HeadLowRank | Interpolation)
 
 
 def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
@@ -47,6 +54,12 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
         raise InputError(
             "folded norms and smaller embeddings cannot be nested: a folder holds the dense model as it was; "
             "leave out --folded and --embeddings"
+        )
+    other = {kind: type(method).__name__ for kind, method in recipe.units.items() if not _ordered(kind, method)}
+    if other or any(group.name.endswith(".scan") for group in groups):
+        raise InputError(
+            f"recipe {recipe.name!r} cannot be nested: its units are fitted anew for every choice of them, so a smaller "
+            "size is no part of a larger one; compress once for every size, or nest 'best'"
         )
     if recipe.sense is not None:
         raise InputError(

@@ -137,10 +137,10 @@ class Replay:
                 return position
         if name.startswith(tuple(pool for pool, _ in pool_modules(self._model))):
             return len(self._steps)
-        modules = [each for each, _ in self._model.named_modules()]
-        if name in modules[modules.index(next(iter(self._steps))) :]:
-            raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out with --sites")
-        return -1
+        table, modules = self._family.positions(self._model), [each for each, _ in self._model.named_modules()]
+        if (table is not None and name == table.name) or name in modules[: modules.index(next(iter(self._steps)))]:
+            return -1
+        raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out with --sites")
 
     def _entering(self, start: int, batch: int) -> Tensor:
         """Return the stream before a step; -1: before the first, computed anew, as what was exchanged is ahead of it."""

@@ -131,10 +131,12 @@ class Evaluation(LightningModule):
 
     score: ClassificationScore | FeatureScore
 
-    def __init__(self, model: nn.Module, dense: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, dense: nn.Module | None = None, score: ClassificationScore | FeatureScore | None = None
+    ) -> None:
         super().__init__()
         self.model, self.dense = model, dense
-        self.score = ClassificationScore() if dense is None else ComparedScore()
+        self.score = score or (ClassificationScore() if dense is None else ComparedScore())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
@@ -155,8 +157,7 @@ class FeatureEvaluation(Evaluation):
     """Feeds images through the model and the dense one, and compares their features; labels are not read."""
 
     def __init__(self, model: nn.Module, dense: nn.Module) -> None:
-        super().__init__(model)
-        self.dense, self.score = dense, FeatureScore()
+        super().__init__(model, dense, FeatureScore())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""

@@ -64,6 +64,7 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         "energy",
         30,
         True,
+        "gptq",
         {"logit_weight": 0.0},
     )
     fields, changed = JOB.as_json(), other.as_json()

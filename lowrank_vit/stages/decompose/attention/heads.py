@@ -112,6 +112,12 @@ class HeadLowRank:
 
     units: ClassVar[tuple[str, ...]] = (QUERY_KEY, VALUE)
     pools: ClassVar[bool] = True
+
+    @staticmethod
+    def pooled(queries: Tensor, moments: Moments) -> Logits:
+        """Decompose the logits of attention pooling by ``pooled_logits``."""
+        return pooled_logits(queries, moments)
+
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (
         frozenset({"input_second", "head_fisher"}),
         frozenset({"input_second", "gradient_second", "sensitive_second"}),
