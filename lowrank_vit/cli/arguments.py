@@ -110,8 +110,8 @@ def lightning_hardware(args: argparse.Namespace) -> Hardware:
     return Hardware(*layout(), accelerator=lightning_accelerator(args))
 
 
-def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add ``--data`` and the options for reading it."""
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: bool = True) -> None:
+    """Add ``--data`` and the options for reading it; ``shared``: several processes can share the work."""
     parser.add_argument(
         "--data",
         required=required,
@@ -122,11 +122,12 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
     parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
-    parser.add_argument(
-        "--devices",
-        type=int,
-        help="processes that share the work, a GPU each (default: as torchrun or srun started, or 1)",
-    )
+    if shared:
+        parser.add_argument(
+            "--devices",
+            type=int,
+            help="processes that share the work, a GPU each (default: as torchrun or srun started, or 1)",
+        )
 
 
 def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> ImageData:

@@ -147,3 +147,13 @@ def test_normalised_queries_stay_dense() -> None:
     assert VALUE in names
     assert QUERY_KEY not in names
     assert analysis.compress(0.1)[1]["left_dense"]["logits"] == {"attn_pool": "normalised"}
+
+
+@pytest.mark.parametrize("recipe", ["ssp", "vtp-taylor", "vbp", "corp", "comcat0"])
+def test_methods_that_know_no_pooling_leave_its_attention_as_it_is(recipe: str) -> None:
+    data, model = KINDS["attention pooling"].images(12), pooled()
+    small, report = compress(model, [data], recipe, 0.2)
+    assert outputs(small, data).isfinite().all()
+    for name in ("q", "kv", "proj"):
+        assert torch.equal(small.attn_pool.get_submodule(name).weight, model.attn_pool.get_submodule(name).weight)
+    assert any(layer["name"].startswith("blocks.") for layer in report["layers"])

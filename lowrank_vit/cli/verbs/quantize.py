@@ -29,7 +29,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--method", default="nearest", metavar="NAME", help="of rounding: nearest, or gptq, which needs --data"
     )
-    add_data(parser, required=False)
+    add_data(parser, required=False, shared=False)
     add_calibration(parser, held_out=False)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     parser.add_argument("--json", action="store_true", help="print the report's entry")

@@ -21,8 +21,8 @@ from lowrank_vit.pipeline.groups.modules import (
     ModuleCut,
     ModuleGroup,
     OutputApproximation,
+    attention_sites,
     unit_name,
-    whole_modules,
 )
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
@@ -47,10 +47,7 @@ class AttentionGroup(ModuleGroup):
         cls, model: nn.Module, method: AttentionDecomposition, settings: Settings, sites: str
     ) -> list[AttentionGroup]:
         """Find the attention modules of all blocks that have units for the method."""
-        modules = whole_modules(model, settings)
-        kinds: tuple[type, ...] = () if method.pools else (PoolSite,)  # what the method knows nothing of
-        taken = [site for site in modules if isinstance(site, AttentionSite) and not isinstance(site, kinds)]
-        groups = [cls(site, method, settings) for site in taken]
+        groups = [cls(site, method, settings) for site in attention_sites(model, settings, pools=method.pools)]
         return [group for group in groups if group.costs()]
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
@@ -100,12 +97,8 @@ class AttentionGroup(ModuleGroup):
         site, model = self.site, known.model
         weight, bias = dense_linear(model, site.proj)
         every = torch.arange(len(weight), device=weight.device)
-        values = known.parts.get(unit_name(site, VALUE))
-        values = (
-            InputSubset.pruned(Directions(every, weight.new_zeros(len(weight) + 1)), weight)
-            if values is None
-            else values
-        )
+        whole = InputSubset.pruned(Directions(every, weight.new_zeros(len(weight) + 1)), weight)
+        values = known.parts.get(unit_name(site, VALUE), whole)
         assert isinstance(values, InputSubset)
         chosen = values.units.kept(ranks.get(unit_name(site, VALUE)))
         rows, approximation = refitted(values, chosen)

@@ -17,7 +17,7 @@ from lowrank_vit.pipeline.groups import PLAIN, Ranks, Settings, cubic_work
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Directions, InputSubset, Logits, WholeHeads
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
+from lowrank_vit.records.layers import AttentionSite, MlpSite, PoolSite, Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 
@@ -25,6 +25,12 @@ from lowrank_vit.records.report import LayerEntry
 def whole_modules(model: nn.Module, settings: Settings) -> list[AttentionSite | MlpSite]:
     """Find attention modules and MLPs. Raises ``InputError`` for one that cannot be taken, unless ``partial``."""
     return survey(model)[0] if settings.partial else family_of(model).modules(model)
+
+
+def attention_sites(model: nn.Module, settings: Settings, *, pools: bool) -> list[AttentionSite]:
+    """Find the attention modules of ``whole_modules``; ``pools``: attention pooling, too."""
+    sites = [site for site in whole_modules(model, settings) if isinstance(site, AttentionSite)]
+    return sites if pools else [site for site in sites if not isinstance(site, PoolSite)]
 
 
 def unit_name(site: AttentionSite | MlpSite, unit: str) -> str:

@@ -18,8 +18,8 @@ from lowrank_vit.pipeline.groups.modules import (
     ModuleCut,
     ModuleGroup,
     OutputApproximation,
+    attention_sites,
     unit_name,
-    whole_modules,
 )
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.factors import Logits, WholeHeads
@@ -42,9 +42,8 @@ class WholeHeadGroup(ModuleGroup):
     @classmethod
     def find(cls, model: nn.Module, method: HeadChoice, settings: Settings, sites: str) -> list[WholeHeadGroup]:
         """Find the attention modules of all blocks whose queries and keys can go with the values."""
-        modules = whole_modules(model, settings)
-        found = [site for site in modules if isinstance(site, AttentionSite) and not site.dense_logits]
-        return [cls(site, method, settings) for site in found]
+        found = attention_sites(model, settings, pools=False)
+        return [cls(site, method, settings) for site in found if not site.dense_logits]
 
     @property
     def linears(self) -> tuple[Site, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
 from lowrank_vit.architectures.given import entered, stepped
+from lowrank_vit.linalg.gram import gram
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
@@ -40,7 +41,7 @@ class _Sums:
         x = inputs[0].detach().flatten(0, -2).float().cpu()
         self.tokens += len(x)
         self.total += x.double().sum(0)
-        self.second += (x.T @ x).double()
+        self.second += gram(x)
 
     def moments(self, name: str) -> InputMoments:
         if not self.tokens:
