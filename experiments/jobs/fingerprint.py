@@ -95,8 +95,14 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     }
     jobs = {"training": any(training.values()), "quantize": job.bits is not None}
     jobs |= {"measure": job.measure is not None, "memory": job.data == "digits"}
+    jobs |= {"tokens": bool(job.tokens), "speed": job.timed}
     standin = dict.fromkeys(("standins", "standin_cache", "standin_training"), job.standin)
-    folders = {JOBS: jobs, f"{STAGE}/training": training, f"{STAGE}/correct": correct, PIPELINE: {"api": real}}
+    folders = {
+        JOBS: jobs,
+        f"{STAGE}/training": training,
+        f"{STAGE}/correct": correct,
+        PIPELINE: {"api": real, "tokens": bool(job.tokens)},
+    }
     folders |= {f"{STAGE}/compensate": {"minibatch": any(recipe.solver == "minibatch" for recipe in recipes)}}
     folders |= {MODELS: standin | {"weights": not job.standin}}
     images = job.quantizer is not None
@@ -104,7 +110,11 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
         f"{STAGE}/quantize": {"nearest": job.bits is not None, "gptq": job.quantizer == "gptq", "inputs": images}
     }
     folders |= {"lowrank_vit/storage": {"folder": job.bits is not None}}  # whose files' sizes are measured
-    folders |= {"lowrank_vit/records/costs": {"parameters": bool(recipes)}}
+    folders |= {
+        "lowrank_vit/records/costs": {name: bool(recipes) and job.cost == name for name in ("parameters", "macs")}
+    }
+    folders |= {f"{STAGE}/tokens": {rule: job.tokens.get("rule") == rule for rule in ("tome", "evit")}}
+    folders |= {f"{STAGE}/evaluate": {"speed": job.timed}}
     folders |= {f"{PIPELINE}/scales": {"counted": bool(recipes), "latency": False}}  # budgets are in parameters
     return {f"{folder}/{name}.py": taken for folder, files in folders.items() for name, taken in files.items()}
 

@@ -9,6 +9,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from lowrank_vit import Recipe, get_recipe
+from lowrank_vit.records.budgets import Budget, reduction_to
+from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
 
 
@@ -25,6 +27,8 @@ class Job:
     ``distill_changes`` are that training's settings that were changed.
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
     ``measure`` names what a figure measures instead of all this.
+    ``cost`` is what ``reduction`` removes a share of. ``tokens``: what ``fewer_tokens`` does with the model at last, a rule
+    and the share of the dense model's multiply-accumulates to leave. ``timed``: its speed is measured.
     """
 
     model: str
@@ -50,6 +54,9 @@ class Job:
     full: bool = False
     quantizer: str | None = None
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
+    cost: str = PARAMETERS
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    timed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, as plain values."""
@@ -70,7 +77,7 @@ class Job:
         Fields at their defaults are left out, so that a field added later with a default changes no key.
         """
         defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-        defaults |= {"changes": {}, "distill_changes": {}}
+        defaults |= {"changes": {}, "distill_changes": {}, "tokens": {}}
         given = {name: value for name, value in self.as_json().items() if defaults.get(name, ...) != value}
         return _short_hash(given)
 
@@ -88,6 +95,16 @@ class Job:
         """Return the evaluation of the dense model on the same images."""
         shared = (self.model, self.standin, self.data, self.images)
         return Job(*shared, None, 0.0, self.seed, self.checkpoint, epochs=0, limit=self.limit)
+
+    @property
+    def budget(self) -> Budget:
+        """Return what the recipe is to leave."""
+        return reduction_to(self.reduction, self.cost)
+
+    @property
+    def removed(self) -> float:
+        """Return the share of ``cost`` that is removed in all, by the recipe and by fewer tokens."""
+        return 1 - self.tokens["macs"] if self.tokens else self.reduction
 
     def recipe_used(self) -> Recipe:
         """Return the recipe with the changes. Raises ``InputError`` for an unknown recipe and for the dense model."""

@@ -15,8 +15,10 @@ from experiments.jobs.measure import measured
 from experiments.jobs.memory import DigitsInMemory
 from experiments.jobs.quantize import quantized
 from experiments.jobs.results import find_result, read_json
+from experiments.jobs.speed import time_in_turns
 from experiments.jobs.summary import sum_up
 from experiments.jobs.task import CHECKPOINTS, EMBEDDED, STAGES, MissingWeightsError, Task, Tell, base_task
+from experiments.jobs.tokens import with_fewer_tokens
 from experiments.jobs.training import trained
 from experiments.tracking.runs import log_compression
 from lowrank_vit import compress, evaluate, is_saved_model, load, save
@@ -41,17 +43,23 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         dense = _dense(task, model, data)
     if job.bits is not None:
         return _rounded(task, model, data, ledger, dense)
-    if job.recipe is None:
+    small = model
+    if job.recipe is not None:
+        small = _compressed(task, model, data, ledger)
+        log_compression(run, ledger.found["report"])
+    if job.tokens:
+        small = with_fewer_tokens(job, small, ledger)
+    if job.timed:
+        time_in_turns(task, model, small, ledger)
+    if small is model:
         return sum_up(task, ledger, dense, None)
-    compressed = _compressed(task, model, data, ledger)
-    log_compression(run, ledger.found["report"])
     teacher = model if job.distill_epochs or job.full else None
     del model
-    _score(task, compressed, data, ledger, "before", "evaluate before training")
+    _score(task, small, data, ledger, "before", "evaluate before training")
     if job.epochs or job.distill_epochs:
-        tuned = trained(task, compressed, teacher, data, ledger, run)
+        tuned = trained(task, small, teacher, data, ledger, run)
         _score(task, tuned, data, ledger, "after", "evaluate")
-    return sum_up(task, ledger, dense, data.calibration_record)
+    return sum_up(task, ledger, dense, None if job.recipe is None else data.calibration_record)
 
 
 def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -
             model,
             calibration,
             job.recipe_used(),
-            job.reduction,
+            budget=job.budget,
             held_out=Images(data.held_out_dataloader(), data.held_out_fingerprint),
             seed=job.seed,
             device=task.hardware.device,

@@ -33,6 +33,7 @@ def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: di
         "finetune": stages.get("finetune"),
         "distillation": stages.get("distillation"),
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
+        "speed": stages.get("speed"),
         "seconds": _seconds(stages),
         "layers": [{name: layer[name] for name in LAYER} for layer in layers],
         "threads": torch.get_num_threads(),

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from experiments.report.formats import file_size, human, of_share, percent, printed_count, share
+from experiments.report import cells
+from experiments.report.cells import Notes, Row
+from experiments.report.formats import file_size, human, of_share, percent, printed_count, share, times
 from experiments.report.scan_columns import SCAN_COLUMNS
 from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
 
-Row = Mapping[str, Any]
-Notes = Mapping[str, int]
-STALE = "stale: made by another version of the package; --rerun-stale runs it again"
-
-
-def remarks(row: Row) -> list[str]:
-    """List what the footnotes say of a row."""
-    stale = STALE if row["stale"] else None
-    quoted = row["source"] if row["status"] == "reported" else None
-    return [text for text in (row["note"], quoted, row["reason"], stale) if text]
-
-
-def notes_of(rows: Sequence[Row]) -> dict[str, int]:
-    """Number the footnotes in the order of their first use."""
-    texts = [text for row in rows for text in remarks(row)]
-    return {text: number for number, text in enumerate(dict.fromkeys(texts), start=1)}
-
-
-def shown_status(row: Row) -> str:
-    """Return ``done``, ``stale``, ``skipped`` or ``reported``."""
-    return "stale" if row["stale"] else str(row["status"])
+BATCHES = (1, 8)
 
 
 @dataclass(frozen=True)
@@ -80,48 +62,6 @@ def _spread(name: str, header: str, write: Callable[..., str], short: str, about
     return Column(name, header, text, _field(name), short=short, about=about)
 
 
-def _dense_text(row: Row, notes: Notes, digits: int) -> str:
-    """Write the dense top-1; the spread stands here in the dense model's row, which has nothing under ``top1``."""
-    return percent(row["top1_dense"], row["top1_dense_std"] if row["protocol"] == "dense" else None, digits)
-
-
-def _after(row: Row) -> float | None:
-    """Return what stands under "after FT": nothing in the rows of the dense model, and of what is not trained."""
-    return None if row["protocol"] == "dense" or _untrained(row) else row["top1"]
-
-
-def _before(row: Row) -> float | None:
-    return row["top1"] if _untrained(row) else row["top1_before_finetune"]
-
-
-def _untrained(row: Row) -> bool:
-    return str(row["protocol"]).startswith("training-free")
-
-
-def _after_text(row: Row, notes: Notes, digits: int) -> str:
-    return percent(_after(row), row["top1_std"] if _after(row) is not None else None, digits)
-
-
-def _before_text(row: Row, notes: Notes, digits: int) -> str:
-    return percent(_before(row), row["top1_std" if _untrained(row) else "top1_before_std"], digits)
-
-
-def _top1_text(row: Row, notes: Notes, digits: int) -> str:
-    return "" if row["protocol"] == "dense" else percent(row["top1"], row["top1_std"], digits)
-
-
-def _status_text(row: Row, notes: Notes, digits: int) -> str:
-    return f"{shown_status(row)} {''.join(f'[{notes[text]}]' for text in remarks(row))}".strip()
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
 TOP1 = (
     "Top-1 in percent. Reported: printed in papers, on ImageNet; dense, before and after fine-tuning (FT): measured here, "
     "{}."
@@ -137,6 +77,7 @@ UNSEEN = (
     "held out; settings are chosen by these alone."
 )
 NEIGHBOURS = "k-NN, probe: top-1 in percent of the nearest neighbours and of a linear probe, both on the features."
+SPEED = "Speed-up: measured in turns with the dense model, at that many images a batch, eager, in float32 on a CPU."
 SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
 COUNTED = "Size counted: all parameters times the bits of a weight, as if nothing else were stored."
 
@@ -153,7 +94,7 @@ CATALOGUE = {
         _text("optimizer", "Optimizer", 6, about=OPTIMIZER),
         _text("target", "Size aimed at", 8, short="Size\naimed at"),
         _number("bits", "Bits", lambda bits: "" if bits is None else str(bits), about="Bits: of a weight."),
-        _number("reduction", "Reduction", lambda share: "" if share is None else f"{100 * share:.0f}%", "Re-\nduction"),
+        Column("reduction", "Reduction", cells.reduction_text, _field("reduction"), short="Re-\nduction"),
         Column(
             "params_printed",
             "Params printed",
@@ -169,16 +110,16 @@ CATALOGUE = {
             short="Params\nmeasured",
         ),
         _number("top1_reported", "Top-1 reported", percent, "Top-1\npaper", TOP1),
-        Column("top1_dense", "Top-1 dense", _dense_text, _field("top1_dense"), short="dense\n%", about=TOP1),
+        Column("top1_dense", "Top-1 dense", cells.dense_text, _field("top1_dense"), short="dense\n%", about=TOP1),
         _number(
             "top1_float", "Top-1 float32", percent, "float32\n%", "Float32: top-1 before the weights were rounded."
         ),
-        Column("top1_before_finetune", "before FT", _before_text, _before, short="before\nFT %", about=TOP1),
-        Column("top1", "after FT", _after_text, _after, short="after\nFT %", about=TOP1),
+        Column("top1_before_finetune", "before FT", cells.before_text, cells.before, short="before\nFT %", about=TOP1),
+        Column("top1", "after FT", cells.after_text, cells.after, short="after\nFT %", about=TOP1),
         Column(
             "accuracy",
             "Top-1",
-            _top1_text,
+            cells.top1_text,
             lambda row: None if row["protocol"] == "dense" else row["top1"],
             short="top-1\n%",
             about="Top-1 in percent, measured here, {}: dense, and of the model in the row.",
@@ -186,12 +127,12 @@ CATALOGUE = {
         _number(
             "relative_error",
             "Error calibration",
-            _error,
+            cells.error,
             "Error\ncalib.",
             ERROR.format("Error on calibration", "the calibration"),
         ),
         _number(
-            "relative_error_held_out", "Error held-out", _error, "Error\nunseen", ERROR.format("Error", "held-out")
+            "relative_error_held_out", "Error held-out", cells.error, "Error\nunseen", ERROR.format("Error", "held-out")
         ),
         _number(
             "residual_error_reported",
@@ -200,11 +141,13 @@ CATALOGUE = {
             "Error\npaper",
             "Error reported: as printed in the paper.",
         ),
-        _number("kl_unseen", "KL unseen", _error, "KL\nunseen", UNSEEN),
+        _number("kl_unseen", "KL unseen", cells.error, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
         _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
         *(_number(name, header, percent, about=NEIGHBOURS) for name, header in (("knn", "k-NN"), ("probe", "Probe"))),
-        _number("feature_error", "Feature error", _error, about="Feature error: in shares of the features' variance."),
+        _number(
+            "feature_error", "Feature error", cells.error, about="Feature error: in shares of the features' variance."
+        ),
         *(_number(*each) for each in SCAN_COLUMNS),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
@@ -223,8 +166,9 @@ CATALOGUE = {
             "size_reported", "Size reported", lambda size: "" if size is None else f"{size:g}", "Size\npaper", SIZE
         ),
         _number("macs", "MACs", human),
-        _number("seconds", "Seconds", _seconds, "Sec.", SECONDS),
-        Column("status", "Status", _status_text, shown_status, "text", wrap=8),
+        *(_number(f"speedup_{batch}", f"Speed-up {batch}", times, f"Speed\n{batch}", SPEED) for batch in BATCHES),
+        _number("seconds", "Seconds", cells.seconds, "Sec.", SECONDS),
+        Column("status", "Status", cells.status_text, cells.shown_status, "text", wrap=8),
     )
 }
 DEFAULT = (

@@ -67,3 +67,12 @@ def file_size(count: float | None) -> str:
     if count is None:
         return ""
     return f"{count / 2**20:.1f} MiB" if count > 2**20 else f"{count / 2**10:.1f} KiB"
+
+
+def times(value: float | None) -> str:
+    """Write a ratio.
+
+    >>> times(1.5), times(None)
+    ('1.50', '')
+    """
+    return "" if value is None else f"{value:.2f}"

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.report.columns import chosen, legend, notes_of
+from experiments.report.cells import notes_of
+from experiments.report.columns import chosen, legend
 from experiments.report.uncertainty import marked
 
 ESCAPES = {

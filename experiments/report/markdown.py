@@ -7,7 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.report.columns import Column, Row, chosen, legend, notes_of
+from experiments.report.cells import Row, notes_of
+from experiments.report.columns import Column, chosen, legend
 from experiments.report.rows import FIELDS
 from experiments.report.uncertainty import marked
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from experiments.report.columns import Column, Row, chosen, legend, notes_of, remarks, shown_status
+from experiments.report.cells import Row, notes_of, remarks, shown_status
+from experiments.report.columns import Column, chosen, legend
 from experiments.report.formats import file_size, printed_count
 from experiments.report.styles import model_of, series_of, styles_of
 from experiments.report.uncertainty import NOISY, fewer_seeds, images_of, interval, marked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.report.styles import Style, model_of, series_of, styles_of
+from experiments.report.styles import Style, model_of, styles_of
 from experiments.report.uncertainty import fewer_seeds, images_of, marked
+from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.files import replacing
 
 Row = Mapping[str, Any]
@@ -21,6 +22,9 @@ PANELS = 2  # in a line
 SIZE = 8  # points, of what is written small
 FIELDS, SPREADS = ("top1_before_finetune", "top1"), ("top1_before_std", "top1_std")
 PALE = 0.35  # opacity of a mark of fewer seeds than the others
+NAMES = {"params": "parameters", "macs": "multiply-accumulates"}
+UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+FRONT: dict[str, Any] = {"color": "0.85", "linewidth": 5, "zorder": 0.5, "solid_joinstyle": "miter"}
 
 
 def save_figure(stem: Path, figure: Figure) -> None:
@@ -30,9 +34,14 @@ def save_figure(stem: Path, figure: Figure) -> None:
             figure.savefig(temporary, dpi=150, format=kind)
 
 
-def draw_plot(table: Mapping[str, Any]) -> Figure:
-    """Draw the measured rows of a table; the paper's numbers are of other images, so they are not in the picture."""
-    measured = [row for row in table["rows"] if row["status"] == "done" and row["params"] is not None]
+def draw_plot(table: Mapping[str, Any], against: str = "params", front: bool = False) -> Figure:
+    """Draw the measured rows of a table; the paper's numbers are of other images, so they are not in the picture.
+
+    ``against``: ``params`` or ``macs``. Beside parameters, rows that are reduced in something else stay out. ``front``: with
+    the Pareto front.
+    """
+    measured = [row for row in table["rows"] if row["status"] == "done" and row[against] is not None]
+    measured = [row for row in measured if against != "params" or row["cost"] in (None, PARAMETERS)]
     tuned = any(row["top1_before_finetune"] is not None for row in measured)
     measured = [_before(row) if tuned else row for row in measured]
     names = list(dict.fromkeys(row["architecture"] for row in measured))
@@ -45,10 +54,13 @@ def draw_plot(table: Mapping[str, Any]) -> Figure:
     for index, name in enumerate(names):
         panel = figure.add_subplot(lines, columns, index + 1)
         own = [row for row in measured if row["architecture"] == name]
-        _draw_panel(panel, own, styles, fewer)
+        _draw_panel(panel, own, styles, fewer, against)
+        if front:
+            _draw_front(panel, own, against)
         panel.set_title(f"{name}: {model_of(own)}", fontsize=9)
     if names:
-        add_key(figure, _legend(styles, measured, fewer), columns=3, title=_images(measured, width))
+        entries = _legend(styles, measured, fewer) + ([Line2D([], [], label="Pareto front", **FRONT)] if front else [])
+        add_key(figure, entries, columns=3, title=said_of_images(measured, width))
     stale = "; some results are stale" if any(row["stale"] for row in measured) else ""
     title = f"{table['title']}{stale}" if names else f"{table['title']}: nothing measured yet"
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
@@ -62,7 +74,7 @@ def _before(row: Row) -> Row:
     return {**row, "top1_before_finetune": row["top1"], "top1_before_std": row["top1_std"], "top1": None}
 
 
-def _images(rows: Sequence[Row], width: float) -> str:
+def said_of_images(rows: Sequence[Row], width: float) -> str:
     """Say what the number of images leaves open, in lines that fit the width in inches."""
     return textwrap.fill(images_of(rows), int(13 * width))
 
@@ -84,7 +96,8 @@ def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str 
         legend.remove()
 
 
-def _entry(style: Style, label: str, opacity: float = 1.0) -> Line2D:
+def entry(style: Style, label: str, opacity: float = 1.0) -> Line2D:
+    """Make the entry of a method in the legend."""
     marker, line, colour = style.mpl
     return Line2D([], [], marker=marker, linestyle=line, color=colour, markerfacecolor=(colour, opacity), label=label)
 
@@ -95,7 +108,7 @@ def _legend(styles: Mapping[str, Style], rows: Sequence[Row], fewer: Mapping[str
     names = dict(sorted(named, key=lambda pair: pair[0] == pair[1]))  # unmarked where one of a method's rows is
     handles = [
         star,
-        *(_entry(style, names[method], 1.0 if method == names[method] else PALE) for method, style in styles.items()),
+        *(entry(style, names[method], 1.0 if method == names[method] else PALE) for method, style in styles.items()),
     ]
     apart: dict[str, Any] = {"marker": "o", "linestyle": "none", "color": "0.4"}
     if any(row["top1_before_finetune"] is not None for row in rows):
@@ -106,36 +119,65 @@ def _legend(styles: Mapping[str, Style], rows: Sequence[Row], fewer: Mapping[str
     return handles
 
 
-def _draw_panel(panel: Axes, rows: Sequence[Row], styles: Mapping[str, Style], fewer: Mapping[str, int]) -> None:
+def _unit(rows: Sequence[Row], against: str) -> tuple[float, str]:
+    """Choose the unit of an axis, and its name."""
+    largest = max(row[f"{against}_dense"] for row in rows)
+    return next(((unit, label) for unit, label in UNITS if largest >= unit), UNITS[-1])
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """List the points that no other beats: as small or smaller, and as accurate or more.
+
+    >>> pareto_front([(1.0, 60.0), (2.0, 50.0), (3.0, 80.0), (3.0, 70.0)])
+    [(1.0, 60.0), (3.0, 80.0)]
+    """
+    best: list[tuple[float, float]] = []
+    for size, top1 in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or top1 > best[-1][1]:
+            best.append((size, top1))
+    return best
+
+
+def _draw_front(panel: Axes, rows: Sequence[Row], against: str) -> None:
+    """Draw a pale band from each point that no other beats to the next, the dense model's included."""
+    unit, _ = _unit(rows, against)
+    points = {(row[against] / unit, row["top1"]) for row in rows if row["top1"] is not None}
+    dense = {(row[f"{against}_dense"] / unit, row["top1_dense"]) for row in rows if row["top1_dense"] is not None}
+    sizes, tops = zip(*pareto_front(points | dense), strict=True)
+    panel.step(sizes, tops, where="post", **FRONT)
+
+
+def _draw_panel(
+    panel: Axes, rows: Sequence[Row], styles: Mapping[str, Style], fewer: Mapping[str, int], against: str
+) -> None:
     """Draw one architecture: the dense model, and each method before (hollow) and after (filled) fine-tuning."""
-    largest = max(row["params_dense"] for row in rows)
-    unit, label = (1e6, "millions") if largest >= 1e6 else (1e3, "thousands")
-    dense = {(row["params_dense"], row["top1_dense"]) for row in rows if row["id"] not in fewer}
+    unit, label = _unit(rows, against)
+    dense = {(row[f"{against}_dense"], row["top1_dense"]) for row in rows if row["id"] not in fewer}
     for size, top1 in ((size, top1) for size, top1 in dense if top1 is not None):
         panel.axhline(top1, color="0.8", linewidth=0.8, zorder=0)
         panel.plot(size / unit, top1, "*", color="black", markersize=12)
     for method, style in styles.items():
-        of_method = sorted((row for row in rows if row["method"] == method), key=lambda row: row["params"])
+        of_method = sorted((row for row in rows if row["method"] == method), key=lambda row: row[against])
         pale = [row for row in of_method if row["id"] in fewer]
-        _draw_method(panel, [row for row in of_method if row not in pale], style, unit)
-        _draw_method(panel, pale, style, unit, PALE)
+        for some, opacity in (([row for row in of_method if row not in pale], 1.0), (pale, PALE)):
+            _draw_method(panel, some, style, [row[against] / unit for row in some], opacity)
     panel.set_ylim(max(panel.get_ylim()[0], -1), min(panel.get_ylim()[1], 101.5))  # no accuracy is above 100 %
-    panel.set_xlabel(f"parameters, {label}")
+    panel.set_xlabel(f"{NAMES[against]}, {label}")
     panel.set_ylabel("top-1, %")
     panel.grid(visible=True, color="0.92")
     panel.set_axisbelow(True)
 
 
-def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, unit: float, opacity: float = 1.0) -> None:
+def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, sizes: Sequence[float], opacity: float = 1.0) -> None:
     marker, line, colour = style.mpl
     fills: Any = ("white", (colour, opacity))
     for field, spread, fill in zip(FIELDS, SPREADS, fills, strict=True):
-        points = [row for row in rows if row[field] is not None]
+        points = [(size, row) for size, row in zip(sizes, rows, strict=True) if row[field] is not None]
         if points:
             panel.errorbar(
-                [row["params"] / unit for row in points],
-                [row[field] for row in points],
-                yerr=[row[spread] or 0.0 for row in points],
+                [size for size, _ in points],
+                [row[field] for _, row in points],
+                yerr=[row[spread] or 0.0 for _, row in points],
                 marker=marker,
                 markersize=6,
                 markerfacecolor=fill,
@@ -146,41 +188,3 @@ def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, unit: float, op
                 elinewidth=0.8,
                 ecolor=(colour, 0.5),  # spreads overlap where methods have one size
             )
-
-
-def draw_sizes(table: Mapping[str, Any]) -> Figure:
-    """Draw top-1 against the size of the file, a panel for each architecture, a line for each model over its bits."""
-    measured = [row for row in table["rows"] if row["status"] == "done" and row["file_bytes"] is not None]
-    names = list(dict.fromkeys(row["architecture"] for row in measured))
-    styles = styles_of([series_of(row) for row in measured])
-    width = max(5.2 * len(names), 5.8)
-    figure = Figure(figsize=(width, 4.8), layout="constrained")
-    for index, name in enumerate(names):
-        panel = figure.add_subplot(1, len(names), index + 1)
-        rows = [row for row in measured if row["architecture"] == name]
-        unit, label = (2**20, "MiB") if max(row["file_bytes"] for row in rows) >= 2**20 else (2**10, "KiB")
-        for model in dict.fromkeys(map(series_of, rows)):
-            sizes = sorted((row for row in rows if series_of(row) == model), key=lambda row: row["file_bytes"])
-            _draw_sizes(panel, sizes, styles[model], unit)
-        panel.set_title(f"{name}: {model_of(rows)}", fontsize=9)
-        panel.margins(y=0.12)
-        panel.set_xlabel(f"file on disk, {label}")
-        panel.set_ylabel("top-1, %")
-        panel.grid(visible=True, color="0.92")
-        panel.set_axisbelow(True)
-    if styles:
-        add_key(
-            figure, [_entry(style, model) for model, style in styles.items()], columns=4, title=_images(measured, width)
-        )
-    said = "numbers: bits of a weight" if names else "nothing measured yet"
-    figure.suptitle(textwrap.fill(f"{table['title']}; {said}", int(10 * width)), fontsize=11)
-    return figure
-
-
-def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Style, unit: float) -> None:
-    marker, line, colour = style.mpl
-    x, y = [row["file_bytes"] / unit for row in rows], [row["top1"] for row in rows]
-    panel.plot(x, y, marker=marker, linestyle=line, color=colour, markersize=6)
-    for row, left, top in zip(rows, x, y, strict=True):
-        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
-        panel.annotate(str(row["bits"]), (left, top), fontsize=8, color=colour, **place)

@@ -27,6 +27,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "status",
     "reason",
     "reduction",
+    "cost",
     "params_printed",
     "params",
     "params_dense",
@@ -73,6 +74,8 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "knn",
     "probe",
     "feature_error",
+    "speedup_1",
+    "speedup_8",
     *SCAN_FIELDS,
 )
 MEANS = {  # field of a row: where a result has the number
@@ -94,6 +97,7 @@ MEANS = {  # field of a row: where a result has the number
     "top1_tuned": ("measured", "top1_tuned"),
     **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *SCAN_FIELDS)},
     "images": ("n",),
+    **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
 }
 SPREADS = {
     "top1_dense_std": ("top1", "dense"),
@@ -140,6 +144,7 @@ def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any
     known = _blank(row) | {
         "model": row.model,
         "reduction": row.reduction or None,
+        "cost": row.cost,
         "params_printed": row.params_printed,
         "top1_reported": row.top1_reported,
         "bits": row.bits,
@@ -157,7 +162,7 @@ def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any
         "protocol": protocol(row, first),
         "epochs": first.epochs,
     }
-    known |= {"reduction": first.reduction or None, "target": row.standin_target if first.standin else row.target}
+    known |= {"reduction": first.removed or None, "target": row.standin_target if first.standin else row.target}
     results = {job.seed: result for job in jobs if (result := find_result(folder, job)) is not None}
     missing = [_missing(folder, job) for job in jobs if job.seed not in results]
     if not results:

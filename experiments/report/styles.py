@@ -87,6 +87,11 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "vbp": Style("D", (3, 3), "green"),
     "vbp, distilled": Style("o", (2, 2), "green"),
     "corp": Style(">", (6, 2), "orange"),
+    "tome": Style("o", (1, 3), "blue"),
+    "evit": Style("s", (5, 3), "violet"),
+    "ssp, multiply-accumulates": Style("s", (2, 2), "red"),
+    "best, multiply-accumulates": Style("v", (4, 2), "black"),
+    "best+tome": Style("D", (), "green"),
     "comcat0": Style("<", (2, 3), "pink"),
     "comcat": Style("<", (9, 3), "red"),
     "z, closed form": Style("v", (1, 2), "cyan"),
@@ -113,10 +118,12 @@ NAMES = {  # methods whose names do not end in their recipe's
     "ours, distilled": "best, distilled",
     "vbp's pruning, distilled": "vbp, distilled",
     "aafm + gfm (aafm+gfm)": "aafm+gfm",
+    "ours, macs as budget (best)": "best, multiply-accumulates",
+    "s2vite's one-shot baseline, macs as budget (ssp)": "ssp, multiply-accumulates",
     "ours (paper, windows)": "paper, windows",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size
-RECIPE = re.compile(r"\(([\w-]+)\)$")
+RECIPE = re.compile(r"\(([\w+-]+)\)$")
 
 
 def untrained(method: str) -> str:

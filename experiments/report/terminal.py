@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.report.columns import Column, Row, chosen, legend, notes_of
+from experiments.report.cells import Row, notes_of
+from experiments.report.columns import Column, chosen, legend
 from experiments.report.uncertainty import marked
 
 WIDTH = 150  # where the output goes to a file

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments.jobs.job import Job
 from experiments.tables.rows import Row
-from lowrank_vit import check_reduction
+from lowrank_vit import check_budget
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def out_of_reach(job: Job) -> str | None:
     if job.recipe is None or job.measure is not None or not _is_known(job.model):
         return None
     try:
-        check_reduction(blank(job.model), job.recipe_used(), job.reduction)
+        check_budget(blank(job.model), job.recipe_used(), job.budget)
     except InputError as error:
         return str(error)
     return None

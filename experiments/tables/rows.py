@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from experiments.tables.architectures import Architecture
+from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
 
 
@@ -36,7 +37,9 @@ class Row:
     on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``quantizer``,
     ``measure``, ``full``, ``distill_epochs`` and ``distill_changes`` are the job's, and what is distilled is not
     fine-tuned; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they stand in;
-    ``embedded_seeds`` are those of the stand-ins by default.
+    ``embedded_seeds`` are those of the stand-ins by default. ``cost`` is what ``reduction`` is of; ``tokens`` names a rule
+    that removes what is left of it after ``before_tokens``, the recipe's share. ``timed``: the speed of a real model is
+    measured; it says little about the small stand-ins.
     """
 
     id: str
@@ -64,6 +67,10 @@ class Row:
     full: bool = False
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)
+    cost: str = PARAMETERS
+    tokens: str | None = None
+    before_tokens: float = 0.0
+    timed: bool = False
 
     @classmethod
     def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> Row:
@@ -71,6 +78,11 @@ class Row:
         fields = {"recipe": None, "protocol": "training-free", "epochs": 0, "measure": measure, **fields}
         known = (architecture.label, architecture.model, architecture.standin)
         return cls(f"{architecture.id}/{name}", *known, method, **fields)
+
+    @property
+    def own_reduction(self) -> float:
+        """Return what the recipe removes: all, unless tokens become fewer behind it."""
+        return self.reduction if self.tokens is None else self.before_tokens
 
     @property
     def own_epochs(self) -> int | None:

@@ -8,11 +8,14 @@ The first rows of a model are measured here; params and multiply-accumulates are
 lacks a part of its paper has another name than the method: `comcat0` is where COMCAT begins, `ssp` S2ViTE's one-shot
 baseline, `vtp-taylor` a score of VTP's gates that are never trained. `aafm+gfm` trains towards the dense model's features
 alone, on the calibration images; `best`, distilled, towards logits and blocks, too. Nothing reads a label.
+A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
+`best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Reported, Row, Table
@@ -37,11 +40,13 @@ METHODS = {  # recipe: method, note
     "best": ("Ours (best)", ""),
 }
 REDUCTIONS = (25, 40, 50)
+MACS = (25, 40)  # percent of the multiply-accumulates
+BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
 EPOCHS = 9  # of the calibration images, as in table_best
 FEATURES_ALONE = {"logit_weight": 0.0, "block_weight": 0.0}
 COLUMNS = (
     "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
-    "accuracy", "relative_error_held_out", "seconds", "status",
+    "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
 )  # fmt: skip
 
 
@@ -113,7 +118,8 @@ def rows(model: Architecture) -> list[Row | Reported]:
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
     trained = [_distilled(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
-    return [dense, *measured, *trained, *(printed.row(model) for printed in PRINTED[model.id])]
+    macs = [row for percent in MACS for row in _equal_macs(model, percent)]
+    return [dense, *measured, *trained, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
 
 
 def _row(model: Architecture, recipe: str, percent: int) -> Row:
@@ -121,7 +127,7 @@ def _row(model: Architecture, recipe: str, percent: int) -> Row:
     method, note = METHODS[recipe]
     return Row(
         f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="training-free", note=note, epochs=0,
+        protocol="training-free", note=note, epochs=0, timed=True,
     )  # fmt: skip
 
 
@@ -140,10 +146,28 @@ def _distilled(model: Architecture, recipe: str, percent: int) -> Row:
     )
 
 
+def _equal_macs(model: Architecture, percent: int) -> list[Row]:
+    """List what is reduced to one share of the multiply-accumulates."""
+    shared: dict[str, Any] = {"cost": "macs", "timed": True, "protocol": "training-free", "epochs": 0}
+
+    def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
+        known = (model.label, model.model, model.standin, method, recipe, percent / 100)
+        return Row(f"{model.id}/{name}-macs-{percent}", *known, **shared, **more)
+
+    return [
+        row("tome", "ToMe (tome)", None, tokens="tome", note="saves no parameters"),
+        row("evit", "EViT (evit)", None, tokens="evit", note="saves no parameters; without its training"),
+        row("ssp", "S2ViTE's one-shot baseline, MACs as budget (ssp)", "ssp", note=METHODS["ssp"][1]),
+        row("best", "Ours, MACs as budget (best)", "best"),
+        row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
+    ]
+
+
 TABLE = Table(
     name="table_rivals",
     title="Table R: rivals on one protocol",
     about=__doc__ or "",
     rows=tuple(row for model in (DEIT_B, DEIT_T) for row in rows(model)),
     columns=COLUMNS,
+    pictures=("front_vs_params", "front_vs_macs"),
 )

@@ -26,12 +26,26 @@ def plain_attention(name: str, module: Any, **further: Any) -> AttentionSite:
     apart = module.qkv is None
     if apart:
         further = {"dense_logits": APART, "beside": (f"{name}.q_proj", f"{name}.k_proj"), **further}
-    if not all(isinstance(getattr(module, norm, None), nn.Identity | None) for norm in NORMS):
+    if has_norms(module):
         further["dense_logits"] = NORMALISED
     values = "v_proj" if apart else "qkv"
     made = described_linear(f"{name}.{values}", getattr(module, values), module.num_heads)
     proj = described_linear(f"{name}.proj", module.proj)
     return checked_attention(AttentionSite(name, made, proj, proj.in_features // module.num_heads, **further))
+
+
+def has_norms(attention: nn.Module) -> bool:
+    """Tell whether an attention module normalises its queries or keys."""
+    return not all(isinstance(getattr(attention, norm, None), nn.Identity | None) for norm in NORMS)
+
+
+def is_plain(name: str, attention: nn.Module) -> bool:
+    """Tell whether queries, keys and values come from one layer and are used as they are.
+
+    The layers themselves may be smaller ones. Raises ``UnknownWholeError`` for values that are changed on the way.
+    """
+    refuse_extras(name, attention, EXTRAS)
+    return getattr(attention, "qkv", None) is not None and not has_norms(attention)
 
 
 def added_positions(model: Any) -> TableSite | None:

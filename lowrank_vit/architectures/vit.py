@@ -10,6 +10,7 @@ from lowrank_vit.architectures.base import FAMILIES, Branch, Family
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import (
     added_positions,
+    is_plain,
     layer_branches,
     layer_scale,
     listed_blocks,
@@ -69,10 +70,9 @@ class ViT(Family):
         """Name the blocks: all of the plain kind, whose attention is plain or a smaller one, pooled by the class token."""
         blocks = listed_blocks(model, Block)
         for name, block in blocks.items():
-            attention: object = block.get_submodule("attn")
-            plain = isinstance(attention, LowRankAttention)
-            site = None if plain else self.attention(f"{name}.attn", block.get_submodule("attn"))
-            if not plain and (site is None or site.dense_logits):
+            attention = block.get_submodule("attn")
+            plain = type(attention) is Attention and is_plain(f"{name}.attn", attention)
+            if not plain and not isinstance(attention, LowRankAttention):
                 raise UnknownWholeError(
                     f"{name}.attn is a {type(attention).__name__} of another kind", "choose a plain ViT"
                 )

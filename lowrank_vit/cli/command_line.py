@@ -24,14 +24,15 @@ from lowrank_vit.cli.verbs import (
     scan,
     shrink,
     sweep,
+    tokens,
 )  # fmt: skip
 from lowrank_vit.cli.verbs import list as list_names
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, scan, inspect, export, benchmark, push,
-    list_names,
+    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, tokens, scan, inspect, export, benchmark,
+    push, list_names,
 )  # fmt: skip
 
 

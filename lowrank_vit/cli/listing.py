@@ -44,6 +44,10 @@ def listing(kind: str) -> dict[str, str]:
         from lowrank_vit.stages.quantize import QUANTIZERS
 
         registries = [QUANTIZERS]
+    elif kind == "tokens":
+        from lowrank_vit.stages.tokens import TOKENS
+
+        registries = [TOKENS]
     else:
         from lowrank_vit.stages.compensate import COMPENSATIONS
 

@@ -29,13 +29,15 @@ def test_help_answers_at_once(module: str) -> None:
     assert min(seconds) < 1
 
 
-@pytest.mark.parametrize("kind", ["models", "recipes", "decompositions", "allocators", "compensations", "quantizers"])
+@pytest.mark.parametrize(
+    "kind", ["models", "recipes", "decompositions", "allocators", "compensations", "quantizers", "tokens"]
+)
 def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["list", kind])
     text = capsys.readouterr().out
     main(["list", kind, "--json"])
     names = json.loads(capsys.readouterr().out)
-    assert len(names) >= (2 if kind == "quantizers" else 4)
+    assert len(names) >= (2 if kind in ("quantizers", "tokens") else 4)
     assert [line.split()[0] for line in text.splitlines()] == names
 
 
@@ -233,3 +235,20 @@ def test_the_papers_trajectory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_
     assert all(layer["relative_error_held_out"] is None for layer in report["layers"])
     assert "step of Algorithm 1" in (tmp_path / "small.svg").read_text()
     assert "end its name" in refused(capsys, "inspect", out, "--plot", tmp_path / "small.doc")
+
+
+def test_tokens_of_a_folder_and_of_a_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small, merged, kept = tmp_path / "small", tmp_path / "merged", tmp_path / "kept"
+    main([*COMPRESS, "--out", str(small)])
+    main(["tokens", str(small), "--macs", "0.5", "--out", str(merged)])
+    assert "tome (r " in capsys.readouterr().out.splitlines()[-1]
+    macs = json_of(capsys, "inspect", merged)["macs"]
+    assert 0.4 * macs["dense"] < macs["compressed"] <= 0.5 * macs["dense"]
+    main(["tokens", "--model", STANDIN, "--rule", "evit", "--keep", "0.7", "--out", str(kept)])
+    assert "evit (keep 0.7" in capsys.readouterr().out
+    assert json_of(capsys, "evaluate", kept, "--data", "digits")["top1"] > 50
+    out = ("--out", tmp_path / "out")
+    assert "is out of reach" in refused(capsys, "tokens", small, "--macs", 0.01, *out)
+    assert "fewer tokens already" in refused(capsys, "tokens", merged, "--r", 1, *out)
+    assert "not take these options" in refused(capsys, "tokens", small, "--keep", 0.5, *out)
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import nn
 from lowrank_vit import InputError, compress, fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
+from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.token_block import TokenBlock
+from lowrank_vit.stages.tokens import TOKENS
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)
@@ -58,6 +61,38 @@ def test_a_compressed_model_with_fewer_tokens_is_loaded_as_it_was_saved(
     again = load(tmp_path / "small")
     assert torch.equal(outputs(again, data), outputs(small, data))
     assert any(isinstance(module, LowRankAttention) for module in again.modules())
+
+
+@pytest.mark.parametrize("rule", TOKENS.names())
+@pytest.mark.parametrize("smaller", [False, True])
+def test_a_share_of_multiply_accumulates_is_met_by_the_least_strength(rule: str, smaller: bool) -> None:
+    model = tiny("vit")
+    start = compress(model, images(6, "vit").split(3), BEST, 0.2)[0] if smaller else model
+    small: Any = fewer_tokens(start, rule, macs=0.6)
+    assert macs(small) <= 0.6 * macs(model)
+    strengths = TOKENS.get(rule)().strengths(16)
+    counts = [macs(each(start)) for each in strengths]
+    assert counts == sorted(counts, reverse=True)
+    assert macs(small) == next(count for count in counts if count <= 0.6 * macs(model))
+    if smaller:
+        assert small.compression_report["macs"] == {"dense": macs(model), "compressed": macs(small)}
+
+
+@pytest.mark.parametrize("rule", TOKENS.names())
+@pytest.mark.parametrize("share", [0.01, 0.0])
+def test_a_share_out_of_reach_is_refused_with_the_least(rule: str, share: float) -> None:
+    with pytest.raises(InputError, match=rf"macs={share:g} is out of reach: {rule} .* a share of 0\.\d+ or more"):
+        fewer_tokens(tiny("vit"), rule, macs=share)
+
+
+@pytest.mark.parametrize("recipe", ["svd", "exact", "svd_llm"])
+def test_layers_that_are_two_factors_attend_as_dense_ones_do(recipe: str) -> None:
+    model, data = tiny("vit").double(), images(6, "vit").double()
+    small, _ = compress(model, data.split(3), recipe, 0.2)
+    assert any(isinstance(module, LowRankLinear) for module in small.modules())
+    same = fewer_tokens(small, "tome", r=0)
+    torch.testing.assert_close(outputs(same, data), outputs(small, data), rtol=1e-10, atol=1e-10)
+    assert macs(fewer_tokens(small, "tome", macs=0.6)) <= 0.6 * macs(model)
 
 
 def test_merging_twice_the_same_tokens_is_their_attention() -> None:

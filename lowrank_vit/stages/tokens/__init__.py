@@ -5,6 +5,7 @@ A rule is a frozen dataclass, called with a dense or compressed model; it return
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import nn
@@ -17,6 +18,10 @@ class TokenRule(Protocol):
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
+        ...
+
+    def strengths(self, tokens: int) -> Sequence[TokenRule]:
+        """List the rule at all its strengths for a model of that many patches, the weakest first."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -46,3 +46,7 @@ class AttentiveTokens:
                 replace_module(small, names[place], TokenBlock(small.get_submodule(names[place]), FUSE, count))
                 tokens = count + 1  # with the fused one
         return small
+
+    def strengths(self, tokens: int) -> list[AttentiveTokens]:
+        """List the rule from all tokens kept, one less at a time, to a single one."""
+        return [replace(self, keep=kept / tokens) for kept in range(tokens, 0, -1)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -38,3 +38,7 @@ class TokenMerging:
             ends = {"first": place == 0, "last": place == len(names) - 1}
             replace_module(small, name, TokenBlock(small.get_submodule(name), MERGE, self.r, prefix, **ends))
         return small
+
+    def strengths(self, tokens: int) -> list[TokenMerging]:
+        """List the rule from no pair in a block to half of the tokens."""
+        return [replace(self, r=pairs) for pairs in range(tokens // 2 + 1)]

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
-from experiments.report.columns import CATALOGUE, DEFAULT, chosen, remarks
+from experiments.report.cells import remarks
+from experiments.report.columns import CATALOGUE, DEFAULT, chosen
 from experiments.report.files import written
 from experiments.report.formats import human, share
 from experiments.report.markdown import csv_text, markdown

@@ -1,0 +1,88 @@
+"""Rows at equal multiply-accumulates: another budget, fewer tokens behind it, and how fast the result is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.jobs.fingerprint import files_behind, fingerprint, present
+from experiments.jobs.job import Job
+from experiments.jobs.run import run_job
+from experiments.report.columns import chosen
+from experiments.runner.plan import Options, make_plan
+from experiments.tables.rows import Row, Table
+from lowrank_vit import load
+from lowrank_vit.modules.token_block import TokenBlock
+from lowrank_vit.records.budgets import reduction_to
+from tests.experiments.jobs.test_run import task
+from tests.experiments.support.synthetic import IMAGES
+
+ROW = Row("m/best+tome-macs-40", "Model-M", "deit_tiny_patch16_224.fb_in1k", "m_small", "X", "svd", 0.4, cost="macs")
+
+
+def planned(row: Row, options: Options | None = None) -> Job:
+    return make_plan(Table("table9", "Made up", "", (row,)), options or Options(), IMAGES)[0].jobs[0]
+
+
+def test_the_recipe_gets_the_budget_and_the_tokens_the_rest() -> None:
+    plain, shortened = planned(ROW), planned(replace(ROW, tokens="tome", before_tokens=0.25))
+    assert (plain.reduction, plain.removed, plain.budget) == (0.4, 0.4, reduction_to(0.4, "macs"))
+    assert (shortened.reduction, shortened.budget) == (0.25, reduction_to(0.25, "macs"))
+    assert shortened.tokens == {"rule": "tome", "macs": 0.6}
+    assert shortened.removed == pytest.approx(0.4)
+    assert len({plain.key, shortened.key, planned(replace(ROW, cost="parameters")).key}) == 3
+
+
+def test_the_fields_change_no_key_where_they_are_not_used() -> None:
+    job = planned(replace(ROW, cost="parameters"))
+    old = {name: value for name, value in job.as_json().items() if name not in ("cost", "tokens", "timed")}
+    assert Job.from_json(old).key == job.key
+
+
+def test_stand_ins_are_not_timed(tmp_path: Path) -> None:
+    (tmp_path / f"{ROW.model}.safetensors").write_bytes(b"weights")
+    row = replace(ROW, timed=True)
+    assert not planned(row).timed
+    assert planned(row, Options(data="imagefolder:somewhere", checkpoints=tmp_path)).timed
+
+
+def test_the_code_of_tokens_and_of_timing_counts_where_it_is_used() -> None:
+    job = planned(ROW)
+    shortened, timed = replace(job, tokens={"rule": "evit", "macs": 0.6}), replace(job, timed=True)
+    names = files_behind(shortened, present())
+    assert {"lowrank_vit/pipeline/tokens.py", "lowrank_vit/stages/tokens/evit.py"} <= names
+    assert "lowrank_vit/stages/tokens/tome.py" not in names
+    assert "lowrank_vit/records/costs/macs.py" in files_behind(job, present())
+    assert "lowrank_vit/stages/evaluate/speed.py" in files_behind(timed, present()) - files_behind(job, present())
+    assert len({fingerprint(each) for each in (job, shortened, timed)}) == 3
+
+
+@pytest.mark.parametrize("recipe", [None, "svd"])
+def test_a_job_with_fewer_tokens_keeps_within_its_multiply_accumulates(recipe: str | None, tmp_path: Path) -> None:
+    tokens = {"rule": "tome", "macs": 0.6}
+    done = task(tmp_path, recipe=recipe, epochs=0, cost="macs", tokens=tokens)
+    done = replace(done, job=replace(done.job, reduction=0.2 if recipe else 0.0))
+    result = run_job(done, lambda text: None)
+    macs, params = result["macs"], result["params"]
+    assert 0.45 * macs["dense"] < macs["compressed"] <= 0.6 * macs["dense"]
+    assert (params["compressed"] < params["dense"]) == (recipe is not None)
+    assert result["top1"]["before"] is None
+    assert 0 < result["top1"]["after"] != result["top1"]["dense"]
+    if recipe is not None:  # what was compressed is kept; tokens become fewer each time it is used
+        kept = load(done.own_folder / "compressed")
+        assert not any(isinstance(module, TokenBlock) for module in kept.modules())
+
+
+def test_the_speed_of_a_job_is_measured_in_turns(tmp_path: Path) -> None:
+    done = task(tmp_path, recipe="svd", epochs=0, timed=True)
+    speed = run_job(done, lambda text: None)["speed"]
+    assert set(speed) == {"threads", "device", "1", "8"}
+    assert all(0.05 < speed[batch] < 20 for batch in ("1", "8"))
+
+
+def test_a_cell_says_what_is_reduced() -> None:
+    (column,) = chosen(["reduction"])
+    texts = [column.write({"reduction": 0.4, "cost": cost}, {}, 1) for cost in ("parameters", "macs", None)]
+    assert texts == ["40%", "40% of MACs", "40%"]
