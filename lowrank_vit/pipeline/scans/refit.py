@@ -14,6 +14,7 @@ from lowrank_vit.modules.ss2d import SS2D
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.correct.regression import Regression
+from lowrank_vit.stages.correct.streams import Streams
 
 RIDGE = 1e-3  # of the mean second moment of the features
 
@@ -26,27 +27,31 @@ def refit_mixers(
 
     y: the dense mixer's output; h, f: what the smaller mixer's output layer is given, and the features of its scan, where
     everything before it is smaller already; s: the mean second moment of both. All tokens are rows. ``replaced``: names
-    of scans. Both streams of all images are kept in memory, 8 bytes a number.
+    of scans. Both streams are on the disk.
     """
     steps, device = family_of(dense).steps(dense), next(dense.parameters()).device
     inputs = first_inputs(dense, next(iter(steps.values())), (batch.to(device) for batch in batches))
-    streams = [(x, x) for x in inputs]
-    for name in track(list(steps), "refit", shown=progress):
-        old, new = steps[name], small.get_submodule(name)
-        if f"{name}.op.scan" in replaced:
-            _refit(old, new, streams)
-        streams = [(old(x), new(y)) for x, y in streams]
+    with Streams() as streams:
+        for place, x in enumerate(inputs):
+            streams.put(place, x, x)
+        for name in track(list(steps), "refit", shown=progress):
+            old, new = steps[name], small.get_submodule(name)
+            if f"{name}.op.scan" in replaced:
+                _refit(old, new, (streams.at(place, device) for place in range(len(streams))))
+            for place in range(len(streams)):
+                x, y = streams.at(place, device)
+                streams.put(place, old(x), new(y))
 
 
-def _refit(old: Any, new: Any, streams: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Refit the mixer of one block; streams: what the dense and the smaller block are given."""
+def _refit(old: Any, new: Any, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Refit the mixer of one block; pairs: what the dense and the smaller block are given."""
     mixer: SS2D = new.op
     scan, layer = mixer.scan, mixer.out_proj
     assert isinstance(scan, SmallScan)
     assert scan.bias is not None
     width, features = layer.in_features, 0 if scan.weight is None else scan.weight.shape[1]
     regression = Regression.empty(width + features, layer.out_features, layer.weight.device)
-    for x, y in streams:
+    for x, y in pairs:
         wanted = old.op(old.norm(x)).flatten(0, -2)
         u, gate = mixer.read(mixer.in_proj(new.norm(y)))
         given = mixer.written(scan(u)[0], gate)

@@ -15,6 +15,7 @@ from lowrank_vit.linalg.gram import gram
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
+from lowrank_vit.runtime.spill import Spill
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def input_moments(
 
     The caller may replace a block's layers before it asks for the next ones, whose inputs then come from the block as it
     has become. Layers outside the blocks come first, and so do all where it is not known how the blocks follow each
-    other: their inputs are those of the model as it is. The streams of all images are kept in memory.
+    other: their inputs are those of the model as it is. What goes from block to block is on the disk.
     """
     try:
         steps = family_of(model).steps(model)
@@ -89,16 +90,20 @@ def input_moments(
     if len(outside) == len(names):
         return
     given, entering = entered(model, steps, batches)
-    streams = list(entering)
-    for step in track(steps, "quantise", shown=progress):
-        inside = [name for name in names if name.startswith(f"{step}.")]
-        if inside:
-            with _listening(model, inside) as sums:
-                for x in streams:
-                    stepped(model.get_submodule(step), x, given[step])
-            yield _moments(sums)
-        module = model.get_submodule(step)  # as it has become
-        streams = [stepped(module, x, given[step]) for x in streams]
+    device = next(model.parameters()).device
+    with Spill() as stream:
+        for place, x in enumerate(entering):
+            stream[place] = x
+        for step in track(steps, "quantise", shown=progress):
+            inside = [name for name in names if name.startswith(f"{step}.")]
+            if inside:
+                with _listening(model, inside) as sums:
+                    for x in stream:
+                        stepped(model.get_submodule(step), x.to(device), given[step])
+                yield _moments(sums)
+            module = model.get_submodule(step)  # as it has become
+            for place, x in enumerate(stream):
+                stream[place] = stepped(module, x.to(device), given[step])
 
 
 def _moments(sums: Mapping[str, _Sums]) -> dict[str, InputMoments]:
