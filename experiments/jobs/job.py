@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from lowrank_vit import Recipe, get_recipe
 from lowrank_vit.records.budgets import Budget, reduction_to
@@ -64,7 +65,15 @@ class Job:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Job:
-        """Make the job that ``as_json`` gave. Raises ``InputError`` for fields that a job has not, or lacks."""
+        """Make the job that ``as_json`` gave.
+
+        Raises ``InputError`` for fields that a job has not, or lacks, and for values of other types.
+        """
+        for name, kind in get_type_hints(cls).items():
+            if name in value and not _is_a(value[name], kind):
+                raise InputError(
+                    f"this is not the description of a job ({name}={value[name]!r}): remove it and run again"
+                )
         try:
             return cls(**value)
         except TypeError as error:
@@ -111,6 +120,14 @@ class Job:
         if self.recipe is None:
             raise InputError("this job evaluates the dense model: it has no recipe")
         return get_recipe(self.recipe).but(**self.changes)
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    """Tell whether a value of JSON has the type of a field; a whole number will do where any number does."""
+    kinds = tuple(get_origin(each) or each for each in (get_args(kind) if isinstance(kind, UnionType) else (kind,)))
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
 def _short_hash(given: Mapping[str, Any]) -> str:

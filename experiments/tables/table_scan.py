@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 PRUNED = ("written", "dropped", "refitted")
 LAYERS: tuple[int | str, ...] = (2, 4, "all")
 RECIPES = ("exact", "loss_aware", "best")
-REDUCTIONS = (25, 40)
+REDUCTIONS = (25, 40, 50)
 
 
 def rows(model: Architecture) -> list[Row]:

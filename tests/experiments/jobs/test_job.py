@@ -66,6 +66,9 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         True,
         "gptq",
         {"logit_weight": 0.0},
+        "macs",
+        {"rule": "tome", "macs": 0.6},
+        True,
     )
     fields, changed = JOB.as_json(), other.as_json()
     keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}
@@ -76,6 +79,24 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
 def test_a_job_of_foreign_json_is_refused() -> None:
     with pytest.raises(InputError, match="not the description of a job"):
         Job.from_json({"model": "x", "colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", None),
+        ("standin", 1),
+        ("reduction", "x"),
+        ("seed", True),
+        ("limit", 2.5),
+        ("changes", []),
+        ("lr", None),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"not the description of a job .{name}="):
+        Job.from_json({**JOB.as_json(), name: value})
+    assert Job.from_json({**JOB.as_json(), "lr": 1}).lr == 1
 
 
 def test_the_key_does_not_depend_on_paths(tmp_path: Path) -> None:
