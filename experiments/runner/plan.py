@@ -15,6 +15,7 @@ from experiments.runner.reach import out_of_reach, share_aimed_at, size_reductio
 from experiments.tables.rows import Row, Table
 from lowrank_vit import get_recipe
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import given_path
 
 PLAN = "plan.json"
 NO_STANDIN = "no stand-in for {} among the embedded models: give --data (DATA=) to run the real one"
@@ -82,7 +83,7 @@ class Planned:
 def short_spec(spec: str) -> str:
     """Shorten the SPEC to the last part of its path: ``imagefolder:imagenet-samples``."""
     kind, _, target = spec.partition(":")
-    return f"{kind}:{Path(target).expanduser().absolute().name}" if kind != "hf" and target else spec
+    return f"{kind}:{given_path(target).absolute().name}" if kind != "hf" and target else spec
 
 
 def open_images(spec: str) -> Images:

@@ -13,6 +13,7 @@ from lowrank_vit.data.classes import class_labels
 from lowrank_vit.data.decoding import read_image
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import given_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
@@ -53,7 +54,7 @@ def open_folder(spec: str, target: str) -> ImageSource:
 
     A split without class folders gets the images that lie in it, without labels.
     """
-    root = Path(target).expanduser()
+    root = given_path(target)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}; {EXPECTED}")
     train = _first_folder(root, ("train",))

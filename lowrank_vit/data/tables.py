@@ -12,6 +12,7 @@ from lowrank_vit.data.classes import IMAGENET_CLASSES, class_labels, imagenet_wn
 from lowrank_vit.data.decoding import read_image
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import given_path
 from lowrank_vit.runtime.network import hub_reachable
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def open_table(spec: str, target: str) -> ImageSource:
 
 
 def _read_parquet(spec: str, target: str) -> Mapping[str, datasets.Dataset]:
-    root = Path(target).expanduser()
+    root = given_path(target)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}; expected train*.parquet and validation*.parquet in it")
     files: dict[str, list[str]] = {}
@@ -109,7 +110,7 @@ def _read_parquet(spec: str, target: str) -> Mapping[str, datasets.Dataset]:
 def _read_arrow(spec: str, target: str) -> Mapping[str, datasets.Dataset]:
     import datasets
 
-    root = Path(target).expanduser()
+    root = given_path(target)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}; expected what DatasetDict.save_to_disk writes")
     try:

@@ -35,7 +35,8 @@ def make_model(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Mo
     except Exception as error:  # timm's architectures raise errors of many kinds for invalid arguments
         if not arguments:
             raise
-        raise InputError(f"timm cannot make {name!r} with {dict(arguments)}: {error}") from None
+        reason = " ".join(str(error).split())  # of several lines
+        raise InputError(f"timm cannot make {name!r} with {dict(arguments)}: {reason}") from None
     return model
 
 

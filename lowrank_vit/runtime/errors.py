@@ -8,9 +8,6 @@ import errno
 class InputError(ValueError):
     """Bad input. The message is one line that names the culprit and the remedy; the commands print it and exit with 2."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(line.strip() for line in message.splitlines()))  # a library's error may have several
-
 
 def worker_died(error: RuntimeError) -> InputError | None:
     """Return the line for a process that loads images and has died without a word; None for another error."""

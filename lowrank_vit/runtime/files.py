@@ -36,6 +36,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LOWRANK_VIT_CACHE") or Path.home() / ".cache" / "lowrank_vit").expanduser()
 
 
+def given_path(text: str) -> Path:
+    """Return the path that a user wrote, with ``~`` in full. Raises ``InputError`` for the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such user's home") from None
+
+
 @contextmanager
 def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` if the block succeeds, and is removed if it fails.

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import die_with_parent, is_first, launched_from_outside
+from lowrank_vit.runtime.rendezvous import check_rendezvous, count_of
 
 T = TypeVar("T")
 
@@ -29,8 +30,8 @@ def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int
         if (num_nodes or 1) > 1:
             raise InputError(f"{num_nodes} machines need a launcher on each: torchrun or srun, see the README")
         return devices or 1, 1
-    world = int(os.environ.get("WORLD_SIZE") or os.environ["SLURM_NTASKS"])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or world // int(os.environ.get("SLURM_NNODES") or 1))
+    world = count_of("WORLD_SIZE" if "WORLD_SIZE" in os.environ else "SLURM_NTASKS")
+    local = count_of("LOCAL_WORLD_SIZE", world // count_of("SLURM_NNODES"))
     started = local, world // local
     asked = devices or started[0], num_nodes or started[1]
     if asked != started:
@@ -57,6 +58,7 @@ def launch(
     local, machines = processes_asked_for(devices, num_nodes)
     if local * machines == 1 or (dist.is_available() and dist.is_initialized()):
         return function(*args)
+    check_rendezvous()
     from lightning.fabric import Fabric
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from torch.multiprocessing import ProcessExitedException

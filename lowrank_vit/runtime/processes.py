@@ -14,6 +14,9 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.rendezvous import count_of
+
 T = TypeVar("T")
 
 
@@ -27,11 +30,22 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def launched_from_outside() -> bool:
-    """Say whether torchrun or SLURM has started this process as one of several; a shell on a SLURM node does not count."""
+    """Say whether torchrun or SLURM has started this process as one of several; a shell on a SLURM node does not count.
+
+    Raises ``InputError`` where variables contradict each other, and for several tasks that srun has not started.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"]) > 1
-    tasks, shell = int(os.environ.get("SLURM_NTASKS") or 1), os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    return tasks > 1 and not shell
+        if "WORLD_SIZE" not in os.environ:
+            raise InputError("TORCHELASTIC_RUN_ID is set, but WORLD_SIZE is not: start with torchrun, or unset it")
+        return count_of("WORLD_SIZE") > 1
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") or count_of("SLURM_NTASKS") == 1:
+        return False
+    if "SLURM_STEP_ID" not in os.environ:
+        raise InputError(
+            f"SLURM has room for {os.environ['SLURM_NTASKS']} tasks, but srun has not started this process: put srun before "
+            "the command, or unset SLURM_NTASKS for a run of one process"
+        )
+    return True
 
 
 def die_with_parent() -> None:

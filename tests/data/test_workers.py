@@ -126,6 +126,7 @@ def test_what_slurm_binds_to_a_task_is_not_shared_again(
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     assert own_cores() == 1  # an allocation, but processes of our own
     monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert own_cores() == 12
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)  # torchrun has started them in one task

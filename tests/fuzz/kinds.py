@@ -50,8 +50,11 @@ class Field:
 
     def out(self) -> Path:
         """A place for a result, which is not there."""
-        shutil.rmtree(self.work / "out", ignore_errors=True)
-        return self.work / "out"
+        out = self.work / "out"
+        if out.is_dir():
+            shutil.rmtree(out)
+        out.unlink(missing_ok=True)
+        return out
 
 
 def accepted(call: Callable[[], Any]) -> bool:

@@ -106,7 +106,12 @@ def test_launchers_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
         processes_asked_for(8, 1)
     for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name)
-    for name, value in {"SLURM_NTASKS": "6", "SLURM_NNODES": "3", "SLURM_JOB_NAME": "array"}.items():
+    for name, value in {
+        "SLURM_NTASKS": "6",
+        "SLURM_NNODES": "3",
+        "SLURM_STEP_ID": "0",
+        "SLURM_JOB_NAME": "array",
+    }.items():
         monkeypatch.setenv(name, value)
     assert processes_asked_for(None, None) == (2, 3)
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")  # a shell that could start six, and has not

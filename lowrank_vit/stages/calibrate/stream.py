@@ -20,7 +20,7 @@ from lowrank_vit.records.images import Batches, each_image
 from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.processes import rank_and_world
+from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.calibrate.observe import Accumulator, needs_gradient, resolve
 from lowrank_vit.stages.calibrate.statistics import Batch
@@ -154,10 +154,11 @@ def calibrate(
             hook.remove()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-    if not batch.images:
-        raise InputError(
-            "no images to calibrate on: the data set or --calibration-samples is empty, or holds fewer images than processes"
-        )
+    counts = gathered(batch.images)
+    if not sum(counts):
+        raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+    if not all(counts):
+        raise InputError(f"{sum(counts)} images for {len(counts)} processes: give each one at least, or fewer --devices")
     _check_called(accumulators)
     moments = _reduce({layer.site.name: layer.moments() for layer in accumulators})
     _check_finite(moments)
