@@ -20,7 +20,7 @@ from lowrank_vit.records.images import Batches, each_image
 from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.processes import gathered, rank_and_world
+from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.calibrate.observe import Accumulator, needs_gradient, resolve
 from lowrank_vit.stages.calibrate.statistics import Batch
@@ -86,6 +86,19 @@ def _reduce(moments: Mapping[str, Moments]) -> dict[str, Moments]:
             dist.all_reduce(total)
         merged[name] = Moments(int(counts[0]), int(counts[1]), layer.sums)
     return merged
+
+
+def _check_images(count: int, device: torch.device) -> None:
+    """Raise ``InputError``, in all processes, where one of them has seen no image."""
+    world = rank_and_world()[1]
+    counts = torch.tensor([count, int(count == 0)], device=device)
+    if world > 1:
+        dist.all_reduce(counts)
+    images, without = counts.tolist()
+    if not images:
+        raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+    if without:
+        raise InputError(f"{images} images for {world} processes: give each one at least, or fewer --devices")
 
 
 def _check_called(accumulators: Sequence[Accumulator]) -> None:
@@ -154,11 +167,7 @@ def calibrate(
             hook.remove()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-    counts = gathered(batch.images)
-    if not sum(counts):
-        raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
-    if not all(counts):
-        raise InputError(f"{sum(counts)} images for {len(counts)} processes: give each one at least, or fewer --devices")
+    _check_images(batch.images, next(model.parameters()).device)
     _check_called(accumulators)
     moments = _reduce({layer.site.name: layer.moments() for layer in accumulators})
     _check_finite(moments)
