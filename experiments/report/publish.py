@@ -195,6 +195,7 @@ def pages() -> list[Path]:
 
 def run(results: Path, tables: Sequence[Table]) -> int:
     """Run ``python -m experiments publish``. Raises ``InputError`` for an installed package, which has no texts."""
+    from experiments.report.overview import write_figures
     from lowrank_vit.runtime.files import write_text
 
     if not PUBLISHED.is_dir():
@@ -204,4 +205,5 @@ def run(results: Path, tables: Sequence[Table]) -> int:
     for page in pages():
         write_text(page, render_all(page.read_text(encoding="utf-8")))
         print(page.relative_to(ROOT))
+    write_figures(PUBLISHED / "imagenet-samples", ROOT / "docs" / "figures")
     return 0
