@@ -17,16 +17,18 @@ TABLES = "<!-- tables -->"  # on a page: a list of the tables that can be sorted
 MERMAID = re.compile(
     r"<script type=\"module\">(?:(?!</script>).)*?mermaid.*?</script>", re.DOTALL
 )  # a notebook's, remote
+TERM = re.compile(r"(?<!\n)\n(?=`*[\w.]+`*: |Raises |Returns )")
 EXAMPLE = re.compile(r"(?:^>>> .*\n?)(?:^(?!\s*$).*\n?)*", re.MULTILINE)
 
 
-class FencedExamples(griffe.Extension):
-    """Show the examples of a docstring as code: Markdown would take their prompts for quotations."""
+class Docstrings(griffe.Extension):
+    """Show docstrings as they are meant: examples as code, arguments and errors each on a line."""
 
     def on_instance(self, *, obj: griffe.Object, **options: Any) -> None:
         """Rewrite the docstring of an object."""
         if obj.docstring is not None:
-            obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```\n", obj.docstring.value)
+            text = EXAMPLE.sub(r"```pycon\n\g<0>\n```\n", obj.docstring.value)
+            obj.docstring.value = TERM.sub("  \n", text)
 
 
 def on_files(files: Files, config: Any) -> Files:
