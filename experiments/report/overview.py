@@ -48,7 +48,12 @@ PARTS = {  # what a block can spare: its name, colour and mark
     HIDDEN: ("hidden units", "green", "^"),
 }
 HALF = 50  # per cent of a part that is removed
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "lowrank_vit", "font.family": "sans-serif", "font.size": 11}
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lowrank_vit",
+    "font.family": "sans-serif",
+    "font.size": 11,
+}
 
 
 def write_figures(published: Path, folder: Path) -> None:
@@ -85,8 +90,8 @@ def _svg(draw: Draw, published: Path, theme: str) -> str:
     """Draw one figure in one theme; the same input gives the same text."""
     index, ink, lines = THEMES[theme]
     inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    edges = dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
-    with matplotlib.rc_context({**SETTINGS, **inks, **edges}):
+    settings: Any = SETTINGS | inks | dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         panel = figure.subplots()
         draw(panel, published, index)

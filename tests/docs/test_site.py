@@ -9,14 +9,21 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
 import lowrank_vit
+from tests.experiments.report.test_page import CHROMIUM, FLAGS
 from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"
+PAGES = (
+    "index.html", "guides/budgets.html", "methods/layers.html", "results/deit-tiny.html", "open-questions.html",
+    "reference/index.html", "tutorials/five-minutes.html",
+)  # fmt: skip
+LOCAL = ("file:", "data:", "blob:")
 REMOTE = re.compile(
     r"<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=[\"'](?:https?:)?//[^\"']*"
     r"|<link\b[^>]*?\bhref=[\"'](?:https?:)?//[^\"']*"
@@ -114,3 +121,27 @@ def test_every_public_name_is_explained() -> None:
     assert len(coded) > 30
     assert [name for name in sorted(coded) if not inspect.getdoc(things[name])] == []
     assert [name for name in sorted(set(things) - coded) if f"`{name}` " not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: `make browser` installs Debian's, as root")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_pages_fit_the_window_and_ask_for_nothing(site: Path, width: int, scheme: Literal["light", "dark"]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.on("request", lambda request: None if request.url.startswith(LOCAL) else wrong.append(request.url))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        for name in PAGES:
+            tab.goto((site / name).as_uri())
+            if tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+                wrong.append(f"{name} is wider than the window")
+            schemes = tab.evaluate("getComputedStyle(document.body).colorScheme")
+            assert ("dark" in schemes) == (scheme == "dark")
+        browser.close()
+    assert wrong == []
