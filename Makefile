@@ -1,4 +1,4 @@
-# make setup | lint | test | test-slow | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
+# make setup | lint | test | test-slow | docs | dist | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
 # variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= OPTIMIZER= LR= GLOBAL_BATCH= WORKERS= LOADER_WORKERS= RESULTS=
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
@@ -8,7 +8,7 @@ FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPO
         $(if $(GLOBAL_BATCH),--global-batch $(GLOBAL_BATCH)) $(if $(WORKERS),--workers $(WORKERS)) \
         $(if $(LOADER_WORKERS),--loader-workers $(LOADER_WORKERS)) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: setup lint format test test-slow audit mutants browser reproduce-all reproduce-figures ablate-z benchmark
+.PHONY: setup lint format test test-slow docs dist audit mutants browser reproduce-all reproduce-figures ablate-z benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -36,6 +36,16 @@ test: setup
 # what takes more than ten seconds a test; continuous integration runs both
 test-slow: setup
 	$(PYTEST) -m slow
+
+# the pages, in site; strict, and without a network. make docs SERVE=1 shows them while they are written
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs $(if $(SERVE),serve,build --quiet) --strict
+
+# a wheel and a source distribution, in dist
+dist: setup
+	rm -rf dist
+	$(PYTHON) -m build
+	$(PYTHON) -m twine check --strict dist/*
 
 # known vulnerabilities of all locked versions, extras and tools of development included; it asks a public service
 audit: setup

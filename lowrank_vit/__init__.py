@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.training.finetune import finetune
     from lowrank_vit.storage.folder import file_bytes, is_saved_model, load_report
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BLOCK_LINEARS",
     "DECOMPOSITIONS",

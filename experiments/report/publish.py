@@ -7,6 +7,7 @@ holds a place for each rendering,
     <!-- end -->
 
 and everything between is written anew; a test holds the texts to the JSON. Rows that older code has made are marked.
+``sentence=ROW`` writes one row in words.
 """
 
 from __future__ import annotations
@@ -131,7 +132,10 @@ def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
     if content is None:
         raise InputError(f"nothing is published as {place['name']!r}: run it, then python -m experiments publish")
     yield place[0].partition("\n")[0]
-    yield from _benchmark(content) if "header" in content else _table(content, options)
+    if "sentence" in options:
+        yield _sentence(content, options["sentence"])
+    else:
+        yield from _benchmark(content) if "header" in content else _table(content, options)
     yield "<!-- end -->"
 
 
@@ -152,6 +156,20 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
         yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")
     if "findings" in options:
         yield from ("", *(f"- {text}" for text in content["findings"]))
+
+
+def _sentence(content: Mapping[str, Any], name: str) -> str:
+    """Say in words what a row has lost. Raises ``InputError`` for a row that is not published."""
+    row = next((row for row in content["rows"] if row["id"] == name), None)
+    if row is None:
+        raise InputError(f"{content['title']} has no row {name!r} that is published")
+    images = content["title"].partition(" · ")[2]
+    made = f"seed{'s' * (len(row['seeds']) > 1)} {', '.join(map(str, row['seeds']))}"
+    stale = f" {OLDER}" if older([row]) else ""
+    return (
+        f"**{row['architecture']} with {row['reduction']:.0%} fewer parameters: {row['top1']:.1f} % top-1, where the dense "
+        f"model has {row['top1_dense']:.1f} %.** {row['protocol'].capitalize()}, {made}; {images}{stale}."
+    )
 
 
 def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
@@ -177,6 +195,7 @@ def pages() -> list[Path]:
 
 def run(results: Path, tables: Sequence[Table]) -> int:
     """Run ``python -m experiments publish``. Raises ``InputError`` for an installed package, which has no texts."""
+    from experiments.report.overview import write_figures
     from lowrank_vit.runtime.files import write_text
 
     if not PUBLISHED.is_dir():
@@ -186,4 +205,5 @@ def run(results: Path, tables: Sequence[Table]) -> int:
     for page in pages():
         write_text(page, render_all(page.read_text(encoding="utf-8")))
         print(page.relative_to(ROOT))
+    write_figures(PUBLISHED / "imagenet-samples", ROOT / "docs" / "figures")
     return 0

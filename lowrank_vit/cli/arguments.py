@@ -20,14 +20,22 @@ if TYPE_CHECKING:
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add ``--model``, ``--checkpoint``, and the arguments that the model was made with."""
     parser.add_argument(
-        "--model", required=required, metavar="NAME", help="a timm model, hf_hub:OWNER/NAME, or an embedded stand-in"
+        "--model",
+        required=required,
+        metavar="NAME",
+        help="a timm model, hf_hub:OWNER/NAME, hf:OWNER/NAME of transformers, or an embedded stand-in",
     )
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="its weights, .safetensors (default: timm's hub)"
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="the model's weights, a .safetensors file (default: fetched from the hub)",
     )
-    parser.add_argument("--num-classes", type=natural, help="of the model (default: as the checkpoint has)")
     parser.add_argument(
-        "--img-size", type=natural, metavar="PIXELS", help="of the model (default: as the checkpoint has)"
+        "--num-classes", type=natural, help="classes of the model (default: as many as the checkpoint has)"
+    )
+    parser.add_argument(
+        "--img-size", type=natural, metavar="PIXELS", help="image size of the model (default: the checkpoint's)"
     )
     parser.add_argument(
         "--model-args",
@@ -35,7 +43,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="further arguments of timm.create_model, the value in JSON; repeatable",
+        help="another argument of timm.create_model, its value in JSON; can be repeated",
     )
 
 
@@ -120,13 +128,13 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
     parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
-    parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     if shared:
         parser.add_argument(
             "--devices",
             type=int,
-            help="processes that share the work, a GPU each (default: as torchrun or srun started, or 1)",
+            help="processes that share the work, one GPU each (default: those that torchrun or srun started, or 1)",
         )
 
 
@@ -148,9 +156,11 @@ def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> Im
 
 def add_calibration(parser: argparse.ArgumentParser, *, held_out: bool = True) -> None:
     """Add how many images calibrate, and how many are held out."""
-    parser.add_argument("--calibration-samples", type=int, default=1024, help="images that statistics are collected on")
+    parser.add_argument(
+        "--calibration-samples", type=int, default=1024, help="training images on which statistics are collected"
+    )
     if held_out:
-        unseen = "unseen images for the error report; 0: none"
+        unseen = "other training images, for errors on unseen images; 0: none"
         parser.add_argument("--held-out-samples", type=int, default=256, help=unseen)
     else:
         parser.set_defaults(held_out_samples=0)
@@ -174,14 +184,14 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
         "--budget",
         metavar="COST=VALUE[,VALUE...]",
         help="what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an amount, "
-        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); of several, each goes to its own folder",
+        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own",
     )
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
     """Add ``--compile``."""
     parser.add_argument(
-        "--compile", action="store_true", help="a budget in time is of the model as torch.compile runs it"
+        "--compile", action="store_true", help="measure a budget in time on the model as torch.compile runs it"
     )
 
 

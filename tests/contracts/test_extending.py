@@ -37,6 +37,7 @@ from tests.support.extending import registered
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 
+# --8<-- [start:decomposition]
 @dataclass(frozen=True)
 class RowScaled:
     """SVD of the weight with every row scaled by its own norm to a power."""
@@ -60,6 +61,9 @@ def test_a_new_decomposition(tmp_path: Path) -> None:
         assert recipe_of(report["recipe_fields"]) == recipe
         save(small, tmp_path / "small", report, model_args=ARGUMENTS["vit"])
     assert torch.equal(outputs(load(tmp_path / "small"), images(3)), outputs(small, images(3)))
+
+
+# --8<-- [end:decomposition]
 
 
 class ToyAttention(nn.Module):
@@ -100,6 +104,7 @@ class Toy(nn.Module):
         return self.head(self.blocks(self.embed(x[:, 0])).mean(1))
 
 
+# --8<-- [start:family]
 class ToyFamily(Family):
     """How the toy is taken apart."""
 
@@ -149,6 +154,10 @@ def test_a_new_family() -> None:
     assert {entry["part"] for entry in report["measured_losses"]} == {curve.name for curve in analysis.curves}
 
 
+# --8<-- [end:family]
+
+
+# --8<-- [start:statistic]
 class InputCubed:
     """``input_cubed``, (n,): the sum of ``x^3`` over tokens."""
 
@@ -172,6 +181,10 @@ def test_a_new_statistic() -> None:
         calibrate(model, [site], {"input_cubed"}, [data])
 
 
+# --8<-- [end:statistic]
+
+
+# --8<-- [start:cost]
 def energy(cost: Cost) -> int:
     """Price a parameter as five multiply-accumulates."""
     return 5 * cost.parameters + cost.macs
@@ -194,6 +207,9 @@ def test_a_new_cost(recipe: str) -> None:
         analysis.plan(0.3, cost="energy")
 
 
+# --8<-- [end:cost]
+
+
 @pytest.mark.parametrize("cost", ["macs", "bytes"])
 def test_costs_that_are_there_are_met(cost: str) -> None:
     """Multiply-accumulates as a forward pass of the compressed model counts them: whole ones, not estimates."""
@@ -210,6 +226,7 @@ def _cost(curve: ErrorCurve, rank: int | None) -> Cost:
     return curve.dense if rank is None else curve.fixed + curve.unit * rank
 
 
+# --8<-- [start:unit]
 @dataclass(frozen=True)
 class OutputNorm:
     """Rank whole heads by the norm of what they write."""
@@ -336,6 +353,10 @@ def test_a_new_kind_of_unit(tmp_path: Path) -> None:
     assert torch.equal(outputs(load(tmp_path / "less"), data), outputs(less, data))
 
 
+# --8<-- [end:unit]
+
+
+# --8<-- [start:row]
 def test_a_row_with_another_hyperparameter() -> None:
     """The job's hash, its JSON and the report's record follow."""
     row = next(row for row in TABLE.rows if row.recipe == "loss_aware")
@@ -354,6 +375,9 @@ def test_a_row_with_another_hyperparameter() -> None:
         get_recipe("loss_aware").but(**{"decomposition.dampin": 1})
     with pytest.raises(InputError, match="unknown field of a recipe 'decomposer'"):
         get_recipe("loss_aware").but(decomposer="svd")
+
+
+# --8<-- [end:row]
 
 
 def test_a_site_is_no_group() -> None:

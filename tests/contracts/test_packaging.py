@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import lowrank_vit
 from experiments.__main__ import main as experiments
 from experiments.report import publish
 from lowrank_vit.runtime.errors import InputError
@@ -50,6 +51,13 @@ def imported_by(package: str) -> set[str]:
 def undeclared(package: str) -> set[str]:
     in_extras = {distribution(name) for packages in EXTRAS.values() for name in packages}
     return imported_by(package) - names(PROJECT["dependencies"]) - in_extras
+
+
+def test_the_version_is_written_once_and_told_by_the_changelog_and_the_citation() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    assert f"\nversion: {lowrank_vit.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    latest = re.findall(r"^## \[(\d\S*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert latest == lowrank_vit.__version__
 
 
 @pytest.mark.parametrize("package", sorted(OURS))

@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--batches", default="1,8,64", metavar="B,B,...", help="images at a time")
     parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...", help="eager, compiled or both")
     parser.add_argument("--device", default="auto", help="cpu | cuda | auto: the CPU, and the GPU where there is one")
-    parser.add_argument("--seconds", type=float, default=10.0, help="that each setting is timed for")
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each setting is timed")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),

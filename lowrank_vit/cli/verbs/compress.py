@@ -45,26 +45,30 @@ def add_parser(verbs: Any) -> None:
         "--reduction",
         type=shares,
         metavar="SHARE[,SHARE...]",
-        help="of all parameters to remove, e.g. 0.5; of several, each goes to its own folder in --out",
+        help="share of all parameters to remove, e.g. 0.5; several sizes go to folders of their own in --out",
     )
     add_budget(size)
     size.add_argument(
         "--max-loss",
         type=float,
         metavar="POINTS",
-        help="the smallest model that loses no more, e.g. 1.0, of top-1 (without labels, of agreement with the dense "
-        "model; without a classifier, percent of the features' variance) on the held-out images",
+        help="find the smallest model that loses at most so many points of top-1 on the held-out images, e.g. 1.0 (without "
+        "labels: of agreement with the dense model; without a classifier: percent of the features' variance)",
     )
     add_compile(parser)
     add_calibration(parser)
-    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    parser.add_argument(
+        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
+    )
     _add_solver(parser)
     _add_savings(parser)
     parser.add_argument(
-        "--nested", action="store_true", help="keep all factors, so that `shrink` can take other sizes out"
+        "--nested", action="store_true", help="keep all directions, so that `shrink` can take out any smaller size"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="keep a finished model in --out (an unfinished one is always resumed)"
+        "--resume",
+        action="store_true",
+        help="leave a finished model in --out as it is (an unfinished one is always resumed)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.set_defaults(run=run)
@@ -94,15 +98,15 @@ def _add_savings(parser: argparse.ArgumentParser) -> None:
 def _add_solver(parser: argparse.ArgumentParser) -> None:
     """Add what changes a recipe's fields."""
     parser.add_argument(
-        "--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)"
+        "--solver", choices=("closed_form", "moments", "minibatch"), help="how Z is fitted (default: the recipe's)"
     )
     parser.add_argument(
         "--optimizer",
         choices=("adam", "sgd"),
-        help="of the gradient solvers: sgd is the paper's plain gradient descent (default: the recipe's, adam)",
+        help="of Z's gradient solvers: sgd is the paper's plain gradient descent (default: the recipe's, adam)",
     )
-    parser.add_argument("--steps", type=int, help="of the gradient solvers (default: the recipe's)")
-    parser.add_argument("--rank-multiple", type=int, help="ranks are multiples of this (default: the recipe's, 1)")
+    parser.add_argument("--steps", type=int, help="of Z's gradient solvers (default: the recipe's)")
+    parser.add_argument("--rank-multiple", type=int, help="make ranks multiples of this (default: the recipe's, 1)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
     add_model(parser, required=False)
     add_data(parser)
-    parser.add_argument("--split", choices=("train", "validation"), default="validation", help="images")
+    parser.add_argument("--split", choices=("train", "validation"), default="validation", help="images to evaluate on")
     parser.add_argument("--limit", type=int, help="evaluate this many images, drawn by the seed (default: all)")
     parser.add_argument(
         "--dense",

@@ -34,12 +34,14 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--recipe", default="best", help="see `list recipes`")
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument(
-        "--reduction", type=shares, metavar="SHARE[,SHARE...]", help="of all parameters to remove, e.g. 0.25,0.5"
+        "--reduction", type=shares, metavar="SHARE[,SHARE...]", help="shares of all parameters to remove, e.g. 0.25,0.5"
     )
     add_budget(sizes)
     add_compile(parser)
     add_calibration(parser, held_out=False)
-    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
+    parser.add_argument(
+        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
+    )
     parser.add_argument(
         "--limit", type=int, help="compare on this many validation images, drawn by the seed (default: all)"
     )

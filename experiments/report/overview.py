@@ -1,0 +1,132 @@
+"""Draw what the pages show first, from what is published: all methods on one model, and what its blocks can spare.
+
+``python -m experiments publish`` writes both into ``docs/figures``, for light and for dark pages, without a background.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.report.styles import COLOURS, STYLES, known_style
+from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
+from lowrank_vit.runtime.files import write_text
+
+Row = Mapping[str, Any]
+Draw = Callable[[Axes, Path, int], None]
+TABLES = ("table_best", "table_rivals", "table3", "table2")  # of two that have a row, the first one's is drawn
+MODEL = "deit_t/"
+NAMES = {  # in the order of the legend; a method that is not published has no line
+    "+ factors pivoted": "best, pivoted",
+    "best": "best",
+    "loss_aware": "loss_aware",
+    "exact": "exact",
+    "svd_llm": "SVD-LLM's form",
+    "aafm": "AAFM",
+    "flar": "FLAR-SVD",
+    "corp": "CORP",
+    "vbp": "VBP's pruning",
+    "vtp_taylor": "VTP's gates",
+    "ssp": "S2ViTE's baseline",
+    "comcat0": "COMCAT's start",
+    "fwsvd_search": "FWSVD, searched",
+    "asvd": "ASVD",
+    "paper": "the paper, word by word",
+    "svd": "plain SVD",
+}
+THEMES = {"light": (0, "#333333", "#d5d5d5"), "dark": (1, "#e0e0e0", "#555555")}  # which colour, ink, lines
+PARTS = {  # what a block can spare: its name, colour and mark
+    QUERY_KEY: ("queries with keys", "blue", "o"),
+    VALUE: ("values with the output", "orange", "s"),
+    HIDDEN: ("hidden units", "green", "^"),
+}
+HALF = 50  # per cent of a part that is removed
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lowrank_vit",
+    "font.family": "sans-serif",
+    "font.size": 11,
+}
+
+
+def write_figures(published: Path, folder: Path) -> None:
+    """Write ``pareto-THEME.svg`` and ``blocks-THEME.svg`` from the JSON in ``published``."""
+    for name, draw in {"pareto": _draw_pareto, "blocks": _draw_blocks}.items():
+        for theme in THEMES:
+            write_text(folder / f"{name}-{theme}.svg", _svg(draw, published, theme))
+
+
+def methods(published: Path) -> dict[str, list[Row]]:
+    """Collect the rows of each method that was measured on the model without any training, from the largest size on."""
+    found: dict[tuple[str, float], Row] = {}
+    for row in _rows(published):
+        style = known_style(row["method"])
+        name = next((name for name in NAMES if STYLES[name] is style), None)
+        if name is not None:
+            found.setdefault((name, row["reduction"]), row)
+    ordered = sorted(found.items(), key=lambda item: item[0][1])
+    series = {name: [row for (named, _), row in ordered if named == name] for name in NAMES}
+    return {name: rows for name, rows in series.items() if rows}
+
+
+def _rows(published: Path) -> Iterator[Row]:
+    for table in TABLES:
+        path = published / f"{table}.json"
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+        for row in rows:
+            plain = row["status"] == "done" and row["reduction"] and row["protocol"].startswith("training-free")
+            if plain and row["id"].startswith(MODEL):
+                yield row
+
+
+def _svg(draw: Draw, published: Path, theme: str) -> str:
+    """Draw one figure in one theme; the same input gives the same text."""
+    index, ink, lines = THEMES[theme]
+    inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    settings: Any = SETTINGS | inks | dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+        panel = figure.subplots()
+        draw(panel, published, index)
+        panel.grid(visible=True, linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside right center", frameon=False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _draw_pareto(panel: Axes, published: Path, index: int) -> None:
+    """Draw top-1 against parameters, a line for each method, and the dense model."""
+    series = methods(published)
+    dense = next(iter(series.values()))[0]
+    ink = COLOURS["black"][index]
+    panel.plot(dense["params_dense"] / 1e6, dense["top1_dense"], "*", markersize=14, color=ink, label="dense")
+    for name, rows in series.items():
+        style = STYLES[name]
+        sizes, tops = [row["params"] / 1e6 for row in rows], [row["top1"] for row in rows]
+        look: dict[str, Any] = {"color": COLOURS[style.name][index], "marker": style.marker, "linestyle": style.line}
+        panel.plot(sizes, tops, label=NAMES[name], markersize=6, linewidth=1.6, **look)
+    panel.set_xlabel(f"parameters of {dense['architecture']}, millions")
+    panel.set_ylabel(f"top-1 on {dense['images']:,} sample images, %, untrained")
+
+
+def _draw_blocks(panel: Axes, published: Path, index: int) -> None:
+    """Draw by how much the loss rises where half of one part of a block goes, all else dense."""
+    content = json.loads((published / "figure_loss.json").read_text(encoding="utf-8"))
+    (result,) = next(results for row, results in content["measured"].items() if row.startswith(MODEL))
+    half = result["removed"].index(HALF)
+    for part, (label, colour, marker) in PARTS.items():
+        rises = [parts["measured"][half] for name, parts in result["parts"].items() if name.rpartition(".")[2] == part]
+        panel.plot(rises, marker=marker, color=COLOURS[colour][index], label=label, linewidth=1.6, markersize=6)
+    panel.set_yscale("log")
+    panel.set_xlabel("block of DeiT-Tiny, from the image to the class")
+    panel.set_ylabel(f"rise of the loss, nats: {HALF} % of one part removed")

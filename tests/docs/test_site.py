@@ -1,0 +1,147 @@
+"""The pages build strictly, lack no public name, and fetch nothing from elsewhere."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+import lowrank_vit
+from tests.experiments.report.test_page import CHROMIUM, FLAGS
+from tests.support.sources import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = (
+    "index.html", "guides/budgets.html", "methods/layers.html", "results/deit-tiny.html", "open-questions.html",
+    "reference/index.html", "tutorials/five-minutes.html",
+)  # fmt: skip
+LOCAL = ("file:", "data:", "blob:")
+REMOTE = re.compile(
+    r"<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=[\"'](?:https?:)?//[^\"']*"
+    r"|<link\b[^>]*?\bhref=[\"'](?:https?:)?//[^\"']*"
+    r"|(?:@import|url\()\s*[\"']?(?:https?:)?//[^\"')]*"
+    r"|\bimport(?:\s[^;\"']*from)?\s*\(?[\"'](?:https?:)?//[^\"']*"
+)
+
+
+def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """What ``make docs`` does."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(config), "--site-dir", str(site)]
+    variables = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+
+
+def inventory(site: Path) -> set[str]:
+    """The names that the pages of the reference explain."""
+    *_, packed = (site / "objects.inv").read_bytes().split(b"\n", 4)
+    return {line.split(" ", 1)[0] for line in zlib.decompress(packed).decode().splitlines()}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built pages."""
+    folder = tmp_path_factory.mktemp("site")
+    done = build(ROOT / "mkdocs.yml", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_the_pages_build_strictly_and_have_every_public_name(site: Path) -> None:
+    assert {f"lowrank_vit.{name}" for name in lowrank_vit.__all__} <= inventory(site)
+    assert {"lowrank_vit.records.report.Report", "lowrank_vit.linalg.gram.gram"} <= inventory(site)
+    for page in ("index.html", "guides/budgets.html", "published/digits/table2.html", "tutorials/five-minutes.html"):
+        assert (site / page).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_pages_fetch_nothing(site: Path) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in site.rglob("*") if path.suffix in (".html", ".css")}
+    assert len(texts) > 40
+    assert {
+        str(path.relative_to(site)): found[0] for path, text in texts.items() if (found := REMOTE.search(text))
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '<script async src="https://a.example/x.js">',
+        "<link rel=stylesheet href='//fonts.example/css'>",
+        "@import url(https://a.example/x.css)",
+        'const x = await import("https://a.example/x.mjs")',
+        'import x from "https://a.example/x.mjs"',
+    ],
+)
+def test_what_is_fetched_is_seen(line: str) -> None:
+    assert REMOTE.search(line)
+    assert not REMOTE.search('<a href="https://a.example/">see there</a> <script src="assets/x.js">')
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a](nowhere.md)", "nowhere.md"),
+        ("[a](index.md#nowhere)", "nowhere"),
+        ("[a](/nowhere)", "absolute"),
+        ('--8<-- "tests/nowhere.py"', "nowhere.py"),
+        ("fine", ""),
+    ],
+)
+def test_a_broken_link_fails(text: str, said: str, tmp_path: Path) -> None:
+    """The project's own settings, on a page with one mistake."""
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{text}\n")
+    kept = {name: settings[name] for name in ("site_name", "strict", "validation", "markdown_extensions")}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept))
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert (done.returncode == 0) == (not said)
+    assert said in done.stderr
+
+
+def test_the_reference_lists_every_public_name_and_no_other() -> None:
+    text = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: lowrank_vit\.(\w+)$", text, re.MULTILINE)) == sorted(lowrank_vit.__all__)
+
+
+def test_every_public_name_is_explained() -> None:
+    """A function or a class by its docstring, a constant by a sentence of the page."""
+    text = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
+    things = {name: getattr(lowrank_vit, name) for name in lowrank_vit.__all__}
+    coded = {name for name, thing in things.items() if inspect.isclass(thing) or inspect.isfunction(thing)}
+    assert len(coded) > 30
+    assert [name for name in sorted(coded) if not inspect.getdoc(things[name])] == []
+    assert [name for name in sorted(set(things) - coded) if f"`{name}` " not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: `make browser` installs Debian's, as root")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_pages_fit_the_window_and_ask_for_nothing(site: Path, width: int, scheme: Literal["light", "dark"]) -> None:
+    from playwright.sync_api import sync_playwright
+
+    wrong: list[str] = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.on("request", lambda request: None if request.url.startswith(LOCAL) else wrong.append(request.url))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        for name in PAGES:
+            tab.goto((site / name).as_uri())
+            if tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+                wrong.append(f"{name} is wider than the window")
+            schemes = tab.evaluate("getComputedStyle(document.body).colorScheme")
+            assert ("dark" in schemes) == (scheme == "dark")
+        browser.close()
+    assert wrong == []
