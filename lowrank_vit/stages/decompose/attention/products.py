@@ -40,8 +40,10 @@ class HeadProducts:
 
     The start of COMCAT (Xiao et al., ICML 2023). Its code zeroes the biases of attention; here they are kept: that of the
     queries goes through the same transform, that of the values through the dense product into the output's bias.
-    The loss is the energy left out.
+    The loss is the energy left out. ``biases``: False leaves the smaller attention without any, as in that code.
     """
+
+    biases: bool = True
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset())
     units: ClassVar[tuple[str, ...]] = (QUERY_KEY, VALUE)
