@@ -23,7 +23,8 @@ class Job:
     rounded by ``quantizer`` (None: to nearest), on the calibration images where it looks at any.
     ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out;
     ``distill_changes`` are that training's settings that were changed.
-    ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
+    ``full``: the fine-tuning is of all parameters, towards the labels and the dense model; ``finetune_changes`` are its
+    settings that were changed.
     ``measure`` names what a figure measures instead of all this.
     """
 
@@ -50,6 +51,7 @@ class Job:
     full: bool = False
     quantizer: str | None = None
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
+    finetune_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, as plain values."""
@@ -70,7 +72,7 @@ class Job:
         Fields at their defaults are left out, so that a field added later with a default changes no key.
         """
         defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-        defaults |= {"changes": {}, "distill_changes": {}}
+        defaults |= {"changes": {}, "distill_changes": {}, "finetune_changes": {}}
         given = {name: value for name, value in self.as_json().items() if defaults.get(name, ...) != value}
         return _short_hash(given)
 

@@ -42,7 +42,8 @@ def searched(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], b
         question = Question(
             analysis.model, units, budget, analysis.recipe.objective, images, labels, analysis.seed, analysis.progress
         )
-        losses = analysis.phases.of(budget)("search", lambda: {each.name: each.errors for each in search(question)})
+        phases = analysis.phases.of(analysis.recipe.record(), budget)
+        losses = phases("search", lambda: {each.name: each.errors for each in search(question)})
     return [replace(curve, errors=losses[curve.name]) for curve in curves]
 
 
