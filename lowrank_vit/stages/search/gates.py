@@ -116,7 +116,7 @@ class Gates:
             outputs = mixed_outputs(model, mixtures, shares, question.images[places].to(device))
             loss = self._loss(question, outputs, known[places].to(device), places)
             adam.zero_grad()
-            self._objective(loss, cost, multiplier).backward()
+            self.descended(loss, cost, multiplier).backward()
             adam.step()
             multiplier = max(0.0, multiplier + self.ascent * (float(cost.detach()) - 1))
         return [alpha.detach() for alpha in alphas]
@@ -147,7 +147,7 @@ class Gates:
         objective = question.objective
         return objective.divergence(dense, objective.reading(outputs)) / len(places)
 
-    def _objective(self, loss: Tensor, cost: Tensor, multiplier: float) -> Tensor:
+    def descended(self, loss: Tensor, cost: Tensor, multiplier: float) -> Tensor:
         """Return what a step descends."""
         loss = loss.cpu()
         if self.objective == LAGRANGIAN:

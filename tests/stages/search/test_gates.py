@@ -177,3 +177,13 @@ def test_numbers_out_of_range_are_refused() -> None:
     for field in ("images", "epochs", "lr", "cold"):
         with pytest.raises(InputError, match="positive"):
             Gates(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("objective", "cost", "expected"),
+    [("written", 1.5, 2 * 1.5**1.5), ("written", 0.5, 2.0), ("lagrangian", 1.5, 2 + 3 * 0.5), ("lagrangian", 0.5, 0.5)],
+)
+def test_what_a_step_descends(objective: str, cost: float, expected: float) -> None:
+    """A loss of 2 with the multiplier 3: the written price is one-sided, the other rewards what is below the budget."""
+    gates = Gates(objective=objective)
+    assert float(gates.descended(torch.tensor(2.0), torch.tensor(cost), 3.0)) == pytest.approx(expected)
