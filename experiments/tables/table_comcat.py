@@ -64,7 +64,7 @@ def rows(model: Architecture) -> list[Row | Reported]:
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     free = [_row(model, name, percent, *each) for percent in REDUCTIONS for name, each in METHODS.items()]
     choices = [
-        _row(model, name, 50, f"{METHODS['automatic'][0]}, {words}", "comcat_search", changes)
+        _row(model, name, 50, f"COMCAT (comcat_search), {words}", "comcat_search", changes)
         for name, (words, changes) in CHOICES.items()
     ]
     printed = [

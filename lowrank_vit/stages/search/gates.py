@@ -20,7 +20,7 @@ from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.stages.search import SEARCHES, Question, Sizes, Unit
 
 LAGRANGIAN, WRITTEN = "lagrangian", "written"
-EVEN, OFFICIAL, PREDICTED = "even", "official", "predicted"
+EVEN, OFFICIAL = "even", "official"
 TEACHER, LABELS = "teacher", "labels"
 COUNT = 8  # even candidates of a unit, beside dense
 NEVER = 1e3  # the preference, in nats, below the smallest candidate: taken only where no other choice meets the budget
@@ -36,8 +36,6 @@ class Gates:
     c is above 1, else the loss, which on images that the model knows by heart costs next to nothing, so that it
     overshoots. ``target``: the loss is the divergence from the dense model, ``"teacher"``, or cross-entropy, ``"labels"``.
     ``candidates``: eight ``"even"`` sizes up to the largest that saves anything, or the ``"official"`` code's; and dense.
-    ``start``: shares that are all the same, ``"even"``, or, ``"predicted"``, ``-log p`` the share of the curve's loss in
-    what all units lose at their smallest candidates, times ``trust``.
     Alpha takes one step of Adam with ``lr`` for each ``batch_size`` images, ``epochs`` times all; the temperature of the
     shares falls from ``hot`` to ``cold``. Noise and order come from the seed.
     """
@@ -45,7 +43,6 @@ class Gates:
     objective: str = LAGRANGIAN
     target: str = TEACHER
     candidates: str = EVEN
-    start: str = EVEN
     images: int = 1024
     epochs: int = 12
     batch_size: int = 64
@@ -54,14 +51,12 @@ class Gates:
     cold: float = 0.1
     ascent: float = 0.2
     beta: float = 1.5
-    trust: float = 100.0
 
     def __post_init__(self) -> None:
         for kind, value, known in (
             ("objective of a search", self.objective, (LAGRANGIAN, WRITTEN)),
             ("target of a search", self.target, (TEACHER, LABELS)),
             ("row of candidates", self.candidates, (EVEN, OFFICIAL)),
-            ("start of a search", self.start, (EVEN, PREDICTED)),
         ):
             if value not in known:
                 raise unknown(kind, value, known)
@@ -106,7 +101,7 @@ class Gates:
             torch.tensor([unit.curve.cost(size) for size in own], dtype=torch.float64) / question.budget
             for unit, own in zip(question.units, sizes, strict=True)
         ]
-        alphas = [each.requires_grad_() for each in self._begun(question, sizes)]
+        alphas = [torch.zeros(len(own), dtype=torch.float64, requires_grad=True) for own in sizes]
         adam, generator = torch.optim.Adam(alphas, self.lr), torch.Generator().manual_seed(question.seed)
         multiplier, known = 1.0, _dense_readings(question, self.batch_size)
         steps = list(self._steps(len(question.images), generator))
@@ -120,17 +115,6 @@ class Gates:
             adam.step()
             multiplier = max(0.0, multiplier + self.ascent * (float(cost.detach()) - 1))
         return [alpha.detach() for alpha in alphas]
-
-    def _begun(self, question: Question, sizes: Sequence[Sizes]) -> list[Tensor]:
-        """Return alpha before the first step."""
-        if self.start == EVEN:
-            return [torch.full((len(own),), 1 / len(own), dtype=torch.float64) for own in sizes]
-        losses = [
-            torch.tensor([unit.curve.error(size) for size in own], dtype=torch.float64)
-            for unit, own in zip(question.units, sizes, strict=True)
-        ]
-        whole = sum(float(own[0]) for own in losses)
-        return [-self.trust * own / max(whole, torch.finfo(own.dtype).tiny) for own in losses]
 
     def _steps(self, images: int, generator: torch.Generator) -> Iterator[tuple[float, Tensor]]:
         """Yield the temperature and the images of every step."""

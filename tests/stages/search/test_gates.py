@@ -167,7 +167,7 @@ def test_labels_are_needed_only_where_they_are_read() -> None:
     compress(tiny(), [(images(8), torch.arange(8))], recipe, 0.3)
 
 
-@pytest.mark.parametrize("field", ["objective", "target", "candidates", "start"])
+@pytest.mark.parametrize("field", ["objective", "target", "candidates"])
 def test_an_unknown_choice_is_refused(field: str) -> None:
     with pytest.raises(InputError, match="choose from"):
         Gates(**{field: "other"})
