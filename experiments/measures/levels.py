@@ -46,7 +46,7 @@ def _products(model: nn.Module, data: ImageData, job: Job, ledger: Ledger, *, bi
     ledger.tell("products of heads")
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     device = str(next(model.parameters()).device)
-    recipe = get_recipe("comcat0").only("attention").but(sense=False, **{"attention.biases": biases})
+    recipe = get_recipe("comcat_search").only("attention").but(search=False, **{"attention.biases": biases})
     analysis = analyse(model, images, recipe, seed=job.seed, device=device)
     ranks: dict[str, int | None] = {}
     for curve in analysis.curves:

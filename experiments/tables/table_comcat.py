@@ -18,11 +18,11 @@ from typing import Any
 from experiments.tables.architectures import DEIT_B, DEIT_S, DEIT_T, Architecture
 from experiments.tables.rows import Reported, Row, Table
 
-MANUAL = {"sense": False, "allocator": "uniform"}
+MANUAL = {"search": False, "allocator": "uniform"}
 WRITTEN = {"search.objective": "written", "search.target": "labels"}
 METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
-    "manual": ("COMCAT's start, manual ranks", "comcat0", MANUAL),
-    "energy": ("COMCAT's start, ranks by energy", "comcat0", {"sense": False}),
+    "manual": ("COMCAT's start, manual ranks", "comcat_search", MANUAL),
+    "energy": ("COMCAT's start, ranks by energy", "comcat_search", {"search": False}),
     "automatic": ("COMCAT, automatic ranks (comcat_search)", "comcat_search", {}),
     "loss_aware": ("Ours (loss_aware)", "loss_aware", {}),
     "best": ("Ours (best)", "best", {}),

@@ -29,7 +29,7 @@ from lowrank_vit.stages.search.gates import Gates
 SIGNS = Classification(sampling="signs")
 COMCAT = Recipe(
     name="comcat",
-    units={"attention": HeadProducts(), "decomposition": PlainSVD()},
+    units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
     search=Gates(),
     about="plain SVD of head products and of the MLPs' layers, ranks learnt by gates, to be trained further (Xiao et al.)",
 )

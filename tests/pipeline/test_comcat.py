@@ -25,7 +25,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.images import Images
 from tests.support.models import ARGUMENTS, VIT, images, outputs, tiny
 
-MANUAL = get_recipe("comcat0").but(sense=False, allocator="uniform")
+MANUAL = get_recipe("comcat_search").but(search=False, allocator="uniform")
 
 
 def distilled() -> nn.Module:
