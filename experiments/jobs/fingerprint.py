@@ -35,7 +35,10 @@ NEVER = (
 )
 MEASURES, STATISTICS = "experiments/measures", f"{STAGE}/calibrate/statistics"
 LINEAR, GROUPS, FAMILIES = f"{STAGE}/decompose/linear", f"{PIPELINE}/groups", "lowrank_vit/architectures"
-DATA, METHODS = "lowrank_vit/data", tuple(f"{STAGE}/{kind}" for kind in ("decompose", "allocate", "compensate/kinds"))
+DATA, METHODS = (
+    "lowrank_vit/data",
+    tuple(f"{STAGE}/{kind}" for kind in ("decompose", "allocate", "compensate/kinds", "search")),
+)
 REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA)  # what is registered there is a choice
 FAMILY_OF = {"deit": "vit"}  # a word in models' names: the family that is called otherwise
 

@@ -26,7 +26,8 @@ class Job:
     rounded by ``quantizer`` (None: to nearest), on the calibration images where it looks at any.
     ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out;
     ``distill_changes`` are that training's settings that were changed.
-    ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
+    ``full``: the fine-tuning is of all parameters, towards the labels and the dense model; ``finetune_changes`` are its
+    settings that were changed.
     ``measure`` names what a figure measures instead of all this.
     ``cost`` is what ``reduction`` removes a share of. ``tokens``: what ``fewer_tokens`` does with the model at last, a rule
     and the share of the dense model's multiply-accumulates to leave. ``timed``: its speed is measured.
@@ -55,6 +56,7 @@ class Job:
     full: bool = False
     quantizer: str | None = None
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
+    finetune_changes: Mapping[str, Any] = field(default_factory=dict)
     cost: str = PARAMETERS
     tokens: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False
@@ -86,7 +88,7 @@ class Job:
         Fields at their defaults are left out, so that a field added later with a default changes no key.
         """
         defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-        defaults |= {"changes": {}, "distill_changes": {}, "tokens": {}}
+        defaults |= dict.fromkeys(("changes", "distill_changes", "finetune_changes", "tokens"), {})
         given = {name: value for name, value in self.as_json().items() if defaults.get(name, ...) != value}
         return _short_hash(given)
 

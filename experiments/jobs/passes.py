@@ -11,11 +11,12 @@ BATCH = 64  # of the minibatch solver
 
 
 def compression_passes(job: Job) -> float:
-    """Count those of calibration, of measured losses, of the refit, and of the compensation."""
+    """Count those of calibration, of measured losses, of a search, of the refit, and of the compensation."""
     recipe = job.recipe_used()
     refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
     calibration = job.calibration_samples * (1 + BACKWARD * recipe.needs_gradient)
     solving = BATCH * recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     measuring = 0 if recipe.measured is None else recipe.measured.rounds * MEASURED * recipe.measured.images
     sensing = 0 if recipe.sense is None else recipe.sense.points * SENSED * recipe.sense.images
-    return calibration + refit + solving + measuring + sensing
+    searching = 0 if recipe.search is None else recipe.search.passes(job.calibration_samples)
+    return calibration + refit + solving + measuring + sensing + searching

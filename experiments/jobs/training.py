@@ -32,7 +32,8 @@ def trained(
             assert teacher is not None
             small, protocol, described = _distilled(model, teacher, data, {**job.distill_changes, **options})
         else:
-            tuned = finetune(model, data, lr=job.lr, teacher=teacher, full=job.full, **options)
+            settings = {**job.finetune_changes, **options}
+            tuned = finetune(model, data, lr=job.lr, teacher=teacher, full=job.full, **settings)
             small, protocol, described = tuned.model, tuned.protocol, tuned.describe()
         if is_first() and not is_saved_model(folder):
             report = {**ledger.found["report"], "protocol": protocol, entry: described}

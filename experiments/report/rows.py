@@ -189,9 +189,15 @@ def _missing(folder: Path, job: Job) -> str:
     return f"seed {job.seed}: " + ("not run yet" if error is None else error["reason"])
 
 
+def _with_top1(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a result with the accuracy of a model that was measured after a cut, in the place of a compressed one's."""
+    cut = (result.get("measured") or {}).get("top1_cut")
+    return result if cut is None else {**result, "top1": {"after": cut}}
+
+
 def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Add up the results of one row, by seed: means over the seeds, and standard deviations (n - 1)."""
-    by_seed = list(results.values())
+    by_seed = [_with_top1(result) for result in results.values()]
     means = {name: mean_of(_column(by_seed, path)) for name, path in MEANS.items()}
     spreads = {name: spread_of(_column(by_seed, path)) for name, path in SPREADS.items()}
     params = [mean_of(_column(by_seed, ("params", size))) for size in ("compressed", "dense")]

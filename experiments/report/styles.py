@@ -94,6 +94,13 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "best+tome": Style("D", (), "green"),
     "comcat0": Style("<", (2, 3), "pink"),
     "comcat": Style("<", (9, 3), "red"),
+    "comcat_search": Style("<", (5, 3), "green"),
+    "comcat0, manual": Style("<", (2, 2), "blue"),
+    "comcat0, energy": Style("<", (4, 3), "grey"),
+    "comcat_search, written": Style("<", (1, 3), "violet"),
+    "comcat_search, official": Style("<", (6, 3), "cyan"),
+    "comcat_search, unbiased": Style("<", (3, 3), "olive"),
+    "best, searched": Style("v", (9, 3), "orange"),
     "z, closed form": Style("v", (1, 2), "cyan"),
     "z, by gradients": Style("P", (6, 2, 1, 2), "red"),
     "none, representative": Style("o", (), "grey"),
@@ -121,6 +128,13 @@ NAMES = {  # methods whose names do not end in their recipe's
     "ours, macs as budget (best)": "best, multiply-accumulates",
     "s2vite's one-shot baseline, macs as budget (ssp)": "ssp, multiply-accumulates",
     "ours (paper, windows)": "paper, windows",
+    "comcat (comcat), full ft": "comcat",
+    "comcat's start, manual ranks": "comcat0, manual",
+    "comcat's start, ranks by energy": "comcat0, energy",
+    "comcat (comcat_search), objective as written": "comcat_search, written",
+    "comcat (comcat_search), the code's candidates": "comcat_search, official",
+    "comcat (comcat_search), no biases, as in the code": "comcat_search, unbiased",
+    "ours (best), sizes by the search": "best, searched",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size
 RECIPE = re.compile(r"\(([\w+-]+)\)$")

@@ -167,6 +167,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
             "distill_epochs": row.distill_epochs,
             "distill_changes": row.distill_changes,
             "full": row.full,
+            "finetune_changes": row.finetune_changes,
         }
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 

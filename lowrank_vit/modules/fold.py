@@ -111,6 +111,13 @@ def fold_attention(
     return small.to(device=dense.weight.device, dtype=dense.dtype)
 
 
+def without_biases(attention: LowRankAttention) -> LowRankAttention:
+    """Set to zero all biases of a smaller attention, in place, as COMCAT's code does, and return it."""
+    for layer in (attention.query, attention.proj):
+        layer.bias.data.zero_()
+    return attention
+
+
 def fold_values(
     site: AttentionSite,
     attention: nn.Module,

@@ -219,7 +219,7 @@ class Analysis:
         """Make the report and attach it to the model."""
         params, macs = reporting.size_entries(self.dense, compressed, self.size)
         methods = [*self.recipe.units.values(), self.recipe.allocator]
-        methods += [self.recipe.sense, self.recipe.measured, self.recipe.refit]
+        methods += [self.recipe.sense, self.recipe.search, self.recipe.measured, self.recipe.refit]
         report: Report = {
             "format": FORMAT,
             "model": reporting.architecture(self.model),

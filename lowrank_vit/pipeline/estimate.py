@@ -54,7 +54,8 @@ def estimate(
     rounds += [(recipe.sense.points, recipe.sense.images)] if recipe.sense is not None else []
     alone = sum(passes * min(images[0], measured) for passes, measured in rounds) * len(groups)
     refitted = PASSES_OF_REFIT * images[0] + 3 * images[1] if recipe.refit is not None else 0
-    seconds = images[0] * calibrated + (2 * images[1] + alone + refitted) * forward
+    searched = recipe.search.passes(images[0]) if recipe.search is not None else 0
+    seconds = images[0] * calibrated + (2 * images[1] + alone + refitted + searched) * forward
     seconds += DECOMPOSING * sum(group.work for group in groups)
     sums = sum(total.nbytes for layer in moments.values() for total in layer.sums.values())
     parts = FLOAT64 * 3 * sum(max(site.parameters, site.full_rank**2) for site in sites)

@@ -9,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lowrank_vit.pipeline.budget import budget_within, out_of_reach
+from lowrank_vit.pipeline.gating import preferred, searched
 from lowrank_vit.pipeline.scales import Scale, check_z, scale_of
 from lowrank_vit.pipeline.sensing import lost
 from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry
-from lowrank_vit.stages.allocate import Allocator, cheapest, least_cost, total_cost
+from lowrank_vit.stages.allocate import Allocator, cheapest, fill, least_cost, total_cost
 
 if TYPE_CHECKING:
     from lowrank_vit.pipeline.analysis import Analysis
@@ -54,19 +55,25 @@ class Planner:
                     points[name].append(point)
             curves = [measured(curve, points[curve.name]) for curve in self.curves]
             plan = self._allocate(curves, units)
+        if analysis.recipe.search is not None:
+            curves = searched(analysis, analysis.recipe.search, curves, units)
+            plan = self._allocate(curves, units)
         steps: list[dict[str, float | int | str]] = [
             {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
             for curve in self.curves
             for count, loss in points[curve.name]
         ]
         plan, counted = self._kept(curves, plan)
-        return replace(plan, measured=tuple(steps), budget=self._entry(plan, counted))
+        return replace(plan, measured=tuple(steps), budget=self._entry(plan, counted, curves))
 
     def _allocate(self, curves: Sequence[ErrorCurve], units: int) -> RankPlan:
         """Spend ``units``, what all units may cost together, by the losses of ``curves``."""
         allocator = self._allocator(units)
         with self.analysis.watch("allocate"):
-            return allocator(curves, units)
+            plan = allocator(curves, units)
+        if self.analysis.recipe.search is None:
+            return plan
+        return replace(plan, ranks=fill(self.curves, dict(plan.ranks), units))  # a search knows some sizes only
 
     def _allocator(self, units: int) -> Allocator:
         """Return the recipe's allocator, fitted to the model where it asks what a whole smaller model loses."""
@@ -101,9 +108,9 @@ class Planner:
         with self.analysis.watch("count"):
             return self.scale.count(self.analysis.sketch(plan))
 
-    def _entry(self, plan: RankPlan, counted: int) -> BudgetEntry:
-        dense = self.scale.dense
-        return {
+    def _entry(self, plan: RankPlan, counted: int, curves: Sequence[ErrorCurve]) -> BudgetEntry:
+        dense, search = self.scale.dense, self.analysis.recipe.search
+        entry: BudgetEntry = {
             "cost": self.budget.cost,
             "asked": str(self.budget),
             "dense": dense,
@@ -112,3 +119,4 @@ class Planner:
             "counted": counted,
             "where": self.scale.where,
         }
+        return entry if search is None else {**entry, "preferred": self._predicted(preferred(curves))}

@@ -20,6 +20,7 @@ from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer
 from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.search import SEARCHES, Search
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
@@ -41,7 +42,8 @@ class Recipe:
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
     plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
     predicted losses by measured ones; ``refit`` refits the output layers, in closed form, on the inputs that the smaller
-    model gives them.
+    model gives them. ``search``: learns on the calibration images what every size is worth while all units change, after
+    measured losses, if any; the allocator then spends the budget by that.
     Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
     """
 
@@ -60,6 +62,7 @@ class Recipe:
     sense: MeasuredCurves | None = None
     measured: MeasuredLosses | None = None
     refit: OutputRefit | None = None
+    search: Search | None = None
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -84,7 +87,7 @@ class Recipe:
     @property
     def needs_objective(self) -> bool:
         """Say whether a loss is probed or measured."""
-        return self.needs_gradient or self.replays
+        return self.needs_gradient or self.replays or self.search is not None
 
     @property
     def kinds(self) -> list[str]:
@@ -137,6 +140,7 @@ class Recipe:
             "sense": None if self.sense is None else self.sense.currency,
             "measured": 0 if self.measured is None else self.measured.rounds,
             "refit": self.refit is not None,
+            "search": named["search"],
             "about": self.about,
             "hyperparameters": {slot: plain(vars(method)) for slot, method in methods.items() if method is not None},
         }
@@ -149,6 +153,7 @@ def slots() -> dict[str, Callable[[str], Any] | None]:
     """Return the slots for methods, each with the look-up of a class by name; None where there is only one method."""
     registries: dict[str, Registry[Any]] = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
     registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
+    registries |= {"search": SEARCHES}
     return {slot: registry.get for slot, registry in registries.items()} | {
         "sense": None,
         "measured": None,
@@ -190,6 +195,7 @@ def _name(slot: str, method: Any) -> str | None:
         "allocator": ALLOCATORS,
         "compensation": COMPENSATIONS,
         "objective": OBJECTIVES,
+        "search": SEARCHES,
     }
     registry = GROUPS.get(slot).methods if slot in GROUPS.names() else registries.get(slot)
     return None if method is None or registry is None else registry.name_of(method)

@@ -5,6 +5,8 @@ What each paper has beyond that is in ``docs/rivals.md``. A reduced form never h
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.stages.allocate.equal_error import EqualError
@@ -22,8 +24,15 @@ from lowrank_vit.stages.decompose.mlp.first_order import FirstOrderUnits
 from lowrank_vit.stages.decompose.mlp.magnitude import Magnitude
 from lowrank_vit.stages.decompose.mlp.variance import Variance
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
+from lowrank_vit.stages.search.gates import Gates
 
 SIGNS = Classification(sampling="signs")
+COMCAT = Recipe(
+    name="comcat",
+    units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
+    search=Gates(),
+    about="plain SVD of head products and of the MLPs' layers, ranks learnt by gates, to be trained further (Xiao et al.)",
+)
 
 RECIPES = (
     Recipe(
@@ -53,6 +62,12 @@ RECIPES = (
         sense=MeasuredCurves(),
         about="plain SVD of head products and of the MLPs' layers, ranks by measured KL: where COMCAT begins (Xiao et al.)",
     ),
+    replace(
+        COMCAT,
+        name="comcat_search",
+        about="plain SVD of head products and of the MLPs' layers, ranks learnt by gates: COMCAT before its training",
+    ),
+    COMCAT,
     Recipe(
         name="ssp",
         units={"whole_heads": AttentionSalience(), "mlp": Magnitude()},

@@ -42,6 +42,7 @@ class BudgetEntry(TypedDict):
     """What the sizes were chosen for, in parameters, multiply-accumulates, bytes or nanoseconds, of the whole model.
 
     ``predicted`` adds up the sizes' prices, ``counted`` is of the model itself: a measured time, ``where`` says how.
+    ``preferred``: with the sizes that a search would have chosen by itself, which may exceed the limit.
     """
 
     cost: str
@@ -51,6 +52,7 @@ class BudgetEntry(TypedDict):
     predicted: int
     counted: int
     where: dict[str, Any]
+    preferred: NotRequired[int]
 
 
 class ZEntry(TypedDict):

@@ -19,6 +19,13 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training split")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="the highest learning rate")
     parser.add_argument("--distill", action="store_true", help="learn from the dense model's predictions, too")
+    parser.add_argument("--hard-teacher", action="store_true", help="with --distill: towards its answers alone")
+    parser.add_argument(
+        "--align-weight",
+        type=float,
+        default=0.0,
+        help="with --distill: of the first and last blocks' outputs (default: 0)",
+    )
     parser.add_argument("--full", action="store_true", help="train all parameters")
     add_logger(parser)
     parser.set_defaults(run=run)
@@ -47,6 +54,8 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         seed=args.seed,
         teacher=teacher,
         full=args.full,
+        hard_teacher=args.hard_teacher,
+        align_weight=args.align_weight,
     )
     report = {**report, "protocol": tuned.protocol, "finetune": tuned.describe()}
     save_trained(args, tuned.model, report)

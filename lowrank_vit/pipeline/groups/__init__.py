@@ -55,7 +55,10 @@ class Cut(Protocol):
 
 
 class Known(Protocol):
-    """A group whose module has been decomposed."""
+    """A group whose module has been decomposed.
+
+    It may have ``mixture(unit, sizes)``, a ``Mixture`` of the dense model's parameters, by which a search learns sizes.
+    """
 
     group: Group
 

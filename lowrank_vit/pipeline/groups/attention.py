@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,9 +13,11 @@ from torch import nn
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.linears import dense_linear, without_value_bias
 from lowrank_vit.linalg.elimination import refitted
-from lowrank_vit.modules.fold import fold_attention, fold_values
+from lowrank_vit.linalg.mixtures import Mixture
+from lowrank_vit.modules.fold import fold_attention, fold_values, without_biases
 from lowrank_vit.modules.pooled_attention import fold_pool
 from lowrank_vit.pipeline.groups import GROUPS, Ranks, Settings
+from lowrank_vit.pipeline.groups.mixtures import mixed_logits, mixed_outputs
 from lowrank_vit.pipeline.groups.modules import (
     KnownModule,
     ModuleCut,
@@ -28,6 +30,7 @@ from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite, PoolSite
 from lowrank_vit.records.moments import Moments, as_float64
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 
@@ -121,6 +124,17 @@ class AttentionGroup(ModuleGroup):
             return ModuleCut(fold_pool(site, pool, before, pair, (basis, chosen), (rows, bias)), kept)
         dense = family_of(model).attention_weights(model, site)
         directions = logits.units.kept(ranks.get(unit_name(site, QUERY_KEY)), alive)
-        return ModuleCut(
-            fold_attention(site, dense, logits.pair(directions), directions, basis, chosen, rows, bias), kept
-        )
+        small = fold_attention(site, dense, logits.pair(directions), directions, basis, chosen, rows, bias)
+        return ModuleCut(small if self.method.biases else without_biases(small), kept)
+
+    def mixture(self, known: KnownModule, unit: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense module's parameters, given the shares of several sizes of a unit."""
+        site, part, biases = self.site, known.parts[unit], self.method.biases
+        if isinstance(part, InputSubset):
+            return mixed_outputs(known.model, site.proj, part, sizes, biases)
+        if isinstance(site, PoolSite):
+            raise InputError(
+                f"{unit!r} compares known queries: sizes of attention pooling are no mixtures; choose others"
+            )
+        assert isinstance(part, Logits)
+        return mixed_logits(known.model, site.qkv, part, sizes, biases)

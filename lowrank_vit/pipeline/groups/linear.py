@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import dense_weight, find_sites
 from lowrank_vit.linalg.metric import OutputMetric, output_metric
+from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import CutLayer, fold
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, cubic_work
+from lowrank_vit.pipeline.groups.mixtures import mixed_rank
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Factors
@@ -146,6 +148,10 @@ class KnownLinear:
     def curves(self) -> list[ErrorCurve]:
         """Return the only curve."""
         return [self.curve]
+
+    def mixture(self, unit: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the layer's parameters, given the shares of several sizes."""
+        return mixed_rank(self, sizes)
 
     def probe_rank(self, unit: str) -> int:
         """Return the middle of the ranks."""

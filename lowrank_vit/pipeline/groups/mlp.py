@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +12,10 @@ from torch import nn
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.linalg.elimination import refitted
+from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import fold_mlp
 from lowrank_vit.pipeline.groups import GROUPS, Ranks, Settings
+from lowrank_vit.pipeline.groups.mixtures import mixed_outputs
 from lowrank_vit.pipeline.groups.modules import (
     KnownModule,
     ModuleCut,
@@ -67,3 +69,9 @@ class MlpGroup(ModuleGroup):
         kept = OutputApproximation(torch.eye(len(weight)).to(weight)[:, chosen], weight.new_zeros(len(weight)))
         dense = family_of(model).mlp_weights(model, site)
         return ModuleCut(fold_mlp(site, dense, chosen, rows, bias), kept)
+
+    def mixture(self, known: KnownModule, unit: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense module's parameters, given the shares of several sizes."""
+        subset = known.parts[unit]
+        assert isinstance(subset, InputSubset)
+        return mixed_outputs(known.model, self.site.fc2, subset, sizes)

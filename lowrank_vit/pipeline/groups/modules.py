@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of, survey
 from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.linalg.metric import output_metric
+from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.pipeline.groups import PLAIN, Ranks, Settings, cubic_work
 from lowrank_vit.records.costs import UnitCosts
@@ -152,6 +153,11 @@ class KnownModule:
         """Return half the number of directions."""
         directions = self.parts[unit].units
         return len(directions.order) // 2 // directions.multiple * directions.multiple
+
+    def mixture(self, unit: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense module's parameters, given the shares of several sizes of a unit."""
+        mixture: Mixture = self.group.mixture(self, unit, sizes)
+        return mixture
 
     def cut(self, ranks: Ranks) -> ModuleCut:
         """Cut at the sizes of all units."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,10 @@ from torch import nn
 
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.linears import dense_linear
+from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import fold_attention
 from lowrank_vit.pipeline.groups import GROUPS, Ranks, Settings
+from lowrank_vit.pipeline.groups.mixtures import mixed_outputs
 from lowrank_vit.pipeline.groups.modules import (
     KnownModule,
     ModuleCut,
@@ -22,7 +24,7 @@ from lowrank_vit.pipeline.groups.modules import (
     unit_name,
 )
 from lowrank_vit.records.costs import UnitCosts
-from lowrank_vit.records.factors import Logits, WholeHeads
+from lowrank_vit.records.factors import Directions, InputSubset, Logits, WholeHeads
 from lowrank_vit.records.layers import HEAD, AttentionSite, Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.registry import Registry
@@ -73,3 +75,11 @@ class WholeHeadGroup(ModuleGroup):
         small = fold_attention(site, dense, (same, same), kept, same, kept, weight[kept], bias)
         columns = torch.eye(len(weight)).to(weight)[:, kept]
         return ModuleCut(small, OutputApproximation(columns, dense.bias[-len(weight) :]))
+
+    def mixture(self, known: KnownModule, unit: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense module's parameters, given the shares of several numbers of heads."""
+        site, units = self.site, known.parts[unit].units
+        width, (weight, _) = site.head_width, dense_linear(known.model, site.proj)
+        order = (units.order[:, None] * width + torch.arange(width).to(units.order)).flatten()
+        kept = InputSubset.pruned(Directions(order, weight.new_zeros(len(order) + 1)), weight)
+        return mixed_outputs(known.model, site.proj, kept, [None if size is None else size * width for size in sizes])

@@ -61,7 +61,7 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
             f"recipe {recipe.name!r} cannot be nested: its units are fitted anew for every choice of them, so a smaller "
             "size is no part of a larger one; compress once for every size, or nest 'best'"
         )
-    if recipe.sense is not None:
+    if recipe.sense is not None or recipe.search is not None:
         raise InputError(
             f"recipe {recipe.name!r} cannot be nested: its losses are measured on the images, which a nested folder has not; "
             "compress once for every size (the measured losses are cached), or nest 'loss_aware'"

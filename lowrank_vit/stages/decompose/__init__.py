@@ -39,6 +39,11 @@ class AttentionDecomposition(Protocol):
     units: ClassVar[tuple[str, ...]]  # what is made smaller: QUERY_KEY, VALUE, or both; the other stays whole
     pools: ClassVar[bool]  # whether it takes attention pooling, too
 
+    @property
+    def biases(self) -> bool:
+        """Say whether the smaller attention has the biases of the dense one."""
+        ...
+
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Decompose the product of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
         ...

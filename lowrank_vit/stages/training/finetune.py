@@ -22,10 +22,10 @@ from torchmetrics import MeanMetric
 
 from lowrank_vit.architectures.linears import patch_embedding
 from lowrank_vit.modules.factors import expanded
-from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import quiet_run
+from lowrank_vit.stages.training.imitation import check_imitation, towards_teacher
 from lowrank_vit.stages.training.loop import SeededTraining, cosine, train
 
 
@@ -79,9 +79,8 @@ class PartialFineTune(SeededTraining):
     """The paper's partial fine-tune of a classifier, optionally distilled from a teacher.
 
     The paper gives ``partial_parameters``, 20 epochs, the learning rate 1e-4 and a cosine, here to zero, step by step. The
-    loss is cross-entropy, of which a teacher replaces the share ``distillation_weight`` by ``distillation_loss``. Freezes
-    the other parameters of ``model``. The teacher is in no checkpoint and in no count. All of the following is recorded,
-    and each is a free choice: the paper does not say.
+    loss is cross-entropy, with a teacher that of ``towards_teacher``. Freezes the other parameters of ``model``. The teacher
+    is in no checkpoint and in no count. All of the following is recorded, and each is a free choice: the paper does not say.
 
     - AdamW, with ``weight_decay`` 0: what is trained is mostly vectors.
     - ``label_smoothing`` 0.1, as in the training of DeiT and Swin.
@@ -108,6 +107,8 @@ class PartialFineTune(SeededTraining):
         teacher: nn.Module | None = None,
         distillation_weight: float = 0.5,
         temperature: float = 1.0,
+        hard_teacher: bool = False,
+        align_weight: float = 0.0,
         seed: int = 0,
         run: dict[str, Any] | None = None,
     ) -> None:
@@ -115,6 +116,7 @@ class PartialFineTune(SeededTraining):
             raise InputError("epochs, lr and temperature must be positive, and weight_decay not negative; all finite")
         if not (0 <= distillation_weight <= 1 and 0 <= label_smoothing <= 1):
             raise InputError("distillation_weight and label_smoothing must be between 0 and 1")
+        check_imitation(teacher, hard_teacher, align_weight)
         super().__init__(model, teacher, self.names(model))
         self.save_hyperparameters(ignore=["model", "teacher", "run"])
         self.save_hyperparameters({"distilled": teacher is not None, **(run or {})})
@@ -146,14 +148,13 @@ class PartialFineTune(SeededTraining):
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Compute the training loss, a mean over the batch. images: (B, C, H, W), labels: (B,)."""
-        logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
+
+        def labelled(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
+
         if not self._teacher:
-            return loss
-        with torch.no_grad():
-            target = self._teacher[0](images)
-        weight = self.hparams["distillation_weight"]
-        return (1 - weight) * loss + weight * distillation_loss(logits, target, self.hparams["temperature"])
+            return labelled(self.model(images))
+        return towards_teacher(self.model, self._teacher[0], images, labelled, self.hparams, self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch. Raises ``InputError`` where the first batch is not labelled."""
@@ -220,7 +221,7 @@ def finetune(
     teacher: nn.Module | None = None,
     full: bool = False,
     progress: bool = True,
-    **fields: float,
+    **fields: Any,
 ) -> PartialFineTune:
     """Fine-tune ``model`` in place, ``full`` or partially; ``fields`` are further ones of ``PartialFineTune``.
 

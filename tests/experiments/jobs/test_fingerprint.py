@@ -47,6 +47,7 @@ JOBS = {
 WHOLE = {"best", "swin", "real", "distilled", "loss"}
 ALL = {*JOBS}
 SENSED = {name for name, recipe in RECIPES.items() if recipe.sense is not None}
+GATED = {name for name, recipe in RECIPES.items() if recipe.search is not None}
 PAPER = {"paper", "paper, closed form", "sparse Z"}
 
 
@@ -61,7 +62,10 @@ PLANTED = {  # file: what is replaced by what in it, and whose fingerprints chan
         ("damping: float = ", "damping: float = 1 + "),
         {"loss_aware", *WHOLE},  # which fall back to it
     ),
-    "lowrank_vit/stages/decompose/attention/heads.py": (MARK, {*WHOLE, "comcat0", "corp"}),  # which build upon it
+    "lowrank_vit/stages/decompose/attention/heads.py": (
+        MARK,
+        {*WHOLE, "comcat0", *GATED, "corp"},
+    ),  # which build upon it
     "lowrank_vit/stages/allocate/paper.py": (MARK, {*PAPER, "paper_charitable", "compensation"}),
     "lowrank_vit/stages/compensate/kinds/unstructured.py": (MARK, {"sparse Z"}),
     "lowrank_vit/stages/compensate/minibatch.py": (MARK, MINIBATCH),
@@ -70,6 +74,7 @@ PLANTED = {  # file: what is replaced by what in it, and whose fingerprints chan
     "lowrank_vit/stages/calibrate/statistics/gate_fisher.py": (MARK, {"ssp", "vtp-taylor"}),
     "lowrank_vit/stages/calibrate/statistics/head_fisher.py": (MARK, WHOLE),
     "lowrank_vit/stages/calibrate/statistics/representative.py": (MARK, {*PAPER, "energy", "compensation"}),
+    "lowrank_vit/stages/search/gates.py": (MARK, GATED),
     "lowrank_vit/stages/training/finetune.py": (MARK, {"tuned"}),
     "lowrank_vit/stages/training/distill.py": (MARK, {"distilled"}),
     "lowrank_vit/stages/quantize/nearest.py": (MARK, {"8 bits", "3 bits"}),

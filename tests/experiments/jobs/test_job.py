@@ -66,6 +66,7 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         True,
         "gptq",
         {"logit_weight": 0.0},
+        {"hard_teacher": True},
         "macs",
         {"rule": "tome", "macs": 0.6},
         True,

@@ -113,3 +113,21 @@ def test_whole_logits_stay() -> None:
     whole = Logits.whole(HEADS, WIDTH, torch.zeros(1).double())
     assert torch.equal(whole.query[1], torch.eye(WIDTH).double())
     assert whole.units.kept(None).tolist() == list(range(INNER))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_bias_of_queries_is_a_row_of_their_weight(rank: int) -> None:
+    """The best of a rank for ``[x, 1] [W_q; b_q] W_k^T``, of every head: what is lost is the tail of its SVD."""
+    weight, bias = normal(N, 3 * INNER).double(), normal(3 * INNER, seed=8).double()
+    logits = HeadProducts(bias_row=True).logits(ATTENTION, weight, bias, NOTHING)
+    lost = torch.zeros((), dtype=torch.float64)
+    for head in range(HEADS):
+        own, other = (slice(place * INNER + head * WIDTH, place * INNER + (head + 1) * WIDTH) for place in (0, 1))
+        queries, keys = torch.cat([weight[:, own], bias[None, own]]), weight[:, other]
+        u, sizes, vt = torch.linalg.svd(queries @ keys.T)
+        found = queries @ logits.query[head, :, :rank] @ (keys @ logits.key[head, :, :rank]).T
+        torch.testing.assert_close(found, u[:, :rank] * sizes[:rank] @ vt[:rank])
+        lost += sizes[rank:].square().sum()
+    torch.testing.assert_close(logits.units.loss[HEADS * rank], lost)
+    bare = HeadProducts(bias_row=True, biases=False).logits(ATTENTION, weight, bias, NOTHING)
+    assert torch.equal(bare.query, HeadProducts().logits(ATTENTION, weight, bias, NOTHING).query)

@@ -31,6 +31,7 @@ class Coordinates:
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset({"input_second"}), frozenset())
     units: ClassVar[tuple[str, ...]] = (QUERY_KEY,)
     pools: ClassVar[bool] = False
+    biases: ClassVar[bool] = True
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Order the dimensions, each head's first, then each head's second; weight: (n, 3 h s), bias: (3 h s,)."""

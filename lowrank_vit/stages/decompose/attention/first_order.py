@@ -25,6 +25,7 @@ class FirstOrderValues:
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset({"gate_fisher"}))
     units: ClassVar[tuple[str, ...]] = (VALUE,)
     pools: ClassVar[bool] = False
+    biases: ClassVar[bool] = True
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Return queries and keys as they are."""

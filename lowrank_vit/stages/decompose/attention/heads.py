@@ -112,6 +112,7 @@ class HeadLowRank:
 
     units: ClassVar[tuple[str, ...]] = (QUERY_KEY, VALUE)
     pools: ClassVar[bool] = True
+    biases: ClassVar[bool] = True
 
     @staticmethod
     def pooled(queries: Tensor, moments: Moments) -> Logits:

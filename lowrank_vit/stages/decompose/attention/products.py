@@ -40,16 +40,23 @@ class HeadProducts:
 
     The start of COMCAT (Xiao et al., ICML 2023). Its code zeroes the biases of attention; here they are kept: that of the
     queries goes through the same transform, that of the values through the dense product into the output's bias.
-    The loss is the energy left out.
+    The loss is the energy left out. ``biases``: False leaves the smaller attention without any, as in that code.
+    ``bias_row``: the bias of the queries is one more row of ``W_q``, as the logits have it; otherwise the directions are
+    those of the weights alone.
     """
+
+    biases: bool = True
+    bias_row: bool = False
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset())
     units: ClassVar[tuple[str, ...]] = (QUERY_KEY, VALUE)
     pools: ClassVar[bool] = False
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
-        """Decompose the product of queries and keys; weight: (n, 3 h s)."""
+        """Decompose the product of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
         queries, keys = (_by_heads(part, site.qkv.heads) for part in weight.chunk(3, 1)[:2])
+        if self.bias_row and self.biases:
+            queries = torch.cat([queries, _by_heads(bias.chunk(3)[0][None], site.qkv.heads)], 1)
         query, key, sizes = _stacked(queries, keys)
         return Logits(self._units(site, sizes), query, key)
 

@@ -1,0 +1,55 @@
+"""Mixtures of sizes against their definition: every candidate as a matrix of its own, weighed by its share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowrank_vit.linalg.mixtures import Gated, Mixed, MixedQueries, first_kept
+
+SIZES = [1, 3, 4, None]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shares() -> Tensor:
+    return normal(len(SIZES), seed=1).softmax(0)
+
+
+def test_which_directions_a_size_keeps() -> None:
+    assert first_kept([1, 3, None], 4).tolist() == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_a_mixture_of_truncations_is_a_gate_on_directions(dtype: torch.dtype, within: float) -> None:
+    u, v, p = (each.to(dtype) for each in (normal(7, 6), normal(5, 6, seed=2), shares()))
+    gated = Gated(u, v, first_kept(SIZES, 6).to(dtype))(p)
+    whole = sum(share * v[:, :size] @ u[:, :size].T for share, size in zip(p, SIZES, strict=True))
+    assert float((gated - whole).abs().max() / whole.abs().max()) <= within
+
+
+def test_logits_of_mixed_queries_are_the_mixture_of_logits() -> None:
+    """Of two heads, with biases of queries and keys; the rows of keys and values stay as they are."""
+    heads, width, n = 2, 3, 4
+    layer, bias = normal(3 * heads * width, n).double(), normal(3 * heads * width, seed=2).double()
+    matrices, x, p = normal(4, heads, width, width, seed=3).double(), normal(5, n, seed=4).double(), shares().double()
+
+    def by_heads(weight: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        made = (x @ weight.T + shift).unflatten(-1, (3, heads, width))
+        return made[:, 0].transpose(0, 1), made[:, 1].transpose(0, 1)
+
+    query, key = by_heads(layer, bias)
+    truth = sum(share * query @ own @ key.mT for share, own in zip(p, matrices, strict=True))
+    mixed = MixedQueries(layer, matrices)(p), MixedQueries(bias, matrices)(p)
+    query, key = by_heads(*mixed)
+    torch.testing.assert_close(query @ key.mT, truth, rtol=1e-12, atol=1e-12)
+    assert torch.equal(mixed[0][heads * width :], layer[heads * width :])
+    assert torch.equal(mixed[1][heads * width :], bias[heads * width :])
+
+
+def test_other_values_are_weighed_as_they_are() -> None:
+    values = normal(4, 2, 3)
+    torch.testing.assert_close(Mixed(values)(torch.tensor([0.0, 0.25, 0.75, 0.0])), values[1] / 4 + 3 * values[2] / 4)
