@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.formats import export
+    from lowrank_vit.stages.export.integers import export_integers
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
@@ -78,6 +79,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "export_integers",
     "family_of",
     "fewer_tokens",
     "file_bytes",
@@ -124,6 +126,7 @@ _HOMES = {
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.formats": ("export",),
+    "stages.export.integers": ("export_integers",),
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),
