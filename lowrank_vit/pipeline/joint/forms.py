@@ -91,8 +91,9 @@ def cut_form(known: Any, curves: Sequence[ErrorCurve], dense: nn.Module, points:
     Every dimension of a folded layer is affine in the sizes, so a fold at the largest size and one for each unit at a
     smaller one tell them all. ``points``: how many sizes of each unit are offered at most.
     """
-    whole = parameter_count(known.cut(counts(curves)).fold()) <= parameter_count(dense)
-    whole = whole and all(len(curve.errors) > size for curve, size in zip(curves, counts(curves).values(), strict=True))
+    largest = counts(curves)
+    whole = _weights(known.cut(largest).fold()) <= _weights(dense)
+    whole = whole and all(len(curve.errors) > largest[curve.name] for curve in curves)
     sizes = {curve.name: _sizes(curve, points, whole) for curve in curves}
     if not all(sizes.values()):
         return None
@@ -134,6 +135,11 @@ def _sizes(curve: ErrorCurve, points: int, whole: bool) -> list[int]:
     places = np.unique(np.linspace(0, len(ranks) - 1, min(points, len(ranks))).round().astype(int))
     full = [curve.full_rank or len(curve.errors) - 1] if whole else []
     return sorted({*(ranks[int(place)] for place in places), *full})
+
+
+def _weights(module: nn.Module) -> int:
+    """Count the weights of the linear layers inside a module."""
+    return sum(layer.weight.numel() for layer in linears(module).values())
 
 
 def _shapes(module: nn.Module) -> dict[str, NDArray[np.int64]]:

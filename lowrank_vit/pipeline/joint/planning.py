@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from lowrank_vit.pipeline.joint.rounding import rounding_losses
 from lowrank_vit.pipeline.phases import Phases, identity
 from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.records.images import Images
 from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POINTS = 32  # sizes of each unit that are offered
 CLOSE = 1 / 500  # of the budget may be left
-IMAGES = 32  # on which the rounding of a layer is measured: no labels, and both models see the same ones
+IMAGES = 32  # on which the rounding of a layer is measured
 ROUNDS = 8  # in which the plan is brought close to the budget by the size of the file
 
 
@@ -102,6 +104,7 @@ class JointPlanner:
                 inside,
                 self.outside,
                 analysis.images,
+                self.judges,
                 self.bits,
                 objective=analysis.recipe.objective,
                 quantizer=self.quantizer,
@@ -112,25 +115,33 @@ class JointPlanner:
         with analysis.watch("round"):
             found = dict(self._kept("rounding", measure))
         found = {name: {**losses, HALF: 0.0} for name, losses in found.items()}
-        for name, forms in self.forms.items():
+        for forms in self.forms.values():
+            dense = [found[layer.name] for layer in forms[0].layers]
             for layer in (layer for form in forms if not form.whole for layer in form.layers):
-                found[layer.name] = found[name]  # each factor, rounded, disturbs the output as the dense weight does
+                # each factor, rounded, disturbs the output as the rounded dense weight does
+                found[layer.name] = {bits: fmean(losses[bits] for losses in dense) for bits in (*self.bits, HALF)}
         return found
 
     def _kept(self, name: str, compute: Callable[[], T]) -> T:
         """Compute what does not depend on the budget, or find it in the cache, where the images have a name."""
         analysis = self.analysis
-        if analysis.images.fingerprint is None:
+        names = [analysis.images.fingerprint, self.judges.fingerprint]
+        if None in names:
             return compute()
-        key = identity(self.whole, analysis.moments, analysis.images.fingerprint)
+        key = identity(self.whole, analysis.moments, *names)
         phases = Phases(cache_folder() / "rounding", key, analysis.device)
         plain = [list(self.bits), repr(self.quantizer), repr(analysis.recipe.objective), IMAGES]
         return phases.of(*plain)(name, compute)
 
     @property
     def measured(self) -> MeasuredLosses:
-        """Return how predicted losses are corrected: as the recipe does, or else entirely."""
-        return self.analysis.recipe.measured or MeasuredLosses(trust=1.0)
+        """Return how the losses of sizes are measured: as the recipe does, but trusted, as those of roundings are."""
+        return replace(self.analysis.recipe.measured or MeasuredLosses(), trust=1.0)
+
+    @property
+    def judges(self) -> Images:
+        """Return the images that losses are measured on: unseen ones, as cuts are fitted to those that were seen."""
+        return self.analysis.unseen or self.analysis.images
 
     def fronts(self, curves: Mapping[str, Sequence[ErrorCurve]]) -> dict[str, Front]:
         """Return all choices; ``curves``: of the units, by group."""
@@ -156,7 +167,7 @@ class JointPlanner:
         points: dict[str, tuple[int, float]] = {}
         for _ in range(self.measured.rounds):
             with analysis.watch("measure"):
-                points = analysis.measure(self._probed(plan), analysis.images.each(), self.measured.images)
+                points = analysis.measure(self._probed(plan), self.judges.each(), self.measured.images)
             curves = {
                 name: [self.measured(curve, [points[curve.name]]) for curve in own]
                 for name, own in analysis.curves_by_group.items()

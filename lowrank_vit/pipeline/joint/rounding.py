@@ -33,6 +33,7 @@ def rounding_losses(
     inside: Sequence[str],
     outside: Sequence[str],
     images: Images,
+    judged_on: Images,
     bits: Sequence[int],
     *,
     objective: Objective,
@@ -42,8 +43,8 @@ def rounding_losses(
 ) -> Losses:
     """Return the loss of each layer's rounding to each of ``bits``, with the rest of the model as it is.
 
-    ``inside``: layers in the model's blocks, ``outside``: others. ``measured``: the number of images that the divergence
-    is measured on, at the bits that are nearest to 3.
+    ``inside``: layers in the model's blocks, ``outside``: others. ``images``: those whose moments the layers are rounded by;
+    ``judged_on``: those that the divergence is measured on, the first ``measured``, at the bits that are nearest to 3.
     """
     at = min(bits, key=lambda each: abs(each - MEASURED))
     errors, rounded = dict[str, dict[int, float]](), dict[str, QuantizedLinear]()
@@ -55,7 +56,7 @@ def rounding_losses(
             errors[name] = {each: output_error(layer, small[each], inputs) for each in bits}
             rounded[name] = small[at]
     found = {}
-    losses = _measured(model, inside, outside, rounded, images, objective, measured, progress)
+    losses = _measured(model, inside, outside, rounded, judged_on, objective, measured, progress)
     for name, loss in losses:
         scale = max(loss, LEAST) / max(errors[name][at], torch.finfo(torch.float64).tiny)
         found[name] = {each: scale * error for each, error in errors[name].items()}

@@ -13,6 +13,7 @@ from lowrank_vit import InputError, compress
 from lowrank_vit.modules.counting import saved_bytes
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.pipeline.joint import compress_jointly
+from lowrank_vit.pipeline.joint.forms import cut_form, linears
 from lowrank_vit.pipeline.joint.planning import JointPlanner
 from lowrank_vit.stages.quantize.gptq import ErrorFeedback
 from tests.support.models import VIT, images, outputs, tiny
@@ -44,7 +45,7 @@ def test_the_file_is_at_most_one_per_cent_below_the_budget(recipe: str, share: f
     assert torch.equal(outputs(lowrank_vit.load(tmp_path / "small"), images(4)), outputs(small, images(4)))
 
 
-@pytest.mark.parametrize("kind", ["swin", "mixer"])
+@pytest.mark.parametrize("kind", ["swin", "mixer", "convnext"])
 def test_other_families_keep_within_the_budget(kind: str) -> None:
     limit = int(0.8 * half(kind))
     small, report = compress(tiny(kind), [images(12, kind)], budget=f"bytes={limit}B", bits=BITS)
@@ -62,6 +63,31 @@ def test_the_largest_forms_compute_what_the_model_does() -> None:
         planner = JointPlanner(analysis, BITS, ErrorFeedback())
         x = images(3, kind).double()
         torch.testing.assert_close(outputs(planner.whole, x), outputs(analysis.model, x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_form_tells_the_shapes_of_every_size() -> None:
+    """Against modules that are folded at other sizes than those that the form was found from."""
+    analysis = lowrank_vit.analyse(tiny(), [images(12)], "best")
+    for known in analysis.known:
+        curves = analysis.curves_by_group[known.group.name]
+        form = cut_form(known, curves, analysis.model.get_submodule(known.group.name), 4)
+        assert form is not None
+        assert form.whole
+        for terms in form.terms[1::3]:
+            module = known.cut(dict(zip(form.sizes, terms[1:].tolist(), strict=True))).fold()
+            found = {f"{known.group.name}.{name}": layer for name, layer in linears(module).items()}
+            assert [(layer.name, terms @ layer.rows, terms @ layer.columns) for layer in form.layers] == [
+                (name, *layer.weight.shape) for name, layer in found.items()
+            ]
+            weights = sum(layer.weight.numel() for layer in found.values())
+            assert terms @ form.rest == sum(each.numel() for each in module.parameters()) - weights
+
+
+def test_attention_without_biases_is_cut_and_rounded() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, qkv_bias=False).eval()
+    limit = int(0.8 * saved_bytes(model, torch.float16))
+    assert saved_bytes(compress(model, [images(12)], budget=f"bytes={limit}B", bits=BITS)[0], torch.float16) <= limit
 
 
 def test_more_bytes_lose_less() -> None:
