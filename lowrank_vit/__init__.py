@@ -4,8 +4,8 @@ compressed, report = lowrank_vit.compress(model, calibration=dataloader, reducti
 lowrank_vit.save(compressed, "small")
 model = lowrank_vit.load("small")
 
-In place of ``reduction``, ``budget={"macs": 0.5}`` and the like: params, macs, bytes or latency that remain. With
-``budget="bytes=4MiB"``, ``bits=(2, 3, 4, 8)`` chooses sizes and bits together.
+In place of ``reduction``, ``budget={"macs": 0.5}`` and the like: params, macs, bytes or latency that remain.
+``compress_and_quantize(model, dataloader, "bytes=4MiB")`` chooses sizes and bits together.
 
 Public are the names below, and the packages ``runtime``, ``records``, ``linalg``, ``modules``, ``objectives``, ``data``
 and ``models``. All other modules are internal: what they do is reached by the names below.
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from lowrank_vit.architectures.base import family_of, first_inputs
     from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_weight, find_sites
     from lowrank_vit.pipeline.analysis import Analysis
-    from lowrank_vit.pipeline.api import analyse, sweep
+    from lowrank_vit.pipeline.api import analyse, compress, sweep
     from lowrank_vit.pipeline.budget import check_budget, check_reduction
-    from lowrank_vit.pipeline.compressing import compress
+    from lowrank_vit.pipeline.joint import compress_and_quantize
     from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
@@ -74,6 +74,7 @@ __all__ = [
     "compare",
     "compensate_minibatch",
     "compress",
+    "compress_and_quantize",
     "dense_report",
     "dense_weight",
     "distill",
@@ -102,9 +103,9 @@ _HOMES = {
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "pipeline.analysis": ("Analysis",),
-    "pipeline.api": ("analyse", "sweep"),
+    "pipeline.api": ("analyse", "compress", "sweep"),
     "pipeline.budget": ("check_budget", "check_reduction"),
-    "pipeline.compressing": ("compress",),
+    "pipeline.joint": ("compress_and_quantize",),
     "pipeline.quantizing": ("quantize",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.recipes": ("RECIPES", "get_recipe"),

@@ -99,10 +99,9 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     folders = {JOBS: jobs, f"{STAGE}/training": training, f"{STAGE}/correct": correct, PIPELINE: {"api": real}}
     folders |= {f"{STAGE}/compensate": {"minibatch": any(recipe.solver == "minibatch" for recipe in recipes)}}
     folders |= {MODELS: standin | {"weights": not job.standin}}
-    images = job.quantizer is not None
-    folders |= {
-        f"{STAGE}/quantize": {"nearest": job.bits is not None, "gptq": job.quantizer == "gptq", "inputs": images}
-    }
+    at_bytes = job.measure is not None and job.measure.startswith("bytes_")  # these round, and name what by
+    rounding = {"nearest": job.bits is not None, "gptq": job.quantizer == "gptq", "inputs": job.quantizer is not None}
+    folders |= {f"{STAGE}/quantize": {name: taken or at_bytes for name, taken in rounding.items()}}
     folders |= {"lowrank_vit/storage": {"folder": job.bits is not None}}  # whose files' sizes are measured
     folders |= {"lowrank_vit/records/costs": {"parameters": bool(recipes)}}
     folders |= {f"{PIPELINE}/scales": {"counted": bool(recipes), "latency": False}}  # budgets are in parameters

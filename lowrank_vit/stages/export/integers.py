@@ -105,7 +105,7 @@ class Calibrated:
         """Write the file with the products of these ``names`` in 8 bits."""
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-        class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        class Reader(CalibrationDataReader):
             def __init__(self, images: Sequence[Tensor]) -> None:
                 self.feeds = ({INPUT: batch.numpy()} for batch in images)
 
