@@ -5,6 +5,7 @@ lowrank_vit.save(compressed, "small")
 model = lowrank_vit.load("small")
 
 In place of ``reduction``, ``budget={"macs": 0.5}`` and the like: params, macs, bytes or latency that remain.
+``compress_and_quantize(model, dataloader, "bytes=4MiB")`` chooses sizes and bits together.
 
 Public are the names below, and the packages ``runtime``, ``records``, ``linalg``, ``modules``, ``objectives``, ``data``
 and ``models``. All other modules are internal: what they do is reached by the names below.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.analysis import Analysis
     from lowrank_vit.pipeline.api import analyse, compress, sweep
     from lowrank_vit.pipeline.budget import check_budget, check_reduction
+    from lowrank_vit.pipeline.joint import compress_and_quantize
     from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.formats import export
+    from lowrank_vit.stages.export.integers import export_integers
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
@@ -71,11 +74,13 @@ __all__ = [
     "compare",
     "compensate_minibatch",
     "compress",
+    "compress_and_quantize",
     "dense_report",
     "dense_weight",
     "distill",
     "evaluate",
     "export",
+    "export_integers",
     "family_of",
     "fewer_tokens",
     "file_bytes",
@@ -100,6 +105,7 @@ _HOMES = {
     "pipeline.analysis": ("Analysis",),
     "pipeline.api": ("analyse", "compress", "sweep"),
     "pipeline.budget": ("check_budget", "check_reduction"),
+    "pipeline.joint": ("compress_and_quantize",),
     "pipeline.quantizing": ("quantize",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.recipes": ("RECIPES", "get_recipe"),
@@ -121,6 +127,7 @@ _HOMES = {
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.formats": ("export",),
+    "stages.export.integers": ("export_integers",),
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),

@@ -108,10 +108,9 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     }
     folders |= {f"{STAGE}/compensate": {"minibatch": any(recipe.solver == "minibatch" for recipe in recipes)}}
     folders |= {MODELS: standin | {"weights": not job.standin}}
-    images = job.quantizer is not None
-    folders |= {
-        f"{STAGE}/quantize": {"nearest": job.bits is not None, "gptq": job.quantizer == "gptq", "inputs": images}
-    }
+    at_bytes = job.measure is not None and job.measure.startswith("bytes_")  # these round, and name what by
+    rounding = {"nearest": job.bits is not None, "gptq": job.quantizer == "gptq", "inputs": job.quantizer is not None}
+    folders |= {f"{STAGE}/quantize": {name: taken or at_bytes for name, taken in rounding.items()}}
     folders |= {"lowrank_vit/storage": {"folder": job.bits is not None}}  # whose files' sizes are measured
     folders |= {
         "lowrank_vit/records/costs": {name: bool(recipes) and job.cost == name for name in ("parameters", "macs")}

@@ -88,7 +88,7 @@ class Job:
         Fields at their defaults are left out, so that a field added later with a default changes no key.
         """
         defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-        defaults |= dict.fromkeys(("changes", "distill_changes", "finetune_changes", "tokens"), {})
+        defaults |= {name: {} for name in ("changes", "distill_changes", "finetune_changes", "tokens")}
         given = {name: value for name, value in self.as_json().items() if defaults.get(name, ...) != value}
         return _short_hash(given)
 

@@ -10,6 +10,7 @@ from experiments.report import cells
 from experiments.report.cells import Notes, Row
 from experiments.report.formats import file_size, human, of_share, percent, printed_count, share, times
 from experiments.report.scan_columns import SCAN_COLUMNS
+from experiments.report.size_columns import SIZE_COLUMNS
 from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
@@ -79,6 +80,7 @@ UNSEEN = (
 NEIGHBOURS = "k-NN, probe: top-1 in percent of the nearest neighbours and of a linear probe, both on the features."
 SPEED = "Speed-up: measured in turns with the dense model, at that many images a batch, eager, in float32 on a CPU."
 SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
+FLOAT = "Float32: top-1 before the weights were rounded."
 COUNTED = "Size counted: all parameters times the bits of a weight, as if nothing else were stored."
 
 CATALOGUE = {
@@ -111,9 +113,7 @@ CATALOGUE = {
         ),
         _number("top1_reported", "Top-1 reported", percent, "Top-1\npaper", TOP1),
         Column("top1_dense", "Top-1 dense", cells.dense_text, _field("top1_dense"), short="dense\n%", about=TOP1),
-        _number(
-            "top1_float", "Top-1 float32", percent, "float32\n%", "Float32: top-1 before the weights were rounded."
-        ),
+        _number("top1_float", "Top-1 float32", percent, "float32\n%", FLOAT),
         Column("top1_before_finetune", "before FT", cells.before_text, cells.before, short="before\nFT %", about=TOP1),
         Column("top1", "after FT", cells.after_text, cells.after, short="after\nFT %", about=TOP1),
         Column(
@@ -148,7 +148,7 @@ CATALOGUE = {
         _number(
             "feature_error", "Feature error", cells.error, about="Feature error: in shares of the features' variance."
         ),
-        *(_number(*each) for each in SCAN_COLUMNS),
+        *(_number(*each) for each in (*SCAN_COLUMNS, *SIZE_COLUMNS)),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
         _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),

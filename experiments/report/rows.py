@@ -13,6 +13,7 @@ from experiments.jobs.results import ERROR, find_result, is_stale, job_folder, r
 from experiments.report import ablation, sizes
 from experiments.report.columns import DEFAULT, chosen
 from experiments.report.scan_columns import SCAN_FIELDS
+from experiments.report.size_columns import SIZE_FIELDS
 from experiments.report.styles import untrained
 from experiments.runner.plan import jobs_of
 from experiments.tables.rows import Reported, Row, Table
@@ -77,6 +78,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "speedup_1",
     "speedup_8",
     *SCAN_FIELDS,
+    *SIZE_FIELDS,
 )
 MEANS = {  # field of a row: where a result has the number
     "macs": ("macs", "compressed"),
@@ -95,7 +97,7 @@ MEANS = {  # field of a row: where a result has the number
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
     "top1_tuned": ("measured", "top1_tuned"),
-    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *SCAN_FIELDS)},
+    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *SCAN_FIELDS, *SIZE_FIELDS)},
     "images": ("n",),
     **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
 }

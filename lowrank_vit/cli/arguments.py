@@ -172,6 +172,11 @@ def shares(text: str) -> dict[str, float]:
     return {part.strip(): float(part) for part in text.split(",")}
 
 
+def whole_numbers(text: str) -> list[int]:
+    """Read whole numbers."""
+    return [int(part) for part in text.split(",")]
+
+
 def check_figure(path: Path) -> None:
     """Raise ``InputError`` for a figure's file of another kind than those that can be drawn."""
     if path.suffix.lower() not in (".png", ".pdf", ".svg"):

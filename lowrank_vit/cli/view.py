@@ -191,7 +191,8 @@ def precision(report: Report) -> str:
     if not entry["layers"]:
         return "float16"
     lost = 100 * entry["relative_weight_error"]
-    return f"{entry['bits']} bits in {entry['layers']} layers, float16 elsewhere (weights differ by {lost:.2f} %)"
+    bits = f"{entry['bits']} bits" + (" in the mean" if "layer_bits" in entry else "")
+    return f"{bits} in {entry['layers']} layers, float16 elsewhere (weights differ by {lost:.2f} %)"
 
 
 def kept(layer: LayerEntry) -> str:

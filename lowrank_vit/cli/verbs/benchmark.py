@@ -34,12 +34,28 @@ def add_parser(verbs: Any) -> None:
         default="highest",
         help="torch.set_float32_matmul_precision, for both models",
     )
+    parser.add_argument(
+        "--onnx",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="time these files of `export` in onnxruntime in place of the models, each beside the first",
+    )
+    parser.add_argument(
+        "--data", metavar="SPEC", help="measure top-1 of the --onnx files on its validation images, too"
+    )
+    parser.add_argument("--limit", type=int, default=200, help="of the validation images")
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure a folder's model and the dense one in turns, setting by setting."""
+    """Measure a folder's model and the dense one in turns, setting by setting; or exported files, batch by batch."""
+    if args.onnx is not None:
+        _files(args)
+        return
+    if args.data is not None:
+        raise InputError("--data is for files of --onnx: `lowrank-vit evaluate` measures a folder's accuracy")
     import torch
 
     from lowrank_vit.modules.counting import parameter_bytes
@@ -65,6 +81,38 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(results))
     else:
         _show(results)
+
+
+def _files(args: argparse.Namespace) -> None:
+    """Measure exported files of a folder's model in turns."""
+    from timm.data import resolve_model_data_config
+
+    from lowrank_vit.data import ImageData
+    from lowrank_vit.modules.counting import input_size
+    from lowrank_vit.pipeline.deployed import compare_files
+    from lowrank_vit.storage import folder as storage
+
+    model = storage.load(args.folder)
+    size = input_size(model)
+    if size is None:
+        raise InputError("the model does not say the size of its images, so its files cannot be run")
+    labelled = None
+    if args.data is not None:
+        labelled = ImageData(
+            args.data, resolve_model_data_config(model), batch_size=16, limit=args.limit
+        ).val_dataloader()
+    batches = _sizes(args.batches)
+    rows = compare_files(args.onnx, size, batches, seconds=args.seconds, clock=args.clock, labelled=labelled)
+    if args.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        times = ", ".join(
+            f"batch {batch} {1e3 * one['seconds']:.1f} ms ({one['speedup']:.2f} x)"
+            for batch, one in row["times"].items()
+        )
+        top1 = f"top-1 {row['top1']:.2f} % of {row['n']}, " if "top1" in row else ""
+        print(f"{row['file']}: {row['bytes'] / 2**20:.2f} MiB, {top1}{times}")
 
 
 def _sizes(text: str) -> list[int]:

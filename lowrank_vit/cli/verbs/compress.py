@@ -18,6 +18,7 @@ from lowrank_vit.cli.arguments import (
     held_out_images,
     named_model,
     shares,
+    whole_numbers,
 )
 from lowrank_vit.cli.unfinished import unfinished
 from lowrank_vit.records.budgets import Size, parse_budgets
@@ -75,7 +76,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def _add_savings(parser: argparse.ArgumentParser) -> None:
-    """Add what saves parameters beside the units of blocks."""
+    """Add what saves parameters, or bits, beside the units of blocks."""
     parser.add_argument(
         "--pivoted",
         action="store_true",
@@ -92,6 +93,13 @@ def _add_savings(parser: argparse.ArgumentParser) -> None:
         "--embeddings",
         action="store_true",
         help="give patch and position embeddings a rank, too, under the same budget",
+    )
+    parser.add_argument(
+        "--bits",
+        type=whole_numbers,
+        metavar="B[,B...]",
+        help="quantise, too: each layer in one of these numbers of bits, 2 to 8, chosen together with the sizes under "
+        "--budget bytes=...",
     )
 
 
@@ -125,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
     resolve_device(args.device)
     wanted = _wanted(args)
     folders = {args.out / name if len(wanted) > 1 else args.out: size for name, size in wanted.items()}
+    if args.bits is not None:
+        _check_bits(args, recipe, wanted)
     if args.nested:
         check_nestable(recipe)
         if len(folders) > 1:
@@ -137,6 +147,18 @@ def run(args: argparse.Namespace) -> None:
             storage.check_free(out)
         if folders:
             _compress(args, recipe, folders, folder)
+
+
+def _check_bits(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str, Size | None]) -> None:
+    """Raise ``InputError`` unless sizes and bits can be chosen together."""
+    from lowrank_vit.pipeline.joint import check_joint
+
+    if args.budget is None or args.nested:
+        reason = "a nested folder has no bits" if args.nested else "sizes and bits are chosen together in bytes"
+        raise InputError(f"{reason}: give --bits with --budget bytes=4MiB, without --nested")
+    for size in wanted.values():
+        assert size is not None
+        check_joint(recipe, size, args.bits)
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Size | None]:
@@ -164,7 +186,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     data = calibration_data(args, model)
     options = {} if args.sites is None else {"sites": args.sites}
     for size in folders.values():
-        if size is not None:
+        if size is not None and args.bits is None:
             check_budget(model, recipe, size, **options)
     if args.nested:
         selection = select(model, recipe, **options)
@@ -183,11 +205,20 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
         **options,
     )
     for folder, size in folders.items():
-        compressed, report = analysis.compress(size) if size is not None else _smallest(args, analysis, data)
+        compressed, report = _made(args, analysis, data, size)
         nested = with_sizes(analysis, report.get("budget")) if args.nested else None  # by all processes together
         if is_first():
             saving.save(compressed, folder, report, model_args=model_args, nested=nested)
         _summarise(args, analysis, compressed, folder, data)
+
+
+def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: Size | None) -> tuple[nn.Module, Report]:
+    """Make the model of a size, with bits chosen together with it, or the smallest one by ``--max-loss``."""
+    from lowrank_vit.pipeline.joint import compress_jointly
+
+    if size is None:
+        return _smallest(args, analysis, data)
+    return analysis.compress(size) if args.bits is None else compress_jointly(analysis, size, args.bits)
 
 
 def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> tuple[nn.Module, Report]:

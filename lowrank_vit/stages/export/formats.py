@@ -2,7 +2,7 @@
 
 Both take batches of any size. ``torch.export`` keeps the packed codes of a quantised model as they are. In ONNX its weights
 are the floats that the codes stand for: given 8-bit weights, onnxruntime also rounds the activations to 8 bits, which
-moved logits by 1 % here, and ONNX has no codes for most of our bit widths.
+moved logits by 1 % here, and ONNX has no codes for most of our bit widths. ``integers`` writes such files when asked to.
 """
 
 from __future__ import annotations
@@ -75,10 +75,12 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: str) ->
 
 
 def run_onnx(path: Path) -> Run:
-    """Load the file into onnxruntime on the CPU: images (B, C, H, W) to logits."""
+    """Load the file into onnxruntime on the CPU, with as many threads as torch: images (B, C, H, W) to logits."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 

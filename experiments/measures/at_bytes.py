@@ -1,0 +1,109 @@
+"""Measure for table 4b what a file of a given size can do: by ranks alone, by bits alone, by both in turn, by both at once.
+
+Everything is chosen on training images: those that calibrate, and those that are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.jobs.job import Job
+from experiments.jobs.ledger import Ledger
+from experiments.jobs.measure import MEASURES, Measure
+from experiments.jobs.passes import compression_passes
+from lowrank_vit import Hardware, InputError, analyse, compare, compress, compress_and_quantize, evaluate, quantize
+from lowrank_vit.data import ImageData
+from lowrank_vit.modules.counting import parameter_count, saved_bytes
+from lowrank_vit.records.images import Images
+
+BITS = (2, 3, 4, 5, 6, 8)  # to choose from, alone and at once
+IN_TURN = (8, 4)  # the paper's
+QUANTIZER = "gptq"
+DIGITS = 6
+
+Make = Callable[[nn.Module, Images, Images, int, Job], nn.Module]
+
+
+def ranks(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
+    """Cut until the file in float16 has ``size`` bytes."""
+    header = stored(model) - 2 * sum(value.numel() for value in model.state_dict().values())
+    small, _ = compress(model, images, job.recipe_used(), budget=f"bytes={2 * (size - header)}B", seed=job.seed)
+    return quantize(small, 16)[0]
+
+
+def bits(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
+    """Round the dense model to the most bits whose file has at most ``size`` bytes."""
+    fitting = [each for each in BITS if stored(quantize(model, each)[0]) <= size]
+    if not fitting:
+        raise InputError(f"at no number of bits has the dense model {size:,} bytes: ask for more")
+    return quantize(model, max(fitting), images, quantizer=QUANTIZER)[0]
+
+
+def in_turn(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
+    """Cut, then round, to the paper's numbers of bits; of both the one that is nearer to the dense model is kept."""
+    analysis = analyse(model, images, job.recipe_used(), held_out=unseen, seed=job.seed)
+    tried: list[tuple[float, nn.Module]] = []
+    for each in IN_TURN:
+        whole = stored(quantize(model, each)[0])
+        removed = max(0.0, (whole - size) / (parameter_count(model) * each / 8))
+        while removed and stored(quantize(analysis.sketch(analysis.plan(removed)), each)[0]) > size:
+            removed += 0.005
+        small = analysis.compress(removed)[0] if removed else model
+        rounded = quantize(small, each, images, quantizer=QUANTIZER)[0]
+        tried.append((compare(model, rounded, unseen.each())["kl"], rounded))
+    return min(tried, key=lambda one: one[0])[1]
+
+
+def at_once(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
+    """Choose sizes and bits together."""
+    options: dict[str, Any] = {"held_out": unseen, "seed": job.seed}
+    return compress_and_quantize(model, images, f"bytes={size}B", job.recipe_used(), bits=BITS, **options)[0]
+
+
+def stored(model: nn.Module) -> int:
+    """Count the bytes of a model's file, floating values in float16."""
+    return saved_bytes(model, torch.float16)
+
+
+def allowed(model: nn.Module, job: Job) -> int:
+    """Return the bytes that the file may have; the job's reduction is of the dense model's file in float32."""
+    return round((1 - job.reduction) * saved_bytes(model, torch.float32))
+
+
+def measure_of(make: Make) -> Measure:
+    """Make the measure of one way to a file of a given size."""
+
+    def run(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
+        """Measure "stored_top1" in percent, "stored_bytes", and on held-out images "kl" and "agreement"."""
+        size = allowed(model, job)
+        ledger.tell(f"a file of {size:,} bytes")
+        images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
+        unseen = Images(data.held_out_dataloader(), data.held_out_fingerprint)
+        small = make(model, images, unseen, size, job)
+        ledger.tell("evaluate")
+        found = compare(model, small, data.held_out_dataloader())
+        hardware = Hardware(accelerator="gpu" if next(model.parameters()).is_cuda else "cpu")
+        return {
+            "stored_bytes": stored(small),
+            "stored_top1": round(evaluate(small, data, hardware=hardware, progress=False)["top1"], DIGITS),
+            "kl": round(found["kl"], DIGITS),
+            "agreement": round(found["agreement"], DIGITS),
+        }
+
+    return Measure(run, forward_passes)
+
+
+def forward_passes(job: Job) -> float:
+    """Count those of the compression, of rounding, and of both models on the held-out and the validation images."""
+    validation = int(job.images.split("+")[1])
+    return compression_passes(job) + 2 * job.calibration_samples + 3 * job.held_out_samples + validation
+
+
+MEASURES.register("bytes_by_ranks")(measure_of(ranks))
+MEASURES.register("bytes_by_bits")(measure_of(bits))
+MEASURES.register("bytes_in_turn")(measure_of(in_turn))
+MEASURES.register("bytes_at_once")(measure_of(at_once))

@@ -1,0 +1,16 @@
+"""Define the columns of Table 4b: what a file of a given size can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from experiments.report.formats import file_size, percent
+
+BYTES = "File size: of the model on disk."
+TOP1 = "Top-1: percent, measured here, on the evaluation's images."
+
+SIZE_COLUMNS: tuple[tuple[str, str, Callable[[float | None], str], str, str], ...] = (
+    ("stored_bytes", "File size", file_size, "", BYTES),
+    ("stored_top1", "Top-1", percent, "", TOP1),
+)
+SIZE_FIELDS = tuple(name for name, *_ in SIZE_COLUMNS)

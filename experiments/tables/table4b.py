@@ -1,0 +1,51 @@
+"""Table 4b, beyond the paper: the accuracy of files of a given size, by ranks, by bits, by both in turn and by both at once.
+
+Source    of this project
+Command   python -m experiments run table4b --data imagefolder:IMAGENET --checkpoints WEIGHTS
+
+Ranks are those of ``best``, in float16; bits are GPTQ's, the same for all layers of the blocks, the most that fit. In turn,
+as the paper does it, the model is cut until it fits at 8 or at 4 bits, and of both the one stays that is nearer to the dense
+model on held-out training images. At once, sizes and bits of every layer are chosen by one knapsack, and patch embedding and
+classifier are rounded, too. Nothing is trained. Two sizes are too small for the dense model at any number of bits.
+"""
+
+from __future__ import annotations
+
+from experiments.tables.architectures import DEIT_T
+from experiments.tables.rows import Row, Table
+
+DENSE_BYTES = 22_883_376  # of DeiT-Tiny's file in float32
+SIZES = (8, 6, 4, 3, 2, 1.5)  # MiB
+WAYS = {
+    "bytes_by_ranks": "ranks alone (best, float16)",
+    "bytes_by_bits": "bits alone (GPTQ)",
+    "bytes_in_turn": "ranks, then bits (best, GPTQ)",
+    "bytes_at_once": "ranks and bits at once (best, GPTQ)",
+}
+SMALLEST = {"bytes_by_bits": 3}  # MiB: two bits for each weight need 2.1
+
+
+def row(measure: str, size: float) -> Row:
+    """Return the row of one way to a file of ``size`` MiB."""
+    name, removed = measure.removeprefix("bytes_").replace("_", "-"), 1 - size * 2**20 / DENSE_BYTES
+    title = f"{WAYS[measure]}, {size:g} MiB"
+    return Row.measuring(DEIT_T, f"{name}-{size:g}", title, measure, recipe="best", reduction=removed)
+
+
+TABLE = Table(
+    name="table4b",
+    title="Table 4b: the accuracy of a file of a given size, without training",
+    about=__doc__ or "",
+    rows=tuple(row(measure, size) for size in SIZES for measure in WAYS if size >= SMALLEST.get(measure, 0)),
+    columns=(
+        "architecture",
+        "method",
+        "stored_bytes",
+        "stored_top1",
+        "kl_unseen",
+        "agreement_unseen",
+        "seconds",
+        "status",
+    ),
+    pictures=(),
+)

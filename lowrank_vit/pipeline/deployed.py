@@ -1,0 +1,73 @@
+"""Exported files beside each other, as onnxruntime runs them: bytes, times in turns, and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.evaluate.accuracy import count_hits
+from lowrank_vit.stages.evaluate.speed import quartiles, seconds_in_turns
+from lowrank_vit.stages.export.formats import Run, check_onnx, run_onnx
+
+
+def compare_files(
+    paths: Sequence[Path],
+    size: Sequence[int],
+    batches: Sequence[int],
+    *,
+    seconds: float = 10.0,
+    clock: str = "wall",
+    labelled: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return for every ONNX file its bytes, its times at each number of images, and its top-1 in percent.
+
+    ``size``: (C, H, W) of an image; ``labelled``: images (B, C, H, W) and labels (B,), or None. The files take turns in
+    every round; ``speedup`` is the median of the first one's time over this one's, within a round, with its quartiles.
+    Raises ``InputError`` for a file that is not there, or not one that onnxruntime runs.
+    """
+    check_onnx()
+    runs = {str(path): _opened(path) for path in paths}
+    rows: list[dict[str, Any]] = [{"file": str(path), "bytes": path.stat().st_size, "times": {}} for path in paths]
+    first = str(paths[0])
+    for batch in batches:
+        times = seconds_in_turns(runs, torch.randn(batch, *size), seconds, clock)
+        for row in rows:
+            own = times[row["file"]]
+            low, middle, high = quartiles([one / other for one, other in zip(times[first], own, strict=True)])
+            row["times"][batch] = {
+                "seconds": quartiles(own)[1],
+                "speedup": middle,
+                "speedup_quartiles": [low, high],
+                "rounds": len(own),
+            }
+    if labelled is not None:
+        for row, (top1, count) in zip(rows, _accuracies(runs, labelled), strict=True):
+            row |= {"top1": top1, "n": count}
+    return rows
+
+
+def _opened(path: Path) -> Run:
+    """Open a file. Raises ``InputError`` where onnxruntime cannot."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there: make it by `lowrank-vit export DIR --format onnx`")
+    try:
+        return run_onnx(path)
+    except Exception as error:  # onnxruntime has an error of its own for each reason
+        raise InputError(f"{path} is no file that onnxruntime runs ({str(error).splitlines()[0]})") from None
+
+
+def _accuracies(runs: Mapping[str, Run], labelled: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, int]]:
+    """Return top-1 in percent, and the number of images, of each."""
+    hits, count = dict.fromkeys(runs, 0.0), 0
+    for images, labels in labelled:
+        count += len(images)
+        for name, run in runs.items():
+            hits[name] += float(count_hits(run(images), labels, 1))
+    if not count:
+        raise InputError("there are no images to measure the accuracy on: name some by --data")
+    return [(100 * each / count, count) for each in hits.values()]

@@ -1,0 +1,197 @@
+"""ONNX files for onnxruntime that compute in integers: 8 bits for weights and activations, or 4 bits for weights.
+
+Both begin with the float file that ``formats`` writes and checks. With 8 bits every product of a weight has its own scale
+for each output channel, and one for its input, from the range that the calibration images show; its output stays float.
+Layers that a measured divergence shows to be sensitive stay float. With 4 bits activations stay float, and every block of
+32 weights has a scale of its own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.objectives import Objective, objective_for
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import replacing
+from lowrank_vit.runtime.progress import track
+from lowrank_vit.stages.export.formats import INPUT, export, run_onnx
+
+PRODUCTS = ("MatMul", "Gemm")
+BLOCK = 32  # weights of a row that share a scale, with 4 bits
+INT8_PRODUCTS = 4  # of MatMulNBits: activations are rounded to 8 bits within the product, which is fastest
+TOLERATED = 0.01  # in the objective's unit, for a classifier nats: what all rounded layers may cost together
+MEASURED = 16  # images on which a layer's rounding is measured
+
+
+@dataclass(frozen=True)
+class IntegerFile:
+    """What was written: how many products are in integers, which stay float, and how far the outputs are from float.
+
+    ``divergence``: of the objective, a mean over the images; ``losses``: of each product's rounding alone.
+    """
+
+    bits: int
+    rounded: int
+    kept: tuple[str, ...]
+    divergence: float
+    losses: Mapping[str, float]
+
+
+def export_integers(
+    model: nn.Module,
+    path: Path,
+    bits: int,
+    batches: Iterable[Tensor],
+    *,
+    tolerated: float = TOLERATED,
+    progress: bool = False,
+) -> IntegerFile:
+    """Write an ONNX file that computes in integers, and measure how far its outputs are from the model's.
+
+    bits: 8, for weights and activations, or 4, for weights alone; ``batches``: images (B, C, H, W) that ranges are
+    calibrated and divergences measured on. ``tolerated``: with 8 bits, the most sensitive layers stay float until the
+    others' measured divergences add up to no more.
+    Raises ``InputError`` for other bits, no images, and whatever ``export`` refuses; ``path`` is then not written.
+    """
+    if bits not in (4, 8):
+        raise InputError(f"no integer file of {bits!r} bits: choose 4 or 8")
+    images = list(batches)
+    if not images:
+        raise InputError("ranges are calibrated on images, and there are none: pass some")
+    objective = objective_for(model, Classification())
+    with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
+        exact = Path(folder) / "float.onnx"
+        export(model, exact, "onnx")
+        names, losses = products(exact), dict[str, float]()
+        if bits == 8:
+            calibrated = Calibrated(exact, images, Path(folder) / "ranges.json")
+            losses = dict(_measured(calibrated, names, objective, progress))
+            kept = sensitive(losses, tolerated)
+            calibrated.write(temporary, [name for name in names if name not in kept])
+        else:
+            kept = _write_int4(exact, temporary)
+        _keep_metadata(exact, temporary)
+        found = divergence(objective, exact, temporary, images)
+    return IntegerFile(bits, len(names) - len(kept), tuple(kept), found, losses)
+
+
+def products(path: Path) -> list[str]:
+    """List the nodes of a file that multiply by a constant weight."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    constants = {each.name for each in graph.initializer}
+    return [node.name for node in graph.node if node.op_type in PRODUCTS and node.input[1] in constants]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A float file, and the images that show the ranges of its activations; ``ranges``: where these are kept."""
+
+    exact: Path
+    images: Sequence[Tensor]
+    ranges: Path
+
+    def write(self, path: Path, names: Sequence[str]) -> None:
+        """Write the file with the products of these ``names`` in 8 bits."""
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+        class Reader(CalibrationDataReader):
+            def __init__(self, images: Sequence[Tensor]) -> None:
+                self.feeds = ({INPUT: batch.numpy()} for batch in images)
+
+            def get_next(self) -> Any:
+                return next(self.feeds, None)
+
+        with _quiet():
+            quantize_static(
+                self.exact,
+                path,
+                Reader(self.images),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(PRODUCTS),
+                nodes_to_quantize=list(names),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                extra_options={"OpTypesToExcludeOutputQuantization": list(PRODUCTS)},
+                calibration_cache_path=self.ranges,
+            )
+
+
+def sensitive(losses: Mapping[str, float], tolerated: float) -> list[str]:
+    """Return the names of largest losses, those without which the others lose at most ``tolerated`` together.
+
+    >>> sensitive({"a": 0.02, "b": 0.004, "c": 0.008}, 0.01)
+    ['a', 'c']
+    """
+    kept, left = list[str](), sum(losses.values())
+    for name in sorted(losses, key=lambda name: -losses[name]):
+        if left <= tolerated:
+            break
+        kept.append(name)
+        left -= losses[name]
+    return kept
+
+
+def divergence(objective: Objective, exact: Path, other: Path, images: Sequence[Tensor]) -> float:
+    """Measure the mean divergence of a file's outputs from the float file's."""
+    runs, total = [run_onnx(path) for path in (exact, other)], 0.0
+    for batch in images:
+        total += float(objective.divergence(*(objective.reading(run(batch)) for run in runs)))
+    return total / sum(map(len, images))
+
+
+def _measured(
+    calibrated: Calibrated, names: Sequence[str], objective: Objective, progress: bool
+) -> Iterator[tuple[str, float]]:
+    """Measure what the rounding of each product alone costs."""
+    images, one = [torch.cat(list(calibrated.images))[:MEASURED]], calibrated.ranges.with_name("one.onnx")
+    for name in track(names, "measure", shown=progress):
+        calibrated.write(one, [name])
+        yield name, divergence(objective, calibrated.exact, one, images)
+
+
+def _write_int4(exact: Path, path: Path) -> list[str]:
+    """Write the file with the weights of products in 4 bits; return the products that cannot be, which stay float."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with _quiet():
+        quantizer = MatMulNBitsQuantizer(onnx.load(exact), 4, BLOCK, accuracy_level=INT8_PRODUCTS)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path))
+    return products(path)
+
+
+def _keep_metadata(exact: Path, path: Path) -> None:
+    """Describe the images that the model takes, as the float file does, and not where each node came from."""
+    import onnx
+
+    known, model = onnx.load(exact, load_external_data=False), onnx.load(path)
+    onnx.helper.set_model_props(model, {each.key: each.value for each in known.metadata_props})
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    onnx.save(model, path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what onnxruntime's tools log about each node, while the context lasts."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
