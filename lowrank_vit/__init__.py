@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.analysis import Analysis
     from lowrank_vit.pipeline.api import analyse, compress, sweep
     from lowrank_vit.pipeline.budget import check_budget, check_reduction
+    from lowrank_vit.pipeline.learning import learn
     from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
@@ -84,6 +85,7 @@ __all__ = [
     "first_inputs",
     "get_recipe",
     "is_saved_model",
+    "learn",
     "load",
     "load_report",
     "mean_scan",
@@ -100,6 +102,7 @@ _HOMES = {
     "pipeline.analysis": ("Analysis",),
     "pipeline.api": ("analyse", "compress", "sweep"),
     "pipeline.budget": ("check_budget", "check_reduction"),
+    "pipeline.learning": ("learn",),
     "pipeline.quantizing": ("quantize",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.recipes": ("RECIPES", "get_recipe"),

@@ -35,7 +35,8 @@ NEVER = (
 )
 MEASURES, STATISTICS = "experiments/measures", f"{STAGE}/calibrate/statistics"
 LINEAR, GROUPS, FAMILIES = f"{STAGE}/decompose/linear", f"{PIPELINE}/groups", "lowrank_vit/architectures"
-DATA, METHODS = "lowrank_vit/data", tuple(f"{STAGE}/{kind}" for kind in ("decompose", "allocate", "compensate/kinds"))
+DATA, KINDS = "lowrank_vit/data", ("decompose", "allocate", "compensate/kinds", "gradual/methods")
+METHODS = tuple(f"{STAGE}/{kind}" for kind in KINDS)
 REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA)  # what is registered there is a choice
 FAMILY_OF = {"deit": "vit"}  # a word in models' names: the family that is called otherwise
 
@@ -96,7 +97,10 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     jobs = {"training": any(training.values()), "quantize": job.bits is not None}
     jobs |= {"measure": job.measure is not None, "memory": job.data == "digits"}
     standin = dict.fromkeys(("standins", "standin_cache", "standin_training"), job.standin)
-    folders = {JOBS: jobs, f"{STAGE}/training": training, f"{STAGE}/correct": correct, PIPELINE: {"api": real}}
+    gates = any(recipe.gradual is not None for recipe in recipes)
+    gradual = dict.fromkeys(("__init__", "expected", "gates", "learning", "training"), gates)
+    folders = {JOBS: jobs, f"{STAGE}/training": training, f"{STAGE}/correct": correct, f"{STAGE}/gradual": gradual}
+    folders |= {PIPELINE: {"api": real, "learning": gates}}
     folders |= {f"{STAGE}/compensate": {"minibatch": any(recipe.solver == "minibatch" for recipe in recipes)}}
     folders |= {MODELS: standin | {"weights": not job.standin}}
     images = job.quantizer is not None

@@ -23,6 +23,7 @@ class Job:
     rounded by ``quantizer`` (None: to nearest), on the calibration images where it looks at any.
     ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out;
     ``distill_changes`` are that training's settings that were changed.
+    ``gradual_epochs``: of learning a structure, gates and weights together, before the compression; ``epochs`` follow it.
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
     ``measure`` names what a figure measures instead of all this.
     """
@@ -50,6 +51,12 @@ class Job:
     full: bool = False
     quantizer: str | None = None
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
+    gradual_epochs: int = 0
+
+    @property
+    def trained_epochs(self) -> int:
+        """Count the epochs of the training images: of learning a structure, and of fine-tuning."""
+        return self.gradual_epochs + self.epochs
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, as plain values."""

@@ -163,6 +163,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
             "distill_epochs": row.distill_epochs,
             "distill_changes": row.distill_changes,
             "full": row.full,
+            "gradual_epochs": row.gradual_epochs,
         }
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 

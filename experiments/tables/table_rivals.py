@@ -6,8 +6,10 @@ Command   python -m experiments run table_rivals        (or: make reproduce-tabl
 
 The first rows of a model are measured here; params and multiply-accumulates are counted on the smaller model. A form that
 lacks a part of its paper has another name than the method: `comcat0` is where COMCAT begins, `ssp` S2ViTE's one-shot
-baseline, `vtp-taylor` a score of VTP's gates that are never trained. `aafm+gfm` trains towards the dense model's features
-alone, on the calibration images; `best`, distilled, towards logits and blocks, too. Nothing reads a label.
+baseline, `vtp-taylor` a score of VTP's gates that are never trained, `vtp-gates` those gates trained with frozen weights.
+`aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`, distilled, towards logits and
+blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and weights on labelled images for
+half of 20 epochs and are fine-tuned for the other half, with the dense model as their teacher.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ METHODS = {  # recipe: method, note
     "comcat0": ("COMCAT's start (comcat0)", "no learnt ranks, no training; biases kept, which its code zeroes"),
     "ssp": ("S2ViTE's one-shot baseline (ssp)", "without the training that follows"),
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
+    "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
     "paper": ("Azizi et al. (paper)", "before fine-tuning"),
@@ -36,6 +39,10 @@ METHODS = {  # recipe: method, note
     "loss_aware": ("Ours (loss_aware)", ""),
     "best": ("Ours (best)", ""),
 }
+LEARNT = {  # recipe of a full form: method, note
+    "vtp": ("VTP (vtp)", "gates a2 and a4 of four; L1 and learning rate are ours; 10 epochs with gates, then 10"),
+}
+HALF = 10  # of the 20 epochs of full fine-tuning: with gates, and after
 REDUCTIONS = (25, 40, 50)
 EPOCHS = 9  # of the calibration images, as in table_best
 FEATURES_ALONE = {"logit_weight": 0.0, "block_weight": 0.0}
@@ -113,7 +120,8 @@ def rows(model: Architecture) -> list[Row | Reported]:
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
     trained = [_distilled(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
-    return [dense, *measured, *trained, *(printed.row(model) for printed in PRINTED[model.id])]
+    learnt = [_learnt(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
+    return [dense, *measured, *trained, *learnt, *(printed.row(model) for printed in PRINTED[model.id])]
 
 
 def _row(model: Architecture, recipe: str, percent: int) -> Row:
@@ -138,6 +146,15 @@ def _distilled(model: Architecture, recipe: str, percent: int) -> Row:
         distill_changes=FEATURES_ALONE if gfm else {},
         embedded_seeds=(0,),
     )
+
+
+def _learnt(model: Architecture, recipe: str, percent: int) -> Row:
+    """Return the row of a full form."""
+    method, note = LEARNT[recipe]
+    return Row(
+        f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
+        protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True, embedded_seeds=(0,),
+    )  # fmt: skip
 
 
 TABLE = Table(

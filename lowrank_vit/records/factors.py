@@ -140,6 +140,10 @@ class Logits:
 @storable
 @dataclass(frozen=True)
 class WholeHeads:
-    """The heads of an attention module, each kept or left out as a whole."""
+    """The heads of an attention module, each kept or left out as a whole.
+
+    ``mean``, (h s,): that of the output layer's inputs, where its bias takes up what the removed heads add on average.
+    """
 
     units: Directions
+    mean: Tensor | None = None

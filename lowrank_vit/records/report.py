@@ -150,6 +150,7 @@ class Report(TypedDict):
     left_dense: NotRequired[LeftDense | None]
     fallback: NotRequired[Fallback]
     scan: NotRequired[dict[str, Any]]
+    learnt: NotRequired[dict[str, Any]]
     methods: NotRequired[dict[str, Any]]
     measured_losses: NotRequired[list[Any]]
     compensation: NotRequired[dict[str, Any] | None]

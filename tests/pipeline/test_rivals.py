@@ -18,7 +18,7 @@ from lowrank_vit.records.curves import RankPlan
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
 NAMES = [recipe.name for recipe in RECIPES]
-PRUNING = ("ssp", "vtp-taylor", "vbp")  # what they remove is masked in the dense model
+PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates")  # what they remove is masked in the dense model
 FEW = {"sense.images": 8, "sense.points": 3}
 
 

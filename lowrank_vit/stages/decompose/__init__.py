@@ -16,6 +16,7 @@ from torch import Tensor
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits, WholeHeads
 from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 
 Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
@@ -96,6 +97,13 @@ WHOLE_HEADS: Registry[type[HeadChoice]] = Registry("choice of heads", "lowrank_v
 MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
 TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.stages.decompose.table")
 SCANS: Registry[type[ScanDecomposition]] = Registry("scan decomposition", "lowrank_vit.stages.decompose.scan")
+
+
+def learnt_scores(moments: Moments) -> Tensor:
+    """Return what gates have learnt of a layer's inputs, (n,). Raises ``InputError`` where none were trained."""
+    if not moments.has("learnt"):
+        raise InputError("no gates were trained: the recipe needs a method for `gradual`")
+    return moments.sums["learnt"]
 
 
 def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.stages.training.loop import SeededTraining, cosine, train
+from lowrank_vit.runtime.training import SeededTraining, cosine, train
 
 
 def _classifier_parameters(model: nn.Module) -> set[int]:

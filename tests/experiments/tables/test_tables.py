@@ -21,6 +21,7 @@ from lowrank_vit.data.digits import load_split
 from lowrank_vit.models import STANDINS
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.pipeline.budget import check_reduction
+from lowrank_vit.pipeline.full_forms import FULL_FORMS
 from lowrank_vit.pipeline.recipes import RECIPES
 from lowrank_vit.stages.compensate import COMPENSATIONS
 
@@ -69,7 +70,7 @@ def test_rows_can_be_run(table: Table) -> None:
         assert timm.is_model(architecture)
         assert row.model in timm.models.get_arch_pretrained_cfgs(architecture), "the tag is unknown to timm"
         assert row.standin is None or row.standin in STANDINS
-        assert row.recipe is None or row.recipe in RECIPES
+        assert row.recipe is None or row.recipe in RECIPES | FULL_FORMS
         assert (row.recipe is None) == (row.reduction == 0 and row.target is None)
         assert (row.target is None) == (row.standin_target is None)
         assert (row.top1_reported is None and not row.printed) == (row.source is None)

@@ -1,0 +1,18 @@
+"""The full forms of methods that learn their structure: gates and weights trained on labelled images, as data.
+
+Each is the recipe of its gates alone (``rivals.py``) that takes what ``learn`` has learnt. ``compress`` refuses it without.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lowrank_vit.pipeline import rivals
+
+GATES_ALONE = {recipe.name: recipe for recipe in rivals.RECIPES if recipe.gradual is not None}
+FULL_FORMS = {
+    name: replace(GATES_ALONE[gates], name=name, labelled=True, about=about)
+    for name, gates, about in (
+        ("vtp", "vtp-gates", "VTP's gates a2 and a4, trained with the weights on labelled images (Zhu et al.)"),
+    )
+}

@@ -1,0 +1,55 @@
+"""Structure that is learnt while training: gates on what can be left out, one file for each method in ``methods``.
+
+A method is a frozen dataclass: it makes gates, gives them learning rates, adds a penalty to the loss, and changes masks after
+a step. What it has learnt is a score for each part of each unit: the pipeline hardens a model to any budget by a threshold on
+them, and folds what is left as it folds any other choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.stages.gradual.gates import Gate, Place
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is, and what its model will cost.
+
+    ``share``: parameters that the open gates leave, of those of the dense model; ``target``: those that shall be left.
+    """
+
+    step: int
+    steps: int
+    share: float
+    target: float
+
+
+class GradualMethod(Protocol):
+    """The interface of a method. ``gates``: by the names of their units."""
+
+    units: ClassVar[tuple[str, ...]]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, OUTPUT
+
+    def gate(self, place: Place) -> Gate:
+        """Make the gates of a unit, all open: the model's function stays as it was, bit by bit."""
+        ...
+
+    def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
+        """Return the gates' parameters in groups for AdamW, with their learning rates; ``lr``: that of the weights."""
+        ...
+
+    def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
+        """Return what is added to the loss of a step."""
+        ...
+
+    def after_step(self, gates: Mapping[str, Gate], progress: Progress) -> None:
+        """Change masks; gradients of the step are still there."""
+        ...
+
+
+GRADUAL: Registry[type[GradualMethod]] = Registry("gradual method", "lowrank_vit.stages.gradual.methods")
