@@ -23,7 +23,8 @@ class Job:
     rounded by ``quantizer`` (None: to nearest), on the calibration images where it looks at any.
     ``distill_epochs`` are those of training all factors on the calibration images, 0 leaves that out;
     ``distill_changes`` are that training's settings that were changed.
-    ``gradual_epochs``: of learning a structure, gates and weights together, before the compression; ``epochs`` follow it.
+    ``gradual_epochs``: of learning a structure, gates and weights together, before the compression; ``epochs``
+    follow it; ``scratch``: it begins with random weights.
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model.
     ``measure`` names what a figure measures instead of all this.
     """
@@ -52,6 +53,7 @@ class Job:
     quantizer: str | None = None
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
     gradual_epochs: int = 0
+    scratch: bool = False
 
     @property
     def trained_epochs(self) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import timm
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from experiments.jobs.ledger import EpochTeller, Ledger
@@ -42,9 +45,16 @@ def trained(
 
 
 def structured(task: Task, model: nn.Module, teacher: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> Any:
-    """Learn a structure with the weights of ``model``, in place; return what was learnt."""
+    """Learn a structure with the weights of ``model``, in place; return what was learnt.
+
+    From scratch, the weights are random at first, by the job's seed.
+    """
     job, options = task.job, _options(task, task.job.gradual_epochs, ledger, run)
     options |= {"checkpoint_dir": task.own_folder / CHECKPOINTS / "gates", "teacher": teacher if job.full else None}
+    if job.scratch:
+        with isolate_rng():
+            torch.manual_seed(job.seed)
+            model.load_state_dict(timm.create_model(job.model, pretrained=False).state_dict())
     with ledger.stage("learn", f"learn by {job.recipe}"):
         return learn(model, data, job.recipe_used(), job.reduction, lr=job.lr, **options)
 

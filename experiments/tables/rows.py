@@ -11,6 +11,8 @@ from typing import Any
 from experiments.tables.architectures import Architecture
 from lowrank_vit.runtime.errors import InputError
 
+GATES_ALONE = "gates-alone"  # a protocol: gates are trained on the calibration images, the weights stay frozen
+
 
 @dataclass(frozen=True)
 class Reported:
@@ -34,9 +36,9 @@ class Row:
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
     aimed at, instead of ``reduction``; ``target_params`` aims at another number of parameters than that of ``target``, and
     on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``quantizer``,
-    ``measure``, ``full``, ``gradual_epochs``, ``distill_epochs`` and ``distill_changes`` are the job's, and what is
-    distilled is not fine-tuned; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they
-    stand in; ``embedded_seeds`` are those of the stand-ins by default.
+    ``measure``, ``full``, ``gradual_epochs``, ``scratch``, ``distill_epochs`` and ``distill_changes`` are the job's, and
+    what is distilled is not fine-tuned; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that
+    they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Row:
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
     full: bool = False
     gradual_epochs: int = 0
+    scratch: bool = False
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)
 

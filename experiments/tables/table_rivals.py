@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
-from experiments.tables.rows import Reported, Row, Table
+from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
+from lowrank_vit import get_recipe
 
 METHODS = {  # recipe: method, note
     "svd": ("Plain SVD (svd)", ""),
@@ -39,9 +40,19 @@ METHODS = {  # recipe: method, note
     "loss_aware": ("Ours (loss_aware)", ""),
     "best": ("Ours (best)", ""),
 }
-LEARNT = {  # recipe of a full form: method, note
-    "vtp": ("VTP (vtp)", "gates a2 and a4 of four; L1 and learning rate are ours; 10 epochs with gates, then 10"),
+LEARNT = {  # recipe of a full form: row, method, note
+    "vtp": (
+        "vtp",
+        "VTP (vtp)",
+        "gates a2 and a4 of four; L1 and learning rate are ours; 10 epochs with gates, then 10",
+    ),
+    "s2vite": (
+        "s2vite-schedule",
+        "S2ViTE's schedule, from trained weights (s2vite)",
+        "it starts from random ones; 10 epochs, then 10",
+    ),
 }
+SCRATCH = 600  # epochs from random weights
 HALF = 10  # of the 20 epochs of full fine-tuning: with gates, and after
 REDUCTIONS = (25, 40, 50)
 EPOCHS = 9  # of the calibration images, as in table_best
@@ -121,6 +132,7 @@ def rows(model: Architecture) -> list[Row | Reported]:
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
     trained = [_distilled(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
     learnt = [_learnt(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
+    learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
     return [dense, *measured, *trained, *learnt, *(printed.row(model) for printed in PRINTED[model.id])]
 
 
@@ -129,7 +141,7 @@ def _row(model: Architecture, recipe: str, percent: int) -> Row:
     method, note = METHODS[recipe]
     return Row(
         f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="training-free", note=note, epochs=0,
+        protocol=GATES_ALONE if get_recipe(recipe).gradual else "training-free", note=note, epochs=0,
     )  # fmt: skip
 
 
@@ -150,10 +162,19 @@ def _distilled(model: Architecture, recipe: str, percent: int) -> Row:
 
 def _learnt(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a full form."""
-    method, note = LEARNT[recipe]
+    name, method, note = LEARNT[recipe]
     return Row(
-        f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
+        f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
         protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True, embedded_seeds=(0,),
+    )  # fmt: skip
+
+
+def _from_scratch(model: Architecture, percent: int) -> Row:
+    """Return the row of S2ViTE as its paper has it: from random weights, on labels alone."""
+    return Row(
+        f"{model.id}/s2vite-{percent}", model.label, model.model, model.standin, "S2ViTE, from scratch (s2vite)", "s2vite",
+        percent / 100, protocol="full-ft", note="600 epochs; batch and learning rate are the run's", epochs=0,
+        gradual_epochs=SCRATCH, scratch=True, embedded_seeds=(0,),
     )  # fmt: skip
 
 

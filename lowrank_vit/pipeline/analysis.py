@@ -224,7 +224,7 @@ class Analysis:
             "model": reporting.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": self.recipe.record(),
-            "protocol": "training-free",
+            "protocol": "training-free" if self.learnt is None else self.learnt.protocol,
             "params": params,
             "macs": macs,
             "weights_bytes": reporting.weights_entry(self.dense, compressed, self.setting.dtype),

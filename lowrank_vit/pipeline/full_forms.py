@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lowrank_vit.pipeline import rivals
+from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.stages.allocate.equal_error import EqualError
+from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
+from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
+from lowrank_vit.stages.gradual.methods.drop_grow import DropAndGrow
 
 GATES_ALONE = {recipe.name: recipe for recipe in rivals.RECIPES if recipe.gradual is not None}
 FULL_FORMS = {
@@ -16,3 +21,11 @@ FULL_FORMS = {
         ("vtp", "vtp-gates", "VTP's gates a2 and a4, trained with the weights on labelled images (Zhu et al.)"),
     )
 }
+FULL_FORMS["s2vite"] = Recipe(
+    name="s2vite",
+    units={"whole_heads": LearntHeads(), "mlp": LearntUnits()},
+    allocator=EqualError(),
+    gradual=DropAndGrow(),
+    labelled=True,
+    about="heads and hidden units that drop and grow while the model is trained on labelled images (S2ViTE, Chen et al.)",
+)

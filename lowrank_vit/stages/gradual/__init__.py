@@ -7,14 +7,15 @@ them, and folds what is left as it folds any other choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.gradual.gates import Gate, Place
+from lowrank_vit.stages.gradual.expected import Prices
+from lowrank_vit.stages.gradual.gates import Gate, GatedLayer, Place
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class GradualMethod(Protocol):
     """The interface of a method. ``gates``: by the names of their units."""
 
     units: ClassVar[tuple[str, ...]]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, OUTPUT
+    alone: ClassVar[bool]  # whether gates can be trained alone, while the weights stay frozen
 
     def gate(self, place: Place) -> Gate:
         """Make the gates of a unit, all open: the model's function stays as it was, bit by bit."""
@@ -47,9 +49,30 @@ class GradualMethod(Protocol):
         """Return what is added to the loss of a step."""
         ...
 
-    def after_step(self, gates: Mapping[str, Gate], progress: Progress) -> None:
-        """Change masks; gradients of the step are still there."""
+    def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
+        """Close what the training begins without; most methods begin with all gates open."""
         ...
+
+    def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change masks, or gradients, by the gradients of a step that is about to be taken."""
+        ...
+
+    def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change masks or weights after a step."""
+        ...
+
+
+class StillGates:
+    """What methods do that change nothing between steps."""
+
+    def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
+        """Leave all gates open."""
+
+    def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change nothing."""
+
+    def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change nothing."""
 
 
 GRADUAL: Registry[type[GradualMethod]] = Registry("gradual method", "lowrank_vit.stages.gradual.methods")

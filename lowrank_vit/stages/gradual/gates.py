@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import replace_module
@@ -25,6 +27,7 @@ class Place:
     layer: str
     count: int
     repeat: int = 1
+    makers: tuple[str, ...] = ()  # the layers whose rows make hidden units
 
     @property
     def name(self) -> str:
@@ -43,7 +46,10 @@ def places(sites: Sequence[AttentionSite | MlpSite], units: Sequence[str]) -> li
             if not site.dense_logits:  # a head can go where its queries and keys can
                 kinds[HEAD] = (site.qkv.heads, site.head_width)
         kinds[OUTPUT] = (layer.out_features, 1)
-        found += [Place(site.name, unit, layer.name, *kinds[unit]) for unit in units if unit in kinds]
+        makers = {HIDDEN: site.readers}
+        found += [
+            Place(site.name, unit, layer.name, *kinds[unit], makers.get(unit, ())) for unit in units if unit in kinds
+        ]
     return found
 
 
@@ -66,21 +72,51 @@ class Gate(nn.Module):
         """Tell which parts are open, (count,), bool."""
         raise NotImplementedError
 
+    def channels(self) -> Tensor:
+        """Return the multipliers of the layer's channels, (count * repeat,)."""
+        return self().repeat_interleave(self.place.repeat)
+
+
+class MaskGate(Gate):
+    """Multipliers 0 and 1 that training does not move: a method changes ``mask`` between steps.
+
+    The layer's weights that read closed parts still get their gradients, as if those were open.
+    """
+
+    mask: Tensor
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.register_buffer("mask", torch.ones(place.count))
+
+    def forward(self) -> Tensor:
+        """Return the mask, (count,)."""
+        return self.mask
+
+    def open(self) -> Tensor:
+        """Tell which parts the mask keeps, (count,)."""
+        return self.mask > 0
+
 
 class GatedLayer(nn.Module):
-    """A layer whose inputs, or outputs, are multiplied by gates."""
+    """A linear layer whose inputs, or outputs, are multiplied by gates."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: Any = layer
         self.inputs: Gate | None = None
         self.outputs: Gate | None = None
+        self.makers: tuple[Any, ...] = ()  # in a tuple, so that they are no submodules
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x: (..., n) to (..., d)."""
-        if self.inputs is not None:
-            x = x * self.inputs().repeat_interleave(self.inputs.place.repeat).to(x.dtype)
-        y: Tensor = self.layer(x)
+        if isinstance(self.inputs, MaskGate):
+            weight, mask = self.layer.weight, self.inputs.channels().to(x.dtype)
+            y: Tensor = F.linear(x, weight.detach() * mask + (weight - weight.detach()), self.layer.bias)
+        elif self.inputs is not None:
+            y = self.layer(x * self.inputs.channels().to(x.dtype))
+        else:
+            y = self.layer(x)
         return y if self.outputs is None else y * self.outputs().to(y.dtype)
 
 
@@ -93,6 +129,7 @@ def wrap(model: nn.Module, gates: Mapping[str, Gate]) -> None:
             weight = next(layer.parameters())
             layer = GatedLayer(layer).to(weight.device)
             replace_module(model, name, layer)
+        layer.makers += tuple(model.get_submodule(maker) for maker in gate.place.makers)
         setattr(layer, "outputs" if gate.place.unit == OUTPUT else "inputs", gate.to(weight.device))
 
 
@@ -111,13 +148,3 @@ def gated(model: nn.Module, gates: Mapping[str, Gate]) -> Iterator[None]:
         yield
     finally:
         unwrap(model)
-
-
-def kept_heads(width: int, kept: Tensor) -> int:
-    """Count the heads, ``width`` dimensions each, that have any of the dimensions ``kept``, (heads * width,), bool."""
-    return int(kept.unflatten(0, (-1, width)).any(1).sum())
-
-
-def everything(count: int) -> Tensor:
-    """Return a mask that keeps all, (count,)."""
-    return torch.ones(count, dtype=torch.bool)

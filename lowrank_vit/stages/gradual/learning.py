@@ -34,6 +34,12 @@ class Learnt:
     scores: Mapping[str, Tensor]  # by the unit's name; shape: (count,)
     described: dict[str, Any]
 
+    @property
+    def protocol(self) -> str:
+        """Return the name for results of this training."""
+        protocol: str = self.described["protocol"]
+        return protocol
+
 
 def sites_of(model: nn.Module) -> list[AttentionSite | MlpSite]:
     """List the modules that can have gates: attention and MLPs, no attention pooling."""
@@ -75,10 +81,7 @@ def learn(
     an undisturbed run (bitwise on CPU).
     Raises ``InputError`` for bad settings, unlabelled images, models without units, or a checkpoint of another run.
     """
-    if (images is None) == (data_module is None) or (images is not None and teacher is None):
-        raise InputError(
-            "a structure is learnt either on images, with a teacher, or on a data module: give one of them"
-        )
+    _check(method, teacher, images, data_module)
     hardware = replace(hardware, precision=hardware.mixed_precision)
     gates, prices = make_gates(model, method), Prices.of(model, sites_of(model))
     run = {"precision": hardware.precision, "processes": hardware.processes, "inputs_sha256": model_hash(model)}
@@ -90,3 +93,15 @@ def learn(
         running = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers, "progress": progress}
         train(module, data_module, epochs=epochs, hardware=hardware, **running)  # type: ignore[arg-type]
         return Learnt({name: gate.scores().cpu() for name, gate in gates.items()}, module.describe())
+
+
+def _check(
+    method: GradualMethod, teacher: nn.Module | None, images: Tensor | None, data_module: LightningDataModule | None
+) -> None:
+    """Raise ``InputError`` unless there is one thing to learn from, and the method can learn from it."""
+    if (images is None) == (data_module is None) or (images is not None and teacher is None):
+        raise InputError(
+            "a structure is learnt either on images, with a teacher, or on a data module: give one of them"
+        )
+    if images is not None and not method.alone:
+        raise InputError(f"{type(method).__name__} changes weights and gates together: give it labelled images")

@@ -23,9 +23,10 @@ from lowrank_vit.runtime.trainer import derived_seed
 from lowrank_vit.runtime.training import SeededTraining, cosine
 from lowrank_vit.stages.gradual import GradualMethod, Progress
 from lowrank_vit.stages.gradual.expected import Prices
-from lowrank_vit.stages.gradual.gates import Gate
+from lowrank_vit.stages.gradual.gates import Gate, GatedLayer
 
 CLASSIFICATION = Classification()
+GATES_ALONE = "gates-alone"
 
 
 class GradualTraining(SeededTraining):
@@ -72,12 +73,15 @@ class GradualTraining(SeededTraining):
         self.save_hyperparameters({**settings, **own, **record, **(run or {})})
         self.method, self.gates, self.objective = method, dict(gates), objective
         self._images, self.prices = images, prices
+        self.layers = [module for module in model.modules() if isinstance(module, GatedLayer)]
+        method.begin(self.gates, prices, target, seed)
         self._share = 1.0
 
     def describe(self) -> dict[str, Any]:
         """Return all hyperparameters, and what the gates will cost, as plain values for a report."""
         cost = self.expected
         return {
+            "protocol": GATES_ALONE if self._images is not None else f"full-ft{'+kd' if self._teacher else ''}",
             "optimizer": "AdamW",
             "schedule": "cosine to zero, each step",
             **plain(self.hparams),
@@ -137,9 +141,13 @@ class GradualTraining(SeededTraining):
         self.log("train_loss", loss, prog_bar=True)
         return loss + self.method.penalty(self.gates, self.progress())
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Have the method read, or change, the gradients of the step."""
+        self.method.before_step(self.layers, self.progress())
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Have the method change its masks."""
-        self.method.after_step(self.gates, self.progress())
+        """Have the method change its masks, and count what they leave."""
+        self.method.after_step(self.layers, self.progress())
         self._share = self.expected.parameters / self.prices.whole.parameters
 
     def on_train_epoch_end(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.records.layers import HIDDEN, VALUE
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.gradual import GRADUAL, Progress
+from lowrank_vit.stages.gradual import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gradual.gates import Gate, Place
 
 
@@ -38,7 +38,7 @@ class SoftGate(Gate):
 
 @GRADUAL.register("importance")
 @dataclass(frozen=True)
-class ImportanceGates:
+class ImportanceGates(StillGates):
     """Multiply values' dimensions (a2) and hidden units (a4) by gates a; loss plus ``sparsity * sum |a|`` (Zhu et al. 2021).
 
     VTP, "Visual Transformer Pruning", has such gates on the inputs of all layers; a1 and a3, on the inputs of qkv and fc1,
@@ -51,6 +51,7 @@ class ImportanceGates:
     lr: float = 1e-2
 
     units: ClassVar[tuple[str, ...]] = (VALUE, HIDDEN)
+    alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.sparsity < math.inf and 0 < self.lr < math.inf):
@@ -73,6 +74,3 @@ class ImportanceGates:
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
         """Return ``sparsity * sum |a|``."""
         return self.sparsity * torch.stack([gate().abs().sum() for gate in gates.values()]).sum()
-
-    def after_step(self, gates: Mapping[str, Gate], progress: Progress) -> None:
-        """Change nothing."""
