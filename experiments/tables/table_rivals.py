@@ -6,10 +6,10 @@ Command   python -m experiments run table_rivals        (or: make reproduce-tabl
 
 The first rows of a model are measured here; params and multiply-accumulates are counted on the smaller model. A form that
 lacks a part of its paper has another name than the method: `comcat0` is where COMCAT begins, `ssp` S2ViTE's one-shot
-baseline, `vtp-taylor` a score of VTP's gates that are never trained, `vtp-gates` those gates trained with frozen weights.
-`aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`, distilled, towards logits and
-blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and weights on labelled images for
-half of 20 epochs and are fine-tuned for the other half, with the dense model as their teacher.
+baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates` and `wdp-gates` train gates alone, and the
+weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
+distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
+weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ METHODS = {  # recipe: method, note
     "ssp": ("S2ViTE's one-shot baseline (ssp)", "without the training that follows"),
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
     "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
+    "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
     "paper": ("Azizi et al. (paper)", "before fine-tuning"),
@@ -45,6 +46,11 @@ LEARNT = {  # recipe of a full form: row, method, note
         "vtp",
         "VTP (vtp)",
         "gates a2 and a4 of four; L1 and learning rate are ours; 10 epochs with gates, then 10",
+    ),
+    "wdpruning": (
+        "wdpruning",
+        "WDPruning, width (wdpruning)",
+        "no classifiers after inner blocks; rates are ours; 10 epochs with gates, then 10",
     ),
     "s2vite": (
         "s2vite-schedule",

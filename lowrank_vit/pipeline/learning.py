@@ -19,6 +19,7 @@ from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.images import Images
+from lowrank_vit.records.layers import OUTPUT
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
@@ -102,14 +103,18 @@ def gates_alone(
 
 
 def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: Learnt) -> dict[str, torch.Tensor]:
-    """Return the scores of a layer's inputs, under the statistic's name; nothing where it has no gates."""
-    for group in groups:
-        if group.linears[-1].name != name:
-            continue
-        for unit in group.costs():
-            scores = learnt.scores.get(f"{group.name}.{unit}")
-            if scores is None:
-                raise InputError(f"nothing was learnt of {group.name}.{unit}: it was another model, or another recipe")
-            repeated = scores.repeat_interleave(group.linears[-1].in_features // len(scores))
-            return {"learnt": repeated.double().to(layer.sums["input_sum"].device)}
-    return {}
+    """Return the scores of a layer's inputs, and outputs, under the statistics' names; nothing where it has no gates."""
+    device, found = layer.sums["input_sum"].device, dict[str, torch.Tensor]()
+    for group in (each for each in groups if each.linears[-1].name == name):
+        own = {
+            unit.removeprefix(f"{group.name}."): scores
+            for unit, scores in learnt.scores.items()
+            if unit.startswith(f"{group.name}.")
+        }
+        for unit, scores in own.items():
+            repeats = 1 if unit == OUTPUT else group.linears[-1].in_features // len(scores)
+            statistic = "learnt_outputs" if unit == OUTPUT else "learnt"
+            found[statistic] = scores.repeat_interleave(repeats).double().to(device)
+        if not own:
+            raise InputError(f"nothing was learnt of {group.name}: it was another model, or another recipe")
+    return found

@@ -14,6 +14,7 @@ from lowrank_vit.stages.decompose.attention.coordinates import Coordinates
 from lowrank_vit.stages.decompose.attention.first_order import FirstOrderValues
 from lowrank_vit.stages.decompose.attention.learnt import LearntValues
 from lowrank_vit.stages.decompose.attention.products import HeadProducts
+from lowrank_vit.stages.decompose.gated.learnt import LearntParts
 from lowrank_vit.stages.decompose.linear.aafm import FeatureMimicking
 from lowrank_vit.stages.decompose.linear.fwsvd import FisherWeightedSVD
 from lowrank_vit.stages.decompose.linear.svd import PlainSVD
@@ -25,6 +26,7 @@ from lowrank_vit.stages.decompose.mlp.magnitude import Magnitude
 from lowrank_vit.stages.decompose.mlp.variance import Variance
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
 from lowrank_vit.stages.gradual.methods.importance import ImportanceGates
+from lowrank_vit.stages.gradual.methods.topk import TopKGates
 
 SIGNS = Classification(sampling="signs")
 
@@ -88,5 +90,12 @@ RECIPES = (
         allocator=EqualError(),
         gradual=ImportanceGates(),
         about="VTP's gates on values' dimensions and hidden units, trained alone on calibration images (Zhu et al.)",
+    ),
+    Recipe(
+        name="wdp-gates",
+        units={"gated": LearntParts()},
+        allocator=EqualError(),
+        gradual=TopKGates(),
+        about="WDPruning's scores and thresholds of heads, hidden units and outputs, trained alone (Yu et al.)",
     ),
 )

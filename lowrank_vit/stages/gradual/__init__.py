@@ -23,12 +23,14 @@ class Progress:
     """How far a training is, and what its model will cost.
 
     ``share``: parameters that the open gates leave, of those of the dense model; ``target``: those that shall be left.
+    ``prices``: what parts cost.
     """
 
     step: int
     steps: int
     share: float
     target: float
+    prices: Prices
 
 
 class GradualMethod(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,37 +23,50 @@ def dense_cost(site: AttentionSite | MlpSite, tokens: int) -> Cost:
     return sum((each.dense for each in site.costs(tokens).values()), NOTHING)
 
 
+def pruned(site: AttentionSite | MlpSite, inner: Any, outputs: Any) -> Any:
+    """Count the parameters of a module with ``inner`` heads, or hidden units, and ``outputs`` outputs; tensors will do, too.
+
+    An output that is not made costs neither weights nor a bias.
+    """
+    n = site.in_features
+    if isinstance(site, MlpSite):
+        return (n + site.inputs[0].bias) * site.rows * inner + inner * outputs + outputs
+    kept = inner * site.head_width
+    return 3 * n * kept + kept + kept * outputs + outputs + inner * _position_biases(site)
+
+
 def module_cost(site: AttentionSite | MlpSite, tokens: int, still_open: Open) -> Cost:
     """Return what the module costs that hardened gates leave; one whose gates are all open stays as it is.
 
-    A head without values loses its queries and keys, too. An output that is not made costs neither weights nor a bias.
+    A head without values loses its queries and keys, too; fused attention pads values to their width.
     """
     if all(bool(mask.all()) for mask in still_open.values()):
         return dense_cost(site, tokens)
-    outputs = _count(still_open, OUTPUT, site.linears[-1].out_features)
+    outputs, n = _count(still_open, OUTPUT, site.linears[-1].out_features), site.in_features
     if isinstance(site, MlpSite):
-        hidden, rows = _count(still_open, HIDDEN, site.fc2.in_features), site.rows
-        first = site.in_features * rows * hidden
-        last = hidden * outputs
-        return Cost(first + rows * hidden * site.inputs[0].bias + last + outputs, tokens * (first + last))
+        hidden = _count(still_open, HIDDEN, site.fc2.in_features)
+        return Cost(pruned(site, hidden, outputs), tokens * (n * site.rows * hidden + hidden * outputs))
     values = _values(site, still_open)
     kept, d = int(values.sum()), site.proj.out_features
     if site.dense_logits:
         own = site.costs(tokens)[VALUE]
         less = Cost((d - outputs) * (kept + 1), tokens * (d - outputs) * kept)
         return own.fixed + own.unit * kept + less * -1
-    return _attention_cost(site, tokens, values, outputs)
-
-
-def _attention_cost(site: AttentionSite, tokens: int, values: Tensor, outputs: int) -> Cost:
-    """Count an attention whose queries and keys go with the heads; fused attention pads values to their width."""
-    n, kept = site.in_features, int(values.sum())
     heads = int(values.unflatten(0, (-1, site.head_width)).any(1).sum())
-    compared, window = heads * site.head_width, site.window_size
+    fewer = heads * site.head_width - kept  # values that its living heads have lost
+    window = site.window_size
     keys = tokens if window is None else window[0] * window[1] + site.class_token
-    biases = 0 if window is None else heads * ((2 * window[0] - 1) * (2 * window[1] - 1) + 3 * site.class_token)
-    weights = n * (2 * compared + kept) + kept * outputs
-    return Cost(weights + compared + outputs + biases, tokens * (weights + 2 * keys * compared))
+    weights = n * (2 * heads * site.head_width + kept) + kept * outputs
+    parameters = pruned(site, heads, outputs) - fewer * (n + outputs)
+    return Cost(parameters, tokens * (weights + 2 * keys * heads * site.head_width))
+
+
+def _position_biases(site: AttentionSite) -> int:
+    """Count the position biases of a head."""
+    if site.window_size is None:
+        return 0
+    height, width = site.window_size
+    return (2 * height - 1) * (2 * width - 1) + 3 * site.class_token
 
 
 def _values(site: AttentionSite, still_open: Open) -> Tensor:

@@ -98,7 +98,7 @@ class GradualTraining(SeededTraining):
     def progress(self) -> Progress:
         """Tell how far the training is."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return Progress(self.global_step, steps, self._share, self.hparams["target"])
+        return Progress(self.global_step, steps, self._share, self.hparams["target"], self.prices)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return whole batches of the images (B, C, H, W), shuffled by (seed, epoch); without, the data module has them."""
