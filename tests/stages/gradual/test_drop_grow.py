@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 
-from lowrank_vit import InputError, compress, learn
+from lowrank_vit import InputError
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.layers import HEAD, HIDDEN
@@ -27,7 +24,7 @@ from lowrank_vit.stages.gradual.methods.drop_grow import (
     live_counts,
     moving_share,
 )
-from tests.support.gradual import IMAGES, PowerCutError, interrupt
+from tests.support.gradual import IMAGES
 from tests.support.hardware import CPU
 from tests.support.models import images, tiny
 
@@ -110,45 +107,6 @@ def test_the_largest_share_within_the_budget_lives() -> None:
     now = {name: torch.arange(gates[name].place.count) < count for name, count in counts.items()}
     limit = 0.7 * prices.whole.parameters
     assert prices.expected(now).parameters <= limit < prices.expected(more).parameters
-
-
-class Digits(Dataset):
-    """Images with labels."""
-
-    def __len__(self) -> int:
-        return len(IMAGES)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return IMAGES[index], index % 10
-
-
-class Labelled(LightningDataModule):
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(Digits(), 16)
-
-
-@pytest.mark.parametrize("recipe", ["s2vite", "vtp"])
-def test_a_full_form_is_resumed_and_compressed(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interrupted run ends with the same bytes, weights and scores; the model keeps within its budget."""
-    found = []
-    for folder in (None, tmp_path):
-        model = tiny()
-        options = {"epochs": 4, "hardware": CPU, "progress": False, "checkpoint_dir": folder, "teacher": tiny()}
-        if folder is not None:
-            with monkeypatch.context() as cut:
-                interrupt(cut, 2)
-                with pytest.raises(PowerCutError):
-                    learn(model, Labelled(), recipe, 0.3, **options)
-            model = tiny()
-        learnt = learn(model, Labelled(), recipe, 0.3, **options)
-        small, report = compress(model, [IMAGES], recipe, 0.3, learnt=learnt)
-        found.append((model.state_dict(), learnt.scores, small.state_dict()))
-    assert parameter_count(small) <= 0.7 * parameter_count(model)
-    assert report["recipe"] == recipe
-    assert report["learnt"]["epochs"] == 4
-    for one_run, other in zip(*found, strict=True):
-        assert one_run.keys() == other.keys()
-        assert all(torch.equal(tensor, other[name]) for name, tensor in one_run.items())
 
 
 def test_weights_are_needed() -> None:
