@@ -7,13 +7,19 @@ import copy
 import pytest
 import torch
 
+from lowrank_vit import Recipe, analyse
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.costs import Cost
-from lowrank_vit.records.layers import HEAD, HIDDEN, VALUE
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE
+from lowrank_vit.stages.decompose.attention.learnt import LearntValues
+from lowrank_vit.stages.decompose.gated.learnt import LearntParts
+from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
+from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
 from lowrank_vit.stages.gradual import GRADUAL
 from lowrank_vit.stages.gradual.expected import Prices
 from lowrank_vit.stages.gradual.gates import gated
-from lowrank_vit.stages.gradual.learning import make_gates, sites_of
+from lowrank_vit.stages.gradual.learning import Learnt, make_gates, sites_of
 from tests.support.gradual import IMAGES, masks
 from tests.support.models import KINDS, images, outputs, tiny
 
@@ -67,3 +73,33 @@ def test_what_is_all_open_costs_what_it_is() -> None:
 
 def test_images_have_the_size_of_the_model() -> None:
     assert IMAGES.shape[1:] == images(1).shape[1:]
+
+
+PRUNED = {  # units with gates: the recipe whose groups fold them
+    (HEAD, HIDDEN): {"whole_heads": LearntHeads(), "mlp": LearntUnits()},
+    (VALUE, HIDDEN): {"attention": LearntValues(), "mlp": LearntUnits()},
+    (HEAD, HIDDEN, OUTPUT): {"gated": LearntParts()},
+}
+
+
+@pytest.mark.parametrize("units", PRUNED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_hardened_gates_leave_costs_what_is_expected(units: tuple[str, ...], kind: str) -> None:
+    """Parameters and multiply-accumulates counted on the folded model are those told from the masks."""
+    model, gates = tiny(kind), masks(tiny(kind), units, seed=3)
+    method = GRADUAL.get("importance")()
+    recipe = Recipe(name="masks", units=PRUNED[units], gradual=method, labelled=True)
+    scores = {name: gate.scores() for name, gate in gates.items()}
+    learnt = Learnt(scores, {"protocol": "none"})
+    analysis = analyse(model, [images(8, kind)], recipe, learnt=learnt)
+    plan: dict[str, int | None] = {}
+    for curve in analysis.curves:
+        module, _, unit = curve.name.rpartition(".")
+        own = [gate.mask for gate in gates.values() if gate.place.module == module]
+        kept = sum(int(mask.sum()) for mask in own) - (unit == "part")
+        plan[curve.name] = None if all(mask.all() for mask in own) else kept  # a module with all of it stays as it is
+    small, _ = analysis.apply(RankPlan(plan))
+    opens = {name: gate.open() for name, gate in gates.items()}
+    cost = Prices.of(model, sites_of(model)).expected(opens)
+    assert cost.parameters == parameter_count(small)
+    assert cost.macs == multiply_accumulates(small, input_size(model))

@@ -48,7 +48,7 @@ class ImportanceGates(StillGates):
     """
 
     sparsity: float = 1e-3
-    lr: float = 1e-2
+    lr: float = 5e-2
 
     units: ClassVar[tuple[str, ...]] = (VALUE, HIDDEN)
     alone: ClassVar[bool] = True
