@@ -66,6 +66,8 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         True,
         "gptq",
         {"logit_weight": 0.0},
+        9,
+        True,
     )
     fields, changed = JOB.as_json(), other.as_json()
     keys = {Job.from_json({**fields, name: changed[name]}).key for name in fields}
