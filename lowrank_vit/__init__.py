@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.api import analyse, compress, sweep
     from lowrank_vit.pipeline.budget import check_budget, check_reduction
     from lowrank_vit.pipeline.joint import compress_and_quantize
+    from lowrank_vit.pipeline.learning import learn
     from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
@@ -89,6 +90,7 @@ __all__ = [
     "first_inputs",
     "get_recipe",
     "is_saved_model",
+    "learn",
     "load",
     "load_report",
     "mean_scan",
@@ -106,6 +108,7 @@ _HOMES = {
     "pipeline.api": ("analyse", "compress", "sweep"),
     "pipeline.budget": ("check_budget", "check_reduction"),
     "pipeline.joint": ("compress_and_quantize",),
+    "pipeline.learning": ("learn",),
     "pipeline.quantizing": ("quantize",),
     "pipeline.recipe": ("Recipe",),
     "pipeline.recipes": ("RECIPES", "get_recipe"),

@@ -35,10 +35,8 @@ NEVER = (
 )
 MEASURES, STATISTICS = "experiments/measures", f"{STAGE}/calibrate/statistics"
 LINEAR, GROUPS, FAMILIES = f"{STAGE}/decompose/linear", f"{PIPELINE}/groups", "lowrank_vit/architectures"
-DATA, METHODS = (
-    "lowrank_vit/data",
-    tuple(f"{STAGE}/{kind}" for kind in ("decompose", "allocate", "compensate/kinds", "search")),
-)
+DATA, KINDS = "lowrank_vit/data", ("decompose", "allocate", "compensate/kinds", "search", "gradual/methods")
+METHODS = tuple(f"{STAGE}/{kind}" for kind in KINDS)
 REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA)  # what is registered there is a choice
 FAMILY_OF = {"deit": "vit"}  # a word in models' names: the family that is called otherwise
 
@@ -100,12 +98,10 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     jobs |= {"measure": job.measure is not None, "memory": job.data == "digits"}
     jobs |= {"tokens": bool(job.tokens), "speed": job.timed}
     standin = dict.fromkeys(("standins", "standin_cache", "standin_training"), job.standin)
-    folders = {
-        JOBS: jobs,
-        f"{STAGE}/training": training,
-        f"{STAGE}/correct": correct,
-        PIPELINE: {"api": real, "tokens": bool(job.tokens)},
-    }
+    gates = any(recipe.gradual is not None for recipe in recipes)
+    gradual = dict.fromkeys(("__init__", "expected", "gates", "learning", "training"), gates)
+    folders = {JOBS: jobs, f"{STAGE}/training": training, f"{STAGE}/correct": correct, f"{STAGE}/gradual": gradual}
+    folders |= {PIPELINE: {"api": real, "learning": gates, "tokens": bool(job.tokens)}}
     folders |= {f"{STAGE}/compensate": {"minibatch": any(recipe.solver == "minibatch" for recipe in recipes)}}
     folders |= {MODELS: standin | {"weights": not job.standin}}
     at_bytes = job.measure is not None and job.measure.startswith("bytes_")  # these round, and name what by

@@ -28,6 +28,8 @@ class Job:
     ``distill_changes`` are that training's settings that were changed.
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model; ``finetune_changes`` are its
     settings that were changed.
+    ``gradual_epochs``: of learning a structure, gates and weights together, before the compression; ``epochs``
+    follow it; ``scratch``: it begins with random weights.
     ``measure`` names what a figure measures instead of all this.
     ``cost`` is what ``reduction`` removes a share of. ``tokens``: what ``fewer_tokens`` does with the model at last, a rule
     and the share of the dense model's multiply-accumulates to leave. ``timed``: its speed is measured.
@@ -57,9 +59,16 @@ class Job:
     quantizer: str | None = None
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
     finetune_changes: Mapping[str, Any] = field(default_factory=dict)
+    gradual_epochs: int = 0
+    scratch: bool = False
     cost: str = PARAMETERS
     tokens: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False
+
+    @property
+    def trained_epochs(self) -> int:
+        """Count the epochs of the training images: of learning a structure, and of fine-tuning."""
+        return self.gradual_epochs + self.epochs
 
     def as_json(self) -> dict[str, Any]:
         """Return all fields, as plain values."""

@@ -53,6 +53,10 @@ class EpochTeller(Logger):
         """Tell the accuracy of the one, and the divergence of the other, which come once an epoch."""
         if "val_top1" in metrics:
             self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
+        if "expected_params" in metrics:
+            self.tell(
+                f"learn {int(metrics['epoch']) + 1}/{self.epochs}, {metrics['expected_params']:,.0f} parameters expected"
+            )
         if "train_kl" in metrics:
             self.tell(f"distil {int(metrics['epoch']) + 1}/{self.epochs}, divergence {metrics['train_kl']:.4f}")
 

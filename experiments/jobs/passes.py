@@ -7,11 +7,12 @@ from experiments.jobs.job import Job
 BACKWARD = 2.0  # a backward pass, in forward passes
 MEASURED = 18  # forward passes of measuring losses: three parts of each of a dozen blocks, from that block on
 SENSED = 24  # of measuring curves, for each size: four layers of each of a dozen blocks, from that block on
+GATES = 10  # epochs of gates alone, which go through the dense model, too
 BATCH = 64  # of the minibatch solver
 
 
 def compression_passes(job: Job) -> float:
-    """Count those of calibration, of measured losses, of a search, of the refit, and of the compensation."""
+    """Count those of calibration, of measured losses, of a search, of the refit, of gates, and of the compensation."""
     recipe = job.recipe_used()
     refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
     calibration = job.calibration_samples * (1 + BACKWARD * recipe.needs_gradient)
@@ -19,4 +20,5 @@ def compression_passes(job: Job) -> float:
     measuring = 0 if recipe.measured is None else recipe.measured.rounds * MEASURED * recipe.measured.images
     sensing = 0 if recipe.sense is None else recipe.sense.points * SENSED * recipe.sense.images
     searching = 0 if recipe.search is None else recipe.search.passes(job.calibration_samples)
-    return calibration + refit + solving + measuring + sensing + searching
+    gates = 0 if recipe.gradual is None or recipe.labelled else GATES * (2 + BACKWARD) * job.calibration_samples
+    return calibration + refit + solving + measuring + sensing + searching + gates

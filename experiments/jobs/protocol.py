@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.jobs.job import Job
-from experiments.tables.rows import Row
+from experiments.tables.rows import GATES_ALONE, Row
 
 
 def deviations(job: Job, row: Row) -> list[str]:
@@ -11,8 +11,8 @@ def deviations(job: Job, row: Row) -> list[str]:
     if job.recipe is None:
         return []
     said = []
-    if job.epochs not in (0, Job.epochs):
-        said.append(f"{job.epochs} epoch{'s' if job.epochs > 1 else ''}")
+    if job.trained_epochs not in (0, Job.epochs):
+        said.append(f"{job.trained_epochs} epoch{'s' if job.trained_epochs > 1 else ''}")
     changed = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
     said += [f"{value} steps" if name == "steps" else f"{name} {value}" for name, value in changed.items()]
     if job.lr != Job.lr:
@@ -26,6 +26,7 @@ def deviations(job: Job, row: Row) -> list[str]:
 
 def protocol(row: Row, job: Job) -> str:
     """Name the row's protocol as it was run."""
-    base = "training-free" if row.recipe is not None and job.epochs == 0 else row.protocol
+    free = row.recipe is not None and job.trained_epochs == 0 and row.protocol != GATES_ALONE
+    base = "training-free" if free else row.protocol
     base = "calibration-distilled" if job.distill_epochs else base
     return ", ".join([base, *deviations(job, row)])

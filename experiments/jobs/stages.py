@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from experiments.jobs.speed import time_in_turns
 from experiments.jobs.summary import sum_up
 from experiments.jobs.task import CHECKPOINTS, EMBEDDED, STAGES, MissingWeightsError, Task, Tell, base_task
 from experiments.jobs.tokens import with_fewer_tokens
-from experiments.jobs.training import trained
+from experiments.jobs.training import structured, trained
 from experiments.tracking.runs import log_compression
 from lowrank_vit import compress, evaluate, is_saved_model, load, save
 from lowrank_vit.data import ImageData
@@ -43,21 +44,22 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         dense = _dense(task, model, data)
     if job.bits is not None:
         return _rounded(task, model, data, ledger, dense)
+    teacher = copy.deepcopy(model) if job.gradual_epochs else model
     small = model
     if job.recipe is not None:
-        small = _compressed(task, model, data, ledger)
+        small = _compressed(task, model, teacher, data, ledger, run)
         log_compression(run, ledger.found["report"])
     if job.tokens:
         small = with_fewer_tokens(job, small, ledger)
     if job.timed:
-        time_in_turns(task, model, small, ledger)
+        time_in_turns(task, teacher, small, ledger)
     if small is model:
         return sum_up(task, ledger, dense, None)
-    teacher = model if job.distill_epochs or job.full else None
-    del model
+    tutor = teacher if job.distill_epochs or job.full else None
+    del model, teacher
     _score(task, small, data, ledger, "before", "evaluate before training")
     if job.epochs or job.distill_epochs:
-        tuned = trained(task, small, teacher, data, ledger, run)
+        tuned = trained(task, small, tutor, data, ledger, run)
         _score(task, tuned, data, ledger, "after", "evaluate")
     return sum_up(task, ledger, dense, None if job.recipe is None else data.calibration_record)
 
@@ -133,11 +135,17 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     return dense
 
 
-def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -> nn.Module:
-    """Return the compressed model, before fine-tuning; its report goes to the ledger."""
+def _compressed(
+    task: Task, model: nn.Module, teacher: nn.Module, data: ImageData, ledger: Ledger, run: Any
+) -> nn.Module:
+    """Return the compressed model, before fine-tuning; its report goes to the ledger.
+
+    ``model`` itself is trained where its structure is learnt with its weights, towards ``teacher`` if the job is ``full``.
+    """
     folder, job = task.own_folder / "compressed", task.job
     if "report" in ledger.found and agreed(is_saved_model(folder)):
         return load(folder)
+    learnt = structured(task, model, teacher, data, ledger, run) if job.gradual_epochs else None
     with ledger.stage("compress", f"compress by {job.recipe}"):
         calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint, data.calibration_record)
         compressed, report = compress(
@@ -149,6 +157,7 @@ def _compressed(task: Task, model: nn.Module, data: ImageData, ledger: Ledger) -
             seed=job.seed,
             device=task.hardware.device,
             checkpoint_dir=task.own_folder / CHECKPOINTS,
+            learnt=learnt,
         )
         if is_first() and not is_saved_model(folder):  # an interrupted run may have saved it
             save(compressed.cpu(), folder, report)

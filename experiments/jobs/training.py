@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import timm
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from experiments.jobs.ledger import EpochTeller, Ledger
 from experiments.jobs.task import CHECKPOINTS, Task
 from experiments.tracking.curves import finetune_loggers
-from lowrank_vit import augmentations, distill, finetune, is_saved_model, load, save
+from lowrank_vit import augmentations, distill, finetune, is_saved_model, learn, load, save
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.processes import agreed, is_first
@@ -40,6 +43,21 @@ def trained(
             save(small.cpu(), folder, cast(Report, report))
     ledger.keep(entry, described)
     return small
+
+
+def structured(task: Task, model: nn.Module, teacher: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> Any:
+    """Learn a structure with the weights of ``model``, in place; return what was learnt.
+
+    From scratch, the weights are random at first, by the job's seed.
+    """
+    job, options = task.job, _options(task, task.job.gradual_epochs, ledger, run)
+    options |= {"checkpoint_dir": task.own_folder / CHECKPOINTS / "gates", "teacher": teacher if job.full else None}
+    if job.scratch:
+        with isolate_rng():
+            torch.manual_seed(job.seed)
+            model.load_state_dict(timm.create_model(job.model, pretrained=False).state_dict())
+    with ledger.stage("learn", f"learn by {job.recipe}"):
+        return learn(model, data, job.recipe_used(), job.reduction, lr=job.lr, **options)
 
 
 def _options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any]:

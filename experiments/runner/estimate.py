@@ -22,7 +22,7 @@ LOADED = 33  # images, the first of which is not timed
 
 def kind(job: Job) -> tuple[str | None, bool, str]:
     """Name what jobs of about the same time have in common: recipe, whether they are fine-tuned, images."""
-    trained = f"{job.epochs} {job.full} {job.distill_epochs} {job.processes}"
+    trained = f"{job.epochs} {job.gradual_epochs} {job.full} {job.distill_epochs} {job.processes}"
     return (
         job.recipe,
         job.epochs > 0,
@@ -50,7 +50,9 @@ def forward_passes(job: Job) -> float:
     evaluated = min(job.limit or validation, validation)
     if job.recipe is None:
         return evaluated
-    tuning = job.epochs * ((1 + BACKWARD + job.full) * train + evaluated)  # the full one goes through the teacher, too
+    tuning = job.trained_epochs * (
+        (1 + BACKWARD + job.full) * train + evaluated
+    )  # the full one goes through the teacher, too
     distilling = job.distill_epochs * (2 + BACKWARD) * job.calibration_samples  # through the teacher, too
     return compression_passes(job) + job.held_out_samples + tuning + distilling + 2 * evaluated
 
@@ -62,7 +64,7 @@ def steps(job: Job) -> int:
     recipe = job.recipe_used()
     solving = recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     distilling = job.distill_epochs * job.calibration_samples // DISTILLED
-    return solving + distilling + job.epochs * int(job.images.split("+")[0]) // (job.batch_size * job.processes)
+    return solving + distilling + job.trained_epochs * int(job.images.split("+")[0]) // (job.batch_size * job.processes)
 
 
 def images_loaded(job: Job) -> int:
@@ -71,7 +73,7 @@ def images_loaded(job: Job) -> int:
     evaluated = min(job.limit or validation, validation)
     if job.recipe is None:
         return evaluated
-    return job.calibration_samples + job.held_out_samples + 2 * evaluated + job.epochs * (train + evaluated)
+    return job.calibration_samples + job.held_out_samples + 2 * evaluated + job.trained_epochs * (train + evaluated)
 
 
 @dataclass(frozen=True)

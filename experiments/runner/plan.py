@@ -161,13 +161,15 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
             "changes": {**row.changes, **recipe_changes(row, options)},
             "epochs": epochs_of(row, options),
             "batch_size": options.batch_size,
-            "lr": options.lr if epochs_of(row, options) else Job.lr,  # a distillation has its own
+            "lr": options.lr if epochs_of(row, options) or row.gradual_epochs else Job.lr,  # a distillation has its own
             "processes": options.processes,
             "precision": options.precision,
             "distill_epochs": row.distill_epochs,
             "distill_changes": row.distill_changes,
             "full": row.full,
             "finetune_changes": row.finetune_changes,
+            "gradual_epochs": row.gradual_epochs,
+            "scratch": row.scratch,
         }
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 

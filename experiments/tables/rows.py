@@ -12,6 +12,8 @@ from experiments.tables.architectures import Architecture
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
 
+GATES_ALONE = "gates-alone"  # a protocol: gates are trained on the calibration images, the weights stay frozen
+
 
 @dataclass(frozen=True)
 class Reported:
@@ -35,11 +37,11 @@ class Row:
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
     aimed at, instead of ``reduction``; ``target_params`` aims at another number of parameters than that of ``target``, and
     on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``quantizer``,
-    ``measure``, ``full``, ``distill_epochs``, ``distill_changes`` and ``finetune_changes`` are the job's, and what is
-    distilled is not fine-tuned; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that they stand in;
-    ``embedded_seeds`` are those of the stand-ins by default. ``cost`` is what ``reduction`` is of; ``tokens`` names a rule
-    that removes what is left of it after ``before_tokens``, the recipe's share. ``timed``: the speed of a real model is
-    measured; it says little about the small stand-ins.
+    ``measure``, ``full``, ``gradual_epochs``, ``scratch``, ``distill_epochs``, ``distill_changes`` and
+    ``finetune_changes`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
+    paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
+    ``cost`` is what ``reduction`` is of; ``tokens`` names a rule that removes what is left of it after ``before_tokens``,
+    the recipe's share. ``timed``: the speed of a real model is measured; it says little about the small stand-ins.
     """
 
     id: str
@@ -66,6 +68,8 @@ class Row:
     distill_changes: Mapping[str, Any] = field(default_factory=dict)
     full: bool = False
     finetune_changes: Mapping[str, Any] = field(default_factory=dict)
+    gradual_epochs: int = 0
+    scratch: bool = False
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)
     cost: str = PARAMETERS

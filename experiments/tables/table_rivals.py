@@ -6,8 +6,10 @@ Command   python -m experiments run table_rivals        (or: make reproduce-tabl
 
 The first rows of a model are measured here; params and multiply-accumulates are counted on the smaller model. A form that
 lacks a part of its paper has another name than the method: `comcat0` is where COMCAT begins, `ssp` S2ViTE's one-shot
-baseline, `vtp-taylor` a score of VTP's gates that are never trained. `aafm+gfm` trains towards the dense model's features
-alone, on the calibration images; `best`, distilled, towards logits and blocks, too. Nothing reads a label.
+baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates` and `wdp-gates` train gates alone, and the
+weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
+distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
+weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
 `best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
 """
@@ -18,7 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
-from experiments.tables.rows import Reported, Row, Table
+from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
+from lowrank_vit import get_recipe
 
 METHODS = {  # recipe: method, note
     "svd": ("Plain SVD (svd)", ""),
@@ -32,6 +35,8 @@ METHODS = {  # recipe: method, note
     "comcat0": ("COMCAT's start (comcat0)", "no learnt ranks, no training; biases kept, which its code zeroes"),
     "ssp": ("S2ViTE's one-shot baseline (ssp)", "without the training that follows"),
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
+    "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
+    "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
     "paper": ("Azizi et al. (paper)", "before fine-tuning"),
@@ -39,6 +44,25 @@ METHODS = {  # recipe: method, note
     "loss_aware": ("Ours (loss_aware)", ""),
     "best": ("Ours (best)", ""),
 }
+LEARNT = {  # recipe of a full form: row, method, note
+    "vtp": (
+        "vtp",
+        "VTP (vtp)",
+        "gates a2 and a4 of four; L1 and learning rate are ours; 10 epochs with gates, then 10",
+    ),
+    "wdpruning": (
+        "wdpruning",
+        "WDPruning, width (wdpruning)",
+        "no classifiers after inner blocks; rates are ours; 10 epochs with gates, then 10",
+    ),
+    "s2vite": (
+        "s2vite-schedule",
+        "S2ViTE's schedule, from trained weights (s2vite)",
+        "it starts from random ones; 10 epochs, then 10",
+    ),
+}
+SCRATCH = 600  # epochs from random weights
+HALF = 10  # of the 20 epochs of full fine-tuning: with gates, and after
 REDUCTIONS = (25, 40, 50)
 MACS = (25, 40)  # percent of the multiply-accumulates
 BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
@@ -118,8 +142,10 @@ def rows(model: Architecture) -> list[Row | Reported]:
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
     trained = [_distilled(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
+    learnt = [_learnt(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
+    learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
     macs = [row for percent in MACS for row in _equal_macs(model, percent)]
-    return [dense, *measured, *trained, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
+    return [dense, *measured, *trained, *learnt, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
 
 
 def _row(model: Architecture, recipe: str, percent: int) -> Row:
@@ -127,7 +153,7 @@ def _row(model: Architecture, recipe: str, percent: int) -> Row:
     method, note = METHODS[recipe]
     return Row(
         f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="training-free", note=note, epochs=0, timed=True,
+        protocol=GATES_ALONE if get_recipe(recipe).gradual else "training-free", note=note, epochs=0, timed=True,
     )  # fmt: skip
 
 
@@ -161,6 +187,24 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
         row("best", "Ours, MACs as budget (best)", "best"),
         row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
     ]
+
+
+def _learnt(model: Architecture, recipe: str, percent: int) -> Row:
+    """Return the row of a full form."""
+    name, method, note = LEARNT[recipe]
+    return Row(
+        f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
+        protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True, embedded_seeds=(0,),
+    )  # fmt: skip
+
+
+def _from_scratch(model: Architecture, percent: int) -> Row:
+    """Return the row of S2ViTE as its paper has it: from random weights, on labels alone."""
+    return Row(
+        f"{model.id}/s2vite-{percent}", model.label, model.model, model.standin, "S2ViTE, from scratch (s2vite)", "s2vite",
+        percent / 100, protocol="full-ft", note="600 epochs; batch and learning rate are the run's", epochs=0,
+        gradual_epochs=SCRATCH, scratch=True, embedded_seeds=(0,),
+    )  # fmt: skip
 
 
 TABLE = Table(

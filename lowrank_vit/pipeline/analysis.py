@@ -32,6 +32,7 @@ from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, ove
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
 from lowrank_vit.stages.evaluate.speed import Setting
+from lowrank_vit.stages.gradual.learning import Learnt
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Analysis:
     ``chosen``: whether the user has chosen the sites. ``fallback``: what of the model the recipe could not take.
     ``narrow``: the type of a model of less than 32 bits, in which the smaller one is returned; all before is computed in
     float32 at least. ``batch_size``, ``compiled``: how the smaller model is to run, for a budget in time.
+    ``learnt``: what gates have learnt.
     """
 
     dense: nn.Module
@@ -65,6 +67,7 @@ class Analysis:
     fallback: Fallback | None = None
     batch_size: int = 8
     compiled: bool = False
+    learnt: Learnt | None = None
 
     @cached_property
     def known(self) -> list[Any]:
@@ -194,10 +197,8 @@ class Analysis:
         entry["ridges"] = fitted["ridges"]
         if self.unseen is not None and before is not None:
             with self.watch("divergence"):
-                models = (before, compressed)
-                pair = divergences(
-                    self.recipe.objective, self.model, models, self.unseen.each(), progress=self.progress
-                )
+                models, unseen = (before, compressed), self.unseen.each()
+                pair = divergences(self.recipe.objective, self.model, models, unseen, progress=self.progress)
             name = f"{self.recipe.objective.measures}_held_out"
             entry[f"{name}_before"], entry[name] = pair
         return {"refit": entry}
@@ -218,14 +219,12 @@ class Analysis:
     ) -> Report:
         """Make the report and attach it to the model."""
         params, macs = reporting.size_entries(self.dense, compressed, self.size)
-        methods = [*self.recipe.units.values(), self.recipe.allocator]
-        methods += [self.recipe.sense, self.recipe.search, self.recipe.measured, self.recipe.refit]
         report: Report = {
             "format": FORMAT,
             "model": reporting.architecture(self.model),
             "recipe": self.recipe.name,
             "recipe_fields": self.recipe.record(),
-            "protocol": "training-free",
+            "protocol": "training-free" if self.learnt is None else self.learnt.protocol,
             "params": params,
             "macs": macs,
             "weights_bytes": reporting.weights_entry(self.dense, compressed, self.setting.dtype),
@@ -235,11 +234,12 @@ class Analysis:
             "left_dense": reporting.left_dense_entry(
                 self.model, [group.name for group in self.groups], self._dense_logits(), chosen=self.chosen
             ),
-            "methods": {type(method).__name__: plain(vars(method)) for method in methods if method is not None},
+            "methods": {type(method).__name__: plain(vars(method)) for method in self.recipe.methods},
             "measured_losses": list(plan.measured),
             "compensation": compensation,
             **reporting.carried(self.model),  # type: ignore[typeddict-item]
             **({} if self.fallback is None else {"fallback": self.fallback}),
+            **({} if self.learnt is None else {"learnt": self.learnt.described}),
             **refit,  # the entry, or nothing
             "trajectory": list(plan.trajectory),
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.watch.seconds.items()},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lowrank_vit.pipeline.budget import check_budget, check_dense
 from lowrank_vit.pipeline.decomposing import decompose
 from lowrank_vit.pipeline.estimate import estimate, tell
 from lowrank_vit.pipeline.groups import united
+from lowrank_vit.pipeline.learning import gates_alone, known_or, target_share, with_scores
 from lowrank_vit.pipeline.phases import Phases, identity
 from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
@@ -35,6 +37,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.correct.output_refit import check_refit
+from lowrank_vit.stages.gradual.learning import Learnt
 
 DEFAULT_REDUCTION = 0.5
 
@@ -53,6 +56,8 @@ def analyse(
     checkpoint_dir: str | Path | None = None,
     batch_size: int = 8,
     compiled: bool = False,
+    learnt: Learnt | None = None,
+    target: float = 1 - DEFAULT_REDUCTION,
 ) -> Analysis:
     """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
 
@@ -63,7 +68,8 @@ def analyse(
     ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
     the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
-    is to run, for a budget in time.
+    is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
+    share of the parameters that gates shall leave, where they are trained here.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
@@ -94,6 +100,12 @@ def analyse(
             unseen_moments = collect(model, outputs, reported, unseen, seed, progress)
     key = identity(model, moments, recipe.record(), seed) if checkpoint_dir else ""
     phases = Phases(None if checkpoint_dir is None else Path(checkpoint_dir), key, where)
+    if recipe.gradual is not None:
+        with watch("learn"):
+            train = partial(gates_alone, model, recipe, seen, target, phases.of(target), seed, progress)
+            learnt = known_or(learnt, recipe, train)
+            moments = with_scores(groups, moments, learnt)
+        phases = phases.of(identity(model, moments)) if checkpoint_dir else phases
     with watch("decompose"):
         parts = phases("decompose", lambda: decompose(model, groups, moments, progress))
     return Analysis(
@@ -116,6 +128,7 @@ def analyse(
         fallback=selection.fallback,
         batch_size=batch_size,
         compiled=compiled,
+        learnt=learnt,
     )
 
 
@@ -140,6 +153,11 @@ def sweep(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     for size in reductions:
         check_budget(model, recipe, size, options.get("sites", BLOCK_LINEARS))
+    if recipe.gradual is not None and options.get("learnt") is None:  # gates are trained towards a size
+        return (
+            analyse(model, calibration, recipe, target=target_share(model, size), **options).compress(size)
+            for size in reductions
+        )
     analysis = analyse(model, calibration, recipe, **options)
     return (analysis.compress(size) for size in reductions)
 

@@ -20,6 +20,7 @@ from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer
 from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.gradual import GRADUAL, GradualMethod
 from lowrank_vit.stages.search import SEARCHES, Search
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
@@ -43,7 +44,9 @@ class Recipe:
     plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
     predicted losses by measured ones; ``refit`` refits the output layers, in closed form, on the inputs that the smaller
     model gives them. ``search``: learns on the calibration images what every size is worth while all units change, after
-    measured losses, if any; the allocator then spends the budget by that.
+    measured losses, if any; the allocator then spends the budget by that. ``gradual`` trains gates on the calibration
+    images, which say what is kept; ``labelled``: gates and weights are trained on labelled images, by ``learn``, before the
+    model is compressed.
     Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
     """
 
@@ -63,6 +66,8 @@ class Recipe:
     measured: MeasuredLosses | None = None
     refit: OutputRefit | None = None
     search: Search | None = None
+    gradual: GradualMethod | None = None
+    labelled: bool = False
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -86,13 +91,19 @@ class Recipe:
 
     @property
     def needs_objective(self) -> bool:
-        """Say whether a loss is probed or measured."""
-        return self.needs_gradient or self.replays or self.search is not None
+        """Say whether a loss is probed, measured, or trained towards."""
+        return self.needs_gradient or self.replays or self.search is not None or self.gradual is not None
 
     @property
     def kinds(self) -> list[str]:
         """Name the kinds of units that it is about: single layers are what is left where it takes whole modules."""
         return [kind for kind in self.units if kind != SINGLE] or list(self.units)
+
+    @property
+    def methods(self) -> list[Any]:
+        """List the methods of all units and stages, but compensation and objective."""
+        stages = (self.allocator, self.sense, self.search, self.measured, self.refit, self.gradual)
+        return [*self.units.values(), *(method for method in stages if method is not None)]
 
     def only(self, *kinds: str) -> Recipe:
         """Return the recipe for some kinds of units."""
@@ -116,7 +127,7 @@ class Recipe:
 
     def _with(self, name: str, value: Any) -> Recipe:
         slot, _, hyperparameter = name.partition(".")
-        if slot in PLAIN and not hyperparameter:
+        if slot in (*PLAIN, "labelled") and not hyperparameter:
             return replace(self, **{slot: value})
         if slot not in slots():
             raise unknown("field of a recipe", slot, [*PLAIN, *slots()])
@@ -141,6 +152,8 @@ class Recipe:
             "measured": 0 if self.measured is None else self.measured.rounds,
             "refit": self.refit is not None,
             "search": named["search"],
+            # most recipes learn nothing, and earlier records do not know it
+            **({} if self.gradual is None else {"gradual": named["gradual"], "labelled": self.labelled}),
             "about": self.about,
             "hyperparameters": {slot: plain(vars(method)) for slot, method in methods.items() if method is not None},
         }
@@ -153,7 +166,7 @@ def slots() -> dict[str, Callable[[str], Any] | None]:
     """Return the slots for methods, each with the look-up of a class by name; None where there is only one method."""
     registries: dict[str, Registry[Any]] = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
     registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
-    registries |= {"search": SEARCHES}
+    registries |= {"search": SEARCHES, "gradual": GRADUAL}
     return {slot: registry.get for slot, registry in registries.items()} | {
         "sense": None,
         "measured": None,
@@ -196,6 +209,7 @@ def _name(slot: str, method: Any) -> str | None:
         "compensation": COMPENSATIONS,
         "objective": OBJECTIVES,
         "search": SEARCHES,
+        "gradual": GRADUAL,
     }
     registry = GROUPS.get(slot).methods if slot in GROUPS.names() else registries.get(slot)
     return None if method is None or registry is None else registry.name_of(method)
@@ -205,7 +219,7 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
     """Make the recipe that a record describes; hyperparameters that an old record lacks take their defaults."""
     recipe = Recipe(name=record["name"], units={}, about=record.get("about", ""))
     methods = {slot: record.get(slot) for slot in slots() if record.get(slot)}
-    changes = {**methods, **{name: record[name] for name in PLAIN if name in record}}
+    changes = {**methods, **{name: record[name] for name in (*PLAIN, "labelled") if name in record}}
     if "objective" not in record.get("hyperparameters", {}):
         changes["probe"] = record["probe"]
     if record.get("compensation") is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline import rivals
+from lowrank_vit.pipeline.full_forms import FULL_FORMS
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.stages.allocate.greedy import GreedyMarginal
@@ -118,7 +119,8 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """Look up the recipe called ``name``. Raises ``InputError`` with the nearest name otherwise."""
-    if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
-    return RECIPES[name]
+    """Look up the recipe called ``name``, among full forms, too. Raises ``InputError`` with the nearest name otherwise."""
+    known = {**RECIPES, **FULL_FORMS}
+    if name not in known:
+        raise unknown("recipe", name, known)
+    return known[name]

@@ -14,16 +14,21 @@ from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.correct.measured_curves import FEATURE, MeasuredCurves
 from lowrank_vit.stages.decompose.attention.coordinates import Coordinates
 from lowrank_vit.stages.decompose.attention.first_order import FirstOrderValues
+from lowrank_vit.stages.decompose.attention.learnt import LearntValues
 from lowrank_vit.stages.decompose.attention.products import HeadProducts
+from lowrank_vit.stages.decompose.gated.learnt import LearntParts
 from lowrank_vit.stages.decompose.linear.aafm import FeatureMimicking
 from lowrank_vit.stages.decompose.linear.fwsvd import FisherWeightedSVD
 from lowrank_vit.stages.decompose.linear.svd import PlainSVD
 from lowrank_vit.stages.decompose.linear.whitened import Whitened
 from lowrank_vit.stages.decompose.mlp.active_energy import ActiveEnergy
 from lowrank_vit.stages.decompose.mlp.first_order import FirstOrderUnits
+from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
 from lowrank_vit.stages.decompose.mlp.magnitude import Magnitude
 from lowrank_vit.stages.decompose.mlp.variance import Variance
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
+from lowrank_vit.stages.gradual.methods.importance import ImportanceGates
+from lowrank_vit.stages.gradual.methods.topk import TopKGates
 from lowrank_vit.stages.search.gates import Gates
 
 SIGNS = Classification(sampling="signs")
@@ -93,5 +98,19 @@ RECIPES = (
         units={"attention": Coordinates(), "mlp": ActiveEnergy()},
         allocator=Uniform(),
         about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
+    ),
+    Recipe(
+        name="vtp-gates",
+        units={"attention": LearntValues(), "mlp": LearntUnits()},
+        allocator=EqualError(),
+        gradual=ImportanceGates(),
+        about="VTP's gates on values' dimensions and hidden units, trained alone on calibration images (Zhu et al.)",
+    ),
+    Recipe(
+        name="wdp-gates",
+        units={"gated": LearntParts()},
+        allocator=EqualError(),
+        gradual=TopKGates(),
+        about="WDPruning's scores and thresholds of heads, hidden units and outputs, trained alone (Yu et al.)",
     ),
 )

@@ -140,6 +140,44 @@ class Logits:
 @storable
 @dataclass(frozen=True)
 class WholeHeads:
-    """The heads of an attention module, each kept or left out as a whole."""
+    """The heads of an attention module, each kept or left out as a whole.
+
+    ``mean``, (h s,): that of the output layer's inputs, where its bias takes up what the removed heads add on average.
+    """
 
     units: Directions
+    mean: Tensor | None = None
+
+
+@storable
+@dataclass(frozen=True)
+class GatedParts:
+    """Inner parts of a module (heads, or hidden units) and its outputs in one order, the most important first.
+
+    Rank r keeps the first ``r + 1`` of them: the best inner part and the best output come first,
+    so that from rank 1 on there is one of either.
+    """
+
+    units: Directions  # ranks alone: ``order`` counts them
+    inner: Tensor  # shape: (k + 1,), bool: whether the part is an inner one
+    index: Tensor  # shape: (k + 1,), among its kind
+    mean: Tensor  # shape: (n,), of the output layer's inputs
+
+    @classmethod
+    def by_score(cls, inner: Tensor, outputs: Tensor, mean: Tensor) -> GatedParts:
+        """Order inner parts and outputs by their scores, (h,) and (d,); what is lost is the largest score left out."""
+        scores = torch.cat([inner, outputs.to(inner)])
+        first = torch.zeros_like(scores, dtype=torch.bool)
+        first[[int(inner.argmax()), len(inner) + int(outputs.argmax())]] = True
+        order = scores.masked_fill(first, math.inf).argsort(descending=True, stable=True)
+        lost = torch.cat([scores[order][2:], scores.new_zeros(1)]).flip(0).cummax(0).values.flip(0)
+        lost = torch.cat([lost[:1], lost])
+        counted = torch.arange(len(order) - 1, device=order.device)
+        is_inner = order < len(inner)
+        return cls(Directions(counted, lost), is_inner, torch.where(is_inner, order, order - len(inner)), mean)
+
+    def kept(self, rank: int | None) -> tuple[Tensor, Tensor]:
+        """Return the indices of inner parts and of outputs that a rank keeps, each ascending; ``None``: all."""
+        count = None if rank is None else rank + 1
+        inner, index = self.inner[:count], self.index[:count]
+        return index[inner].sort().values, index[~inner].sort().values

@@ -8,6 +8,8 @@ from lowrank_vit.records.costs import Cost, UnitCosts
 
 QUERY_KEY, VALUE, HIDDEN = "query_key", "value", "hidden"  # units of an attention module and of an MLP
 HEAD = "head"  # a unit of an attention module that goes as a whole
+PART = "part"  # a unit of either: heads or hidden units, and outputs, under one order
+OUTPUT = "output"  # a unit of either: outputs that are not made, so that the stream keeps what it has there
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Moments:
     ``gate_fisher``            (n, n)      sum over images of s s^T, s the gradient of gates, all 1, on the inputs
     ``head_fisher_query``      (h, s, s)   sum over images of D D^T, D the gradient of B in ``logit = q^T B k / sqrt(s)``
     ``head_fisher_key``        (h, s, s)   sum over images of D^T D; both by ``"head_fisher"``, at a layer with heads
+    ``learnt``                 (n,)        no sum: what trained gates have learnt that each input is worth
+    ``learnt_outputs``         (d,)        the same of each output
     =========================  ==========  ==============================================
     """
 

@@ -10,7 +10,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
-from lowrank_vit.records.layers import HEAD, HIDDEN, QUERY_KEY, VALUE
+from lowrank_vit.records.layers import HEAD, HIDDEN, PART, QUERY_KEY, VALUE
 
 FORMAT = 1
 
@@ -152,6 +152,7 @@ class Report(TypedDict):
     left_dense: NotRequired[LeftDense | None]
     fallback: NotRequired[Fallback]
     scan: NotRequired[dict[str, Any]]
+    learnt: NotRequired[dict[str, Any]]
     methods: NotRequired[dict[str, Any]]
     measured_losses: NotRequired[list[Any]]
     compensation: NotRequired[dict[str, Any] | None]
@@ -169,7 +170,7 @@ class Report(TypedDict):
 def largest_size(layer: Mapping[str, Any]) -> int:
     """Return the largest ``rank`` of an entry: hidden units, directions of values or of logits, heads, or the full rank."""
     details = layer.get("details", {})
-    known = (details.get(f"{unit}_of") for unit in (HIDDEN, VALUE, QUERY_KEY, HEAD))
+    known = (details.get(f"{unit}_of") for unit in (HIDDEN, VALUE, QUERY_KEY, HEAD, PART))
     return next((count for count in known if count), min(layer["in_features"], layer["out_features"]))
 
 

@@ -15,7 +15,7 @@ from lowrank_vit.records.report import LayerEntry, Report
 NEEDS = frozenset(
     {"model", "recipe", "recipe_fields", "protocol", "params", "macs", "layers", "provenance"}
 )  # of a report
-PARTS = {"query_key": "query-key", "value": "value", "hidden": "hidden", "head": "heads"}  # of whole modules
+PARTS = {"query_key": "query-key", "value": "value", "hidden": "hidden", "head": "heads", "part": "parts"}  # of modules
 NESTED = """
 The folder is nested: `lowrank_vit.load(DIR, reduction=0.6)` opens it at any other reduction up to {most:g}
 (`nested.safetensors`, {size:.1f} MiB, by allocator `{allocator}`).
@@ -150,6 +150,9 @@ def _facts(report: Report) -> list[str]:
             else "images that were handed in without a name"
         )
         lines.append(f"Calibration: {source}.")
+    if "learnt" in report:
+        labels = "no label was read" if report["learnt"].get("images") else "with the weights, on labelled images"
+        lines.append(f"What is kept was learnt by gates ({labels}); the settings are in `report.json`.")
     for entry in ("finetune", "distillation"):
         if entry in report:
             lines.append(f"Trained afterwards ({entry}); its settings are in `report.json`.")

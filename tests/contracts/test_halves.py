@@ -26,7 +26,7 @@ MADE = normal(N, INNER, seed=3).double(), normal(INNER, seed=4).double()  # what
 
 def restricted(moments: Moments, needs: frozenset[str], site: Site) -> Moments:
     """Only the statistics that the method asks for: it must not read another."""
-    wanted = {*resolve(needs, site), "input_sum"}
+    wanted = {*resolve(needs, site), "input_sum", "learnt"}
     wanted |= {"sensitive_weight", "sensitive_input_sum"} if "sensitive_second" in needs else set()
     return replace(moments, sums={key: value for key, value in moments.sums.items() if key in wanted})
 

@@ -15,10 +15,11 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.pipeline.groups import GROUPS, PLAIN
 from lowrank_vit.pipeline.rivals import RECIPES
 from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.factors import GatedParts
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
 NAMES = [recipe.name for recipe in RECIPES]
-PRUNING = ("ssp", "vtp-taylor", "vbp")  # what they remove is masked in the dense model
+PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates")  # what they remove is masked in the dense model
 FEW = {"sense.images": 8, "sense.points": 3}
 
 
@@ -52,20 +53,30 @@ def test_all_of_it_is_the_model_as_it_was(name: str, kind: str) -> None:
     torch.testing.assert_close(outputs(same, data), outputs(model, data), rtol=1e-6, atol=1e-6)
 
 
+def kept_of(part: object, rank: int) -> tuple[Tensor, Tensor | None]:
+    """What a rank keeps: inputs, or heads, and outputs where some of these go, too."""
+    return part.kept(rank) if isinstance(part, GatedParts) else (part.units.kept(rank), None)  # type: ignore[attr-defined]
+
+
 def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
     """The dense model with zeros in the columns that read what the plan removes; means go into the bias of VBP."""
     same = copy.deepcopy(model)
     for known in analysis.known:  # type: ignore[attr-defined]
         for unit, part in known.parts.items():
             layer = same.get_submodule(known.group.linears[-1].name)
-            kept, count = part.units.kept(plan.ranks[unit]), layer.in_features
-            width = count // len(part.units.order)
+            kept, outputs = kept_of(part, plan.ranks[unit])
+            count = layer.in_features
+            width = count // (int(part.inner.sum()) if isinstance(part, GatedParts) else len(part.units.order))
             gone = torch.ones(count, dtype=torch.bool)
             gone[(kept[:, None] * width + torch.arange(width)).flatten()] = False
             with torch.no_grad():
                 if getattr(part, "mean", None) is not None:
                     layer.bias += layer.weight[:, gone] @ part.mean[gone]
                 layer.weight[:, gone] = 0
+                if outputs is not None:
+                    made = torch.zeros(layer.out_features, dtype=torch.bool)
+                    made[outputs] = True
+                    layer.weight[~made], layer.bias[~made] = 0, 0
     return same
 
 

@@ -69,6 +69,7 @@ def dense_moments(weight: Tensor, inputs: Tensor, gradients: Tensor) -> Moments:
         "sensitive_second": torch.einsum("t,ti,tj->ij", energies, rows, rows),
         "fisher_rows": fisher,
         "gate_fisher": gates.T @ gates,
+        "learnt": gates.square().sum(0).sqrt(),
         "gradient_rows": sum(g @ g.T for g in gradients),
     }
     return Moments(images, images * tokens, sums)

@@ -14,6 +14,7 @@ from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.scatter_output import ScatterOutput
 from lowrank_vit.pipeline.groups import PLAIN, Ranks, Settings, cubic_work
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
@@ -172,6 +173,9 @@ class KnownModule:
         """
         site, output = self.site, self.site.linears[-1]
         (weight, bias), (approximation, shift) = (dense_linear(model, output) for model in (self.model, compressed))
+        layer = compressed.get_submodule(output.name)
+        if isinstance(layer, ScatterOutput):
+            approximation, shift = layer.spread(approximation), layer.spread(shift)
         if cut is not None:
             approximation = cut.kept.columns @ approximation
             shift = shift - cut.kept.offset @ approximation

@@ -67,9 +67,13 @@ class WholeHeadGroup(ModuleGroup):
     def cut(self, known: KnownModule, ranks: Ranks) -> ModuleCut:
         """Make the attention module of the kept heads; nothing is refitted."""
         site, model = self.site, known.model
-        heads = known.parts[unit_name(site, HEAD)].units.kept(ranks[unit_name(site, HEAD)])
+        part = known.parts[unit_name(site, HEAD)]
+        assert isinstance(part, WholeHeads)
+        heads = part.units.kept(ranks[unit_name(site, HEAD)])
         weight, bias = dense_linear(model, site.proj)
         kept = (heads[:, None] * site.head_width + torch.arange(site.head_width).to(heads)).flatten()
+        if part.mean is not None:
+            bias = bias + part.mean @ weight - part.mean[kept] @ weight[kept]
         same = Logits.whole(site.qkv.heads, site.head_width, weight).query
         dense = family_of(model).attention_weights(model, site)
         small = fold_attention(site, dense, (same, same), kept, same, kept, weight[kept], bias)

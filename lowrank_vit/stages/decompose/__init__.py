@@ -13,9 +13,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits, WholeHeads
+from lowrank_vit.records.factors import Directions, Factors, GatedParts, InputSubset, Logits, WholeHeads
 from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 
 Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
@@ -63,6 +64,16 @@ class HeadChoice(Protocol):
         ...
 
 
+class PartChoice(Protocol):
+    """The interface of a choice among inner parts and outputs of an attention module or an MLP."""
+
+    needs: ClassVar[frozenset[str]]  # of the output layer
+
+    def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
+        """Order the parts, by the statistics of the output layer."""
+        ...
+
+
 class MlpDecomposition(Protocol):
     """The interface of a decomposition of a whole MLP."""
 
@@ -98,9 +109,17 @@ ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
     "attention decomposition", "lowrank_vit.stages.decompose.attention"
 )
 WHOLE_HEADS: Registry[type[HeadChoice]] = Registry("choice of heads", "lowrank_vit.stages.decompose.whole_heads")
+GATED: Registry[type[PartChoice]] = Registry("choice of parts", "lowrank_vit.stages.decompose.gated")
 MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
 TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.stages.decompose.table")
 SCANS: Registry[type[ScanDecomposition]] = Registry("scan decomposition", "lowrank_vit.stages.decompose.scan")
+
+
+def learnt_scores(moments: Moments, name: str = "learnt") -> Tensor:
+    """Return what gates have learnt of a layer's inputs, (n,), or outputs. Raises ``InputError`` where none were trained."""
+    if not moments.has(name):
+        raise InputError("no gates were trained: the recipe needs a method for `gradual`")
+    return moments.sums[name]
 
 
 def tail_energy(singular_values: Tensor, total: Tensor | None = None) -> Tensor:

@@ -26,8 +26,8 @@ from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import derived_seed, quiet_run
+from lowrank_vit.runtime.training import SeededTraining, Start, train, warm_up_cosine
 from lowrank_vit.stages.training.augmentation import augment
-from lowrank_vit.stages.training.loop import SeededTraining, Start, train, warm_up_cosine
 from lowrank_vit.stages.training.teacher import check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"

@@ -25,8 +25,8 @@ from lowrank_vit.modules.factors import expanded
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import quiet_run
+from lowrank_vit.runtime.training import SeededTraining, cosine, train
 from lowrank_vit.stages.training.imitation import check_imitation, towards_teacher
-from lowrank_vit.stages.training.loop import SeededTraining, cosine, train
 
 
 def _classifier_parameters(model: nn.Module) -> set[int]:

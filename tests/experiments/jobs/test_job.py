@@ -69,6 +69,7 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         {"hard_teacher": True},
         "macs",
         {"rule": "tome", "macs": 0.6},
+        9,
         True,
     )
     fields, changed = JOB.as_json(), other.as_json()

@@ -20,7 +20,8 @@ from lowrank_vit import InputError, find_sites
 from lowrank_vit.data.digits import load_split
 from lowrank_vit.models import STANDINS
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.pipeline.budget import check_reduction
+from lowrank_vit.pipeline.budget import check_budget
+from lowrank_vit.pipeline.full_forms import FULL_FORMS
 from lowrank_vit.pipeline.recipes import RECIPES
 from lowrank_vit.stages.compensate import COMPENSATIONS
 
@@ -69,8 +70,10 @@ def test_rows_can_be_run(table: Table) -> None:
         assert timm.is_model(architecture)
         assert row.model in timm.models.get_arch_pretrained_cfgs(architecture), "the tag is unknown to timm"
         assert row.standin is None or row.standin in STANDINS
-        assert row.recipe is None or row.recipe in RECIPES
-        assert (row.recipe is None) == (row.reduction == 0 and row.target is None) or row.measure  # which may cut, too
+        assert row.recipe is None or row.recipe in RECIPES | FULL_FORMS
+        cut = row.recipe is not None or row.measure or row.tokens
+        assert cut or (row.reduction == 0 and row.target is None)
+        assert row.recipe is None or row.reduction or row.target
         assert (row.target is None) == (row.standin_target is None)
         assert (row.top1_reported is None and not row.printed) == (row.source is None)
 
@@ -81,7 +84,7 @@ def test_every_reduction_is_within_reach_of_its_recipe(table: Table) -> None:
     for item in make_plan(table, Options(seeds=(0,)), open_images("digits")):
         for job in item.jobs if item.row.recipe is not None else ():
             model = timm.create_model(job.model)
-            check_reduction(model, job.recipe_used(), job.reduction)
+            check_budget(model, job.recipe_used(), job.budget)
         if item.row.standin is not None and not item.jobs:
             assert item.row.source is None
             assert item.row.reduction >= 0.8 or item.row.recipe == "vbp"  # of MLPs alone

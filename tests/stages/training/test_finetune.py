@@ -18,6 +18,7 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.training import cosine
 from lowrank_vit.stages.training.finetune import (
     PartialFineTune,
     _run_record,
@@ -25,7 +26,6 @@ from lowrank_vit.stages.training.finetune import (
     partial_parameters,
     trainable_share,
 )
-from lowrank_vit.stages.training.loop import cosine
 from tests.support import models
 from tests.support.finetuning import TinyData, tiny
 from tests.support.hardware import on_cpu

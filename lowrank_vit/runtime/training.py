@@ -1,4 +1,4 @@
-"""What fine-tuning and distillation share: the schedule, and a run under Lightning that can be interrupted."""
+"""What all trainings share: the schedule, and a run under Lightning that can be interrupted."""
 
 from __future__ import annotations
 

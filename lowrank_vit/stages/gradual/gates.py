@@ -1,0 +1,150 @@
+"""Gates: a multiplier for each unit that can be left out, in a layer that wraps the one whose inputs the units make.
+
+Gates are plain parameters and buffers of the wrapped model, so that checkpoints have them; ``unwrap`` leaves none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE, AttentionSite, MlpSite
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the gates of a unit sit: ``count`` of them, on the inputs of ``layer`` (``repeat`` each), or on its outputs."""
+
+    module: str
+    unit: str  # HEAD, VALUE, HIDDEN or OUTPUT
+    layer: str
+    count: int
+    repeat: int = 1
+    makers: tuple[str, ...] = ()  # the layers whose rows make hidden units
+
+    @property
+    def name(self) -> str:
+        """Return the unit's name, as in a plan."""
+        return f"{self.module}.{self.unit}"
+
+
+def places(sites: Sequence[AttentionSite | MlpSite], units: Sequence[str]) -> list[Place]:
+    """List the places of all units of the given kinds."""
+    found = []
+    for site in sites:
+        if isinstance(site, MlpSite):
+            layer, kinds = site.fc2, {HIDDEN: (site.fc2.in_features, 1)}
+        else:
+            layer, kinds = site.proj, {VALUE: (site.proj.in_features, 1)}
+            if not site.dense_logits:  # a head can go where its queries and keys can
+                kinds[HEAD] = (site.qkv.heads, site.head_width)
+        kinds[OUTPUT] = (layer.out_features, 1)
+        makers = {HIDDEN: site.readers}
+        found += [
+            Place(site.name, unit, layer.name, *kinds[unit], makers.get(unit, ())) for unit in units if unit in kinds
+        ]
+    return found
+
+
+class Gate(nn.Module):
+    """The multipliers of a unit's parts, and how much each is worth. A subclass says how they are made."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self) -> Tensor:
+        """Return the multipliers, (count,): 1 keeps a part as it is, 0 leaves it out."""
+        raise NotImplementedError
+
+    def scores(self) -> Tensor:
+        """Return what each part is worth, (count,), not negative: one threshold on those of all gates hardens a model."""
+        raise NotImplementedError
+
+    def open(self) -> Tensor:
+        """Tell which parts are open, (count,), bool."""
+        raise NotImplementedError
+
+    def channels(self) -> Tensor:
+        """Return the multipliers of the layer's channels, (count * repeat,)."""
+        return self().repeat_interleave(self.place.repeat)
+
+
+class MaskGate(Gate):
+    """Multipliers 0 and 1 that training does not move: a method changes ``mask`` between steps.
+
+    The layer's weights that read closed parts still get their gradients, as if those were open.
+    """
+
+    mask: Tensor
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.register_buffer("mask", torch.ones(place.count))
+
+    def forward(self) -> Tensor:
+        """Return the mask, (count,)."""
+        return self.mask
+
+    def open(self) -> Tensor:
+        """Tell which parts the mask keeps, (count,)."""
+        return self.mask > 0
+
+
+class GatedLayer(nn.Module):
+    """A linear layer whose inputs, or outputs, are multiplied by gates."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = layer
+        self.inputs: Gate | None = None
+        self.outputs: Gate | None = None
+        self.makers: tuple[Any, ...] = ()  # in a tuple, so that they are no submodules
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x: (..., n) to (..., d)."""
+        if isinstance(self.inputs, MaskGate):
+            weight, mask = self.layer.weight, self.inputs.channels().to(x.dtype)
+            y: Tensor = F.linear(x, weight.detach() * mask + (weight - weight.detach()), self.layer.bias)
+        elif self.inputs is not None:
+            y = self.layer(x * self.inputs.channels().to(x.dtype))
+        else:
+            y = self.layer(x)
+        return y if self.outputs is None else y * self.outputs().to(y.dtype)
+
+
+def wrap(model: nn.Module, gates: Mapping[str, Gate]) -> None:
+    """Put gates, by their units' names, around the layers of a model, in place."""
+    for gate in gates.values():
+        name = gate.place.layer
+        layer = model.get_submodule(name)
+        if not isinstance(layer, GatedLayer):
+            weight = next(layer.parameters())
+            layer = GatedLayer(layer).to(weight.device)
+            replace_module(model, name, layer)
+        layer.makers += tuple(model.get_submodule(maker) for maker in gate.place.makers)
+        setattr(layer, "outputs" if gate.place.unit == OUTPUT else "inputs", gate.to(weight.device))
+
+
+def unwrap(model: nn.Module) -> None:
+    """Put the layers back in the place of those with gates."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, GatedLayer):
+            replace_module(model, name, module.layer)
+
+
+@contextmanager
+def gated(model: nn.Module, gates: Mapping[str, Gate]) -> Iterator[None]:
+    """Put gates into a model within the block."""
+    wrap(model, gates)
+    try:
+        yield
+    finally:
+        unwrap(model)

@@ -1,0 +1,107 @@
+"""Learn a structure: put gates into a model, train, take the gates out again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import survey
+from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.records.layers import AttentionSite, MlpSite, PoolSite
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.trainer import quiet_run
+from lowrank_vit.runtime.training import train
+from lowrank_vit.stages.gradual import GradualMethod
+from lowrank_vit.stages.gradual.expected import Prices
+from lowrank_vit.stages.gradual.gates import Gate, gated, places
+from lowrank_vit.stages.gradual.training import GradualTraining
+
+
+@storable
+@dataclass(frozen=True)
+class Learnt:
+    """What gates have learnt: a score for each part of each unit, not negative, and how they were trained."""
+
+    scores: Mapping[str, Tensor]  # by the unit's name; shape: (count,)
+    described: dict[str, Any]
+
+    @property
+    def protocol(self) -> str:
+        """Return the name for results of this training."""
+        protocol: str = self.described["protocol"]
+        return protocol
+
+
+def sites_of(model: nn.Module) -> list[AttentionSite | MlpSite]:
+    """List the modules that can have gates: attention and MLPs, no attention pooling."""
+    return [site for site in survey(model)[0] if not isinstance(site, PoolSite)]
+
+
+def make_gates(model: nn.Module, method: GradualMethod) -> dict[str, Gate]:
+    """Make the gates of a method by their units' names. Raises ``InputError`` for a model that has no place for any."""
+    gates = {place.name: method.gate(place) for place in places(sites_of(model), method.units)}
+    if not gates:
+        raise InputError(
+            f"{type(model).__name__} has no units for gates: its attention modules and MLPs are of other kinds"
+        )
+    return gates
+
+
+def learn(
+    model: nn.Module,
+    method: GradualMethod,
+    *,
+    teacher: nn.Module | None = None,
+    images: Tensor | None = None,
+    data_module: LightningDataModule | None = None,
+    target: float = 0.5,
+    epochs: int = 10,
+    hardware: Hardware = ONE_PROCESS,
+    loggers: Logger | list[Logger] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    **fields: Any,
+) -> Learnt:
+    """Train gates on a model, and its weights in place where a ``data_module`` has labelled images; without gates after.
+
+    Either ``images``, (N, C, H, W), with a ``teacher``, or a ``data_module``; ``fields`` are further ones of
+    ``GradualTraining``. ``target``: the share of the parameters that shall be left. With ``checkpoint_dir`` each epoch ends
+    in ``last.ckpt``, from which a later call continues and, on the same kind and number of devices, ends with the numbers of
+    an undisturbed run (bitwise on CPU).
+    Raises ``InputError`` for bad settings, unlabelled images, models without units, or a checkpoint of another run.
+    """
+    _check(method, teacher, images, data_module)
+    hardware = replace(hardware, precision=hardware.mixed_precision)
+    gates, prices = make_gates(model, method), Prices.of(model, sites_of(model))
+    run = {"precision": hardware.precision, "processes": hardware.processes, "inputs_sha256": model_hash(model)}
+    with quiet_run(data_module, model, teacher), isolate_rng(), gated(model, gates):
+        module = GradualTraining(
+            *(model.train(images is None), teacher, method, gates, prices),
+            **{"target": target, "images": images, "epochs": epochs, "seed": seed, "run": run, **fields},
+        )
+        running = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers, "progress": progress}
+        train(module, data_module, epochs=epochs, hardware=hardware, **running)  # type: ignore[arg-type]
+        return Learnt({name: gate.scores().cpu() for name, gate in gates.items()}, module.describe())
+
+
+def _check(
+    method: GradualMethod, teacher: nn.Module | None, images: Tensor | None, data_module: LightningDataModule | None
+) -> None:
+    """Raise ``InputError`` unless there is one thing to learn from, and the method can learn from it."""
+    if (images is None) == (data_module is None) or (images is not None and teacher is None):
+        raise InputError(
+            "a structure is learnt either on images, with a teacher, or on a data module: give one of them"
+        )
+    if images is not None and not method.alone:
+        raise InputError(f"{type(method).__name__} changes weights and gates together: give it labelled images")

@@ -1,0 +1,1 @@
+"""Methods that learn structure by gates, one file for each."""
