@@ -35,8 +35,9 @@ NEVER = (
 )
 MEASURES, STATISTICS = "experiments/measures", f"{STAGE}/calibrate/statistics"
 LINEAR, GROUPS, FAMILIES = f"{STAGE}/decompose/linear", f"{PIPELINE}/groups", "lowrank_vit/architectures"
+DELTAS = "lowrank_vit/customize/deltas"
 DATA, METHODS = "lowrank_vit/data", tuple(f"{STAGE}/{kind}" for kind in ("decompose", "allocate", "compensate/kinds"))
-REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA)  # what is registered there is a choice
+REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA, DELTAS)  # what is registered there is a choice
 FAMILY_OF = {"deit": "vit"}  # a word in models' names: the family that is called otherwise
 
 
@@ -129,6 +130,7 @@ def _named(job: Job, chosen: set[str], source: Source) -> set[str]:
         source.members(STATISTICS, lambda name: not words.isdisjoint(_names(name)))
         | source.members(LINEAR, measured.__contains__)
         | source.members(FAMILIES, _family(job.model, source))
+        | source.members(DELTAS, (measured | {job.changes.get("method")}).__contains__)
         | source.members(DATA, lambda name: name == job.data.partition(":")[0])
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.report.formats import file_size, human, of_share, percent, printed_count, share
-from experiments.report.scan_columns import SCAN_COLUMNS
+from experiments.report.measured_columns import MEASURED_COLUMNS, MEASURED_SPREADS
 from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
@@ -205,7 +205,7 @@ CATALOGUE = {
         _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
         *(_number(name, header, percent, about=NEIGHBOURS) for name, header in (("knn", "k-NN"), ("probe", "Probe"))),
         _number("feature_error", "Feature error", _error, about="Feature error: in shares of the features' variance."),
-        *(_number(*each) for each in SCAN_COLUMNS),
+        *((_spread if each[0] in MEASURED_SPREADS else _number)(*each) for each in MEASURED_COLUMNS),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
         _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),
