@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,10 @@ def customized(model: TextToImage, method: Delta, new_word: str | None = None, *
 def save_delta(customization: Customization, path: Path) -> None:
     """Write the tensors and what they belong to as one safetensors file."""
     method = customization.method
-    settings = {name: value for name, value in asdict(method).items() if name not in UNTRAINED}
+    settings = {name: value for name, value in vars(method).items() if name not in UNTRAINED}
     about = {
         "format": FORMAT,
-        "method": DELTAS.name_of(method),
+        "method": str(DELTAS.name_of(method)),
         "settings": json.dumps(settings),
         "word": customization.new_word or "",
         "base": customization.base,

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from lowrank_vit.runtime.errors import InputError
 
-Tokens = tuple[Sequence[int], int | None]
-
 
 class Text(Protocol):
-    """The interface of a text model: ``encoder`` has the weights."""
+    """The interface of a text model."""
 
-    encoder: nn.Module
+    @property
+    def encoder(self) -> nn.Module:
+        """Return the module with all weights."""
+        ...
 
     def tokens(self, prompts: Sequence[str], new_word: str | None = None) -> Tensor:
         """Return the words' numbers, (N, L); ``new_word`` has the number after the last known one."""
@@ -28,7 +29,7 @@ class Text(Protocol):
         ...
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> Any:
         """Return the module that looks up the words' vectors."""
         ...
 
@@ -65,7 +66,7 @@ class WordTable:
         return self.encoder(tokens)
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> Any:
         """Return the table."""
         return self.encoder[0]
 
@@ -77,7 +78,7 @@ class WordTable:
 class ClipText:
     """CLIP's tokenizer and text model, as folders of diffusers have them."""
 
-    def __init__(self, tokenizer: Any, encoder: nn.Module) -> None:
+    def __init__(self, tokenizer: Any, encoder: Any) -> None:
         self.tokenizer, self.encoder = tokenizer, encoder
 
     def tokens(self, prompts: Sequence[str], new_word: str | None = None) -> Tensor:
@@ -100,7 +101,7 @@ class ClipText:
         return self.encoder(tokens).last_hidden_state
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> Any:
         """Return the table of the tokens."""
         return self.encoder.get_input_embeddings()
 

@@ -33,7 +33,11 @@ class Delta(Protocol):
     """The interface of a method. ``trains_word``: the vector of the new word is trained, too, instead of staying random."""
 
     trains_word: ClassVar[bool]
-    learning_rate: float
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate at the start, where none is given."""
+        ...
 
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
         """Put the method's tensors into a U-Net; ``generator``, of the CPU, draws the initial values."""
