@@ -16,7 +16,7 @@ from typing import Any
 from experiments.tables.architectures import Architecture
 from experiments.tables.rows import Row, Table
 
-UNET = Architecture("unet", "U-Net on digits", "digits_unet", "digits_deit_small")  # the stand-in is the judge
+UNET = Architecture("unet", "U-Net on digits", "digits_deit_small", "digits_deit_small")  # named is the judge
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("None: a random new word", {}),
     "comcat": ("COMCAT, r = 2, zero start", {"method": "comcat", "rank": 2, "learning_rate": 2.5e-3}),

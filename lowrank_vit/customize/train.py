@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from torch import Tensor
 from lowrank_vit.customize.customization import Customization
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.progress import track
+from lowrank_vit.runtime.progress import say, track
+
+TIMED = 2  # the step that an estimate is made from: the first ones take longer
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def train(
     told, times = Trained(), []
     images, noising = images.to(model.device), DDPMScheduler.from_config(dict(model.schedule))
     fixed = None if customization.method.trains_word else customization.prompt([prompt]).detach()
-    for _ in track(range(training.steps), "customize", shown=progress):
+    for step in track(range(training.steps), "customize", shown=progress):
         start = time.perf_counter()
         batch = images[torch.randint(len(images), (training.batch_size,), generator=generator)]
         context = customization.prompt([prompt]) if fixed is None else fixed
@@ -80,9 +84,11 @@ def train(
         schedule.step()
         told.losses.append(loss.item())
         times.append(time.perf_counter() - start)
-        if not torch.isfinite(loss):
-            raise InputError(f"the loss is {loss.item()} after {len(times)} steps: give a lower learning rate")
-    told.seconds_a_step = sorted(times)[len(times) // 2]
+        if not math.isfinite(told.losses[-1]):
+            raise InputError(f"the loss is {told.losses[-1]} after {step + 1} steps: give a lower learning rate")
+        if progress and step == TIMED:
+            say(f"estimate from one step: about {times[-1] * training.steps:.0f} s")
+    told.seconds_a_step = median(times)
     return told
 
 
