@@ -1,6 +1,6 @@
 """Learning rates of customisation, chosen on digit 7, which no table evaluates: ``experiments/tables/table_customize.py``.
 
-    python -m benchmarks.customize_rates [--json FILE]
+    python -m benchmarks.customize_rates [--method ROW] [--json FILE]
 
 The rate whose mean of three accuracies is highest (the new digit, the same inverted, the old digits) is taken.
 """
@@ -21,6 +21,7 @@ from lowrank_vit.runtime.progress import say
 RATES = {
     "none": (),
     "comcat": (1e-3, 2.5e-3, 1e-2),
+    "comcat-cross": (2.5e-3, 1e-2, 3e-2),
     "comcat-random": (1e-3, 2.5e-3, 1e-2),
     "lora-2": (1e-3, 3e-3, 1e-2),
     "lora-4": (1e-3, 3e-3, 1e-2),
@@ -34,12 +35,15 @@ NUMBERS = ("custom_concept", "custom_composition", "custom_old", "custom_distanc
 def main() -> None:
     """Customise with every rate and print the table."""
     parser = argparse.ArgumentParser(description="Learning rates of customisation, chosen on digit 7.")
+    parser.add_argument(
+        "--method", choices=[name for name in RATES if RATES[name]], help="one row of the table (default: all)"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     judge = Judge(load_model("digits_deit_small", None))
     found: list[dict[str, Any]] = []
     for name, (_, changes) in METHODS.items():
-        for rate in RATES[name]:
+        for rate in RATES[name] if args.method in (None, name) else ():
             given = {**changes, "learning_rate": rate, "digit": CHOICE}
             numbers = customized_and_measured(given, 0, judge, lambda said: None)
             found.append({"method": name, "rate": rate, **{number: numbers[number] for number in NUMBERS}})

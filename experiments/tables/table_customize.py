@@ -19,16 +19,20 @@ from experiments.tables.rows import Row, Table
 UNET = Architecture("unet", "U-Net on digits", "digits_deit_small", "digits_deit_small")  # named is the judge
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("None: a random new word", {}),
-    "comcat": ("COMCAT, r = 2, zero start", {"method": "comcat", "rank": 2, "learning_rate": 2.5e-3}),
+    "comcat": ("COMCAT, r = 2, zero start", {"method": "comcat", "rank": 2, "learning_rate": 1e-2}),
+    "comcat-cross": (
+        "COMCAT, r = 2, to the prompt only",
+        {"method": "comcat", "rank": 2, "layers": "cross", "learning_rate": 1e-2},
+    ),
     "comcat-random": (
         "COMCAT, r = 2, as printed",
-        {"method": "comcat", "rank": 2, "zero_start": False, "learning_rate": 2.5e-3},
+        {"method": "comcat", "rank": 2, "zero_start": False, "learning_rate": 1e-2},
     ),
-    "lora-2": ("LoRA, rank 2", {"method": "lora", "rank": 2, "learning_rate": 3e-3}),
+    "lora-2": ("LoRA, rank 2", {"method": "lora", "rank": 2, "learning_rate": 1e-2}),
     "lora-4": ("LoRA, rank 4", {"method": "lora", "rank": 4, "learning_rate": 3e-3}),
     "custom_diffusion": ("Custom Diffusion", {"method": "custom_diffusion", "learning_rate": 3e-3}),
     "dreambooth": ("DreamBooth", {"method": "dreambooth", "learning_rate": 3e-4}),
-    "textual_inversion": ("Textual inversion", {"method": "textual_inversion", "learning_rate": 3e-2}),
+    "textual_inversion": ("Textual inversion", {"method": "textual_inversion", "learning_rate": 1e-1}),
 }
 ROWS = tuple(
     Row.measuring(UNET, name, method, "customize", changes=changes, protocol="customised" if changes else "as it is")
