@@ -77,12 +77,8 @@ def train(
         batch = images[torch.randint(len(images), (training.batch_size,), generator=generator)]
         context = customization.prompt([prompt]) if fixed is None else fixed
         loss = noise_loss(model, noising, batch, context.expand(len(batch), -1, -1), generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(customization.trained, training.clip)
-        optimizer.step()
+        told.losses.append(_step(customization, loss, optimizer, training.clip))
         schedule.step()
-        told.losses.append(loss.item())
         times.append(time.perf_counter() - start)
         if not math.isfinite(told.losses[-1]):
             raise InputError(f"the loss is {told.losses[-1]} after {step + 1} steps: give a lower learning rate")
@@ -99,6 +95,15 @@ def _optimizer(
     optimizer = torch.optim.AdamW(customization.trained, rate, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / training.steps)
     return optimizer, schedule
+
+
+def _step(customization: Customization, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:
+    """Take one step down the gradient, cut to the norm ``clip``; return the loss before it."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(customization.trained, clip)
+    optimizer.step()
+    return loss.item()
 
 
 def noise_loss(model: TextToImage, noising: Any, images: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
