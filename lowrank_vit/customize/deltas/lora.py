@@ -32,7 +32,7 @@ class Lora:
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
         """Put a layer with the product around each of the four."""
         check_rank(self.rank)
-        swaps, merged, added = Swaps(), Swaps(), {}
+        swaps, added = Swaps(), {}
         for name, attention in attentions(unet, self.layers).items():
             for layer in LAYERS:
                 parent, _, last = layer.rpartition(".")
@@ -43,14 +43,10 @@ class Lora:
         def merge() -> None:
             for name, layer in added.items():
                 parent, _, last = name.rpartition(".")
-                merged.put(unet.get_submodule(parent), last, layer.merged())
-
-        def detach() -> None:
-            merged.undo()
-            swaps.undo()
+                swaps.put(unet.get_submodule(parent), last, layer.merged())
 
         tensors = {f"{name}.{part}": getattr(layer, part) for name, layer in added.items() for part in ("down", "up")}
-        return Attached(tensors, merge, detach)
+        return Attached(tensors, merge, swaps.undo)
 
 
 class LinearWithProduct(nn.Module):
