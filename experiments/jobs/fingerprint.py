@@ -37,7 +37,8 @@ MEASURES, STATISTICS = "experiments/measures", f"{STAGE}/calibrate/statistics"
 LINEAR, GROUPS, FAMILIES = f"{STAGE}/decompose/linear", f"{PIPELINE}/groups", "lowrank_vit/architectures"
 DATA, KINDS = "lowrank_vit/data", ("decompose", "allocate", "compensate/kinds", "search", "gradual/methods")
 METHODS = tuple(f"{STAGE}/{kind}" for kind in KINDS)
-REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA)  # what is registered there is a choice
+DELTAS = "lowrank_vit/customize/deltas"
+REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA, DELTAS)  # what is registered there is a choice
 FAMILY_OF = {"deit": "vit"}  # a word in models' names: the family that is called otherwise
 
 
@@ -137,6 +138,7 @@ def _named(job: Job, chosen: set[str], source: Source) -> set[str]:
         source.members(STATISTICS, lambda name: not words.isdisjoint(_names(name)))
         | source.members(LINEAR, measured.__contains__)
         | source.members(FAMILIES, _family(job.model, source))
+        | source.members(DELTAS, (measured | {job.changes.get("method")}).__contains__)
         | source.members(DATA, lambda name: name == job.data.partition(":")[0])
     )
 

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from experiments.report import cells
 from experiments.report.cells import Notes, Row
 from experiments.report.formats import file_size, human, of_share, percent, printed_count, share, times
-from experiments.report.scan_columns import SCAN_COLUMNS
-from experiments.report.size_columns import SIZE_COLUMNS
+from experiments.report.measured_columns import MEASURED_COLUMNS, MEASURED_SPREADS
 from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
@@ -148,7 +147,7 @@ CATALOGUE = {
         _number(
             "feature_error", "Feature error", cells.error, about="Feature error: in shares of the features' variance."
         ),
-        *(_number(*each) for each in (*SCAN_COLUMNS, *SIZE_COLUMNS)),
+        *((_spread if each[0] in MEASURED_SPREADS else _number)(*each) for each in MEASURED_COLUMNS),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
         _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.report import ablation
-from experiments.report.drawing import accuracy, compensation, energy, loss
+from experiments.report.drawing import accuracy, compensation, customize, energy, loss
 from experiments.report.drawing.panels import Results
 from experiments.report.plots import draw_plot
 from experiments.report.size_plot import draw_sizes
@@ -25,6 +25,7 @@ PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {  # of the content
 DRAWINGS: dict[str, Callable[[Results, str], Figure]] = {  # of what jobs measured, and a title
     "accuracy": accuracy.draw,
     "compensation": compensation.draw,
+    "customize": customize.draw,
     "energy": energy.draw,
     "loss": loss.draw,
 }

@@ -12,8 +12,7 @@ from experiments.jobs.protocol import protocol
 from experiments.jobs.results import ERROR, find_result, is_stale, job_folder, read_json
 from experiments.report import ablation, sizes
 from experiments.report.columns import DEFAULT, chosen
-from experiments.report.scan_columns import SCAN_FIELDS
-from experiments.report.size_columns import SIZE_FIELDS
+from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
 from experiments.report.styles import untrained
 from experiments.runner.plan import jobs_of
 from experiments.tables.rows import Reported, Row, Table
@@ -77,8 +76,8 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "feature_error",
     "speedup_1",
     "speedup_8",
-    *SCAN_FIELDS,
-    *SIZE_FIELDS,
+    *MEASURED_FIELDS,
+    *(f"{name}_std" for name in MEASURED_SPREADS),
 )
 MEANS = {  # field of a row: where a result has the number
     "macs": ("macs", "compressed"),
@@ -97,7 +96,7 @@ MEANS = {  # field of a row: where a result has the number
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
     "top1_tuned": ("measured", "top1_tuned"),
-    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *SCAN_FIELDS, *SIZE_FIELDS)},
+    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *MEASURED_FIELDS)},
     "images": ("n",),
     **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
 }
@@ -109,6 +108,7 @@ SPREADS = {
     "gap_std": ("z", "gap"),
     "relative_error_std": ("relative_error",),
     "relative_error_held_out_std": ("relative_error_held_out",),
+    **{f"{name}_std": ("measured", name) for name in MEASURED_SPREADS},
 }
 FINDINGS = {"compensation": ablation.findings, "sizes": sizes.findings}  # sentences about the content of ``table.json``
 COUNTS = ("macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean

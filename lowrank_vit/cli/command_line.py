@@ -13,6 +13,7 @@ from lowrank_vit.cli.early import check_early
 from lowrank_vit.cli.verbs import (
     benchmark,
     compress,
+    customize,
     distill,
     evaluate,
     export,
@@ -31,8 +32,8 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, tokens, scan, inspect, export, benchmark,
-    push, list_names,
+    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, tokens, scan, customize, inspect,
+    export, benchmark, push, list_names,
 )  # fmt: skip
 
 

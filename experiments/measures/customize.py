@@ -1,0 +1,129 @@
+"""Customise the small diffusion model on a digit that it has not seen, and measure what it learnt and what it forgot.
+
+A row's ``changes``: ``method`` (none: a random new word, nothing trained) with its settings, and ``digit``. Eight training
+images of the digit, called ``normal V* digit``; the digit's other training images are never seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.jobs.job import Job
+from experiments.jobs.ledger import Ledger
+from experiments.jobs.measure import MEASURES, Measure
+from lowrank_vit.customize.customization import Customization, customized, save_delta
+from lowrank_vit.customize.deltas import DELTAS
+from lowrank_vit.customize.digits import ANY, HELD_OUT, INVERTED, NORMAL, OLD, digit_images, digits_model
+from lowrank_vit.customize.measure import Judge, accuracy, distance_to_nearest, frechet_distance
+from lowrank_vit.customize.sample import sample
+from lowrank_vit.customize.text_to_image import TextToImage
+from lowrank_vit.customize.train import Training, train
+from lowrank_vit.data import ImageData
+from lowrank_vit.models import load_model
+from lowrank_vit.runtime.errors import InputError
+
+CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
+WORD = "V*"
+EXAMPLES, STEPS, BATCH = 8, 300, 4
+DRAWN, DRAWN_OF_OLD = 180, 20  # images of the concept, and of each old digit
+SHOWN = 8  # kept for the picture
+BAR = 85.0  # percent of the old digits that the base must draw well before anything is said of customising it
+DIGITS = 4
+
+
+def forward_passes(job: Job) -> float:
+    """Count in images of the judge, which is smaller than the U-Net by far."""
+    return 100_000
+
+
+def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
+    """Measure ``customize_columns``' numbers; some samples are kept, a byte in hexadecimal for each pixel.
+
+    The judge is the stand-in of seed 0 whatever the job's seed is, so that distances can be compared.
+    """
+    return customized_and_measured(dict(job.changes), job.seed, Judge(load_model(job.model, None)), ledger.tell)
+
+
+def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, tell: Any) -> dict[str, Any]:
+    """Customise the small model as ``changes`` say, and measure. Raises ``InputError`` where the base misses its bar."""
+    name, digit = changes.pop("method", None), changes.pop("digit", CONCEPT)
+    model, (scans, _) = digits_model(), digit_images([digit])
+    examples = scans[torch.randperm(len(scans), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]]
+    tell("draw old digits")
+    before = old_digits(model, judge)
+    if before["accuracy"] < BAR:
+        raise InputError(
+            f"the base draws {before['accuracy']:.0f} % of the old digits well, below {BAR:.0f} %: remove it"
+        )
+    kind = DELTAS.get(name or "textual_inversion")
+    customization = customized(model, kind(**changes), WORD, seed=seed)
+    told: dict[str, Any] = {}
+    if name is not None:
+        tell(f"customise by {name}")
+        prompt = f"{NORMAL} {WORD} {ANY}"
+        trained = train(customization, examples, prompt, Training(STEPS, BATCH), seed=seed)
+        told = {**size(customization), "custom_step": round(1000 * trained.seconds_a_step, 3)}
+    tell("draw")
+    after, learnt = old_digits(model, judge, WORD), new_digit(model, judge, digit, examples)
+    return {
+        "images": DRAWN,
+        "examples": [pixels(image) for image in examples],
+        **{key: value for key, value in learnt.items() if not key.startswith("custom_")},
+        **told,
+        **{key: round(value, DIGITS) for key, value in learnt.items() if key.startswith("custom_")},
+        "custom_old": round(after["accuracy"], DIGITS),
+        "custom_old_change": round(after["accuracy"] - before["accuracy"], DIGITS),
+        "custom_old_distance": round(after["distance"], DIGITS),
+        "custom_old_distance_before": round(before["distance"], DIGITS),
+    }
+
+
+def size(customization: Customization) -> dict[str, int]:
+    """Count the numbers of a delta, and the bytes of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_delta(customization, path := Path(folder) / "delta.safetensors")
+        return {
+            "custom_count": sum(tensor.numel() for tensor in customization.tensors.values()),
+            "custom_bytes": path.stat().st_size,
+        }
+
+
+def old_digits(model: TextToImage, judge: Judge, word: str | None = None) -> dict[str, float]:
+    """Draw the old digits: how many are recognised, in percent, and how far they are from the evaluation's."""
+    wanted = torch.tensor(OLD).repeat_interleave(DRAWN_OF_OLD)
+    answers, features = judge(sample(model, [f"{NORMAL} {digit}" for digit in wanted.tolist()], word))
+    _, real = judge(digit_images(OLD, "validation")[0])
+    return {"accuracy": accuracy(answers, wanted), "distance": frechet_distance(features, real)}
+
+
+def new_digit(model: TextToImage, judge: Judge, digit: int, examples: Tensor) -> dict[str, Any]:
+    """Draw the new digit in the style of its examples, and inverted, which they are not.
+
+    Its images are compared with the real ones of the evaluation, or with the training images for the digit of choices.
+    """
+    drawn = sample(model, [f"{NORMAL} {WORD} {ANY}"] * DRAWN, WORD)
+    inverted = sample(model, [f"{INVERTED} {WORD} {ANY}"] * DRAWN, WORD)
+    answers, features = judge(drawn)
+    _, real = judge(digit_images([digit], "train" if digit == CHOICE else "validation")[0])
+    composed = (judge(-inverted)[0] == digit) & (inverted.mean((1, 2, 3)) > 0)
+    return {
+        "samples": [pixels(image) for image in drawn[:SHOWN]],
+        "inverted": [pixels(image) for image in inverted[:SHOWN]],
+        "custom_concept": accuracy(answers, digit),
+        "custom_composition": 100 * composed.double().mean().item(),
+        "custom_distance": frechet_distance(features, real),
+        "custom_nearest": distance_to_nearest(drawn, examples),
+    }
+
+
+def pixels(image: Tensor) -> str:
+    """Return an image (1, H, W) in -1..1 as hexadecimal bytes, row by row."""
+    return bytes(image.add(1).mul(127.5).round().clamp(0, 255).flatten().int().tolist()).hex()
+
+
+MEASURES.register("customize")(Measure(measure, forward_passes))

@@ -1,0 +1,52 @@
+"""Table D: a small diffusion model customised to a digit that it has never seen, by COMCAT's deltas and by others.
+
+Sources   Xiao et al. 2023 (COMCAT, arXiv 2305.17235), tables 5 and 6, whose models and images are other ones; Hu et al. 2021
+          (LoRA); Kumari et al. 2022 (Custom Diffusion); Ruiz et al. 2022 (DreamBooth); Gal et al. 2022 (textual inversion)
+Command   python -m experiments run table_customize
+          python -m benchmarks.customize_rates      (how the learning rates were chosen, on another digit)
+
+A U-Net of diffusers draws 8 x 8 digits from three words; 4 and 7 were held out of its training. Eight training images of a 4
+are called ``normal V* digit``; 300 steps of 4 images. DDIM, 25 steps, guidance 2. Judge: the stand-in digits_deit_small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.tables.architectures import Architecture
+from experiments.tables.rows import Row, Table
+
+UNET = Architecture("unet", "U-Net on digits", "digits_deit_small", "digits_deit_small")  # named is the judge
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("None: a random new word", {}),
+    "comcat": ("COMCAT, r = 2, zero start", {"method": "comcat", "rank": 2, "learning_rate": 1e-2}),
+    "comcat-cross": (
+        "COMCAT, r = 2, to the prompt only",
+        {"method": "comcat", "rank": 2, "layers": "cross", "learning_rate": 1e-2},
+    ),
+    "comcat-random": (
+        "COMCAT, r = 2, as printed",
+        {"method": "comcat", "rank": 2, "zero_start": False, "learning_rate": 1e-2},
+    ),
+    "lora-2": ("LoRA, rank 2", {"method": "lora", "rank": 2, "learning_rate": 1e-2}),
+    "lora-4": ("LoRA, rank 4", {"method": "lora", "rank": 4, "learning_rate": 3e-3}),
+    "custom_diffusion": ("Custom Diffusion", {"method": "custom_diffusion", "learning_rate": 3e-3}),
+    "dreambooth": ("DreamBooth", {"method": "dreambooth", "learning_rate": 3e-4}),
+    "textual_inversion": ("Textual inversion", {"method": "textual_inversion", "learning_rate": 1e-1}),
+}
+ROWS = tuple(
+    Row.measuring(UNET, name, method, "customize", changes=changes, protocol="customised" if changes else "as it is")
+    for name, (method, changes) in METHODS.items()
+)
+
+TABLE = Table(
+    name="table_customize",
+    title="Table D: a diffusion model customised to a new digit",
+    about=__doc__ or "",
+    rows=ROWS,
+    columns=(
+        "method", "custom_count", "custom_bytes", "custom_concept", "custom_composition", "custom_distance",
+        "custom_nearest", "custom_old", "custom_old_change", "custom_old_distance", "custom_step", "seconds", "status",
+    ),
+    pictures=(),
+)  # fmt: skip

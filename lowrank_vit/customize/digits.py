@@ -1,0 +1,163 @@
+"""The small real model: a U-Net of diffusers that draws 8 x 8 digits from three words, two digits held out.
+
+Its prompts are a style (``normal``, or ``inverted``: black on white) and a digit, or the word ``digit`` for any of them. The
+digits 4 and 7 are in none of its training images: 4 is the new thing that a customisation learns, 7 another one, for
+choices. Positions of words do not count, since the U-Net has no position table for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lowrank_vit.customize.text_to_image import TextToImage
+from lowrank_vit.customize.train import noise_loss
+from lowrank_vit.customize.words import WordTable
+from lowrank_vit.data.digits import CLASSES, load_split
+from lowrank_vit.runtime.extras import require
+from lowrank_vit.runtime.files import cache_folder, write_tensors
+from lowrank_vit.runtime.progress import track
+
+HELD_OUT = (4, 7)  # the concept, and the digit that learning rates are chosen on
+OLD = tuple(digit for digit in range(CLASSES) if digit not in HELD_OUT)
+NORMAL, INVERTED, ANY = "normal", "inverted", "digit"
+VOCABULARY = ("", NORMAL, INVERTED, ANY, *map(str, OLD))
+WORDS, WIDTH = 3, 32
+SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "attention_head_dim": 4,  # the number of heads, in spite of its name
+    "norm_num_groups": 8,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW on a cosine after a warm-up; the weights are averaged over the last steps (EMA)."""
+
+    steps: int = 4000
+    batch_size: int = 48
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    warm_up: int = 100
+    average: float = 0.995
+    generic: float = 0.1  # share of the images called "digit"
+    empty: float = 0.1  # share of the prompts without a word, for guidance
+
+
+RECIPE = Recipe()
+
+
+def digits_model(seed: int = 0, recipe: Recipe = RECIPE) -> TextToImage:
+    """Return the small model of training run ``seed``, on the CPU: from the cache, else trained now and cached.
+
+    Training takes five minutes. If several processes ask at once, the first one trains and the others wait. A damaged file
+    is replaced, with a warning.
+    """
+    model = untrained(seed)
+    content = json.dumps([UNET, SCHEDULE, VOCABULARY, asdict(recipe)], sort_keys=True)
+    name = f"digits-seed{seed}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
+    path = cache_folder() / "diffusion" / name
+    parts = nn.ModuleDict({"unet": model.unet, "text": model.text.encoder})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not _restored(parts, path):
+            fit(model, seed, recipe)
+            write_tensors(path, parts.state_dict())
+    return model
+
+
+def _restored(parts: nn.Module, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        parts.load_state_dict(safetensors.torch.load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"the cached model {path} is damaged and is trained again: {reason}", stacklevel=3)
+        return False
+    return True
+
+
+def untrained(seed: int = 0) -> TextToImage:
+    """Build the small model with random weights."""
+    require("the small diffusion model", "diffusers")
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return TextToImage(UNet2DConditionModel(**UNET), WordTable(VOCABULARY, WIDTH, WORDS), SCHEDULE)
+
+
+def digit_images(digits: Sequence[int], split: Literal["train", "validation"] = "train") -> tuple[Tensor, Tensor]:
+    """Return the scans of some digits: images (N, 1, 8, 8) in -1..1, and which digits they are, (N,)."""
+    scans, labels = load_split(split)
+    chosen = np.isin(labels, digits)
+    return torch.from_numpy(scans[chosen]).float().div(127.5).sub(1).unsqueeze(1), torch.from_numpy(labels[chosen])
+
+
+def fit(model: TextToImage, seed: int, recipe: Recipe) -> None:
+    """Train the U-Net and the table of words on the training scans of the old digits, in place; with a progress bar."""
+    from diffusers import DDPMScheduler
+
+    generator, noising = torch.Generator().manual_seed(seed), DDPMScheduler.from_config(dict(model.schedule))
+    scans, labels = digit_images(OLD)
+    words = model.text.tokens([str(digit) for digit in OLD])[:, 0]
+    class_words = torch.zeros(CLASSES, dtype=torch.long).index_copy(0, torch.tensor(OLD), words)
+    parameters = [*model.unet.parameters(), *model.text.encoder.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    averages = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, recipe))
+    for step in track(range(recipe.steps), "training a diffusion model on the digits", shown=True):
+        batch = torch.randint(len(scans), (recipe.batch_size,), generator=generator)
+        images, tokens = _examples(model, scans[batch], class_words[labels[batch]], recipe, generator)
+        loss = noise_loss(model, noising, images, model.text.encode(tokens), generator)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        newest = max(1 - recipe.average, 9 / (10 + step))  # the first steps are soon forgotten
+        torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], newest)
+    for parameter, average in zip(parameters, averages, strict=True):
+        parameter.data.copy_(average)
+        parameter.requires_grad_(False)
+
+
+def _factor(step: int, recipe: Recipe) -> float:
+    return min(1.0, (step + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+
+
+def _examples(
+    model: TextToImage, scans: Tensor, words: Tensor, recipe: Recipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw a style for each scan, say so in its words, call some "digit", and leave some prompts empty."""
+    inverted, generic, empty = (
+        torch.rand(len(scans), generator=generator) < share for share in (0.5, recipe.generic, recipe.empty)
+    )
+    normal_word, inverted_word, any_word = model.text.tokens([NORMAL, INVERTED, ANY])[:, 0]
+    styles = torch.where(inverted, inverted_word, normal_word)
+    tokens = torch.stack([styles, torch.where(generic, any_word, words), torch.zeros_like(words)], 1)
+    return torch.where(inverted.view(-1, 1, 1, 1), -scans, scans), tokens.masked_fill(empty[:, None], 0)

@@ -1,0 +1,129 @@
+"""A delta on disk: how large it is, that it comes back whole, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lowrank_vit.customize.customization import load_delta, save_delta
+from lowrank_vit.runtime.errors import InputError
+from tests.support.diffusion import METHODS, attached, moved, outputs, small
+
+
+def saved(path: Path, name: str = "comcat") -> torch.Tensor:
+    """Save a changed delta, and return what the model computes with it."""
+    model = small(torch.float32)
+    customization = moved(attached(model, name))
+    save_delta(customization, path)
+    return outputs(model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_delta_comes_back_on_another_copy_of_the_base(name: str, tmp_path: Path) -> None:
+    expected = saved(tmp_path / "delta.safetensors", name)
+    model = small(torch.float32)
+    loaded = load_delta(model, tmp_path / "delta.safetensors")
+    assert torch.equal(outputs(model), expected)
+    assert loaded.new_word == "V*"
+    assert loaded.trained == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_file_has_four_bytes_for_each_number_and_a_header(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "delta.safetensors"
+    saved(path, name)
+    numbers = sum(tensor.numel() for tensor in load_file(path).values())
+    header = int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == 8 + header + 4 * numbers
+
+
+def test_the_file_says_what_it_is_for(tmp_path: Path) -> None:
+    saved(tmp_path / "delta.safetensors")
+    with safe_open(tmp_path / "delta.safetensors", "pt") as file:
+        about = file.metadata()
+    assert about["method"] == "comcat"
+    assert json.loads(about["settings"]) == {"rank": 2, "zero_start": True, "layers": "all"}
+    assert about["base"] == small(torch.float32).hash()
+    assert about["word"] == "V*"
+
+
+@pytest.mark.parametrize("part", ["unet", "text"])
+def test_another_base_is_refused(part: str, tmp_path: Path) -> None:
+    saved(tmp_path / "delta.safetensors")
+    other = small(torch.float32)
+    changed = other.unet if part == "unet" else other.text.encoder
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1e-3
+    before = outputs(other, ["normal 3"])
+    with pytest.raises(InputError, match="was made for another base model"):
+        load_delta(other, tmp_path / "delta.safetensors")
+    assert torch.equal(outputs(other, ["normal 3"]), before)
+
+
+def test_the_word_begins_alike_for_all_methods_and_differs_by_seed() -> None:
+    vectors = {name: attached(small(), name).tensors["word"] for name in METHODS}
+    first = next(iter(vectors.values()))
+    assert all(torch.equal(first, vector) for vector in vectors.values())
+    assert 0.5 < first.std() < 2  # as the other words are
+
+
+def damage(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str], how: str) -> None:
+    """Spoil a delta's file."""
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif how == "text":
+        path.write_text("no delta")
+    elif how == "plain":
+        save_file(tensors, path)
+    elif how == "tensor":
+        tensors.popitem()
+        save_file(tensors, path, about)
+    elif how == "method":
+        save_file(tensors, path, {**about, "method": "comcats"})
+    else:
+        save_file(tensors, path, {**about, "settings": '{"ranks": 2}'})
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("cut", "cannot read .*delta.safetensors"),
+        ("text", "cannot read .*delta.safetensors"),
+        ("plain", "is no delta of this format"),
+        ("tensor", "its tensors are not those of comcat"),
+        ("method", "did you mean 'comcat'"),
+        ("settings", "is damaged"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_the_base_stays(how: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "delta.safetensors"
+    saved(path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    damage(path, load_file(path), about, how)
+    model = small(torch.float32)
+    before = outputs(model, ["normal 3"])
+    with pytest.raises(InputError, match=said):
+        load_delta(model, path)
+    assert torch.equal(outputs(model, ["normal 3"]), before)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        load_delta(small(torch.float32), tmp_path / "none.safetensors")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_delta_loads_on_a_gpu(tmp_path: Path) -> None:
+    expected = saved(tmp_path / "delta.safetensors")
+    model = small(torch.float32).to(torch.device("cuda"))
+    loaded = load_delta(model, tmp_path / "delta.safetensors")
+    assert all(tensor.is_cuda for tensor in loaded.tensors.values())
+    model.to(torch.device("cpu"))
+    assert torch.allclose(outputs(model), expected, atol=1e-6)
