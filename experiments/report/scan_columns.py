@@ -33,4 +33,3 @@ SCAN_COLUMNS: tuple[tuple[str, str, Callable[[float | None], str], str, str], ..
     ("scans_energy", "Shared %", of_share, "", ENERGY),
     ("scans_zeros", "Zeros %", of_share, "", ZEROS),
 )
-SCAN_FIELDS = tuple(name for name, *_ in SCAN_COLUMNS)

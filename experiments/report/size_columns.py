@@ -13,4 +13,3 @@ SIZE_COLUMNS: tuple[tuple[str, str, Callable[[float | None], str], str, str], ..
     ("stored_bytes", "File size", file_size, "", BYTES),
     ("stored_top1", "Top-1", percent, "", TOP1),
 )
-SIZE_FIELDS = tuple(name for name, *_ in SIZE_COLUMNS)

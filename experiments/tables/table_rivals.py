@@ -174,11 +174,12 @@ def _distilled(model: Architecture, recipe: str, percent: int) -> Row:
 
 def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     """List what is reduced to one share of the multiply-accumulates."""
-    shared: dict[str, Any] = {"cost": "macs", "timed": True, "protocol": "training-free", "epochs": 0}
 
     def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
-        known = (model.label, model.model, model.standin, method, recipe, percent / 100)
-        return Row(f"{model.id}/{name}-macs-{percent}", *known, **shared, **more)
+        return Row(
+            f"{model.id}/{name}-macs-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
+            cost="macs", protocol="training-free", epochs=0, timed=True, **more,
+        )  # fmt: skip
 
     return [
         row("tome", "ToMe (tome)", None, tokens="tome", note="saves no parameters"),

@@ -21,6 +21,7 @@ class LearntValues:
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset({"input_second"}))
     units: ClassVar[tuple[str, ...]] = (VALUE,)
     pools: ClassVar[bool] = False
+    biases: ClassVar[bool] = True
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Return queries and keys as they are."""
