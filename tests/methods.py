@@ -23,7 +23,9 @@ from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.gradual import GRADUAL
 from lowrank_vit.stages.quantize import QUANTIZERS
+from lowrank_vit.stages.search import SEARCHES
 from lowrank_vit.stages.tokens import TOKENS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
@@ -41,7 +43,7 @@ def slots() -> dict[str, Methods]:
     """Look up the methods of every slot; a slot with one method has that class's name."""
     registries = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
     registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
-    registries |= {"quantizer": QUANTIZERS, "tokens": TOKENS}
+    registries |= {"quantizer": QUANTIZERS, "tokens": TOKENS, "search": SEARCHES, "gradual": GRADUAL}
     alone = {"sense": MeasuredCurves, "measured": MeasuredLosses, "refit": OutputRefit}
     return {name: registered(registry) for name, registry in registries.items()} | {
         name: {kind.__name__: kind} for name, kind in alone.items()

@@ -76,7 +76,7 @@ def reduction_text(row: Row, notes: Notes, digits: int) -> str:
     """Write what is removed, and of what, unless it is of the parameters."""
     if row["reduction"] is None:
         return ""
-    of = "" if row["cost"] in (None, PARAMETERS) else f" of {COSTS[row['cost']]}"
+    of = "" if row["cost"] in (None, PARAMETERS) else f" of {COSTS.get(row['cost'], row['cost'])}"
     return f"{100 * row['reduction']:.0f}%{of}"
 
 

@@ -1,6 +1,6 @@
 """Table C: COMCAT's ranks by differentiable search, beside the same parts with other ranks, and our methods.
 
-Source    Xiao et al., ICML 2023, arXiv 2305.17235v2, Table 2; docs/comcat.md
+Source    Xiao et al., ICML 2023, arXiv 2305.17235v2, Table 2; docs/methods/comcat.md
 Command   python -m experiments run table_comcat        (or: make reproduce-table_comcat)
           python -m experiments run table_comcat/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS --seeds 0,1
 

@@ -1,6 +1,6 @@
 """Table C, levels: the same share removed from products of heads, from single matrices, and from MLPs.
 
-Source    Xiao et al., ICML 2023, arXiv 2305.17235v2, Tables 1 and 4; docs/comcat.md
+Source    Xiao et al., ICML 2023, arXiv 2305.17235v2, Tables 1 and 4; docs/methods/comcat.md
 Command   python -m experiments run table_comcat_levels
           python -m experiments run table_comcat_levels/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS
 
