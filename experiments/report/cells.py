@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.report.formats import percent
-from lowrank_vit.records.costs import PARAMETERS
 
 Row = Mapping[str, Any]
 Notes = Mapping[str, int]
@@ -76,7 +75,8 @@ def reduction_text(row: Row, notes: Notes, digits: int) -> str:
     """Write what is removed, and of what, unless it is of the parameters."""
     if row["reduction"] is None:
         return ""
-    of = "" if row["cost"] in (None, PARAMETERS) else f" of {COSTS.get(row['cost'], row['cost'])}"
+    cost = row.get("cost")  # published rows of a time when there was one cost lack it
+    of = f" of {COSTS[cost]}" if cost in COSTS else ""
     return f"{100 * row['reduction']:.0f}%{of}"
 
 

@@ -41,7 +41,7 @@ def draw_plot(table: Mapping[str, Any], against: str = "params", front: bool = F
     the Pareto front.
     """
     measured = [row for row in table["rows"] if row["status"] == "done" and row[against] is not None]
-    measured = [row for row in measured if against != "params" or row["cost"] in (None, PARAMETERS)]
+    measured = [row for row in measured if against != "params" or row.get("cost") in (None, PARAMETERS)]
     tuned = any(row["top1_before_finetune"] is not None for row in measured)
     measured = [_before(row) if tuned else row for row in measured]
     names = list(dict.fromkeys(row["architecture"] for row in measured))

@@ -154,24 +154,23 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
     }
     if row.recipe is not None or row.measure is not None or row.quantizer is not None:  # they see images
         fields |= {"calibration_samples": len(seen), "held_out_samples": len(unseen)}
-    if row.recipe is None and row.measure is None:  # nothing else bears on the dense model's accuracy
-        fields["epochs"] = 0
-    else:
-        fields |= {
-            "changes": {**row.changes, **recipe_changes(row, options)},
-            "epochs": epochs_of(row, options),
-            "batch_size": options.batch_size,
-            "lr": options.lr if epochs_of(row, options) or row.gradual_epochs else Job.lr,  # a distillation has its own
-            "processes": options.processes,
-            "precision": options.precision,
-            "distill_epochs": row.distill_epochs,
-            "distill_changes": row.distill_changes,
-            "full": row.full,
-            "finetune_changes": row.finetune_changes,
-            "gradual_epochs": row.gradual_epochs,
-            "scratch": row.scratch,
-        }
+    fields |= _made(row, options) if row.recipe is not None or row.measure is not None else {"epochs": 0}
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
+
+
+def _made(row: Row, options: Options) -> dict[str, Any]:
+    """Return the fields of how a model is made smaller and trained, which do not bear on the dense model's accuracy."""
+    epochs = epochs_of(row, options)
+    taken = ("distill_epochs", "distill_changes", "full", "finetune_changes", "gradual_epochs", "scratch")
+    return {
+        "changes": {**row.changes, **recipe_changes(row, options)},
+        "epochs": epochs,
+        "batch_size": options.batch_size,
+        "lr": options.lr if epochs or row.gradual_epochs else Job.lr,  # a distillation has its own
+        "processes": options.processes,
+        "precision": options.precision,
+        **{name: getattr(row, name) for name in taken},
+    }
 
 
 def epochs_of(row: Row, options: Options) -> int:

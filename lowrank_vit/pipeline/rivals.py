@@ -5,8 +5,6 @@ What each paper has beyond that is in ``docs/rivals.md``. A reduced form never h
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.stages.allocate.equal_error import EqualError
@@ -32,12 +30,6 @@ from lowrank_vit.stages.gradual.methods.topk import TopKGates
 from lowrank_vit.stages.search.gates import Gates
 
 SIGNS = Classification(sampling="signs")
-COMCAT = Recipe(
-    name="comcat",
-    units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
-    search=Gates(),
-    about="plain SVD of head products and of the MLPs' layers, ranks learnt by gates, to be trained further (Xiao et al.)",
-)
 
 RECIPES = (
     Recipe(
@@ -67,12 +59,18 @@ RECIPES = (
         sense=MeasuredCurves(),
         about="plain SVD of head products and of the MLPs' layers, ranks by measured KL: where COMCAT begins (Xiao et al.)",
     ),
-    replace(
-        COMCAT,
+    Recipe(
         name="comcat_search",
-        about="plain SVD of head products and of the MLPs' layers, ranks learnt by gates: COMCAT before its training",
+        units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
+        search=Gates(),
+        about="plain SVD of head products and of the MLPs' layers, ranks learnt by gates: before COMCAT's training",
     ),
-    COMCAT,
+    Recipe(
+        name="comcat",
+        units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
+        search=Gates(),
+        about="plain SVD of head products and of MLPs' layers, ranks learnt by gates, to be trained further (Xiao et al.)",
+    ),
     Recipe(
         name="ssp",
         units={"whole_heads": AttentionSalience(), "mlp": Magnitude()},

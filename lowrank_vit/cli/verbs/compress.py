@@ -58,9 +58,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_compile(parser)
     add_calibration(parser)
-    parser.add_argument(
-        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
-    )
+    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     _add_solver(parser)
     _add_savings(parser)
     parser.add_argument(
@@ -98,8 +96,7 @@ def _add_savings(parser: argparse.ArgumentParser) -> None:
         "--bits",
         type=whole_numbers,
         metavar="B[,B...]",
-        help="quantise, too: each layer in one of these numbers of bits, 2 to 8, chosen together with the sizes under "
-        "--budget bytes=...",
+        help="of each layer, one of these, 2 to 8, chosen together with the sizes under --budget bytes=...",
     )
 
 

@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
         "--align-weight",
         type=float,
         default=0.0,
-        help="with --distill: of the first and last blocks' outputs (default: 0)",
+        help="with --distill: of the first and last blocks' outputs",
     )
     parser.add_argument("--full", action="store_true", help="train all parameters")
     add_logger(parser)

@@ -67,9 +67,10 @@ def test_every_field_of_a_job_is_in_its_key() -> None:
         "gptq",
         {"logit_weight": 0.0},
         {"hard_teacher": True},
+        9,
+        True,
         "macs",
         {"rule": "tome", "macs": 0.6},
-        9,
         True,
     )
     fields, changed = JOB.as_json(), other.as_json()
