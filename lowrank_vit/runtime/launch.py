@@ -16,6 +16,7 @@ from lowrank_vit.runtime.processes import die_with_parent, is_first, launched_fr
 from lowrank_vit.runtime.rendezvous import check_rendezvous, count_of
 
 T = TypeVar("T")
+GONE = ("Connection closed by peer", "Connection reset by peer")  # Gloo's words, before the peer's address
 
 
 def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
@@ -28,7 +29,9 @@ def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int
         raise InputError(f"{devices} devices on {num_nodes or 1} machines: choose positive numbers")
     if not launched_from_outside():
         if (num_nodes or 1) > 1:
-            raise InputError(f"{num_nodes} machines need a launcher on each: torchrun or srun, see the README")
+            raise InputError(
+                f"{num_nodes} machines need a launcher on each: torchrun or srun, see docs/start/cluster.md"
+            )
         return devices or 1, 1
     world = count_of("WORLD_SIZE" if "WORLD_SIZE" in os.environ else "SLURM_NTASKS")
     local = count_of("LOCAL_WORLD_SIZE", world // count_of("SLURM_NNODES"))
@@ -78,6 +81,23 @@ def launch(
             raise InputError(
                 f"{str(error).strip()}, perhaps for want of memory: run again, what was finished before is kept"
             ) from None
+        except RuntimeError as error:
+            lost = _lost(error)
+            if lost is None:
+                raise
+            raise lost from None
+
+
+def _lost(error: RuntimeError) -> InputError | None:
+    """Return the line for another process, perhaps on another machine, that has gone; None for any other error."""
+    found = next((text for text in GONE if text in str(error)), None)
+    if found is None:
+        return None
+    where = str(error).partition(found)[2].partition(". ")[0]
+    return InputError(
+        f"another process of this run has died ({found}{where}): its own output says why; run again, what was finished "
+        "before is kept"
+    )
 
 
 def _enter(work: Callable[[], T], fabric: Any) -> T:
