@@ -6,6 +6,7 @@ shape, as ``config.json`` holds them; ``empty(config, dense)`` makes a module of
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from torch import nn
 from lowrank_vit.runtime.registry import Registry
 
 UNNAMED = ("linear", "quantized")  # kinds from the first format of the folders, whose entries do not name them
+
+PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
 class Replacement(Protocol):
@@ -45,10 +48,23 @@ def replacement_entries(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def empty_replacement(entry: Mapping[str, Any], dense: nn.Module | nn.Parameter) -> nn.Module:
-    """Make the module that an entry describes. Raises ``ValueError`` for an unknown kind."""
+    """Make the module that an entry describes. Raises ``ValueError`` for an unknown kind, and for values of other types."""
     config = dict(entry)
     kind = config.pop("kind", "quantized" if "bits" in config else "linear")
     if kind not in REPLACEMENTS.names():
         raise ValueError(f"a layer of unknown kind {kind!r}")
-    module: nn.Module = REPLACEMENTS.get(kind).empty(config, dense)
+    chosen = REPLACEMENTS.get(kind)
+    _check_types(chosen, config)
+    module: nn.Module = chosen.empty(config, dense)
     return module
+
+
+def _check_types(kind: type, config: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a value whose plain type is not that of the module's own argument."""
+    for name, parameter in inspect.signature(kind).parameters.items():
+        types = PLAIN_TYPES.get(str(parameter.annotation))
+        value = config.get(name, parameter.default)
+        if types is None or value is parameter.default:
+            continue
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ValueError(f"{name} is {value!r}")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save, save_file
 
 from lowrank_vit import compress, load
 from lowrank_vit import save as save_folder
+from lowrank_vit.modules import empty_replacement
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate.cache import cached_moments
 from lowrank_vit.storage.validation import check_architecture, check_layer
@@ -175,6 +176,16 @@ def test_a_layer_larger_than_the_one_it_replaces_is_refused_before_it_is_made(ch
         check_layer("x", {**entry, **change}, dense)
     with pytest.raises(ValueError, match="'x' has the correction"):
         check_layer("x", {**entry, "correction": {"kind": "unstructured_sparse", "count": 1024 + 65}}, dense)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("scale", "hf-hub:x/y"), ("scale", True), ("width", 2.5), ("class_token", 1)]
+)
+def test_a_value_of_another_type_is_refused_when_the_layer_is_made(name: str, value: object) -> None:
+    entry = {"kind": "attention", "width": 16, "query_key": [2, 2], "value": [2, 2], "scale": 0.5}
+    empty_replacement(entry, torch.nn.Identity())
+    with pytest.raises(ValueError, match=f"{name} is "):
+        empty_replacement({**entry, name: value}, torch.nn.Identity())
 
 
 @pytest.mark.parametrize("rank", [-1, 0, 17, 2**70, 2.5, None, "4", [4], float("nan")])
