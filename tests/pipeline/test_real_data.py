@@ -149,6 +149,7 @@ def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
     return 100 * float(torch.cat(hits).float().mean())
 
 
+@pytest.mark.timeout(1800)  # minutes on an idle machine, many of them on a busy one
 def test_best_keeps_most_of_its_accuracy(model: nn.Module, data: ImageData, images: Tensor) -> None:
     """Without fine-tuning, on the sample set (dense 83.7), from a quarter of the calibration images: at least 65."""
     small, report = compress(model, images[:256].split(32), "best", 0.25)
