@@ -71,7 +71,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on the error stream and exit code 2."""
-    args = make_parser().parse_args(arguments)
+    parser, given = make_parser(), sys.argv[1:] if arguments is None else list(arguments)
+    empty = next((text for text in given if text.startswith("--") and text.endswith("=--")), None)
+    if empty is not None:  # argparse would make an empty list of it
+        parser.error(f"argument {empty.partition('=')[0]}: a value is expected, not '--'")
+    args = parser.parse_args(given)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from lowrank_vit.cli import main
 from lowrank_vit.cli.arguments import key_value, natural
 from lowrank_vit.cli.early import recipe_names
 from lowrank_vit.pipeline.recipes import RECIPES
@@ -50,3 +51,11 @@ def test_an_unknown_recipe_is_answered_before_pytorch_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", script, *wrong], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "False\n", 1)
     assert "unknown recipe 'exakt': did you mean 'exact'?" in done.stderr
+
+
+def test_two_dashes_are_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """Argparse makes an empty list of them, which no verb expects."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "somewhere", "--batches=--"])
+    assert stopped.value.code == 2
+    assert "argument --batches: a value is expected, not '--'" in capsys.readouterr().err

@@ -69,6 +69,11 @@ def accepted(call: Callable[[], Any]) -> bool:
     return False
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks: a message repeats what a user wrote."""
+    return " ".join(text.splitlines())
+
+
 def command(field: Field, random: Random) -> Given:
     """A verb whose arguments are right but for one or two."""
     folder = random.choice(list(field.folders.values()))
@@ -135,7 +140,7 @@ def source(field: Field, random: Random) -> Given:
         "#",
         "@",
     ]
-    text = mixed(parts, random)
+    text = one_line(mixed(parts, random))
     return text, accepted(lambda: open_source(text).split("train"))
 
 

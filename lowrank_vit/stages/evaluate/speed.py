@@ -28,6 +28,7 @@ from lowrank_vit.runtime.progress import track
 
 MODES = ("eager", "compiled")
 BATCHES = (1, 8, 64)
+LARGEST = 2**20  # images in a batch
 BLOCK = 0.2  # least seconds of a timed block of calls
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
 WARM_UP = 2  # calls before each block
@@ -64,8 +65,8 @@ def settings(device: str, modes: Sequence[str] = MODES, batches: Sequence[int] =
     for mode in modes:
         if mode not in MODES:
             raise InputError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
-    if not batches or min(batches) < 1:
-        raise InputError(f"batches {list(batches)} cannot be run: give sizes of at least 1")
+    if not batches or min(batches) < 1 or max(batches) > LARGEST:
+        raise InputError(f"batches {list(batches)} cannot be run: give sizes from 1 to {LARGEST}")
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
     if "compiled" in modes and not any(shutil.which(name) for name in compilers if name):
         raise InputError("torch.compile needs a C++ compiler: install g++, or leave it out with --modes eager")
