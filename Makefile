@@ -1,4 +1,4 @@
-# make setup | lint | test | test-slow | docs | dist | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
+# make setup | lint | test | test-slow | docs | dist | audit | mutants | fuzz | load | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
 # variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= OPTIMIZER= LR= GLOBAL_BATCH= WORKERS= LOADER_WORKERS= RESULTS=
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
@@ -8,7 +8,7 @@ FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPO
         $(if $(GLOBAL_BATCH),--global-batch $(GLOBAL_BATCH)) $(if $(WORKERS),--workers $(WORKERS)) \
         $(if $(LOADER_WORKERS),--loader-workers $(LOADER_WORKERS)) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: setup lint format test test-slow docs dist audit mutants browser reproduce-all reproduce-figures ablate-z benchmark
+.PHONY: setup lint format test test-slow docs dist audit mutants fuzz load browser reproduce-all reproduce-figures ablate-z benchmark
 .DEFAULT_GOAL := setup
 
 setup: .venv/.ready
@@ -56,6 +56,13 @@ audit: setup
 # mistakes planted one by one, each against the tests that should notice it; not in continuous integration
 mutants: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.mutants
+
+# random inputs, and jobs where everything fails now and then; not in continuous integration
+fuzz: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz
+
+load: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.load
 
 # Chromium for the tests of the HTML page, which are skipped, with the reason, where it is missing
 browser:
