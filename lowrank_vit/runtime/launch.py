@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from lowrank_vit.runtime.processes import die_with_parent, is_first, launched_fr
 from lowrank_vit.runtime.rendezvous import check_rendezvous, count_of
 
 T = TypeVar("T")
-GONE = ("Connection closed by peer", "Connection reset by peer")  # Gloo's words, before the peer's address
+GONE = ("Connection closed by peer", "Connection reset by peer")  # Gloo's words
 
 
 def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
@@ -81,22 +82,17 @@ def launch(
             raise InputError(
                 f"{str(error).strip()}, perhaps for want of memory: run again, what was finished before is kept"
             ) from None
-        except RuntimeError as error:
-            lost = _lost(error)
-            if lost is None:
-                raise
-            raise lost from None
 
 
 def _lost(error: RuntimeError) -> InputError | None:
     """Return the line for another process, perhaps on another machine, that has gone; None for any other error."""
-    found = next((text for text in GONE if text in str(error)), None)
-    if found is None:
+    said = str(error)
+    if not any(text in said for text in GONE):
         return None
-    where = str(error).partition(found)[2].partition(". ")[0]
+    line = re.sub(r"^\[[^\]]*\] ", "", said.splitlines()[0])  # without the place in Gloo's code
     return InputError(
-        f"another process of this run has died ({found}{where}): its own output says why; run again, what was finished "
-        "before is kept"
+        f"another process of this run has died ({line.partition('. This')[0]}): its own output says why; run again, what was "
+        "finished before is kept"
     )
 
 
@@ -107,6 +103,11 @@ def _enter(work: Callable[[], T], fabric: Any) -> T:
     with contextlib.ExitStack() as stack:
         if not is_first():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: PTH123
-        result = work()
+        try:
+            result = work()
+        except RuntimeError as error:
+            if (lost := _lost(error)) is None:
+                raise
+            raise lost from None
         sys.stdout.flush()
         return result

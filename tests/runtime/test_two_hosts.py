@@ -95,9 +95,8 @@ def test_a_process_that_dies_on_the_second_host_is_told_of_on_the_first(tmp_path
     assert "met [0, 1]" in said[0][0]
     lines = [line for line in said[0][1].splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, said[0][1]
-    assert lines[0].startswith(
-        f"error: another process of this run has died (Connection closed by peer [{HOSTS['lrvtestb']}"
-    )
+    assert lines[0].startswith("error: another process of this run has died (")
+    assert HOSTS["lrvtestb"] in lines[0]
     assert "[rank0]: Traceback" not in said[0][1]
     assert "SIGKILL" in said[1][1]  # torchrun's report on the second host
     assert all(process.returncode for process in started)
