@@ -16,8 +16,8 @@ Row = Mapping[str, Any]
 
 
 def draw_sizes(table: Mapping[str, Any]) -> Figure:
-    """Draw top-1 against the size of the file, a panel for each architecture, a line for each model over its bits."""
-    measured = [row for row in table["rows"] if row["status"] == "done" and row["file_bytes"] is not None]
+    """Draw top-1 against the size of the file: a panel for each architecture, a line for each model or method."""
+    measured = [row for row in map(_sized, table["rows"]) if row["status"] == "done" and row["file_bytes"] is not None]
     names = list(dict.fromkeys(row["architecture"] for row in measured))
     styles = styles_of([series_of(row) for row in measured])
     width = max(5.2 * len(names), 5.8)
@@ -42,9 +42,17 @@ def draw_sizes(table: Mapping[str, Any]) -> Figure:
             columns=4,
             title=said_of_images(measured, width),
         )
-    said = "numbers: bits of a weight" if names else "nothing measured yet"
-    figure.suptitle(textwrap.fill(f"{table['title']}; {said}", int(10 * width)), fontsize=11)
+    said = (
+        "numbers: bits of a weight" if any(row["bits"] for row in measured) else "" if names else "nothing measured yet"
+    )
+    figure.suptitle(textwrap.fill("; ".join(filter(None, (table["title"], said))), int(10 * width)), fontsize=11)
     return figure
+
+
+def _sized(row: Row) -> Row:
+    """Return the row with the file and the accuracy that were measured at a size, where that is what it measures."""
+    at_size = row.get("stored_bytes") is not None
+    return {**row, "file_bytes": row["stored_bytes"], "top1": row["stored_top1"]} if at_size else row
 
 
 def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Style, unit: float) -> None:
@@ -52,5 +60,7 @@ def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Style, unit: float) -> 
     x, y = [row["file_bytes"] / unit for row in rows], [row["top1"] for row in rows]
     panel.plot(x, y, marker=marker, linestyle=line, color=colour, markersize=6)
     for row, left, top in zip(rows, x, y, strict=True):
+        if row["bits"] is None:
+            continue
         place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
         panel.annotate(str(row["bits"]), (left, top), fontsize=8, color=colour, **place)

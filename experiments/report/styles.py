@@ -107,6 +107,10 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "comcat_search, official": Style("<", (6, 3), "cyan"),
     "comcat_search, unbiased": Style("<", (3, 3), "olive"),
     "best, searched": Style("v", (9, 3), "orange"),
+    "sizes alone": Style("v", (1, 2), "pink"),
+    "bits alone": Style("*", (6, 3), "blue"),
+    "sizes, then bits": Style("D", (5, 2), "brown"),
+    "sizes and bits": Style("P", (), "green"),
     "z, closed form": Style("v", (1, 2), "cyan"),
     "z, by gradients": Style("P", (6, 2, 1, 2), "red"),
     "none, representative": Style("o", (), "grey"),
@@ -128,6 +132,10 @@ NAMES = {  # methods whose names do not end in their recipe's
     "-25% (best) by gptq": "best, fed back",
     "-50% (best) by gptq": "best, fed back",
     "baseline by gptq": "baseline, fed back",
+    "ranks alone (best, float16)": "sizes alone",
+    "bits alone (gptq)": "bits alone",
+    "ranks, then bits (best, gptq)": "sizes, then bits",
+    "ranks and bits at once (best, gptq)": "sizes and bits",
     "ours, distilled": "best, distilled",
     "vbp's pruning, distilled": "vbp, distilled",
     "aafm + gfm (aafm+gfm)": "aafm+gfm",
@@ -144,6 +152,7 @@ NAMES = {  # methods whose names do not end in their recipe's
     "ours (best), sizes by the search": "best, searched",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size
+FILE = re.compile(r", [\d.]+ MiB$")  # ends the name of a way to a file of that size
 RECIPE = re.compile(r"\(([\w+-]+)\)$")
 
 
@@ -154,7 +163,7 @@ def untrained(method: str) -> str:
 
 def series_of(row: Row) -> str:
     """Name what a line joins: a method at all its sizes, or one model at all its numbers of bits."""
-    return str(row["method"]).partition(",")[0] if row.get("bits") is not None else str(row["method"])
+    return str(row["method"]).partition(",")[0] if row.get("bits") is not None else FILE.sub("", str(row["method"]))
 
 
 def model_of(rows: Sequence[Row]) -> str:

@@ -47,5 +47,5 @@ TABLE = Table(
         "seconds",
         "status",
     ),
-    pictures=(),
+    pictures=("accuracy_vs_size",),
 )
