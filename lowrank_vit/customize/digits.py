@@ -10,17 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lowrank_vit.customize.text_to_image import TextToImage
@@ -28,7 +23,8 @@ from lowrank_vit.customize.train import noise_loss
 from lowrank_vit.customize.words import WordTable
 from lowrank_vit.data.digits import CLASSES, load_split
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import cache_folder, write_tensors
+from lowrank_vit.runtime.files import cache_folder
+from lowrank_vit.runtime.kept_weights import trained_once
 from lowrank_vit.runtime.progress import track
 
 HELD_OUT = (4, 7)  # the concept, and the digit that learning rates are chosen on
@@ -79,24 +75,13 @@ def digits_model(seed: int = 0, recipe: Recipe = RECIPE) -> TextToImage:
     name = f"digits-seed{seed}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.safetensors"
     path = cache_folder() / "diffusion" / name
     parts = nn.ModuleDict({"unet": model.unet, "text": model.text.encoder})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not _restored(parts, path):
-            fit(model, seed, recipe)
-            write_tensors(path, parts.state_dict())
+
+    def train() -> nn.Module:
+        fit(model, seed, recipe)
+        return parts
+
+    trained_once(parts, path, train)
     return model
-
-
-def _restored(parts: nn.Module, path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        parts.load_state_dict(safetensors.torch.load_file(path))
-    except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"the cached model {path} is damaged and is trained again: {reason}", stacklevel=3)
-        return False
-    return True
 
 
 def untrained(seed: int = 0) -> TextToImage:
