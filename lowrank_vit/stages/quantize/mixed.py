@@ -11,10 +11,9 @@ from torch import nn
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.report import Quantization, plain
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize.inputs import Observe
-from lowrank_vit.stages.quantize.weights import quantize_linear
+from lowrank_vit.stages.quantize.weights import quantize_linear, round_to_half
 
 
 class MixedQuantization(Quantization):
@@ -46,17 +45,8 @@ def quantize_each(
             lost += float((small.weight.double() - weight).square().sum())
             total += float(weight.square().sum())
             replace_module(quantized, name, small)
-    _round_floats(quantized)
+    round_to_half(quantized)
     return quantized, _entry(bits, layers, quantized, quantizer, (lost / total) ** 0.5 if total else 0.0)
-
-
-def _round_floats(model: nn.Module) -> None:
-    """Round every floating value that a file holds to the nearest float16, in place; the types stay as they are."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point():
-            tensor.data = tensor.detach().half().to(tensor.dtype)
-            if not tensor.data.isfinite().all():
-                raise InputError(f"{name} holds values that float16 cannot hold: repair or rescale the weights")
 
 
 def _entry(

@@ -58,8 +58,11 @@ def quantize_linear(
     return layer
 
 
-def _round_to_half(model: nn.Module) -> None:
-    """Round every floating value that a file holds to the nearest float16, in place; the types stay as they are."""
+def round_to_half(model: nn.Module) -> None:
+    """Round every floating value that a file holds to the nearest float16, in place; the types stay as they are.
+
+    Raises ``InputError`` for a value that float16 cannot hold.
+    """
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             rounded = tensor.detach().half()
@@ -104,7 +107,7 @@ def quantize(
     linears, quantized = _linears(exact, sites), copy.deepcopy(exact).eval()
     if bits != HALF:
         _replace(quantized, linears, bits, quantizer, observe)
-    _round_to_half(quantized)
+    round_to_half(quantized)
     entry = _entry(bits, linears, quantized, quantizer)
     addition: QuantizationAddition = {"quantization": entry}
     attached = getattr(quantized, "compression_report", None)
