@@ -78,13 +78,3 @@ def reduction_text(row: Row, notes: Notes, digits: int) -> str:
     cost = row.get("cost")  # published rows of a time when there was one cost lack it
     of = f" of {COSTS[cost]}" if cost in COSTS else ""
     return f"{100 * row['reduction']:.0f}%{of}"
-
-
-def error(value: float | None) -> str:
-    """Write a relative error, or a divergence."""
-    return "" if value is None else f"{value:.4f}"
-
-
-def seconds(value: float | None) -> str:
-    """Write seconds."""
-    return "" if value is None else f"{value:.1f}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from experiments.report import cells
 from experiments.report.cells import Notes, Row
-from experiments.report.formats import file_size, human, of_share, percent, printed_count, share, times
+from experiments.report.formats import file_size, human, number, of_share, percent, printed_count, share
 from experiments.report.measured_columns import MEASURED_COLUMNS, MEASURED_SPREADS
 from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
 
-BATCHES = (1, 8)
+BATCHES = (1, 8)  # images at a time, as ``jobs/speed.py`` measures
+ERRORS = partial(number, digits=4)  # relative errors, and divergences
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,12 @@ CATALOGUE = {
         _number(
             "relative_error",
             "Error calibration",
-            cells.error,
+            ERRORS,
             "Error\ncalib.",
             ERROR.format("Error on calibration", "the calibration"),
         ),
         _number(
-            "relative_error_held_out", "Error held-out", cells.error, "Error\nunseen", ERROR.format("Error", "held-out")
+            "relative_error_held_out", "Error held-out", ERRORS, "Error\nunseen", ERROR.format("Error", "held-out")
         ),
         _number(
             "residual_error_reported",
@@ -140,13 +142,11 @@ CATALOGUE = {
             "Error\npaper",
             "Error reported: as printed in the paper.",
         ),
-        _number("kl_unseen", "KL unseen", cells.error, "KL\nunseen", UNSEEN),
+        _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
         _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
         *(_number(name, header, percent, about=NEIGHBOURS) for name, header in (("knn", "k-NN"), ("probe", "Probe"))),
-        _number(
-            "feature_error", "Feature error", cells.error, about="Feature error: in shares of the features' variance."
-        ),
+        _number("feature_error", "Feature error", ERRORS, about="Feature error: in shares of the features' variance."),
         *((_spread if each[0] in MEASURED_SPREADS else _number)(*each) for each in MEASURED_COLUMNS),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
@@ -165,8 +165,8 @@ CATALOGUE = {
             "size_reported", "Size reported", lambda size: "" if size is None else f"{size:g}", "Size\npaper", SIZE
         ),
         _number("macs", "MACs", human),
-        *(_number(f"speedup_{batch}", f"Speed-up {batch}", times, f"Speed\n{batch}", SPEED) for batch in BATCHES),
-        _number("seconds", "Seconds", cells.seconds, "Sec.", SECONDS),
+        *(_number(f"speedup_{batch}", f"Speed-up {batch}", number, f"Speed\n{batch}", SPEED) for batch in BATCHES),
+        _number("seconds", "Seconds", partial(number, digits=1), "Sec.", SECONDS),
         Column("status", "Status", cells.status_text, cells.shown_status, "text", wrap=8),
     )
 }

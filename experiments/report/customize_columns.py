@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.report.formats import file_size, human, percent
+from experiments.report.formats import file_size, human, number, percent
 
 SIZE = "Trained: numbers in the delta; File: of the delta on disk."
 LEARNT = (
@@ -14,10 +14,6 @@ LEARNT = (
 )
 OLD = "Old: percent of 160 images of the eight old digits; Change: points, after customising; Fréchet old: their distance."
 STEP = "ms: median of a training step of four images, on a machine that other work shared."
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
 
 
 def _change(value: float | None) -> str:
@@ -30,11 +26,11 @@ CUSTOMIZE_COLUMNS: tuple[tuple[str, str, Callable[..., str], str, str], ...] = (
     ("custom_concept", "New %", percent, "", LEARNT),
     ("custom_composition", "Inverted %", percent, "", LEARNT),
     ("custom_distance", "Fréchet", percent, "", LEARNT),
-    ("custom_nearest", "Nearest", _number, "", LEARNT),
+    ("custom_nearest", "Nearest", number, "", LEARNT),
     ("custom_old", "Old %", percent, "", OLD),
     ("custom_old_change", "Change", _change, "", OLD),
-    ("custom_old_distance", "Fréchet old", _number, "", OLD),
-    ("custom_step", "ms", _number, "", STEP),
+    ("custom_old_distance", "Fréchet old", number, "", OLD),
+    ("custom_step", "ms", number, "", STEP),
 )
 CUSTOMIZE_FIELDS = tuple(name for name, *_ in CUSTOMIZE_COLUMNS)
 CUSTOMIZE_SPREADS = ("custom_concept", "custom_composition", "custom_old", "custom_distance")

@@ -69,10 +69,10 @@ def file_size(count: float | None) -> str:
     return f"{count / 2**20:.1f} MiB" if count > 2**20 else f"{count / 2**10:.1f} KiB"
 
 
-def times(value: float | None) -> str:
-    """Write a ratio.
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a number with some digits behind the point.
 
-    >>> times(1.5), times(None)
-    ('1.50', '')
+    >>> number(1.5), number(1.5, 0), number(None)
+    ('1.50', '2', '')
     """
-    return "" if value is None else f"{value:.2f}"
+    return "" if value is None else f"{value:.{digits}f}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from experiments.report.formats import of_share, percent, times
+from experiments.report.formats import number, of_share, percent
 
 SCANNED = "Scans: how many were replaced, least impact on the calibration images first."
 TOP1 = (
@@ -15,21 +16,13 @@ ENERGY = "Shared: of the energy of the replaced scans' outputs, what is the same
 ZEROS = "Zeros: share of the linear weights in blocks; they are stored and multiplied like others."
 
 
-def _nats(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
-
-
 SCAN_COLUMNS: tuple[tuple[str, str, Callable[[float | None], str], str, str], ...] = (
-    ("scans_replaced", "Scans", _count, "", SCANNED),
+    ("scans_replaced", "Scans", partial(number, digits=0), "", SCANNED),
     ("scans_top1", "Top-1", percent, "", TOP1),
     ("scans_drop", "Drop", percent, "", TOP1),
-    ("scans_kl", "KL", _nats, "", TOP1),
-    ("scans_speed_1", "x 1", times, "", SPEED),
-    ("scans_speed_8", "x 8", times, "", SPEED),
+    ("scans_kl", "KL", partial(number, digits=4), "", TOP1),
+    ("scans_speed_1", "x 1", number, "", SPEED),
+    ("scans_speed_8", "x 8", number, "", SPEED),
     ("scans_energy", "Shared %", of_share, "", ENERGY),
     ("scans_zeros", "Zeros %", of_share, "", ZEROS),
 )
