@@ -30,15 +30,24 @@ NEVER = (
     f"{PIPELINE}/nested/",
     *(f"{PIPELINE}/{name}.py" for name in ("phases", "saving")),
     *(f"{PIPELINE}/{name}.py" for name in ("recipe", "recipes")),  # they name all methods: a recipe's record is hashed
-    *(f"lowrank_vit/runtime/{name}.py" for name in ("checkpoints", "errors", "files", "launch", "network", "progress")),
-    *(f"lowrank_vit/runtime/{name}.py" for name in ("provenance", "registry", "serialization")),
+    *(f"lowrank_vit/runtime/{name}.py" for name in ("checkpoints", "errors", "files", "kept_weights", "launch")),
+    *(f"lowrank_vit/runtime/{name}.py" for name in ("network", "progress", "provenance", "registry", "serialization")),
 )
 MEASURES, STATISTICS = "experiments/measures", f"{STAGE}/calibrate/statistics"
 LINEAR, GROUPS, FAMILIES = f"{STAGE}/decompose/linear", f"{PIPELINE}/groups", "lowrank_vit/architectures"
 DATA, KINDS = "lowrank_vit/data", ("decompose", "allocate", "compensate/kinds", "search", "gradual/methods")
 METHODS = tuple(f"{STAGE}/{kind}" for kind in KINDS)
-DELTAS = "lowrank_vit/customize/deltas"
-REGISTRIES = (*METHODS, MEASURES, STATISTICS, GROUPS, FAMILIES, DATA, DELTAS)  # what is registered there is a choice
+DELTAS, TOKENS = "lowrank_vit/customize/deltas", f"{STAGE}/tokens"
+REGISTRIES = (
+    *METHODS,
+    MEASURES,
+    STATISTICS,
+    GROUPS,
+    FAMILIES,
+    DATA,
+    DELTAS,
+    TOKENS,
+)  # what is registered there is a choice
 FAMILY_OF = {"deit": "vit"}  # a word in models' names: the family that is called otherwise
 
 
@@ -112,7 +121,6 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     folders |= {
         "lowrank_vit/records/costs": {name: bool(recipes) and job.cost == name for name in ("parameters", "macs")}
     }
-    folders |= {f"{STAGE}/tokens": {rule: job.tokens.get("rule") == rule for rule in ("tome", "evit")}}
     folders |= {f"{STAGE}/evaluate": {"speed": job.timed}}
     folders |= {f"{PIPELINE}/scales": {"counted": bool(recipes), "latency": False}}  # budgets are in parameters
     return {f"{folder}/{name}.py": taken for folder, files in folders.items() for name, taken in files.items()}
@@ -139,6 +147,7 @@ def _named(job: Job, chosen: set[str], source: Source) -> set[str]:
         | source.members(LINEAR, measured.__contains__)
         | source.members(FAMILIES, _family(job.model, source))
         | source.members(DELTAS, (measured | {job.changes.get("method")}).__contains__)
+        | source.members(TOKENS, lambda name: name == job.tokens.get("rule"))
         | source.members(DATA, lambda name: name == job.data.partition(":")[0])
     )
 

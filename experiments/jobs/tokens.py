@@ -8,7 +8,7 @@ from torch import nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
-from lowrank_vit import dense_report, fewer_tokens
+from lowrank_vit import fewer_tokens
 
 
 def with_fewer_tokens(job: Job, model: nn.Module, ledger: Ledger) -> nn.Module:
@@ -16,7 +16,5 @@ def with_fewer_tokens(job: Job, model: nn.Module, ledger: Ledger) -> nn.Module:
     small: Any
     with ledger.stage("tokens", f"fewer tokens by {job.tokens['rule']}"):
         small = fewer_tokens(model, **job.tokens)
-    if job.recipe is None:
-        small.compression_report = {**dense_report(small), "tokens": dict(job.tokens)}
     ledger.keep("report", small.compression_report)
     return small

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowrank_vit.modules.counting import input_size, multiply_accumulates
 from lowrank_vit.modules.token_block import TokenBlock
+from lowrank_vit.pipeline.reporting import dense_report
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.tokens import TOKENS, TokenRule
@@ -19,7 +20,7 @@ def fewer_tokens(model: nn.Module, rule: str = "tome", *, macs: float | None = N
 
     ``rule``: ``"tome"`` (``r`` pairs merged in every block) or ``"evit"`` (``keep``, the share kept after three blocks).
     ``macs`` chooses its strength: the least that leaves this share of the dense model's multiply-accumulates.
-    The report of a compressed model goes along, with its multiply-accumulates counted anew and the rule in ``tokens``.
+    The copy has a report, of the model as it was, with its multiply-accumulates counted anew and the rule in ``tokens``.
     Raises ``InputError`` for an unknown rule or option, a share that the rule cannot reach, and for a model whose tokens
     must stay or are fewer already.
     """
@@ -32,10 +33,10 @@ def fewer_tokens(model: nn.Module, rule: str = "tome", *, macs: float | None = N
         raise InputError("the model hands on fewer tokens already: start from the one that it was made from")
     chosen = made if macs is None else _within(model, made, rule, macs)
     small: Any = chosen(model)
-    report, size = getattr(small, "compression_report", None), input_size(small)
-    if report is not None and size is not None:
-        counted = {**report["macs"], "compressed": multiply_accumulates(small, size)}
-        small.compression_report = {**report, "macs": counted, "tokens": {"rule": rule, **plain(vars(chosen))}}
+    report, size = getattr(model, "compression_report", None) or dense_report(model), input_size(model)
+    if size is not None:
+        report = {**report, "macs": {**report["macs"], "compressed": multiply_accumulates(small, size)}}
+    small.compression_report = {**report, "tokens": {"rule": rule, **plain(vars(chosen))}}
     return small
 
 

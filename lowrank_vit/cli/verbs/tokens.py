@@ -32,15 +32,11 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Let a folder's model, or a dense one by name, hand on fewer tokens; save it to another folder."""
     from lowrank_vit.cli.view import size_line
-    from lowrank_vit.pipeline.reporting import dense_report
     from lowrank_vit.pipeline.tokens import fewer_tokens
     from lowrank_vit.storage import folder as storage
 
     storage.check_free(args.out)
-    model: Any
     model, model_args = chosen_model(args)
-    if not args.folder:
-        model.compression_report = dense_report(model)
     options = {name: value for name in ("macs", "r", "keep") if (value := getattr(args, name)) is not None}
     small: Any = fewer_tokens(model, args.rule, **options)
     report = small.compression_report
