@@ -50,7 +50,7 @@ def _check_port(text: str) -> None:
     """Refuse what is no port, and one that is taken where this process is to listen to it."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
         raise InputError(f"MASTER_PORT={text!r} is no port: unset it, or choose one from 1 to 65535")
-    listens = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    listens = (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
     if not listens or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # then torchrun listens
         return
     with socket.socket() as probe:
