@@ -30,13 +30,13 @@ the batch instead, give --lr 8e-4)"""
 
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)
 
 
 def _natural(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -44,12 +44,12 @@ def _rate(text: str) -> float:
     with suppress(ValueError):
         if 0 < (rate := float(text)) < math.inf:
             return rate
-    raise argparse.ArgumentTypeError(f"{text!r} is no learning rate such as 1e-4")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a learning rate such as 1e-4")
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdigit() for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 0,1,2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of seeds such as 0,1,2")
     return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
@@ -238,10 +238,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if not disk_failed(error):
             raise
-        print(f"error: {error}: free some space, then run again; what was finished before is kept", file=sys.stderr)
+        print(f"error: {error}: free some space, then run again; finished work is kept", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
-        print(f"interrupted: {stopped or 'what is finished is kept; the same command continues'}", file=sys.stderr)
+        print(
+            f"interrupted: {stopped or 'finished work is kept; run the same command again to continue'}",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 

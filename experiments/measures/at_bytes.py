@@ -39,7 +39,7 @@ def bits(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) 
     """Round the dense model to the most bits whose file has at most ``size`` bytes."""
     fitting = [each for each in BITS if stored(quantize(model, each)[0]) <= size]
     if not fitting:
-        raise InputError(f"at no number of bits has the dense model {size:,} bytes: ask for more")
+        raise InputError(f"the dense model does not fit into {size:,} bytes at any number of bits: ask for more")
     return quantize(model, max(fitting), images, quantizer=QUANTIZER)[0]
 
 

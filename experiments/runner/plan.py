@@ -19,7 +19,7 @@ from lowrank_vit.runtime.files import given_path
 
 PLAN = "plan.json"
 NO_STANDIN = "no stand-in for {} among the embedded models: give --data (DATA=) to run the real one"
-UNTRAINED = "a full fine-tune of no epochs is none: leave out --epochs (EPOCHS=)"
+UNTRAINED = "a full fine-tune needs epochs: leave out --epochs 0 (EPOCHS=0)"
 IMAGENET_VALIDATION = 50_000
 IMAGENET_CLASSES = 1000
 

@@ -111,7 +111,7 @@ def _listen(worker: _Worker, view: View) -> Outcome | None:
     except (EOFError, ConnectionError):
         worker.process.join()
         reason = f"the process died with exit code {worker.process.exitcode}" + (
-            ", killed, perhaps for want of memory" if worker.process.exitcode == -signal.SIGKILL else ""
+            ", killed, perhaps out of memory" if worker.process.exitcode == -signal.SIGKILL else ""
         )
         task, worker.task = worker.task, None
         with suppress(InputError):  # the disk is full, perhaps

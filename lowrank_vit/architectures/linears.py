@@ -30,7 +30,7 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
     try:
         matcher = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"the site pattern {pattern!r} is no regular expression: {error}") from None
+        raise InputError(f"the site pattern {pattern!r} is not a regular expression: {error}") from None
     linears = _linears(model)
     sites = [
         Site(name, module.in_features, module.out_features, module.bias is not None)

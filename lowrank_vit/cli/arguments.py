@@ -90,7 +90,9 @@ def check_one_model(args: argparse.Namespace) -> None:
     if (args.folder is None) == (args.model is None):
         raise InputError("give either DIR or --model NAME")
     if args.folder and (args.checkpoint or given_arguments(args)):
-        raise InputError(f"{args.folder} says how its model is made: --checkpoint and arguments belong to --model NAME")
+        raise InputError(
+            f"{args.folder} says how its model is made: --checkpoint and model arguments go with --model NAME"
+        )
 
 
 def named_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:

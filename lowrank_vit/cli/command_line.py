@@ -96,11 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
     except OSError as error:
-        remedy = "free some space, then run again; what was finished before is kept"
+        remedy = "free some space, then run again; finished work is kept"
         remedy = remedy if disk_failed(error) else "check the path, its permissions and the space on the disk"
         sys.exit(_fail(f"{error}: {remedy}"))
     except KeyboardInterrupt:
-        print("interrupted: what is finished is kept whole, and the same command goes on from there", file=sys.stderr)
+        print("interrupted: finished work is kept; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
 
 

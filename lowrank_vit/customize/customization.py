@@ -122,12 +122,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a dictionary
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"cannot read {path} ({str(error).splitlines()[0]}): pass a delta that customize wrote"
         ) from None
     missing = {"method", "settings", "word", "base"} - about.keys()
     if about.get("format") != FORMAT or missing:
-        raise InputError(f"{path} is no delta of this format: pass one that customize wrote")
+        raise InputError(f"{path} is not a delta of this format: pass one that customize wrote")
     return about, tensors

@@ -38,7 +38,7 @@ def class_labels(names: Iterable[str], where: str) -> tuple[dict[str, int], int]
     if known:
         stranger = next(name for name in present if name not in wnids)
         warnings.warn(
-            f"{where}: {stranger!r} is no wnid of ImageNet-1k though {len(known)} other classes are: labels are ranks "
+            f"{where}: {stranger!r} is not a wnid of ImageNet-1k though {len(known)} other classes are: labels are ranks "
             f"among the {len(present)} class names, which is not what ImageNet models predict",
             stacklevel=2,
         )

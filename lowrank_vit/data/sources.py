@@ -18,7 +18,7 @@ def open_source(spec: str) -> ImageSource:
     if kind not in forms:
         raise unknown("data source", spec, forms.values())
     if not target and ":" in forms[kind]:
-        raise InputError(f"the data source {spec!r} names nothing: write {forms[kind]}")
+        raise InputError(f"the data source {spec!r} is incomplete: write {forms[kind]}")
     if ":" in spec and ":" not in forms[kind]:
         raise InputError(f"the data source {spec!r} takes no path: write {forms[kind]}")
     return SOURCES.get(kind).open(spec, target)

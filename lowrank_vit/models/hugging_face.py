@@ -143,7 +143,8 @@ def _described(place: str, file: str, default: dict[str, Any] | None = None) -> 
         ) from None
     if not isinstance(value, dict) or "lowrank_vit" in value:
         raise InputError(
-            f"{PREFIX}{place} is no dense model of transformers; a compressed one stands in the place of DIR"
+            f"{PREFIX}{place} is not a dense model of transformers: pass a compressed model by its folder, "
+            "in the place of DIR"
         )
     return value
 

@@ -52,7 +52,9 @@ def load_model(
             load_checkpoint(model, Path(checkpoint), name)
         elif is_standin(name):
             if given:
-                raise InputError(f"the stand-in {name!r} is trained as it is, not with {given}: pass --checkpoint FILE")
+                raise InputError(
+                    f"the stand-in {name!r} does not take {given}: leave it out, or pass --checkpoint FILE"
+                )
             model = trained_standin(name, seed)
         else:
             model = _pretrained(name, given)
@@ -117,7 +119,9 @@ def _hub_config(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{CONFIG} of {name!r} cannot be read ({error}): pass a timm model's repository") from None
     if not isinstance(config, dict) or "architecture" not in config or "lowrank_vit" in config:
-        raise InputError(f"{name!r} is no dense timm model; a compressed one stands in the place of DIR")
+        raise InputError(
+            f"{name!r} is not a dense timm model: pass a compressed model by its folder, in the place of DIR"
+        )
     return config
 
 

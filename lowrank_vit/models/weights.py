@@ -51,7 +51,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"checkpoint {path} is truncated or no safetensors file ({reason}): download or convert it again"
+            f"checkpoint {path} is truncated or not a safetensors file ({reason}): download or convert it again"
         ) from error
 
 

@@ -58,7 +58,7 @@ def _opened(path: Path) -> Run:
     try:
         return run_onnx(path)
     except Exception as error:  # onnxruntime has an error of its own for each reason
-        raise InputError(f"{path} is no file that onnxruntime runs ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path} is not a file that onnxruntime can run ({str(error).splitlines()[0]})") from None
 
 
 def _accuracies(runs: Mapping[str, Run], labelled: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, int]]:

@@ -31,7 +31,7 @@ def searched(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], b
     for known in analysis.known:
         if not hasattr(known, "mixture"):
             raise InputError(
-                f"the sizes of {known.group.name!r} are no mixtures to search: choose a recipe without a search"
+                f"the sizes of {known.group.name!r} cannot be searched by gates: choose a recipe without a search"
             )
         width = known.group.linears[-1].out_features
         names = [curve.name for curve in analysis.curves_by_group[known.group.name]]

@@ -49,7 +49,7 @@ def learn(
     if recipe.gradual is None or not recipe.labelled:
         raise InputError(f"recipe {recipe.name!r} learns nothing on labelled images: compress by it, then fine-tune")
     if options.get("teacher") is model:
-        raise InputError("the teacher is the student: pass the dense model as another object")
+        raise InputError("the teacher and the student are the same object: pass a separate dense model")
     return learn_gates(canonical(model), recipe.gradual, data_module=data_module, target=1 - reduction, **options)
 
 
@@ -116,5 +116,5 @@ def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: Learnt) ->
             statistic = "learnt_outputs" if unit == OUTPUT else "learnt"
             found[statistic] = scores.repeat_interleave(repeats).double().to(device)
         if not own:
-            raise InputError(f"nothing was learnt of {group.name}: it was another model, or another recipe")
+            raise InputError(f"nothing was learnt about {group.name}: learn with this model and this recipe")
     return found

@@ -47,7 +47,7 @@ def check_resumable(module: LightningModule, path: Path, trained: Collection[str
         saved = torch.load(path, map_location="cpu", weights_only=True)
         settings, state = dict(saved["hyper_parameters"]), saved["state_dict"]
     except Exception as error:
-        raise InputError(f"{path} is no checkpoint of such a run ({type(error).__name__}): {remedy}") from None
+        raise InputError(f"{path} is not a checkpoint of such a run ({type(error).__name__}): {remedy}") from None
     for name, value in module.hparams.items():
         if settings.get(name) != value:
             raise InputError(f"{path} was trained with {name}={settings.get(name)}, not {value}: {remedy}")

@@ -14,7 +14,7 @@ def worker_died(error: RuntimeError) -> InputError | None:
     if not str(error).startswith("DataLoader worker"):
         return None
     return InputError(
-        "a process that loads images has died, perhaps for want of memory: give fewer workers; with workers=0 its error shows"
+        "a process that loads images has died, perhaps out of memory: give fewer workers; with workers=0 its error shows"
     )
 
 

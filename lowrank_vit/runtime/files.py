@@ -68,7 +68,7 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose a folder that can be written, "
-            "then run again: what was finished before is kept"
+            "then run again: finished work is kept"
         ) from None
 
 

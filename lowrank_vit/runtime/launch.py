@@ -79,9 +79,7 @@ def launch(
             result: T = fabric.launch(functools.partial(_enter, functools.partial(function, *args)))
             return result
         except ProcessExitedException as error:
-            raise InputError(
-                f"{str(error).strip()}, perhaps for want of memory: run again, what was finished before is kept"
-            ) from None
+            raise InputError(f"{str(error).strip()}, perhaps out of memory: run again, finished work is kept") from None
 
 
 def _lost(error: RuntimeError) -> InputError | None:
@@ -91,8 +89,8 @@ def _lost(error: RuntimeError) -> InputError | None:
         return None
     line = re.sub(r"^\[[^\]]*\] ", "", said.splitlines()[0])  # without the place in Gloo's code
     return InputError(
-        f"another process of this run has died ({line.partition('. This')[0]}): its own output says why; run again, what was "
-        "finished before is kept"
+        f"another process of this run has died ({line.partition('. This')[0]}): its own output says why; run again, "
+        "finished work is kept"
     )
 
 

@@ -18,10 +18,10 @@ SECONDS = 30.0
 
 
 def count_of(variable: str, default: int = 1) -> int:
-    """Read a count from the environment. Raises ``InputError`` where it is no number above zero."""
+    """Read a count from the environment. Raises ``InputError`` where it is not a number above zero."""
     text = os.environ.get(variable) or str(default)
     if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{variable}={text!r} is no number of processes: unset it, or let the launcher set it")
+        raise InputError(f"{variable}={text!r} is not a number of processes: unset it, or let the launcher set it")
     return int(text)
 
 
@@ -47,9 +47,9 @@ def _check_interface() -> None:
 
 
 def _check_port(text: str) -> None:
-    """Refuse what is no port, and one that is taken where this process is to listen to it."""
+    """Refuse what is not a port, and one that is taken where this process is to listen to it."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise InputError(f"MASTER_PORT={text!r} is no port: unset it, or choose one from 1 to 65535")
+        raise InputError(f"MASTER_PORT={text!r} is not a port: unset it, or choose one from 1 to 65535")
     listens = (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
     if not listens or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # then torchrun listens
         return
@@ -72,7 +72,7 @@ def _check_address(address: str) -> None:
     try:
         seconds = float(text)
     except ValueError:
-        raise InputError(f"{TIMEOUT}={text!r} is no number of seconds") from None
+        raise InputError(f"{TIMEOUT}={text!r} is not a number of seconds") from None
     failure: list[str] = [f"no answer within {seconds:g} s"]
 
     def look_up() -> None:

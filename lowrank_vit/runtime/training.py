@@ -62,7 +62,7 @@ class SeededTraining(LightningModule):
     def __init__(self, model: nn.Module, teacher: nn.Module | None, trained: Collection[str]) -> None:
         super().__init__()
         if teacher is model:
-            raise InputError("the teacher is the student: pass the dense model as another object")
+            raise InputError("the teacher and the student are the same object: pass a separate dense model")
         self.model = model
         # in a tuple, so that it is not a submodule: not saved, not counted, not trained
         self._teacher: tuple[nn.Module, ...] = () if teacher is None else (teacher,)

@@ -200,7 +200,9 @@ def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> No
     except ValueError as error:
         raise InputError(f"{path} cannot be used ({error}): save the model again") from None
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): it is missing, truncated or no safetensors file") from None
+        raise InputError(
+            f"{path} cannot be read ({error}): it is missing, truncated or not a safetensors file"
+        ) from None
     floating = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     model.to(type_in_memory(dtype, floating))
     for name, empty in model.state_dict().items():

@@ -40,7 +40,7 @@ def check_architecture(config: Mapping[str, Any]) -> None:
     if not isinstance(name, str) or ":" in name or not timm.is_model(name.partition(".")[0]):
         raise ValueError(f"timm has no model {name!r}")
     if not isinstance(arguments, dict) or FETCHING & arguments.keys():
-        raise ValueError(f"model_args {arguments!r} are no arguments of an architecture")
+        raise ValueError(f"model_args {arguments!r} are not arguments of the architecture")
 
 
 def check_layer(name: str, config: Mapping[str, Any], dense: nn.Module | nn.Parameter) -> None:

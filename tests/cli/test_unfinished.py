@@ -35,7 +35,7 @@ def interrupted(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> N
     assert stopped.value.code == 130
     assert captured.out == ""
     assert [line for line in captured.err.splitlines() if line.strip() and "caps the rank" not in line] == [
-        "interrupted: what is finished is kept whole, and the same command goes on from there"
+        "interrupted: finished work is kept; run the same command again to continue"
     ]
 
 
@@ -110,7 +110,7 @@ def test_ctrl_c_in_the_middle_of_a_training(tmp_path: Path, capsys: pytest.Captu
     out, err = running.communicate(timeout=200)
     assert running.returncode == 130, err
     assert out == ""
-    assert err.count("\ninterrupted: what is finished is kept") + err.startswith("interrupted: what is") == 1
+    assert err.count("\ninterrupted: finished work is kept") + err.startswith("interrupted: finished") == 1
     assert "Traceback" not in err
     assert (state / "last.ckpt").exists()
     main(arguments)

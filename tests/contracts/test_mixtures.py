@@ -85,5 +85,5 @@ def test_biases_of_other_names_and_none(family: str) -> None:
 
 def test_a_kind_without_mixtures_is_refused_in_one_line() -> None:
     recipe = get_recipe("best").but(search="gates", measured=False, refit=False, positions="kronecker")
-    with pytest.raises(InputError, match=r"pos_embed.*no mixtures"):
+    with pytest.raises(InputError, match=r"pos_embed.*cannot be searched by gates"):
         analyse(tiny(), [images(8)], recipe).plan(0.3)

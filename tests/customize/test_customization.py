@@ -94,7 +94,7 @@ def damage(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str], 
     [
         ("cut", "cannot read .*delta.safetensors"),
         ("text", "cannot read .*delta.safetensors"),
-        ("plain", "is no delta of this format"),
+        ("plain", "is not a delta of this format"),
         ("tensor", "its tensors are not those of comcat"),
         ("method", "did you mean 'comcat'"),
         ("settings", "is damaged"),

@@ -54,7 +54,7 @@ def test_other_classes_are_ranked_over_both_splits(tmp_path: Path) -> None:
 def test_a_stranger_among_wnids_is_warned_of(tmp_path: Path) -> None:
     write(tmp_path / "train" / TENCH, 1)
     write(tmp_path / "train" / "extra", 2)
-    with pytest.warns(UserWarning, match="'extra' is no wnid"):
+    with pytest.warns(UserWarning, match="'extra' is not a wnid"):
         assert open_source(f"imagefolder:{tmp_path}").num_classes == 2
 
 

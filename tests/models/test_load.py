@@ -122,7 +122,7 @@ def test_a_file_that_is_none(checkpoint: Path, damage: str) -> None:
         torch.save({}, checkpoint)
     else:
         checkpoint.write_bytes({"truncated": checkpoint.read_bytes()[:5000], "junk": b"x" * 99, "empty": b""}[damage])
-    assert "truncated or no safetensors file" in refusal(SMALL, checkpoint)
+    assert "truncated or not a safetensors file" in refusal(SMALL, checkpoint)
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_bad_names_are_one_line() -> None:
         compress(tiny(), [images(4)], "exat", 0.3)
     with pytest.raises(InputError, match="no linear layer"):
         compress(tiny(), [images(4)], "svd", 0.3, sites="nothing")
-    with pytest.raises(InputError, match="no regular expression"):
+    with pytest.raises(InputError, match="not a regular expression"):
         compress(tiny(), [images(4)], "svd", 0.3, sites="(")
     with pytest.raises(InputError, match="device 'tpu9' cannot be used"):
         compress(tiny(), [images(4)], "svd", 0.3, device="tpu9")

@@ -43,13 +43,13 @@ def environments(port: str) -> list[tuple[dict[str, str], int, str]]:
     """What is wrong, the devices asked for (0: none), and how the line begins."""
     return [
         ({"MASTER_PORT": port}, 2, f"MASTER_PORT={port} is taken by another process"),
-        ({"MASTER_PORT": "x"}, 2, "MASTER_PORT='x' is no port"),
-        ({"MASTER_PORT": "70000"}, 2, "MASTER_PORT='70000' is no port"),
+        ({"MASTER_PORT": "x"}, 2, "MASTER_PORT='x' is not a port"),
+        ({"MASTER_PORT": "70000"}, 2, "MASTER_PORT='70000' is not a port"),
         ({"GLOO_SOCKET_IFNAME": "nope0"}, 2, "GLOO_SOCKET_IFNAME=nope0: this machine has no interface 'nope0', but "),
         ({"MASTER_ADDR": NOWHERE}, 2, f"MASTER_ADDR={NOWHERE}: the host cannot be found"),
         ({"TORCHELASTIC_RUN_ID": "x"}, 0, "TORCHELASTIC_RUN_ID is set, but WORLD_SIZE is not"),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "two"}, 0, "WORLD_SIZE='two' is no number of processes"),
-        ({"SLURM_NTASKS": "four"}, 0, "SLURM_NTASKS='four' is no number of processes"),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "two"}, 0, "WORLD_SIZE='two' is not a number of processes"),
+        ({"SLURM_NTASKS": "four"}, 0, "SLURM_NTASKS='four' is not a number of processes"),
         ({"SLURM_NTASKS": "4"}, 0, "SLURM has room for 4 tasks, but srun has not started this process"),
         (
             {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port},
@@ -112,7 +112,7 @@ def test_a_lookup_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match=r"no answer within 0\.1 s"):
         check_rendezvous()
     monkeypatch.setenv(TIMEOUT, "soon")
-    with pytest.raises(InputError, match=f"{TIMEOUT}='soon' is no number of seconds"):
+    with pytest.raises(InputError, match=f"{TIMEOUT}='soon' is not a number of seconds"):
         check_rendezvous()
 
 

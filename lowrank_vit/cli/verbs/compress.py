@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
     if args.nested:
         check_nestable(recipe)
         if len(folders) > 1:
-            raise InputError("a nested folder holds all sizes: give it one size, and take others out with `shrink`")
+            raise InputError("a nested folder holds every size: give one size here, and take out others with `shrink`")
     with unfinished(args.out, tuple(folders)) as folder:
         for done in [out for out in folders if args.resume and agreed(_finished(out, args.nested))]:
             print(f"{done} is finished already")

@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     report = {**report, "protocol": trained.protocol, "distillation": entry}
     save_trained(args, trained.model, report)
     if "kept" in entry:
-        print(f"the better weights, those from before, are kept; saved to {args.out}")
+        print(f"the weights from before were better and are kept; saved to {args.out}")
         return
     name, unit = trained.objective.measures, trained.objective.unit
     unseen = entry[f"{name}_held_out"]

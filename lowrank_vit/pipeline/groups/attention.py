@@ -134,7 +134,7 @@ class AttentionGroup(ModuleGroup):
             return mixed_outputs(known.model, site.proj, part, sizes, biases)
         if isinstance(site, PoolSite):
             raise InputError(
-                f"{unit!r} compares known queries: sizes of attention pooling are no mixtures; choose others"
+                f"{unit!r} belongs to attention pooling, whose sizes cannot be searched by gates: choose other units"
             )
         assert isinstance(part, Logits)
         return mixed_logits(known.model, site.qkv, part, sizes, biases)

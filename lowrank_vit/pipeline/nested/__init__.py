@@ -63,8 +63,8 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
         )
     if recipe.sense is not None or recipe.search is not None:
         raise InputError(
-            f"recipe {recipe.name!r} cannot be nested: its losses are measured on the images, which a nested folder has not; "
-            "compress once for every size (the measured losses are cached), or nest 'loss_aware'"
+            f"recipe {recipe.name!r} cannot be nested: its losses are measured on the images, which a nested folder "
+            "does not have; compress once for every size (the measured losses are cached), or nest 'loss_aware'"
         )
     if recipe.pivoted:
         raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")

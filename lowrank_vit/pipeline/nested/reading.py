@@ -87,7 +87,7 @@ def _part(kind: str, unit: str, values: Mapping[str, Any], tensors: Tensors) -> 
     directions = Directions(tensor("order"), tensor("loss"), values["multiple"])
     count = len(directions.order)
     if directions.order.sort().values.tolist() != list(range(count)) or len(directions.loss) != count + 1:
-        raise ValueError(f"the directions of {unit} are none")
+        raise ValueError(f"there are no directions of {unit}")
     if kind == Logits.__name__:
         return Logits(directions, tensor("query"), tensor("key"))
     if kind != InputSubset.__name__:

@@ -17,7 +17,7 @@ from lowrank_vit.records.moments import Moments
 
 
 def plain_record(analysis: Analysis) -> dict[str, Any]:
-    """Return all that is no tensor. ``layers`` and ``units`` are by group and by unit, ``sites`` of single layers."""
+    """Return all that is not a tensor. ``layers`` and ``units`` are by group and by unit, ``sites`` of single layers."""
     counts = {
         kind: {name: [layer.images, layer.tokens] for name, layer in moments.items()}
         for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {}))

@@ -64,7 +64,9 @@ class MeanScan:
             return SmallScan.of(scan, dim, self.mode, self.skip)
         scanned = self.refit in ("mean", "directions") and self.mode != LEFT_OUT
         if self.refit in ("mean", "directions") and not scanned:
-            raise InputError(f"refit={self.refit!r} reads a scan, which mode={LEFT_OUT!r} has not: choose another")
+            raise InputError(
+                f"refit={self.refit!r} reads the scan, and mode={LEFT_OUT!r} leaves it out: choose another"
+            )
         return SmallScan.of(scan, dim, self.mode if scanned else LEFT_OUT, features=REFITS[self.refit])
 
 

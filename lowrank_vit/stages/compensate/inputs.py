@@ -113,5 +113,5 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     except AttributeError:
         raise InputError(f"the model has no layer {name!r}") from None
     if not isinstance(module, nn.Linear):
-        raise InputError(f"layer {name!r} is no linear layer but {type(module).__name__}")
+        raise InputError(f"layer {name!r} is not a linear layer but {type(module).__name__}")
     return module

@@ -240,7 +240,7 @@ def _check_resumable(path: Path, module: LayerwiseCompensation) -> None:
     try:
         settings = dict(torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"])
     except Exception as error:
-        raise InputError(f"{path} is no checkpoint of a compensation ({type(error).__name__}): remove it") from None
+        raise InputError(f"{path} is not a checkpoint of a compensation ({type(error).__name__}): remove it") from None
     for name, value in module.hparams.items():
         if settings.get(name) != value:
             raise InputError(f"{path} comes from a run with another {name}: give another folder or remove it")

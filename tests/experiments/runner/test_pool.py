@@ -53,7 +53,7 @@ def test_processes_live_on_and_a_dead_one_takes_one_task(tmp_path: Path) -> None
     assert "m/svd-40 seed 3: threads 1" in view.stages
     (failed,) = [outcome for outcome in outcomes if outcome.status == FAILED]
     assert failed.task.job.seed == 1
-    assert "killed, perhaps for want of memory" in failed.said
+    assert "killed, perhaps out of memory" in failed.said
     error = read_json(job_folder(tmp_path, failed.task.job) / ERROR)
     assert error is not None
     assert error["reason"].startswith("failed: the process died")

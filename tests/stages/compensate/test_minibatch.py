@@ -231,7 +231,7 @@ def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
     with pytest.raises(InputError, match="another residual_norms"):
         run((model, images, changed, moments), checkpoint_dir=tmp_path)
     (tmp_path / LAST).write_bytes(b"junk")
-    with pytest.raises(InputError, match="no checkpoint of a compensation"):
+    with pytest.raises(InputError, match="not a checkpoint of a compensation"):
         run(toy, checkpoint_dir=tmp_path)
 
 
@@ -257,7 +257,7 @@ def test_bad_input_is_named(toy):
         run((model, images, *extra))
     model = copy.deepcopy(model)
     model.head = nn.Identity()
-    with pytest.raises(InputError, match="'head' is no linear layer but Identity"):
+    with pytest.raises(InputError, match="'head' is not a linear layer but Identity"):
         run((model, images, *extra))
     model.head = nn.Linear(18, 6).double()
     with pytest.raises(InputError, match="does not call its layer 'head'"):

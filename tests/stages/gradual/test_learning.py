@@ -87,5 +87,5 @@ def test_full_forms_need_what_is_learnt() -> None:
     with pytest.raises(InputError, match="'vtp-gates' learns nothing on labelled images"):
         learn(tiny(), [], "vtp-gates")  # type: ignore[arg-type]
     other = Learnt({}, {"protocol": "none"})
-    with pytest.raises(InputError, match=r"nothing was learnt of blocks\.0"):
+    with pytest.raises(InputError, match=r"nothing was learnt about blocks\.0"):
         compress(tiny(), [IMAGES], "vtp", 0.3, learnt=other)

@@ -198,7 +198,7 @@ class Exploit:
 def test_a_checkpoint_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"hyper_parameters": {}, "state_dict": {}, "x": Exploit()}, tmp_path / "last.ckpt")
-    with pytest.raises(InputError, match="no checkpoint of such a run"):
+    with pytest.raises(InputError, match="not a checkpoint of such a run"):
         run(tiny(), checkpoint_dir=tmp_path)
     assert not (tmp_path / "exploited").exists()
 
