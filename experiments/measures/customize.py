@@ -1,7 +1,8 @@
 """Customise the small diffusion model on a digit that it has not seen, and measure what it learnt and what it forgot.
 
-A row's ``changes``: ``method`` (none: a random new word, nothing trained) with its settings, and ``digit``. Eight training
-images of the digit, called ``normal V* digit``; the digit's other training images are never seen.
+A row's ``changes``: ``method`` (none: a random new word, nothing trained) with its settings, ``digit``, and ``prior``: the
+prompts of images that the base draws, and that are learnt along. Eight training images of the digit, called
+``normal V* digit``; the digit's other training images are never seen.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lowrank_vit.customize.customization import Customization, customized, save_
 from lowrank_vit.customize.deltas import DELTAS
 from lowrank_vit.customize.digits import ANY, HELD_OUT, INVERTED, NORMAL, OLD, digit_images, digits_model
 from lowrank_vit.customize.measure import Judge, accuracy, distance_to_nearest, frechet_distance
+from lowrank_vit.customize.prior import draw_prior
 from lowrank_vit.customize.sample import sample
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.train import Training, train
@@ -30,6 +32,7 @@ from lowrank_vit.runtime.errors import InputError
 CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
 WORD = "V*"
 EXAMPLES, STEPS, BATCH = 8, 300, 4
+PRIOR = 200  # images that the base draws for the prompts of a prior
 DRAWN, DRAWN_OF_OLD = 180, 20  # images of the concept, and of each old digit
 SHOWN = 8  # kept for the picture
 BAR = 85.0  # percent of the old digits that the base must draw well before anything is said of customising it
@@ -51,7 +54,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
 
 def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, tell: Any) -> dict[str, Any]:
     """Customise the small model as ``changes`` say, and measure. Raises ``InputError`` where the base misses its bar."""
-    name, digit = changes.pop("method", None), changes.pop("digit", CONCEPT)
+    name, digit, kept = changes.pop("method", None), changes.pop("digit", CONCEPT), changes.pop("prior", None)
     model, (scans, _) = digits_model(), digit_images([digit])
     examples = scans[torch.randperm(len(scans), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]]
     tell("draw old digits")
@@ -60,13 +63,14 @@ def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, te
         raise InputError(
             f"the base draws {before['accuracy']:.0f} % of the old digits well, below {BAR:.0f} %: remove it"
         )
+    prior = draw_prior(model, kept, PRIOR, seed=seed) if kept else None
     kind = DELTAS.get(name or "textual_inversion")
     customization = customized(model, kind(**changes), WORD, seed=seed)
     told: dict[str, Any] = {}
     if name is not None:
         tell(f"customise by {name}")
         prompt = f"{NORMAL} {WORD} {ANY}"
-        trained = train(customization, examples, prompt, Training(STEPS, BATCH), seed=seed)
+        trained = train(customization, examples, prompt, Training(STEPS, BATCH), prior=prior, seed=seed)
         told = {**size(customization), "custom_step": round(1000 * trained.seconds_a_step, 3)}
     tell("draw")
     after, learnt = old_digits(model, judge, WORD), new_digit(model, judge, digit, examples)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowrank_vit.customize.customization import Customization
+from lowrank_vit.customize.prior import Prior
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import say, track
@@ -55,13 +56,15 @@ def train(
     prompt: str,
     training: Training,
     *,
+    prior: Prior | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Trained:
     """Train a delta in place on images (N, C, H, W) in -1..1, all with one prompt.
 
     Minimises ``E ||target - UNet(noised, t, prompt)||^2`` over images, noise and t, where the target is the noise, or the
-    velocity for a model that predicts that. The seed draws the same on every device.
+    velocity for a model that predicts that. With a ``prior``, its weight times the same of as many images that the base
+    drew is added (prior preservation). The seed draws the same on every device.
     Raises ``InputError`` where the loss is no number any more.
     """
     from diffusers import DDPMScheduler
@@ -72,11 +75,16 @@ def train(
     told, times = Trained(), []
     images, noising = images.to(model.device), DDPMScheduler.from_config(dict(model.schedule))
     fixed = None if customization.method.trains_word else customization.prompt([prompt]).detach()
+    kept = None if prior is None else model.prompt(prior.prompts).detach()
     for step in track(range(training.steps), "customize", shown=progress):
         start = time.perf_counter()
         batch = images[torch.randint(len(images), (training.batch_size,), generator=generator)]
         context = customization.prompt([prompt]) if fixed is None else fixed
         loss = noise_loss(model, noising, batch, context.expand(len(batch), -1, -1), generator)
+        if prior is not None and kept is not None:
+            chosen = torch.randint(len(prior.images), (training.batch_size,), generator=generator)
+            drawn = prior.images[chosen].to(model.device)
+            loss = loss + prior.weight * noise_loss(model, noising, drawn, kept[chosen], generator)
         told.losses.append(_step(customization, loss, optimizer, training.clip))
         schedule.step()
         times.append(time.perf_counter() - start)

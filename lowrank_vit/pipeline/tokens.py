@@ -33,8 +33,8 @@ def fewer_tokens(model: nn.Module, rule: str = "tome", *, macs: float | None = N
         raise InputError("the model hands on fewer tokens already: start from the one that it was made from")
     chosen = made if macs is None else _within(model, made, rule, macs)
     small: Any = chosen(model)
-    report, size = getattr(model, "compression_report", None) or dense_report(model), input_size(model)
-    if size is not None:
+    report: Any = getattr(model, "compression_report", None) or dense_report(model)
+    if (size := input_size(model)) is not None:
         report = {**report, "macs": {**report["macs"], "compressed": multiply_accumulates(small, size)}}
     small.compression_report = {**report, "tokens": {"rule": rule, **plain(vars(chosen))}}
     return small

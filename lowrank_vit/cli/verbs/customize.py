@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from lowrank_vit.customize.customization import Customization
     from lowrank_vit.customize.deltas import Delta
+    from lowrank_vit.customize.prior import Prior
     from lowrank_vit.customize.text_to_image import TextToImage
     from lowrank_vit.customize.train import Trained
 
@@ -51,6 +52,15 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--steps", type=natural, default=500, help="of training")
     parser.add_argument("--batch-size", type=natural, default=1, help="images in a step")
     parser.add_argument("--learning-rate", type=float, help="at the start, falling to zero (default: the method's own)")
+    parser.add_argument(
+        "--prior",
+        action="append",
+        default=[],
+        metavar="PROMPT",
+        help="learn along what the model draws for it, to forget less, such as 'a photo of a dog'; repeatable",
+    )
+    parser.add_argument("--prior-images", type=natural, default=100, help="that are drawn for --prior, in all")
+    parser.add_argument("--prior-weight", type=float, default=1.0, help="of their loss")
     parser.add_argument("--samples", type=natural, default=0, help="images to draw before and after, to DELTA.png")
     parser.add_argument("--guidance", type=float, default=7.0, help="of the samples towards the prompt")
     parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
@@ -70,10 +80,10 @@ def run(args: argparse.Namespace) -> None:
     method, device = _method(args), resolve_device(args.device)
     training = Training(args.steps, args.batch_size, args.learning_rate)
     model = _model(args.model).to(device)
-    images = _images(args, model)
+    images, prior = _images(args, model), _prior(args, model)
     before = _samples(args, model, None)
     customization = customized(model, method, args.word if args.word in args.prompt.split() else None, seed=args.seed)
-    told = train(customization, images, args.prompt, training, seed=args.seed, progress=True)
+    told = train(customization, images, args.prompt, training, prior=prior, seed=args.seed, progress=True)
     save_delta(customization, args.out)
     _show(args, before, _samples(args, model, customization))
     print(_line(args, customization, told, len(images)))
@@ -105,6 +115,19 @@ def _images(args: argparse.Namespace, model: TextToImage) -> Tensor:
     from lowrank_vit.customize.pictures import load_images
 
     return load_images(args.images, model.channels, model.side)
+
+
+def _prior(args: argparse.Namespace, model: TextToImage) -> Prior | None:
+    """Draw what is not to be forgotten, if anything is named."""
+    from lowrank_vit.customize.prior import draw_prior
+
+    if not args.prior:
+        return None
+    named = [prompt for prompt in args.prior if args.word in prompt.split()]
+    if named:
+        raise InputError(f"--prior {named[0]!r} has the new word, which the model does not know yet: leave it out")
+    settings = {"weight": args.prior_weight, "guidance": args.guidance, "seed": args.seed}
+    return draw_prior(model, args.prior, args.prior_images, **settings, progress=True)
 
 
 def _samples(args: argparse.Namespace, model: TextToImage, customization: Customization | None) -> Tensor | None:
