@@ -23,10 +23,15 @@ RATES = {
     "comcat": (1e-3, 2.5e-3, 1e-2),
     "comcat-cross": (2.5e-3, 1e-2, 3e-2),
     "comcat-random": (1e-3, 2.5e-3, 1e-2),
+    "comcat-class": (2.5e-3, 1e-2, 3e-2),
+    "comcat-prior": (5e-3, 1e-2, 3e-2),
     "lora-2": (1e-3, 3e-3, 1e-2),
     "lora-4": (1e-3, 3e-3, 1e-2),
+    "lora-4-prior": (1e-3, 3e-3, 1e-2),
     "custom_diffusion": (1e-3, 3e-3, 1e-2),
     "dreambooth": (1e-4, 3e-4, 1e-3),
+    "dreambooth-class": (1e-4, 3e-4, 1e-3),
+    "dreambooth-prior": (1e-4, 3e-4, 1e-3),
     "textual_inversion": (1e-2, 3e-2, 1e-1),
 }
 NUMBERS = ("custom_concept", "custom_composition", "custom_old", "custom_distance", "custom_nearest")

@@ -6,7 +6,9 @@ Command   python -m experiments run table_customize
           python -m benchmarks.customize_rates      (how the learning rates were chosen, on another digit)
 
 A U-Net of diffusers draws 8 x 8 digits from three words; 4 and 7 were held out of its training. Eight training images of a 4
-are called ``normal V* digit``; 300 steps of 4 images. DDIM, 25 steps, guidance 2. Judge: the stand-in digits_deit_small.
+are called ``normal V* digit``; 300 steps of 4 images. With a prior (Ruiz et al. 2022, section 3.3), 200 images that the base
+draws are learnt along: of the class, as in DreamBooth, or of each old digit by its name. DDIM, 25 steps, guidance 2. Judge:
+the stand-in digits_deit_small.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from experiments.tables.architectures import Architecture
 from experiments.tables.rows import Row, Table
 
 UNET = Architecture("unet", "U-Net on digits", "digits_deit_small", "digits_deit_small")  # named is the judge
+OLD = [f"normal {digit}" for digit in (0, 1, 2, 3, 5, 6, 8, 9)]  # what is not to be forgotten
+CLASS = [f"{style} digit" for style in ("normal", "inverted")]  # what the new thing is one of, in both styles
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("None: a random new word", {}),
     "comcat": ("COMCAT, r = 2, zero start", {"method": "comcat", "rank": 2, "learning_rate": 1e-2}),
@@ -28,10 +32,30 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "COMCAT, r = 2, as printed",
         {"method": "comcat", "rank": 2, "zero_start": False, "learning_rate": 1e-2},
     ),
+    "comcat-class": (
+        "COMCAT, r = 2, prior of the class",
+        {"method": "comcat", "rank": 2, "learning_rate": 1e-2, "prior": CLASS},
+    ),
+    "comcat-prior": (
+        "COMCAT, r = 2, prior of the old digits",
+        {"method": "comcat", "rank": 2, "learning_rate": 1e-2, "prior": OLD},
+    ),
     "lora-2": ("LoRA, rank 2", {"method": "lora", "rank": 2, "learning_rate": 1e-2}),
     "lora-4": ("LoRA, rank 4", {"method": "lora", "rank": 4, "learning_rate": 3e-3}),
     "custom_diffusion": ("Custom Diffusion", {"method": "custom_diffusion", "learning_rate": 3e-3}),
+    "lora-4-prior": (
+        "LoRA, rank 4, prior of the old digits",
+        {"method": "lora", "rank": 4, "learning_rate": 3e-3, "prior": OLD},
+    ),
     "dreambooth": ("DreamBooth", {"method": "dreambooth", "learning_rate": 3e-4}),
+    "dreambooth-class": (
+        "DreamBooth, prior of the class",
+        {"method": "dreambooth", "learning_rate": 3e-4, "prior": CLASS},
+    ),
+    "dreambooth-prior": (
+        "DreamBooth, prior of the old digits",
+        {"method": "dreambooth", "learning_rate": 3e-4, "prior": OLD},
+    ),
     "textual_inversion": ("Textual inversion", {"method": "textual_inversion", "learning_rate": 1e-1}),
 }
 ROWS = tuple(

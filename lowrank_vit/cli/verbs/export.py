@@ -1,4 +1,4 @@
-"""``export``: write a folder's model to a file that runs without this package."""
+"""``export``: write a model to a file that runs without this package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import add_calibration, add_data, calibration_data, calibration_images
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    chosen_model,
+)
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +23,8 @@ if TYPE_CHECKING:
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser("export", help="write a model for onnxruntime or torch.export, and check the file")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    add_model(parser, required=False)
     parser.add_argument("--format", choices=("onnx", "torch-export"), required=True)
     integers = parser.add_mutually_exclusive_group()
     for bits, what in ((8, "weights and activations"), (4, "weights, for products that know them")):
@@ -42,7 +50,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export a folder's model; the file is compared with the model before it gets its name."""
+    """Export a folder's model, or a dense model by name; the file is compared with the model before it gets its name."""
     from lowrank_vit.cli.view import mebibytes
     from lowrank_vit.stages.export.formats import check_onnx, export
     from lowrank_vit.storage import folder as storage
@@ -54,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     storage.check_free(args.out)
     if args.format == "onnx":
         check_onnx()
-    model = storage.load(args.folder)
+    model, _ = chosen_model(args)
     if args.bits is not None:
         _export_integers(args, model)
     else:

@@ -96,7 +96,10 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert second["bytes"] == small.stat().st_size
     assert first["times"]["1"]["speedup"] == 1
     assert set(second["times"]) == {"1", "2"}
+    main(["export", "--model", "digits_deit_small", "--format", "onnx", "--out", str(tmp_path / "dense.onnx")])
+    assert (tmp_path / "dense.onnx").stat().st_size > whole.stat().st_size
     for arguments, said in (
+        ([*wanted, "--model", "digits_deit_small"], "give either DIR or --model"),
         (wanted, "give --data"),
         ([*wanted[:3], "torch-export", "--int4", "--data", "digits"], "is for --format onnx"),
     ):
