@@ -37,6 +37,10 @@ METHODS = {  # recipe: method, note
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
     "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
     "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
+    "losparse0": (
+        "LoSparse's start (losparse0)",
+        "rows by slopes of the dense model, no training; biases take up means",
+    ),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
     "paper": ("Azizi et al. (paper)", "before fine-tuning"),

@@ -24,6 +24,7 @@ from lowrank_vit.stages.decompose.mlp.first_order import FirstOrderUnits
 from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
 from lowrank_vit.stages.decompose.mlp.magnitude import Magnitude
 from lowrank_vit.stages.decompose.mlp.variance import Variance
+from lowrank_vit.stages.decompose.rows.platon import PlatonRows
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
 from lowrank_vit.stages.gradual.methods.importance import ImportanceGates
 from lowrank_vit.stages.gradual.methods.topk import TopKGates
@@ -96,6 +97,14 @@ RECIPES = (
         units={"attention": Coordinates(), "mlp": ActiveEnergy()},
         allocator=Uniform(),
         about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
+    ),
+    Recipe(
+        name="losparse0",
+        units={"rows": PlatonRows()},
+        allocator=EqualError(),
+        bias_correction=True,
+        objective=SIGNS,
+        about="plain SVD at one small rank, and rows beside it by one threshold on their slopes: LoSparse, untrained",
     ),
     Recipe(
         name="vtp-gates",
