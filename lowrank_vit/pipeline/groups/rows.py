@@ -140,16 +140,16 @@ class KnownRows:
         """Make the layer's entry of the report."""
         site = self.group.site
         errors = [0.0] * len(self.moments) if cut is None else cut.relative_errors()
-        rows = None if cut is None else {"kind": "structured_sparse", "params": len(cut.kept) * site.in_features}
         return {
             "name": site.name,
             "in_features": site.in_features,
             "out_features": site.out_features,
             "rank": None if cut is None else self.group.rank,
-            "z": rows,  # type: ignore[typeddict-item]
+            "z": None,
             "params": site.parameters if cut is None else cut.layer.parameters,
             "relative_error": errors[0],
             "relative_error_held_out": errors[1] if len(errors) > 1 else None,
+            "details": {ROW: None if cut is None else len(cut.kept)},
         }
 
 
