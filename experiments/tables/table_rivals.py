@@ -64,6 +64,11 @@ LEARNT = {  # recipe of a full form: row, method, note
         "S2ViTE's schedule, from trained weights (s2vite)",
         "it starts from random ones; 10 epochs, then 10",
     ),
+    "losparse": (
+        "losparse",
+        "LoSparse (losparse)",
+        "5% for the low-rank part; the schedule's shares are ours; 10 epochs while rows go, then 10",
+    ),
 }
 SCRATCH = 600  # epochs from random weights
 HALF = 10  # of the 20 epochs of full fine-tuning: with gates, and after

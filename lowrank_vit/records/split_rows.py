@@ -32,18 +32,45 @@ def check_share(share: float) -> None:
         raise InputError(f"share={share}: a low-rank part has a share of the layer's parameters between 0 and 1")
 
 
-def split_rank(site: Site, share: float) -> int:
-    """Return the rank, at least 1, whose factors have ``share`` of the weight's parameters, rounded up.
+def split_rank(n: int, d: int, share: float) -> int:
+    """Return the rank, at least 1, whose factors have ``share`` of the parameters of a weight (n, d), rounded up.
 
-    >>> split_rank(Site("fc1", 192, 768, bias=True), 0.05)
+    >>> split_rank(192, 768, 0.05)
     8
     """
-    return math.ceil(share * site.parameters / (site.in_features + site.out_features) * (1 - 1e-12))
+    return math.ceil(share * n * d / (n + d) * (1 - 1e-12))
 
 
-def split_costs(site: Site, rank: int, tokens: int = 0) -> tuple[Cost, Cost, Cost]:
-    """Return what a row of S costs, what the low-rank part does, and what the dense weight does."""
-    low_rank = rank * (site.in_features + site.out_features)
-    counts = (site.in_features, low_rank, site.parameters)
-    row, fixed, dense = (Cost(count, tokens * count) for count in counts)
-    return row, fixed, dense
+@dataclass(frozen=True)
+class SplitSite:
+    """A linear layer, and the share of its parameters that its low-rank part has."""
+
+    layer: Site
+    share: float
+
+    @property
+    def name(self) -> str:
+        """Return the layer's name."""
+        return self.layer.name
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Return the layer."""
+        return (self.layer,)
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of the low-rank part."""
+        return split_rank(self.layer.in_features, self.layer.out_features, self.share)
+
+    def costs(self, tokens: int = 0) -> tuple[Cost, Cost, Cost]:
+        """Return what a row of S costs, what the low-rank part does, and what the dense weight does."""
+        n, d = self.layer.in_features, self.layer.out_features
+        row, fixed, dense = (Cost(count, tokens * count) for count in (n, self.rank * (n + d), n * d))
+        return row, fixed, dense
+
+    def cost(self, rows: int, tokens: int = 0) -> Cost:
+        """Return what the layer costs with some rows, at least one; where that saves nothing, it stays dense."""
+        row, fixed, dense = self.costs(tokens)
+        split = fixed + row * max(1, rows)
+        return split if split.parameters < dense.parameters else dense

@@ -89,8 +89,8 @@ def test_slopes_are_those_of_each_image() -> None:
 
 
 def test_ranks_are_the_share_rounded_up() -> None:
-    assert [split_rank(Site("", n, d, bias=True), 0.05) for n, d in ((192, 768), (16, 48), (100, 100))] == [8, 1, 3]
-    assert split_rank(Site("", 100, 100, bias=True), 0.06) == 3
+    assert [split_rank(n, d, 0.05) for n, d in ((192, 768), (16, 48), (100, 100))] == [8, 1, 3]
+    assert split_rank(100, 100, 0.06) == 3
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])

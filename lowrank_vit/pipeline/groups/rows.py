@@ -21,7 +21,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
-from lowrank_vit.records.split_rows import ROW, SplitRows, split_costs, split_rank
+from lowrank_vit.records.split_rows import ROW, SplitRows, SplitSite
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.compensate.kinds.structured import StructuredCorrection
 from lowrank_vit.stages.decompose.rows import ROWS, RowChoice
@@ -59,9 +59,14 @@ class RowGroup:
         return cubic_work(self.site)
 
     @property
+    def split(self) -> SplitSite:
+        """Return what tells the costs."""
+        return SplitSite(self.site, self.method.share)
+
+    @property
     def rank(self) -> int:
         """Return the rank of the low-rank part."""
-        return split_rank(self.site, self.method.share)
+        return self.split.rank
 
     @classmethod
     def find(cls, model: nn.Module, method: RowChoice, settings: Settings, sites: str) -> list[RowGroup]:
@@ -78,7 +83,7 @@ class RowGroup:
 
     def curve(self, loss: Tensor, tokens: int = 0) -> ErrorCurve:
         """Return the curve for an allocator; ``loss``: with 0 ... d rows, (d + 1,)."""
-        row, fixed, dense = split_costs(self.site, self.rank, tokens)
+        row, fixed, dense = self.split.costs(tokens)
         bias = self.site.out_features if self.settings.bias_correction and not self.site.bias else 0
         return ErrorCurve(self.unit, loss, row, dense, fixed + Cost(bias), self.settings.rank_multiple)
 
