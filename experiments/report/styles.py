@@ -139,6 +139,7 @@ NAMES = {  # methods whose names do not end in their recipe's
     "ranks, then bits (best, gptq)": "sizes, then bits",
     "ranks and bits at once (best, gptq)": "sizes and bits",
     "ours, distilled": "best, distilled",
+    "ours (best), full ft": "best, trained",
     "vbp's pruning, distilled": "vbp, distilled",
     "aafm + gfm (aafm+gfm)": "aafm+gfm",
     "s2vite, from scratch (s2vite)": "s2vite, from scratch",

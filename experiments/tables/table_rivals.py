@@ -9,7 +9,8 @@ lacks a part of its paper has another name than the method: `comcat0` is where C
 baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates` and `wdp-gates` train gates alone, and the
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
-weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher.
+weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher;
+`best-full` is `best` with all 20 epochs behind it.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
 `best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
 """
@@ -150,9 +151,10 @@ def rows(model: Architecture) -> list[Row | Reported]:
     """List the dense model, all methods at all sizes, what is distilled, and what is printed."""
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
-    trained = [_distilled(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
-    learnt = [_learnt(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
+    trained = [distilled_row(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
+    learnt = [learnt_row(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
     learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
+    learnt += [_full(model, percent) for percent in REDUCTIONS]
     macs = [row for percent in MACS for row in _equal_macs(model, percent)]
     return [dense, *measured, *trained, *learnt, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
 
@@ -166,7 +168,7 @@ def _row(model: Architecture, recipe: str, percent: int) -> Row:
     )  # fmt: skip
 
 
-def _distilled(model: Architecture, recipe: str, percent: int) -> Row:
+def distilled_row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a method whose parameters are then trained on the calibration images: AAFM's on features alone."""
     gfm = recipe == "aafm"
     return replace(
@@ -199,12 +201,20 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     ]
 
 
-def _learnt(model: Architecture, recipe: str, percent: int) -> Row:
+def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a full form."""
     name, method, note = LEARNT[recipe]
     return Row(
         f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
         protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True, embedded_seeds=(0,),
+    )  # fmt: skip
+
+
+def _full(model: Architecture, percent: int) -> Row:
+    """Return the row of `best` with as many epochs as the full forms have, all of them after the compression."""
+    return replace(
+        _row(model, "best", percent), id=f"{model.id}/best-full-{percent}", method="Ours (best), full FT",
+        protocol="full-ft+kd", epochs=2 * HALF, full=True, timed=False, embedded_seeds=(0,),
     )  # fmt: skip
 
 
