@@ -98,6 +98,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "wdpruning": Style("X", (), "violet"),
     "s2vite": Style("s", (), "olive"),
     "s2vite, from scratch": Style("s", (3, 3), "green"),
+    "wd_depth": Style("X", (2, 3), "black"),
     "losparse": Style("h", (), "blue"),
     "losparse0": Style("h", (2, 3), "grey"),
     "comcat0": Style("<", (2, 3), "pink"),

@@ -38,6 +38,10 @@ METHODS = {  # recipe: method, note
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
     "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
     "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
+    "wd-depth": (
+        "WDPruning's depth, closed form (wd-depth)",
+        "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
+    ),
     "losparse0": (
         "LoSparse's start (losparse0)",
         "rows by slopes of the dense model, no training; biases take up means",

@@ -20,7 +20,13 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "bytes": lambda count: mebibytes(count),
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
-UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden", HEAD: "heads"}  # in the words of a table
+UNITS = {
+    QUERY_KEY: "logits",
+    VALUE: "values",
+    HIDDEN: "hidden",
+    HEAD: "heads",
+    "depth": "blocks",
+}  # in the words of a table
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 
