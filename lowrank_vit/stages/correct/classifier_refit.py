@@ -43,15 +43,22 @@ class ClassifierRefit:
         Raises ``InputError`` for a model without a classifier that is one linear layer.
         """
         name, head = _classifier(small)
-        folds, device, (seen, world) = (
-            [Regression.of(head) for _ in range(self.folds)],
-            head.weight.device,
-            rank_and_world(),
-        )
-        features: list[Tensor] = []
+        folds = self._folds(dense, small, head, track(batches, "refit", shown=progress))
+        change, shift, ridge = cross_validated(folds, self.ridges)
+        head.weight.data = (as_float64(head.weight) + change.T).to(head.weight)
+        if head.bias is not None:
+            head.bias.data = (as_float64(head.bias) + shift).to(head.bias)
+        return {name: ridge}
+
+    def _folds(
+        self, dense: nn.Module, small: nn.Module, head: nn.Linear, batches: Iterable[Tensor]
+    ) -> list[Regression]:
+        """Add up, in groups of images, what the classifier is given and what its logits lack."""
+        folds, features = [Regression.of(head) for _ in range(self.folds)], list[Tensor]()
+        device, (seen, world) = head.weight.device, rank_and_world()
         hook = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
         try:
-            for images in (batch.to(device) for batch in track(batches, "refit", shown=progress)):
+            for images in (batch.to(device) for batch in batches):
                 missing = (predict(dense, images) - predict(small, images)).float()
                 h = features.pop().float()
                 # images alternate between processes: an image's index over all of them decides its fold
@@ -64,11 +71,7 @@ class ClassifierRefit:
             hook.remove()
         for fold in folds:
             fold.gather()
-        change, shift, ridge = cross_validated(folds, self.ridges)
-        head.weight.data = (as_float64(head.weight) + change.T).to(head.weight)
-        if head.bias is not None:
-            head.bias.data = (as_float64(head.bias) + shift).to(head.bias)
-        return {name: ridge}
+        return folds
 
 
 def _classifier(model: nn.Module) -> tuple[str, nn.Linear]:
