@@ -10,7 +10,7 @@ baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
 weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher;
-`best-full` is `best` with all 20 epochs behind it.
+`best-full` is `best` with all 20 epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
 `best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
 """
@@ -158,7 +158,7 @@ def rows(model: Architecture) -> list[Row | Reported]:
     trained = [distilled_row(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
     learnt = [learnt_row(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
     learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
-    learnt += [_full(model, percent) for percent in REDUCTIONS]
+    learnt += [row for percent in REDUCTIONS for row in _full(model, percent)]
     macs = [row for percent in MACS for row in _equal_macs(model, percent)]
     return [dense, *measured, *trained, *learnt, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
 
@@ -214,12 +214,17 @@ def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     )  # fmt: skip
 
 
-def _full(model: Architecture, percent: int) -> Row:
-    """Return the row of `best` with as many epochs as the full forms have, all of them after the compression."""
-    return replace(
+def _full(model: Architecture, percent: int) -> list[Row]:
+    """List `best` with as many epochs as full forms have, all after the compression; and with sizes that gates learn."""
+    full = replace(
         _row(model, "best", percent), id=f"{model.id}/best-full-{percent}", method="Ours (best), full FT",
         protocol="full-ft+kd", epochs=2 * HALF, full=True, timed=False, embedded_seeds=(0,),
     )  # fmt: skip
+    gates = replace(
+        full, id=f"{model.id}/best-gates-full-{percent}", method="Ours (best), sizes by gates, full FT",
+        changes={"search": "gates"}, note="the units of `best`, their sizes by COMCAT's gates",
+    )  # fmt: skip
+    return [full, gates]
 
 
 def _from_scratch(model: Architecture, percent: int) -> Row:
