@@ -78,8 +78,8 @@ class SparseGate(RowGate):
 def kept_share(step: int, first: int, last: int, end: float) -> float:
     """Return the share of all rows that stays after a step: 1 up to ``first``, ``end`` from ``last`` on, a cubic between.
 
-    >>> kept_share(0, 0, 10, 0.2), kept_share(5, 0, 10, 0.2), kept_share(10, 0, 10, 0.2)
-    (1.0, 0.3, 0.2)
+    >>> kept_share(0, 0, 8, 0.5), kept_share(4, 0, 8, 0.5), kept_share(8, 0, 8, 0.5)
+    (1.0, 0.5625, 0.5)
     """
     way = min(max((step - first) / max(last - first, 1), 0.0), 1.0)
     return end + (1 - end) * (1 - way) ** 3
