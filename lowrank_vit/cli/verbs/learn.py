@@ -112,4 +112,4 @@ def _run(args: argparse.Namespace, recipe: Recipe, size: Size, folder: Path) -> 
     )
     if is_first():
         saving.save(compressed, args.out, report, model_args=model_args)
-    summarise(dense, compressed, args.out, data, progress=is_first())
+    summarise(dense, compressed, args.out, data, progress=is_first(), among="images of the training")
