@@ -9,7 +9,8 @@ lacks a part of its paper has another name than the method: `comcat0` is where C
 baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates` and `wdp-gates` train gates alone, and the
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
-weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher.
+weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher;
+`best-full` is `best` with all 20 epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
 `best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
 """
@@ -37,6 +38,14 @@ METHODS = {  # recipe: method, note
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
     "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
     "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
+    "wd-depth": (
+        "WDPruning's depth, closed form (wd-depth)",
+        "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
+    ),
+    "losparse0": (
+        "LoSparse's start (losparse0)",
+        "rows by slopes of the dense model, no training; biases take up means",
+    ),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
     "paper": ("Azizi et al. (paper)", "before fine-tuning"),
@@ -59,6 +68,11 @@ LEARNT = {  # recipe of a full form: row, method, note
         "s2vite-schedule",
         "S2ViTE's schedule, from trained weights (s2vite)",
         "it starts from random ones; 10 epochs, then 10",
+    ),
+    "losparse": (
+        "losparse",
+        "LoSparse (losparse)",
+        "5% for the low-rank part; the schedule's shares are ours; 10 epochs while rows go, then 10",
     ),
 }
 SCRATCH = 600  # epochs from random weights
@@ -141,9 +155,10 @@ def rows(model: Architecture) -> list[Row | Reported]:
     """List the dense model, all methods at all sizes, what is distilled, and what is printed."""
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
-    trained = [_distilled(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
-    learnt = [_learnt(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
+    trained = [distilled_row(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
+    learnt = [learnt_row(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
     learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
+    learnt += [row for percent in REDUCTIONS for row in _full(model, percent)]
     macs = [row for percent in MACS for row in _equal_macs(model, percent)]
     return [dense, *measured, *trained, *learnt, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
 
@@ -157,7 +172,7 @@ def _row(model: Architecture, recipe: str, percent: int) -> Row:
     )  # fmt: skip
 
 
-def _distilled(model: Architecture, recipe: str, percent: int) -> Row:
+def distilled_row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a method whose parameters are then trained on the calibration images: AAFM's on features alone."""
     gfm = recipe == "aafm"
     return replace(
@@ -190,13 +205,26 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     ]
 
 
-def _learnt(model: Architecture, recipe: str, percent: int) -> Row:
+def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a full form."""
     name, method, note = LEARNT[recipe]
     return Row(
         f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
         protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True, embedded_seeds=(0,),
     )  # fmt: skip
+
+
+def _full(model: Architecture, percent: int) -> list[Row]:
+    """List `best` with as many epochs as full forms have, all after the compression; and with sizes that gates learn."""
+    full = replace(
+        _row(model, "best", percent), id=f"{model.id}/best-full-{percent}", method="Ours (best), full FT",
+        protocol="full-ft+kd", epochs=2 * HALF, full=True, timed=False, embedded_seeds=(0,),
+    )  # fmt: skip
+    gates = replace(
+        full, id=f"{model.id}/best-gates-full-{percent}", method="Ours (best), sizes by gates, full FT",
+        changes={"search": "gates"}, note="the units of `best`, their sizes by COMCAT's gates",
+    )  # fmt: skip
+    return [full, gates]
 
 
 def _from_scratch(model: Architecture, percent: int) -> Row:

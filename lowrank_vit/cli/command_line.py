@@ -19,6 +19,7 @@ from lowrank_vit.cli.verbs import (
     export,
     finetune,
     inspect,
+    learn,
     plan,
     push,
     quantize,
@@ -32,7 +33,7 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, sweep, shrink, evaluate, finetune, distill, quantize, tokens, scan, customize, inspect,
+    compress, plan, sweep, shrink, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
     export, benchmark, push, list_names,
 )  # fmt: skip
 

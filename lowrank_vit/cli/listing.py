@@ -31,6 +31,10 @@ def listing(kind: str) -> dict[str, str]:
         from lowrank_vit.pipeline.recipes import RECIPES
 
         return {name: recipe.about for name, recipe in RECIPES.items()}
+    if kind == "methods":
+        from lowrank_vit.pipeline.full_forms import FULL_FORMS
+
+        return {name: recipe.about for name, recipe in FULL_FORMS.items()}
     registries: list[Registry]
     if kind == "decompositions":
         from lowrank_vit.stages.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS, TABLES

@@ -12,6 +12,7 @@ from rich.table import Table
 from lowrank_vit.records.costs.bytes import FLOAT32
 from lowrank_vit.records.layers import HEAD, HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
+from lowrank_vit.records.split_rows import ROW
 
 AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "parameters": "{:,} parameters".format,
@@ -19,7 +20,13 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "bytes": lambda count: mebibytes(count),
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
-UNITS = {QUERY_KEY: "logits", VALUE: "values", HIDDEN: "hidden", HEAD: "heads"}  # in the words of a table
+UNITS = {
+    QUERY_KEY: "logits",
+    VALUE: "values",
+    HIDDEN: "hidden",
+    HEAD: "heads",
+    "depth": "blocks",
+}  # in the words of a table
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 
@@ -203,7 +210,8 @@ def kept(layer: LayerEntry) -> str:
         return ", ".join(parts)
     if layer["rank"] is None:
         return f"dense, {layer['in_features']} x {layer['out_features']}"
-    return f"rank {layer['rank']} of {layer['in_features']} x {layer['out_features']}"
+    beside = f", {details[ROW]} rows" if details.get(ROW) else ""
+    return f"rank {layer['rank']} of {layer['in_features']} x {layer['out_features']}{beside}"
 
 
 def _show_layers(console: Console, layers: Sequence[LayerEntry]) -> None:

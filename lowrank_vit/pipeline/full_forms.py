@@ -11,8 +11,10 @@ from lowrank_vit.pipeline import rivals
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.stages.allocate.equal_error import EqualError
 from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
+from lowrank_vit.stages.decompose.rows.learnt import LearntRows
 from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
 from lowrank_vit.stages.gradual.methods.drop_grow import DropAndGrow
+from lowrank_vit.stages.gradual.methods.sparse_rows import SparseRows
 
 GATES_ALONE = {recipe.name: recipe for recipe in rivals.RECIPES if recipe.gradual is not None}
 FULL_FORMS = {
@@ -29,4 +31,12 @@ FULL_FORMS["s2vite"] = Recipe(
     gradual=DropAndGrow(),
     labelled=True,
     about="heads and hidden units that drop and grow while the model is trained on labelled images (S2ViTE, Chen et al.)",
+)
+FULL_FORMS["losparse"] = Recipe(
+    name="losparse",
+    units={"rows": LearntRows()},
+    allocator=EqualError(),
+    gradual=SparseRows(),
+    labelled=True,
+    about="a low-rank part and rows beside it, both trained on labelled images while rows go (LoSparse, Li et al.)",
 )

@@ -21,6 +21,7 @@ from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.layers import OUTPUT
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.split_rows import ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
@@ -112,8 +113,9 @@ def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: Learnt) ->
             if unit.startswith(f"{group.name}.")
         }
         for unit, scores in own.items():
-            repeats = 1 if unit == OUTPUT else group.linears[-1].in_features // len(scores)
-            statistic = "learnt_outputs" if unit == OUTPUT else "learnt"
+            outputs = unit in (OUTPUT, ROW)
+            repeats = 1 if outputs else group.linears[-1].in_features // len(scores)
+            statistic = "learnt_outputs" if outputs else "learnt"
             found[statistic] = scores.repeat_interleave(repeats).double().to(device)
         if not own:
             raise InputError(f"nothing was learnt about {group.name}: learn with this model and this recipe")

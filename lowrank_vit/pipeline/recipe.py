@@ -17,6 +17,7 @@ from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer
+from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
 from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
@@ -24,6 +25,7 @@ from lowrank_vit.stages.gradual import GRADUAL, GradualMethod
 from lowrank_vit.stages.search import SEARCHES, Search
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
+CLASSIFIER = "classifier"  # what a record calls its refit, where those of outputs are True
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
 PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "folded", "pivoted", "about")  # no methods
 
@@ -43,10 +45,10 @@ class Recipe:
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
     plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
     predicted losses by measured ones; ``refit`` refits the output layers, in closed form, on the inputs that the smaller
-    model gives them. ``search``: learns on the calibration images what every size is worth while all units change, after
-    measured losses, if any; the allocator then spends the budget by that. ``gradual`` trains gates on the calibration
-    images, which say what is kept; ``labelled``: gates and weights are trained on labelled images, by ``learn``, before the
-    model is compressed.
+    model gives them, or the classifier. ``search``: learns on the calibration images what every size is worth while all
+    units change, after measured losses, if any; the allocator then spends the budget by that. ``gradual`` trains gates on
+    the calibration images, which say what is kept; ``labelled``: gates and weights are trained on labelled images, by
+    ``learn``, before the model is compressed.
     Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
     """
 
@@ -64,7 +66,7 @@ class Recipe:
     objective: Objective = field(default_factory=Classification)
     sense: MeasuredCurves | None = None
     measured: MeasuredLosses | None = None
-    refit: OutputRefit | None = None
+    refit: OutputRefit | ClassifierRefit | None = None
     search: Search | None = None
     gradual: GradualMethod | None = None
     labelled: bool = False
@@ -150,7 +152,7 @@ class Recipe:
             "probe": self.objective.probe_name,
             "sense": None if self.sense is None else self.sense.currency,
             "measured": 0 if self.measured is None else self.measured.rounds,
-            "refit": self.refit is not None,
+            "refit": CLASSIFIER if isinstance(self.refit, ClassifierRefit) else self.refit is not None,
             "search": named["search"],
             # most recipes learn nothing, and earlier records do not know it
             **({} if self.gradual is None else {"gradual": named["gradual"], "labelled": self.labelled}),
@@ -178,6 +180,8 @@ def _method(slot: str, value: Any) -> Any:
     """Make the method that a name, a switch, or a number of rounds stands for; instances stay as they are."""
     if slot == "sense" and isinstance(value, str):
         return MeasuredCurves(currency=value)
+    if slot == "refit" and value == CLASSIFIER:
+        return ClassifierRefit()
     if isinstance(value, str):
         find = slots()[slot]
         if find is None:

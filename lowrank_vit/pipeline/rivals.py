@@ -9,11 +9,13 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.stages.allocate.equal_error import EqualError
 from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
 from lowrank_vit.stages.correct.measured_curves import FEATURE, MeasuredCurves
 from lowrank_vit.stages.decompose.attention.coordinates import Coordinates
 from lowrank_vit.stages.decompose.attention.first_order import FirstOrderValues
 from lowrank_vit.stages.decompose.attention.learnt import LearntValues
 from lowrank_vit.stages.decompose.attention.products import HeadProducts
+from lowrank_vit.stages.decompose.depth.last import LastBlocks
 from lowrank_vit.stages.decompose.gated.learnt import LearntParts
 from lowrank_vit.stages.decompose.linear.aafm import FeatureMimicking
 from lowrank_vit.stages.decompose.linear.fwsvd import FisherWeightedSVD
@@ -24,6 +26,7 @@ from lowrank_vit.stages.decompose.mlp.first_order import FirstOrderUnits
 from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
 from lowrank_vit.stages.decompose.mlp.magnitude import Magnitude
 from lowrank_vit.stages.decompose.mlp.variance import Variance
+from lowrank_vit.stages.decompose.rows.platon import PlatonRows
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
 from lowrank_vit.stages.gradual.methods.importance import ImportanceGates
 from lowrank_vit.stages.gradual.methods.topk import TopKGates
@@ -96,6 +99,21 @@ RECIPES = (
         units={"attention": Coordinates(), "mlp": ActiveEnergy()},
         allocator=Uniform(),
         about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
+    ),
+    Recipe(
+        name="wd-depth",
+        units={"depth": LastBlocks()},
+        allocator=EqualError(),
+        refit=ClassifierRefit(),
+        about="the last blocks left out, the classifier refitted to the dense one: WDPruning's depth in closed form",
+    ),
+    Recipe(
+        name="losparse0",
+        units={"rows": PlatonRows()},
+        allocator=EqualError(),
+        bias_correction=True,
+        objective=SIGNS,
+        about="plain SVD at one small rank, and rows beside it by one threshold on their slopes: LoSparse, untrained",
     ),
     Recipe(
         name="vtp-gates",

@@ -29,6 +29,7 @@ class Moments:
     ``representative_windows`` ()          windows of all images; as many as images where a layer sees whole ones
     ``gradient_second``        (d, d)      sum of g g^T
     ``gradient_rows``          (t, t)      sum over images of G G^T, G: (t, d) the gradient at all tokens of an image
+    ``gradient_abs``           (n, d)      sum over images of |X^T G|, the magnitudes of the weight's gradient
     ``fisher_rows``            (n,)        sum over images of the row sums of the squared weight gradient
     ``sensitive_second``       (n, n)      sum of ||g||^2 x x^T: tokens weighted by their squared gradient
     ``sensitive_input_sum``    (n,)        sum of ||g||^2 x

@@ -381,6 +381,17 @@ def test_a_row_with_another_hyperparameter() -> None:
 
 
 def test_a_site_is_no_group() -> None:
-    kinds = ["attention", "decomposition", "gated", "mlp", "patches", "positions", "scan", "whole_heads"]
+    kinds = [
+        "attention",
+        "decomposition",
+        "depth",
+        "gated",
+        "mlp",
+        "patches",
+        "positions",
+        "rows",
+        "scan",
+        "whole_heads",
+    ]
     assert GROUPS.names() == kinds
     assert isinstance(find_sites(tiny())[0], Site)

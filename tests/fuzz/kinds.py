@@ -82,10 +82,12 @@ def command(field: Field, random: Random) -> Given:
     images = {"--data": "digits", "--batch-size": "64", "--workers": "0", "--device": "cpu", "--seed": "0"}
     seen = {**images, "--calibration-samples": "8"}
     small = {**model, **seen, "--held-out-samples": "4", "--recipe": "svd", "--reduction": "0.3", "--out": str(out)}
+    learnt = {**model, **seen, "--held-out-samples": "4", "--out": str(out)}
     verbs: dict[str, tuple[list[str], dict[str, str]]] = {
         "compress": ([], small),
         "plan": ([], {**model, **seen, "--recipe": "svd"}),
         "sweep": ([], {**model, **seen, "--recipe": "svd", "--reduction": "0.3,0.4", "--limit": "8"}),
+        "learn": (["--epochs=1"], {**learnt, "--method": "losparse", "--reduction": "0.3"}),
         "shrink": ([str(folder)], {"--reduction": "0.5", "--device": "cpu", "--out": str(out)}),
         "evaluate": ([str(folder)], {**images, "--split": "validation", "--limit": "8"}),
         "quantize": ([str(folder)], {"--bits": "8", "--method": "nearest", "--out": str(out)}),

@@ -18,7 +18,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import GatedParts
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
-NAMES = [recipe.name for recipe in RECIPES]
+NAMES = [recipe.name for recipe in RECIPES if recipe.name != "wd-depth"]  # whose steps are blocks
 PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates")  # what they remove is masked in the dense model
 FEW = {"sense.images": 8, "sense.points": 3}
 
@@ -44,7 +44,7 @@ def test_every_rival_meets_its_budget_and_is_loaded_as_it_was_saved(name: str, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["comcat0", "comcat", "corp", *PRUNING])
+@pytest.mark.parametrize("name", ["comcat0", "comcat", "corp", "losparse0", *PRUNING])
 def test_all_of_it_is_the_model_as_it_was(name: str, kind: str) -> None:
     model, data = tiny(kind).double(), images(16, kind).double()
     analysis = analyse(model, data.split(8), name)

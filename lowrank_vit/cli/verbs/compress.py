@@ -172,6 +172,7 @@ def _finished(folder: Path, nested: bool) -> bool:
 
 
 def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, Size | None], meanwhile: Path) -> None:
+    from lowrank_vit.cli.summary import summarise
     from lowrank_vit.pipeline import saving
     from lowrank_vit.pipeline.api import analyse
     from lowrank_vit.pipeline.budget import check_budget
@@ -206,7 +207,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
         nested = with_sizes(analysis, report.get("budget")) if args.nested else None  # by all processes together
         if is_first():
             saving.save(compressed, folder, report, model_args=model_args, nested=nested)
-        _summarise(args, analysis, compressed, folder, data)
+        summarise(analysis.model, compressed, folder, data, progress=analysis.progress)
 
 
 def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: Size | None) -> tuple[nn.Module, Report]:
@@ -226,25 +227,3 @@ def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> 
     compressed, report, trials = smallest(analysis, args.max_loss, data.held_out_dataloader())
     show_trials(trials, args.max_loss)
     return compressed, report
-
-
-def _summarise(
-    args: argparse.Namespace, analysis: Analysis, compressed: nn.Module, folder: Path, data: ImageData
-) -> None:
-    """Print what became of the model: its layers, what it still agrees on, its sizes, and what was written."""
-    from lowrank_vit.cli.view import comparison_line, show_report, size_line
-    from lowrank_vit.runtime.processes import is_first
-    from lowrank_vit.stages.evaluate.comparison import compare
-    from lowrank_vit.storage import folder as storage
-
-    measured = None
-    if data.holds_out:
-        measured = compare(analysis.model, compressed, data.held_out_dataloader(), progress=analysis.progress)
-    if not is_first():
-        return
-    report = storage.load_report(folder)
-    show_report(report, storage.file_bytes(folder), storage.nested_entry(folder))
-    if measured is not None:
-        print(comparison_line(measured, "unseen training images"))
-    print(size_line(report, storage.file_bytes(folder)))
-    print(f"saved to {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.is_file()))}")

@@ -10,7 +10,7 @@ from typing import Any
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser("list", help="what can be chosen from")
-    kinds = ("models", "recipes", "decompositions", "allocators", "compensations", "quantizers", "tokens")
+    kinds = ("models", "recipes", "methods", "decompositions", "allocators", "compensations", "quantizers", "tokens")
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(run=run)

@@ -36,7 +36,9 @@ class Progress:
 class GradualMethod(Protocol):
     """The interface of a method. ``gates``: by the names of their units."""
 
-    units: ClassVar[tuple[str, ...]]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, OUTPUT
+    units: ClassVar[
+        tuple[str, ...]
+    ]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, OUTPUT; or ROW, with a `share`
     alone: ClassVar[bool]  # whether gates can be trained alone, while the weights stay frozen
 
     def gate(self, place: Place) -> Gate:

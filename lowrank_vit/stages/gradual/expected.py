@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, tokens_per_image
 from lowrank_vit.records.costs import NOTHING, Cost
 from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE, AttentionSite, MlpSite
+from lowrank_vit.records.split_rows import ROW, SplitSite
 
+GatedSite = AttentionSite | MlpSite | SplitSite
 Open = Mapping[str, Tensor]  # by the unit's kind: which parts stay, (count,), bool
 
 
-def dense_cost(site: AttentionSite | MlpSite, tokens: int) -> Cost:
+def dense_cost(site: GatedSite, tokens: int) -> Cost:
     """Return what a module costs as it is; ``tokens``: of an image."""
+    if isinstance(site, SplitSite):
+        return site.costs(tokens)[-1]
     if isinstance(site, AttentionSite) and not site.dense_logits:
         return site.head_costs(tokens).dense
     return sum((each.dense for each in site.costs(tokens).values()), NOTHING)
@@ -35,13 +39,15 @@ def pruned(site: AttentionSite | MlpSite, inner: Any, outputs: Any) -> Any:
     return 3 * n * kept + kept + kept * outputs + outputs + inner * _position_biases(site)
 
 
-def module_cost(site: AttentionSite | MlpSite, tokens: int, still_open: Open) -> Cost:
+def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
     """Return what the module costs that hardened gates leave; one whose gates are all open stays as it is.
 
     A head without values loses its queries and keys, too; fused attention pads values to their width.
     """
     if all(bool(mask.all()) for mask in still_open.values()):
         return dense_cost(site, tokens)
+    if isinstance(site, SplitSite):
+        return site.cost(int(still_open[ROW].sum()), tokens)
     outputs, n = _count(still_open, OUTPUT, site.linears[-1].out_features), site.in_features
     if isinstance(site, MlpSite):
         hidden = _count(still_open, HIDDEN, site.fc2.in_features)
@@ -84,12 +90,12 @@ def _count(still_open: Open, unit: str, whole: int) -> int:
 class Prices:
     """What tells the cost of a model with gates: its modules, the tokens that they see, and what it costs as it is."""
 
-    sites: Sequence[AttentionSite | MlpSite]
+    sites: Sequence[GatedSite]
     tokens: Mapping[str, int]  # of an image, by the names of the layers that make modules' outputs
     whole: Cost
 
     @classmethod
-    def of(cls, model: nn.Module, sites: Sequence[AttentionSite | MlpSite]) -> Prices:
+    def of(cls, model: nn.Module, sites: Sequence[GatedSite]) -> Prices:
         """Count a model; without the size of its images, multiply-accumulates are left out."""
         size = input_size(model)
         if size is None:

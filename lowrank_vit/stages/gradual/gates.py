@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE, AttentionSite, MlpSite
+from lowrank_vit.records.split_rows import ROW, SplitSite
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Place:
     """Where the gates of a unit sit: ``count`` of them, on the inputs of ``layer`` (``repeat`` each), or on its outputs."""
 
     module: str
-    unit: str  # HEAD, VALUE, HIDDEN or OUTPUT
+    unit: str  # HEAD, VALUE, HIDDEN, OUTPUT or ROW
     layer: str
     count: int
     repeat: int = 1
@@ -35,10 +36,13 @@ class Place:
         return f"{self.module}.{self.unit}"
 
 
-def places(sites: Sequence[AttentionSite | MlpSite], units: Sequence[str]) -> list[Place]:
+def places(sites: Sequence[AttentionSite | MlpSite | SplitSite], units: Sequence[str]) -> list[Place]:
     """List the places of all units of the given kinds."""
     found = []
     for site in sites:
+        if isinstance(site, SplitSite):
+            found.append(Place(site.name, ROW, site.name, site.layer.out_features))
+            continue
         if isinstance(site, MlpSite):
             layer, kinds = site.fc2, {HIDDEN: (site.fc2.in_features, 1)}
         else:
@@ -98,21 +102,36 @@ class MaskGate(Gate):
         return self.mask > 0
 
 
+class RowGate(MaskGate):
+    """A mask of rows of a layer's weight. A subclass makes the weight of a low-rank part and of these rows."""
+
+    def split(self, weight: Tensor) -> None:
+        """Find the low-rank part of a layer's weight, (d, n)."""
+        raise NotImplementedError
+
+    def joined(self, weight: Tensor) -> Tensor:
+        """Return what the layer multiplies by, (d, n), of its own weight and the low-rank part."""
+        raise NotImplementedError
+
+
 class GatedLayer(nn.Module):
-    """A linear layer whose inputs, or outputs, are multiplied by gates."""
+    """A linear layer whose inputs, or outputs, are multiplied by gates, or whose weight has gates on its rows."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer: Any = layer
         self.inputs: Gate | None = None
         self.outputs: Gate | None = None
+        self.rows: RowGate | None = None
         self.makers: tuple[Any, ...] = ()  # in a tuple, so that they are no submodules
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x: (..., n) to (..., d)."""
-        if isinstance(self.inputs, MaskGate):
+        if self.rows is not None:
+            y: Tensor = F.linear(x, self.rows.joined(self.layer.weight), self.layer.bias)
+        elif isinstance(self.inputs, MaskGate):
             weight, mask = self.layer.weight, self.inputs.channels().to(x.dtype)
-            y: Tensor = F.linear(x, weight.detach() * mask + (weight - weight.detach()), self.layer.bias)
+            y = F.linear(x, weight.detach() * mask + (weight - weight.detach()), self.layer.bias)
         elif self.inputs is not None:
             y = self.layer(x * self.inputs.channels().to(x.dtype))
         else:
@@ -130,13 +149,17 @@ def wrap(model: nn.Module, gates: Mapping[str, Gate]) -> None:
             layer = GatedLayer(layer).to(weight.device)
             replace_module(model, name, layer)
         layer.makers += tuple(model.get_submodule(maker) for maker in gate.place.makers)
-        setattr(layer, "outputs" if gate.place.unit == OUTPUT else "inputs", gate.to(weight.device))
+        if isinstance(gate, RowGate):
+            gate.split(layer.layer.weight)
+        setattr(layer, {OUTPUT: "outputs", ROW: "rows"}.get(gate.place.unit, "inputs"), gate.to(weight.device))
 
 
 def unwrap(model: nn.Module) -> None:
-    """Put the layers back in the place of those with gates."""
+    """Put the layers back in the place of those with gates; weights with gates on their rows are joined."""
     for name, module in list(model.named_modules()):
         if isinstance(module, GatedLayer):
+            if module.rows is not None:
+                module.layer.weight.data = module.rows.joined(module.layer.weight).detach()
             replace_module(model, name, module.layer)
 
 

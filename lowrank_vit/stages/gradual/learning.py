@@ -13,15 +13,17 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import survey
+from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.hashing import model_hash
-from lowrank_vit.records.layers import AttentionSite, MlpSite, PoolSite
+from lowrank_vit.records.layers import PoolSite
+from lowrank_vit.records.split_rows import ROW, SplitSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.serialization import storable
 from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.runtime.training import train
 from lowrank_vit.stages.gradual import GradualMethod
-from lowrank_vit.stages.gradual.expected import Prices
+from lowrank_vit.stages.gradual.expected import GatedSite, Prices
 from lowrank_vit.stages.gradual.gates import Gate, gated, places
 from lowrank_vit.stages.gradual.training import GradualTraining
 
@@ -41,14 +43,16 @@ class Learnt:
         return protocol
 
 
-def sites_of(model: nn.Module) -> list[AttentionSite | MlpSite]:
-    """List the modules that can have gates: attention and MLPs, no attention pooling."""
+def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[GatedSite]:
+    """List what can have gates: attention and MLPs, no attention pooling; or single layers, for a method of their rows."""
+    if method is not None and ROW in method.units:
+        return [SplitSite(site, method.share) for site in find_sites(model)]  # type: ignore[attr-defined]
     return [site for site in survey(model)[0] if not isinstance(site, PoolSite)]
 
 
 def make_gates(model: nn.Module, method: GradualMethod) -> dict[str, Gate]:
     """Make the gates of a method by their units' names. Raises ``InputError`` for a model that has no place for any."""
-    gates = {place.name: method.gate(place) for place in places(sites_of(model), method.units)}
+    gates = {place.name: method.gate(place) for place in places(sites_of(model, method), method.units)}
     if not gates:
         raise InputError(
             f"{type(model).__name__} has no units for gates: its attention modules and MLPs are of other kinds"
@@ -83,7 +87,7 @@ def learn(
     """
     _check(method, teacher, images, data_module)
     hardware = replace(hardware, precision=hardware.mixed_precision)
-    gates, prices = make_gates(model, method), Prices.of(model, sites_of(model))
+    gates, prices = make_gates(model, method), Prices.of(model, sites_of(model, method))
     run = {"precision": hardware.precision, "processes": hardware.processes, "inputs_sha256": model_hash(model)}
     with quiet_run(data_module, model, teacher), isolate_rng(), gated(model, gates):
         module = GradualTraining(

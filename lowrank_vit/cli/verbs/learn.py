@@ -1,0 +1,115 @@
+"""``learn``: learn on labelled images what to keep, while the weights are trained, and compress by that."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    held_out_images,
+    lightning_hardware,
+    named_model,
+)
+from lowrank_vit.cli.training import add_logger, chosen_logger
+from lowrank_vit.cli.unfinished import unfinished
+from lowrank_vit.records.budgets import Size, parse_budget
+from lowrank_vit.records.costs import PARAMETERS
+from lowrank_vit.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from lowrank_vit.pipeline.recipe import Recipe
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser(
+        "learn", help="learn what to keep while training on labelled images, and compress by that"
+    )
+    add_model(parser, required=True)
+    add_data(parser)
+    parser.add_argument("--method", required=True, help="see `list methods`")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--reduction", type=float, metavar="SHARE", help="share of all parameters to remove, e.g. 0.4")
+    size.add_argument(
+        "--budget",
+        metavar="params=VALUE",
+        help="what may remain of the parameters: a share, as in params=0.6, or an amount, as in params=3M",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=10, help="passes over the training split; `finetune --full` goes on"
+    )
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="the highest learning rate of the weights")
+    parser.add_argument("--distill", action="store_true", help="learn from the dense model's predictions, too")
+    add_calibration(parser)
+    add_logger(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Learn a structure, and save the smaller model; every argument is checked before anything long begins."""
+    from lowrank_vit.storage import folder as storage
+
+    recipe, size = _full_form(args.method), _size(args)
+    with unfinished(args.out) as folder:
+        storage.check_free(args.out)
+        _run(args, recipe, size, folder)
+
+
+def _full_form(name: str) -> Recipe:
+    """Look up a method. Raises ``InputError`` with the nearest name for one that learns nothing on labelled images."""
+    from lowrank_vit.pipeline.full_forms import FULL_FORMS
+    from lowrank_vit.runtime.registry import unknown
+
+    if name not in FULL_FORMS:
+        raise unknown("method", name, FULL_FORMS)
+    return FULL_FORMS[name]
+
+
+def _size(args: argparse.Namespace) -> Size:
+    """Return the size that was asked for. Raises ``InputError`` for one that is not of the parameters."""
+    if args.budget is None:
+        return float(args.reduction)
+    budget = parse_budget(args.budget)
+    if budget.cost != PARAMETERS:
+        raise InputError(f"--budget {args.budget}: while training, parameters are aimed at, as in --budget params=0.6")
+    return budget
+
+
+def _run(args: argparse.Namespace, recipe: Recipe, size: Size, folder: Path) -> None:
+    from lowrank_vit.cli.summary import summarise
+    from lowrank_vit.pipeline import saving
+    from lowrank_vit.pipeline.api import compress
+    from lowrank_vit.pipeline.budget import check_budget
+    from lowrank_vit.pipeline.learning import learn, target_share
+    from lowrank_vit.records.budgets import budget_of
+    from lowrank_vit.runtime.processes import is_first
+
+    training: dict[str, Any] = {"hardware": lightning_hardware(args), "checkpoint_dir": folder / "gates"}
+    model, model_args = named_model(args)
+    check_budget(model, recipe, size)
+    data, dense = calibration_data(args, model), copy.deepcopy(model)
+    training |= {"epochs": args.epochs, "lr": args.learning_rate, "teacher": dense if args.distill else None}
+    both = {"seed": args.seed, "progress": is_first()}
+    learnt = learn(model, data, recipe, 1 - target_share(model, size), loggers=chosen_logger(args), **training, **both)
+    compressed, report = compress(
+        model,
+        calibration_images(data),
+        recipe,
+        budget=budget_of(size),
+        held_out=held_out_images(data),
+        learnt=learnt,
+        device=args.device,
+        checkpoint_dir=folder,
+        **both,
+    )
+    if is_first():
+        saving.save(compressed, args.out, report, model_args=model_args)
+    summarise(dense, compressed, args.out, data, progress=is_first(), among="images of the training")

@@ -1,0 +1,83 @@
+"""Refit of the classifier to what the dense one says, on the features of the smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.modules.predicting import predict
+from lowrank_vit.records.moments import as_float64
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.processes import rank_and_world
+from lowrank_vit.runtime.progress import track
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
+
+
+@dataclass(frozen=True)
+class ClassifierRefit:
+    """Minimise ``sum_i ||z_i - z^_i - f_i W - b||^2 + ridge s ||W||^2`` over W and b, which are added to the classifier.
+
+    z: the dense model's logits for an image; z^: the smaller model's; f: its features, which the classifier is given. No
+    label is read. The ridge is chosen by cross-validation over ``folds`` groups of images.
+    """
+
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    folds: int = 4
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        sensitivities: Mapping[str, Tensor],
+        batches: Iterable[Tensor],
+        *,
+        progress: bool = False,
+    ) -> dict[str, float | None]:
+        """Change the classifier of ``small`` in place; return its ridge, ``None`` where nothing was gained.
+
+        ``batches``: the calibration images, (B, C, H, W); ``sensitivities`` are not read.
+        Raises ``InputError`` for a model without a classifier that is one linear layer.
+        """
+        name, head = _classifier(small)
+        folds = self._folds(dense, small, head, track(batches, "refit", shown=progress))
+        change, shift, ridge = cross_validated(folds, self.ridges)
+        head.weight.data = (as_float64(head.weight) + change.T).to(head.weight)
+        if head.bias is not None:
+            head.bias.data = (as_float64(head.bias) + shift).to(head.bias)
+        return {name: ridge}
+
+    def _folds(
+        self, dense: nn.Module, small: nn.Module, head: nn.Linear, batches: Iterable[Tensor]
+    ) -> list[Regression]:
+        """Add up, in groups of images, what the classifier is given and what its logits lack."""
+        folds, features = [Regression.of(head) for _ in range(self.folds)], list[Tensor]()
+        device, (seen, world) = head.weight.device, rank_and_world()
+        hook = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+        try:
+            for images in (batch.to(device) for batch in batches):
+                missing = (predict(dense, images) - predict(small, images)).float()
+                h = features.pop().float()
+                # images alternate between processes: an image's index over all of them decides its fold
+                own = (torch.arange(len(h), device=device) * world + seen) % self.folds
+                for index, fold in enumerate(folds):
+                    chosen = own == index
+                    fold.add(h[chosen], missing[chosen], torch.ones(int(chosen.sum()), device=device))
+                seen += len(h) * world
+        finally:
+            hook.remove()
+        for fold in folds:
+            fold.gather()
+        return folds
+
+
+def _classifier(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Find the classifier and its name."""
+    found = getattr(model, "get_classifier", lambda: None)()
+    name = next((name for name, module in model.named_modules() if module is found), "")
+    if not isinstance(found, nn.Linear):
+        raise InputError(f"{type(model).__name__} has no linear classifier to refit: choose another recipe")
+    return name, found
