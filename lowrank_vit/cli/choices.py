@@ -71,9 +71,21 @@ def made(args: argparse.Namespace, analysis: Analysis, size: Size) -> tuple[nn.M
     if args.tokens is not None:
         from lowrank_vit.pipeline.sharing import shared
 
-        return shared(analysis, size)
+        small, report = shared(analysis, size)
+        _show_splits(report)
+        return small, report
     if args.bits is not None:
         from lowrank_vit.pipeline.joint import compress_jointly
 
         return compress_jointly(analysis, size, args.bits)
     return analysis.compress(size)
+
+
+def _show_splits(report: Any) -> None:
+    """Print what tokens and sizes were tried, and how far each changes the outputs."""
+    from lowrank_vit.runtime.processes import is_first
+
+    for split in report["shared"]["tried"] if is_first() else []:
+        tokens = ", ".join(f"{name} {split[name]}" for name in split if name not in ("parameters", "divergence"))
+        name = f"{report['shared']['rule']} ({tokens})" if tokens else "all tokens"
+        print(f"{name}: {split['parameters']:,} parameters, divergence {split['divergence']:.4g} on unseen images")
