@@ -5,7 +5,8 @@ lowrank_vit.save(compressed, "small")
 model = lowrank_vit.load("small")
 
 In place of ``reduction``, ``budget={"macs": 0.5}`` and the like: params, macs, bytes or latency that remain.
-``compress_and_quantize(model, dataloader, "bytes=4MiB")`` chooses sizes and bits together.
+``compress_and_quantize(model, dataloader, "bytes=4MiB")`` chooses sizes and bits together, and
+``compress_with_fewer_tokens(model, dataloader, "macs=0.6", held_out=others)`` sizes and tokens.
 
 Public are the names below, and the packages ``runtime``, ``records``, ``linalg``, ``modules``, ``objectives``, ``data``
 and ``models``. All other modules are internal: what they do is reached by the names below.
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.saving import load, push_to_hub, save
     from lowrank_vit.pipeline.scans.mean_scan import MeanScan, mean_scan
     from lowrank_vit.pipeline.scans.refit import channel_energy
+    from lowrank_vit.pipeline.sharing import compress_with_fewer_tokens
     from lowrank_vit.pipeline.statistics import collect
     from lowrank_vit.pipeline.tokens import fewer_tokens
     from lowrank_vit.runtime.errors import InputError
@@ -76,6 +78,7 @@ __all__ = [
     "compensate_minibatch",
     "compress",
     "compress_and_quantize",
+    "compress_with_fewer_tokens",
     "dense_report",
     "dense_weight",
     "distill",
@@ -116,6 +119,7 @@ _HOMES = {
     "pipeline.saving": ("load", "push_to_hub", "save"),
     "pipeline.scans.mean_scan": ("MeanScan", "mean_scan"),
     "pipeline.scans.refit": ("channel_energy",),
+    "pipeline.sharing": ("compress_with_fewer_tokens",),
     "pipeline.statistics": ("collect",),
     "pipeline.tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),

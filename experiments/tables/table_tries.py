@@ -5,7 +5,8 @@ Command   python -m experiments run table_tries
           python -m experiments run table_tries/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS --seeds 0,1
 
 Neither labels nor images that are evaluated are looked at. Each row changes one setting of ``best`` or ``loss_aware``,
-which is named as the recipe's record has it; rows without a change are the recipes as they are.
+which is named as the recipe's record has it; rows without a change are the recipes as they are. Own inputs: output layers
+also read what their module is given, without a price, which bounds what units that are linear in a token could bring.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by recipe
         "refit": (False,),
     },
 }
+OWN_INPUTS = {"attention": "own_inputs_of_attention", "MLPs": "own_inputs_of_mlps"}  # measures
 REDUCTIONS = {"loss_aware": (25, 40), "best": (25, 50)}
 STANDIN_REDUCTION = 80  # where the stand-ins begin to lose
 
@@ -44,9 +46,26 @@ def row(model: Architecture, recipe: str, percent: int, setting: str = "", value
     )
 
 
+def own_inputs(model: Architecture, percent: int) -> list[Row]:
+    """List ``best`` with output layers that read their modules' inputs, too."""
+    return [
+        Row.measuring(
+            model,
+            f"{measure.replace('_', '-')}-{percent}",
+            f"best: own inputs of {kind}, not counted",
+            measure,
+            recipe="best",
+            reduction=percent / 100,
+            embedded_seeds=(0,),
+        )
+        for kind, measure in OWN_INPUTS.items()
+    ]
+
+
 def rows(model: Architecture) -> list[Row]:
     """List all tries on a model."""
-    return [
+    percents = REDUCTIONS["best"] if model is DEIT_T else (STANDIN_REDUCTION,)
+    return [row for percent in percents for row in own_inputs(model, percent)] + [
         tried
         for recipe, settings in SETTINGS.items()
         for percent in (REDUCTIONS[recipe] if model is DEIT_T else (STANDIN_REDUCTION,))

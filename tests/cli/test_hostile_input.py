@@ -253,3 +253,25 @@ def test_statistics_of_no_rank_make_a_finite_model(kind: str, recipe: object) ->
         compressed, _ = compress(model, [data], recipe, 0.2, device="cpu")
         with torch.no_grad():
             assert compressed.forward_features(images(2, kind)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reduction": 0.4},
+        {"budget": "params=0.6"},
+        {"budget": "bytes=0.6"},
+        {"budget": "macs=0.6", "held_out_samples": 0},
+        {"budget": "macs=0.6", "bits": 4},
+    ],
+)
+def test_tokens_that_save_nothing_of_the_budget_are_refused(
+    change: dict[str, object], checkpoint: Path, tmp_path: Path
+) -> None:
+    given = [
+        flag
+        for flag in flags(checkpoint, tmp_path / "out", tokens="auto", **change)
+        if "reduction" in change or "--reduction" not in flag
+    ]
+    assert "tokens" in refused(*given)
+    assert not list(tmp_path.iterdir())

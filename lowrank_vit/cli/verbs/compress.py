@@ -18,8 +18,8 @@ from lowrank_vit.cli.arguments import (
     held_out_images,
     named_model,
     shares,
-    whole_numbers,
 )
+from lowrank_vit.cli.choices import add_choices, check_choices, check_size, made
 from lowrank_vit.cli.unfinished import unfinished
 from lowrank_vit.records.budgets import Size, parse_budgets
 from lowrank_vit.runtime.errors import InputError
@@ -74,7 +74,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def _add_savings(parser: argparse.ArgumentParser) -> None:
-    """Add what saves parameters, or bits, beside the units of blocks."""
+    """Add what saves parameters, bits or tokens, beside the units of blocks."""
     parser.add_argument(
         "--pivoted",
         action="store_true",
@@ -92,12 +92,7 @@ def _add_savings(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give patch and position embeddings a rank, too, under the same budget",
     )
-    parser.add_argument(
-        "--bits",
-        type=whole_numbers,
-        metavar="B[,B...]",
-        help="of each layer, one of these, 2 to 8, chosen together with the sizes under --budget bytes=...",
-    )
+    add_choices(parser)
 
 
 def _add_solver(parser: argparse.ArgumentParser) -> None:
@@ -130,8 +125,7 @@ def run(args: argparse.Namespace) -> None:
     resolve_device(args.device)
     wanted = _wanted(args)
     folders = {args.out / name if len(wanted) > 1 else args.out: size for name, size in wanted.items()}
-    if args.bits is not None:
-        _check_bits(args, recipe, wanted)
+    check_choices(args, recipe, wanted)
     if args.nested:
         check_nestable(recipe)
         if len(folders) > 1:
@@ -144,18 +138,6 @@ def run(args: argparse.Namespace) -> None:
             storage.check_free(out)
         if folders:
             _compress(args, recipe, folders, folder)
-
-
-def _check_bits(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str, Size | None]) -> None:
-    """Raise ``InputError`` unless sizes and bits can be chosen together."""
-    from lowrank_vit.pipeline.joint import check_joint
-
-    if args.budget is None or args.nested:
-        reason = "a nested folder has no bits" if args.nested else "sizes and bits are chosen together in bytes"
-        raise InputError(f"{reason}: give --bits with --budget bytes=4MiB, without --nested")
-    for size in wanted.values():
-        assert size is not None
-        check_joint(recipe, size, args.bits)
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Size | None]:
@@ -175,7 +157,6 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     from lowrank_vit.cli.summary import summarise
     from lowrank_vit.pipeline import saving
     from lowrank_vit.pipeline.api import analyse
-    from lowrank_vit.pipeline.budget import check_budget
     from lowrank_vit.pipeline.nested import check_nestable, with_sizes
     from lowrank_vit.pipeline.selecting import select
     from lowrank_vit.runtime.processes import is_first
@@ -184,8 +165,8 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     data = calibration_data(args, model)
     options = {} if args.sites is None else {"sites": args.sites}
     for size in folders.values():
-        if size is not None and args.bits is None:
-            check_budget(model, recipe, size, **options)
+        if size is not None:
+            check_size(args, model, recipe, size, **options)
     if args.nested:
         selection = select(model, recipe, **options)
         check_nestable(selection.recipe, selection.groups)
@@ -211,12 +192,8 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
 
 
 def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: Size | None) -> tuple[nn.Module, Report]:
-    """Make the model of a size, with bits chosen together with it, or the smallest one by ``--max-loss``."""
-    from lowrank_vit.pipeline.joint import compress_jointly
-
-    if size is None:
-        return _smallest(args, analysis, data)
-    return analysis.compress(size) if args.bits is None else compress_jointly(analysis, size, args.bits)
+    """Make the model of a size, or the smallest one by ``--max-loss``."""
+    return _smallest(args, analysis, data) if size is None else made(args, analysis, size)
 
 
 def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> tuple[nn.Module, Report]:
