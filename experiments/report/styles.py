@@ -95,6 +95,8 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "vtp_gates": Style("^", (4, 2), "blue"),
     "wdp_gates": Style("X", (4, 2), "brown"),
     "vtp": Style("^", (), "red"),
+    "spvit_kong_gates": Style(">", (4, 2), "red"),
+    "spvit_kong": Style(">", (), "pink"),
     "wdpruning": Style("X", (), "violet"),
     "s2vite": Style("s", (), "olive"),
     "s2vite, from scratch": Style("s", (3, 3), "green"),

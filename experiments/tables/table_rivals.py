@@ -11,7 +11,8 @@ weights stay frozen. `aafm+gfm` trains towards the dense model's features alone,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
 weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
-`best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
+`best` and `ssp` with this budget, and behind `best`; Kong's selectors learn which tokens pass, alone or with the weights.
+Speed-ups are measured where the model is a real one.
 """
 
 from __future__ import annotations
@@ -178,12 +179,30 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
         return Row(
             f"{model.id}/{name}-macs-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-            cost="macs", protocol="training-free", epochs=0, timed=True, **more,
+            cost="macs", epochs=0, timed=True, **{"protocol": "training-free", **more},
         )  # fmt: skip
 
     return [
         row("tome", "ToMe (tome)", None, tokens="tome", note="saves no parameters"),
         row("evit", "EViT (evit)", None, tokens="evit", note="saves no parameters; without its training"),
+        row(
+            "spvit-kong-gates",
+            "Kong's SPViT, selectors alone (spvit-kong-gates)",
+            None,
+            tokens="spvit-kong-gates",
+            protocol=GATES_ALONE,
+            note="trained on calibration images towards the dense model; the weights stay frozen; adds their parameters",
+        ),
+        row(
+            "spvit-kong",
+            "Kong's SPViT (spvit-kong)",
+            None,
+            tokens="spvit-kong",
+            protocol="full-ft+kd",
+            gradual_epochs=2 * HALF,
+            embedded_seeds=(0,),
+            note="20 epochs, weights at a hundredth of the rate; tokens are really dropped",
+        ),
         row("ssp", "S2ViTE's one-shot baseline, MACs as budget (ssp)", "ssp", note=METHODS["ssp"][1]),
         row("best", "Ours, MACs as budget (best)", "best"),
         row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
