@@ -6,7 +6,7 @@ Command   python -m experiments run table_rivals        (or: make reproduce-tabl
 
 The first rows of a model are measured here; params and multiply-accumulates are counted on the smaller model. A form that
 lacks a part of its paper has another name than the method: `comcat0` is where COMCAT begins, `ssp` S2ViTE's one-shot
-baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates` and `wdp-gates` train gates alone, and the
+baseline, `vtp-taylor` a score of VTP's gates that are never trained; what ends in `-gates` trains gates alone, and the
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
 weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher.
@@ -38,6 +38,10 @@ METHODS = {  # recipe: method, note
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
     "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
     "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
+    "spvit-he-gates": (
+        "He's SPViT, gates of hidden units alone (spvit-he-gates)",
+        "no mixers; the weights stay frozen",
+    ),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
     "paper": ("Azizi et al. (paper)", "before fine-tuning"),
@@ -204,6 +208,13 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
             note="20 epochs, weights at a hundredth of the rate; tokens are really dropped",
         ),
         row("ssp", "S2ViTE's one-shot baseline, MACs as budget (ssp)", "ssp", note=METHODS["ssp"][1]),
+        row(
+            "spvit-he-gates",
+            "He's SPViT, gates alone, MACs as budget (spvit-he-gates)",
+            "spvit-he-gates",
+            protocol=GATES_ALONE,
+            note=METHODS["spvit-he-gates"][1],
+        ),
         row("best", "Ours, MACs as budget (best)", "best"),
         row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
     ]
