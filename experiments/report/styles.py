@@ -98,6 +98,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "spvit_kong_gates": Style(">", (4, 2), "red"),
     "spvit_he_gates": Style(">", (2, 2), "green"),
     "spvit_he_gates, multiply-accumulates": Style("p", (2, 2), "red"),
+    "spvit_he": Style(">", (), "violet"),
     "spvit_kong": Style(">", (), "pink"),
     "wdpruning": Style("X", (), "violet"),
     "s2vite": Style("s", (), "olive"),

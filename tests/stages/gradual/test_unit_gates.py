@@ -9,10 +9,11 @@ from lowrank_vit import InputError, compress
 from lowrank_vit.modules.counting import input_size, multiply_accumulates
 from lowrank_vit.records.layers import HIDDEN
 from lowrank_vit.stages.gradual import Progress
+from lowrank_vit.stages.gradual.drawn import START, DrawnGate
 from lowrank_vit.stages.gradual.expected import Prices
 from lowrank_vit.stages.gradual.gates import Place
 from lowrank_vit.stages.gradual.learning import learn, make_gates, sites_of
-from lowrank_vit.stages.gradual.methods.unit_gates import START, DrawnGate, UnitGates, remaining
+from lowrank_vit.stages.gradual.methods.unit_gates import UnitGates, remaining
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu
 from tests.support.models import tiny

@@ -8,57 +8,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowrank_vit.records.layers import HIDDEN, MlpSite
+from lowrank_vit.records.layers import HIDDEN, MIXER, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.trainer import derived_seed
 from lowrank_vit.stages.gradual import GRADUAL, Progress, StillGates
-from lowrank_vit.stages.gradual.expected import Prices
+from lowrank_vit.stages.gradual.drawn import DrawnGate
+from lowrank_vit.stages.gradual.expected import Prices, mixer_costs
 from lowrank_vit.stages.gradual.gates import Gate, GatedLayer, Place
-
-START = 1.5  # of the thresholds, whose sigmoid is 0.82
-
-
-class DrawnGate(Gate):
-    """Parts that are there with the probability ``sigmoid(theta)``; ``noise``, logistic, decides while training.
-
-    Without noise, those of a probability above a half are there. The slope is that of the sigmoid at ``theta + noise``.
-    """
-
-    noise: Tensor
-    seed: Tensor
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.theta = nn.Parameter(torch.full((place.count,), START))
-        self.register_buffer("noise", torch.zeros(place.count))
-        self.register_buffer("seed", torch.tensor(0))
-
-    def draw(self, step: int) -> None:
-        """Draw the noise of a step, the same in all processes."""
-        generator = torch.Generator().manual_seed(derived_seed(int(self.seed), step))
-        uniform = torch.rand(self.noise.shape, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-        self.noise.copy_(torch.logit(uniform))
-
-    def forward(self) -> Tensor:
-        """Return which parts are drawn, (count,), straight through."""
-        logits = self.theta + self.noise
-        soft = logits.sigmoid()
-        return (logits > 0).to(soft) + (soft - soft.detach())
-
-    def expected(self) -> Tensor:
-        """Return which parts are open, (count,), whose slope is that of a second sigmoid, as in the released code."""
-        soft = (self.theta.sigmoid() - 0.5).sigmoid()
-        return (self.theta > 0).to(soft) + (soft - soft.detach())
-
-    def open(self) -> Tensor:
-        """Tell which parts have a probability above a half, (count,)."""
-        return self.theta.detach() > 0
-
-    def scores(self) -> Tensor:
-        """Return the probabilities, (count,)."""
-        return self.theta.detach().sigmoid()
+from lowrank_vit.stages.gradual.mixing import MixerGate
 
 
 @GRADUAL.register("unit_gates")
@@ -67,7 +26,7 @@ class UnitGates(StillGates):
     """Draw hidden units with probabilities ``sigmoid(theta)``, theta from 1.5 on; they stay where it is above a half.
 
     The loss gets ``strength ((F - target) / dense)^2``, F the multiply-accumulates that open units leave (SPViT, He et al.
-    2024, whose mixers are left out here). Theirs is in GFLOPs: 20 of DeiT-Tiny's, 3 of DeiT-Small's and 0.08 of DeiT-Base's,
+    2024). Theirs is in GFLOPs: 20 of DeiT-Tiny's, 3 of DeiT-Small's and 0.08 of DeiT-Base's,
     squared, are 31, 63 and 25 of shares. ``lr``: of theta, which theirs trains for 10 epochs of ImageNet by 0.001.
     Raises ``InputError`` for numbers out of range.
     """
@@ -120,4 +79,39 @@ def remaining(gates: Mapping[str, Gate], prices: Prices) -> Tensor:
         if isinstance(site, MlpSite) and isinstance(gate, DrawnGate):
             price = prices.tokens[site.fc2.name] * (site.in_features * site.rows + site.fc2.out_features)
             saved.append(price * (1 - gate.expected()).sum())
+        mixer = gates.get(f"{site.name}.{MIXER}")
+        if isinstance(site, AttentionSite) and isinstance(mixer, MixerGate):
+            saved.append(saved_by(mixer.expected(), site, prices.tokens[site.proj.name]))
     return 1 - torch.stack(saved).sum() / whole
+
+
+def saved_by(still_open: Tensor, site: AttentionSite, tokens: int) -> Tensor:
+    """Return the multiply-accumulates that a mixer's gates save, (); ``still_open``: each with all before it, (3,)."""
+    none, one, three, attention = (cost.macs for cost in mixer_costs(site, tokens))
+    steps = still_open.new_tensor([one - none, three - one, attention - three])
+    return attention - none - (steps * still_open).sum()
+
+
+@GRADUAL.register("unit_and_mixer_gates")
+@dataclass(frozen=True)
+class UnitAndMixerGates(UnitGates):
+    """Choose for each attention module itself, a 3x3 or a 1x1 convolution, or nothing, too, by three ordered gates.
+
+    Convolutions share the weights of attention (``modules/conv_mixer.py``); heads are mixed by learnt weights, and what the
+    first convolution makes is normalised over the batch. Only attention behind a lone class token has such gates.
+    """
+
+    units: ClassVar[tuple[str, ...]] = (HIDDEN, MIXER)
+    alone: ClassVar[bool] = False
+
+    def gate(self, place: Place) -> Gate:
+        """Make the gates of a unit."""
+        return MixerGate(place) if place.unit == MIXER else DrawnGate(place)
+
+    def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
+        """Return probabilities by their own rate, and what mixes and normalises by that of the weights; none decays."""
+        named = [pair for gate in gates.values() for pair in gate.named_parameters()]
+        return [
+            {"params": [each for name, each in named if (name == "theta") == own], "lr": rate, "weight_decay": 0.0}
+            for own, rate in ((True, self.lr), (False, lr))
+        ]
