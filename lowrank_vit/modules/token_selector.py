@@ -125,7 +125,7 @@ def masked(block: Any, x: Tensor, kept: Tensor | None) -> Tensor:
     bias = None
     if kept is not None:
         seen = kept.mT + (1 - kept.mT) * torch.eye(x.shape[1]).to(x)  # (B, T, T)
-        bias = (seen.clamp_min(0) + LEAST).log()[:, None]  # masked tokens, too, keep a slope
+        bias = (seen + LEAST).log()[:, None]  # masked tokens, too, keep a slope
     y = attended(block.attn, block.norm1(x), bias)[0]
     x = x + block.drop_path1(block.ls1(y))
     thought: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

@@ -65,6 +65,20 @@ def test_dropped_tokens_are_those_that_masked_ones_are(packages: int) -> None:
     torch.testing.assert_close(small, kept, rtol=1e-7, atol=1e-7)
 
 
+def test_masked_tokens_have_the_slope_of_being_seen_a_little() -> None:
+    """By a difference: the class token's output where a masked token counts 1e-5 times."""
+    block, x = tiny().blocks[1].double(), random(1, 6, 16)
+    kept = torch.tensor([1.0, 1, 0, 1, 0, 1]).double()[None, :, None].requires_grad_()
+    masked(block, x, kept)[0, 0].sum().backward()
+    assert kept.grad is not None
+    for place in (2, 4):
+        little = kept.detach().clone()
+        little[0, place] = 1e-5
+        change = masked(block, x, little)[0, 0].sum() - masked(block, x, kept.detach())[0, 0].sum()
+        assert kept.grad[0, place].item() == pytest.approx(change.item() / 1e-5, rel=1e-3)
+        assert abs(change.item()) > 1e-9
+
+
 def test_nothing_is_dropped_where_there_are_no_more_patches() -> None:
     dense, x = tiny().blocks[1], images(2).flatten(1)[:, :64].view(2, 4, 16)
     assert torch.equal(SelectingBlock(dense, 16, 2, count=3)(x), dense(x))

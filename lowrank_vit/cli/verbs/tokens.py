@@ -72,12 +72,12 @@ def _learning(args: argparse.Namespace, model: Any) -> dict[str, Any]:
     from lowrank_vit.stages.tokens import TOKENS, LearntRule
 
     rule = TOKENS.get(args.rule)()
-    if args.data is None:
-        if isinstance(rule, LearntRule):
-            raise InputError(f"the token rule {args.rule!r} learns what to keep: name images by --data")
+    if not isinstance(rule, LearntRule):
+        if args.data is not None:
+            raise InputError(f"the token rule {args.rule!r} learns nothing: leave out --data")
         return {}
-    data = calibration_data(args, model)
-    labelled = isinstance(rule, LearntRule) and rule.labelled
-    training = {"epochs": args.epochs, "lr": args.learning_rate, "seed": args.seed}
-    training |= {"hardware": lightning_hardware(args)} if labelled else {"batch_size": args.batch_size}
-    return {"learn_on": data if labelled else calibration_images(data), "training": training}
+    if args.data is None:
+        raise InputError(f"the token rule {args.rule!r} learns what to keep: name images by --data")
+    data, training = calibration_data(args, model), {"epochs": args.epochs, "lr": args.learning_rate, "seed": args.seed}
+    training |= {"hardware": lightning_hardware(args)} if rule.labelled else {"batch_size": args.batch_size}
+    return {"learn_on": data if rule.labelled else calibration_images(data), "training": training}

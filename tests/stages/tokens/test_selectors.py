@@ -93,14 +93,6 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_has_a_slope() -> None:
     assert (scores.grad[..., 0] > 0).any()
 
 
-def test_masked_tokens_have_a_slope_too() -> None:
-    model = fewer_tokens(tiny(), ALONE, keep=0.5, learn_on=[IMAGES], training=on_cpu(epochs=1))
-    stays = (torch.arange(16) % 2).float().repeat(2, 1)[..., None].requires_grad_()
-    see(model, IMAGES[:2], lambda scores, before, turn: stays).logits.square().sum().backward()
-    assert stays.grad is not None
-    assert (stays.grad.abs() > 1e-8).all()
-
-
 def test_selectors_alone_leave_the_weights_as_they_were() -> None:
     model, dense = tiny(), tiny()
     small = short(model=model)
