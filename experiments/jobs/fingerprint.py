@@ -21,7 +21,7 @@ from experiments.jobs.source import Source
 from lowrank_vit import Recipe, get_recipe
 
 JOBS, PIPELINE, STAGE, MODELS = "experiments/jobs", "lowrank_vit/pipeline", "lowrank_vit/stages", "lowrank_vit/models"
-START, RUNNERS = f"{JOBS}/stages.py", (f"{JOBS}/", f"{PIPELINE}/api.py")
+START, RUNNERS = f"{JOBS}/stages.py", (f"{JOBS}/", f"{PIPELINE}/api.py", f"{PIPELINE}/tokens.py")
 NEVER = (
     "experiments/tracking/",
     "lowrank_vit/__init__.py",
@@ -104,7 +104,8 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
         "measured_losses": any(recipe.measured is not None for recipe in recipes),
         "output_refit": any(recipe.refit is not None for recipe in recipes),
     }
-    jobs = {"training": any(training.values()), "quantize": job.bits is not None}
+    learns = job.learns_tokens
+    jobs = {"training": any(training.values()) or (learns and job.gradual_epochs > 0), "quantize": job.bits is not None}
     jobs |= {"measure": job.measure is not None, "memory": job.data == "digits"}
     jobs |= {"tokens": bool(job.tokens), "speed": job.timed}
     standin = dict.fromkeys(("standins", "standin_cache", "standin_training"), job.standin)
@@ -121,6 +122,7 @@ def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
     folders |= {
         "lowrank_vit/records/costs": {name: bool(recipes) and job.cost == name for name in ("parameters", "macs")}
     }
+    folders |= {f"{STAGE}/tokens": dict.fromkeys(("learning", "training"), learns)}
     folders |= {f"{STAGE}/evaluate": {"speed": job.timed}}
     folders |= {f"{PIPELINE}/scales": {"counted": bool(recipes), "latency": False}}  # budgets are in parameters
     return {f"{folder}/{name}.py": taken for folder, files in folders.items() for name, taken in files.items()}

@@ -14,6 +14,8 @@ from lowrank_vit.records.budgets import Budget, reduction_to
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
 
+LEARNT_TOKENS = ("spvit-kong-gates", "spvit-kong")  # rules for fewer tokens that learn what to keep
+
 
 @dataclass(frozen=True)
 class Job:
@@ -29,7 +31,7 @@ class Job:
     ``full``: the fine-tuning is of all parameters, towards the labels and the dense model; ``finetune_changes`` are its
     settings that were changed.
     ``gradual_epochs``: of learning a structure, gates and weights together, before the compression; ``epochs``
-    follow it; ``scratch``: it begins with random weights.
+    follow it; of ``tokens`` that are learnt on labelled images, too; ``scratch``: it begins with random weights.
     ``measure`` names what a figure measures instead of all this.
     ``cost`` is what ``reduction`` removes a share of. ``tokens``: what ``fewer_tokens`` does with the model at last, a rule
     and the share of the dense model's multiply-accumulates to leave. ``timed``: its speed is measured.
@@ -64,6 +66,16 @@ class Job:
     cost: str = PARAMETERS
     tokens: Mapping[str, Any] = field(default_factory=dict)
     timed: bool = False
+
+    @property
+    def learns_tokens(self) -> bool:
+        """Tell whether a rule learns which tokens to keep."""
+        return self.tokens.get("rule") in LEARNT_TOKENS
+
+    @property
+    def sees_images(self) -> bool:
+        """Tell whether it has a recipe, or tokens that are learnt, for which training images are needed."""
+        return self.recipe is not None or self.learns_tokens
 
     @property
     def trained_epochs(self) -> int:

@@ -8,7 +8,7 @@ from experiments.tables.rows import GATES_ALONE, Row
 
 def deviations(job: Job, row: Row) -> list[str]:
     """List in words what of a job differs from its row's and the paper's settings: ``["1 epoch", "100 steps"]``."""
-    if job.recipe is None:
+    if not job.sees_images:
         return []
     said = []
     if job.trained_epochs not in (0, Job.epochs):

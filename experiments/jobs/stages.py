@@ -50,7 +50,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
         small = _compressed(task, model, teacher, data, ledger, run)
         log_compression(run, ledger.found["report"])
     if job.tokens:
-        small = with_fewer_tokens(job, small, ledger)
+        small = with_fewer_tokens(task, small, data, ledger, run)
     if job.timed:
         time_in_turns(task, teacher, small, ledger)
     if small is model:
@@ -61,7 +61,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
     if job.epochs or job.distill_epochs:
         tuned = trained(task, small, tutor, data, ledger, run)
         _score(task, tuned, data, ledger, "after", "evaluate")
-    return sum_up(task, ledger, dense, None if job.recipe is None else data.calibration_record)
+    return sum_up(task, ledger, dense, data.calibration_record if job.sees_images else None)
 
 
 def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def trained(
     entry = "distillation" if job.distill_epochs else "finetune"
     if entry in ledger.found and agreed(is_saved_model(folder)):
         return load(folder)
-    options = _options(task, job.distill_epochs or job.epochs, ledger, run)
+    options = learning_options(task, job.distill_epochs or job.epochs, ledger, run)
     with ledger.stage(*(("distill", "distil") if job.distill_epochs else ("finetune", "fine-tune"))):
         if job.distill_epochs:
             assert teacher is not None
@@ -50,7 +50,7 @@ def structured(task: Task, model: nn.Module, teacher: nn.Module, data: ImageData
 
     From scratch, the weights are random at first, by the job's seed.
     """
-    job, options = task.job, _options(task, task.job.gradual_epochs, ledger, run)
+    job, options = task.job, learning_options(task, task.job.gradual_epochs, ledger, run)
     options |= {"checkpoint_dir": task.own_folder / CHECKPOINTS / "gates", "teacher": teacher if job.full else None}
     if job.scratch:
         with isolate_rng():
@@ -60,8 +60,8 @@ def structured(task: Task, model: nn.Module, teacher: nn.Module, data: ImageData
         return learn(model, data, job.recipe_used(), job.reduction, lr=job.lr, **options)
 
 
-def _options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any]:
-    """List what either training is told: hardware, epochs, who listens, and where it goes on after an interruption."""
+def learning_options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any]:
+    """List what any training is told: hardware, epochs, who listens, and where it goes on after an interruption."""
     loggers = [EpochTeller(ledger.tell, epochs), *finetune_loggers(run)]
     return {
         "hardware": task.hardware,

@@ -54,7 +54,7 @@ def command(table: Table, row: Row, jobs: Sequence[Job]) -> str:
         words += ["--checkpoints", FOLDER]
     words += ["--seeds", ",".join(str(item.seed) for item in jobs)]
     options: dict[str, Any] = {"limit": job.limit}
-    if job.recipe is not None:
+    if job.sees_images:
         changes = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
         options |= {
             "epochs": _unless(job.epochs, epochs_of(row, Options())),

@@ -17,6 +17,7 @@ from lowrank_vit.runtime.processes import launched_from_outside, own_cores
 
 DISTILLED = 20  # images of a step of distillation
 STEP, JOB = 4e-3, 1.0  # seconds of overhead for a training step, and for a job
+SELECTED = 10  # epochs of token selectors on calibration images
 LOADED = 33  # images, the first of which is not timed
 
 
@@ -49,7 +50,7 @@ def forward_passes(job: Job) -> float:
     train, validation = (int(count) for count in job.images.split("+"))
     evaluated = min(job.limit or validation, validation)
     if job.recipe is None:
-        return evaluated
+        return evaluated + learnt_images(job) * (2 + BACKWARD)  # through the teacher, too
     tuning = job.trained_epochs * (
         (1 + BACKWARD + job.full) * train + evaluated
     )  # the full one goes through the teacher, too
@@ -57,10 +58,18 @@ def forward_passes(job: Job) -> float:
     return compression_passes(job) + job.held_out_samples + tuning + distilling + 2 * evaluated
 
 
+def learnt_images(job: Job) -> int:
+    """Count the images that token selectors are trained on, in all epochs."""
+    if not job.learns_tokens:
+        return 0
+    labelled = job.gradual_epochs * int(job.images.split("+")[0])
+    return labelled or SELECTED * job.calibration_samples
+
+
 def steps(job: Job) -> int:
     """Count the training steps of a job, each of which costs its overhead."""
     if job.recipe is None:
-        return 0
+        return learnt_images(job) // (job.batch_size * job.processes)
     recipe = job.recipe_used()
     solving = recipe.steps if recipe.compensation and recipe.solver == "minibatch" else 0
     distilling = job.distill_epochs * job.calibration_samples // DISTILLED
@@ -72,7 +81,7 @@ def images_loaded(job: Job) -> int:
     train, validation = (int(count) for count in job.images.split("+"))
     evaluated = min(job.limit or validation, validation)
     if job.recipe is None:
-        return evaluated
+        return evaluated + (max(job.gradual_epochs * train, job.calibration_samples) if job.learns_tokens else 0)
     return job.calibration_samples + job.held_out_samples + 2 * evaluated + job.trained_epochs * (train + evaluated)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.jobs.checkpoints import checkpoint_names, file_hash, find_checkpoint, hub_reason
-from experiments.jobs.job import Job
+from experiments.jobs.job import LEARNT_TOKENS, Job
 from experiments.jobs.results import read_json
 from experiments.jobs.task import EMBEDDED
 from experiments.runner.reach import out_of_reach, share_aimed_at, size_reduction
@@ -152,9 +152,10 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
         "quantizer": row.quantizer,
         "measure": row.measure,
     }
-    if row.recipe is not None or row.measure is not None or row.quantizer is not None:  # they see images
+    made = row.recipe is not None or row.measure is not None or row.tokens in LEARNT_TOKENS
+    if made or row.quantizer is not None:  # they see images
         fields |= {"calibration_samples": len(seen), "held_out_samples": len(unseen)}
-    fields |= _made(row, options) if row.recipe is not None or row.measure is not None else {"epochs": 0}
+    fields |= _made(row, options) if made else {"epochs": 0}
     return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
 
 

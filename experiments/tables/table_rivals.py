@@ -6,21 +6,23 @@ Command   python -m experiments run table_rivals        (or: make reproduce-tabl
 
 The first rows of a model are measured here; params and multiply-accumulates are counted on the smaller model. A form that
 lacks a part of its paper has another name than the method: `comcat0` is where COMCAT begins, `ssp` S2ViTE's one-shot
-baseline, `vtp-taylor` a score of VTP's gates that are never trained; `vtp-gates` and `wdp-gates` train gates alone, and the
+baseline, `vtp-taylor` a score of VTP's gates that are never trained; what ends in `-gates` trains gates alone, and the
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
 weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher;
 `best-full` is `best` with all 20 epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
-`best` and `ssp` with this budget, and behind `best`. Speed-ups are measured where the model is a real one.
+`best` and `ssp` with this budget, and behind `best`; Kong's selectors learn which tokens pass, alone or with the weights.
+Speed-ups are measured where the model is a real one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
+from experiments.tables.printed import PRINTED
 from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
 from lowrank_vit import get_recipe
 
@@ -45,6 +47,10 @@ METHODS = {  # recipe: method, note
     "losparse0": (
         "LoSparse's start (losparse0)",
         "rows by slopes of the dense model, no training; biases take up means",
+    ),
+    "spvit-he-gates": (
+        "He's SPViT, gates of hidden units alone (spvit-he-gates)",
+        "no mixers; the weights stay frozen",
     ),
     "vbp": ("VBP's pruning (vbp)", "before its distillation"),
     "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
@@ -74,9 +80,32 @@ LEARNT = {  # recipe of a full form: row, method, note
         "LoSparse (losparse)",
         "5% for the low-rank part; the schedule's shares are ours; 10 epochs while rows go, then 10",
     ),
+    "spvit-he": (
+        "spvit-he",
+        "He's SPViT (spvit-he)",
+        "weights go on from the search; strength and rates are ours; 10 epochs with gates, then 10",
+    ),
 }
 SCRATCH = 600  # epochs from random weights
 HALF = 10  # of the 20 epochs of full fine-tuning: with gates, and after
+SELECTORS: dict[str, tuple[str, dict[str, Any]]] = {  # rule of tokens: method, fields of the row
+    "spvit-kong-gates": (
+        "Kong's SPViT, selectors alone (spvit-kong-gates)",
+        {
+            "protocol": GATES_ALONE,
+            "note": "on calibration images, towards the dense model; adds the selectors' parameters",
+        },
+    ),
+    "spvit-kong": (
+        "Kong's SPViT (spvit-kong)",
+        {
+            "protocol": "full-ft+kd",
+            "gradual_epochs": 2 * HALF,
+            "embedded_seeds": (0,),
+            "note": "20 epochs, the weights at a hundredth of the rate",
+        },
+    ),
+}
 REDUCTIONS = (25, 40, 50)
 MACS = (25, 40)  # percent of the multiply-accumulates
 BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
@@ -86,69 +115,6 @@ COLUMNS = (
     "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
     "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Printed:
-    """Hold a printed number: method, parameters, top-1, its paper, protocol, epochs and teacher, and a remark."""
-
-    method: str
-    params: str
-    top1: float
-    paper: str
-    protocol: str
-    epochs: str
-    teacher: str = "none"
-    note: str = ""
-
-    def row(self, model: Architecture) -> Reported:
-        """Return the row of the table."""
-        name = "-".join([*self.method.lower().split(), self.params.split()[0].lower()])
-        notes = "; ".join(filter(None, (f"epochs: {self.epochs}; teacher: {self.teacher}", self.note)))
-        return Reported(
-            f"{model.id}/printed-{name}",
-            model.label,
-            self.method,
-            self.params,
-            self.top1,
-            self.paper,
-            self.protocol,
-            notes,
-        )
-
-
-FLAR = "the table of FLAR-SVD's repository (Thoma et al. 2025)"
-FREE = ("training-free", "0")
-AAFM = ("Yu and Wu 2023", "calibration-distilled", "not found", "the dense model's features, some 2000 images")
-AZIZI = "Yu and Wu 2023, as quoted in Azizi et al. 2024, Table 2"
-S2VITE = ("Chen et al. 2021", "full-ft", "600, from scratch")
-CORP = "CORP's repository (2602.05243)"
-SSP = ("Chen et al. 2021, as quoted in SAViT", "full-ft", "not found")
-DOUBTED = "its row prints the same 58.2M for MLPs alone and for both: at least one is wrong (both would be 51.2M)"
-KEPT = "attention outputs and biases uncounted as pruned: {} if what is pruned is physically removed"
-PRINTED = {
-    DEIT_B.id: (
-        Printed("SVD", "44.1M (-49%)", 61.0, FLAR, *FREE),
-        Printed("SVD-LLM", "44.1M (-49%)", 70.4, FLAR, *FREE),
-        Printed("ASVD", "43.9M (-49%)", 71.8, FLAR, *FREE),
-        Printed("FWSVD + search", "44.0M (-49%)", 73.6, FLAR, *FREE),
-        Printed("FLAR-SVD", "43.7M (-50%)", 78.4, FLAR, *FREE),
-        Printed("CORP", "58.2M (-33%)", 72.0, CORP, *FREE, note=DOUBTED),
-        Printed("AAFM + GFM", "58.0M (-33%)", 81.57, *AAFM),
-        Printed("AAFM + GFM", "51.9M (-40%)", 81.28, AZIZI, *AAFM[1:]),
-        Printed("COMCAT", "33.8M (-61%)", 82.28, "Xiao et al. 2023, released models", "full-ft+kd", "330", "the dense model"),
-        Printed("S2ViTE", "56.8M (-34%)", 82.22, *S2VITE, note=KEPT.format("54.5M")),
-        Printed("SSP", "56.8M (-34%)", 80.80, *SSP, note="training follows the pruning"),
-        Printed("VTP", "67.3M (-22%)", 81.3, "Zhu et al. 2021", "full-ft", "100 with gates, then 100"),
-        Printed("VTP", "48.0M (-45%)", 80.7, "Zhu et al. 2021", "full-ft", "100 with gates, then 100"),
-    ),
-    DEIT_T.id: (
-        Printed("CORP", "3.9M (-32%)", 55.4, CORP, *FREE, note="MLPs alone, of 72.0 dense"),
-        Printed("CORP", "3.5M (-39%)", 41.4, CORP, *FREE, note="of 72.0 dense"),
-        Printed("S2ViTE", "4.2M (-27%)", 70.12, *S2VITE),
-        Printed("SSP", "4.2M (-27%)", 68.59, *SSP, note="training follows the pruning"),
-    ),
-}  # fmt: skip
 
 
 def rows(model: Architecture) -> list[Row | Reported]:
@@ -193,14 +159,17 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
         return Row(
             f"{model.id}/{name}-macs-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-            cost="macs", protocol="training-free", epochs=0, timed=True, **more,
+            cost="macs", epochs=0, timed=True, **{"protocol": "training-free", **more},
         )  # fmt: skip
 
+    gates, budget = {"protocol": GATES_ALONE}, "MACs as budget"
     return [
         row("tome", "ToMe (tome)", None, tokens="tome", note="saves no parameters"),
         row("evit", "EViT (evit)", None, tokens="evit", note="saves no parameters; without its training"),
-        row("ssp", "S2ViTE's one-shot baseline, MACs as budget (ssp)", "ssp", note=METHODS["ssp"][1]),
-        row("best", "Ours, MACs as budget (best)", "best"),
+        *(row(name, method, None, tokens=name, **more) for name, (method, more) in SELECTORS.items()),
+        row("ssp", f"S2ViTE's one-shot baseline, {budget} (ssp)", "ssp", note=METHODS["ssp"][1]),
+        row("spvit-he-gates", f"He's SPViT, gates alone, {budget} (spvit-he-gates)", "spvit-he-gates", **gates),
+        row("best", f"Ours, {budget} (best)", "best"),
         row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
     ]
 

@@ -100,14 +100,14 @@ class TokenBlock(nn.Module):
         if self.config["first"]:
             x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1)
         x, sizes = x[..., :-1], x[..., -1:]
-        y, _, keys, _ = _attended(self.attn, self.norm1(x), sizes[..., 0].log()[:, None, None])
+        y, _, keys, _ = attended(self.attn, self.norm1(x), sizes[..., 0].log()[:, None, None])
         x = torch.cat([x + self.drop_path1(self.ls1(y)), sizes], -1)
         x = merged(x, keys.transpose(1, 2).flatten(2), self.config["count"], self.config["prefix"])
         x, sizes = self._thought(x[..., :-1]), x[..., -1:]
         return x if self.config["last"] else torch.cat([x, sizes], -1)
 
     def _fusing(self, x: Tensor) -> Tensor:
-        y, queries, keys, scale = _attended(self.attn, self.norm1(x), None)
+        y, queries, keys, scale = attended(self.attn, self.norm1(x), None)
         attention = (scale * queries[:, :, :1] @ keys.mT).softmax(-1).mean(1)[:, 0, 1:]
         return self._thought(fused(x + self.drop_path1(self.ls1(y)), attention, self.config["count"]))
 
@@ -120,7 +120,7 @@ class TokenBlock(nn.Module):
         return ", ".join(f"{name}={value}" for name, value in self.config.items())
 
 
-def _attended(attention: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:
+def attended(attention: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:
     """Attend; return the output, the heads' queries and keys, (B, heads, T, s), and the scale of their products."""
     if isinstance(attention, LowRankAttention):
         queries, keys, values = attention.projected(x)

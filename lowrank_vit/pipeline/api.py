@@ -37,7 +37,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.correct.output_refit import check_refit
-from lowrank_vit.stages.gradual.learning import Learnt
+from lowrank_vit.stages.gradual.learning import Learnt, with_mixers
 
 DEFAULT_REDUCTION = 0.5
 
@@ -78,7 +78,7 @@ def analyse(
     where, watch = resolve_device(device), Stopwatch()
     model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
     check_dense(model)
-    dense, model = model, prepared(model, recipe, sites)
+    dense, model = model, prepared(with_mixers(model, learnt), recipe, sites)
     selection = select(model, recipe, sites)
     recipe, groups = selection.recipe, selection.groups
     if recipe.refit is not None or recipe.replays:

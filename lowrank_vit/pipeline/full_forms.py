@@ -15,6 +15,7 @@ from lowrank_vit.stages.decompose.rows.learnt import LearntRows
 from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
 from lowrank_vit.stages.gradual.methods.drop_grow import DropAndGrow
 from lowrank_vit.stages.gradual.methods.sparse_rows import SparseRows
+from lowrank_vit.stages.gradual.methods.unit_gates import UnitAndMixerGates
 
 GATES_ALONE = {recipe.name: recipe for recipe in rivals.RECIPES if recipe.gradual is not None}
 FULL_FORMS = {
@@ -24,6 +25,13 @@ FULL_FORMS = {
         ("wdpruning", "wdp-gates", "WDPruning's width, trained with the weights on labelled images (Yu et al.)"),
     )
 }
+FULL_FORMS["spvit-he"] = replace(
+    GATES_ALONE["spvit-he-gates"],
+    name="spvit-he",
+    gradual=UnitAndMixerGates(),
+    labelled=True,
+    about="hidden units, and attention or a convolution, by gates trained with the weights on labelled images (He et al.)",
+)
 FULL_FORMS["s2vite"] = Recipe(
     name="s2vite",
     units={"whole_heads": LearntHeads(), "mlp": LearntUnits()},

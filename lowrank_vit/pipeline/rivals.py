@@ -30,6 +30,7 @@ from lowrank_vit.stages.decompose.rows.platon import PlatonRows
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
 from lowrank_vit.stages.gradual.methods.importance import ImportanceGates
 from lowrank_vit.stages.gradual.methods.topk import TopKGates
+from lowrank_vit.stages.gradual.methods.unit_gates import UnitGates
 from lowrank_vit.stages.search.gates import Gates
 
 SIGNS = Classification(sampling="signs")
@@ -128,5 +129,12 @@ RECIPES = (
         allocator=EqualError(),
         gradual=TopKGates(),
         about="WDPruning's scores and thresholds of heads, hidden units and outputs, trained alone (Yu et al.)",
+    ),
+    Recipe(
+        name="spvit-he-gates",
+        units={"mlp": LearntUnits()},
+        allocator=EqualError(),
+        gradual=UnitGates(),
+        about="SPViT's gates of hidden units, drawn and pulled towards multiply-accumulates, trained alone (He et al.)",
     ),
 )

@@ -8,6 +8,7 @@ from lowrank_vit.records.costs import Cost, UnitCosts
 
 QUERY_KEY, VALUE, HIDDEN = "query_key", "value", "hidden"  # units of an attention module and of an MLP
 HEAD = "head"  # a unit of an attention module that goes as a whole
+MIXER = "mixer"  # a unit of an attention module: what takes its place, in four sizes
 PART = "part"  # a unit of either: heads or hidden units, and outputs, under one order
 OUTPUT = "output"  # a unit of either: outputs that are not made, so that the stream keeps what it has there
 

@@ -237,6 +237,14 @@ def test_the_papers_trajectory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_
     assert "end its name" in refused(capsys, "inspect", out, "--plot", tmp_path / "small.doc")
 
 
+@pytest.mark.parametrize("rule", ["spvit-kong-gates", "spvit-kong"])
+def test_tokens_that_are_learnt(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--data", "digits", "--calibration-samples", "64", "--epochs", "1"]
+    main(["tokens", "--model", STANDIN, "--rule", rule, "--keep", "0.7", *few, "--out", str(tmp_path / "kept")])
+    assert f"{rule} (keep 0.7" in capsys.readouterr().out
+    assert json_of(capsys, "evaluate", tmp_path / "kept", "--data", "digits")["top1"] > 30
+
+
 def test_tokens_of_a_folder_and_of_a_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small, merged, kept = tmp_path / "small", tmp_path / "merged", tmp_path / "kept"
     main([*COMPRESS, "--out", str(small)])
@@ -251,4 +259,10 @@ def test_tokens_of_a_folder_and_of_a_dense_model(tmp_path: Path, capsys: pytest.
     assert "is out of reach" in refused(capsys, "tokens", small, "--macs", 0.01, *out)
     assert "fewer tokens already" in refused(capsys, "tokens", merged, "--r", 1, *out)
     assert "not take these options" in refused(capsys, "tokens", small, "--keep", 0.5, *out)
+    kong = ("--rule", "spvit-kong-gates", "--keep", 0.5, *out)
+    assert "name images by --data" in refused(capsys, "tokens", small, *kong)
+    assert "leave out --data" in refused(capsys, "tokens", small, "--r", 1, "--data", "digits", *out)
+    assert "epochs, batch_size and lr must be" in refused(
+        capsys, "tokens", small, *kong, "--data", "digits", "--calibration-samples", 64, "--learning-rate", "nan"
+    )
     assert not (tmp_path / "out").exists()

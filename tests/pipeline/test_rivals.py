@@ -19,7 +19,8 @@ from lowrank_vit.records.factors import GatedParts
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
 NAMES = [recipe.name for recipe in RECIPES if recipe.name != "wd-depth"]  # whose steps are blocks
-PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates")  # what they remove is masked in the dense model
+# what they remove is masked in the dense model
+PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates", "spvit-he-gates")
 FEW = {"sense.images": 8, "sense.points": 3}
 
 

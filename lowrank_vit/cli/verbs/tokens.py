@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lowrank_vit.cli.arguments import add_model, chosen_model, natural
+from lowrank_vit.cli.arguments import (
+    add_calibration,
+    add_data,
+    add_model,
+    calibration_data,
+    calibration_images,
+    chosen_model,
+    lightning_hardware,
+    natural,
+)
 
 
 def add_parser(verbs: Any) -> None:
@@ -17,14 +26,22 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
     add_model(parser, required=False)
     parser.add_argument(
-        "--rule", default="tome", metavar="NAME", help="tome: merge pairs; evit: keep what is attended to"
+        "--rule",
+        default="tome",
+        metavar="NAME",
+        help="tome: merge pairs; evit: keep what is attended to; spvit-kong-gates: learn what to keep, on --data, without "
+        "labels; spvit-kong: with labels, and the weights, too",
     )
     strength = parser.add_mutually_exclusive_group(required=True)
     strength.add_argument(
         "--macs", type=float, metavar="SHARE", help="of the dense model's multiply-accumulates to leave"
     )
     strength.add_argument("--r", type=natural, metavar="PAIRS", help="merged in every block (tome)")
-    strength.add_argument("--keep", type=float, metavar="SHARE", help="of the tokens, three times (evit)")
+    strength.add_argument("--keep", type=float, metavar="SHARE", help="of the tokens, three times (all but tome)")
+    parser.add_argument("--epochs", type=natural, default=10, help="of rules that learn")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, help="of what rules learn, at the start")
+    add_data(parser, required=False, shared=False)
+    add_calibration(parser, held_out=False)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.set_defaults(run=run)
 
@@ -38,8 +55,25 @@ def run(args: argparse.Namespace) -> None:
     storage.check_free(args.out)
     model, model_args = chosen_model(args)
     options = {name: value for name in ("macs", "r", "keep") if (value := getattr(args, name)) is not None}
-    small: Any = fewer_tokens(model, args.rule, **options)
+    small: Any = fewer_tokens(model, args.rule, **options, **_learning(args, model))
     report = small.compression_report
     storage.save(small, args.out, report, model_args=model_args)
-    rule = ", ".join(f"{name} {value}" for name, value in report["tokens"].items() if name != "rule")
+    rule = ", ".join(f"{name} {value}" for name, value in report["tokens"].items() if name not in ("rule", "learnt"))
     print(f"{args.rule} ({rule}): {size_line(report, storage.file_bytes(args.out))}; saved to {args.out}")
+
+
+def _learning(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """Return what a rule learns on, and how; nothing without ``--data``."""
+    from lowrank_vit.runtime.errors import InputError
+    from lowrank_vit.stages.tokens import TOKENS, LearntRule
+
+    rule = TOKENS.get(args.rule)()
+    if not isinstance(rule, LearntRule):
+        if args.data is not None:
+            raise InputError(f"the token rule {args.rule!r} learns nothing: leave out --data")
+        return {}
+    if args.data is None:
+        raise InputError(f"the token rule {args.rule!r} learns what to keep: name images by --data")
+    data, training = calibration_data(args, model), {"epochs": args.epochs, "lr": args.learning_rate, "seed": args.seed}
+    training |= {"hardware": lightning_hardware(args)} if rule.labelled else {"batch_size": args.batch_size}
+    return {"learn_on": data if rule.labelled else calibration_images(data), "training": training}

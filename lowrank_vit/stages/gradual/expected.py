@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules.conv_mixer import KERNELS, mixer_cost
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, tokens_per_image
 from lowrank_vit.records.costs import NOTHING, Cost
-from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE, AttentionSite, MlpSite
+from lowrank_vit.records.layers import HEAD, HIDDEN, MIXER, OUTPUT, VALUE, AttentionSite, MlpSite
 from lowrank_vit.records.split_rows import ROW, SplitSite
 
 GatedSite = AttentionSite | MlpSite | SplitSite
@@ -39,6 +40,12 @@ def pruned(site: AttentionSite | MlpSite, inner: Any, outputs: Any) -> Any:
     return 3 * n * kept + kept + kept * outputs + outputs + inner * _position_biases(site)
 
 
+def mixer_costs(site: AttentionSite, tokens: int) -> list[Cost]:
+    """Return what nothing costs, a 1x1 and a 3x3 convolution, and attention; the first of the ``tokens`` is no patch."""
+    mixers = [Cost(*mixer_cost(site.in_features, site.head_width, kernel, max(0, tokens - 1))) for kernel in KERNELS]
+    return [*mixers, dense_cost(site, tokens)]
+
+
 def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
     """Return what the module costs that hardened gates leave; one whose gates are all open stays as it is.
 
@@ -48,6 +55,8 @@ def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
         return dense_cost(site, tokens)
     if isinstance(site, SplitSite):
         return site.cost(int(still_open[ROW].sum()), tokens)
+    if isinstance(site, AttentionSite) and MIXER in still_open:
+        return mixer_costs(site, tokens)[int(still_open[MIXER].sum())]
     outputs, n = _count(still_open, OUTPUT, site.linears[-1].out_features), site.in_features
     if isinstance(site, MlpSite):
         hidden = _count(still_open, HIDDEN, site.fc2.in_features)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE, AttentionSite, MlpSite
+from lowrank_vit.records.layers import HEAD, HIDDEN, MIXER, OUTPUT, VALUE, AttentionSite, MlpSite
 from lowrank_vit.records.split_rows import ROW, SplitSite
 
 
@@ -24,11 +24,12 @@ class Place:
     """Where the gates of a unit sit: ``count`` of them, on the inputs of ``layer`` (``repeat`` each), or on its outputs."""
 
     module: str
-    unit: str  # HEAD, VALUE, HIDDEN, OUTPUT or ROW
+    unit: str  # HEAD, VALUE, HIDDEN, OUTPUT, MIXER or ROW
     layer: str
     count: int
     repeat: int = 1
     makers: tuple[str, ...] = ()  # the layers whose rows make hidden units
+    shape: tuple[int, ...] = ()  # of attention that may become something else: heads, and their width
 
     @property
     def name(self) -> str:
@@ -54,6 +55,8 @@ def places(sites: Sequence[AttentionSite | MlpSite | SplitSite], units: Sequence
         found += [
             Place(site.name, unit, layer.name, *kinds[unit], makers.get(unit, ())) for unit in units if unit in kinds
         ]
+        if MIXER in units and isinstance(site, AttentionSite) and site.window_size is None and not site.dense_logits:
+            found.append(Place(site.name, MIXER, site.name, 3, shape=(site.qkv.heads, site.head_width)))
     return found
 
 
@@ -75,6 +78,14 @@ class Gate(nn.Module):
     def open(self) -> Tensor:
         """Tell which parts are open, (count,), bool."""
         raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what else was learnt, from which a smaller module is made; mostly nothing."""
+        return {}
+
+    def around(self, layer: nn.Module) -> GatedLayer:
+        """Return the layer that has the gates around another one."""
+        return GatedLayer(layer)
 
     def channels(self) -> Tensor:
         """Return the multipliers of the layer's channels, (count * repeat,)."""
@@ -146,7 +157,7 @@ def wrap(model: nn.Module, gates: Mapping[str, Gate]) -> None:
         layer = model.get_submodule(name)
         if not isinstance(layer, GatedLayer):
             weight = next(layer.parameters())
-            layer = GatedLayer(layer).to(weight.device)
+            layer = gate.around(layer).to(weight.device)
             replace_module(model, name, layer)
         layer.makers += tuple(model.get_submodule(maker) for maker in gate.place.makers)
         if isinstance(gate, RowGate):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import survey
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.hashing import model_hash
-from lowrank_vit.records.layers import PoolSite
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.records.layers import MIXER, PoolSite
 from lowrank_vit.records.split_rows import ROW, SplitSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
@@ -25,6 +28,7 @@ from lowrank_vit.runtime.training import train
 from lowrank_vit.stages.gradual import GradualMethod
 from lowrank_vit.stages.gradual.expected import GatedSite, Prices
 from lowrank_vit.stages.gradual.gates import Gate, gated, places
+from lowrank_vit.stages.gradual.mixing import MixerGate
 from lowrank_vit.stages.gradual.training import GradualTraining
 
 
@@ -35,6 +39,7 @@ class Learnt:
 
     scores: Mapping[str, Tensor]  # by the unit's name; shape: (count,)
     described: dict[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # of units that become something else
 
     @property
     def protocol(self) -> str:
@@ -48,6 +53,26 @@ def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[Gate
     if method is not None and ROW in method.units:
         return [SplitSite(site, method.share) for site in find_sites(model)]  # type: ignore[attr-defined]
     return [site for site in survey(model)[0] if not isinstance(site, PoolSite)]
+
+
+@torch.no_grad()
+def with_mixers(model: nn.Module, learnt: Learnt | None) -> nn.Module:
+    """Return a copy in which attention is what its gates have learnt it to be; the model itself without such gates.
+
+    Raises ``InputError`` where the gates were learnt on another model.
+    """
+    if learnt is None or not learnt.tensors:
+        return model
+    model, sites = copy.deepcopy(model), sites_of(model)
+    for place in places(sites, (MIXER,)):
+        if place.name not in learnt.tensors:
+            raise InputError(f"nothing was learnt of {place.module}: it was another model, or another recipe")
+        attention = model.get_submodule(place.layer)
+        weight = next(attention.parameters())
+        gate = MixerGate(place).to(weight)
+        gate.load_state_dict(dict(learnt.tensors[place.name]))
+        replace_module(model, place.layer, gate.mixer(attention))
+    return model
 
 
 def make_gates(model: nn.Module, method: GradualMethod) -> dict[str, Gate]:
@@ -96,7 +121,10 @@ def learn(
         )
         running = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers, "progress": progress}
         train(module, data_module, epochs=epochs, hardware=hardware, **running)  # type: ignore[arg-type]
-        return Learnt({name: gate.scores().cpu() for name, gate in gates.items()}, module.describe())
+        scores = {name: gate.scores().cpu() for name, gate in gates.items()}
+        return Learnt(
+            scores, module.describe(), {name: gate.tensors() for name, gate in gates.items() if gate.tensors()}
+        )
 
 
 def _check(

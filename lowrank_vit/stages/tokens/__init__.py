@@ -1,12 +1,13 @@
 """Fewer tokens, one file for each rule: they save multiply-accumulates, never parameters.
 
 A rule is a frozen dataclass, called with a dense or compressed model; it returns a copy whose blocks hand on fewer tokens.
+Some rules learn which: what they return is trained by ``learning.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -23,6 +24,13 @@ class TokenRule(Protocol):
     def strengths(self, tokens: int) -> Sequence[TokenRule]:
         """List the rule at all its strengths for a model of that many patches, the weakest first."""
         ...
+
+
+@runtime_checkable
+class LearntRule(TokenRule, Protocol):
+    """A rule whose blocks have selectors to train: with the weights on ``labelled`` images, or alone on any."""
+
+    labelled: ClassVar[bool]
 
 
 TOKENS: Registry[type[TokenRule]] = Registry("token rule", __name__)

@@ -1,0 +1,199 @@
+"""Training of token selectors under Lightning: alone, towards the dense model, or with the weights, towards labels, too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lowrank_vit.architectures.base import first_inputs
+from lowrank_vit.modules.token_selector import SelectingBlock, masked, packed
+from lowrank_vit.objectives.classification import distillation_loss
+from lowrank_vit.records.report import plain
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.trainer import derived_seed
+from lowrank_vit.runtime.training import SeededTraining, cosine
+
+Choose = Callable[[Tensor, Tensor, int], Tensor]  # of scores, what is kept, and a selector's place: what it keeps
+LOGIT, TOKEN, RATIO = 0.5, 0.5, 2.0  # weights beside a cross-entropy of 1, as in the released code
+SLOWER = 0.01  # the weights' share of the learning rate
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model with selectors makes of a batch while all tokens are still there, some of them masked.
+
+    ``tokens``: of the patches behind the last norm, (B, T, n); ``kept``: by each selector, (B, T, 1), of 0 and 1.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    kept: list[Tensor]
+
+
+def see(model: Any, images: Tensor, choose: Choose) -> Seen:
+    """Lead images, (B, C, H, W), through a model, masking the tokens that selectors drop instead of removing them."""
+    x = next(first_inputs(model, model.blocks[0], [images]))
+    patches, count = slice(1, x.shape[1]), x.shape[1] - 1
+    kept: list[Tensor] = []
+    mask = None
+    for block in model.blocks:
+        if isinstance(block, SelectingBlock):
+            before = kept[-1] if kept else x.new_ones(len(x), count, 1)
+            always = x.new_ones(len(x), 1 + len(kept), 1)  # this package, and those before; or the class token
+            scores = block.selector(x[:, 1:], torch.cat([before, always[:, 1:]], 1))[:, :count]
+            kept.append(choose(scores, before, len(kept)))
+            x = torch.cat([x, packed(x[:, patches], scores[..., :1], before - kept[-1])], 1)
+            mask = torch.cat([always[:, :1], kept[-1], always], 1)
+        x = masked(block, x, mask)
+    x = model.norm(x)
+    return Seen(model.forward_head(x), x[:, patches], kept)
+
+
+def best(count: int) -> Choose:
+    """Return the choice of the ``count`` best tokens; of several selectors, of each the same."""
+
+    def choose(scores: Tensor, before: Tensor, turn: int) -> Tensor:
+        order = scores[..., 0].masked_fill(before[..., 0] == 0, -1.0).argsort(-1, descending=True)
+        return torch.zeros_like(before).scatter(1, order[:, :count, None], 1.0)
+
+    return choose
+
+
+def drawn(scores: Tensor, noise: Tensor) -> Tensor:
+    """Draw which tokens are kept, (B, T, 1), by the Gumbel trick, straight through; scores: (B, T, 2), noise: uniform."""
+    soft = (scores.clamp_min(1e-12).log() - (-noise.clamp(1e-12, 1 - 1e-7).log()).log()).softmax(-1)[..., :1]
+    hard = (soft.detach() > 0.5).to(soft)
+    return hard - soft.detach() + soft
+
+
+class SelectorTraining(SeededTraining):
+    """The loss of a model whose selectors mask tokens; AdamW, a cosine to zero, step by step (Kong et al. 2022).
+
+    With ``images``, (N, C, H, W), the selectors alone are trained, and no label is read: KL to the teacher's logits, plus the
+    mean squared difference to its tokens where they are kept, plus ``2 mean((share - target)^2)`` over the selectors, the
+    targets being what each keeps once trained. Without, all is trained on a data module's labels, the weights by a hundredth
+    of ``lr``: cross-entropy, plus half of either distillation, plus the same. ``run`` is recorded.
+    Raises ``InputError`` for values out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        *,
+        images: Tensor | None = None,
+        epochs: int = 10,
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        label_smoothing: float = 0.1,
+        batch_size: int = 64,
+        seed: int = 0,
+        run: dict[str, Any] | None = None,
+    ) -> None:
+        if epochs < 1 or batch_size < 1 or not (0 < lr < math.inf and 0 <= weight_decay < math.inf):
+            raise InputError("epochs, batch_size and lr must be positive, and weight_decay not negative")
+        self._own = selector_names(model)
+        names = [name for name, _ in model.named_parameters() if images is None or name in self._own]
+        super().__init__(model, teacher, names)
+        settings = {"epochs": epochs, "lr": lr, "weight_decay": weight_decay, "seed": seed, "distilled": True}
+        own = (
+            {"label_smoothing": label_smoothing}
+            if images is None
+            else {"images": len(images), "batch_size": batch_size}
+        )
+        self.save_hyperparameters({**settings, **own, **(run or {})})
+        self._images, patches = images, int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
+        self.blocks = [module for module in model.modules() if isinstance(module, SelectingBlock)]
+        self.targets = [block.config["count"] / patches for block in self.blocks]
+
+    def describe(self) -> dict[str, Any]:
+        """Return all hyperparameters, as plain values for a report."""
+        protocol = "gates-alone" if self._images is not None else "full-ft+kd"
+        schedule = {"optimizer": "AdamW", "schedule": "cosine to zero, each step"}
+        return {"protocol": protocol, **schedule, **plain(self.hparams), **self.counts()}
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return whole batches of the images, (B, C, H, W), shuffled by (seed, epoch); without, the data module has them."""
+        assert self._images is not None
+        images, seed = TensorDataset(self._images), derived_seed(self.hparams["seed"], 1)
+        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(images, 1, 0, seed=seed, drop_last=True)
+        batch = min(self.hparams["batch_size"], len(self._images))
+        return DataLoader(images, batch, sampler=sampler, drop_last=True, generator=torch.Generator())
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch of images (B, C, H, W) and, maybe, labels (B,)."""
+        images = batch[0]
+        with torch.no_grad():
+            tokens = self._teacher[0].forward_features(images)  # type: ignore[operator]
+            logits = self._teacher[0].forward_head(tokens)  # type: ignore[operator]
+        seen = see(self.model, images, self._draw)
+        pull = distillation_loss(seen.logits, logits, 1.0)
+        last = seen.kept[-1].detach()
+        apart = ((seen.tokens - tokens[:, 1:]).square().mean(-1, keepdim=True) * last).sum() / self._over_all(
+            last.sum()
+        )
+        if self._images is not None:
+            loss = pull + apart
+        else:
+            labels = batch[1]
+            if int(labels.min()) < 0:
+                raise InputError("training images have no labels: learn the selectors on a labelled data set")
+            true = F.cross_entropy(seen.logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
+            loss = true + LOGIT * pull + TOKEN * apart
+        self.log("train_loss", loss, prog_bar=True)
+        return loss + RATIO * self._excess(seen)
+
+    def _excess(self, seen: Seen) -> Tensor:
+        """Return the mean squared distance of the shares that are kept, over all processes, from the targets."""
+        squares = []
+        for turn, (kept, target) in enumerate(zip(seen.kept, self.targets, strict=True)):
+            share = kept.mean()
+            self.log(f"kept/{turn}", share, on_step=False, on_epoch=True)
+            squares.append((share + (self._over_all(share.detach()) - share.detach()) - target).square())
+        return torch.stack(squares).mean()
+
+    def _over_all(self, value: Tensor) -> Tensor:
+        """Return the mean of a number over all processes."""
+        mean: Tensor = self.all_gather(value).float().mean()  # type: ignore[union-attr]
+        return mean
+
+    def _draw(self, scores: Tensor, before: Tensor, turn: int) -> Tensor:
+        """Draw what a selector keeps, by noise that depends on seed, step and image, not on the number of processes."""
+        seed, world = derived_seed(self.hparams["seed"], 2, self.global_step, turn), self.trainer.world_size
+        noise = torch.rand(len(scores) * world, *scores.shape[1:], generator=torch.Generator().manual_seed(seed))
+        return drawn(scores, noise[self.global_rank :: world].to(scores)) * before
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Make AdamW over the selectors and, where they are trained, the weights."""
+        named = [(name, each) for name, each in self.model.named_parameters() if name in self.trained]
+        decay = self.hparams["weight_decay"]
+        groups: list[dict[str, Any]] = [
+            {"params": params, "lr": self.hparams["lr"] * share, "weight_decay": decay}
+            for share, own in ((1.0, True), (SLOWER, False))
+            if (params := [each for name, each in named if (name in self._own) == own])
+        ]
+        optimizer, steps = torch.optim.AdamW(groups), int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: cosine(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def selector_names(model: nn.Module) -> set[str]:
+    """Return the names of all selectors' parameters. Raises ``InputError`` for a model without any."""
+    found = {
+        f"{name}.selector.{each}"
+        for name, module in model.named_modules()
+        if isinstance(module, SelectingBlock)
+        for each, _ in module.selector.named_parameters()
+    }
+    if not found:
+        raise InputError("the model has no selectors to train: with keep=1 all tokens stay")
+    return found

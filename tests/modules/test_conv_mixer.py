@@ -1,0 +1,87 @@
+"""A mixer that shares attention's weights: one position after another by hand, its cost, its file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import InputError, dense_report, load, save
+from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer, mixer_cost, shared_weights
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.stages.export import formats as export
+from tests.support.models import ARGUMENTS, images, outputs, tiny
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_it_is_the_sum_over_neighbours_of_mixed_heads(kernel: int) -> None:
+    """Each patch, its neighbours one by one, by a mixture of heads of its own for each place."""
+    values, biases, outputs_, mixture = random(2, 3, 6), random(2, 3), random(6, 2, 3), 0.01 * random(2, 9)
+    up_bias, x = random(6), random(2, 1 + 9, 6, seed=1)
+    mixer = ConvMixer.of(*shared_weights(values, biases, outputs_, mixture, kernel), up_bias)
+    pi = (mixture / 0.01).softmax(0)
+    expected = x.clone()
+    for row in range(3):
+        for column in range(3):
+            inner, whole = torch.zeros(2, 3).double(), torch.zeros(2).double()
+            for place in range(9) if kernel == 3 else (4,):
+                r, c = row + place // 3 - 1, column + place % 3 - 1
+                weight = sum(pi[head, place] * values[head] for head in range(2))
+                inner = inner + sum(pi[head, place] * biases[head] for head in range(2))
+                whole = whole + pi[:, place]
+                if 0 <= r < 3 and 0 <= c < 3:
+                    inner = inner + x[:, 1 + 3 * r + c] @ weight.T
+            up = sum(whole[head] * outputs_[:, head] for head in range(2))
+            expected[:, 1 + 3 * row + column] = inner.relu() @ up.T + up_bias
+    torch.testing.assert_close(mixer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def mixed(kernel: int, model: nn.Module | None = None) -> nn.Module:
+    model = model or tiny()
+    model.blocks[1].attn = ConvMixer(16, 8, kernel)
+    return model
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_it_costs_what_is_counted(kernel: int) -> None:
+    small, dense = mixed(kernel), tiny()
+    parameters, macs = mixer_cost(16, 8, kernel, 16)
+    assert sum(each.numel() for each in small.blocks[1].attn.parameters()) == parameters
+    attention = parameter_count(dense.blocks[1].attn)
+    assert parameter_count(small) == parameter_count(dense) - attention + parameters
+    whole = multiply_accumulates(dense, input_size(dense))
+    assert multiply_accumulates(small, input_size(dense)) == whole - (17 * 4 * 16 * 16 + 2 * 17 * 17 * 16) + macs
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_it_is_saved_checked_and_exported(kernel: int, tmp_path: Path) -> None:
+    small = mixed(kernel)
+    save(small, tmp_path / "small", dense_report(small), model_args=ARGUMENTS["vit"])
+    assert torch.equal(outputs(load(tmp_path / "small"), images(3)), outputs(small, images(3)))
+    assert export.export(small, tmp_path / "model", "torch-export")[3] < 1e-4
+    file = tmp_path / "small" / "config.json"
+    config = json.loads(file.read_text())
+    entry = config["lowrank_vit"]["layers"]["blocks.1.attn"]
+    assert entry == {"kind": "mixer", "width": 16, "inner": 8, "kernel": kernel}
+    for wrong in ({"kernel": 2}, {"kernel": "3"}, {"inner": 0}, {"width": 10**9}, {"kind": "mixed"}):
+        config["lowrank_vit"]["layers"]["blocks.1.attn"] = {**entry, **wrong}
+        file.write_text(json.dumps(config))
+        with pytest.raises(InputError, match=r"config\.json|model\.safetensors"):
+            load(tmp_path / "small")
+
+
+@pytest.mark.slow
+def test_it_is_exported_to_onnx(tmp_path: Path) -> None:
+    assert export.export(mixed(3), tmp_path / "model.onnx", "onnx")[3] < 1e-4
+
+
+def test_patches_that_make_no_square_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 patches make no square"):
+        ConvMixer(4, 2, 1)(torch.zeros(1, 7, 4))
