@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "custom_diffusion": ("Custom Diffusion", {"method": "custom_diffusion", "learning_rate": 3e-3}),
     "lora-4-prior": (
         "LoRA, rank 4, prior of the old digits",
-        {"method": "lora", "rank": 4, "learning_rate": 3e-3, "prior": OLD},
+        {"method": "lora", "rank": 4, "learning_rate": 1e-2, "prior": OLD},
     ),
     "dreambooth": ("DreamBooth", {"method": "dreambooth", "learning_rate": 3e-4}),
     "dreambooth-class": (
@@ -54,7 +54,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "dreambooth-prior": (
         "DreamBooth, prior of the old digits",
-        {"method": "dreambooth", "learning_rate": 3e-4, "prior": OLD},
+        {"method": "dreambooth", "learning_rate": 1e-3, "prior": OLD},
     ),
     "textual_inversion": ("Textual inversion", {"method": "textual_inversion", "learning_rate": 1e-1}),
 }
