@@ -47,8 +47,8 @@ def files(models: dict[str, nn.Module], images: Images, folder: Path) -> dict[st
     return made
 
 
-def main() -> None:
-    """Compress, export, time and print the table."""
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Exported files in float and in integers.")
     parser.add_argument("--model", default="digits_deit_small")
     parser.add_argument("--checkpoint", type=Path)
@@ -62,7 +62,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of timing, for each batch size")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def line(name: str, kept: str, row: dict[str, Any]) -> list[str]:
+    """Write what was found of a file."""
+    cells = [name, f"{row['bytes'] / 2**20:.2f}", f"{row['top1']:.1f}", kept]
+    for one in row["times"].values():
+        low, high = one["speedup_quartiles"]
+        cells += [f"{1e3 * one['seconds']:.1f}", f"{one['speedup']:.2f} ({low:.2f}-{high:.2f})"]
+    return cells
+
+
+def main() -> None:
+    """Compress, export, time and print the table."""
+    args = arguments()
     dense: Any = load_model(args.model, args.checkpoint)
     config, samples = resolve_model_data_config(dense), args.calibration_samples
     data = ImageData(args.data, config, calibration_samples=samples, held_out_samples=0, limit=args.limit)
@@ -78,14 +92,7 @@ def main() -> None:
         say(f"{len(made)} files are written")
         options: dict[str, Any] = {"seconds": args.seconds, "clock": args.clock, "labelled": data.val_dataloader()}
         found = compare_files([path for path, _ in made.values()], size, batches, **options)
-    rows = []
-    for (name, (_, kept)), row in zip(made.items(), found, strict=True):
-        cells = [name, f"{row['bytes'] / 2**20:.2f}", f"{row['top1']:.1f}", kept]
-        for batch in batches:
-            one = row["times"][batch]
-            low, high = one["speedup_quartiles"]
-            cells += [f"{1e3 * one['seconds']:.1f}", f"{one['speedup']:.2f} ({low:.2f}-{high:.2f})"]
-        rows.append(cells)
+    rows = [line(name, kept, row) for (name, (_, kept)), row in zip(made.items(), found, strict=True)]
     columns = ["file", "MiB", "top-1 %", "kept float", *(f"{kind} {n}" for n in batches for kind in ("ms", "speed-up"))]
     title = f"{args.model} in onnxruntime, {args.clock} clock, {found[0]['n']} validation images, by {FIRST}"
     show(title, columns, rows)

@@ -241,10 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}: free some space, then run again; finished work is kept", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
-        print(
-            f"interrupted: {stopped or 'finished work is kept; run the same command again to continue'}",
-            file=sys.stderr,
-        )
+        print(f"interrupted: {stopped or 'finished work is kept; run the same command to continue'}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -65,7 +65,7 @@ def own_inputs(model: Architecture, percent: int) -> list[Row]:
 def rows(model: Architecture) -> list[Row]:
     """List all tries on a model."""
     percents = REDUCTIONS["best"] if model is DEIT_T else (STANDIN_REDUCTION,)
-    return [row for percent in percents for row in own_inputs(model, percent)] + [
+    tries = [
         tried
         for recipe, settings in SETTINGS.items()
         for percent in (REDUCTIONS[recipe] if model is DEIT_T else (STANDIN_REDUCTION,))
@@ -74,6 +74,7 @@ def rows(model: Architecture) -> list[Row]:
             *(row(model, recipe, percent, setting, value) for setting, values in settings.items() for value in values),
         )
     ]
+    return [*tries, *(row for percent in percents for row in own_inputs(model, percent))]
 
 
 TABLE = Table(

@@ -69,22 +69,18 @@ def train(
     """
     from diffusers import DDPMScheduler
 
-    model = customization.model
-    generator = torch.Generator().manual_seed(seed)
+    model, generator = customization.model, torch.Generator().manual_seed(seed)
     optimizer, schedule = _optimizer(customization, training)
     told, times = Trained(), []
     images, noising = images.to(model.device), DDPMScheduler.from_config(dict(model.schedule))
     fixed = None if customization.method.trains_word else customization.prompt([prompt]).detach()
-    kept = None if prior is None else model.prompt(prior.prompts).detach()
     for step in track(range(training.steps), "customize", shown=progress):
         start = time.perf_counter()
         batch = images[torch.randint(len(images), (training.batch_size,), generator=generator)]
         context = customization.prompt([prompt]) if fixed is None else fixed
         loss = noise_loss(model, noising, batch, context.expand(len(batch), -1, -1), generator)
-        if prior is not None and kept is not None:
-            chosen = torch.randint(len(prior.images), (training.batch_size,), generator=generator)
-            drawn = prior.images[chosen].to(model.device)
-            loss = loss + prior.weight * noise_loss(model, noising, drawn, kept[chosen], generator)
+        if prior is not None:
+            loss = loss + _prior_loss(model, noising, prior, len(batch), generator)
         told.losses.append(_step(customization, loss, optimizer, training.clip))
         schedule.step()
         times.append(time.perf_counter() - start)
@@ -103,6 +99,13 @@ def _optimizer(
     optimizer = torch.optim.AdamW(customization.trained, rate, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / training.steps)
     return optimizer, schedule
+
+
+def _prior_loss(model: TextToImage, noising: Any, prior: Prior, count: int, generator: torch.Generator) -> Tensor:
+    """Return the weighted loss of ``count`` images that the base drew."""
+    chosen = torch.randint(len(prior.images), (count,), generator=generator)
+    context = model.prompt([prior.prompts[place] for place in chosen.tolist()]).detach()
+    return prior.weight * noise_loss(model, noising, prior.images[chosen].to(model.device), context, generator)
 
 
 def _step(customization: Customization, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:

@@ -78,7 +78,8 @@ def analyse(
     where, watch = resolve_device(device), Stopwatch()
     model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
     check_dense(model)
-    dense, model = model, prepared(with_mixers(model, learnt), recipe, sites)
+    start = model if learnt is None else with_mixers(model, learnt)
+    dense, model = model, prepared(start, recipe, sites)
     selection = select(model, recipe, sites)
     recipe, groups = selection.recipe, selection.groups
     if recipe.refit is not None or recipe.replays:

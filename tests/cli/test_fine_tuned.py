@@ -35,5 +35,5 @@ def test_compress_distil_and_tune(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json_of(capsys, "evaluate", *model, "--data", "digits", "--limit", 20)["n"] == 20
     assert json_of(capsys, "evaluate", tmp_path / "both", "--data", "digits", "--limit", 20)["n"] == 20
     assert "not 10: pass the fine-tuned" in refused(capsys, "distill", small, *data, "--out", tmp_path / "without")
-    assert "belong to --model" in refused(capsys, "evaluate", small, *data, "--num-classes", 9)
+    assert "go with --model" in refused(capsys, "evaluate", small, *data, "--num-classes", 9)
     assert "'depth' is not KEY=VALUE" in refused(capsys, "evaluate", *data, "--model-args", "depth")

@@ -52,6 +52,16 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--steps", type=natural, default=500, help="of training")
     parser.add_argument("--batch-size", type=natural, default=1, help="images in a step")
     parser.add_argument("--learning-rate", type=float, help="at the start, falling to zero (default: the method's own)")
+    _add_prior(parser)
+    parser.add_argument("--samples", type=natural, default=0, help="images to draw before and after, to DELTA.png")
+    parser.add_argument("--guidance", type=float, default=7.0, help="of the samples towards the prompt")
+    parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--out", type=Path, required=True, metavar="DELTA", help=f"the file to write, {SUFFIX}")
+    parser.set_defaults(run=run)
+
+
+def _add_prior(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prior",
         action="append",
@@ -61,12 +71,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--prior-images", type=natural, default=100, help="that are drawn for --prior, in all")
     parser.add_argument("--prior-weight", type=float, default=1.0, help="of their loss")
-    parser.add_argument("--samples", type=natural, default=0, help="images to draw before and after, to DELTA.png")
-    parser.add_argument("--guidance", type=float, default=7.0, help="of the samples towards the prompt")
-    parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
-    parser.add_argument("--out", type=Path, required=True, metavar="DELTA", help=f"the file to write, {SUFFIX}")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

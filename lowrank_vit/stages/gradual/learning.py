@@ -56,17 +56,17 @@ def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[Gate
 
 
 @torch.no_grad()
-def with_mixers(model: nn.Module, learnt: Learnt | None) -> nn.Module:
+def with_mixers(model: nn.Module, learnt: Learnt) -> nn.Module:
     """Return a copy in which attention is what its gates have learnt it to be; the model itself without such gates.
 
     Raises ``InputError`` where the gates were learnt on another model.
     """
-    if learnt is None or not learnt.tensors:
+    if not learnt.tensors:
         return model
     model, sites = copy.deepcopy(model), sites_of(model)
     for place in places(sites, (MIXER,)):
         if place.name not in learnt.tensors:
-            raise InputError(f"nothing was learnt of {place.module}: it was another model, or another recipe")
+            raise InputError(f"nothing was learnt about {place.module}: learn with this model and this recipe")
         attention = model.get_submodule(place.layer)
         weight = next(attention.parameters())
         gate = MixerGate(place).to(weight)

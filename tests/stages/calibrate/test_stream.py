@@ -71,6 +71,7 @@ def test_every_statistic_equals_its_definition(kind: str) -> None:
         inputs, gradients = truth[site.name]
         weight = get_linear(model, site).weight.detach().T
         dense = dense_moments(weight.double(), inputs.double(), gradients.double())
+        dense.sums["gradient_abs"] = (inputs.mT @ gradients).abs().sum(0)  # of each image
         own = moments[site.name]
         if kind == "swin" and site.name.endswith(("qkv", "proj")):  # which see windows of 16 tokens
             dense.sums["representative_windows"] = torch.tensor(inputs.shape[:-1].numel() / 16)

@@ -38,7 +38,8 @@ CASES += [(recipe, list(STANDINS)[i % 2]) for i, recipe in enumerate(RECIPES) if
 def small(standin: str, recipe: str, **changes: object) -> nn.Module:
     """An untrained stand-in, with every weight at work, compressed."""
     torch.manual_seed(0)
-    model = timm.create_model(standin, **STANDINS[standin]).eval()
+    deeper = {"depth": 2} if recipe == "wd-depth" else {}  # whose steps are blocks
+    model = timm.create_model(standin, **STANDINS[standin] | deeper).eval()
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return compress(model, [torch.randn(16, 1, 8, 8)], get_recipe(recipe).but(**changes), 0.3)[0]

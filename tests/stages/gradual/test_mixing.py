@@ -98,5 +98,5 @@ def test_what_is_learnt_is_compressed_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_what_was_learnt_on_another_model_is_refused() -> None:
-    with pytest.raises(InputError, match=r"nothing was learnt of blocks\.0\.attn"):
+    with pytest.raises(InputError, match=r"nothing was learnt about blocks\.0\.attn"):
         with_mixers(tiny(), Learnt({}, {}, {"blocks.9.attn.mixer": {}}))
