@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,9 +117,9 @@ class Splits:
 
     def _dense_ones(self) -> Iterator[Any]:
         """Make the dense model with fewer tokens, at every strength that is tried."""
-        dense: Any = copy.deepcopy(self.analysis.dense)
-        dense.compression_report = dense_report(dense)
-        left = dense.compression_report["macs"]["compressed"]
+        dense = self.analysis.dense
+        report: Any = dense_report(dense)
+        left = report["macs"]["compressed"]
         for part in PARTS:
             try:
                 fewer: Any = fewer_tokens(dense, self.rule, macs=(self.limit / self.scale.dense) ** part)

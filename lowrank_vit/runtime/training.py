@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lowrank_vit.runtime.checkpoints import LastCheckpoint, check_resumable
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, rank_and_world
-from lowrank_vit.runtime.trainer import make_trainer, reseed
+from lowrank_vit.runtime.trainer import derived_seed, make_trainer, reseed
 
 logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
+ORDER = 1  # the stream of random numbers, of one seed, that shuffles images
 
 
 def cosine(step: int, steps: int) -> float:
@@ -83,6 +88,29 @@ class SeededTraining(LightningModule):
         )
         return {"trained_parameters": trained, "parameters": parameters, "trainable_share": trained / parameters}
 
+    def whole_batches(self, *tensors: Tensor) -> DataLoader[tuple[Tensor, ...]]:
+        """Return batches of the tensors' rows, shuffled by (seed, epoch); an incomplete last one is left out of its epoch.
+
+        A batch is ``batch_size`` rows over all processes. Raises ``InputError`` where they cannot share it evenly.
+        """
+        rows, world = TensorDataset(*tensors), self.trainer.world_size
+        batch = min(self.hparams["batch_size"], len(rows))
+        if batch % world:
+            raise InputError(f"a batch of {batch} images cannot be shared by {world} processes: change batch_size")
+        seed = derived_seed(self.hparams["seed"], ORDER)
+        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
+            rows, world, self.global_rank, seed=seed, drop_last=True
+        )
+        return DataLoader(rows, batch // world, sampler=sampler, drop_last=True, generator=torch.Generator())
+
+    def adamw(
+        self, groups: list[dict[str, Any]], factor: Callable[[int, int], float] = cosine, **settings: Any
+    ) -> OptimizerLRSchedulerConfig:
+        """Make AdamW over groups of parameters; ``factor(step, steps)`` multiplies the learning rates, step by step."""
+        optimizer, steps = torch.optim.AdamW(groups, **settings), int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
     def on_fit_start(self) -> None:
         """Move the teacher to the model's device."""
         for teacher in self._teacher:
@@ -98,6 +126,11 @@ class SeededTraining(LightningModule):
         if self._first_epoch:
             iter(self.trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]  # set before any epoch
             self._first_epoch = False
+
+
+def run_record(hardware: Hardware, **more: Any) -> dict[str, Any]:
+    """Return what a training's result depends on besides its hyperparameters, to be recorded with them."""
+    return {"precision": hardware.precision, "processes": hardware.processes, **more}
 
 
 def train(

@@ -151,6 +151,11 @@ def united(needs: Iterable[Mapping[str, frozenset[str]]]) -> dict[str, frozenset
     return joined
 
 
+def tokens_of_an_image(moments: Moments) -> int:
+    """Return how many tokens of an image a layer saw while statistics were collected."""
+    return moments.tokens // max(moments.images, 1)
+
+
 def cubic_work(site: Site) -> float:
     """Estimate the work of a layer's decomposition or closed form, up to a constant factor: eigenvectors and products."""
     n, d = site.in_features, site.out_features

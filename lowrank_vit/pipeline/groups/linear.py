@@ -16,7 +16,7 @@ from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import CutLayer, fold
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, cubic_work
+from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, cubic_work, tokens_of_an_image
 from lowrank_vit.pipeline.groups.mixtures import mixed_rank
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
@@ -126,7 +126,7 @@ class KnownLinear:
     @cached_property
     def curve(self) -> ErrorCurve:
         """Return the loss and cost of every rank."""
-        return self.group.curve(self.factors.loss.cpu(), self.moments.tokens // max(self.moments.images, 1))
+        return self.group.curve(self.factors.loss.cpu(), tokens_of_an_image(self.moments))
 
     @cached_property
     def metrics(self) -> list[OutputMetric]:

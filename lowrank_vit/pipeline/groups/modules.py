@@ -15,7 +15,7 @@ from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.scatter_output import ScatterOutput
-from lowrank_vit.pipeline.groups import PLAIN, Ranks, Settings, cubic_work
+from lowrank_vit.pipeline.groups import PLAIN, Ranks, Settings, cubic_work, tokens_of_an_image
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Directions, InputSubset, Logits, WholeHeads
@@ -101,7 +101,7 @@ class ModuleGroup:
     ) -> KnownModule:
         """Return the module with its directions."""
         output, first = self.linears[-1].name, moments[self.linears[0].name]
-        tokens = first.tokens // max(first.images, 1)
+        tokens = tokens_of_an_image(first)
         return KnownModule(self, model, parts, moments[output], None if unseen is None else unseen[output], tokens)
 
 

@@ -15,7 +15,7 @@ from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.modules.fold import CutLayer, fold
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, cubic_work
+from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, cubic_work, tokens_of_an_image
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.layers import Site
@@ -130,7 +130,7 @@ class KnownRows:
 
     def curves(self) -> list[ErrorCurve]:
         """Return the only curve."""
-        tokens = self.moments[0].tokens // max(self.moments[0].images, 1)
+        tokens = tokens_of_an_image(self.moments[0])
         return [self.group.curve(self.parts.units.loss.cpu(), tokens)]
 
     def probe_rank(self, unit: str) -> int:

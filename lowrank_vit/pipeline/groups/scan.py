@@ -14,7 +14,7 @@ from lowrank_vit.architectures.parts import described_linear
 from lowrank_vit.architectures.vmamba import mixers
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.scans import LEFT_OUT, Scan, SmallScan
-from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings
+from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, tokens_of_an_image
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Directions
@@ -120,7 +120,7 @@ class KnownScan:
 
     def curves(self) -> list[ErrorCurve]:
         """Return the only curve."""
-        return [self.group.curve(self.directions, self.moments.tokens // max(self.moments.images, 1))]
+        return [self.group.curve(self.directions, tokens_of_an_image(self.moments))]
 
     def probe_rank(self, unit: str) -> int:
         """Return the only size."""

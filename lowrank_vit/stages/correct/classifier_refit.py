@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.correct.regression import Regression, cross_validated
+from lowrank_vit.stages.correct.regression import Folds, add_affine
 
 
 @dataclass(frozen=True)
@@ -44,33 +42,21 @@ class ClassifierRefit:
         """
         name, head = _classifier(small)
         folds = self._folds(dense, small, head, track(batches, "refit", shown=progress))
-        change, shift, ridge = cross_validated(folds, self.ridges)
-        head.weight.data = (as_float64(head.weight) + change.T).to(head.weight)
-        if head.bias is not None:
-            head.bias.data = (as_float64(head.bias) + shift).to(head.bias)
+        change, shift, ridge = folds.fit(self.ridges)
+        add_affine(head, change, shift)
         return {name: ridge}
 
-    def _folds(
-        self, dense: nn.Module, small: nn.Module, head: nn.Linear, batches: Iterable[Tensor]
-    ) -> list[Regression]:
+    def _folds(self, dense: nn.Module, small: nn.Module, head: nn.Linear, batches: Iterable[Tensor]) -> Folds:
         """Add up, in groups of images, what the classifier is given and what its logits lack."""
-        folds, features = [Regression.of(head) for _ in range(self.folds)], list[Tensor]()
-        device, (seen, world) = head.weight.device, rank_and_world()
+        folds, features = Folds(head, self.folds), list[Tensor]()
         hook = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
         try:
-            for images in (batch.to(device) for batch in batches):
-                missing = (predict(dense, images) - predict(small, images)).float()
-                h = features.pop().float()
-                # images alternate between processes: an image's index over all of them decides its fold
-                own = (torch.arange(len(h), device=device) * world + seen) % self.folds
-                for index, fold in enumerate(folds):
-                    chosen = own == index
-                    fold.add(h[chosen], missing[chosen], torch.ones(int(chosen.sum()), device=device))
-                seen += len(h) * world
+            for images in (batch.to(head.weight.device) for batch in batches):
+                missing = predict(dense, images) - predict(small, images)
+                h = features.pop()
+                folds.add(h[:, None], missing[:, None], torch.ones(len(h), 1, device=h.device))
         finally:
             hook.remove()
-        for fold in folds:
-            fold.gather()
         return folds
 
 

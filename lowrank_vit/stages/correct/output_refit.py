@@ -19,10 +19,9 @@ from lowrank_vit.architectures.base import Branch, family_of, first_inputs
 from lowrank_vit.architectures.given import entered, stepped
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.regression import Regression, cross_validated
+from lowrank_vit.stages.correct.regression import Folds, add_affine
 from lowrank_vit.stages.correct.streams import Streams
 
 
@@ -107,8 +106,7 @@ class OutputRefit:
         Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
         """
         layer, device = new.output_layer, new.output_layer.weight.device
-        folds = [Regression.of(layer) for _ in range(self.folds)]
-        (seen, world), weights = rank_and_world(), self._weights(sensitivity)
+        folds, weights = Folds(layer, self.folds), self._weights(sensitivity)
         with Spill() as inputs:
             for place in range(len(streams)):
                 pair = streams.at(place, device)
@@ -117,14 +115,8 @@ class OutputRefit:
                 there = old.tokens(torch.ones_like(y))[..., 0]  # padding is no output
                 rows, h = weights.to(there) * there, h.reshape(*error.shape[:2], -1)
                 inputs[place] = h
-                # images alternate between processes: an image's index over all of them decides its fold
-                own = (torch.arange(len(x), device=x.device) * world + seen) % self.folds
-                for index, fold in enumerate(folds):
-                    fold.add(*(t[own == index].flatten(0, 1).float() for t in (h, error, rows)))
-                seen += len(x) * world
-            for fold in folds:
-                fold.gather()
-            change, shift, ridge = _seen(old.scale, *cross_validated(folds, self.ridges))
+                folds.add(h, error, rows)
+            change, shift, ridge = _seen(old.scale, *folds.fit(self.ridges))
             if ridge is not None:
                 _add_to(layer, change, shift, old.scale)
             if old.normed:
@@ -179,6 +171,4 @@ def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | Non
     if scale is not None:
         gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
-    layer.weight.data = (as_float64(layer.weight) + change.T).to(layer.weight)
-    if layer.bias is not None:
-        layer.bias.data = (as_float64(layer.bias) + shift).to(layer.bias)
+    add_affine(layer, change, shift)

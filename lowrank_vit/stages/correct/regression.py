@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.linalg.gram import gram, weighted_sum
 from lowrank_vit.linalg.metric import cholesky_root
+from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.processes import rank_and_world
 
 
@@ -70,6 +71,35 @@ class Regression:
         w, h, e, hh, he = (self.sums[name] for name in ("w", "h", "e", "hh", "he"))
         explained = 2 * (weight * he).sum() + 2 * bias @ e
         return float(explained - (weight * (hh @ weight)).sum() - 2 * (h @ weight) @ bias - w * bias @ bias)
+
+
+class Folds:
+    """Groups of images whose rows are added up apart, so that each group can be predicted from the others."""
+
+    def __init__(self, layer: nn.Linear, count: int) -> None:
+        self.groups = [Regression.of(layer) for _ in range(count)]
+        self._seen, self._world = rank_and_world()
+
+    def add(self, h: Tensor, e: Tensor, weights: Tensor) -> None:
+        """Add images in their order: h: (B, T, k), e: (B, T, d), weights: (B, T)."""
+        # images alternate between processes: an image's index over all of them decides its fold
+        own = (torch.arange(len(h), device=h.device) * self._world + self._seen) % len(self.groups)
+        for index, group in enumerate(self.groups):
+            group.add(*(t[own == index].flatten(0, 1).float() for t in (h, e, weights)))
+        self._seen += len(h) * self._world
+
+    def fit(self, ridges: Sequence[float]) -> tuple[Tensor, Tensor, float | None]:
+        """Return the fit to the images of all processes, ``cross_validated``, and its ridge."""
+        for group in self.groups:
+            group.gather()
+        return cross_validated(self.groups, ridges)
+
+
+def add_affine(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Add W: (k, d) and b: (d,) to a layer's weight and, where it has one, its bias, in place."""
+    layer.weight.data = (as_float64(layer.weight) + weight.T).to(layer.weight)
+    if layer.bias is not None:
+        layer.bias.data = (as_float64(layer.bias) + bias).to(layer.bias)
 
 
 def cross_validated(folds: Sequence[Regression], ridges: Sequence[float]) -> tuple[Tensor, Tensor, float | None]:

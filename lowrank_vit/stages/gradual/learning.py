@@ -24,7 +24,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.serialization import storable
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import train
+from lowrank_vit.runtime.training import run_record, train
 from lowrank_vit.stages.gradual import GradualMethod
 from lowrank_vit.stages.gradual.expected import GatedSite, Prices
 from lowrank_vit.stages.gradual.gates import Gate, gated, places
@@ -113,7 +113,7 @@ def learn(
     _check(method, teacher, images, data_module)
     hardware = replace(hardware, precision=hardware.mixed_precision)
     gates, prices = make_gates(model, method), Prices.of(model, sites_of(model, method))
-    run = {"precision": hardware.precision, "processes": hardware.processes, "inputs_sha256": model_hash(model)}
+    run = run_record(hardware, inputs_sha256=model_hash(model))
     with quiet_run(data_module, model, teacher), isolate_rng(), gated(model, gates):
         module = GradualTraining(
             *(model.train(images is None), teacher, method, gates, prices),

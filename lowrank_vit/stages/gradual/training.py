@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader
 
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives import Objective
@@ -19,8 +18,7 @@ from lowrank_vit.objectives.classification import Classification, distillation_l
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.trainer import derived_seed
-from lowrank_vit.runtime.training import SeededTraining, cosine
+from lowrank_vit.runtime.training import SeededTraining
 from lowrank_vit.stages.gradual import GradualMethod, Progress
 from lowrank_vit.stages.gradual.expected import Prices
 from lowrank_vit.stages.gradual.gates import Gate, GatedLayer
@@ -103,15 +101,7 @@ class GradualTraining(SeededTraining):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return whole batches of the images (B, C, H, W), shuffled by (seed, epoch); without, the data module has them."""
         assert self._images is not None
-        images, world = TensorDataset(self._images), self.trainer.world_size
-        batch = min(self.hparams["batch_size"], len(self._images))
-        if batch % world:
-            raise InputError(f"a batch of {batch} images cannot be shared by {world} processes: change batch_size")
-        seed = derived_seed(self.hparams["seed"], 1)
-        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
-            images, world, self.global_rank, seed=seed, drop_last=True
-        )
-        return DataLoader(images, batch // world, sampler=sampler, drop_last=True, generator=torch.Generator())
+        return self.whole_batches(self._images)
 
     def loss(self, batch: Sequence[Tensor]) -> Tensor:
         """Compute the loss without the penalty, a mean over the batch of images (B, C, H, W) and, maybe, labels (B,)."""
@@ -164,7 +154,4 @@ class GradualTraining(SeededTraining):
         taken = {id(each) for gate in self.gates.values() for each in gate.parameters()}
         weights = [each for each in self.trained_parameters() if id(each) not in taken]
         groups += [{"params": weights, "lr": lr, "weight_decay": self.hparams["weight_decay"]}] if weights else []
-        optimizer = torch.optim.AdamW(groups)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: cosine(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.adamw(groups)

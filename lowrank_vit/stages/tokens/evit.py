@@ -12,7 +12,7 @@ from lowrank_vit.architectures.base import family_of
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.modules.token_block import FUSE, TokenBlock
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.tokens import TOKENS
+from lowrank_vit.stages.tokens import TOKENS, check_shares
 
 
 @TOKENS.register("evit")
@@ -28,8 +28,7 @@ class AttentiveTokens:
     at: tuple[float, ...] = (0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or not all(0 <= share < 1 for share in self.at):
-            raise InputError(f"keep={self.keep}, at={self.at}: need shares above 0 and up to 1, and from 0 to below 1")
+        check_shares(self.keep, self.at)
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy whose blocks at ``at`` keep fewer tokens."""

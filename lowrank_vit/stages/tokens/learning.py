@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import train
+from lowrank_vit.runtime.training import run_record, train
 from lowrank_vit.stages.tokens.training import SelectorTraining
 
 
@@ -40,7 +40,7 @@ def learn_selectors(
     on CPU). Returns how they were trained. Raises ``InputError`` for bad settings, and for a checkpoint of another run.
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
-    run = {"precision": hardware.precision, "processes": hardware.processes, "inputs_sha256": model_hash(model)}
+    run = run_record(hardware, inputs_sha256=model_hash(model))
     with quiet_run(data_module, model, teacher), isolate_rng():
         model.train(images is None)
         module = SelectorTraining(model, teacher, images=images, epochs=epochs, seed=seed, run=run, **fields)

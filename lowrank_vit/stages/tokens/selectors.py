@@ -15,7 +15,7 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.modules.token_selector import SelectingBlock
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.trainer import reseed
-from lowrank_vit.stages.tokens import TOKENS
+from lowrank_vit.stages.tokens import TOKENS, check_shares
 
 
 @TOKENS.register("spvit-kong-gates")
@@ -35,8 +35,7 @@ class SelectorsAlone:
     labelled: ClassVar[bool] = False  # whether labelled images, and the weights, are needed
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or not all(0 <= share < 1 for share in self.at):
-            raise InputError(f"keep={self.keep}, at={self.at}: need shares above 0 and up to 1, and from 0 to below 1")
+        check_shares(self.keep, self.at)
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy with selectors that have learnt nothing yet. Raises ``InputError`` for another kind of model."""

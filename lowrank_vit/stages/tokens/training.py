@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader
 
 from lowrank_vit.architectures.base import first_inputs
 from lowrank_vit.modules.token_selector import SelectingBlock, masked, packed
@@ -20,7 +19,7 @@ from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.trainer import derived_seed
-from lowrank_vit.runtime.training import SeededTraining, cosine
+from lowrank_vit.runtime.training import SeededTraining
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # of scores, what is kept, and a selector's place: what it keeps
 LOGIT, TOKEN, RATIO = 0.5, 0.5, 2.0  # weights beside a cross-entropy of 1, as in the released code
@@ -124,10 +123,7 @@ class SelectorTraining(SeededTraining):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return whole batches of the images, (B, C, H, W), shuffled by (seed, epoch); without, the data module has them."""
         assert self._images is not None
-        images, seed = TensorDataset(self._images), derived_seed(self.hparams["seed"], 1)
-        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(images, 1, 0, seed=seed, drop_last=True)
-        batch = min(self.hparams["batch_size"], len(self._images))
-        return DataLoader(images, batch, sampler=sampler, drop_last=True, generator=torch.Generator())
+        return self.whole_batches(self._images)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of images (B, C, H, W) and, maybe, labels (B,)."""
@@ -181,9 +177,7 @@ class SelectorTraining(SeededTraining):
             for share, own in ((1.0, True), (SLOWER, False))
             if (params := [each for name, each in named if (name in self._own) == own])
         ]
-        optimizer, steps = torch.optim.AdamW(groups), int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: cosine(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.adamw(groups)
 
 
 def selector_names(model: nn.Module) -> set[str]:

@@ -7,6 +7,7 @@ was calibrated on, so this takes minutes but may overfit: the divergence on unse
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,22 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from lowrank_vit.modules.factors import expanded
 from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import derived_seed, quiet_run
-from lowrank_vit.runtime.training import SeededTraining, Start, train, warm_up_cosine
+from lowrank_vit.runtime.training import SeededTraining, Start, run_record, train, warm_up_cosine
 from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.teacher import check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"
 CLASSIFICATION = Classification()
-ORDER, AUGMENTATION = 1, 2  # streams of random numbers of one seed
+AUGMENTATION = 2  # the stream of random numbers, of one seed, that mirrors and crops
 
 
 def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
@@ -121,15 +120,7 @@ class Distillation(SeededTraining):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return whole batches of positions (B,) and images (B, C, H, W), shuffled by (seed, epoch)."""
-        images, world = TensorDataset(torch.arange(len(self._images)), self._images), self.trainer.world_size
-        batch = min(self.hparams["batch_size"], len(self._images))
-        if batch % world:
-            raise InputError(f"a batch of {batch} images cannot be shared by {world} processes: change batch_size")
-        seed = derived_seed(self.hparams["seed"], ORDER)
-        sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(
-            images, world, self.global_rank, seed=seed, drop_last=True
-        )
-        return DataLoader(images, batch // world, sampler=sampler, drop_last=True, generator=torch.Generator())
+        return self.whole_batches(torch.arange(len(self._images)), self._images)
 
     def loss(self, images: Tensor, target: Outputs) -> tuple[Tensor, Tensor]:
         """Compute the training loss, and the divergence of the logits at temperature 1; means over the batch."""
@@ -162,10 +153,8 @@ class Distillation(SeededTraining):
         """Make AdamW over all parameters, and its schedule."""
         matrices, vectors = ([p for p in self.trained_parameters() if (p.ndim == 1) is flat] for flat in (False, True))
         groups = [{"params": matrices, "lr": self.hparams["lr"]}, {"params": vectors, "lr": self.hparams["vector_lr"]}]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.hparams["weight_decay"])
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: warm_up_cosine(step, steps, self.hparams["warm_up"]))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        factor = partial(warm_up_cosine, warm_up=self.hparams["warm_up"])
+        return self.adamw(groups, factor, weight_decay=self.hparams["weight_decay"])
 
     def on_fit_start(self) -> None:
         """Move the teacher to the model's device; measure the divergence, unless a resumed run has done so."""
@@ -230,11 +219,7 @@ def distill(
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
     with expanded(model), quiet_run(None, model.eval(), teacher), isolate_rng():
-        run = {
-            "precision": hardware.precision,
-            "processes": hardware.processes,
-            "inputs_sha256": inputs_hash(model, teacher, images),
-        }
+        run = run_record(hardware, inputs_sha256=inputs_hash(model, teacher, images))
         module = Distillation(model, teacher, images, held_out=held_out, epochs=epochs, seed=seed, run=run, **fields)
         train(
             module,

@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from lowrank_vit.architectures.linears import patch_embedding
@@ -25,7 +24,7 @@ from lowrank_vit.modules.factors import expanded
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import SeededTraining, cosine, train
+from lowrank_vit.runtime.training import SeededTraining, run_record, train
 from lowrank_vit.stages.training.imitation import check_imitation, towards_teacher
 
 
@@ -183,10 +182,7 @@ class PartialFineTune(SeededTraining):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make AdamW over the trained parameters, and its schedule."""
         settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
-        optimizer = torch.optim.AdamW(self.trained_parameters(), **settings)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: cosine(step, steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return self.adamw([{"params": self.trained_parameters()}], **settings)
 
 
 class FullFineTune(PartialFineTune):
@@ -200,9 +196,9 @@ class FullFineTune(PartialFineTune):
         return [name for name, _ in model.named_parameters()]
 
 
-def _run_record(data_module: LightningDataModule, hardware: Hardware) -> dict[str, Any]:
+def _run_of(data_module: LightningDataModule, hardware: Hardware) -> dict[str, Any]:
     """Return what a result depends on besides the module: precision, batch over all processes, and augmentation."""
-    run: dict[str, Any] = {"precision": hardware.precision, "processes": hardware.processes}
+    run = run_record(hardware)
     images = getattr(data_module, "training_record", None)  # a module of the caller's own need not have it
     return run if images is None else run | images | {"batch_size": images["batch_size"] * hardware.processes}
 
@@ -234,7 +230,7 @@ def finetune(
     hardware = replace(hardware, precision=hardware.mixed_precision)
     check_classes(model, getattr(data_module, "num_classes", None))
     with expanded(model), quiet_run(data_module, model, teacher), isolate_rng():
-        run = _run_record(data_module, hardware)
+        run = _run_of(data_module, hardware)
         kind = FullFineTune if full else PartialFineTune
         module = kind(model.train(), epochs=epochs, lr=lr, seed=seed, teacher=teacher, run=run, **fields)
         train(

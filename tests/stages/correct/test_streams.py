@@ -14,7 +14,7 @@ from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct import output_refit
 from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.correct.regression import Regression, cross_validated
+from lowrank_vit.stages.correct.regression import Folds, Regression, cross_validated
 from lowrank_vit.stages.correct.streams import Streams
 from tests.support.models import model_and_images, modules_of
 
@@ -99,7 +99,7 @@ def test_nothing_stays_on_the_disk(
             fail()
 
     if where == "branch" and error is not None:
-        monkeypatch.setattr(output_refit, "cross_validated", fail)
+        monkeypatch.setattr(Folds, "fit", fail)
     small, sensitivities = halved(model)
     refit, given = OutputRefit(), list(batches()) if error is None else batches()
     if error is None:

@@ -21,7 +21,7 @@ from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.training import cosine
 from lowrank_vit.stages.training.finetune import (
     PartialFineTune,
-    _run_record,
+    _run_of,
     finetune,
     partial_parameters,
     trainable_share,
@@ -278,4 +278,4 @@ def test_free_choices_are_in_the_record(tmp_path: Path) -> None:
 
 def test_the_batch_is_that_of_all_processes() -> None:
     data = ImageData("digits", GREY, batch_size=8)
-    assert _run_record(data, Hardware(devices=2, num_nodes=3))["batch_size"] == 8 * 6
+    assert _run_of(data, Hardware(devices=2, num_nodes=3))["batch_size"] == 8 * 6
