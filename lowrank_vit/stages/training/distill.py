@@ -48,7 +48,8 @@ class Distillation(SeededTraining):
     AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which memorise few
     images if they move far; ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all
     processes; an incomplete last batch is left out of its epoch. The student stays in eval mode: dropout would add
-    noise to what it has to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning.
+    noise to what it has to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``mix`` adds to
+    each image up to this share of another (mixup, Zhang et al. 2018); the teacher answers for the mixture.
     ``held_out``: unseen images, for the divergence before and after. ``run`` is recorded with the hyperparameters.
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
@@ -76,13 +77,14 @@ class Distillation(SeededTraining):
         block_weight: float = 1.0,
         flips: bool = True,
         crop_scale: tuple[float, float] | None = None,
+        mix: float = 0.0,
         objective: Objective = CLASSIFICATION,
         seed: int = 0,
         run: dict[str, Any] | None = None,
     ) -> None:
         rates = {"lr": lr, "vector_lr": vector_lr, "temperature": temperature}
         weights = (weight_decay, logit_weight, feature_weight, block_weight)
-        check_settings(epochs, batch_size, rates, weights, warm_up, gradient_clip, crop_scale)
+        check_settings(epochs, batch_size, rates, weights, warm_up, gradient_clip, crop_scale, mix)
         check_pair(objective, model.eval(), teacher.eval(), images)
         super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "objective", "run"])
@@ -91,6 +93,7 @@ class Distillation(SeededTraining):
         self.objective = objective_for(teacher, objective).fitted(teacher, images.split(batch_size))
         self._images, self._held_out, self._blocks = images, held_out, block_weight > 0
         self._start, self._draws = Start(model), torch.empty(0)
+        self._partners, self._shares = torch.empty(0), torch.empty(0)  # of mixtures
         self._known: Outputs | None = None  # by (mirrored, position)
         self.kl = MeanMetric()
         # buffers, so that checkpoints and other processes have them
@@ -137,6 +140,8 @@ class Distillation(SeededTraining):
         positions, images = batch
         draws = self._draws[positions]
         images = augment(images, draws, self.hparams["flips"], self.hparams["crop_scale"])
+        if self.hparams["mix"]:
+            images = self._mixed(images, positions)
         if self._known is None:
             with torch.no_grad():
                 target = self.objective.targets(self._teacher[0], images, self._blocks)
@@ -148,6 +153,13 @@ class Distillation(SeededTraining):
         self.log("train_loss", loss, prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def _mixed(self, images: Tensor, positions: Tensor) -> Tensor:
+        """Mix images that are augmented, (B, C, H, W), with others, whose augmentation is their own."""
+        others, shares = self._partners[positions.cpu()], self._shares[positions.cpu()] * self.hparams["mix"]
+        draws, scale = self._draws[others.to(self.device)], self.hparams["crop_scale"]
+        added = augment(self._images[others].to(images), draws, self.hparams["flips"], scale)
+        return torch.lerp(images, added, shares.to(images)[:, None, None, None])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Make AdamW over all parameters, and its schedule."""
@@ -161,7 +173,8 @@ class Distillation(SeededTraining):
         super().on_fit_start()
         if self.kl_held_out[0].isnan():
             self._measure(0)
-        if self.hparams["crop_scale"] is None and 1 + self.hparams["flips"] < self.hparams["epochs"]:
+        fixed = self.hparams["crop_scale"] is None and not self.hparams["mix"]
+        if fixed and 1 + self.hparams["flips"] < self.hparams["epochs"]:
             with self.trainer.precision_plugin.forward_context():
                 flips = self.hparams["flips"]
                 pair = (self.objective, self._teacher[0])
@@ -171,7 +184,10 @@ class Distillation(SeededTraining):
         """Draw mirroring and crops by seed, epoch and image alone, whatever the number of processes."""
         super().on_train_epoch_start()
         generator = torch.Generator().manual_seed(derived_seed(self.hparams["seed"], self.current_epoch, AUGMENTATION))
-        self._draws = torch.rand(len(self._images), 4, generator=generator).to(self.device)
+        count = len(self._images)
+        self._draws = torch.rand(count, 4, generator=generator).to(self.device)
+        self._partners = torch.randperm(count, generator=generator)
+        self._shares = torch.rand(count, generator=generator)
         self.kl.reset()
 
     def on_train_epoch_end(self) -> None:

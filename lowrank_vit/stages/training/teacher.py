@@ -27,6 +27,7 @@ def check_settings(
     warm_up: float,
     gradient_clip: float | None,
     crop_scale: tuple[float, float] | None,
+    mix: float,
 ) -> None:
     """Raise ``InputError`` for settings of a distillation that are out of range."""
     if epochs < 1 or batch_size < 1 or not all(0 < value < math.inf for value in rates.values()):
@@ -40,6 +41,8 @@ def check_settings(
         raise InputError("gradient_clip must be positive, or None for no clipping")
     if crop_scale is not None and not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise InputError(f"crop_scale {crop_scale} must be two shares of the area, the lesser first")
+    if not 0 <= mix <= 0.5:
+        raise InputError(f"mix is {mix}: the share of another image must be between 0 and 0.5")
 
 
 def check_pair(objective: Objective, model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
