@@ -25,12 +25,13 @@ from lowrank_vit.pipeline.groups.modules import (
     unit_name,
     whole_modules,
 )
-from lowrank_vit.records.columns import Columns, input_reader
+from lowrank_vit.records.columns import INPUT, Columns, input_reader
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Logits
-from lowrank_vit.records.layers import PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
+from lowrank_vit.records.layers import HIDDEN, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose.columns import COLUMNS, ColumnChoice
@@ -149,6 +150,19 @@ class KnownColumns(KnownModule):
         parts = self.parts[unit_name(self.site, PART)]
         curves: list[ErrorCurve] = self.group.part_curves(parts, self.tokens)
         return curves
+
+    def entry(self, cut: ModuleCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the module's entry of the report, whose rank counts inner parts; its error has not what inputs lose."""
+        entry, name = super().entry(cut, ranks, compressed), unit_name(self.site, PART)
+        parts = self.parts[name]
+        assert isinstance(parts, Columns)
+        kept, inputs = parts.kept(ranks[name])
+        inner = HIDDEN if isinstance(self.site, MlpSite) else VALUE
+        counts = {inner: len(kept), f"{inner}_of": len(parts.inner_mean)}
+        if inputs is not None:
+            counts |= {INPUT: len(inputs), f"{INPUT}_of": self.site.in_features}
+        others = {name: value for name, value in entry["details"].items() if name not in (PART, f"{PART}_of")}
+        return {**entry, "rank": None if cut is None else len(kept), "details": {**others, **counts}}
 
 
 Kept = Tensor | None  # indices of inputs; None: all stay
