@@ -38,7 +38,7 @@ METHODS = {  # recipe: method, note
     "comcat0": ("COMCAT's start (comcat0)", "no learnt ranks, no training; biases kept, which its code zeroes"),
     "ssp": ("S2ViTE's one-shot baseline (ssp)", "without the training that follows"),
     "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
-    "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a2 and a4 on calibration images; the weights stay frozen"),
+    "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a1 to a4 on calibration images; the weights stay frozen"),
     "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
     "wd-depth": (
         "WDPruning's depth, closed form (wd-depth)",
@@ -63,7 +63,7 @@ LEARNT = {  # recipe of a full form: row, method, note
     "vtp": (
         "vtp",
         "VTP (vtp)",
-        "gates a2 and a4 of four; L1 and learning rate are ours; 10 epochs with gates, then 10",
+        "L1 and learning rate of gates a1 to a4 are ours; 10 epochs with gates, then 10",
     ),
     "wdpruning": (
         "wdpruning",

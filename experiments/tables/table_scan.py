@@ -9,6 +9,7 @@ In our reading the paper averages the scan's inputs and the skip over channels a
 norm over channels behind the scan annihilates it, so that the row with the skip kept computes what the row without a scan
 does. Refitted: the output layer in closed form on the calibration images, without a scan, with that of the mean channel
 joined behind the norm, or with the mean of the map. Pruned: the smallest 40 % of each linear layer's weights are zeros.
+Refitted, then a recipe: all scans are left out first. Scans in its budget: the recipe itself chooses which to leave out.
 """
 
 from __future__ import annotations
@@ -58,7 +59,18 @@ def rows(model: Architecture) -> list[Row]:
         for name in RECIPES
         for share in REDUCTIONS
     ]
-    return [dense, pruned, *replaced, *smaller]
+    units = [
+        Row.measuring(
+            model,
+            f"best-units-{share}",
+            "Ours (best), scans in its budget",
+            "scan_units",
+            recipe="best",
+            reduction=share / 100,
+        )
+        for share in REDUCTIONS
+    ]
+    return [dense, pruned, *replaced, *smaller, *units]
 
 
 TABLE = Table(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs.bytes import FLOAT32
 from lowrank_vit.records.layers import HEAD, HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
@@ -25,6 +26,7 @@ UNITS = {
     VALUE: "values",
     HIDDEN: "hidden",
     HEAD: "heads",
+    INPUT: "inputs",
     "depth": "blocks",
 }  # in the words of a table
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial

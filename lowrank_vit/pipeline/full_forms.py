@@ -21,7 +21,7 @@ GATES_ALONE = {recipe.name: recipe for recipe in rivals.RECIPES if recipe.gradua
 FULL_FORMS = {
     name: replace(GATES_ALONE[gates], name=name, labelled=True, about=about)
     for name, gates, about in (
-        ("vtp", "vtp-gates", "VTP's gates a2 and a4, trained with the weights on labelled images (Zhu et al.)"),
+        ("vtp", "vtp-gates", "VTP's gates a1 to a4, trained with the weights on labelled images (Zhu et al.)"),
         ("wdpruning", "wdp-gates", "WDPruning's width, trained with the weights on labelled images (Yu et al.)"),
     )
 }

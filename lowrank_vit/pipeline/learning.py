@@ -17,6 +17,7 @@ from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
+from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.layers import OUTPUT
@@ -106,15 +107,17 @@ def gates_alone(
 def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: Learnt) -> dict[str, torch.Tensor]:
     """Return the scores of a layer's inputs, and outputs, under the statistics' names; nothing where it has no gates."""
     device, found = layer.sums["input_sum"].device, dict[str, torch.Tensor]()
-    for group in (each for each in groups if each.linears[-1].name == name):
+    for group in (each for each in groups if name in [site.name for site in each.linears]):
         own = {
             unit.removeprefix(f"{group.name}."): scores
             for unit, scores in learnt.scores.items()
             if unit.startswith(f"{group.name}.")
         }
         for unit, scores in own.items():
-            outputs = unit in (OUTPUT, ROW)
-            repeats = 1 if outputs else group.linears[-1].in_features // len(scores)
+            outputs, site = unit in (OUTPUT, ROW), group.linears[0 if unit == INPUT else -1]
+            if site.name != name:
+                continue
+            repeats = 1 if outputs else site.in_features // len(scores)
             statistic = "learnt_outputs" if outputs else "learnt"
             found[statistic] = scores.repeat_interleave(repeats).double().to(device)
         if not own:

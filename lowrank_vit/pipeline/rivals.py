@@ -13,8 +13,8 @@ from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
 from lowrank_vit.stages.correct.measured_curves import FEATURE, MeasuredCurves
 from lowrank_vit.stages.decompose.attention.coordinates import Coordinates
 from lowrank_vit.stages.decompose.attention.first_order import FirstOrderValues
-from lowrank_vit.stages.decompose.attention.learnt import LearntValues
 from lowrank_vit.stages.decompose.attention.products import HeadProducts
+from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
 from lowrank_vit.stages.decompose.depth.last import LastBlocks
 from lowrank_vit.stages.decompose.gated.learnt import LearntParts
 from lowrank_vit.stages.decompose.linear.aafm import FeatureMimicking
@@ -118,10 +118,10 @@ RECIPES = (
     ),
     Recipe(
         name="vtp-gates",
-        units={"attention": LearntValues(), "mlp": LearntUnits()},
+        units={"columns": LearntColumns()},
         allocator=EqualError(),
         gradual=ImportanceGates(),
-        about="VTP's gates on values' dimensions and hidden units, trained alone on calibration images (Zhu et al.)",
+        about="VTP's gates on modules' inputs, values' dimensions and hidden units, trained alone (Zhu et al.)",
     ),
     Recipe(
         name="wdp-gates",

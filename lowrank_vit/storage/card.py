@@ -16,7 +16,7 @@ NEEDS = frozenset(
     {"model", "recipe", "recipe_fields", "protocol", "params", "macs", "layers", "provenance"}
 )  # of a report
 PARTS = {"query_key": "query-key", "value": "value", "hidden": "hidden", "head": "heads", "part": "parts"}  # of modules
-PARTS["depth"] = "blocks"
+PARTS |= {"input": "inputs", "depth": "blocks"}
 NESTED = """
 The folder is nested: `lowrank_vit.load(DIR, reduction=0.6)` opens it at any other reduction up to {most:g}
 (`nested.safetensors`, {size:.1f} MiB, by allocator `{allocator}`).

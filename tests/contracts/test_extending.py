@@ -383,6 +383,7 @@ def test_a_row_with_another_hyperparameter() -> None:
 def test_a_site_is_no_group() -> None:
     kinds = [
         "attention",
+        "columns",
         "decomposition",
         "depth",
         "gated",

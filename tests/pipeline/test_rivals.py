@@ -14,6 +14,7 @@ from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.pipeline.groups import GROUPS, PLAIN
 from lowrank_vit.pipeline.rivals import RECIPES
+from lowrank_vit.records.columns import Columns
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import GatedParts
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
@@ -54,8 +55,18 @@ def test_all_of_it_is_the_model_as_it_was(name: str, kind: str) -> None:
     torch.testing.assert_close(outputs(same, data), outputs(model, data), rtol=1e-6, atol=1e-6)
 
 
+def without(layer: nn.Module, gone: Tensor, mean: Tensor | None) -> None:
+    """Zeros in the columns that read what goes, (n,), whose mean goes into the bias."""
+    with torch.no_grad():
+        if mean is not None:
+            layer.bias += layer.weight[:, gone] @ mean[gone]  # type: ignore[operator]
+        layer.weight[:, gone] = 0  # type: ignore[operator]
+
+
 def kept_of(part: object, rank: int) -> tuple[Tensor, Tensor | None]:
     """What a rank keeps: inputs, or heads, and outputs where some of these go, too."""
+    if isinstance(part, Columns):
+        return part.kept(rank)[0], None
     return part.kept(rank) if isinstance(part, GatedParts) else (part.units.kept(rank), None)  # type: ignore[attr-defined]
 
 
@@ -67,16 +78,19 @@ def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
             layer = same.get_submodule(known.group.linears[-1].name)
             kept, outputs = kept_of(part, plan.ranks[unit])
             count = layer.in_features
-            width = count // (int(part.inner.sum()) if isinstance(part, GatedParts) else len(part.units.order))
+            ordered = part.inner.sum() if isinstance(part, GatedParts | Columns) else len(part.units.order)
+            width = count // int(ordered)
             gone = torch.ones(count, dtype=torch.bool)
             gone[(kept[:, None] * width + torch.arange(width)).flatten()] = False
-            with torch.no_grad():
-                if getattr(part, "mean", None) is not None:
-                    layer.bias += layer.weight[:, gone] @ part.mean[gone]
-                layer.weight[:, gone] = 0
-                if outputs is not None:
-                    made = torch.zeros(layer.out_features, dtype=torch.bool)
-                    made[outputs] = True
+            without(layer, gone, part.inner_mean if isinstance(part, Columns) else getattr(part, "mean", None))
+            if isinstance(part, Columns):
+                unread = torch.ones_like(part.input_mean, dtype=torch.bool)
+                unread[part.kept(plan.ranks[unit])[1]] = False
+                without(same.get_submodule(known.group.linears[0].name), unread, part.input_mean)
+            if outputs is not None:
+                made = torch.zeros(layer.out_features, dtype=torch.bool)
+                made[outputs] = True
+                with torch.no_grad():
                     layer.weight[~made], layer.bias[~made] = 0, 0
     return same
 

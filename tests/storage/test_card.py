@@ -58,10 +58,18 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
             assert row[1] == ("dense" if layer["rank"] is None else str(layer["rank"]))
         elif layer["name"].endswith("attn"):
             words = {"query_key": "query-key {} of 16", "value": "value {} of 16", "head": "heads {} of 2"}
-            words |= {"part": "parts {} of 17"}  # two heads and 16 outputs, of which one of either stays
+            words |= {
+                "input": "inputs {} of 16",
+                "part": "parts {} of 17",
+            }  # two heads and 16 outputs, of which one of either stays
             assert row[1] == ", ".join(said.format(kept[unit]) for unit, said in words.items() if unit in kept)
         else:
-            words = {"hidden": "hidden {} of 64", "part": "parts {} of 79", "depth": "blocks {} of 2"}
+            words = {
+                "hidden": "hidden {} of 64",
+                "input": "inputs {} of 16",
+                "part": "parts {} of 79",
+                "depth": "blocks {} of 2",
+            }
             assert row[1] == ", ".join(said.format(kept[unit]) for unit, said in words.items() if unit in kept)
     assert all((layer["z"] is not None) == ("low_rank" in rows[layer["name"]][2]) for layer in report["layers"])
     assert "images that were handed in without a name" in text

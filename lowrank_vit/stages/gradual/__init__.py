@@ -38,7 +38,7 @@ class GradualMethod(Protocol):
 
     units: ClassVar[
         tuple[str, ...]
-    ]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, OUTPUT; or ROW, with a `share`
+    ]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, INPUT, OUTPUT; or ROW, with a `share`
     alone: ClassVar[bool]  # whether gates can be trained alone, while the weights stay frozen
 
     def gate(self, place: Place) -> Gate:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.conv_mixer import KERNELS, mixer_cost
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, tokens_per_image
+from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import NOTHING, Cost
 from lowrank_vit.records.layers import HEAD, HIDDEN, MIXER, OUTPUT, VALUE, AttentionSite, MlpSite
 from lowrank_vit.records.split_rows import ROW, SplitSite
@@ -28,16 +29,18 @@ def dense_cost(site: GatedSite, tokens: int) -> Cost:
     return sum((each.dense for each in site.costs(tokens).values()), NOTHING)
 
 
-def pruned(site: AttentionSite | MlpSite, inner: Any, outputs: Any) -> Any:
+def pruned(site: AttentionSite | MlpSite, inner: Any, outputs: Any, inputs: Any = None, fewer: Any = 0) -> Any:
     """Count the parameters of a module with ``inner`` heads, or hidden units, and ``outputs`` outputs; tensors will do, too.
 
-    An output that is not made costs neither weights nor a bias.
+    ``inputs``: how many are read, by default all; ``fewer``: values that the heads have lost. An output that is not made
+    costs neither weights nor a bias. An MLP that reads fewer inputs has a bias, which takes up the mean of the others.
     """
-    n = site.in_features
+    n = site.in_features if inputs is None else inputs
     if isinstance(site, MlpSite):
-        return (n + site.inputs[0].bias) * site.rows * inner + inner * outputs + outputs
+        bias = site.inputs[0].bias | (n < site.in_features)
+        return (n + bias) * site.rows * inner + inner * outputs + outputs
     kept = inner * site.head_width
-    return 3 * n * kept + kept + kept * outputs + outputs + inner * _position_biases(site)
+    return 2 * n * kept + kept + (kept - fewer) * (n + outputs) + outputs + inner * _position_biases(site)
 
 
 def mixer_costs(site: AttentionSite, tokens: int) -> list[Cost]:
@@ -57,10 +60,14 @@ def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
         return site.cost(int(still_open[ROW].sum()), tokens)
     if isinstance(site, AttentionSite) and MIXER in still_open:
         return mixer_costs(site, tokens)[int(still_open[MIXER].sum())]
-    outputs, n = _count(still_open, OUTPUT, site.linears[-1].out_features), site.in_features
+    outputs, inputs = (
+        _count(still_open, unit, whole)
+        for unit, whole in ((OUTPUT, site.linears[-1].out_features), (INPUT, site.in_features))
+    )
     if isinstance(site, MlpSite):
         hidden = _count(still_open, HIDDEN, site.fc2.in_features)
-        return Cost(pruned(site, hidden, outputs), tokens * (n * site.rows * hidden + hidden * outputs))
+        weights = inputs * site.rows * hidden + hidden * outputs
+        return Cost(pruned(site, hidden, outputs, inputs), tokens * weights)
     values = _values(site, still_open)
     kept, d = int(values.sum()), site.proj.out_features
     if site.dense_logits:
@@ -71,8 +78,8 @@ def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
     fewer = heads * site.head_width - kept  # values that its living heads have lost
     window = site.window_size
     keys = tokens if window is None else window[0] * window[1] + site.class_token
-    weights = n * (2 * heads * site.head_width + kept) + kept * outputs
-    parameters = pruned(site, heads, outputs) - fewer * (n + outputs)
+    weights = inputs * (2 * heads * site.head_width + kept) + kept * outputs
+    parameters = pruned(site, heads, outputs, inputs, fewer)
     return Cost(parameters, tokens * (weights + 2 * keys * heads * site.head_width))
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.records.columns import INPUT, input_reader
 from lowrank_vit.records.layers import HEAD, HIDDEN, MIXER, OUTPUT, VALUE, AttentionSite, MlpSite
 from lowrank_vit.records.split_rows import ROW, SplitSite
 
@@ -24,7 +25,7 @@ class Place:
     """Where the gates of a unit sit: ``count`` of them, on the inputs of ``layer`` (``repeat`` each), or on its outputs."""
 
     module: str
-    unit: str  # HEAD, VALUE, HIDDEN, OUTPUT, MIXER or ROW
+    unit: str  # HEAD, VALUE, HIDDEN, INPUT, OUTPUT, MIXER or ROW
     layer: str
     count: int
     repeat: int = 1
@@ -45,16 +46,16 @@ def places(sites: Sequence[AttentionSite | MlpSite | SplitSite], units: Sequence
             found.append(Place(site.name, ROW, site.name, site.layer.out_features))
             continue
         if isinstance(site, MlpSite):
-            layer, kinds = site.fc2, {HIDDEN: (site.fc2.in_features, 1)}
+            kinds = {HIDDEN: Place(site.name, HIDDEN, site.fc2.name, site.fc2.in_features, makers=site.readers)}
         else:
-            layer, kinds = site.proj, {VALUE: (site.proj.in_features, 1)}
+            kinds = {VALUE: Place(site.name, VALUE, site.proj.name, site.proj.in_features)}
             if not site.dense_logits:  # a head can go where its queries and keys can
-                kinds[HEAD] = (site.qkv.heads, site.head_width)
-        kinds[OUTPUT] = (layer.out_features, 1)
-        makers = {HIDDEN: site.readers}
-        found += [
-            Place(site.name, unit, layer.name, *kinds[unit], makers.get(unit, ())) for unit in units if unit in kinds
-        ]
+                kinds[HEAD] = Place(site.name, HEAD, site.proj.name, site.qkv.heads, site.head_width)
+        output, reader = site.linears[-1], input_reader(site)
+        kinds[OUTPUT] = Place(site.name, OUTPUT, output.name, output.out_features)
+        if reader is not None:
+            kinds[INPUT] = Place(site.name, INPUT, reader.name, reader.in_features)
+        found += [kinds[unit] for unit in units if unit in kinds]
         if MIXER in units and isinstance(site, AttentionSite) and site.window_size is None and not site.dense_logits:
             found.append(Place(site.name, MIXER, site.name, 3, shape=(site.qkv.heads, site.head_width)))
     return found
@@ -159,7 +160,8 @@ def wrap(model: nn.Module, gates: Mapping[str, Gate]) -> None:
             weight = next(layer.parameters())
             layer = gate.around(layer).to(weight.device)
             replace_module(model, name, layer)
-        layer.makers += tuple(model.get_submodule(maker) for maker in gate.place.makers)
+        makers = (model.get_submodule(maker) for maker in gate.place.makers)
+        layer.makers += tuple(maker.layer if isinstance(maker, GatedLayer) else maker for maker in makers)
         if isinstance(gate, RowGate):
             gate.split(layer.layer.weight)
         setattr(layer, {OUTPUT: "outputs", ROW: "rows"}.get(gate.place.unit, "inputs"), gate.to(weight.device))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
+from experiments.jobs.job import Job
+from experiments.jobs.ledger import Ledger
+from experiments.measures import scan_units
 from experiments.measures.scan import prune, shared_energy
 from experiments.tables.catalogue import find
 from lowrank_vit import channel_energy
 from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit.modules.scans import Scan
 from tests.support.vmambas import maps, vmamba
 
 
@@ -39,3 +46,26 @@ def test_rows_say_what_they_replace() -> None:
     assert rows["vmamba_t/written-all"].changes == {"layers": "all"}
     assert rows["vmamba_t/refitted-2-pruned"].changes == {"layers": 2, "refit": "dropped", "pruned": 0.4}
     assert (rows["vmamba_s/best-40"].recipe, rows["vmamba_s/best-40"].reduction) == ("best", 0.4)
+
+
+class Pictures:
+    """Stands in for a data module: the same small images calibrate and are evaluated."""
+
+    calibration_fingerprint = "maps"
+
+    def calibration_dataloader(self) -> list[tuple[Tensor, Tensor]]:
+        return [(maps(24), torch.arange(24) % 5)]
+
+    val_dataloader = calibration_dataloader
+
+
+def test_scans_among_a_recipes_units_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_units, "SECONDS", 0.2)
+    model, ledger = vmamba(), Ledger(tmp_path / "stages.json", lambda said: None)
+    job = Job("vmamba", True, "digits", "24+24", "best", 0.6, 0, measure="scan_units")
+    found = scan_units.measure(model, Pictures(), job, ledger)  # type: ignore[arg-type]
+    scans = [name for name, module in model.named_modules() if isinstance(module, Scan)]
+    assert set(found["scans"]) == set(scans)  # at nearly the most that can be removed
+    assert found["scans_replaced"] == len(scans)
+    assert found["scans_energy"] == pytest.approx(shared_energy(model, found["scans"], maps(24)))
+    assert found["images"] == 24

@@ -9,10 +9,12 @@ import torch
 
 from lowrank_vit import Recipe, analyse
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE
 from lowrank_vit.stages.decompose.attention.learnt import LearntValues
+from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
 from lowrank_vit.stages.decompose.gated.learnt import LearntParts
 from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
 from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
@@ -43,7 +45,7 @@ def test_open_gates_change_nothing_bit_by_bit(name: str, kind: str) -> None:
     assert list(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("unit", [HEAD, VALUE, HIDDEN])
+@pytest.mark.parametrize("unit", [HEAD, VALUE, HIDDEN, INPUT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_gate_is_a_zero_column(unit: str, kind: str) -> None:
     """What a part adds is multiplied by zero: the same as no weights that read it."""
@@ -79,6 +81,7 @@ PRUNED = {  # units with gates: the recipe whose groups fold them
     (HEAD, HIDDEN): {"whole_heads": LearntHeads(), "mlp": LearntUnits()},
     (VALUE, HIDDEN): {"attention": LearntValues(), "mlp": LearntUnits()},
     (HEAD, HIDDEN, OUTPUT): {"gated": LearntParts()},
+    (VALUE, HIDDEN, INPUT): {"columns": LearntColumns()},
 }
 
 

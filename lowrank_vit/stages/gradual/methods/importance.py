@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.layers import HIDDEN, VALUE
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gradual import GRADUAL, Progress, StillGates
@@ -39,10 +40,11 @@ class SoftGate(Gate):
 @GRADUAL.register("importance")
 @dataclass(frozen=True)
 class ImportanceGates(StillGates):
-    """Multiply values' dimensions (a2) and hidden units (a4) by gates a; loss plus ``sparsity * sum |a|`` (Zhu et al. 2021).
+    """Multiply what qkv, proj, fc1 and fc2 read by gates a1 to a4; loss plus ``sparsity * sum |a|`` (Zhu et al. 2021).
 
-    VTP, "Visual Transformer Pruning", has such gates on the inputs of all layers; a1 and a3, on the inputs of qkv and fc1,
-    are left out: the stream keeps its width. ``lr``: the gates' own. The paper's 6.25e-6 moves a gate by less than 0.01 in
+    VTP, "Visual Transformer Pruning": a1 and a3 on the channels of the stream that a module reads, a2 on the values'
+    dimensions, a4 on the hidden units. Modules that several layers read the input of, and attention whose queries and keys
+    stay as they are, have no gates on it. ``lr``: the gates' own. The paper's 6.25e-6 moves a gate by less than 0.01 in
     1000 steps of Adam, which is enough for its 100 epochs of ImageNet, not for a short run.
     Raises ``InputError`` for numbers out of range.
     """
@@ -50,7 +52,7 @@ class ImportanceGates(StillGates):
     sparsity: float = 1e-3
     lr: float = 5e-2
 
-    units: ClassVar[tuple[str, ...]] = (VALUE, HIDDEN)
+    units: ClassVar[tuple[str, ...]] = (VALUE, HIDDEN, INPUT)
     alone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
