@@ -81,6 +81,7 @@ UNSEEN = (
 NEIGHBOURS = "k-NN, probe: top-1 in percent of the nearest neighbours and of a linear probe, both on the features."
 SPEED = "Speed-up: measured in turns with the dense model, at that many images a batch, eager, in float32 on a CPU."
 SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
+IMAGES = "Images: how many calibrate the compression, and train the smaller model."
 FLOAT = "Float32: top-1 before the weights were rounded."
 COUNTED = "Size counted: all parameters times the bits of a weight, as if nothing else were stored."
 
@@ -96,6 +97,7 @@ CATALOGUE = {
         _text("solver", "Solver", 8),
         _text("optimizer", "Optimizer", 6, about=OPTIMIZER),
         _text("target", "Size aimed at", 8, short="Size\naimed at"),
+        _number("calibration_images", "Images", lambda count: "" if count is None else f"{count:,}", about=IMAGES),
         _number("bits", "Bits", lambda bits: "" if bits is None else str(bits), about="Bits: of a weight."),
         Column("reduction", "Reduction", cells.reduction_text, _field("reduction"), short="Re-\nduction"),
         Column(

@@ -54,7 +54,8 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
     if any(((result["provenance"]["git"]) or {"dirty": True})["dirty"] for result in results_kept):
         raise InputError(f"{table.name} has results of a package with uncommitted changes: commit, then run it again")
     rows = [_kept(table, row, by_row) for row in content["rows"] if row["status"] in ("done", "reported")]
-    profile = plan["profile"].partition(":")[2] or "digits"
+    _, given, evaluated = plan["profile"].rpartition(":")
+    profile = evaluated if given else "digits"
     commands = {name: told["command"] for name, told in details(results, table, plan).items()}
     path = folder / profile / f"{table.name}.json"
     earlier = _earlier(path, table, rows)

@@ -76,6 +76,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "feature_error",
     "speedup_1",
     "speedup_8",
+    "calibration_images",
     *MEASURED_FIELDS,
     *(f"{name}_std" for name in MEASURED_SPREADS),
 )
@@ -151,6 +152,7 @@ def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any
         "top1_reported": row.top1_reported,
         "bits": row.bits,
         "target": row.target,
+        "calibration_images": row.calibration_images,
         **row.printed,
     }
     jobs = jobs_of(entry)
@@ -191,15 +193,20 @@ def _missing(folder: Path, job: Job) -> str:
     return f"seed {job.seed}: " + ("not run yet" if error is None else error["reason"])
 
 
-def _with_top1(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a result with the accuracy of a model that was measured after a cut, in the place of a compressed one's."""
+def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a result with what stands elsewhere in it.
+
+    The accuracy after a cut takes the place of a compressed model's; a distillation has measured the divergence itself.
+    """
     cut = (result.get("measured") or {}).get("top1_cut")
-    return result if cut is None else {**result, "top1": {"after": cut}}
+    kl = ((result.get("distillation") or {}).get("kl_held_out") or {}).get("after")
+    completed = result if cut is None else {**result, "top1": {"after": cut}}
+    return completed if kl is None else {**completed, "measured": {"kl": kl}}
 
 
 def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Add up the results of one row, by seed: means over the seeds, and standard deviations (n - 1)."""
-    by_seed = [_with_top1(result) for result in results.values()]
+    by_seed = [_completed(result) for result in results.values()]
     means = {name: mean_of(_column(by_seed, path)) for name, path in MEANS.items()}
     spreads = {name: spread_of(_column(by_seed, path)) for name, path in SPREADS.items()}
     params = [mean_of(_column(by_seed, ("params", size))) for size in ("compressed", "dense")]

@@ -65,6 +65,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "best": Style("v", (1, 2), "green"),
     "best, trained": Style("P", (12, 3, 3, 3), "pink"),
     "best, distilled": Style("p", (6, 2), "violet"),
+    "best, distilled, mixed": Style("P", (3, 3), "cyan"),
     "best, fed back": Style("v", (6, 2), "red"),
     "baseline, fed back": Style("*", (6, 2), "grey"),
     "svd_llm": Style("<", (3, 2), "brown"),

@@ -83,6 +83,9 @@ class Planned:
 def short_spec(spec: str) -> str:
     """Shorten the SPEC to the last part of its path: ``imagefolder:imagenet-samples``."""
     kind, _, target = spec.partition(":")
+    if kind == "joined":
+        folder, _, labelled = target.partition(",")
+        return f"{kind}:{given_path(folder).absolute().name},{short_spec(labelled)}"
     return f"{kind}:{given_path(target).absolute().name}" if kind != "hf" and target else spec
 
 
@@ -104,7 +107,16 @@ def open_images(spec: str) -> Images:
 
 def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
     """Plan every row that can be run: its jobs or the reason against them."""
-    return [_within_reach(_plan_row(row, options, images)) for row in table.runnable]
+    return [_enough_images(_within_reach(_plan_row(row, options, images)), images) for row in table.runnable]
+
+
+def _enough_images(item: Planned, images: Images) -> Planned:
+    """Return the row as it was planned, or without jobs, and with the reason, where it wants more images than there are."""
+    wanted = item.row.calibration_images
+    if not item.jobs or wanted is None or item.jobs[0].calibration_samples == wanted:
+        return item
+    left = item.jobs[0].calibration_samples
+    return Planned(item.row, reason=f"{wanted} images to calibrate on, of which {images.data} has {left}")
 
 
 def _within_reach(item: Planned) -> Planned:
@@ -134,7 +146,8 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
     from lowrank_vit.data import hold_out
 
     counts = f"{images.train}+{images.validation}"
-    seen, unseen = hold_out(range(images.train), options.calibration_samples, Job.held_out_samples)
+    wanted = row.calibration_images or options.calibration_samples
+    seen, unseen = hold_out(range(images.train), wanted, Job.held_out_samples)
     target = row.standin_target if options.embedded else row.target
     fields: dict[str, Any] = {
         "model": model,

@@ -42,6 +42,7 @@ class Row:
     paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     ``cost`` is what ``reduction`` is of; ``tokens`` names a rule that removes what is left of it after ``before_tokens``,
     the recipe's share. ``timed``: the speed of a real model is measured; it says little about the small stand-ins.
+    ``calibration_images`` None leaves their number to the run.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Row:
     tokens: str | None = None
     before_tokens: float = 0.0
     timed: bool = False
+    calibration_images: int | None = None
 
     @classmethod
     def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> Row:

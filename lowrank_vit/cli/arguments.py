@@ -126,7 +126,7 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
         "--data",
         required=required,
         metavar="SPEC",
-        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME",
+        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
     parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")

@@ -54,12 +54,14 @@ class JoinedSplit:
 def open_joined(spec: str, target: str) -> ImageSource:
     """Open ``joined:FOLDER,SPEC``: SPEC, with all images below FOLDER among its training images, without labels.
 
-    They serve calibration and distillation; what is evaluated is SPEC's alone. Raises ``InputError`` where FOLDER is missing
-    or has no images, and for a SPEC without training images.
+    They serve calibration and distillation; what is evaluated is SPEC's alone. FOLDER's path has no comma. Raises
+    ``InputError`` where FOLDER is missing or has no images, and for a SPEC without training images.
     """
     folder, comma, rest = target.partition(",")
     if not (folder and comma and rest):
-        raise InputError(f"the data source {spec!r} is incomplete: write {FORM}, such as joined:PHOTOS,imagefolder:PATH")
+        raise InputError(
+            f"the data source {spec!r} is incomplete: write {FORM}, such as joined:PHOTOS,imagefolder:PATH"
+        )
     root, labelled = given_path(folder), open_source(rest)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")

@@ -8,7 +8,8 @@ from lowrank_vit.runtime.registry import unknown
 
 
 def open_source(spec: str) -> ImageSource:
-    """Open a SPEC: ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``arrow:PATH``, ``hf:NAME``.
+    """Open a SPEC: ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``arrow:PATH``, ``hf:NAME``,
+    ``joined:FOLDER,SPEC``.
 
     Folders are listed and tables mapped, no image is decoded. Raises ``InputError`` where the SPEC is unknown or what
     it names is missing, empty or unreadable.

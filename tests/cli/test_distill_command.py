@@ -83,6 +83,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "then quantise that" in refused(capsys, "distill", eight, "--data", "digits", *other)
     line = refused(capsys, *command, "--learning-rate", "-1", *other)
     assert "lr" in line
+    assert "mix is 0.6" in refused(capsys, *command, "--mix", "0.6", *other)
     assert not list(tmp_path.glob("*other*"))
 
 

@@ -157,3 +157,17 @@ def test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
             (tmp_path / split / name / "a.jpg").write_bytes(b"an image")
     with pytest.raises(InputError, match="has 2 classes, the models of the tables have 1000"):
         open_images(f"imagefolder:{tmp_path}")
+
+
+def test_a_row_with_more_images_than_there_are_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "deit_tiny_patch16_224.safetensors").write_bytes(b"weights")
+    options = Options(data="imagefolder:/somewhere/imagenet-samples", checkpoints=tmp_path)
+    rows = tuple(replace(named("m/svd-40"), id=str(count), calibration_images=count) for count in (125, 900, 901))
+    few, all_of_them, more = make_plan(replace(TABLE, rows=rows), options, SAMPLES)
+    assert [item.jobs[0].calibration_samples for item in (few, all_of_them)] == [125, 900]
+    assert more.jobs == ()
+    assert more.reason == "901 images to calibrate on, of which imagefolder:imagenet-samples has 900"
+
+
+def test_joined_images_are_named_without_their_paths() -> None:
+    assert short_spec("joined:/a/photos,imagefolder:/b/samples") == "joined:photos,imagefolder:samples"

@@ -98,6 +98,31 @@ def test_warm_up_then_cosine() -> None:
     assert warm_up_cosine(0, 1, 0.99) == 1
 
 
+def test_a_mixture_is_an_image_and_a_share_of_another_each_as_it_was_augmented() -> None:
+    data = images(3)
+    module = Distillation(student(), tiny(), data, mix=0.4)
+    module._draws = torch.tensor([[0.1], [0.9], [0.9]]).expand(3, 4)  # the first is mirrored
+    module._partners, module._shares = torch.tensor([2, 0, 1]), torch.tensor([0.5, 1.0, 0.0])
+    mirrored = torch.stack([data[0].flip(-1), data[1], data[2]])
+    wanted = [0.8 * mirrored[0] + 0.2 * mirrored[2], 0.6 * mirrored[1] + 0.4 * mirrored[0], mirrored[2]]
+    found = module._mixed(mirrored, torch.arange(3))
+    torch.testing.assert_close(found, torch.stack(wanted))
+    torch.testing.assert_close(module._mixed(mirrored[1:], torch.tensor([1, 2])), torch.stack(wanted[1:]))
+
+
+def test_the_teacher_answers_for_mixtures_which_are_others_in_every_epoch() -> None:
+    model, dense, seen = student(), tiny(), {"student": list[Tensor](), "teacher": list[Tensor]()}
+    for name, each in (("student", model), ("teacher", dense)):
+        each.patch_embed.register_forward_pre_hook(lambda module, inputs, name=name: seen[name].append(inputs[0]))
+    run(model, dense=dense, epochs=3, mix=0.5, flips=False)
+    steps = seen["student"][-6:]  # two in each epoch
+    assert all(any(torch.equal(step, other) for other in seen["teacher"]) for step in steps)
+    shown = torch.cat(steps).flatten(1)
+    assert len(shown.unique(dim=0)) == len(shown) == 120
+    assert (torch.cdist(shown, IMAGES.flatten(1)) > 1e-3).any(1).all()
+    assert (torch.cdist(shown, IMAGES.flatten(1)).min(1).values > 1e-3).float().mean() > 0.9
+
+
 def test_a_step_reduces_the_loss() -> None:
     model, dense = student(), tiny()
     target = tuple(output.detach() for output in Classification().targets(dense, IMAGES, blocks=True))

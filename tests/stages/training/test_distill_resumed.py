@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from tests.support.models import images, tiny
 from tests.support.weights import same, weights
 
 
-@pytest.mark.parametrize("crop_scale", [None, (0.6, 1.0)])
+@pytest.mark.parametrize("augmented", [{}, {"crop_scale": (0.6, 1.0)}, {"mix": 0.5}])
 def test_interrupted_and_resumed_equals_undisturbed(
-    crop_scale: tuple[float, float] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    augmented: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"crop_scale": crop_scale, "held_out": images(10, seed=2)}
+    options = {**augmented, "held_out": images(10, seed=2)}
     undisturbed, model = student(), student()
     whole = run(undisturbed, checkpoint_dir=tmp_path / "a", **options)
     with monkeypatch.context() as patched:

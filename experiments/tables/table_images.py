@@ -1,0 +1,63 @@
+"""Table I, images: what more images bring, for the calibration of ``best`` and for a distillation behind it.
+
+Source    this project (docs/guides/data.md)
+Command   python -m experiments run table_images
+          python -m experiments run table_images/deit_t --data joined:PHOTOS,imagefolder:IMAGES --checkpoints WEIGHTS
+
+The same images calibrate the compression and train the smaller model towards the dense one, at one budget: 9,000 images
+pass through the training, however many different ones there are. PHOTOS is a folder of images without labels; they join the
+training images of IMAGES, and what is evaluated stays as it was. "Mixed": up to half of each image is another one (mixup),
+where there are many. KL unseen is of training images that are held out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
+from experiments.tables.rows import Row, Table
+
+PASSES = 9_000
+COUNTS = (125, 250, 500, 1000, 2250, 4500)  # divisors of the budget
+MANY = 1000
+MIXED: dict[str, Any] = {"mix": 0.5}
+REDUCTIONS = (40, 50)
+PROTOCOL = "calibration-distilled"
+COLUMNS = (
+    "architecture", "method", "reduction", "calibration_images", "params", "top1_dense", "top1_before_finetune", "top1",
+    "kl_unseen", "seconds", "status",
+)  # fmt: skip
+
+
+def rows(model: Architecture) -> list[Row]:
+    """List both trainings at all numbers of images."""
+    return [
+        row
+        for percent in REDUCTIONS
+        for count in COUNTS
+        for row in (
+            _row(model, "distilled", "best, distilled", percent, count),
+            *([_row(model, "mixed", "best, distilled, mixed", percent, count, MIXED)] if count >= MANY else ()),
+        )
+    ]
+
+
+def _row(
+    model: Architecture, name: str, method: str, percent: int, count: int, changes: dict[str, Any] | None = None
+) -> Row:
+    """Describe ``best``, distilled on as many images."""
+    return Row(
+        f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "best", percent / 100,
+        protocol=PROTOCOL, distill_epochs=PASSES // count, distill_changes=changes or {}, calibration_images=count,
+        embedded_seeds=(0,),
+    )  # fmt: skip
+
+
+TABLE = Table(
+    name="table_images",
+    title="Table I: top-1 against the number of images",
+    about=__doc__ or "",
+    rows=tuple(row for model in (DEIT_B, DEIT_T) for row in rows(model)),
+    columns=COLUMNS,
+    pictures=("accuracy_vs_images",),
+)

@@ -1,0 +1,79 @@
+"""Unlabelled images beside the training images of another source: calibration sees both, evaluation does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowrank_vit.data import open_source
+from lowrank_vit.data.splits import NO_LABEL
+from lowrank_vit.runtime.errors import InputError
+from tests.support.image_folders import TENCH, TOILET_PAPER, data, images, labels, one_line, write
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    """Two labelled training images, one to evaluate on, three photographs."""
+    write(tmp_path / "labelled" / "train" / TENCH, 1, 2)
+    write(tmp_path / "labelled" / "validation" / TOILET_PAPER, 3)
+    write(tmp_path / "photos" / "b", 4)
+    write(tmp_path / "photos" / "a", 5)
+    write(tmp_path / "photos", 6)
+    write(tmp_path / "photos" / ".thumbnails", 7)
+    return f"joined:{tmp_path}/photos,imagefolder:{tmp_path}/labelled"
+
+
+def test_photographs_follow_the_training_images(spec: str) -> None:
+    source = open_source(spec)
+    train = source.split("train")
+    assert (source.spec, source.num_classes, source.mirrors) == (spec, 1000, True)
+    assert list(train.labels) == [0, 0, NO_LABEL, NO_LABEL, NO_LABEL]
+    assert len(train) == 5
+    rest, photos = spec.removeprefix("joined:").split(",imagefolder:")[1], spec.split(",")[0].removeprefix("joined:")
+    files = [f"{rest}/train/{TENCH}/001.png", f"{rest}/train/{TENCH}/002.png"]
+    files += [f"{photos}/006.png", f"{photos}/a/005.png", f"{photos}/b/004.png"]
+    assert {train.content(index) for index in range(5)} == {Path(file).read_bytes() for file in files}
+    assert [train[index][1] for index in range(5)] == list(train.labels)
+    assert train.reduced(8)[4][0].size == train[4][0].size
+
+
+def test_what_is_evaluated_is_the_labelled_source_alone(spec: str) -> None:
+    joined, alone = data(spec), data(spec.partition(",")[2])
+    assert labels(joined.val_dataloader()) == labels(alone.val_dataloader()) == [999]
+    assert torch.equal(images(joined.val_dataloader()), images(alone.val_dataloader()))
+
+
+def test_calibration_and_held_out_images_are_of_both(spec: str) -> None:
+    found = data(spec, calibration_samples=4, held_out_samples=1)
+    assert len(found.calibration_tensor()) == 4
+    assert len(found.held_out_tensor()) == 1
+
+
+def test_labels_of_all_are_asked_for_where_they_are_needed(spec: str) -> None:
+    with pytest.raises(InputError, match=r"3 of the 5 train images of .* have no label, which fine-tuning needs"):
+        data(spec).train_dataloader()
+    with pytest.raises(InputError, match="stratified=False"):
+        data(spec, stratified=True).calibration_tensor()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("joined:{}", "write joined:FOLDER,SPEC"),
+        ("joined:,digits", "write joined:FOLDER,SPEC"),
+        ("joined:{}/photos,", "write joined:FOLDER,SPEC"),
+        ("joined:{}/nowhere,digits", "there is no folder"),
+        ("joined:{}/labelled/empty,digits", "there are no images below"),
+        ("joined:{}/photos,digit", "did you mean 'digits'"),
+        ("joined:{}/photos,imagefolder:{}/evaluated", "has no train split"),
+    ],
+)
+def test_bad_specs(spec: str, message: str, tmp_path: Path) -> None:
+    write(tmp_path / "photos", 1)
+    write(tmp_path / "evaluated" / "validation" / TENCH, 2)
+    (tmp_path / "labelled" / "empty").mkdir(parents=True)
+    with pytest.raises(InputError) as error:
+        open_source(spec.replace("{}", str(tmp_path)))
+    assert message in one_line(error)
