@@ -1,4 +1,4 @@
-"""Table R, beyond the paper: what each reading of the paper's open points does to accuracy.
+"""Table O, beyond the paper: what each reading of the paper's open points does to accuracy.
 
 Source    of this project (docs/open-questions.md)
 Command   python -m experiments run table_readings
@@ -54,7 +54,7 @@ def rows(model: Architecture, percent: int) -> list[Row]:
 
 TABLE = Table(
     name="table_readings",
-    title="Table R: readings of what the paper leaves open",
+    title="Table O: readings of what the paper leaves open",
     about=__doc__ or "",
     rows=tuple(row for model, percent in REDUCTIONS for row in rows(model, percent)),
     columns=(
