@@ -79,7 +79,9 @@ UNSEEN = (
     "held out; settings are chosen by these alone."
 )
 NEIGHBOURS = "k-NN, probe: top-1 in percent of the nearest neighbours and of a linear probe, both on the features."
-SPEED = "Speed-up: measured in turns with the dense model, at that many images a batch, eager; on a CPU in its own time."
+SPEED = (
+    "Speed-up: measured in turns with the dense model, at that many images a batch, eager; on a CPU in its own time."
+)
 SIZE = "File size: of the model on disk; reported: printed in the paper, in MiB."
 IMAGES = "Images: how many calibrate the compression, and train the smaller model."
 FLOAT = "Float32: top-1 before the weights were rounded."

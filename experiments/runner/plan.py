@@ -11,7 +11,7 @@ from experiments.jobs.checkpoints import checkpoint_names, file_hash, find_check
 from experiments.jobs.job import LEARNT_TOKENS, Job
 from experiments.jobs.results import read_json
 from experiments.jobs.task import EMBEDDED
-from experiments.runner.reach import out_of_reach, share_aimed_at, size_reduction
+from experiments.runner.reach import Reach, share_aimed_at, size_reduction
 from experiments.tables.rows import Row, Table
 from lowrank_vit import get_recipe
 from lowrank_vit.runtime.errors import InputError
@@ -107,7 +107,13 @@ def open_images(spec: str) -> Images:
 
 def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
     """Plan every row that can be run: its jobs or the reason against them."""
-    return [_enough_images(_within_reach(_plan_row(row, options, images)), images) for row in table.runnable]
+    planned = [_enough_images(_plan_row(row, options, images), images) for row in table.runnable]
+    reach = Reach()
+    hardest = sorted(
+        planned, key=lambda item: -item.jobs[0].reduction if item.jobs else 0.0
+    )  # spares the others a check
+    reached = {item.row.id: _within_reach(item, reach) for item in hardest}
+    return [reached[row.id] for row in table.runnable]
 
 
 def _enough_images(item: Planned, images: Images) -> Planned:
@@ -119,9 +125,9 @@ def _enough_images(item: Planned, images: Images) -> Planned:
     return Planned(item.row, reason=f"{wanted} images to calibrate on, of which {images.data} has {left}")
 
 
-def _within_reach(item: Planned) -> Planned:
+def _within_reach(item: Planned, reach: Reach) -> Planned:
     """Return the row as it was planned, or without jobs, and with the reason, where no sizes reach its reduction."""
-    reason = out_of_reach(item.jobs[0]) if item.jobs else None  # the others differ in their seeds
+    reason = reach.exceeded(item.jobs[0]) if item.jobs else None  # the others differ in their seeds
     return item if reason is None else Planned(item.row, reason=reason)
 
 

@@ -127,6 +127,19 @@ def test_a_row_out_of_reach_says_how_far_its_recipe_goes() -> None:
     )
 
 
+def test_a_known_reach_is_that_of_one_recipe_and_spares_no_larger_reduction() -> None:
+    """A part of the MLPs alone reaches less far; 0.9 is too much for either."""
+    row = replace(named("m/ours-40"), standin="digits_deit_base")
+    chosen = [("exact", 0.8), ("vbp", 0.5), ("exact", 0.9), ("exact", 0.3), ("vbp", 0.4), ("vbp", 0.9)]
+    rows = tuple(
+        replace(row, id=f"m/{index}", recipe=recipe, reduction=reduction)
+        for index, (recipe, reduction) in enumerate(chosen)
+    )
+    plan = make_plan(replace(TABLE, rows=rows), Options(), IMAGES)
+    assert [item.row.id for item in plan] == [item.id for item in rows]
+    assert [len(item.jobs) for item in plan] == [3, 0, 0, 3, 3, 0]
+
+
 def test_the_protocol_says_what_was_done() -> None:
     row = next(row for row in TABLE.rows if row.id == "m/svd-40")
     assert isinstance(row, Row)
