@@ -160,6 +160,7 @@ LONG = {  # functions above 40 lines: entry points whose arguments and docstring
     "lowrank_vit/pipeline/api.py:analyse",
     "lowrank_vit/stages/calibrate/stream.py:calibrate",
     "lowrank_vit/stages/compensate/minibatch.py:compensate_minibatch",
+    "lowrank_vit/stages/training/distill.py:__init__",
     "lowrank_vit/stages/training/finetune.py:finetune",
 }
 
