@@ -11,6 +11,7 @@ from experiments.jobs.results import is_stale
 
 Row = Mapping[str, Any]
 OLDER = "(older code)"
+LEARNT = {"learn", "tokens"}  # stages of a job that train
 TRAINED = re.compile(r"partial-ft|full-ft|kd\b|distilled|full FT")  # what protocols and methods say of training
 
 
@@ -20,7 +21,7 @@ def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ``training`` is None unless all were trained. All have one fingerprint, since none is stale.
     """
     first, job = results[0], Job.from_json(results[0]["job"])
-    trainings = [result.get("distillation") or result.get("finetune") for result in results]
+    trainings = [result.get("distillation") or result.get("finetune") or _learnt(result) for result in results]
     return {
         "fingerprint": first["fingerprint"],
         "commits": sorted({result["provenance"]["git"]["commit"] for result in results}),
@@ -28,6 +29,12 @@ def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "recipe": None if job.recipe is None else job.recipe_used().record(),
         "training": trainings[0] if all(trainings) else None,
     }
+
+
+def _learnt(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the epochs in which a structure, or which tokens to keep, was learnt with the weights; None where none was."""
+    epochs = result["job"].get("gradual_epochs")
+    return {"epochs": epochs} if epochs and LEARNT & result["seconds"].keys() else None
 
 
 def untrained(row: Row) -> bool:

@@ -21,6 +21,8 @@ Row = Mapping[str, Any]
 PANELS = 2  # in a line
 SIZE = 8  # points, of what is written small
 FIELDS, SPREADS = ("top1_before_finetune", "top1"), ("top1_before_std", "top1_std")
+WIDE, MANY = 8.4, 10  # inches, and methods
+KEY = 0.7  # inches that a figure has for its legend
 PALE = 0.35  # opacity of a mark of fewer seeds than the others
 NAMES = {"params": "parameters", "macs": "multiply-accumulates"}
 UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
@@ -49,7 +51,7 @@ def draw_plot(table: Mapping[str, Any], against: str = "params", front: bool = F
     fewer = fewer_seeds(measured)
     columns = max(1, min(PANELS, len(names)))
     lines = max(1, math.ceil(len(names) / columns))
-    width = 5.2 * columns + 0.6
+    width = max(5.2 * columns + 0.6, WIDE if len(styles) > MANY else 0.0)  # so that a long legend has two columns
     figure = Figure(figsize=(width, 3.6 * lines + 1.4), layout="constrained")
     for index, name in enumerate(names):
         panel = figure.add_subplot(lines, columns, index + 1)
@@ -80,7 +82,10 @@ def said_of_images(rows: Sequence[Row], width: float) -> str:
 
 
 def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str | None = None) -> None:
-    """Add the legend of the whole figure, below its panels, in as many columns as fit; at most ``columns``."""
+    """Add the legend of the whole figure, below its panels, in as many columns as fit; at most ``columns``.
+
+    The figure grows by what the legend takes beyond ``KEY`` inches, so that panels keep their height.
+    """
     for count in range(columns, 0, -1):
         legend = figure.legend(
             handles=entries,
@@ -91,7 +96,9 @@ def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str 
             title=title,
             title_fontsize=SIZE,
         )
-        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        taken = legend.get_window_extent()
+        if count == 1 or taken.width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + max(0.0, taken.height / figure.dpi - KEY))
             return
         legend.remove()
 

@@ -101,7 +101,6 @@ SELECTORS: dict[str, tuple[str, dict[str, Any]]] = {  # rule of tokens: method, 
         {
             "protocol": "full-ft+kd",
             "gradual_epochs": 2 * HALF,
-            "embedded_seeds": (0,),
             "note": "20 epochs, the weights at a hundredth of the rate",
         },
     ),
@@ -149,7 +148,6 @@ def distilled_row(model: Architecture, recipe: str, percent: int) -> Row:
         note="learning rate and epochs are ours: its own were not found" if gfm else "",
         distill_epochs=EPOCHS,
         distill_changes=FEATURES_ALONE if gfm else {},
-        embedded_seeds=(0,),
     )
 
 
@@ -179,7 +177,7 @@ def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     name, method, note = LEARNT[recipe]
     return Row(
         f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True, embedded_seeds=(0,),
+        protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True,
     )  # fmt: skip
 
 
@@ -187,7 +185,7 @@ def _full(model: Architecture, percent: int) -> list[Row]:
     """List `best` with as many epochs as full forms have, all after the compression; and with sizes that gates learn."""
     full = replace(
         _row(model, "best", percent), id=f"{model.id}/best-full-{percent}", method="Ours (best), full FT",
-        protocol="full-ft+kd", epochs=2 * HALF, full=True, timed=False, embedded_seeds=(0,),
+        protocol="full-ft+kd", epochs=2 * HALF, full=True, timed=False,
     )  # fmt: skip
     gates = replace(
         full, id=f"{model.id}/best-gates-full-{percent}", method="Ours (best), sizes by gates, full FT",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from experiments.report.pictures import DRAWINGS, PICTURES
+from experiments.report.publish import PUBLISHED
 from experiments.report.rows import FINDINGS
 from experiments.tables.catalogue import tables
 from experiments.tables.rows import Table
@@ -20,3 +23,16 @@ def test_every_name_is_known(table: Table) -> None:
 def test_every_picture_is_used() -> None:
     assert {name for table in tables().values() for name in table.pictures} == PICTURES.keys()
     assert {table.drawing for table in tables().values()} - {None} == DRAWINGS.keys()
+
+
+@pytest.mark.parametrize("picture", ["front_vs_params", "front_vs_macs"])
+def test_a_long_legend_hides_no_panel(picture: str) -> None:
+    content = json.loads((PUBLISHED / "imagenet-samples" / "table_rivals.json").read_text(encoding="utf-8"))
+    figure = PICTURES[picture](content)
+    figure.draw_without_rendering()
+    panels, (legend,) = figure.axes, figure.legends
+    assert len(legend.get_texts()) > 15
+    key = legend.get_window_extent()
+    assert all(panel.get_tightbbox().y0 >= key.y1 for panel in panels)
+    assert all(panel.get_window_extent().height > 2.4 * figure.dpi for panel in panels)
+    assert key.y0 >= 0

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
-from experiments.report.origins import OLDER, untrained
+from experiments.report.origins import OLDER, origin, untrained
 from experiments.report.publish import PLACE, PUBLISHED, ROOT, pages, publish, render_all
 from experiments.report.write import write_report
 from experiments.runner.plan import Options, make_plan
@@ -83,6 +83,17 @@ def test_what_cannot_be_traced_is_not_published(results: Path, changes: dict[str
     with pytest.raises(InputError, match=message):
         publish(results, TABLE, results / "published")
     assert not (results / "published").exists()
+
+
+@pytest.mark.parametrize(("stage", "trained"), [("learn", True), ("tokens", True), ("compress", False)])
+def test_a_structure_that_was_learnt_with_the_weights_was_trained(stage: str, trained: bool) -> None:
+    job = Job(
+        "digits_deit_base", True, "digits", "1297+500", "s2vite", 0.4, 0, epochs=0, gradual_epochs=600, scratch=True
+    )
+    found = origin([{**result(job, "code", 90.0, provenance=PROVENANCE), "finetune": None, "seconds": {stage: 1.0}}])
+    assert found["training"] == ({"epochs": 600} if trained else None)
+    row = {"status": "done", "protocol": "full-ft, 600 epochs", "method": "S2ViTE", "top1_tuned": None, **found}
+    assert untrained(row) is not trained
 
 
 def test_a_seed_of_other_code_is_not_published(results: Path) -> None:
