@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, dense: Any) -> None:
     for threads in (int(count) for count in args.threads.split(",")):
         torch.set_num_threads(threads)
         for batch in (int(count) for count in args.batches.split(",")):
-            analysis = analyse(dense, images, args.recipe, moments=first.moments, batch_size=batch)
+            analysis = replace(first, batch_size=batch)
             for share in args.shares.split(","):
                 entry: Any = analysis.plan(f"latency={share}").budget
                 entries.append(entry)

@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--epochs", type=int, default=20, help="passes over the calibration images")
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="learning rate of matrices")
     parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="learning rate of biases and norms")
-    parser.add_argument("--mix", type=float, default=0.0, help="most that is mixed into an image of another, 0 to 0.5")
+    parser.add_argument("--mix", type=float, default=0.0, help="largest share of another image mixed into each")
     add_logger(parser)
     parser.set_defaults(run=run)
 
