@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +133,7 @@ def _within_reach(item: Planned, reach: Reach) -> Planned:
 
 
 def _plan_row(row: Row, options: Options, images: Images) -> Planned:
-    if row.full and epochs_of(row, options) == 0:
+    if (row.full or row.gradual_share) and epochs_of(row, options) == 0:
         return Planned(row, reason=UNTRAINED)
     if options.embedded:
         if row.standin is None:
@@ -181,12 +182,14 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
 def _made(row: Row, options: Options) -> dict[str, Any]:
     """Return the fields of how a model is made smaller and trained, which do not bear on the dense model's accuracy."""
     epochs = epochs_of(row, options)
-    taken = ("distill_epochs", "distill_changes", "full", "finetune_changes", "gradual_epochs", "scratch")
+    learning = row.gradual_epochs or math.ceil(row.gradual_share * epochs)
+    taken = ("distill_epochs", "distill_changes", "full", "finetune_changes", "scratch")
     return {
         "changes": {**row.changes, **recipe_changes(row, options)},
-        "epochs": epochs,
+        "epochs": epochs - math.ceil(row.gradual_share * epochs),
+        "gradual_epochs": learning,
         "batch_size": options.batch_size,
-        "lr": options.lr if epochs or row.gradual_epochs else Job.lr,  # a distillation has its own
+        "lr": options.lr if epochs or learning else Job.lr,  # a distillation has its own
         "processes": options.processes,
         "precision": options.precision,
         **{name: getattr(row, name) for name in taken},
@@ -194,7 +197,7 @@ def _made(row: Row, options: Options) -> dict[str, Any]:
 
 
 def epochs_of(row: Row, options: Options) -> int:
-    """Count the epochs of fine-tuning of a row: its own, else those asked for, else the paper's."""
+    """Count the epochs of training of a row: its own, else those asked for, else the paper's."""
     return next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None)
 
 

@@ -36,10 +36,11 @@ class Row:
     ``params_printed`` and ``top1_reported`` are the paper's, None where it has no such row; ``source`` says where they
     are printed. ``changes`` are of the recipe's fields; ``target`` and ``standin_target`` name the model whose size is
     aimed at, instead of ``reduction``; ``target_params`` aims at another number of parameters than that of ``target``, and
-    on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run; ``bits``, ``quantizer``,
-    ``measure``, ``full``, ``gradual_epochs``, ``scratch``, ``distill_epochs``, ``distill_changes`` and
-    ``finetune_changes`` are the job's, and what is distilled is not fine-tuned; ``printed`` holds further numbers of the
-    paper, by the field of ``table.json`` that they stand in; ``embedded_seeds`` are those of the stand-ins by default.
+    on the stand-ins at the same share of it; ``epochs`` None leaves the number to the run, and ``gradual_share`` of them go
+    to learning a structure, before the compression, if ``gradual_epochs`` does not name a number; ``bits``, ``quantizer``,
+    ``measure``, ``full``, ``scratch``, ``distill_epochs``, ``distill_changes`` and ``finetune_changes`` are the job's, and
+    what is distilled is not fine-tuned; ``printed`` holds further numbers of the paper, by the field of ``table.json`` that
+    they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     ``cost`` is what ``reduction`` is of; ``tokens`` names a rule that removes what is left of it after ``before_tokens``,
     the recipe's share. ``timed``: the speed of a real model is measured; it says little about the small stand-ins.
     ``calibration_images`` None leaves their number to the run.
@@ -70,6 +71,7 @@ class Row:
     full: bool = False
     finetune_changes: Mapping[str, Any] = field(default_factory=dict)
     gradual_epochs: int = 0
+    gradual_share: float = 0.0
     scratch: bool = False
     printed: Mapping[str, Any] = field(default_factory=dict)
     embedded_seeds: tuple[int, ...] = (0, 1, 2)

@@ -9,8 +9,8 @@ lacks a part of its paper has another name than the method: `comcat0` is where C
 baseline, `vtp-taylor` a score of VTP's gates that are never trained; what ends in `-gates` trains gates alone, and the
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
-weights on labelled images for half of 20 epochs and are fine-tuned for the other half, the dense model being the teacher;
-`best-full` is `best` with all 20 epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
+weights on labelled images for half of the epochs and are fine-tuned for the other half, the dense model being the teacher;
+`best-full` is `best` with all epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
 `best` and `ssp` with this budget, and behind `best`; Kong's selectors learn which tokens pass, alone or with the weights.
 Speed-ups are measured where the model is a real one.
@@ -63,31 +63,31 @@ LEARNT = {  # recipe of a full form: row, method, note
     "vtp": (
         "vtp",
         "VTP (vtp)",
-        "L1 and learning rate of gates a1 to a4 are ours; 10 epochs with gates, then 10",
+        "L1 and learning rate of gates a1 to a4 are ours; half of the epochs with gates",
     ),
     "wdpruning": (
         "wdpruning",
         "WDPruning, width (wdpruning)",
-        "no classifiers after inner blocks; rates are ours; 10 epochs with gates, then 10",
+        "no classifiers after inner blocks; rates are ours; half of the epochs with gates",
     ),
     "s2vite": (
         "s2vite-schedule",
         "S2ViTE's schedule, from trained weights (s2vite)",
-        "it starts from random ones; 10 epochs, then 10",
+        "it starts from random ones; half of the epochs while units change",
     ),
     "losparse": (
         "losparse",
         "LoSparse (losparse)",
-        "5% for the low-rank part; the schedule's shares are ours; 10 epochs while rows go, then 10",
+        "5% for the low-rank part; the schedule's shares are ours; half of the epochs while rows go",
     ),
     "spvit-he": (
         "spvit-he",
         "He's SPViT (spvit-he)",
-        "weights go on from the search; strength and rates are ours; 10 epochs with gates, then 10",
+        "weights go on from the search; strength and rates are ours; half of the epochs with gates",
     ),
 }
 SCRATCH = 600  # epochs from random weights
-HALF = 10  # of the 20 epochs of full fine-tuning: with gates, and after
+HALF = 0.5  # of the epochs of full fine-tuning: with gates
 SELECTORS: dict[str, tuple[str, dict[str, Any]]] = {  # rule of tokens: method, fields of the row
     "spvit-kong-gates": (
         "Kong's SPViT, selectors alone (spvit-kong-gates)",
@@ -100,8 +100,9 @@ SELECTORS: dict[str, tuple[str, dict[str, Any]]] = {  # rule of tokens: method, 
         "Kong's SPViT (spvit-kong)",
         {
             "protocol": "full-ft+kd",
-            "gradual_epochs": 2 * HALF,
-            "note": "20 epochs, the weights at a hundredth of the rate",
+            "gradual_share": 1.0,
+            "epochs": None,
+            "note": "the weights at a hundredth of the rate",
         },
     ),
 }
@@ -157,7 +158,7 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
         return Row(
             f"{model.id}/{name}-macs-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-            cost="macs", epochs=0, timed=True, **{"protocol": "training-free", **more},
+            cost="macs", timed=True, **{"protocol": "training-free", "epochs": 0, **more},
         )  # fmt: skip
 
     gates, budget = {"protocol": GATES_ALONE}, "MACs as budget"
@@ -177,7 +178,7 @@ def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     name, method, note = LEARNT[recipe]
     return Row(
         f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="full-ft+kd", note=note, epochs=HALF, gradual_epochs=HALF, full=True,
+        protocol="full-ft+kd", note=note, gradual_share=HALF, full=True,
     )  # fmt: skip
 
 
@@ -185,7 +186,7 @@ def _full(model: Architecture, percent: int) -> list[Row]:
     """List `best` with as many epochs as full forms have, all after the compression; and with sizes that gates learn."""
     full = replace(
         _row(model, "best", percent), id=f"{model.id}/best-full-{percent}", method="Ours (best), full FT",
-        protocol="full-ft+kd", epochs=2 * HALF, full=True, timed=False,
+        protocol="full-ft+kd", epochs=None, full=True, timed=False,
     )  # fmt: skip
     gates = replace(
         full, id=f"{model.id}/best-gates-full-{percent}", method="Ours (best), sizes by gates, full FT",

@@ -73,6 +73,21 @@ def test_a_full_fine_tune_is_a_job_of_its_own_and_left_out_where_nothing_is_trai
     assert forward_passes(job) - forward_passes(replace(job, full=False)) == 3 * train  # the teacher's
 
 
+@pytest.mark.parametrize(
+    ("share", "counts"), [(0.5, {20: (10, 10), 4: (2, 2), 3: (2, 1)}), (1.0, {20: (20, 0), 4: (4, 0)})]
+)
+def test_learning_a_structure_has_a_share_of_the_epochs_asked_for(
+    share: float, counts: dict[int, tuple[int, int]]
+) -> None:
+    row = replace(ROW, recipe="vtp", gradual_share=share, protocol="full-ft+kd")
+    table = Table("table9", "Made up", "", (row,))
+    for epochs, shares in counts.items():
+        job = make_plan(table, Options(epochs=epochs), IMAGES)[0].jobs[0]
+        assert (job.gradual_epochs, job.epochs) == shares
+        assert protocol(row, job) == "full-ft+kd" + ("" if epochs == 20 else f", {epochs} epochs")
+    assert not make_plan(table, Options(epochs=0), IMAGES)[0].jobs
+
+
 def test_a_full_fine_tune_from_end_to_end(tmp_path: Path) -> None:
     done = task(tmp_path, recipe="svd", epochs=1, full=True)
     result = run_job(done, lambda text: None)
