@@ -63,6 +63,23 @@ def test_the_pages_build_strictly_and_have_every_public_name(site: Path) -> None
 
 
 @pytest.mark.slow
+def test_worked_examples_show_the_code_of_their_tests(site: Path) -> None:
+    page = (site / "contribute" / "examples.html").read_text(encoding="utf-8")
+    text = (DOCS / "contribute" / "examples.md").read_text(encoding="utf-8")
+    assert page.count("<details") == text.count("???")
+    assert all(name in page for name in ("RowScaled", "test_a_new_allocator", "test_a_new_source"))
+    assert "--" + "8" not in page
+
+
+def test_snippets_are_written_so_that_they_are_found() -> None:
+    """A formatter of code took the arrow of a snippet for operators, and the pages showed the line instead of the code."""
+    lines = [line for page in DOCS.rglob("*.md") for line in page.read_text(encoding="utf-8").splitlines()]
+    like = [line.strip() for line in lines if re.search(r"-- *8 *< *--", line)]
+    assert len(like) > 10
+    assert [line for line in like if not re.fullmatch(r'--8<-- "[\w./:]+"', line)] == []
+
+
+@pytest.mark.slow
 def test_the_pages_fetch_nothing(site: Path) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in site.rglob("*") if path.suffix in (".html", ".css")}
     assert len(texts) > 40
