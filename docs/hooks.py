@@ -13,6 +13,13 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "experiments" / "published"
 PICTURE = re.compile(r"\((?:\.\./)+experiments/published/")
+SORTABLE = re.compile(r"<!-- sortable (\S+) -->")  # on a page: that table, to sort and filter
+FRAME = """??? example "Sort and filter all rows"
+
+    <iframe class="sortable" src="{address}" title="{title}" loading="lazy"></iframe>
+
+    [In a tab of its own]({address}){{ target=_blank }}
+"""
 TABLES = "<!-- tables -->"  # on a page: a list of the tables that can be sorted and filtered
 MERMAID = re.compile(
     r"<script type=\"module\">(?:(?!</script>).)*?mermaid.*?</script>", re.DOTALL
@@ -42,10 +49,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **options: Any) -> str:
-    """Point to published pictures where the site has them, and list the tables."""
-    up = "../" * page.file.src_uri.count("/")
-    entries = (f"- [{table['title']}]({up}{name}){{ target=_blank }}" for name, table in _tables().items())
-    return PICTURE.sub(f"({up}published/", markdown).replace(TABLES, "\n".join(entries))
+    """Point to published pictures where the site has them, embed tables to sort and filter, and list them."""
+    up, found = "../" * page.file.src_uri.count("/"), _tables()
+    entries = (f"- [{table['title']}]({up}{name}){{ target=_blank }}" for name, table in found.items())
+
+    def frame(place: re.Match[str]) -> str:
+        name = f"published/{place[1]}.html"
+        return FRAME.format(address=f"{up}{name}", title=found[name]["title"])
+
+    markdown = PICTURE.sub(f"({up}published/", markdown)
+    return SORTABLE.sub(frame, markdown).replace(TABLES, "\n".join(entries))
 
 
 def on_post_page(output: str, **options: Any) -> str:
