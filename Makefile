@@ -37,9 +37,9 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m slow
 
-# the pages, in site; strict, and without a network. make docs SERVE=1 shows them while they are written
+# the pages, in site; strict (mkdocs counts no warning with --quiet), and without a network. SERVE=1 shows them while they are written
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs $(if $(SERVE),serve,build --quiet) --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs $(if $(SERVE),serve,build) --strict
 
 # a wheel and a source distribution, in dist
 dist: setup

@@ -34,7 +34,17 @@ REMOTE = re.compile(
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
     """What ``make docs`` does."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(config), "--site-dir", str(site)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--config-file",
+        str(config),
+        "--site-dir",
+        str(site),
+    ]
     variables = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
@@ -123,6 +133,12 @@ def test_a_broken_link_fails(text: str, said: str, tmp_path: Path) -> None:
     done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
     assert (done.returncode == 0) == (not said)
     assert said in done.stderr
+
+
+def test_make_docs_builds_as_these_tests_do() -> None:
+    """mkdocs counts no warning under --quiet, so that a broken link would pass."""
+    done = subprocess.run(["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.search(r"-m mkdocs build --strict$", done.stdout, re.MULTILINE)
 
 
 def test_the_reference_lists_every_public_name_and_no_other() -> None:
