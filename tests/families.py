@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,38 @@ from lowrank_vit import InputError, get_recipe
 from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_of, survey
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import left_dense
+from lowrank_vit.pipeline.groups.scan import ScanGroup
 from lowrank_vit.pipeline.selecting import Selection, select
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS
+from tests.support.vmambas import vmamba
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
-WORDS = {"query_key": "logits", "value": "values", "hidden": "hidden units"}
+WORDS = {"query_key": "logits", "value": "values", "hidden": "hidden units", "scan": "whole scans", "layer": "layers"}
 HEAD = """# Families of models
 
-What `best` makes smaller in each kind of model that the contract tests run, each at the smallest size that its library
-makes it in: {families} families, {kinds} kinds. Written by `python -m tests.families` from the registry; a test holds it to
-what the code does.
+What `best` makes smaller in each kind of model that the contract tests run, each at the smallest size in its library:
+{families} families, {kinds} kinds. `python -m tests.families` writes this page from the registry; a test compares it with
+the code.
 
 *Logits* are directions in which the queries and keys of a head are compared, *values* those that a head passes on, *hidden
-units* those of an MLP. *Layers* are single linear layers at low rank, where a module cannot be taken as a whole, under the
-same budget. *Refit*: losses are measured and outputs refitted, because the way from block to block is known.
+units* those of an MLP. *Layers* are single linear layers at low rank, under the same budget, where a module cannot be taken as a
+whole. *Refit*: losses are measured and outputs refitted, which needs a known path from block to block.
 """
+
+
+@dataclass(frozen=True)
+class Scans:
+    """A kind of VMamba."""
+
+    name: str
+    make: Callable[[], nn.Module]
+
+
+VMAMBAS = {
+    f"VMamba {version}": Scans(name, partial(vmamba, version))
+    for version, name in (("v2", "vmamba_tiny_s1l8"), ("v0", "vanilla_vmamba_tiny"))
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +71,7 @@ def described(named: str, kind: Any) -> tuple[str, Row]:
     except InputError as error:
         return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
     units = {part for group in selection.groups for part in _units(group)}
-    shrinks = [word for unit, word in WORDS.items() if unit in units] + (["layers"] if "layer" in units else [])
+    shrinks = [word for unit, word in WORDS.items() if unit in units]
     refit = not (selection.fallback and selection.fallback["left_out"])
     return _family(model), Row(named, name, ", ".join(shrinks), refit, "; ".join(_dense(model, selection)))
 
@@ -67,12 +85,14 @@ def _family(model: nn.Module) -> str:
 
 
 def _units(group: Any) -> list[str]:
+    if isinstance(group, ScanGroup):
+        return ["scan"]
     return list(group.site.costs()) if hasattr(group.site, "layers") else ["layer"]
 
 
 def _dense(model: nn.Module, selection: Selection) -> list[str]:
     """Say what stays dense as a whole or altogether, and why."""
-    logits = {getattr(group.site, "dense_logits", "") for group in selection.groups} - {""}
+    logits = {getattr(getattr(group, "site", None), "dense_logits", "") for group in selection.groups} - {""}
     told = [f"queries and keys, {reason}" for reason in sorted(logits)]
     refusals = [error.reason for name, error in survey(model)[1].items() if name]
     told += [f"layer by layer: {reason}" for reason in dict.fromkeys(map(_short, refusals))]
@@ -90,13 +110,13 @@ def _short(reason: str) -> str:
 def page() -> str:
     """Render the whole page."""
     found: dict[str, list[Row]] = {}
-    kinds = [*KINDS.items(), *HUGGING_FACE.items()]
+    kinds = [*KINDS.items(), *HUGGING_FACE.items(), *VMAMBAS.items()]
     for named, kind in kinds:
         family, row = described(named, kind)
         found.setdefault(family, []).append(row)
     lines = [HEAD.format(families=len(FAMILIES.names()), kinds=len(kinds))]
     for name in [*FAMILIES.names(), ""]:
-        about = FAMILIES.get(name)().about if name else "no attention or MLP that is known as a whole"
+        about = FAMILIES.get(name)().about if name else "Models without a known attention or MLP"
         lines += [
             f"## {about}\n",
             "| kind | model | shrinks | refit | stays dense |",
