@@ -32,8 +32,8 @@ What `best` makes smaller in each kind of model that the contract tests run, eac
 the code.
 
 *Logits* are directions in which the queries and keys of a head are compared, *values* those that a head passes on, *hidden
-units* those of an MLP. *Layers* are single linear layers at low rank, under the same budget, where a module cannot be taken as a
-whole. *Refit*: losses are measured and outputs refitted, which needs a known path from block to block.
+units* those of an MLP. *Layers* are single linear layers at low rank, under the same budget, where a module cannot be taken
+as a whole. *Refit*: losses are measured and outputs refitted, which needs a known path from block to block.
 """
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -16,25 +18,30 @@ from experiments.report.columns import Column, chosen, legend
 from experiments.report.uncertainty import marked
 
 WIDTH = 150  # where the output goes to a file
+FEW = 3  # rows that are skipped for one reason have a line each
 
 
 def show(table: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table, a section for each architecture; one that was skipped as a whole is a single line."""
+    """Print the table, a section for each architecture; many rows that were skipped for one reason share a line."""
     if console is None:
         console = Console()
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(width=WIDTH)
+    columns, by_architecture = chosen(table["columns"]), "architecture" in table["columns"]
     rows = marked(table["rows"])
-    notes = notes_of(rows)
+    sections = [
+        Section.of(architecture, list(section))
+        for architecture, section in groupby(rows, key=lambda row: row["architecture"] if by_architecture else None)
+    ]
+    notes = notes_of([row for section in sections for row in section.told])
     view = Table(title=table["title"], title_justify="left", title_style="bold", header_style="bold", box=None)
     view.padding, view.pad_edge = (0, 1, 0, 0), False
-    columns, sections = chosen(table["columns"]), "architecture" in table["columns"]
     shown = [column for column in columns if column.name != "architecture"]
     for column in shown:
         head, wraps = column.short or column.header, column.wrap is not None
         view.add_column(head, justify="left" if wraps else "right", no_wrap=not wraps, min_width=column.wrap)
-    for architecture, section in groupby(rows, key=lambda row: row["architecture"] if sections else None):
-        _add_section(view, architecture, list(section), shown, notes)
+    for section in sections:
+        section.add_to(view, shown, notes)
     console.print(view)
     console.print(legend(columns, rows), style="dim", highlight=False)
     for text in table.get("findings", ()):
@@ -43,20 +50,42 @@ def show(table: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"[{number}] {text}", style="dim", markup=False, highlight=False)
 
 
-def _add_section(
-    view: Table, architecture: str | None, rows: Sequence[Row], columns: Sequence[Column], notes: Mapping[str, int]
-) -> None:
-    """Add the rows under the name of their architecture; without one where the table does not show it."""
-    reasons = {row["reason"] for row in rows}
-    if architecture is not None:
-        title = f"[bold]{escape(architecture)}[/]"
-        if len(reasons) == 1 and {row["status"] for row in rows} == {"skipped"}:
-            count, mark = f"{len(rows)} row{'s' * (len(rows) > 1)}", escape(f"[{notes[reasons.pop()]}]")
-            view.add_row(title, count, *[""] * (len(columns) - 3), f"skipped {mark}", style="dim")
-            return
-        models = sorted({row["model"] for row in rows if row["status"] == "done"})
-        view.add_row(title, *models[:1])
-    for row in rows:
-        style = "yellow" if row["stale"] else None if row["status"] == "done" else "dim"
-        texts = [column.write(row, notes, 1).replace(" ± ", " ±").removeprefix("done").strip() for column in columns]
-        view.add_row(*map(escape, texts), style=style)
+@dataclass(frozen=True)
+class Section:
+    """Hold the rows of an architecture, and how many were skipped for each reason that many share."""
+
+    architecture: str | None
+    rows: list[Row]
+    skipped: Mapping[str, int]
+
+    @classmethod
+    def of(cls, architecture: str | None, rows: Sequence[Row]) -> Section:
+        """Tell the rows that are printed from those that share a line."""
+        reasons = Counter(str(row["reason"]) for row in rows if row["status"] == "skipped")
+        shared = {reason: count for reason, count in reasons.items() if count > FEW}
+        kept = [row for row in rows if row["status"] != "skipped" or str(row["reason"]) not in shared]
+        return cls(architecture, kept, shared)
+
+    @property
+    def told(self) -> list[Row]:
+        """List what footnotes are about: the rows, and each shared reason once."""
+        blank = {"status": "skipped", "stale": False, "note": "", "source": None}
+        return [*self.rows, *({**blank, "reason": reason} for reason in self.skipped)]
+
+    def add_to(self, view: Table, columns: Sequence[Column], notes: Mapping[str, int]) -> None:
+        """Add the rows under the name of their architecture; without one where the table does not show it."""
+        title = "" if self.architecture is None else f"[bold]{escape(self.architecture)}[/]"
+        if title and self.rows:
+            models = sorted({row["model"] for row in self.rows if row["status"] == "done"})
+            view.add_row(title, *models[:1])
+            title = ""
+        for row in self.rows:
+            style = "yellow" if row["stale"] else None if row["status"] == "done" else "dim"
+            texts = [
+                column.write(row, notes, 1).replace(" ± ", " ±").removeprefix("done").strip() for column in columns
+            ]
+            view.add_row(*map(escape, texts), style=style)
+        for reason, count in self.skipped.items():
+            mark = escape(f"[{notes[reason]}]")
+            view.add_row(title, f"{count} rows", *[""] * (len(columns) - 3), f"skipped {mark}", style="dim")
+            title = ""

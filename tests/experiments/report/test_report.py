@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -117,6 +118,20 @@ def test_the_terminal_is_as_it_was(table: dict[str, Any]) -> None:
     show(table, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     compare("table9.txt", "\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_many_rows_skipped_for_one_reason_share_a_line(table: dict[str, Any], count: int) -> None:
+    *rest, skipped = table["rows"]
+    assert skipped["status"] == "skipped"
+    console = Console(file=io.StringIO(), width=140)
+    show({**table, "rows": [*rest, *(skipped | {"id": f"n/{index}"} for index in range(count))]}, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert ("4 rows" in text) == (count == 4)
+    assert text.count("no stand-in for Model-N") == 1
+    number = re.search(r"\[(\d+)\] no stand-in for Model-N", text)
+    assert number is not None
+    assert text.count(f"skipped [{number[1]}]") == (1 if count == 4 else 3)
 
 
 @pytest.mark.parametrize("width", [120, 160])
