@@ -33,7 +33,7 @@ NAMES = {  # in the order of the legend; a method that is not published has no l
     "flar": "FLAR-SVD",
     "corp": "CORP",
     "vbp": "VBP's pruning",
-    "vtp_taylor": "VTP's gates",
+    "vtp_taylor": "VTP, first order",
     "ssp": "S2ViTE's baseline",
     "comcat0": "COMCAT's start",
     "fwsvd_search": "FWSVD, searched",
