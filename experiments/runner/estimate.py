@@ -22,12 +22,13 @@ LOADED = 33  # images, the first of which is not timed
 
 
 def kind(job: Job) -> tuple[str | None, bool, str]:
-    """Name what jobs of about the same time have in common: recipe, whether they are fine-tuned, images."""
+    """Name what jobs of about the same time have in common: recipe, whether they are fine-tuned, images, what follows."""
     trained = f"{job.epochs} {job.gradual_epochs} {job.full} {job.distill_epochs} {job.processes}"
+    after = f"{job.tokens.get('rule', '')} {job.quantizer or ''}"
     return (
         job.recipe,
         job.epochs > 0,
-        f"{job.model} {job.images} {job.limit} {trained} {dict(job.changes)} {job.measure or ''}",
+        f"{job.model} {job.images} {job.limit} {trained} {dict(job.changes)} {job.measure or ''} {after}",
     )
 
 

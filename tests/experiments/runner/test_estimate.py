@@ -14,7 +14,7 @@ from experiments.jobs.job import Job
 from experiments.jobs.task import Task
 from experiments.runner import estimate as module
 from experiments.runner.campaign import share_of_batch
-from experiments.runner.estimate import Expected, Pace, expected, images_loaded, loading_cores
+from experiments.runner.estimate import Expected, Pace, expected, images_loaded, kind, loading_cores
 from experiments.runner.plan import Options, make_plan
 from experiments.runner.view import show_expected
 from lowrank_vit import Hardware, InputError
@@ -47,6 +47,14 @@ def test_the_slower_of_arithmetic_and_loading_by_hand() -> None:
     shared = expected(task, Pace(forward=0.001, load=0.1), 0.5, "cpu")  # eight processes on a machine of four cores
     assert shared.arithmetic == pytest.approx(eight.arithmetic + passes * 0.001 * 7 / 8)
     assert shared.loading == pytest.approx(starved.loading)
+
+
+@pytest.mark.parametrize("changes", [{"tokens": {"rule": "spvit-kong-gates"}}, {"quantizer": "gptq"}])
+def test_jobs_that_take_longer_are_not_estimated_from_others(changes: dict[str, Any]) -> None:
+    """Selectors that learn take 25 minutes where merging tokens takes one."""
+    merged = replace(JOB, recipe=None, epochs=0, tokens={"rule": "tome", "macs": 0.6})
+    assert kind(replace(merged, **changes)) != kind(merged)
+    assert kind(replace(merged, tokens={"rule": "tome", "macs": 0.75})) == kind(merged)
 
 
 def test_no_core_loads_for_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
