@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
 REPORTING = ("jinja2", "matplotlib")
+KEPT = "finished work is kept; run the same command to continue"
 LR = """(default: 1e-4, the paper's for a batch that it does not name; it stays as it is, whatever the batch. 64 images on
 each of eight devices are a batch of 512: --global-batch 64 keeps the steps of one device; to scale the rate linearly with
 the batch instead, give --lr 8e-4)"""
@@ -241,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}: free some space, then run again; finished work is kept", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
-        print(f"interrupted: {stopped or 'finished work is kept; run the same command to continue'}", file=sys.stderr)
+        print(f"interrupted: {str(stopped) or KEPT}", file=sys.stderr)
         sys.exit(130)
 
 

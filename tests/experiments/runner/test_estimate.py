@@ -111,3 +111,16 @@ def test_learning_rate_and_batch_are_the_jobs_and_their_defaults_change_no_key()
         name: job.key for name, job in plain.items()
     }
     assert jobs(epochs=0, lr=8e-4)["m/ours-40"].lr == Job.lr  # nothing is trained
+
+
+def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second signal, while the first is handled, carries no words."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.runner.campaign.make_plan", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "table2/deit_s/svd-40", "--dry-run", "--no-wandb"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "interrupted: finished work is kept; run the same command to continue\n"
