@@ -146,9 +146,10 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _draw_front(panel: Axes, rows: Sequence[Row], against: str) -> None:
-    """Draw a pale band from each point that no other beats to the next, the dense model's included."""
+    """Draw a pale band from each point that no other beats to the next: filled, hollow, or the dense model's."""
     unit, _ = _unit(rows, against)
-    points = {(row[against] / unit, row["top1"]) for row in rows if row["top1"] is not None}
+    drawn = ((row[against] / unit, row[name]) for row in rows for name in ("top1", "top1_before_finetune"))
+    points = {(size, top1) for size, top1 in drawn if top1 is not None}
     dense = {(row[f"{against}_dense"] / unit, row["top1_dense"]) for row in rows if row["top1_dense"] is not None}
     sizes, tops = zip(*pareto_front(points | dense), strict=True)
     panel.step(sizes, tops, where="post", **FRONT)

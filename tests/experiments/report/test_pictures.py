@@ -7,6 +7,7 @@ import json
 import pytest
 
 from experiments.report.pictures import DRAWINGS, PICTURES
+from experiments.report.plots import FRONT
 from experiments.report.publish import PUBLISHED
 from experiments.report.rows import FINDINGS
 from experiments.tables.catalogue import tables
@@ -36,3 +37,16 @@ def test_a_long_legend_hides_no_panel(picture: str) -> None:
     assert all(panel.get_tightbbox().y0 >= key.y1 for panel in panels)
     assert all(panel.get_window_extent().height > 2.4 * figure.dpi for panel in panels)
     assert key.y0 >= 0
+
+
+def test_the_front_counts_models_that_are_not_trained() -> None:
+    """Beside trained rows they are drawn hollow; the front ran below them."""
+    content = json.loads((PUBLISHED / "imagenet-samples" / "table_rivals.json").read_text(encoding="utf-8"))
+    rows = [row for row in content["rows"] if row["status"] == "done" and row["cost"] == "parameters"]
+    assert any(row["top1_before_finetune"] is not None for row in rows)
+    (panel,) = PICTURES["front_vs_params"](content).axes
+    (front,) = [line for line in panel.lines if line.get_linewidth() == FRONT["linewidth"]]
+    corners = dict(front.get_xydata())
+    for row in rows:
+        within = [top1 for size, top1 in corners.items() if size <= row["params"] / 1e6]
+        assert row["top1"] <= max(within), row["id"]
