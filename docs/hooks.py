@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Docstrings(griffe.Extension):
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the published pictures, and a page of its own for each published table."""
+    _tables.cache_clear()  # they may have changed while the pages are served
     for path in sorted(PUBLISHED.rglob("*.png")):
         name = f"published/{path.relative_to(PUBLISHED).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
@@ -66,6 +68,7 @@ def on_post_page(output: str, **options: Any) -> str:
     return MERMAID.sub("", output)
 
 
+@cache  # every page asks, and they are megabytes
 def _tables() -> dict[str, dict[str, Any]]:
     """Read the published tables, by the address of their page; figures have no rows to sort."""
     found = {}

@@ -79,7 +79,7 @@ def _add_choices(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--seeds", type=_seeds, metavar="0,1,2", help="default: 0,1,2 for the stand-ins, 0 for real models"
     )
-    run.add_argument("--epochs", type=_natural, help="of training; half of them learn, in full forms (default: 20)")
+    run.add_argument("--epochs", type=_natural, help="of training; full forms split them (default: 20; 0: none)")
     run.add_argument("--steps", type=_count, help="of Z's gradient solvers (default: the recipe's)")
     run.add_argument("--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)")
     run.add_argument(

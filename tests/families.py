@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+import lowrank_vit.models  # noqa: F401  (it registers VMamba with timm)
 from lowrank_vit import InputError, get_recipe
 from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_of, survey
 from lowrank_vit.architectures.canonical import canonical
@@ -20,8 +19,7 @@ from lowrank_vit.architectures.linears import left_dense
 from lowrank_vit.pipeline.groups.scan import ScanGroup
 from lowrank_vit.pipeline.selecting import Selection, select
 from tests.support.hugging_face import HUGGING_FACE
-from tests.support.kinds import KINDS
-from tests.support.vmambas import vmamba
+from tests.support.kinds import KINDS, Kind
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 WORDS = {"query_key": "logits", "value": "values", "hidden": "hidden units", "scan": "whole scans", "layer": "layers"}
@@ -37,17 +35,9 @@ as a whole. *Refit*: losses are measured and outputs refitted, which needs a kno
 """
 
 
-@dataclass(frozen=True)
-class Scans:
-    """A kind of VMamba."""
-
-    name: str
-    make: Callable[[], nn.Module]
-
-
 VMAMBAS = {
-    f"VMamba {version}": Scans(name, partial(vmamba, version))
-    for version, name in (("v2", "vmamba_tiny_s1l8"), ("v0", "vanilla_vmamba_tiny"))
+    "VMamba v2": Kind("vmamba_tiny_s1l8", {"depths": (2, 1), "dims": 12}),
+    "VMamba v0": Kind("vanilla_vmamba_tiny", {"depths": (2, 1), "dims": 12}),
 }
 
 

@@ -33,7 +33,7 @@ def show(table: Mapping[str, Any], console: Console | None = None) -> None:
         Section.of(architecture, list(section))
         for architecture, section in groupby(rows, key=lambda row: row["architecture"] if by_architecture else None)
     ]
-    notes = notes_of([row for section in sections for row in section.told])
+    notes = notes_of([row for section in sections for row in section.footnoted])
     view = Table(title=table["title"], title_justify="left", title_style="bold", header_style="bold", box=None)
     view.padding, view.pad_edge = (0, 1, 0, 0), False
     shown = [column for column in columns if column.name != "architecture"]
@@ -67,7 +67,7 @@ class Section:
         return cls(architecture, kept, shared)
 
     @property
-    def told(self) -> list[Row]:
+    def footnoted(self) -> list[Row]:
         """List what footnotes are about: the rows, and each shared reason once."""
         blank = {"status": "skipped", "stale": False, "note": "", "source": None}
         return [*self.rows, *({**blank, "reason": reason} for reason in self.skipped)]

@@ -182,14 +182,14 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
 def _made(row: Row, options: Options) -> dict[str, Any]:
     """Return the fields of how a model is made smaller and trained, which do not bear on the dense model's accuracy."""
     epochs = epochs_of(row, options)
-    learning = row.gradual_epochs or math.ceil(row.gradual_share * epochs)
+    learning = math.ceil(row.gradual_share * epochs)  # before the compression
     taken = ("distill_epochs", "distill_changes", "full", "finetune_changes", "scratch")
     return {
         "changes": {**row.changes, **recipe_changes(row, options)},
-        "epochs": epochs - math.ceil(row.gradual_share * epochs),
-        "gradual_epochs": learning,
+        "epochs": epochs - learning,
+        "gradual_epochs": row.gradual_epochs or learning,
         "batch_size": options.batch_size,
-        "lr": options.lr if epochs or learning else Job.lr,  # a distillation has its own
+        "lr": options.lr if epochs or row.gradual_epochs else Job.lr,  # a distillation has its own
         "processes": options.processes,
         "precision": options.precision,
         **{name: getattr(row, name) for name in taken},
