@@ -11,6 +11,7 @@ from experiments.report.cells import Row, notes_of
 from experiments.report.columns import Column, chosen, legend
 from experiments.report.rows import FIELDS
 from experiments.report.uncertainty import marked
+from lowrank_vit.runtime.errors import InputError
 
 
 def markdown(table: Mapping[str, Any], command: str | None, pictures: Sequence[str] = ("accuracy_vs_params",)) -> str:
@@ -38,6 +39,33 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Row], digits: int = 2)
         *([_cell(column.write(row, notes, digits)) for column in columns] for row in marked(rows)),
     ]
     return lines_of(lines)
+
+
+def across_lines(columns: Sequence[Column], rows: Sequence[Row], name: str, digits: int = 2) -> list[str]:
+    """Write the last column's values side by side: one line for what the other columns share, one cell for each ``name``.
+
+    ``name`` is that of a column, such as ``reduction``. Raises ``InputError`` where two rows claim one cell.
+    """
+    spread = next(column for column in columns if column.name == name)
+    *shared, measured = [column for column in columns if column is not spread]
+    notes, rows = notes_of(rows), list(marked(rows))
+    heads = list(dict.fromkeys(spread.write(row, notes, digits) for row in sorted(rows, key=spread.value)))
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        line = lines.setdefault(tuple(_cell(column.write(row, notes, digits)) for column in shared), {})
+        head = spread.write(row, notes, digits)
+        if head in line:
+            raise InputError(f"{row['id']} and another row share a cell: add a column that tells them apart")
+        line[head] = _cell(measured.write(row, notes, digits))
+    titles = [f"{measured.header}, {spread.header.lower()} {heads[0]}", *heads[1:]]
+    rule = [":--" if column.kind == "text" else "--:" for column in shared]
+    return lines_of(
+        [
+            [*(column.header for column in shared), *titles],
+            [*rule, *["--:"] * len(heads)],
+            *([*key, *(line.get(head, "") for head in heads)] for key, line in lines.items()),
+        ]
+    )
 
 
 def lines_of(cells: Sequence[Sequence[str]]) -> list[str]:

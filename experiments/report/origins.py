@@ -61,6 +61,13 @@ def marked(rows: Iterable[Row], column: str) -> list[Row]:
     return [{**row, **marks.get(row["id"], {})} for row in rows]
 
 
+def marked_alike(rows: Iterable[Row]) -> list[Row]:
+    """Mark every row of a method that has an older one, since they share a line."""
+    rows = list(rows)
+    methods = {row["method"] for row in older(rows)}
+    return [row | {"method": f"{row['method']} {OLDER}"} if row["method"] in methods else row for row in rows]
+
+
 def commits_of(rows: Iterable[Row], otherwise: Sequence[str]) -> str:
     """Name the commits of the rows; ``otherwise``: of the whole file, for rows that do not say their own."""
     commits = {commit for row in rows if row["status"] == "done" for commit in row.get("commits", otherwise)}

@@ -7,7 +7,7 @@ holds a place for each rendering,
     <!-- end -->
 
 and everything between is written anew; a test holds the texts to the JSON. Rows that older code has made are marked.
-``sentence=ROW`` writes one row in words.
+``sentence=ROW`` writes one row in words; ``across=reduction`` writes the last column once for each reduction, side by side.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 from experiments.jobs.results import read_json
 from experiments.report.columns import chosen
 from experiments.report.details import details
-from experiments.report.markdown import lines_of, table_lines
-from experiments.report.origins import OLDER, commits_of, marked, older, origin, untrained
+from experiments.report.markdown import across_lines, lines_of, table_lines
+from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, origin, untrained
 from experiments.report.pictures import PICTURES
 from experiments.report.rows import FIELDS, finished, table_json
 from experiments.runner.plan import read_plan
@@ -150,7 +150,9 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     commits = content["provenance"]["commits"]
     yield f"*{content['title']}*; {_origin(content['provenance'])}; {commits_of(behind, commits)}."
     yield ""
-    if rows:
+    if "across" in options:
+        yield from across_lines(chosen(names), marked_alike(rows), options["across"], digits=1)
+    elif rows:
         yield from table_lines(chosen(names), marked(rows, "method" if "method" in names else names[0]), digits=1)
     if stale := older(behind):
         changed = "the code or the recipe behind these numbers has changed since"

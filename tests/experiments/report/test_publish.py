@@ -11,8 +11,10 @@ import pytest
 
 from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
+from experiments.report import origins
 from experiments.report.origins import OLDER, origin, untrained
 from experiments.report.publish import PLACE, PUBLISHED, ROOT, pages, publish, render_all
+from experiments.report.rows import FIELDS
 from experiments.report.write import write_report
 from experiments.runner.plan import Options, make_plan
 from lowrank_vit import InputError
@@ -165,6 +167,31 @@ def test_a_row_in_words(results: Path, tmp_path: Path) -> None:
     assert f"{OLDER}." in render_all(text, folder)
     with pytest.raises(InputError, match="has no row 'm/none' that is published"):
         render_all(text.replace("svd-40", "none"), folder)
+
+
+def test_sizes_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method has one line, and an empty cell where it was not run; one older row marks the line."""
+    monkeypatch.setattr(origins, "is_stale", lambda row: row["id"] == "SVD-50")
+    done = dict.fromkeys(FIELDS) | {"status": "done", "protocol": "training-free", "commits": ["a"]}
+    rows = [
+        done | {"id": f"{name}-{size}", "method": name, "reduction": size / 100, "top1": top1}
+        for name, size, top1 in (("SVD", 50, 1.25), ("SVD", 25, 30.0), ("Ours", 25, 79.0))
+    ]
+    versions = {"torch": "2", "timm": "1"}
+    provenance = {"seeds": [0], "jobs": 3, "seconds": 60, "devices": ["cpu"], "versions": versions, "commits": ["a"]}
+    content = {"title": "T", "columns": [], "rows": rows, "provenance": provenance}
+    path = tmp_path / "t.json"
+    text = "<!-- published t columns=method,reduction,accuracy across=reduction -->\n<!-- end -->"
+    path.write_text(json.dumps(content))
+    assert render_all(text, tmp_path).splitlines()[3:7] == [
+        "| Method | Top-1, reduction 25% | 50% |",
+        "| :-- | --: | --: |",
+        f"| SVD {OLDER} | 30.0 | 1.2 |",
+        "| Ours | 79.0 |  |",
+    ]
+    path.write_text(json.dumps(content | {"rows": [*rows, rows[0]]}))
+    with pytest.raises(InputError, match="SVD-50 and another row share a cell"):
+        render_all(text, tmp_path)
 
 
 def test_older_rows_are_marked(results: Path, tmp_path: Path) -> None:
