@@ -65,7 +65,7 @@ def marked_alike(rows: Iterable[Row]) -> list[Row]:
     """Mark every row of a method that has an older one, since they share a line."""
     rows = list(rows)
     methods = {row["method"] for row in older(rows)}
-    return [row | {"method": f"{row['method']} {OLDER}"} if row["method"] in methods else row for row in rows]
+    return [{**row, "method": f"{row['method']} {OLDER}"} if row["method"] in methods else row for row in rows]
 
 
 def commits_of(rows: Iterable[Row], otherwise: Sequence[str]) -> str:

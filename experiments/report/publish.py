@@ -22,6 +22,7 @@ from typing import Any
 from experiments.jobs.results import read_json
 from experiments.report.columns import chosen
 from experiments.report.details import details
+from experiments.report.formats import file_size
 from experiments.report.markdown import across_lines, lines_of, table_lines
 from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, origin, untrained
 from experiments.report.pictures import PICTURES
@@ -163,15 +164,26 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
 
 def _sentence(content: Mapping[str, Any], name: str) -> str:
     """Say in words what a row has lost. Raises ``InputError`` for a row that is not published."""
-    row = next((row for row in content["rows"] if row["id"] == name), None)
+    row = next((dict.fromkeys(FIELDS) | row for row in content["rows"] if row["id"] == name), None)
     if row is None:
         raise InputError(f"{content['title']} has no row {name!r} that is published")
     images = content["title"].partition(" · ")[2]
-    made = f"seed{'s' * (len(row['seeds']) > 1)} {', '.join(map(str, row['seeds']))}"
+    seeds = f"seed{'s' * (len(row['seeds']) > 1)} {', '.join(map(str, row['seeds']))}"
     stale = f" {OLDER}" if older([row]) else ""
+    return f"**{_kept_in_words(row)}** {row['protocol'].capitalize()}, {seeds}; {images}{stale}."
+
+
+def _kept_in_words(row: Mapping[str, Any]) -> str:
+    """Say what is left of the accuracy: in a file of a size, or after a reduction."""
+    if row["stored_bytes"] is not None:
+        dense = file_size(4 * row["params_dense"])
+        return (
+            f"{row['architecture']} in a file of {file_size(row['stored_bytes'])}, where float32 takes {dense}: "
+            f"{row['stored_top1']:.1f} % top-1."
+        )
     return (
-        f"**{row['architecture']} with {row['reduction']:.0%} fewer parameters: {row['top1']:.1f} % top-1, where the dense "
-        f"model has {row['top1_dense']:.1f} %.** {row['protocol'].capitalize()}, {made}; {images}{stale}."
+        f"{row['architecture']} with {row['reduction']:.0%} fewer parameters: {row['top1']:.1f} % top-1, where the dense "
+        f"model has {row['top1_dense']:.1f} %."
     )
 
 
@@ -185,10 +197,15 @@ def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _origin(source: Mapping[str, Any]) -> str:
     seeds, versions = ", ".join(map(str, source["seeds"])), source["versions"]
+    work = f"{_count(source['jobs'], 'job')}, {_count(round(source['seconds'] / 60), 'minute')} of work"
     return (
-        f"seed{'s' * (len(source['seeds']) > 1)} {seeds}; {source['jobs']} jobs, {source['seconds'] / 60:.0f} minutes of "
-        f"work on {', '.join(source['devices'])}, torch {versions['torch']}, timm {versions['timm']}"
+        f"seed{'s' * (len(source['seeds']) > 1)} {seeds}; {work} on {', '.join(source['devices'])}, "
+        f"torch {versions['torch']}, timm {versions['timm']}"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def pages() -> list[Path]:

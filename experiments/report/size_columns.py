@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from experiments.report.formats import file_size, percent
 
@@ -11,5 +12,5 @@ TOP1 = "Top-1: percent, measured here, on the evaluation's images."
 
 SIZE_COLUMNS: tuple[tuple[str, str, Callable[[float | None], str], str, str], ...] = (
     ("stored_bytes", "File size", file_size, "", BYTES),
-    ("stored_top1", "Top-1", percent, "", TOP1),
+    ("stored_top1", "Top-1", partial(percent, digits=1), "", TOP1),
 )

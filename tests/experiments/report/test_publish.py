@@ -167,6 +167,11 @@ def test_a_row_in_words(results: Path, tmp_path: Path) -> None:
     assert f"{OLDER}." in render_all(text, folder)
     with pytest.raises(InputError, match="has no row 'm/none' that is published"):
         render_all(text.replace("svd-40", "none"), folder)
+    size = {"stored_bytes": 4.0 * 2**20, "stored_top1": 61.25, "params_dense": 2**20 * 3}
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"rows": [row | size]}))
+    said = render_all(text, folder)
+    assert f"**{row['architecture']} in a file of 4.0 MiB, where float32 takes 12.0 MiB: 61.2 % top-1.** " in said
 
 
 def test_sizes_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
