@@ -197,7 +197,9 @@ def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _origin(source: Mapping[str, Any]) -> str:
     seeds, versions = ", ".join(map(str, source["seeds"])), source["versions"]
-    work = f"{_count(source['jobs'], 'job')}, {_count(round(source['seconds'] / 60), 'minute')} of work"
+    seconds = source["seconds"]
+    length = _count(round(seconds), "second") if seconds < 60 else _count(round(seconds / 60), "minute")
+    work = f"{_count(source['jobs'], 'job')}, {length} of work"
     return (
         f"seed{'s' * (len(source['seeds']) > 1)} {seeds}; {work} on {', '.join(source['devices'])}, "
         f"torch {versions['torch']}, timm {versions['timm']}"
