@@ -1,39 +1,27 @@
 """Keep results in the repository: committed as JSON with their provenance, and rendered in the README and in ``docs``.
 
-``python -m experiments publish TABLE...`` takes over what was run here; benchmarks write their JSON themselves. A text
-holds a place for each rendering,
-
-    <!-- published digits/table2 columns=method,params,top1 rows=deit_b/* -->
-    <!-- end -->
-
-and everything between is written anew; a test holds the texts to the JSON. Rows that older code has made are marked.
-``sentence=ROW`` writes one row in words; ``across=reduction`` writes the last column once for each reduction, side by side.
+``python -m experiments publish TABLE...`` takes over what was run here; benchmarks write their JSON themselves. A test holds
+the texts to the JSON.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.jobs.results import read_json
-from experiments.report.columns import chosen
 from experiments.report.details import details
-from experiments.report.formats import file_size
-from experiments.report.markdown import across_lines, lines_of, table_lines
-from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, origin, untrained
+from experiments.report.origins import origin, untrained
 from experiments.report.pictures import PICTURES
+from experiments.report.render import PUBLISHED, render_all
 from experiments.report.rows import FIELDS, finished, table_json
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import InputError
 
-ROOT = Path(__file__).parent.parent.parent
-PUBLISHED = ROOT / "experiments" / "published"
-PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)
+ROOT = PUBLISHED.parent.parent
 
 
 def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
@@ -121,93 +109,6 @@ def _provenance(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "jobs": len(results),
         "seconds": round(sum(result["seconds"]["total"] for result in results)),
     }
-
-
-def render_all(text: str, folder: Path = PUBLISHED) -> str:
-    """Write everything between a Markdown text's marks anew. Raises ``InputError`` for a mark of nothing."""
-    return PLACE.sub(lambda place: "\n".join(_render(place, folder)), text)
-
-
-def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
-    options = dict(option.split("=", 1) for option in place["options"].split())
-    content = read_json(folder / f"{place['name']}.json")
-    if content is None:
-        raise InputError(f"nothing is published as {place['name']!r}: run it, then python -m experiments publish")
-    yield place[0].partition("\n")[0]
-    if "sentence" in options:
-        yield _sentence(content, options["sentence"])
-    else:
-        yield from _benchmark(content) if "header" in content else _table(content, options)
-    yield "<!-- end -->"
-
-
-def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
-    """Render a published table, or what is said above a figure."""
-    patterns = options.get("rows", "*").split(",")
-    known = [dict.fromkeys(FIELDS) | row for row in content["rows"]]  # an older file lacks fields
-    rows = [row for row in known if any(fnmatch.fnmatchcase(row["id"], pattern) for pattern in patterns)]
-    names = options["columns"].split(",") if "columns" in options else content["columns"]
-    behind = rows or known  # without rows, a picture of all of them follows
-    commits = content["provenance"]["commits"]
-    yield f"*{content['title']}*; {_origin(content['provenance'])}; {commits_of(behind, commits)}."
-    yield ""
-    if "across" in options:
-        yield from across_lines(chosen(names), marked_alike(rows), options["across"], digits=1)
-    elif rows:
-        yield from table_lines(chosen(names), marked(rows, "method" if "method" in names else names[0]), digits=1)
-    if stale := older(behind):
-        changed = "the code or the recipe behind these numbers has changed since"
-        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")
-    if "findings" in options:
-        yield from ("", *(f"- {text}" for text in content["findings"]))
-
-
-def _sentence(content: Mapping[str, Any], name: str) -> str:
-    """Say in words what a row has lost. Raises ``InputError`` for a row that is not published."""
-    row = next((dict.fromkeys(FIELDS) | row for row in content["rows"] if row["id"] == name), None)
-    if row is None:
-        raise InputError(f"{content['title']} has no row {name!r} that is published")
-    images = content["title"].partition(" · ")[2]
-    seeds = f"seed{'s' * (len(row['seeds']) > 1)} {', '.join(map(str, row['seeds']))}"
-    stale = f" {OLDER}" if older([row]) else ""
-    return f"**{_kept_in_words(row)}** {row['protocol'].capitalize()}, {seeds}; {images}{stale}."
-
-
-def _kept_in_words(row: Mapping[str, Any]) -> str:
-    """Say what is left of the accuracy: in a file of a size, or after a reduction."""
-    if row["stored_bytes"] is not None:
-        dense = file_size(4 * row["params_dense"])
-        return (
-            f"{row['architecture']} in a file of {file_size(row['stored_bytes'])}, where float32 takes {dense}: "
-            f"{row['stored_top1']:.1f} % top-1."
-        )
-    return (
-        f"{row['architecture']} with {row['reduction']:.0%} fewer parameters: {row['top1']:.1f} % top-1, where the dense "
-        f"model has {row['top1_dense']:.1f} %."
-    )
-
-
-def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
-    """Render what ``python -m benchmarks.NAME --json FILE`` wrote."""
-    made = content["provenance"]
-    yield f"*{content['title']}*; `{made['command']}` on {made['device']}, commit {made['git']['commit'][:7]}."
-    yield ""
-    yield from lines_of([content["header"], [":--", *["--:"] * (len(content["header"]) - 1)], *content["rows"]])
-
-
-def _origin(source: Mapping[str, Any]) -> str:
-    seeds, versions = ", ".join(map(str, source["seeds"])), source["versions"]
-    seconds = source["seconds"]
-    length = _count(round(seconds), "second") if seconds < 60 else _count(round(seconds / 60), "minute")
-    work = f"{_count(source['jobs'], 'job')}, {length} of work"
-    return (
-        f"seed{'s' * (len(source['seeds']) > 1)} {seeds}; {work} on {', '.join(source['devices'])}, "
-        f"torch {versions['torch']}, timm {versions['timm']}"
-    )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def pages() -> list[Path]:

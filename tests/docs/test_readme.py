@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from experiments.report.publish import PLACE
+from experiments.report.render import PLACE
 from tests.support.sources import ROOT
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

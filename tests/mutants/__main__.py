@@ -139,21 +139,30 @@ def sound(chosen: Sequence[Fault]) -> bool:
     return not code
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+
+
 def main() -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--only", default="", metavar="PATTERN", help="faults whose line has this regular expression")
+    parser.add_argument(
+        "--only", type=_pattern, default="", metavar="REGEX", help="faults whose line matches this expression"
+    )
     parser.add_argument("--list", action="store_true", help="print the faults, and their tests, and plant none")
     parser.add_argument("--jobs", type=int, default=1, help="how many to try at a time (1)")
     parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds for the tests of one fault ({LIMIT})")
     options = parser.parse_args()
-    chosen = [fault for fault in faults() if re.search(options.only, str(fault))]
+    chosen = [fault for fault in faults() if options.only.search(str(fault))]
     if options.list:
         for fault in chosen:
             print(fault, *fault.tests, sep="\n    ")
         return 0
     if not chosen:
-        parser.error(f"no fault's line has {options.only!r}: --list shows them")
+        parser.error(f"no fault's line has {options.only.pattern!r}: --list shows them")
     for name in LIBRARIES:
         __import__(name)
     if not sound(chosen):

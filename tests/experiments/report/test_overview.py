@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from experiments.report.overview import NAMES, THEMES, methods, write_figures
-from experiments.report.publish import PUBLISHED, ROOT
+from experiments.report.publish import ROOT
+from experiments.report.render import PUBLISHED
 from experiments.report.styles import COLOURS, STYLES
 
 SAMPLES = PUBLISHED / "imagenet-samples"

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.report.pictures import DRAWINGS, PICTURES
 from experiments.report.plots import FRONT
-from experiments.report.publish import PUBLISHED
+from experiments.report.render import PUBLISHED
 from experiments.report.rows import FINDINGS
 from experiments.tables.catalogue import tables
 from experiments.tables.rows import Table

@@ -13,7 +13,8 @@ from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
 from experiments.report import origins
 from experiments.report.origins import OLDER, origin, untrained
-from experiments.report.publish import PLACE, PUBLISHED, ROOT, pages, publish, render_all
+from experiments.report.publish import ROOT, pages, publish
+from experiments.report.render import PLACE, PUBLISHED, render_all
 from experiments.report.rows import FIELDS
 from experiments.report.write import write_report
 from experiments.runner.plan import Options, make_plan
@@ -172,6 +173,21 @@ def test_a_row_in_words(results: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps(content | {"rows": [row | size]}))
     said = render_all(text, folder)
     assert f"**{row['architecture']} in a file of 4.0 MiB, where float32 takes 12.0 MiB: 61.2 % top-1.** " in said
+
+
+def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:
+    """It is one cell without its spread, marked once its code is older."""
+    folder = tmp_path / "published"
+    path = publish(results, TABLE, folder)
+    text = "keeps <!-- value digits/table9 m/svd-40 top1 -->?<!-- /value -->, in a sentence\n"
+    assert render_all(text, folder) == text.replace("?", "90.5")
+    row = next(row for row in json.loads(path.read_text())["rows"] if row["id"] == "m/svd-40")
+    path.write_text(path.read_text().replace(row["fingerprint"], "0" * 16))
+    assert render_all(text, folder) == text.replace("?", f"90.5 {OLDER}")
+    with pytest.raises(InputError, match="has no row 'm/none' that is published"):
+        render_all(text.replace("svd-40", "none"), folder)
+    with pytest.raises(InputError, match="nothing is published as 'digits/table8'"):
+        render_all(text.replace("table9", "table8"), folder)
 
 
 def test_sizes_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from experiments.report import ablation
 from experiments.report.drawing import panels
 from experiments.report.page import page_data
 from experiments.report.plots import draw_plot
-from experiments.report.publish import PUBLISHED
+from experiments.report.render import PUBLISHED
 from experiments.report.styles import COLOURS, SIZE, STYLES, group_colours, known_style, series_of, styles_of
 from experiments.tables.catalogue import tables
 from experiments.tables.rows import Table
