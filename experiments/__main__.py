@@ -137,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("tables", nargs="+", metavar="TABLE", help="or all")
     report.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     report.set_defaults(run=report_table)
-    publish = verbs.add_parser("publish", help="keep results in the repository, and render them in the README")
-    publish.add_argument("tables", nargs="*", metavar="TABLE", help="or all; none: only render the README again")
+    publish = verbs.add_parser("publish", help="keep results in the repository, and render them in its pages")
+    publish.add_argument("targets", nargs="*", metavar="TABLE[/ROW]", help="or all; none: only render the pages again")
     publish.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     publish.set_defaults(run=publish_tables)
     workspace = verbs.add_parser(
@@ -203,7 +203,7 @@ def publish_tables(args: argparse.Namespace) -> int:
     from experiments.report.publish import run
     from experiments.tables.catalogue import find_all
 
-    return run(args.results, [table for table, _ in find_all(args.tables)])
+    return run(args.results, find_all(args.targets))
 
 
 def run_table(args: argparse.Namespace) -> int:

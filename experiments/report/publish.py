@@ -1,13 +1,13 @@
 """Keep results in the repository: committed as JSON with their provenance, and rendered in the README and in ``docs``.
 
-``python -m experiments publish TABLE...`` takes over what was run here; benchmarks write their JSON themselves. A test holds
-the texts to the JSON.
+``python -m experiments publish TABLE[/ROW]...`` takes over what was run here; benchmarks write their JSON themselves. A
+test holds the texts to the JSON.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +18,35 @@ from experiments.report.pictures import PICTURES
 from experiments.report.render import PUBLISHED, render_all
 from experiments.report.rows import FIELDS, finished, table_json
 from experiments.runner.plan import read_plan
-from experiments.tables.rows import Table
+from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
 
 ROOT = PUBLISHED.parent.parent
 
 
-def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
+def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Collection[str] | None = None) -> Path:
     """Copy the last run of a table, or a figure, among the published ones; returns the file of its rows.
 
-    Only rows with numbers are kept. A table keeps those that were published before and not run now; a figure is of one run.
-    Raises ``InputError`` where nothing was run, where a result is stale or was made from a package with changes that are
-    not committed, where some seeds of a row are missing, and where a row is called fine-tuned or distilled, but was not
-    trained.
+    Only rows with numbers are kept. A table keeps those that were published before and not run now, or not ``chosen`` by
+    their names; a figure is of one run. Raises ``InputError`` where nothing was run, where a result is stale or was made
+    from a package with changes that are not committed, where some seeds of a row are missing, where a row is called
+    fine-tuned or distilled, but was not trained, and for some rows of a figure.
     """
     from lowrank_vit.runtime.files import write_json
 
+    wanted = _wanted(table, chosen)
     plan = read_plan(results, table)
     content = table_json(results, table, plan)
-    by_row = finished(results, plan)
-    results_kept = [result for of_row in by_row.values() for result in of_row]
-    if not results_kept:
-        raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
-    if any(((result["provenance"]["git"]) or {"dirty": True})["dirty"] for result in results_kept):
-        raise InputError(f"{table.name} has results of a package with uncommitted changes: commit, then run it again")
-    rows = [_kept(table, row, by_row) for row in content["rows"] if row["status"] in ("done", "reported")]
+    by_row = {name: of_row for name, of_row in finished(results, plan).items() if name in wanted}
+    results_kept = _of_commits(table, by_row)
+    rows = [
+        _kept(table, row, by_row)
+        for row in content["rows"]
+        if row["status"] == "reported" or (row["status"] == "done" and row["id"] in wanted)
+    ]
     _, given, evaluated = plan["profile"].rpartition(":")
     profile = evaluated if given else "digits"
-    commands = {name: told["command"] for name, told in details(results, table, plan).items()}
+    commands = {name: told["command"] for name, told in details(results, table, plan).items() if name in wanted}
     path = folder / profile / f"{table.name}.json"
     earlier = _earlier(path, table, rows)
     order = {row.id: place for place, row in enumerate(table.rows)}
@@ -57,6 +58,25 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED) -> Path:
     write_json(path, kept)
     _draw(results, table, path, kept)
     return path
+
+
+def _wanted(table: Table, chosen: Collection[str] | None) -> set[str]:
+    """Name the rows to publish: all, or those chosen of a table."""
+    everything = {row.id for row in table.runnable}
+    wanted = everything if chosen is None else everything & set(chosen)
+    if table.drawing is not None and wanted != everything:
+        raise InputError(f"{table.name} is one picture: publish all of it, {table.name}")
+    return wanted
+
+
+def _of_commits(table: Table, by_row: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """List all results, each of which a commit must have made."""
+    results = [result for of_row in by_row.values() for result in of_row]
+    if not results:
+        raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
+    if any(((result["provenance"]["git"]) or {"dirty": True})["dirty"] for result in results):
+        raise InputError(f"{table.name} has results of a package with uncommitted changes: commit, then run it again")
+    return results
 
 
 def _draw(results: Path, table: Table, path: Path, content: Mapping[str, Any]) -> None:
@@ -116,15 +136,15 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def run(results: Path, tables: Sequence[Table]) -> int:
+def run(results: Path, chosen: Sequence[tuple[Table, Sequence[Row]]]) -> int:
     """Run ``python -m experiments publish``. Raises ``InputError`` for an installed package, which has no texts."""
     from experiments.report.overview import write_figures
     from lowrank_vit.runtime.files import write_text
 
     if not PUBLISHED.is_dir():
         raise InputError("publish writes to the repository, and this is an installed package: run it in a checkout")
-    for table in tables:
-        print(publish(results, table).relative_to(ROOT))
+    for table, rows in chosen:
+        print(publish(results, table, chosen={row.id for row in rows}).relative_to(ROOT))
     for page in pages():
         write_text(page, render_all(page.read_text(encoding="utf-8")))
         print(page.relative_to(ROOT))

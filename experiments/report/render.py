@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     names = options["columns"].split(",") if "columns" in options else content["columns"]
     behind = rows or known  # without rows, a picture of all of them follows
     commits = content["provenance"]["commits"]
-    yield f"*{content['title']}*; {_origin(content['provenance'])}; {commits_of(behind, commits)}."
+    yield f"*{content['title']}*; {_origin(behind, content['provenance'])}; {commits_of(behind, commits)}."
     yield ""
     if "across" in options:
         yield from across_lines(chosen(names), marked_alike(rows), options["across"], digits=1)
@@ -121,14 +121,16 @@ def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
     yield from lines_of([content["header"], [":--", *["--:"] * (len(content["header"]) - 1)], *content["rows"]])
 
 
-def _origin(source: Mapping[str, Any]) -> str:
-    seeds, versions = ", ".join(map(str, source["seeds"])), source["versions"]
-    seconds = source["seconds"]
+def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:
+    """Say what it took to make the rows: their own seeds, jobs and seconds, on the machines of the last run."""
+    done = [row for row in rows if row["status"] == "done"]
+    seeds = sorted({seed for row in done for seed in row["seeds"]})
+    jobs = sum(len(row["seeds"]) for row in done)
+    seconds = sum((row["seconds"] or 0) * len(row["seeds"]) for row in done)
     length = _count(round(seconds), "second") if seconds < 60 else _count(round(seconds / 60), "minute")
-    work = f"{_count(source['jobs'], 'job')}, {length} of work"
     return (
-        f"seed{'s' * (len(source['seeds']) > 1)} {seeds}; {work} on {', '.join(source['devices'])}, "
-        f"torch {versions['torch']}, timm {versions['timm']}"
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {_count(jobs, 'job')}, {length} of work on "
+        f"{', '.join(source['devices'])}, torch {source['versions']['torch']}, timm {source['versions']['timm']}"
     )
 
 

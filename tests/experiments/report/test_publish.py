@@ -18,6 +18,7 @@ from experiments.report.render import PLACE, PUBLISHED, render_all
 from experiments.report.rows import FIELDS
 from experiments.report.write import write_report
 from experiments.runner.plan import Options, make_plan
+from experiments.tables.catalogue import tables
 from lowrank_vit import InputError
 from tests.experiments.support.synthetic import IMAGES, TABLE, fill, result, write
 
@@ -123,6 +124,26 @@ def test_rows_that_were_not_run_again_stay(results: Path, tmp_path: Path) -> Non
     assert again["m/ours-40"]["commits"] == ["0123456789abcdef"]
 
 
+def test_chosen_rows_are_published_and_the_others_stay(results: Path, tmp_path: Path) -> None:
+    """So a table may have rows of one seed beside rows of several."""
+    folder = tmp_path / "published"
+    path = publish(results, TABLE, folder)
+    content = json.loads(path.read_text())
+    content["rows"] = [row | {"commits": ["fedcba9876543210"], "seeds": [7]} for row in content["rows"]]
+    path.write_text(json.dumps(content))
+    job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
+    (results / "jobs" / job.key / "result.json").unlink()  # m/svd-40 lacks a seed, but is not chosen
+    again = {row["id"]: row for row in json.loads(publish(results, TABLE, folder, {"m/ours-40"}).read_text())["rows"]}
+    assert list(again) == [row["id"] for row in content["rows"]]
+    assert (again["m/svd-40"]["seeds"], again["m/svd-40"]["commits"]) == ([7], ["fedcba9876543210"])
+    assert (again["m/ours-40"]["seeds"], again["m/ours-40"]["commits"]) == ([0, 1], ["0123456789abcdef"])
+
+
+def test_a_figure_is_published_whole(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="figure1 is one picture: publish all of it"):
+        publish(tmp_path, tables()["figure1"], tmp_path, {"deit_t"})
+
+
 def test_a_row_that_lacks_a_seed_is_not_published(results: Path) -> None:
     job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
     (results / "jobs" / job.key / "result.json").unlink()
@@ -140,7 +161,7 @@ def test_a_place_is_filled_with_the_rows_and_columns_it_asks_for(results: Path, 
     lines = rendered.splitlines()
     assert lines[0] == "before"
     assert lines[1] == mark
-    assert lines[2].startswith("*Table 9: made up · digits stand-in, not ImageNet*; seeds 0, 1; 8 jobs")
+    assert lines[2].startswith("*Table 9: made up · digits stand-in, not ImageNet*; seeds 0, 1; 2 jobs")
     assert lines[4:8] == ["| Method | after FT |", "| :-- | --: |", "| Other |  |", "| Vanilla SVD + FT | 90.5 ± 0.7 |"]
     assert lines[8:] == ["<!-- end -->", "after"]
     with pytest.raises(InputError, match="nothing is published as 'digits/table8'"):
@@ -193,13 +214,13 @@ def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:
 def test_sizes_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A method has one line, and an empty cell where it was not run; one older row marks the line."""
     monkeypatch.setattr(origins, "is_stale", lambda row: row["id"] == "SVD-50")
-    done = dict.fromkeys(FIELDS) | {"status": "done", "protocol": "training-free", "commits": ["a"]}
+    done = dict.fromkeys(FIELDS) | {"status": "done", "protocol": "training-free", "commits": ["a"], "seeds": [0]}
     rows = [
         done | {"id": f"{name}-{size}", "method": name, "reduction": size / 100, "top1": top1}
         for name, size, top1 in (("SVD", 50, 1.25), ("SVD", 25, 30.0), ("Ours", 25, 79.0))
     ]
     versions = {"torch": "2", "timm": "1"}
-    provenance = {"seeds": [0], "jobs": 3, "seconds": 60, "devices": ["cpu"], "versions": versions, "commits": ["a"]}
+    provenance = {"devices": ["cpu"], "versions": versions, "commits": ["a"]}
     content = {"title": "T", "columns": [], "rows": rows, "provenance": provenance}
     path = tmp_path / "t.json"
     text = "<!-- published t columns=method,reduction,accuracy across=reduction -->\n<!-- end -->"
