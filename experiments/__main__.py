@@ -183,7 +183,7 @@ def report_table(args: argparse.Namespace) -> int:
     """Run the verb ``report``."""
     from experiments.tables.catalogue import find_all
 
-    for table, _ in find_all(args.tables):
+    for table, _ in find_all(args.tables, whole=True):
         _render(args.results, table)
     return 0
 

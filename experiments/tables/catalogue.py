@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Iterator, Sequence
 
 from experiments.tables.rows import Row, Table
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 
 FOLDER = "experiments.tables"
@@ -25,14 +26,16 @@ def _scan() -> Iterator[Table]:
             yield importlib.import_module(f"{FOLDER}.{module.name}").TABLE
 
 
-def find_all(targets: Sequence[str]) -> list[tuple[Table, list[Row]]]:
+def find_all(targets: Sequence[str], whole: bool = False) -> list[tuple[Table, list[Row]]]:
     """Find the tables that the targets name, each with its selected rows; ``all`` is every table and figure.
 
-    Raises ``InputError`` with the nearest name.
+    Raises ``InputError`` with the nearest name and, for ``whole`` tables, for a target that names rows.
     """
     chosen: dict[str, tuple[Table, dict[str, Row]]] = {}
     for target in tables() if "all" in targets else targets:
         table, name = find(target)
+        if whole and name is not None:
+            raise InputError(f"{target!r} names rows, where a whole table is wanted: {table.name}")
         _, rows = chosen.setdefault(table.name, (table, {}))
         rows |= {row.id: row for row in table.select(name)}
     return [(table, list(rows.values())) for table, rows in chosen.values()]

@@ -286,6 +286,9 @@ def test_targets_may_be_patterns_groups_and_all() -> None:
     everything = find_all(["all"])
     assert {table.name for table, _ in everything} == set(tables())
     assert all(rows == table.runnable for table, rows in everything)
+    assert find_all(["table2"], whole=True)
+    with pytest.raises(InputError, match="'table2/deit_b' names rows, where a whole table is wanted: table2"):
+        find_all(["table2/deit_b"], whole=True)
 
 
 def look_up(target: str) -> list[Row]:
