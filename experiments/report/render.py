@@ -32,7 +32,12 @@ VALUE = re.compile(r"(?P<mark><!-- value (?P<name>\S+) (?P<row>\S+) (?P<column>\
 
 
 def render_all(text: str, folder: Path = PUBLISHED) -> str:
-    """Write everything between a Markdown text's marks anew. Raises ``InputError`` for a mark of nothing."""
+    """Write everything between a Markdown text's marks anew.
+
+    Raises ``InputError`` for a mark of nothing, and for a value's at the start of a line, where Markdown ends the paragraph.
+    """
+    if first := re.search(r"^\s*(<!-- value .*?-->)", text, re.MULTILINE):
+        raise InputError(f"{first[1]} begins a line, which ends the paragraph: put a word before it")
     text = PLACE.sub(lambda place: "\n".join(_render(place, folder)), text)
     return VALUE.sub(lambda place: _value(place, _published(folder, place["name"])), text)
 

@@ -202,6 +202,8 @@ def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:
     path = publish(results, TABLE, folder)
     text = "keeps <!-- value digits/table9 m/svd-40 top1 -->?<!-- /value -->, in a sentence\n"
     assert render_all(text, folder) == text.replace("?", "90.5")
+    with pytest.raises(InputError, match="value digits/table9 m/svd-40 top1 --> begins a line"):
+        render_all(text.replace("keeps ", "keeps\n"), folder)
     row = next(row for row in json.loads(path.read_text())["rows"] if row["id"] == "m/svd-40")
     path.write_text(path.read_text().replace(row["fingerprint"], "0" * 16))
     assert render_all(text, folder) == text.replace("?", f"90.5 {OLDER}")
