@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
+
+from experiments.report.formats import file_size
 
 Row = Mapping[str, Any]
 MIB = 2**20
@@ -37,37 +39,37 @@ def rounded_weights(rows: Sequence[Row]) -> float | None:
 
 
 def findings(content: Mapping[str, Any]) -> list[str]:
-    """Explain the size of each model's files below 16 bits, and what a printed size leaves out of a real one's."""
+    """Explain, once for each model, how large its file is beside the weights' bits that a paper counts."""
     measured = [row for row in content["rows"] if row["status"] == "done" and row["file_bytes"] is not None]
     embedded = content["profile"] == "embedded"
-    said: list[str] = []
-    for _, group in groupby(measured, key=lambda row: (row["architecture"], row["method"].partition(",")[0])):
-        said += _explain(list(group), embedded)
-    return said
+    groups = groupby(measured, key=lambda row: (row["architecture"], row["method"].partition(",")[0]))
+    said = (_explain(list(group), embedded) for _, group in groups)
+    return [text for text in said if text is not None]
 
 
-def _explain(rows: Sequence[Row], embedded: bool) -> Iterator[str]:
+def _explain(rows: Sequence[Row], embedded: bool) -> str | None:
+    """Explain one file of a model, None where its rounded weights are not known.
+
+    Take the file whose size is printed below 16 bits, else the one of fewest bits: what it adds weighs most there.
+    """
     weights = rounded_weights(rows)
-    for row in rows if weights is not None else ():
-        if row["bits"] == FLOAT16 or weights is None:
-            continue
-        counted = counted_bytes(row) or 0.0
-        rest = row["params"] - weights
-        kept = rest * (FLOAT16 - row["bits"]) / 8  # more than the count has of what is not rounded
-        scales = row["file_bytes"] - counted - kept
-        text = (
-            f"{row['architecture']}, {row['method']}: {row['params']:,} parameters at {row['bits']} bits are "
-            f"{_mib(counted)} MiB, the file has {_mib(row['file_bytes'])}: {_mib(kept)} more, as {rest:,.0f} parameters "
-            f"outside of the blocks' weights stay in float16, and {_mib(scales)} of scales, zero points and header"
+    if weights is None:
+        return None
+    below = sorted((row for row in rows if row["bits"] < FLOAT16), key=lambda row: row["bits"])
+    row = next((row for row in below if row["size_reported"] is not None and not embedded), below[0])
+    counted = counted_bytes(row) or 0.0
+    rest = row["params"] - weights
+    kept = rest * (FLOAT16 - row["bits"]) / 8  # more than the count has of what is not rounded
+    scales = row["file_bytes"] - counted - kept
+    text = (
+        f"{row['architecture']}, {row['method']}: {row['params']:,} parameters at {row['bits']} bits are "
+        f"{file_size(counted)}. The file has {file_size(row['file_bytes'])}: {file_size(kept)} more because {rest:,.0f} "
+        f"parameters outside the blocks' weights stay in float16, and {file_size(scales)} for scales, zero points and header"
+    )
+    printed = row["size_reported"]
+    if printed is not None and not embedded:
+        text += (
+            f". The printed {printed:g} MiB leaves out {file_size(row['file_bytes'] - printed * MIB)} of these "
+            f"{file_size(row['file_bytes'] - counted)}"
         )
-        printed = row["size_reported"]
-        if printed is not None and not embedded:
-            text += (
-                f"; the printed {printed:g} MiB leaves out {row['file_bytes'] / MIB - printed:.2f} of these "
-                f"{_mib(row['file_bytes'] - counted)}"
-            )
-        yield text
-
-
-def _mib(count: float) -> str:
-    return f"{count / MIB:.2f}" if abs(count) >= MIB / 100 else f"{count / MIB:.4f}"
+    return text
