@@ -10,7 +10,8 @@ from typing import Any
 
 from experiments.jobs.job import Job
 from experiments.jobs.task import EMBEDDED
-from experiments.report.rows import finished, mean_of
+from experiments.report.rows import finished
+from experiments.report.seeds import mean_of
 from experiments.runner.plan import IMAGENET_VALIDATION, Options, epochs_of, jobs_of
 from experiments.tables.rows import Row, Table
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.jobs.job import Job
 from experiments.jobs.results import read_json
-from experiments.report.details import details
+from experiments.report.details import command as command_of
 from experiments.report.origins import origin, untrained
 from experiments.report.pictures import PICTURES
 from experiments.report.render import PUBLISHED, render_all
-from experiments.report.rows import FIELDS, finished, table_json
+from experiments.report.rows import FIELDS, FINDINGS, finished, table_json
+from experiments.report.seeds import joined, numbers
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
@@ -28,9 +31,10 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Colle
     """Copy the last run of a table, or a figure, among the published ones; returns the file of its rows.
 
     Only rows with numbers are kept. A table keeps those that were published before and not run now, or not ``chosen`` by
-    their names; a figure is of one run. Raises ``InputError`` where nothing was run, where a result is stale or was made
-    from a package with changes that are not committed, where some seeds of a row are missing, where a row is called
-    fine-tuned or distilled, but was not trained, and for some rows of a figure.
+    their names; of the others it keeps seeds that were not run now. A figure is of one run. Raises ``InputError`` where
+    nothing was run, where a result is stale or was made from a package with changes that are not committed, where some
+    seeds of a row are missing, where a row is called fine-tuned or distilled, but was not trained, and for some rows of
+    a figure.
     """
     from lowrank_vit.runtime.files import write_json
 
@@ -44,15 +48,18 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Colle
         for row in content["rows"]
         if row["status"] == "reported" or (row["status"] == "done" and row["id"] in wanted)
     ]
-    _, given, evaluated = plan["profile"].rpartition(":")
-    profile = evaluated if given else "digits"
-    commands = {name: told["command"] for name, told in details(results, table, plan).items() if name in wanted}
-    path = folder / profile / f"{table.name}.json"
-    earlier = _earlier(path, table, rows)
-    order = {row.id: place for place, row in enumerate(table.rows)}
-    rows = sorted([*rows, *earlier["rows"]], key=lambda row: order[row["id"]])
-    commands = earlier["commands"] | commands
-    kept = {**content, "rows": rows, "provenance": _provenance(results_kept), "commands": commands}
+    path = folder / _profile(plan) / f"{table.name}.json"
+    earlier, earlier_commands = _earlier(path, table)
+    rows = [joined(row, earlier.get(row["id"])) for row in rows]
+    everything = earlier | {row["id"]: row for row in rows}
+    kept = {
+        **content,
+        "rows": [everything[row.id] for row in table.rows if row.id in everything],
+        "provenance": _provenance(results_kept),
+        "commands": earlier_commands | _commands(table, rows),
+    }
+    if table.findings is not None:
+        kept["findings"] = FINDINGS[table.findings](kept)
     if table.drawing is not None:
         kept["measured"] = {row: [result["measured"] for result in of_row] for row, of_row in by_row.items()}
     write_json(path, kept)
@@ -91,14 +98,32 @@ def _draw(results: Path, table: Table, path: Path, content: Mapping[str, Any]) -
             PICTURES[name](content).savefig(temporary, dpi=150, format="png")
 
 
-def _earlier(path: Path, table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what was published before of rows that were not run now; they keep their commits, and are marked if older."""
+def _profile(plan: Mapping[str, Any]) -> str:
+    """Name the folder of what was run on these images."""
+    _, given, evaluated = plan["profile"].rpartition(":")
+    return evaluated if given else "digits"
+
+
+def _earlier(path: Path, table: Table) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return the rows that were published before and are still the table's, and their commands, both by their names."""
     before = (read_json(path) if table.drawing is None else None) or {"rows": [], "commands": {}}
-    missing = {row.id for row in table.rows} - {row["id"] for row in rows}
-    kept = [dict.fromkeys(FIELDS) | row for row in before["rows"] if row["id"] in missing]
-    for row in kept:
+    known = {row.id for row in table.rows}
+    kept = {row["id"]: dict.fromkeys(FIELDS) | row for row in before["rows"] if row["id"] in known}
+    for row in kept.values():
         row.setdefault("commits", before["provenance"]["commits"])
-    return {"rows": kept, "commands": {row["id"]: before["commands"].get(row["id"]) for row in kept}}
+    return kept, {name: command for name, command in before["commands"].items() if name in kept}
+
+
+def _commands(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Write the command that repeats each row, with all of its seeds."""
+    known = {row.id: row for row in table.runnable}
+    return {
+        row["id"]: command_of(
+            table, known[row["id"]], [replace(Job.from_json(row["job"]), seed=seed) for seed in row["seeds"]]
+        )
+        for row in rows
+        if row["status"] == "done"
+    }
 
 
 def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +133,9 @@ def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> di
     if row["stale"] or row["reason"]:
         why = "is stale" if row["stale"] else f"is not whole ({row['reason']})"
         raise InputError(f"{table.name}/{row['id']} {why}: run it again, with --rerun-stale, before publishing")
-    kept = {**row, **origin(by_row[row["id"]])}
+    results = by_row[row["id"]]
+    by_seed = {str(result["provenance"]["seed"]): numbers(result) for result in results}
+    kept = {**row, **origin(results), "by_seed": by_seed}
     if untrained(kept):
         raise InputError(
             f"{table.name}/{row['id']} says {row['protocol']!r}, but was not trained: run it with --epochs"

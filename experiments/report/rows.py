@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from experiments.jobs.job import Job
 from experiments.jobs.protocol import protocol
-from experiments.jobs.results import ERROR, find_result, is_stale, job_folder, read_json
+from experiments.jobs.results import ERROR, find_result, job_folder, read_json
 from experiments.report import ablation, sizes
 from experiments.report.columns import DEFAULT, chosen
 from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
+from experiments.report.seeds import aggregate
 from experiments.report.styles import untrained
 from experiments.runner.plan import jobs_of
 from experiments.tables.rows import Reported, Row, Table
@@ -80,39 +80,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     *MEASURED_FIELDS,
     *(f"{name}_std" for name in MEASURED_SPREADS),
 )
-MEANS = {  # field of a row: where a result has the number
-    "macs": ("macs", "compressed"),
-    "macs_dense": ("macs", "dense"),
-    "top1_dense": ("top1", "dense"),
-    "top1_before_finetune": ("top1", "before"),
-    "top1": ("top1", "after"),
-    "relative_error_held_out": ("relative_error_held_out",),
-    "trainable_share": ("trainable_share",),
-    "seconds": ("seconds", "total"),
-    "overhead": ("z", "overhead"),
-    "gap": ("z", "gap"),
-    "relative_error": ("relative_error",),
-    "file_bytes": ("file_bytes",),
-    "top1_float": ("top1_float",),
-    "kl_unseen": ("measured", "kl"),
-    "agreement_unseen": ("measured", "agreement"),
-    "top1_tuned": ("measured", "top1_tuned"),
-    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *MEASURED_FIELDS)},
-    "images": ("n",),
-    **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
-}
-SPREADS = {
-    "top1_dense_std": ("top1", "dense"),
-    "top1_before_std": ("top1", "before"),
-    "top1_std": ("top1", "after"),
-    "top1_tuned_std": ("measured", "top1_tuned"),
-    "gap_std": ("z", "gap"),
-    "relative_error_std": ("relative_error",),
-    "relative_error_held_out_std": ("relative_error_held_out",),
-    **{f"{name}_std": ("measured", name) for name in MEASURED_SPREADS},
-}
 FINDINGS = {"compensation": ablation.findings, "sizes": sizes.findings}  # sentences about the content of ``table.json``
-COUNTS = ("macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
 
 
 def table_json(folder: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,48 +159,3 @@ def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _missing(folder: Path, job: Job) -> str:
     error = read_json(job_folder(folder, job) / ERROR)
     return f"seed {job.seed}: " + ("not run yet" if error is None else error["reason"])
-
-
-def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a result with what stands elsewhere in it.
-
-    The accuracy after a cut takes the place of a compressed model's; a distillation has measured the divergence itself.
-    """
-    cut = (result.get("measured") or {}).get("top1_cut")
-    kl = ((result.get("distillation") or {}).get("kl_held_out") or {}).get("after")
-    completed = result if cut is None else {**result, "top1": {"after": cut}}
-    return completed if kl is None else {**completed, "measured": {"kl": kl}}
-
-
-def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Add up the results of one row, by seed: means over the seeds, and standard deviations (n - 1)."""
-    by_seed = [_completed(result) for result in results.values()]
-    means = {name: mean_of(_column(by_seed, path)) for name, path in MEANS.items()}
-    spreads = {name: spread_of(_column(by_seed, path)) for name, path in SPREADS.items()}
-    params = [mean_of(_column(by_seed, ("params", size))) for size in ("compressed", "dense")]
-    counts = {name: means[name] for name in COUNTS} | {"params": params[0], "params_dense": params[1]}
-    return {
-        **means,
-        **spreads,
-        **{name: None if count is None else round(count) for name, count in counts.items()},
-        "seeds": sorted(results),
-        "stale": any(is_stale(result) for result in by_seed),
-    }
-
-
-def _column(results: Sequence[Mapping[str, Any]], path: Sequence[str]) -> list[float]:
-    """List the number at ``path`` of every result that has one."""
-    column: list[Any] = list(results)
-    for name in path:
-        column = [value[name] for value in column if value is not None and value.get(name) is not None]
-    return column
-
-
-def mean_of(values: Sequence[float]) -> float | None:
-    """Return the mean, None of nothing."""
-    return fmean(values) if values else None
-
-
-def spread_of(values: Sequence[float]) -> float | None:
-    """Return the standard deviation over seeds with n - 1 in the denominator, None of fewer than two values."""
-    return stdev(values) if len(values) > 1 else None

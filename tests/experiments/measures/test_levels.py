@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.jobs.job import Job
 from experiments.measures import levels
-from experiments.report.rows import aggregate
+from experiments.report.seeds import aggregate
 from experiments.tables.table_comcat_levels import TABLE
 from lowrank_vit import evaluate
 from tests.experiments.support.untrained import data_for, dense, job_for, run

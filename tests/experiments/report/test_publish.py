@@ -17,7 +17,7 @@ from experiments.report.publish import ROOT, pages, publish
 from experiments.report.render import PLACE, PUBLISHED, render_all
 from experiments.report.rows import FIELDS
 from experiments.report.write import write_report
-from experiments.runner.plan import Options, make_plan
+from experiments.runner.plan import PLAN, Options, as_json, make_plan
 from experiments.tables.catalogue import tables
 from lowrank_vit import InputError
 from tests.experiments.support.synthetic import IMAGES, TABLE, fill, result, write
@@ -129,7 +129,8 @@ def test_chosen_rows_are_published_and_the_others_stay(results: Path, tmp_path: 
     folder = tmp_path / "published"
     path = publish(results, TABLE, folder)
     content = json.loads(path.read_text())
-    content["rows"] = [row | {"commits": ["fedcba9876543210"], "seeds": [7]} for row in content["rows"]]
+    older = {"commits": ["fedcba9876543210"], "seeds": [7], "fingerprint": "older"}
+    content["rows"] = [row | older for row in content["rows"]]
     path.write_text(json.dumps(content))
     job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
     (results / "jobs" / job.key / "result.json").unlink()  # m/svd-40 lacks a seed, but is not chosen
@@ -137,6 +138,69 @@ def test_chosen_rows_are_published_and_the_others_stay(results: Path, tmp_path: 
     assert list(again) == [row["id"] for row in content["rows"]]
     assert (again["m/svd-40"]["seeds"], again["m/svd-40"]["commits"]) == ([7], ["fedcba9876543210"])
     assert (again["m/ours-40"]["seeds"], again["m/ours-40"]["commits"]) == ([0, 1], ["0123456789abcdef"])
+
+
+def one_seed(folder: Path, seed: int, top1: float, commit: str) -> None:
+    """Run the table with one seed, which is then its last run."""
+    options = Options(steps=100, seeds=(seed,))
+    plan = make_plan(TABLE, options, IMAGES)
+    (folder / TABLE.name / PLAN).write_text(json.dumps(as_json(TABLE, options, IMAGES, plan)))
+    made = PROVENANCE | {"seed": seed, "git": {"commit": commit, "dirty": False}}
+    fields: dict[str, Any] = {"layers": [], "threads": 1, "finetune": {"epochs": 20}, "file_bytes": 2**seed}
+    for job in [job for item in plan for job in item.jobs]:
+        write(folder, job, result(job, "new", top1, provenance=made, **fields))
+
+
+def published_row(path: Path, name: str = "m/ours-40") -> dict[str, Any]:
+    return next(row for row in json.loads(path.read_text())["rows"] if row["id"] == name)
+
+
+def test_a_seed_that_is_published_later_joins_the_others(results: Path, tmp_path: Path) -> None:
+    """Mean and spread by hand; a seed that is run again takes its own place."""
+    folder, wanted = tmp_path / "published", {"m/ours-40"}
+    for seed, top1 in ((0, 90.0), (2, 94.0), (0, 91.0)):
+        one_seed(results, seed, top1, f"{seed:016x}")
+        path = publish(results, TABLE, folder, wanted)
+    row = published_row(path)
+    assert (row["seeds"], row["top1"]) == ([0, 2], 92.5)
+    assert row["top1_std"] == pytest.approx(1.5 * 2**0.5)
+    assert row["by_seed"]["2"]["top1"] == 94.0
+    assert (row["file_bytes"], row["commits"]) == (2, [f"{0:016x}", f"{2:016x}"])
+    assert " --seeds 0,2 " in json.loads(path.read_text())["commands"]["m/ours-40"] + " "
+
+
+def test_only_seeds_of_the_same_job_and_code_are_joined(results: Path, tmp_path: Path) -> None:
+    folder, wanted = tmp_path / "published", {"m/ours-40"}
+    one_seed(results, 0, 90.0, "0" * 16)
+    path = publish(results, TABLE, folder, wanted)
+    text, row = path.read_text(), published_row(path)
+    one_seed(results, 1, 94.0, "1" * 16)
+    for changed in ({"fingerprint": "older"}, {"recipe": {}}, {"job": {**row["job"], "reduction": 0.3}}):
+        content = json.loads(text)
+        content["rows"] = [{**each, **changed} if each["id"] == "m/ours-40" else each for each in content["rows"]]
+        path.write_text(json.dumps(content))
+        assert published_row(publish(results, TABLE, folder, wanted))["seeds"] == [1]
+
+
+def test_seeds_join_rows_that_were_published_before_each_seed_was_kept(results: Path, tmp_path: Path) -> None:
+    """The mean of one seed is its number; of two seeds' mean nothing can be made."""
+    folder, wanted = tmp_path / "published", {"m/ours-40"}
+    one_seed(results, 0, 90.0, "0" * 16)
+    path = publish(results, TABLE, folder, wanted)
+    content = json.loads(path.read_text())
+    for row in content["rows"]:
+        row.pop("by_seed", None)
+    path.write_text(json.dumps(content))
+    one_seed(results, 1, 94.0, "1" * 16)
+    row = published_row(publish(results, TABLE, folder, wanted))
+    assert (row["seeds"], row["top1"]) == ([0, 1], 92.0)
+    content["rows"] = [{**row, "seeds": [0, 2]} if row["id"] == "m/ours-40" else row for row in content["rows"]]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match="m/ours-40 was published with the mean over seeds 0, 2 alone: run seed 0 and 2"
+    ):
+        publish(results, TABLE, folder, wanted)
+    assert json.loads(path.read_text()) == content
 
 
 def test_a_figure_is_published_whole(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from experiments.report.files import written
 from experiments.report.formats import human, share
 from experiments.report.markdown import csv_text, markdown
 from experiments.report.plots import PALE, draw_plot
-from experiments.report.rows import FIELDS, aggregate, table_json
+from experiments.report.rows import FIELDS, table_json
+from experiments.report.seeds import aggregate
 from experiments.report.terminal import show
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, jobs_of, read_plan

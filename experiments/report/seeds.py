@@ -1,0 +1,133 @@
+"""Add a row up over its seeds, and join seeds that were run at different times or on different machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from experiments.jobs.results import is_stale
+from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
+from lowrank_vit.runtime.errors import InputError
+
+NUMBERS = {  # field of a row: where a result has the number
+    "params": ("params", "compressed"),
+    "params_dense": ("params", "dense"),
+    "macs": ("macs", "compressed"),
+    "macs_dense": ("macs", "dense"),
+    "top1_dense": ("top1", "dense"),
+    "top1_before_finetune": ("top1", "before"),
+    "top1": ("top1", "after"),
+    "relative_error_held_out": ("relative_error_held_out",),
+    "trainable_share": ("trainable_share",),
+    "seconds": ("seconds", "total"),
+    "overhead": ("z", "overhead"),
+    "gap": ("z", "gap"),
+    "relative_error": ("relative_error",),
+    "file_bytes": ("file_bytes",),
+    "top1_float": ("top1_float",),
+    "kl_unseen": ("measured", "kl"),
+    "agreement_unseen": ("measured", "agreement"),
+    "top1_tuned": ("measured", "top1_tuned"),
+    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *MEASURED_FIELDS)},
+    "images": ("n",),
+    **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
+}
+SPREADS = {  # field of a row: the number whose spread it is
+    "top1_dense_std": "top1_dense",
+    "top1_before_std": "top1_before_finetune",
+    **{
+        f"{name}_std": name
+        for name in ("top1", "top1_tuned", "gap", "relative_error", "relative_error_held_out", *MEASURED_SPREADS)
+    },
+}
+COUNTS = ("params", "params_dense", "macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
+Seeds = Mapping[str, Mapping[str, float]]  # the numbers of each seed; JSON has no other keys than strings
+
+
+def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up the results of one row, by seed: means over the seeds, and standard deviations (n - 1)."""
+    stale = any(is_stale(result) for result in results.values())
+    return _add_up({str(seed): numbers(result) for seed, result in results.items()}) | {"stale": stale}
+
+
+def numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """List what one result has of a row's numbers."""
+    completed = _completed(result)
+    found = {name: _at(completed, path) for name, path in NUMBERS.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a row with the seeds that were published before of the same job, recipe and code; its own seeds stand.
+
+    Raises ``InputError`` where the earlier row has several seeds and does not tell their numbers apart.
+    """
+    if before is None or not _alike(row, before):
+        return dict(row)
+    earlier = _seeds_of(before)
+    others = [str(seed) for seed in before["seeds"] if str(seed) not in row["by_seed"]]
+    if not others:
+        return dict(row)
+    if missing := [seed for seed in others if seed not in earlier]:
+        raise InputError(
+            f"{row['id']} was published with the mean over seeds {', '.join(map(str, before['seeds']))} alone: "
+            f"run seed {' and '.join(missing)} again, too"
+        )
+    by_seed = {seed: earlier[seed] for seed in others} | row["by_seed"]
+    commits = sorted({*row["commits"], *before["commits"]})
+    return {**row, **_add_up(by_seed), "by_seed": by_seed, "commits": commits}
+
+
+def _alike(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Tell whether two rows differ in their seeds alone."""
+    if any(row.get(name) != before.get(name) for name in ("fingerprint", "recipe")) or "job" not in before:
+        return False
+    return {**row["job"], "seed": None} == {**before["job"], "seed": None}
+
+
+def _seeds_of(row: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Return the numbers of each seed; an older row has them where it has one seed, whose numbers are the means."""
+    if "by_seed" in row or len(row["seeds"]) != 1:
+        return dict(row.get("by_seed", {}))
+    return {str(row["seeds"][0]): {name: row[name] for name in NUMBERS if row.get(name) is not None}}
+
+
+def _add_up(by_seed: Seeds) -> dict[str, Any]:
+    columns = {name: [each[name] for each in by_seed.values() if name in each] for name in NUMBERS}
+    means = {name: mean_of(values) for name, values in columns.items()}
+    return {
+        **means,
+        **{name: spread_of(columns[of]) for name, of in SPREADS.items()},
+        **{name: None if (mean := means[name]) is None else round(mean) for name in COUNTS},
+        "seeds": sorted(map(int, by_seed)),
+    }
+
+
+def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a result with what stands elsewhere in it.
+
+    The accuracy after a cut takes the place of a compressed model's; a distillation has measured the divergence itself.
+    """
+    cut = (result.get("measured") or {}).get("top1_cut")
+    kl = ((result.get("distillation") or {}).get("kl_held_out") or {}).get("after")
+    completed = result if cut is None else {**result, "top1": {"after": cut}}
+    return completed if kl is None else {**completed, "measured": {"kl": kl}}
+
+
+def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """Return what a result has at ``path``, None of nothing."""
+    value: Any = result
+    for name in path:
+        value = None if value is None else value.get(name)
+    return value
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    """Return the mean, None of nothing."""
+    return fmean(values) if values else None
+
+
+def spread_of(values: Sequence[float]) -> float | None:
+    """Return the standard deviation over seeds with n - 1 in the denominator, None of fewer than two values."""
+    return stdev(values) if len(values) > 1 else None
