@@ -1,8 +1,9 @@
 """Export of a compressed model for other programs: an ONNX file, or one of ``torch.export``.
 
-Both take batches of any size. ``torch.export`` keeps the packed codes of a quantised model as they are. In ONNX its weights
-are the floats that the codes stand for: given 8-bit weights, onnxruntime also rounds the activations to 8 bits, which
-moved logits by 1 % here, and ONNX has no codes for most of our bit widths. ``integers`` writes such files when asked to.
+Both take batches of any size. ``torch.export`` keeps the packed codes of a quantised model as they are. ONNX files hold
+modules that are ``straightened``. Quantised weights are then the floats that the codes stand for: given 8-bit weights,
+onnxruntime also rounds the activations to 8 bits, which moved logits by 1 % here, and ONNX has no codes for most of our bit
+widths. ``integers`` writes such files when asked to.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.counting import input_size, parameter_bytes
 from lowrank_vit.modules.predicting import Predicting
-from lowrank_vit.modules.quantized_linear import QuantizedLinear
-from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import EXTRAS, require
 from lowrank_vit.runtime.files import replacing
+from lowrank_vit.stages.export.straightened import straightened
 
 BATCHES = (1, 3)  # on which the file is checked; the graph is traced at another size
 TRACED = 2
@@ -32,19 +32,6 @@ INPUT, OUTPUT, METADATA = "images", "logits", "lowrank_vit"
 PREPROCESSING = ("architecture", "tag", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct")
 
 Run = Callable[[Tensor], Tensor]
-
-
-def dequantized(model: nn.Module) -> nn.Module:
-    """Copy the model, with each quantised layer as the float layer that it stands for."""
-    model = copy.deepcopy(model)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, QuantizedLinear):
-            linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-            linear.weight.data = layer.weight.float()
-            if layer.bias is not None:
-                linear.bias.data = layer.bias.float()
-            replace_module(model, name, linear.requires_grad_(False))
-    return model
 
 
 def check_onnx() -> None:
@@ -57,7 +44,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: str) ->
 
     Raises ``InputError`` for a model above the 2 GiB that such a file can hold.
     """
-    model = dequantized(model)
+    model = straightened(model, example.shape[1])
     if parameter_bytes(model) >= ONNX_LIMIT:
         raise InputError("the model has 2 GiB or more, which no single ONNX file holds: use --format torch-export")
     program = torch.onnx.export(

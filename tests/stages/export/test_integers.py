@@ -38,7 +38,7 @@ def test_the_file_does_nearly_what_the_model_does(bits: int, share: float, tmp_p
     made = export_integers(model, path, bits, BATCHES)
     expected, found = outputs(model, data), run(path, data)
     assert 0 < float((found - expected).norm()) < share * float(expected.norm())
-    assert made.rounded + len(made.kept) == 9  # four layers of two blocks, and the classifier
+    assert made.rounded + len(made.kept) == 10  # four layers of two blocks, the patch embedding and the classifier
     import onnxruntime
 
     properties = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
@@ -63,7 +63,7 @@ def test_products_in_8_bits_have_a_scale_for_each_output_and_the_others_stay_flo
 
 def test_weights_in_4_bits_are_packed(tmp_path: Path) -> None:
     made = export_integers(tiny(), tmp_path / "int4.onnx", 4, BATCHES)
-    assert operators(tmp_path / "int4.onnx")["MatMulNBits"] == made.rounded == 8
+    assert operators(tmp_path / "int4.onnx")["MatMulNBits"] == made.rounded == 9
 
 
 def test_sensitive_layers_are_the_fewest_that_leave_little() -> None:

@@ -1,0 +1,106 @@
+"""The same function in modules that other programs run fast: plain products, and nothing that is cut, padded or put together.
+
+A graph keeps each step as it is traced. Where torch needs all of a head's directions padded to one width, these modules
+have the zeros in their weights, and queries and keys may be narrower than values.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.modules.low_rank_attention import LowRankAttention
+from lowrank_vit.modules.patches import Patches, is_plain
+from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
+from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.modules.surgery import replace_module
+
+
+def straightened(model: nn.Module, channels: int) -> nn.Module:
+    """Copy a model in such modules; ``channels``: of an image, by which its patch embedding is known."""
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantizedLinear):
+            replace_module(model, name, _dequantized(module))
+        elif isinstance(module, PivotedLinear):
+            replace_module(model, name, as_linear(module).requires_grad_(False))
+    for name, module in list(model.named_modules()):
+        if type(module) is LowRankAttention:
+            replace_module(model, name, EvenAttention.of(module))
+        elif isinstance(module, nn.Conv2d) and is_plain(module) and module.in_channels == channels:
+            replace_module(model, name, Patches.of(module).requires_grad_(False))
+    return model
+
+
+class EvenAttention(LowRankAttention):
+    """A ``LowRankAttention`` whose heads have equal widths, by zeros in the weights, and a product each for q, k and v."""
+
+    key: nn.Linear
+    values: nn.Linear
+
+    @classmethod
+    def of(cls, attention: LowRankAttention) -> EvenAttention:
+        """Make the same function, with the attention's weights and biases of positions."""
+        window = attention.window_size
+        even = cls(
+            attention.width,
+            attention.query_key.widths,
+            attention.value.widths,
+            attention.scale,
+            window,
+            attention.class_token,
+        )
+        if window is not None:
+            even.relative_position_bias_table = attention.relative_position_bias_table
+            even.relative_position_index = attention.relative_position_index
+        keys, values = attention.key_value.weight.split([attention.query.out_features, attention.proj.in_features])
+        query, logits, passed = attention.query, even.query_key.places, even.value.places
+        even.query = _linear(_even(query.weight, logits) * even.scale, _even(query.bias, logits) * even.scale)
+        even.key, even.values = _linear(_even(keys, logits)), _linear(_even(values, passed))
+        even.proj = _linear(_even(attention.proj.weight.T, passed).T, attention.proj.bias)
+        del even.key_value
+        even.scale = 1.0
+        return even.eval()
+
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the heads' queries, which hold the scale, keys and values, (B, live, T, width)."""
+        query, key, value = (
+            layer(x).unflatten(-1, (len(self.live), -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.values)
+        )
+        return query, key, value
+
+    def mixed(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Return the output of the heads' queries, keys and values; ``bias`` is added to the logits."""
+        logits = query @ key.mT  # what exporters make of torch's fused attention has more steps
+        if bias is not None:
+            logits = logits + bias
+        if is_causal:
+            logits = logits + logits.new_full(logits.shape[-2:], -torch.inf).triu(1)
+        joined: Tensor = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        return joined
+
+
+def _even(rows: Tensor, widths: Sequence[int]) -> Tensor:
+    """Add rows of zeros to every head's, up to the widest: (sum of widths, ...) to (heads * widest, ...)."""
+    parts = rows.split(list(widths))
+    return torch.cat([torch.cat([part, part.new_zeros(max(widths) - len(part), *part.shape[1:])]) for part in parts])
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
+
+
+def _dequantized(layer: QuantizedLinear) -> nn.Linear:
+    """Make the float layer that a quantised one stands for."""
+    return _linear(layer.weight.float(), None if layer.bias is None else layer.bias.float())
