@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from experiments.report.formats import file_size
+from experiments.report.formats import file_size, human
 
 Row = Mapping[str, Any]
 MIB = 2**20
@@ -25,7 +25,8 @@ def counted_bytes(row: Row) -> float | None:
 def rounded_weights(rows: Sequence[Row]) -> float | None:
     """Return how many of a model's weights are rounded, None without two files of it at fewer than 16 bits.
 
-    Its files differ in the codes alone, so a bit more costs an eighth of a byte for each of them.
+    Its files differ in the codes alone, so a bit more costs an eighth of a byte for each of them; headers differ by a few
+    bytes, so the count is off by a few weights.
 
     >>> files = [{"bits": 8, "file_bytes": 1300}, {"bits": 4, "file_bytes": 900}]
     >>> rounded_weights(files)
@@ -42,7 +43,7 @@ def findings(content: Mapping[str, Any]) -> list[str]:
     """Explain, once for each model, how large its file is beside the weights' bits that a paper counts."""
     measured = [row for row in content["rows"] if row["status"] == "done" and row["file_bytes"] is not None]
     embedded = content["profile"] == "embedded"
-    groups = groupby(measured, key=lambda row: (row["architecture"], row["method"].partition(",")[0]))
+    groups = groupby(measured, key=lambda row: (row["architecture"], row["params"]))
     said = (_explain(list(group), embedded) for _, group in groups)
     return [text for text in said if text is not None]
 
@@ -62,8 +63,8 @@ def _explain(rows: Sequence[Row], embedded: bool) -> str | None:
     kept = rest * (FLOAT16 - row["bits"]) / 8  # more than the count has of what is not rounded
     scales = row["file_bytes"] - counted - kept
     text = (
-        f"{row['architecture']}, {row['method']}: {row['params']:,} parameters at {row['bits']} bits are "
-        f"{file_size(counted)}. The file has {file_size(row['file_bytes'])}: {file_size(kept)} more because {rest:,.0f} "
+        f"{row['architecture']}, {row['method']}: {human(row['params'])} parameters at {row['bits']} bits are "
+        f"{file_size(counted)}. The file has {file_size(row['file_bytes'])}: {file_size(kept)} more because {human(rest)} "
         f"parameters outside the blocks' weights stay in float16, and {file_size(scales)} for scales, zero points and header"
     )
     printed = row["size_reported"]

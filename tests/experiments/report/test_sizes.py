@@ -33,8 +33,8 @@ def test_a_size_is_explained_by_hand() -> None:
     """At 4 bits: counted 5 MiB; 2 Mi numbers at 16 instead of 4 bits are 3 MiB more, scales 0.25: 8.25 in all."""
     said = findings(content("imagenet", row(16), row(8), row(4, printed=5.75)))
     assert said == [
-        "M, Baseline, 4-bit: 10,485,760 parameters at 4 bits are 5.0 MiB. The file has 8.2 MiB: 3.0 MiB more because "
-        "2,097,152 parameters outside the blocks' weights stay in float16, and 256.0 KiB for scales, zero points and header. "
+        "M, Baseline, 4-bit: 10.5M parameters at 4 bits are 5.0 MiB. The file has 8.2 MiB: 3.0 MiB more because "
+        "2.10M parameters outside the blocks' weights stay in float16, and 256.0 KiB for scales, zero points and header. "
         "The printed 5.75 MiB leaves out 2.5 MiB of these 3.2 MiB"
     ]
 
@@ -44,6 +44,8 @@ def test_one_file_of_each_model_is_explained() -> None:
     printed, unprinted = content("imagenet", row(16), row(8, 9.0), row(4)), content("imagenet", row(4), row(8), row(6))
     assert [text.split(":")[0] for text in findings(printed)] == ["M, Baseline, 8-bit"]
     assert [text.split(":")[0] for text in findings(unprinted)] == ["M, Baseline, 4-bit"]
+    by_gptq = {**row(4), "method": "Baseline by GPTQ, 4-bit"}
+    assert len(findings(content("imagenet", row(4), row(8), by_gptq))) == 1
     other = {**row(2), "architecture": "N"}, {**row(3), "architecture": "N"}
     assert len(findings(content("imagenet", row(4), row(8), *other))) == 2
 
