@@ -15,7 +15,7 @@ from rich.table import Table
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.files import write_json
 
-LEAST_WIDTH = 110
+WIDE = Console(width=1000)  # what a terminal breaks off cannot be read again
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -25,7 +25,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         table.add_column(column, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=max(Console().width, LEAST_WIDTH)).print(table)
+    Console(width=table.__rich_measure__(WIDE, WIDE.options).maximum).print(table)
 
 
 def command(arguments: Sequence[str]) -> str:
