@@ -57,6 +57,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path, metadata: str) ->
         verbose=False,
     )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # the lines of source that it comes from, with this machine's folders
     program.model.metadata_props[METADATA] = metadata
     program.save(path, external_data=False)
 
@@ -74,6 +76,8 @@ def run_onnx(path: Path) -> Run:
 def export_torch(model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
     """Write a file for ``torch.export.load``, and for ``AOTInductor``; ``metadata`` is an extra file inside it."""
     program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # as above
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={METADATA: metadata})
 

@@ -174,13 +174,11 @@ def _write_int4(exact: Path, path: Path) -> list[str]:
 
 
 def _keep_metadata(exact: Path, path: Path) -> None:
-    """Describe the images that the model takes, as the float file does, and not where each node came from."""
+    """Describe the images that the model takes, as the float file does."""
     import onnx
 
     known, model = onnx.load(exact, load_external_data=False), onnx.load(path)
     onnx.helper.set_model_props(model, {each.key: each.value for each in known.metadata_props})
-    for node in model.graph.node:
-        del node.metadata_props[:]
     onnx.save(model, path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.export import formats as export
 from lowrank_vit.stages.quantize.weights import quantize
 from tests.support.models import images, outputs, tiny
+from tests.support.sources import ROOT
 
 STANDINS = {
     "digits_deit_small": {"depth": 1},
@@ -80,6 +82,18 @@ def test_onnx(recipe: str, standin: str, tmp_path: Path) -> None:
     data = torch.randn(5, 1, 8, 8)
     found = torch.from_numpy(session.run(None, {"images": data.numpy()})[0])
     torch.testing.assert_close(found, outputs(model, data), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("file_format", export.FORMATS)
+def test_no_folder_of_this_machine_is_in_the_file(file_format: str, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    export.export(tiny(), path, file_format)
+    parts = [path.read_bytes()]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts += [archive.read(name) for name in archive.namelist()]
+    for folder in (ROOT, Path(torch.__file__).parents[1], Path(timm.__file__).parents[1]):
+        assert not any(str(folder).encode() in part for part in parts)
 
 
 @pytest.mark.parametrize("file_format", export.FORMATS)
