@@ -45,14 +45,15 @@ class EvenAttention(LowRankAttention):
     def of(cls, attention: LowRankAttention) -> EvenAttention:
         """Make the same function, with the attention's weights and biases of positions."""
         window = attention.window_size
-        even = cls(
-            attention.width,
-            attention.query_key.widths,
-            attention.value.widths,
-            attention.scale,
-            window,
-            attention.class_token,
-        )
+        with torch.device("meta"):  # all weights are given below
+            even = cls(
+                attention.width,
+                attention.query_key.widths,
+                attention.value.widths,
+                attention.scale,
+                window,
+                attention.class_token,
+            )
         if window is not None:
             even.relative_position_bias_table = attention.relative_position_bias_table
             even.relative_position_index = attention.relative_position_index
@@ -87,9 +88,9 @@ class EvenAttention(LowRankAttention):
 
 
 def _even(rows: Tensor, widths: Sequence[int]) -> Tensor:
-    """Add rows of zeros to every head's, up to the widest: (sum of widths, ...) to (heads * widest, ...)."""
-    parts = rows.split(list(widths))
-    return torch.cat([torch.cat([part, part.new_zeros(max(widths) - len(part), *part.shape[1:])]) for part in parts])
+    """Add rows of zeros to every head's, up to the widest, or one: (sum of widths, ...) to (heads * widest, ...)."""
+    parts, widest = rows.split(list(widths)), max(1, *widths)
+    return torch.cat([torch.cat([part, part.new_zeros(widest - len(part), *part.shape[1:])]) for part in parts])
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

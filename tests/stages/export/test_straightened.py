@@ -41,13 +41,13 @@ def test_the_function_stays(kind: str) -> None:
     torch.testing.assert_close(outputs(straight, data), outputs(model, data), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("query_key", "value"), [([3, 1, 4], [2, 6, 1]), ([0, 2, 0], [3, 0, 0])])
+@pytest.mark.parametrize(("query_key", "value"), [([3, 1, 4], [2, 6, 1]), ([0, 2, 0], [3, 0, 0]), ([0, 0], [3, 1])])
 def test_heads_of_any_widths(query_key: list[int], value: list[int]) -> None:
     torch.manual_seed(0)
     attention = LowRankAttention(12, query_key, value, 0.7).double().eval()
     even, x = EvenAttention.of(attention), torch.randn(2, 5, 12, dtype=torch.float64)
     live = sum(any(widths) for widths in zip(query_key, value, strict=True))
-    assert even.query.out_features == live * max(query_key)  # not the widest of both, as in torch's fused attention
+    assert even.query.out_features == live * max(1, *query_key)  # not the widest of both, as in torch's fused attention
     assert even.values.out_features == live * max(value)
     torch.testing.assert_close(even(x), attention(x))
     bias = torch.randn(live, 5, 5, dtype=torch.float64)
