@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,17 +45,10 @@ class EvenAttention(LowRankAttention):
     @classmethod
     def of(cls, attention: LowRankAttention) -> EvenAttention:
         """Make the same function, with the attention's weights and biases of positions."""
-        window = attention.window_size
+        config: dict[str, Any] = attention.config
         with torch.device("meta"):  # all weights are given below
-            even = cls(
-                attention.width,
-                attention.query_key.widths,
-                attention.value.widths,
-                attention.scale,
-                window,
-                attention.class_token,
-            )
-        if window is not None:
+            even = cls(**config)
+        if attention.window_size is not None:
             even.relative_position_bias_table = attention.relative_position_bias_table
             even.relative_position_index = attention.relative_position_index
         keys, values = attention.key_value.weight.split([attention.query.out_features, attention.proj.in_features])
