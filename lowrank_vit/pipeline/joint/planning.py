@@ -26,7 +26,7 @@ from lowrank_vit.records.images import Images
 from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder
-from lowrank_vit.stages.allocate import least_cost
+from lowrank_vit.stages.allocate import least_cost, total_cost
 from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.quantize import Quantizer
@@ -213,14 +213,15 @@ class JointPlanner:
                 pages = (low + high) // 2
             if pages <= low:
                 break
-            plan = self._chosen(fronts, Knapsack()(curves, pages))
+            ranks = Knapsack()(curves, pages)
+            plan, spent = self._chosen(fronts, ranks), total_cost(curves, ranks.ranks)
             counted = self.count(plan)
             if counted <= limit and (best is None or counted > best[1]):
                 best = plan, counted
             if 0 <= limit - counted <= CLOSE * limit:
                 break
-            low, high = (pages, high) if counted <= limit else (low, pages)
-            pages += int((limit - counted) // PAGE)
+            low, high = (pages, high) if counted <= limit else (low, min(spent, pages))  # less would buy the same plan
+            pages = spent + int((limit - counted) // PAGE)
         if best is None:
             least = rest + PAGE * least_cost(curves)
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from lowrank_vit.modules.counting import saved_bytes
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.pipeline.joint import compress_jointly
 from lowrank_vit.pipeline.joint.forms import cut_form, linears
-from lowrank_vit.pipeline.joint.planning import JointPlanner
+from lowrank_vit.pipeline.joint.fronts import PAGE, Front
+from lowrank_vit.pipeline.joint.planning import JointPlan, JointPlanner
+from lowrank_vit.records.budgets import budget_of
+from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.quantize.gptq import ErrorFeedback
 from tests.support.models import VIT, images, outputs, tiny
 
@@ -90,6 +94,33 @@ def test_attention_without_biases_is_cut_and_rounded() -> None:
     assert (
         saved_bytes(compress_and_quantize(model, [images(12)], f"bytes={limit}B", bits=BITS)[0], torch.float16) <= limit
     )
+
+
+class Dearer(JointPlanner):
+    """Files that are larger than their prices say."""
+
+    surplus = 1700  # bytes
+
+    def _chosen(self, fronts: Mapping[str, Front], ranks: RankPlan) -> JointPlan:
+        return JointPlan(ranks, {})
+
+    def count(self, plan: JointPlan) -> int:
+        (front,) = ONE_MODULE.values()
+        saved = PAGE * (front.curve.dense_cost - front.curve.cost(plan.sizes.ranks["module"]))
+        return saved_bytes(self.whole, torch.float16) - saved + self.surplus
+
+
+CURVE = ErrorCurve("module", torch.tensor([9.0, 9.0, 1.0]).double(), 0, 0, table=(100, 100, 1000, 2000))
+ONE_MODULE = {"module": Front(CURVE, ())}
+
+
+def test_a_plan_that_is_too_large_is_left_for_the_next_cheaper_one() -> None:
+    """There is none within many pages, and prices a page lower would buy the same plan again."""
+    planner = Dearer(lowrank_vit.analyse(tiny(), [images(12)], "best"), (8,), ErrorFeedback())
+    limit = saved_bytes(planner.whole, torch.float16) - PAGE * 900
+    plan, counted = planner._within(ONE_MODULE, limit, budget_of(f"bytes={limit}B"))
+    assert plan.sizes.ranks == {"module": 1}
+    assert counted <= limit
 
 
 def test_more_bytes_lose_less() -> None:
