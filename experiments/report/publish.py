@@ -170,10 +170,10 @@ def run(results: Path, chosen: Sequence[tuple[Table, Sequence[Row]]]) -> int:
 
     if not PUBLISHED.is_dir():
         raise InputError("publish writes to the repository, and this is an installed package: run it in a checkout")
-    for table, rows in chosen:
-        print(publish(results, table, chosen={row.id for row in rows}).relative_to(ROOT))
+    written = [publish(results, table, chosen={row.id for row in rows}) for table, rows in chosen]
     for page in pages():
         write_text(page, render_all(page.read_text(encoding="utf-8")))
-        print(page.relative_to(ROOT))
     write_figures(PUBLISHED / "imagenet-samples", ROOT / "docs" / "figures")
+    for path in (*written, *pages()):  # at last, for a reader may close the pipe
+        print(path.relative_to(ROOT))
     return 0
