@@ -156,10 +156,7 @@ class JointPlanner:
         return found
 
     def plan(self, budget: Budget) -> JointPlan:
-        """Choose sizes and bits of least loss, so that the file keeps within the budget, at most 1 % below it.
-
-        Raises ``InputError`` for a budget that no choice meets, or that the model in float16 meets.
-        """
+        """Choose sizes and bits of least loss. Raises ``InputError`` for a budget that none meets, or that float16 meets."""
         analysis, limit = self.analysis, budget.limit(saved_bytes(self.analysis.dense, torch.float32))
         curves: Mapping[str, Sequence[ErrorCurve]] = analysis.curves_by_group
         plan, _ = self._within(self.fronts(curves), limit, budget)
