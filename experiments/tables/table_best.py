@@ -9,7 +9,7 @@ whole model; attention by head and MLPs by interpolation under one budget; the p
 outputs refitted to the dense model's. Then, beside each other, what is stored for nothing: identities in pairs of factors,
 and norms' scales and shifts folded into linear layers; on top of the latter, patch and position embeddings at a rank, and
 all together. Last, all parameters of ``best`` trained towards the dense model on the calibration images alone; for
-DeiT-Tiny this is in table R, on two draws of them.
+DeiT-Tiny, table R has these rows.
 """
 
 from __future__ import annotations
