@@ -41,7 +41,7 @@ def test_every_method_of_a_table_has_its_own(table: Table) -> None:
     "names",
     [
         ("Ours (loss_aware)", "Two-sided, ranks by loss (loss_aware)", "-50% (loss_aware)", "loss_aware"),
-        ("Beyond (best)", "+ outputs refitted (best)", "-25% (best)"),
+        ("Beyond (best)", "+ outputs refitted (best)", "-50% (best)"),
         ("Vanilla SVD + FT", "Vanilla SVD + FT, printed size", "svd"),
         ("Whitened, uniform (SVD-LLM)", "svd_llm"),
     ],
