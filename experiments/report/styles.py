@@ -66,6 +66,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "best, trained": Style("P", (12, 3, 3, 3), "pink"),
     "best, distilled": Style("p", (6, 2), "violet"),
     "best, distilled, mixed": Style("P", (3, 3), "cyan"),
+    "best, all, factors pivoted, distilled": Style("o", (9, 3), "orange"),
     "best, fed back": Style("v", (6, 2), "red"),
     "best, larger": Style("o", (1, 2), "cyan"),
     "best, larger, fed back": Style("o", (6, 2), "red"),

@@ -6,16 +6,19 @@ Command   python -m experiments run table_images
 
 The same images calibrate the compression and train the smaller model towards the dense one, at one budget: 9,000 images
 pass through the training, however many different ones there are. PHOTOS is a folder of images without labels; they join the
-training images of IMAGES, and what is evaluated stays as it was. "Mixed": up to half of each image is another one (mixup),
-where there are many. KL unseen is of training images that are held out.
+training images of IMAGES, and what is evaluated stays as it was. Where there are many images, two more: "mixed", where up
+to half of each image is another one (mixup), and "all, factors pivoted", the last step of table B before its distillation.
+KL unseen is of training images that are held out.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
+from experiments.tables.table_best import STEPS
 
 PASSES = 9_000
 COUNTS = (125, 250, 500, 1000, 2250, 4500)  # divisors of the budget
@@ -30,25 +33,29 @@ COLUMNS = (
 
 
 def rows(model: Architecture) -> list[Row]:
-    """List both trainings at all numbers of images."""
+    """List the training at all numbers of images, and its variants where there are many."""
+    return [row for percent in REDUCTIONS[model] for count in COUNTS for row in _rows(model, percent, count)]
+
+
+def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
+    """List what is distilled on as many images."""
+    plain = _row(model, "distilled", "best, distilled", percent, count)
+    if count < MANY:
+        return [plain]
+    mixed = _row(model, "mixed", "best, distilled, mixed", percent, count)
+    pivoted = _row(model, "pivoted", "best, all, factors pivoted, distilled", percent, count)
     return [
-        row
-        for percent in REDUCTIONS[model]
-        for count in COUNTS
-        for row in (
-            _row(model, "distilled", "best, distilled", percent, count),
-            *([_row(model, "mixed", "best, distilled, mixed", percent, count, MIXED)] if count >= MANY else ()),
-        )
+        plain,
+        replace(mixed, distill_changes=MIXED),
+        replace(pivoted, changes=STEPS["embeddings_pivoted"][2]),
     ]
 
 
-def _row(
-    model: Architecture, name: str, method: str, percent: int, count: int, changes: dict[str, Any] | None = None
-) -> Row:
+def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
     """Describe ``best``, distilled on as many images."""
     return Row(
         f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "best", percent / 100,
-        protocol=PROTOCOL, distill_epochs=PASSES // count, distill_changes=changes or {}, calibration_images=count,
+        protocol=PROTOCOL, distill_epochs=PASSES // count, calibration_images=count,
         embedded_seeds=(0,),
     )  # fmt: skip
 
