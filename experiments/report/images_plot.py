@@ -14,11 +14,11 @@ from experiments.report.plots import add_key, entry, said_of_images
 from experiments.report.styles import Style, model_of, styles_of
 
 Row = Mapping[str, Any]
-BEFORE: dict[str, Any] = {"marker": "o", "markerfacecolor": "white", "color": "0.35", "linestyle": (0, (2, 2))}
+BEFORE: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (2, 2))}
 
 
 def draw_images(table: Mapping[str, Any]) -> Figure:
-    """Draw top-1 against images: a panel for each architecture and size, a line for each method and one before training."""
+    """Draw top-1 against images: a panel for each architecture and size, two lines for each method: trained and before."""
     measured = [row for row in table["rows"] if row["status"] == "done" and row["calibration_images"] is not None]
     panels = list(dict.fromkeys((row["architecture"], row["reduction"]) for row in measured))
     styles = styles_of([row["method"] for row in measured])
@@ -31,7 +31,7 @@ def draw_images(table: Mapping[str, Any]) -> Figure:
         panel.set_title(f"{name}, -{100 * reduction:.0f} %: {model_of(rows)}", fontsize=9)
     if panels:
         entries = [entry(style, method) for method, style in styles.items()]
-        entries.append(Line2D([], [], label="before the distillation", **BEFORE))
+        entries.append(Line2D([], [], label="before the distillation", marker="o", color="0.35", **BEFORE))
         add_key(figure, entries, columns=3, title=said_of_images(measured, width))
     title = table["title"] if panels else f"{table['title']}: nothing measured yet"
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
@@ -39,17 +39,20 @@ def draw_images(table: Mapping[str, Any]) -> Figure:
 
 
 def _draw_panel(panel: Axes, rows: list[Row], styles: Mapping[str, Style]) -> None:
-    """Draw one model at one size."""
-    counts = [row["calibration_images"] for row in rows]
-    before = dict(zip(counts, (row["top1_before_finetune"] for row in rows), strict=True))
-    panel.plot(list(before), list(before.values()), **BEFORE)
+    """Draw one model at one size. Trainings of the same compressed model share the line from before them."""
+    counts = sorted({row["calibration_images"] for row in rows})
+    started: set[tuple[int, float]] = set()
     for method, style in styles.items():
         own = [row for row in rows if row["method"] == method]
         marker, line, colour = style.mpl
         x = [row["calibration_images"] for row in own]
+        before = [row["top1_before_finetune"] for row in own]
+        if not started.issuperset(zip(x, before, strict=True)):
+            panel.plot(x, before, marker=marker, color=colour, **BEFORE)
+        started.update(zip(x, before, strict=True))
         panel.plot(x, [row["top1"] for row in own], marker=marker, linestyle=line, color=colour)
     panel.set_xscale("log", base=2)
-    panel.set_xticks(sorted(before), [f"{count:,}" for count in sorted(before)])
+    panel.set_xticks(counts, [f"{count:,}" for count in counts])
     panel.minorticks_off()
     panel.set_xlabel("images")
     panel.set_ylabel("top-1, %")
