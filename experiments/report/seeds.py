@@ -107,10 +107,12 @@ def _add_up(by_seed: Seeds) -> dict[str, Any]:
 def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a result with what stands elsewhere in it.
 
-    The accuracy after a cut takes the place of a compressed model's; a distillation has measured the divergence itself.
+    The accuracy after a cut takes the place of a compressed model's. A distillation has measured the divergence itself,
+    before and after; where it rose, the weights from before were kept, and theirs counts.
     """
     cut = (result.get("measured") or {}).get("top1_cut")
-    kl = ((result.get("distillation") or {}).get("kl_held_out") or {}).get("after")
+    distillation = result.get("distillation") or {}
+    kl = (distillation.get("kl_held_out") or {}).get(distillation.get("kept", "after"))
     completed = result if cut is None else {**result, "top1": {"after": cut}}
     return completed if kl is None else {**completed, "measured": {"kl": kl}}
 

@@ -24,7 +24,7 @@ from experiments.report.formats import human, share
 from experiments.report.markdown import csv_text, markdown
 from experiments.report.plots import PALE, draw_plot
 from experiments.report.rows import FIELDS, table_json
-from experiments.report.seeds import aggregate
+from experiments.report.seeds import aggregate, numbers
 from experiments.report.terminal import show
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, jobs_of, read_plan
@@ -32,6 +32,13 @@ from experiments.tables.catalogue import tables
 from experiments.tables.rows import Row
 from lowrank_vit import InputError
 from tests.experiments.support.synthetic import TABLE, compare, fill, result, write
+
+
+@pytest.mark.parametrize(("kept", "divergence"), [({}, 0.4), ({"kept": "before"}, 0.3)])
+def test_a_distilled_row_has_the_divergence_of_its_weights(kept: dict[str, str], divergence: float) -> None:
+    distillation = {"kl_held_out": {"before": 0.3, "after": 0.4}, **kept}
+    assert numbers({"distillation": distillation}) == {"kl_unseen": divergence}
+    assert numbers({"distillation": {**distillation, "kl_held_out": None}}) == {}
 
 
 @pytest.fixture
