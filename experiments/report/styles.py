@@ -142,6 +142,7 @@ NAMES = {  # methods whose names do not end in their recipe's
     "vanilla svd": "svd",
     "beyond (best), full ft": "best, trained",
     "+ distilled (best)": "best, distilled",
+    "+ all, factors pivoted, distilled": "best, all, factors pivoted, distilled",
     "-25% (best)": "best, larger",
     "-25% (best) by gptq": "best, larger, fed back",
     "-50% (best) by gptq": "best, fed back",

@@ -8,8 +8,8 @@ Whitened SVD with the same share of every layer; the loss's Fisher on the output
 whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
 outputs refitted to the dense model's. Then, beside each other, what is stored for nothing: identities in pairs of factors,
 and norms' scales and shifts folded into linear layers; on top of the latter, patch and position embeddings at a rank, and
-all together. Last, all parameters of ``best`` trained towards the dense model on the calibration images alone; for
-DeiT-Tiny, table R has these rows.
+all together. Last, all parameters of ``best``, and of all together, trained towards the dense model on the calibration images
+alone; for DeiT-Tiny, table R has the rows of ``best``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, ch
     "positions": ("+ position embedding at a rank", "best", FOLDED | PATCHES | POSITIONS),
     "embeddings_pivoted": ("+ all, factors pivoted", "best", FOLDED | PATCHES | POSITIONS | {"pivoted": True}),
 }
+DISTILLED = {  # row: method, step
+    "distilled": ("+ distilled (best)", "best"),
+    "all_distilled": ("+ all, factors pivoted, distilled", "embeddings_pivoted"),
+}
 EPOCHS = 9  # of 1000 images, 20 a step
 PROTOCOL = "calibration-distilled"
 REDUCTIONS = (25, 40, 50, 60, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
@@ -49,7 +53,7 @@ def rows(model: Architecture) -> list[Row]:
 
 
 def _steps(model: Architecture, percent: int) -> list[Row]:
-    """List them from one matrix at a time to all together; a stand-in is then distilled, all parameters."""
+    """List them from one matrix at a time to all together, then what is distilled, all parameters."""
     steps = {
         name: Row(
             f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
@@ -57,15 +61,15 @@ def _steps(model: Architecture, percent: int) -> list[Row]:
         )
         for name, (method, recipe, changes) in STEPS.items()
     }  # fmt: skip
-    distilled = replace(
-        steps["best"],
-        id=f"{model.id}/distilled-{percent}",
-        method="+ distilled (best)",
-        protocol=PROTOCOL,
-        distill_epochs=EPOCHS,
-        embedded_seeds=(0,),
-    )
-    return [*steps.values(), *([] if model is DEIT_T else [distilled])]
+    distilled = [
+        replace(
+            steps[step], id=f"{model.id}/{name}-{percent}", method=method, protocol=PROTOCOL, distill_epochs=EPOCHS,
+            embedded_seeds=(0,),
+        )
+        for name, (method, step) in DISTILLED.items()
+        if model is not DEIT_T or step != "best"
+    ]  # fmt: skip
+    return [*steps.values(), *distilled]
 
 
 TABLE = Table(
