@@ -69,7 +69,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "best, all, factors pivoted, distilled": Style("o", (9, 3), "orange"),
     "best, fed back": Style("v", (6, 2), "red"),
     "best, larger": Style("o", (1, 2), "cyan"),
-    "best, larger, fed back": Style("o", (6, 2), "red"),
+    "best, larger, fed back": Style("o", (6, 2), "pink"),
     "baseline, fed back": Style("*", (6, 2), "grey"),
     "svd_llm": Style("<", (3, 2), "brown"),
     "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
