@@ -18,7 +18,7 @@ BEFORE: dict[str, Any] = {"markerfacecolor": "white", "linestyle": (0, (2, 2))}
 
 
 def draw_images(table: Mapping[str, Any]) -> Figure:
-    """Draw top-1 against images: a panel for each architecture and size, two lines for each method: trained and before."""
+    """Draw top-1 against images: a panel for each architecture and size, a line for each method and one for its start."""
     measured = [row for row in table["rows"] if row["status"] == "done" and row["calibration_images"] is not None]
     panels = list(dict.fromkeys((row["architecture"], row["reduction"]) for row in measured))
     styles = styles_of([row["method"] for row in measured])
@@ -39,17 +39,18 @@ def draw_images(table: Mapping[str, Any]) -> Figure:
 
 
 def _draw_panel(panel: Axes, rows: list[Row], styles: Mapping[str, Style]) -> None:
-    """Draw one model at one size. Trainings of the same compressed model share the line from before them."""
+    """Draw one model at one size. Methods that train the same compressed model share the line before training."""
     counts = sorted({row["calibration_images"] for row in rows})
-    started: set[tuple[int, float]] = set()
+    drawn: set[tuple[int, float]] = set()
     for method, style in styles.items():
         own = [row for row in rows if row["method"] == method]
         marker, line, colour = style.mpl
         x = [row["calibration_images"] for row in own]
         before = [row["top1_before_finetune"] for row in own]
-        if not started.issuperset(zip(x, before, strict=True)):
+        starts = set(zip(x, before, strict=True))
+        if not starts <= drawn:
             panel.plot(x, before, marker=marker, color=colour, **BEFORE)
-        started.update(zip(x, before, strict=True))
+        drawn |= starts
         panel.plot(x, [row["top1"] for row in own], marker=marker, linestyle=line, color=colour)
     panel.set_xscale("log", base=2)
     panel.set_xticks(counts, [f"{count:,}" for count in counts])

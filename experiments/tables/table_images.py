@@ -18,14 +18,13 @@ from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
-from experiments.tables.table_best import STEPS
+from experiments.tables.table_best import PROTOCOL, STEPS
 
 PASSES = 9_000
 COUNTS = (125, 250, 500, 1000, 2250, 4500)  # divisors of the budget
 MANY = 1000
 MIXED: dict[str, Any] = {"mix": 0.5}
 REDUCTIONS = {DEIT_B: (50, 70), DEIT_T: (40, 50)}  # in percent; the stand-ins lose little at 40
-PROTOCOL = "calibration-distilled"
 COLUMNS = (
     "architecture", "method", "reduction", "calibration_images", "params", "top1_dense", "top1_before_finetune", "top1",
     "kl_unseen", "seconds", "status",
