@@ -29,6 +29,7 @@ from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.wording import amount
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay
 from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from lowrank_vit.stages.evaluate.speed import resident_peak
@@ -172,7 +173,7 @@ def main() -> None:
     assert size is not None
     bench = Bench(model, torch.randn(args.batch, *size), args.reduction)
     rows = [bench.refit_row(few, many), bench.measured_row(few, many)]
-    title = f"{args.model}, {few} and {many} images, {torch.get_num_threads()} threads"
+    title = f"{args.model}, {few} and {many} images, {amount(torch.get_num_threads(), 'thread')}"
     header = ("step", f"MiB, {few}", f"MiB, {many}", "ratio", f"CPU s, {few}", "floor", "ratio")
     show(title, header, lines(rows))
     data = {"model": args.model, "limits": LIMITS, "rows": [asdict(row) | {"ratios": row.ratios} for row in rows]}

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from benchmarks.output import show, write
 from lowrank_vit import BLOCK_LINEARS, quantize
 from lowrank_vit.modules.counting import input_size
+from lowrank_vit.runtime.wording import amount
 
 BITS = (8, 7, 6, 4, 2)
 COMPILED = ("float32", "ours 8", "torchao int8 weights", "torchao int8 both")
@@ -99,7 +100,7 @@ def main() -> None:
             variants[f"{name}, compiled"].compile()
     batches = [int(batch) for batch in args.batches.split(",")]
     rows: dict[int, Any] = {batch: measure(variants, torch.randn(batch, *size), args.rounds) for batch in batches}
-    title = f"{args.model}, {torch.get_num_threads()} threads: float32 is 1"
+    title = f"{args.model}, {amount(torch.get_num_threads(), 'thread')}: float32 is 1"
     header = ("weights", *(f"batch {batch}" for batch in batches))
     lines = [[name, *(f"{rows[batch][name]['ratio']:.2f}" for batch in batches)] for name in variants]
     show(title, header, lines)

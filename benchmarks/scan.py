@@ -20,6 +20,7 @@ from lowrank_vit import MeanScan, Setting, benchmark, compress, get_recipe, mean
 from lowrank_vit.models import VMAMBAS
 from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.progress import say
+from lowrank_vit.runtime.wording import amount
 
 COLUMNS = ("model", "batch", "ms", "quartiles", "speed-up", "quartiles", "params M", "MACs M", "scans M")
 KINDS = {"as written": MeanScan(), "left out": MeanScan(mode="left_out")}
@@ -63,7 +64,7 @@ def main() -> None:
             size = (found["params"][name], found["macs"][name], found["scans"][name])
             times = (f"{1e3 * one['seconds']:.0f}", f"{low}-{high}", f"{fast[0]:.2f}", f"{fast[1]:.2f}-{fast[2]:.2f}")
             rows.append([name, str(row["batch"]), *times, *(f"{count / 1e6:.1f}" for count in size)])
-    title = f"{args.model}, 224 px, {found['threads']} thread(s), {args.clock} clock, random weights"
+    title = f"{args.model}, 224 px, {amount(found['threads'], 'thread')}, {args.clock} clock, random weights"
     show(title, COLUMNS, rows)
     write(args.json, title, COLUMNS, rows, found)
 

@@ -26,6 +26,7 @@ from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.narrow_mlp import SmallMlp
 from lowrank_vit.modules.surgery import get_linear, replace_module
+from lowrank_vit.runtime.wording import amount
 from lowrank_vit.stages.evaluate.speed import CLOCKS, settings
 
 HEAD, HIDDEN = 64, 768  # of DeiT-Tiny
@@ -151,7 +152,7 @@ def main() -> None:
 
 def settings_told(results: dict[str, Any]) -> str:
     """Say how the times were taken."""
-    return f"{results['threads']} threads, {results['clock']} clock, {results['matmul_precision']} precision"
+    return f"{amount(results['threads'], 'thread')}, {results['clock']} clock, {results['matmul_precision']} precision"
 
 
 if __name__ == "__main__":

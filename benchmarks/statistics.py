@@ -42,6 +42,7 @@ from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.pipeline.selecting import select
 from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.runtime.wording import amount
 from lowrank_vit.stages.calibrate.observe import needs_gradient, resolve
 from lowrank_vit.stages.correct import output_refit as refit
 from lowrank_vit.stages.correct.regression import Regression, cross_validated
@@ -231,7 +232,7 @@ def main() -> None:
         (ratio,) = (row.ratio for row in rows if row.step == f"statistics of {recipe.name}")
         rows += bench.sizes(recipe.name, ratio)
         rows += bench.refit(args.reduction) if recipe.refit else []
-    title = f"{args.model}, {args.images} images, {torch.get_num_threads()} threads: a bare forward pass is 1"
+    title = f"{args.model}, {args.images} images, {amount(torch.get_num_threads(), 'thread')}: a bare forward pass is 1"
     show(title, HEADER, lines(rows))
     write(args.json, title, HEADER, lines(rows), {"model": args.model, "rows": [asdict(row) for row in rows]})
 

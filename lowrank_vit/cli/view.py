@@ -14,6 +14,7 @@ from lowrank_vit.records.costs.bytes import FLOAT32
 from lowrank_vit.records.layers import HEAD, HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 from lowrank_vit.records.split_rows import ROW
+from lowrank_vit.runtime.wording import amount
 
 AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "parameters": "{:,} parameters".format,
@@ -71,7 +72,8 @@ def budget_line(entry: BudgetEntry) -> str:
     line = f"{entry['asked']}: {counted}, allowed {limit}, dense {dense}"
     if not entry["where"]:
         return line
-    where = "{device}, {dtype}, {mode}, batch {batch}, {threads} threads".format(**entry["where"])
+    where = "{device}, {dtype}, {mode}, batch {batch}, ".format(**entry["where"])
+    where += amount(entry["where"]["threads"], "thread")
     return f"{line}, predicted {words(entry['predicted'])} ({where})"
 
 

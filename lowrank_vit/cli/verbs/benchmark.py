@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.wording import amount
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,7 +146,7 @@ def _show(results: Mapping[str, Any]) -> None:
         f"[bold]{results['model']}[/], dense to compressed: {params['dense']:,} to {params['compressed']:,} parameters, "
         f"{mebibytes(size['dense'])} to {mebibytes(size['compressed'])} on disk, {macs['dense'] / 1e6:,.1f} to "
         f"{macs['compressed'] / 1e6:,.1f} M MACs (1 : {macs['dense'] / macs['compressed']:.2f}); "
-        f"{results['threads']} threads, {results['clock']} clock, "
+        f"{amount(results['threads'], 'thread')}, {results['clock']} clock, "
         f"matrix products in precision {results['matmul_precision']}"
     )
     for table in _tables(results["rows"]):
