@@ -68,8 +68,13 @@ def marked_alike(rows: Iterable[Row]) -> list[Row]:
     return [{**row, "method": f"{row['method']} {OLDER}"} if row["method"] in methods else row for row in rows]
 
 
-def commits_of(rows: Iterable[Row], otherwise: Sequence[str]) -> str:
-    """Name the commits of the rows; ``otherwise``: of the whole file, for rows that do not say their own."""
+def commits_of(rows: Sequence[Row], otherwise: Sequence[str]) -> str:
+    """Name the commits of the rows, and say where the code behind them is that of today, in all of several.
+
+    ``otherwise``: the commits of the whole file, for rows that do not name their own.
+    """
     commits = {commit for row in rows if row["status"] == "done" for commit in row.get("commits", otherwise)}
     short = [commit[:7] for commit in sorted(commits or otherwise)]
-    return f"commit{'s' * (len(short) > 1)} {', '.join(short)}"
+    if len(short) == 1:
+        return f"commit {short[0]}"
+    return f"commits {', '.join(short)}{'' if older(rows) else ' (the same code)'}"

@@ -310,7 +310,10 @@ def test_older_rows_are_marked(results: Path, tmp_path: Path) -> None:
     assert OLDER not in render_all(text + picture, folder)
     content = json.loads(path.read_text())
     rows = {row["id"]: row for row in content["rows"]}
-    rows["m/svd-40"] |= {"fingerprint": "older", "commits": ["fedcba9876543210"]}
+    rows["m/svd-40"]["commits"] = ["fedcba9876543210"]
+    path.write_text(json.dumps(content))
+    assert "; commits 0123456, fedcba9 (the same code)." in render_all(text, folder)
+    rows["m/svd-40"]["fingerprint"] = "older"
     path.write_text(json.dumps(content))
     lines = render_all(text, folder).splitlines()
     assert [line for line in lines if OLDER in line] == [
