@@ -69,7 +69,7 @@ def marked_alike(rows: Iterable[Row]) -> list[Row]:
 
 
 def commits_of(rows: Sequence[Row], otherwise: Sequence[str]) -> str:
-    """Name the commits of the rows, and say where the code behind them is that of today, in all of several.
+    """Name the commits of the rows; where there are several and no row is older, say that they share their code.
 
     ``otherwise``: the commits of the whole file, for rows that do not name their own.
     """

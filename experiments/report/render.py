@@ -25,6 +25,7 @@ from experiments.report.markdown import across_lines, lines_of, table_lines
 from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older
 from experiments.report.rows import FIELDS
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.wording import amount
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)
@@ -132,12 +133,8 @@ def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str
     seeds = sorted({seed for row in done for seed in row["seeds"]})
     jobs = sum(len(row["seeds"]) for row in done)
     seconds = sum((row["seconds"] or 0) * len(row["seeds"]) for row in done)
-    length = _count(round(seconds), "second") if seconds < 60 else _count(round(seconds / 60), "minute")
+    length = amount(round(seconds), "second") if seconds < 60 else amount(round(seconds / 60), "minute")
     return (
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {_count(jobs, 'job')}, {length} of work on "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {amount(jobs, 'job')}, {length} of work on "
         f"{', '.join(source['devices'])}, torch {source['versions']['torch']}, timm {source['versions']['timm']}"
     )
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"

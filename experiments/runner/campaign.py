@@ -23,6 +23,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import installed
 from lowrank_vit.runtime.launch import launch, processes_asked_for
 from lowrank_vit.runtime.processes import agreed, is_first, launched_from_outside, own_cores
+from lowrank_vit.runtime.wording import amount
 
 MOST_WORKERS = 8
 Report = Callable[[Path, Table], list[str]]  # renders a table, and names the files written
@@ -161,7 +162,7 @@ def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
         if item.reason and item.row.id in chosen:
             reasons.setdefault(item.reason, []).append(item.row)
     for reason, rows in reasons.items():
-        say(f"skipped {rows[0].architecture} ({len(rows)} row{'s' * (len(rows) > 1)}): {reason}")
+        say(f"skipped {rows[0].architecture} ({amount(len(rows), 'row')}): {reason}")
 
 
 def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:

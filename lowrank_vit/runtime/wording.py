@@ -9,4 +9,4 @@ def amount(count: int, noun: str) -> str:
     >>> amount(1, "thread"), amount(2, "thread")
     ('1 thread', '2 threads')
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count} {noun}{'s' * (count != 1)}"
