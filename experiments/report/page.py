@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from experiments.report.cells import Row, notes_of, remarks, shown_status
 from experiments.report.columns import Column, chosen, legend
 from experiments.report.formats import file_size, printed_count
+from experiments.report.sizes import of_file
 from experiments.report.styles import model_of, series_of, styles_of
 from experiments.report.uncertainty import NOISY, fewer_seeds, images_of, interval, marked
 
@@ -86,7 +87,7 @@ def page_data(table: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], i
             "interval": interval(row["top1"], row["images"]) if row.get("images") and row["top1"] is not None else None,
             "layers": told.get(row["id"], {}).get("layers", []),
         }
-        for row in table["rows"]
+        for row in map(of_file, table["rows"])
     ]
     models = {
         name: model_of([row for row in measured if row["architecture"] == name])

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report.plots import add_key, entry, said_of_images
+from experiments.report.sizes import of_file
 from experiments.report.styles import Style, model_of, series_of, styles_of
 
 Row = Mapping[str, Any]
@@ -17,7 +18,7 @@ Row = Mapping[str, Any]
 
 def draw_sizes(table: Mapping[str, Any]) -> Figure:
     """Draw top-1 against the size of the file: a panel for each architecture, a line for each model or method."""
-    measured = [row for row in map(_sized, table["rows"]) if row["status"] == "done" and row["file_bytes"] is not None]
+    measured = [row for row in map(of_file, table["rows"]) if row["status"] == "done" and row["file_bytes"] is not None]
     names = list(dict.fromkeys(row["architecture"] for row in measured))
     styles = styles_of([series_of(row) for row in measured])
     width = max(5.2 * len(names), 5.8)
@@ -47,12 +48,6 @@ def draw_sizes(table: Mapping[str, Any]) -> Figure:
     )
     figure.suptitle(textwrap.fill("; ".join(filter(None, (table["title"], said))), int(10 * width)), fontsize=11)
     return figure
-
-
-def _sized(row: Row) -> Row:
-    """Return the row with the file and the accuracy that were measured at a size, where that is what it measures."""
-    at_size = row.get("stored_bytes") is not None
-    return {**row, "file_bytes": row["stored_bytes"], "top1": row["stored_top1"]} if at_size else row
 
 
 def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Style, unit: float) -> None:

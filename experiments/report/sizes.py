@@ -22,6 +22,19 @@ def counted_bytes(row: Row) -> float | None:
     return None if row["params"] is None or row["bits"] is None else row["params"] * row["bits"] / 8
 
 
+def of_file(row: Row) -> Row:
+    """Return the row for a drawing: one that measured a file of a given size has that file's bytes and top-1.
+
+    Its parameters are those of the dense model, so they say nothing of its size and are left out.
+
+    >>> of_file({"stored_bytes": 900, "stored_top1": 80.0, "top1": None, "params": 7, "macs": 8})["file_bytes"]
+    900
+    """
+    if row.get("stored_bytes") is None:
+        return row
+    return {**row, "file_bytes": row["stored_bytes"], "top1": row["stored_top1"], "params": None, "macs": None}
+
+
 def rounded_weights(rows: Sequence[Row]) -> float | None:
     """Return how many of a model's weights are rounded, None without two files of it at fewer than 16 bits.
 

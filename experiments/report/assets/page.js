@@ -201,7 +201,8 @@ function measuredPoint(row, x, y) {
   const lines = [`${number(row[x])} ${size}${saved(row[x], row[`${x}_dense`])}`];
   if (!isDense(row)) {
     if (row.top1_before_finetune !== null) lines.push(`before fine-tuning ${withSpread(row.top1_before_finetune, row.top1_before_std)} %`);
-    lines.push(`top-1 ${withSpread(row.top1, row.top1_std)} %, dense ${number(row.top1_dense, 2)} %`);
+    const dense = row.top1_dense === null ? "" : `, dense ${number(row.top1_dense, 2)} %`;
+    lines.push(`top-1 ${withSpread(row.top1, row.top1_std)} %${dense}`);
   } else lines.push(`top-1 ${withSpread(row.top1, row.top1_std)} %`);
   if (row.interval) lines.push(`${number(row.images)} images: 95 % interval ${row.interval.map((end) => number(end, 1)).join(" to ")} %`);
   if (row.fewer) lines.push(`n=${row.fewer}: fewer seeds than the other rows`);
@@ -282,6 +283,7 @@ function panel(host, points, xName) {
 }
 
 function drawPlot() {
+  if (!drawn) return;
   const [host, key] = [find("#panels"), find("#plot-key")];
   const [xName, yName] = [find("#plot-x").value, find("#plot-y").value];
   const rows = bodies.filter((body) => !body.hidden).map(rowOf);
@@ -421,8 +423,11 @@ function keepChoices(select, names) {
   select.replaceChildren(...Object.entries(names).map(([value, text]) => html("option", { value }, text)));
 }
 const someRowHas = ([name]) => data.rows.some((row) => row.status === "done" && row[name] !== null);
-keepChoices(find("#plot-x"), Object.fromEntries(Object.entries(SIZES).filter(someRowHas)));
-keepChoices(find("#plot-y"), Object.fromEntries(Object.entries(ACCURACIES).filter(someRowHas)));
+const known = (names) => Object.fromEntries(Object.entries(names).filter(someRowHas));
+const drawn = Object.entries(ACCURACIES).some(someRowHas); // other tables measure something else
+keepChoices(find("#plot-x"), known(SIZES));
+keepChoices(find("#plot-y"), known(ACCURACIES));
+find("#plot").hidden = !drawn;
 if (data.columns.includes("file_bytes") && data.columns.includes("bits")) find("#plot-x").value = "file_bytes";
 for (const name of ["#plot-x", "#plot-y", "#reported"]) find(name).addEventListener("change", drawPlot);
 
@@ -447,6 +452,7 @@ if (layered.length) {
 } else {
   find("#layers").hidden = true;
 }
+for (const link of all("nav a")) link.hidden = find(link.hash).hidden;
 filter();
 
 let width = innerWidth;

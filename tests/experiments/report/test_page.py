@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import pytest
 
 from experiments.report.columns import chosen
 from experiments.report.page import page
+from experiments.report.render import PUBLISHED
+from experiments.report.rows import FIELDS
 from tests.experiments.support import page_table
 from tests.experiments.support.page_probes import CONTRASTS, COVERED, LONG_OPTIONS, OUTSIDE, OVERLAPS
 
@@ -387,3 +390,44 @@ def test_a_table_of_bits_is_drawn_over_the_size_of_its_files(opened: Open, tmp_p
     assert tab.locator("#panels .series").count() == 1  # one model, three numbers of bits
     assert tab.locator("#plot-key li").all_inner_texts()[0] == "Ours"
     assert not tab.locator("#layers").is_visible()
+
+
+def test_a_file_of_a_given_size_is_drawn(opened: Open, tmp_path: Path) -> None:
+    """Its row has neither a dense top-1 nor a size in parameters that means anything."""
+    rows = [
+        page_table.row(
+            f"a/at-{size}", "Alpha", f"at once, {size} MiB", params=10_000, params_dense=10_000, stored_bytes=size * 2**20,
+            stored_top1=80.0 + size, reduction=1 - size / 20, seeds=[0], stale=False,
+        )
+        for size in (2, 4)
+    ]  # fmt: skip
+    path = tmp_path / "files.html"
+    path.write_text(page(page_table.content(rows=rows, columns=["method", "stored_bytes"]), {}, False, "run"))
+    tab = opened(path)
+    assert tab.locator("#plot-x option").all_inner_texts() == ["file on disk"]
+    assert tab.locator("#panels .mark").count() == 2
+    assert tab.locator("#panels .series").count() == 1  # one way at two sizes
+    tab.locator("#panels .mark").first.hover()
+    assert "top-1 82.00 %" in tab.locator("#tip").inner_text()
+
+
+PUBLISHED_TABLES = sorted(path.relative_to(PUBLISHED).as_posix() for path in PUBLISHED.glob("*/table*.json"))
+
+
+def test_tables_are_published() -> None:
+    assert len(PUBLISHED_TABLES) > 20
+
+
+@pytest.mark.parametrize("name", PUBLISHED_TABLES)
+def test_every_published_table_opens(opened: Open, tmp_path: Path, name: str) -> None:
+    """Its script runs to its end, whatever the table measures, and the page fits a phone."""
+    content = json.loads((PUBLISHED / name).read_text())
+    rows = [dict.fromkeys(FIELDS) | row for row in content["rows"]]
+    path = tmp_path / "table.html"
+    path.write_text(page({**content, "rows": rows}, {}, False, None))
+    tab = opened(path, width=400)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.locator("#plot").is_visible() == (tab.locator("#panels .mark").count() > 0)
+    headers = tab.locator(".rows thead th").get_by_role("button")
+    headers.last.dispatch_event("click")
+    assert tab.locator(".rows thead th").last.get_attribute("aria-sort") == "ascending"
