@@ -49,14 +49,20 @@ def _without(rows: Sequence[Row], base: str) -> Row | None:
 
 
 def findings(content: Mapping[str, Any]) -> list[str]:
-    """Say of each base and kind of Z, in a sentence: error on unseen images and accuracy, beside rank instead of Z."""
+    """Say of each base and kind of Z, in a sentence: error on unseen images and accuracy, beside rank instead of Z.
+
+    Only rows of the same seeds are compared: two draws of images differ by more than a small Z.
+    """
     said = []
     for name, rows in _measured(content).items():
         for base, label in BASES.items():
             none = _without(rows, base)
+            if none is None:
+                continue
+            fair = [row for row in rows if row["base"] == base and row["seeds"] == none["seeds"]]
             for kind in LABELS:
-                budgets = [row for row in rows if (row["base"], row["z"], row["solver"]) == (base, kind, "closed_form")]
-                if budgets and none is not None:
+                budgets = [row for row in fair if (row["z"], row["solver"]) == (kind, "closed_form")]
+                if budgets:
                     said.append(f"{name}, {label.removeprefix('base: ')}: {_compare(none, budgets, LABELS[kind])}")
     return said
 
