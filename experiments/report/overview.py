@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -122,10 +123,11 @@ def _draw_pareto(panel: Axes, published: Path, index: int) -> None:
 def _draw_blocks(panel: Axes, published: Path, index: int) -> None:
     """Draw by how much the loss rises where half of one part of a block goes, all else dense."""
     content = json.loads((published / "figure_loss.json").read_text(encoding="utf-8"))
-    (result,) = next(results for row, results in content["measured"].items() if row.startswith(MODEL))
-    half = result["removed"].index(HALF)
+    draws = next(results for row, results in content["measured"].items() if row.startswith(MODEL))  # one for each seed
+    half = draws[0]["removed"].index(HALF)
     for part, (label, colour, marker) in PARTS.items():
-        rises = [parts["measured"][half] for name, parts in result["parts"].items() if name.rpartition(".")[2] == part]
+        names = [name for name in draws[0]["parts"] if name.rpartition(".")[2] == part]
+        rises = [fmean(draw["parts"][name]["measured"][half] for draw in draws) for name in names]
         panel.plot(rises, marker=marker, color=COLOURS[colour][index], label=label, linewidth=1.6, markersize=6)
     panel.set_yscale("log")
     panel.set_xlabel("block of DeiT-Tiny, from the image to the class")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from experiments.report.overview import NAMES, THEMES, methods, write_figures
+from experiments.report.overview import NAMES, TABLES, THEMES, methods, write_figures
 from experiments.report.publish import ROOT
 from experiments.report.render import PUBLISHED
 from experiments.report.styles import COLOURS, STYLES
@@ -68,6 +70,30 @@ def test_rows_are_of_one_model_untrained_and_of_the_first_table_that_has_them(tm
     larger = ROW | {"id": "deit_t/best-25", "reduction": 0.25}
     folder = written(tmp_path, table3=[ROW | {"top1": 1.0}, larger], table_best=[ROW, *others])
     assert methods(folder) == {"best": [larger, ROW]}
+
+
+def test_blocks_are_drawn_as_means_over_the_seeds(tmp_path: Path) -> None:
+    """Of 0 and 2x as of x and x."""
+    drawn = []
+    for name, factors in (("apart", (0, 2)), ("alike", (1, 1))):
+        (folder := tmp_path / name).mkdir()
+        for table in TABLES:
+            shutil.copy(SAMPLES / f"{table}.json", folder)
+        content = json.loads((SAMPLES / "figure_loss.json").read_text())
+        results = next(iter(content["measured"].values()))
+        results[:] = [_scaled(results[0], factor) for factor in factors]
+        (folder / "figure_loss.json").write_text(json.dumps(content))
+        write_figures(folder, folder / "figures")
+        drawn.append((folder / "figures" / "blocks-light.svg").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
+def _scaled(result: dict[str, Any], factor: float) -> dict[str, Any]:
+    parts = {
+        name: {**part, "measured": [factor * value for value in part["measured"]]}
+        for name, part in result["parts"].items()
+    }
+    return {**result, "parts": parts}
 
 
 @pytest.mark.parametrize(("theme", "paper"), [("light", "#ffffff"), ("dark", "#1e2129")])
