@@ -48,21 +48,22 @@ def _without(rows: Sequence[Row], base: str) -> Row | None:
     return next((row for row in rows if row["base"] == base and row["z"] is None), None)
 
 
-def findings(content: Mapping[str, Any]) -> list[str]:
-    """Say of each base and kind of Z, in a sentence: error on unseen images and accuracy, beside rank instead of Z.
+def _comparable(rows: Sequence[Row], base: str) -> list[Row]:
+    """Return a base's rows of the same seeds as its row without Z: two draws of images differ by more than a small Z."""
+    none = _without(rows, base)
+    return [row for row in rows if row["base"] == base and (none is None or row["seeds"] == none["seeds"])]
 
-    Only rows of the same seeds are compared: two draws of images differ by more than a small Z.
-    """
+
+def findings(content: Mapping[str, Any]) -> list[str]:
+    """Say of each base and kind of Z, in a sentence: error on unseen images and accuracy, beside rank instead of Z."""
     said = []
     for name, rows in _measured(content).items():
         for base, label in BASES.items():
             none = _without(rows, base)
-            if none is None:
-                continue
-            fair = [row for row in rows if row["base"] == base and row["seeds"] == none["seeds"]]
             for kind in LABELS:
+                fair = _comparable(rows, base)
                 budgets = [row for row in fair if (row["z"], row["solver"]) == (kind, "closed_form")]
-                if budgets:
+                if budgets and none is not None:
                     said.append(f"{name}, {label.removeprefix('base: ')}: {_compare(none, budgets, LABELS[kind])}")
     return said
 
@@ -86,7 +87,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
     from experiments.report.plots import add_key
 
     groups = [
-        (name, base, [row for row in rows if row["base"] == base])
+        (name, base, _comparable(rows, base))
         for name, rows in _measured(content).items()
         for base in BASES
     ]
