@@ -86,11 +86,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
 
     from experiments.report.plots import add_key
 
-    groups = [
-        (name, base, _comparable(rows, base))
-        for name, rows in _measured(content).items()
-        for base in BASES
-    ]
+    groups = [(name, base, _comparable(rows, base)) for name, rows in _measured(content).items() for base in BASES]
     groups = [group for group in groups if group[2]]
     figure = Figure(figsize=(max(3.9 * len(groups), 6.0), 7.0), layout="constrained")
     if not groups:
