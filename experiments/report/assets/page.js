@@ -426,7 +426,8 @@ const someRowHas = ([name]) => data.rows.some((row) => row.status === "done" && 
 const known = (names) => Object.fromEntries(Object.entries(names).filter(someRowHas));
 const drawn = Object.entries(ACCURACIES).some(someRowHas); // other tables measure something else
 keepChoices(find("#plot-x"), known(SIZES));
-keepChoices(find("#plot-y"), known(ACCURACIES));
+const accuracies = known(ACCURACIES); // the words tell two apart; one alone may be of a table that trains nothing
+keepChoices(find("#plot-y"), Object.keys(accuracies).length > 1 ? accuracies : { top1: "measured here" });
 find("#plot").hidden = !drawn;
 if (data.columns.includes("file_bytes") && data.columns.includes("bits")) find("#plot-x").value = "file_bytes";
 for (const name of ["#plot-x", "#plot-y", "#reported"]) find(name).addEventListener("change", drawPlot);

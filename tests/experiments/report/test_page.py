@@ -405,6 +405,7 @@ def test_a_file_of_a_given_size_is_drawn(opened: Open, tmp_path: Path) -> None:
     path.write_text(page(page_table.content(rows=rows, columns=["method", "stored_bytes"]), {}, False, "run"))
     tab = opened(path)
     assert tab.locator("#plot-x option").all_inner_texts() == ["file on disk"]
+    assert tab.locator("#plot-y option").all_inner_texts() == ["measured here"]  # nothing is trained
     assert tab.locator("#panels .mark").count() == 2
     assert tab.locator("#panels .series").count() == 1  # one way at two sizes
     tab.locator("#panels .mark").first.hover()
