@@ -59,9 +59,8 @@ def findings(content: Mapping[str, Any]) -> list[str]:
     said = []
     for name, rows in _measured(content).items():
         for base, label in BASES.items():
-            none = _without(rows, base)
+            none, fair = _without(rows, base), _comparable(rows, base)
             for kind in LABELS:
-                fair = _comparable(rows, base)
                 budgets = [row for row in fair if (row["z"], row["solver"]) == (kind, "closed_form")]
                 if budgets and none is not None:
                     said.append(f"{name}, {label.removeprefix('base: ')}: {_compare(none, budgets, LABELS[kind])}")

@@ -424,9 +424,10 @@ function keepChoices(select, names) {
 }
 const someRowHas = ([name]) => data.rows.some((row) => row.status === "done" && row[name] !== null);
 const known = (names) => Object.fromEntries(Object.entries(names).filter(someRowHas));
-const drawn = Object.entries(ACCURACIES).some(someRowHas); // other tables measure something else
+const accuracies = known(ACCURACIES);
+const drawn = "top1" in accuracies; // other tables measure something else
 keepChoices(find("#plot-x"), known(SIZES));
-const accuracies = known(ACCURACIES); // the words tell two apart; one alone may be of a table that trains nothing
+// the words tell two apart; one alone may be of a table that trains nothing
 keepChoices(find("#plot-y"), Object.keys(accuracies).length > 1 ? accuracies : { top1: "measured here" });
 find("#plot").hidden = !drawn;
 if (data.columns.includes("file_bytes") && data.columns.includes("bits")) find("#plot-x").value = "file_bytes";
