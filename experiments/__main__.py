@@ -11,14 +11,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.tracking.workspace import add_options
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import require
-
-if TYPE_CHECKING:
-    from experiments.tables.rows import Table
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
@@ -181,21 +178,12 @@ def list_tables(args: argparse.Namespace) -> int:
 
 def report_table(args: argparse.Namespace) -> int:
     """Run the verb ``report``."""
+    from experiments.report.terminal import report
     from experiments.tables.catalogue import find_all
 
     for table, _ in find_all(args.tables, whole=True):
-        _render(args.results, table)
+        report(args.results, table)
     return 0
-
-
-def _render(results: Path, table: Table) -> list[str]:
-    """Write a table's report, show it, and name its files."""
-    from experiments.report.files import written
-    from experiments.report.terminal import show
-    from experiments.report.write import write_report
-
-    show(write_report(results, table))
-    return written(table)
 
 
 def publish_tables(args: argparse.Namespace) -> int:
@@ -208,9 +196,10 @@ def publish_tables(args: argparse.Namespace) -> int:
 
 def run_table(args: argparse.Namespace) -> int:
     """Run the verb ``run``."""
+    from experiments.report.terminal import report
     from experiments.runner.campaign import run
 
-    return run(args, _render)
+    return run(args, report)
 
 
 def _packages(args: argparse.Namespace) -> list[str]:

@@ -17,7 +17,7 @@ from experiments.jobs.results import read_json
 from experiments.report.details import command as command_of
 from experiments.report.origins import origin, untrained
 from experiments.report.pictures import PICTURES
-from experiments.report.render import PUBLISHED, render_all
+from experiments.report.render import PUBLISHED, published_file, render_all
 from experiments.report.rows import FIELDS, FINDINGS, finished, table_json
 from experiments.report.seeds import joined, numbers
 from experiments.runner.plan import read_plan
@@ -48,7 +48,7 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Colle
         for row in content["rows"]
         if row["status"] == "reported" or (row["status"] == "done" and row["id"] in wanted)
     ]
-    path = folder / _profile(plan) / f"{table.name}.json"
+    path = published_file(plan, table, folder)
     earlier, earlier_commands = _earlier(path, table)
     rows = [joined(row, earlier.get(row["id"])) for row in rows]
     everything = earlier | {row["id"]: row for row in rows}
@@ -96,12 +96,6 @@ def _draw(results: Path, table: Table, path: Path, content: Mapping[str, Any]) -
     for name in () if table.drawing is not None else table.pictures:
         with replacing(path.with_name(f"{table.name}_{name}.png")) as temporary:
             PICTURES[name](content).savefig(temporary, dpi=150, format="png")
-
-
-def _profile(plan: Mapping[str, Any]) -> str:
-    """Name the folder of what was run on these images."""
-    _, given, evaluated = plan["profile"].rpartition(":")
-    return evaluated if given else "digits"
 
 
 def _earlier(path: Path, table: Table) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -24,6 +24,7 @@ from experiments.report.formats import file_size
 from experiments.report.markdown import across_lines, lines_of, table_lines
 from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older
 from experiments.report.rows import FIELDS
+from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.wording import amount
 
@@ -41,6 +42,12 @@ def render_all(text: str, folder: Path = PUBLISHED) -> str:
         raise InputError(f"{first[1]} begins a line, which ends the paragraph: put a word before it")
     text = PLACE.sub(lambda place: "\n".join(_render(place, folder)), text)
     return VALUE.sub(lambda place: _value(place, _published(folder, place["name"])), text)
+
+
+def published_file(plan: Mapping[str, Any], table: Table, folder: Path = PUBLISHED) -> Path:
+    """Name the file that holds what is published of a table on the images of a plan."""
+    _, given, evaluated = plan["profile"].rpartition(":")
+    return folder / (evaluated if given else "digits") / f"{table.name}.json"
 
 
 def _published(folder: Path, name: str) -> Any:

@@ -48,7 +48,7 @@ Seeds = Mapping[str, Mapping[str, float]]  # the numbers of each seed; JSON has 
 def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Add up the results of one row, by seed: means over the seeds, and standard deviations (n - 1)."""
     stale = any(is_stale(result) for result in results.values())
-    return _add_up({str(seed): numbers(result) for seed, result in results.items()}) | {"stale": stale}
+    return add_up({str(seed): numbers(result) for seed, result in results.items()}) | {"stale": stale}
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
@@ -63,9 +63,9 @@ def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str
 
     Raises ``InputError`` where the earlier row has several seeds and does not tell their numbers apart.
     """
-    if before is None or not _alike(row, before):
+    if before is None or not same_but_seeds(row, before):
         return dict(row)
-    earlier = _seeds_of(before)
+    earlier = seeds_of(before)
     others = [str(seed) for seed in before["seeds"] if str(seed) not in row["by_seed"]]
     if not others:
         return dict(row)
@@ -76,24 +76,25 @@ def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str
         )
     by_seed = {seed: earlier[seed] for seed in others} | row["by_seed"]
     commits = sorted({*row["commits"], *before["commits"]})
-    return {**row, **_add_up(by_seed), "by_seed": by_seed, "commits": commits}
+    return {**row, **add_up(by_seed), "by_seed": by_seed, "commits": commits}
 
 
-def _alike(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+def same_but_seeds(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Tell whether two rows differ in their seeds alone."""
     if any(row.get(name) != before.get(name) for name in ("fingerprint", "recipe")) or "job" not in before:
         return False
     return {**row["job"], "seed": None} == {**before["job"], "seed": None}
 
 
-def _seeds_of(row: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+def seeds_of(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Return the numbers of each seed; an older row has them where it has one seed, whose numbers are the means."""
     if "by_seed" in row or len(row["seeds"]) != 1:
         return dict(row.get("by_seed", {}))
     return {str(row["seeds"][0]): {name: row[name] for name in NUMBERS if row.get(name) is not None}}
 
 
-def _add_up(by_seed: Seeds) -> dict[str, Any]:
+def add_up(by_seed: Seeds) -> dict[str, Any]:
+    """Return the means of all numbers, the spreads of some, and the seeds, as a row of the table has them."""
     columns = {name: [each[name] for each in by_seed.values() if name in each] for name in NUMBERS}
     means = {name: mean_of(values) for name, values in columns.items()}
     return {

@@ -7,18 +7,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from experiments.report.agreement import agreement
 from experiments.report.cells import Row, notes_of
 from experiments.report.columns import Column, chosen, legend
+from experiments.report.files import written
 from experiments.report.uncertainty import marked
+from experiments.report.write import write_report
+from experiments.tables.rows import Table as TableToRun
 
 WIDTH = 150  # where the output goes to a file
 FEW = 3  # rows that are skipped for one reason have a line each
+
+
+def report(results: Path, table: TableToRun) -> list[str]:
+    """Write a table's report, show it, say whether its numbers are those that are published, and name its files."""
+    show(write_report(results, table))
+    if (found := agreement(results, table)) is not None:
+        print(found.sentence)
+    return written(table)
 
 
 def show(table: Mapping[str, Any], console: Console | None = None) -> None:
