@@ -76,18 +76,20 @@ def _add_choices(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--seeds", type=_seeds, metavar="0,1,2", help="default: 0,1,2 for the stand-ins, 0 for real models"
     )
-    run.add_argument("--epochs", type=_natural, help="of training; full forms split them (default: 20; 0: none)")
-    run.add_argument("--steps", type=_count, help="of Z's gradient solvers (default: the recipe's)")
-    run.add_argument("--solver", choices=("closed_form", "moments", "minibatch"), help="of Z (default: the recipe's)")
+    run.add_argument("--epochs", type=_natural, help="epochs of training; full forms split them (default: 20; 0: none)")
+    run.add_argument("--steps", type=_count, help="steps of Z's gradient solvers (default: the recipe's)")
     run.add_argument(
-        "--optimizer", choices=("adam", "sgd"), help="of Z's gradient solvers (default: the recipe's, adam)"
+        "--solver", choices=("closed_form", "moments", "minibatch"), help="how Z is fitted (default: the recipe's)"
+    )
+    run.add_argument(
+        "--optimizer", choices=("adam", "sgd"), help="optimiser of Z's gradient solvers (default: the recipe's, adam)"
     )
     run.add_argument("--limit", type=_count, help="evaluate this many images, drawn by the seed")
     run.add_argument("--calibration-samples", type=_count, default=1024)
     batch = run.add_mutually_exclusive_group()
-    batch.add_argument("--batch-size", type=_count, default=64, help="of one device (default: 64)")
-    batch.add_argument("--global-batch", type=_count, metavar="N", help="of all devices together, split evenly")
-    run.add_argument("--lr", type=_rate, default=1e-4, help=f"of fine-tuning {LR}")
+    batch.add_argument("--batch-size", type=_count, default=64, help="images of one device (default: 64)")
+    batch.add_argument("--global-batch", type=_count, metavar="N", help="images of all devices together, split evenly")
+    run.add_argument("--lr", type=_rate, default=1e-4, help=f"learning rate of fine-tuning {LR}")
 
 
 def _add_machinery(run: argparse.ArgumentParser) -> None:
@@ -102,8 +104,8 @@ def _add_machinery(run: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes that read and decode images, for each device (default: a core's each, up to 16)",
     )
-    run.add_argument("--devices", type=_count, help="of each job (default: as torchrun or srun started, or 1)")
-    run.add_argument("--num-nodes", type=_count, help="of each job (likewise)")
+    run.add_argument("--devices", type=_count, help="devices of each job (default: as torchrun or srun started, or 1)")
+    run.add_argument("--num-nodes", type=_count, help="machines of each job (likewise)")
     run.add_argument(
         "--launcher", choices=LAUNCHERS, help="hand each job to submitit: SLURM's queue, or processes of this machine"
     )

@@ -17,27 +17,42 @@ if TYPE_CHECKING:
     from lowrank_vit.runtime.hardware import Hardware
 
 
+FOLDER = "the folder of a compressed model, or hf_hub:OWNER/NAME"
+
+
+def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add DIR, the folder of a compressed model; ``optional`` where ``--model`` can take its place."""
+    text = f"{FOLDER} (or give --model)" if optional else FOLDER
+    parser.add_argument("folder", nargs="?" if optional else None, type=Path, metavar="DIR", help=text)
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Add ``--out``, the folder of the new model."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+
+
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """Add ``--model``, ``--checkpoint``, and the arguments that the model was made with."""
-    parser.add_argument(
+    group = parser.add_argument_group("the dense model")
+    group.add_argument(
         "--model",
         required=required,
         metavar="NAME",
         help="a timm model, hf_hub:OWNER/NAME, hf:OWNER/NAME of transformers, or an embedded stand-in",
     )
-    parser.add_argument(
+    group.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
         help="the model's weights, a .safetensors file (default: fetched from the hub)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--num-classes", type=natural, help="classes of the model (default: as many as the checkpoint has)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--img-size", type=natural, metavar="PIXELS", help="image size of the model (default: the checkpoint's)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--model-args",
         type=key_value,
         action="append",
@@ -122,18 +137,19 @@ def lightning_hardware(args: argparse.Namespace) -> Hardware:
 
 def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: bool = True) -> None:
     """Add ``--data`` and the options for reading it; ``shared``: several processes can share the work."""
-    parser.add_argument(
+    group = parser.add_argument_group("images and machine")
+    group.add_argument(
         "--data",
         required=required,
         metavar="SPEC",
         help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time")
-    parser.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    group.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    group.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
+    group.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
+    group.add_argument("--device", default="auto", help="auto | cpu | cuda")
     if shared:
-        parser.add_argument(
+        group.add_argument(
             "--devices",
             type=int,
             help="processes that share the work, one GPU each (default: those that torchrun or srun started, or 1)",
@@ -158,15 +174,16 @@ def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> Im
 
 def add_calibration(parser: argparse.ArgumentParser, *, held_out: bool = True) -> None:
     """Add how many images calibrate, and how many are held out."""
-    parser.add_argument(
+    group = parser.add_argument_group("calibration images")
+    group.add_argument(
         "--calibration-samples", type=int, default=1024, help="training images on which statistics are collected"
     )
     if held_out:
         unseen = "other training images, for errors on unseen images; 0: none"
-        parser.add_argument("--held-out-samples", type=int, default=256, help=unseen)
+        group.add_argument("--held-out-samples", type=int, default=256, help=unseen)
     else:
         parser.set_defaults(held_out_samples=0)
-    parser.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
+    group.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")
 
 
 def shares(text: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         "--bits",
         type=whole_numbers,
         metavar="B[,B...]",
-        help="of each layer, one of these, 2 to 8, chosen together with the sizes under --budget bytes=...",
+        help="choose the bits of each layer from these, 2 to 8, together with the sizes; needs --budget bytes=...",
     )
     parser.add_argument(
         "--tokens",

@@ -6,10 +6,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from lowrank_vit import __version__
 from lowrank_vit.cli.early import check_early
+from lowrank_vit.cli.parsers import OneLineParser, Verbs, fail
 from lowrank_vit.cli.verbs import (
     benchmark,
     compress,
@@ -38,33 +38,12 @@ VERBS = (
 )  # fmt: skip
 
 
-class DefaultsFormatter(argparse.HelpFormatter):
-    """Help that shows every default that is not nothing."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        text, default = action.help, action.default
-        nothing = default is None or default is False or default in ([], argparse.SUPPRESS)
-        shown = action.option_strings and not nothing
-        return f"{text} (default: %(default)s)" if text and shown and "(default" not in text else text
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line, like all other errors, and shows defaults."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"formatter_class": DefaultsFormatter, **options})
-
-    def error(self, message: str) -> NoReturn:
-        """Print the mistake and exit with code 2."""
-        self.exit(_fail(f"{message}; see {self.prog} --help"))
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all verbs."""
-    parser = OneLineParser(prog="lowrank-vit", description="Smaller vision transformers by low rank.")
+    parser = OneLineParser(prog="lowrank-vit", description="Make a vision transformer smaller.")
     parser.add_argument("--version", action="version", version=f"lowrank-vit {__version__}")
     parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = Verbs(parser)
     for verb in VERBS:
         verb.add_parser(verbs)
     return parser
@@ -88,18 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.folder = local_folder(args.folder, nested=args.run is shrink.run)
         _run(args)
     except InputError as error:
-        sys.exit(_fail(str(error)))
+        sys.exit(fail(str(error)))
     except ModuleNotFoundError as error:
         line = not_installed(error)
         if line is None:
             raise
-        sys.exit(_fail(str(line)))
+        sys.exit(fail(str(line)))
     except BrokenPipeError:
         sys.stderr.close()
     except OSError as error:
         remedy = "free some space, then run again; finished work is kept"
         remedy = remedy if disk_failed(error) else "check the path, its permissions and the space on the disk"
-        sys.exit(_fail(f"{error}: {remedy}"))
+        sys.exit(fail(f"{error}: {remedy}"))
     except KeyboardInterrupt:
         print("interrupted: finished work is kept; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
@@ -114,8 +93,3 @@ def _run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.launch import launch
 
     launch(args.run, args, devices=args.devices, accelerator=lightning_accelerator(args))
-
-
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2

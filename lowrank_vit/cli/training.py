@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank_vit.cli.arguments import add_folder, add_out
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,14 +19,21 @@ if TYPE_CHECKING:
 
 def add_folders(parser: argparse.ArgumentParser) -> None:
     """Add DIR, ``--out``, and the file of the dense weights."""
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--teacher-checkpoint", type=Path, metavar="FILE", help="the dense weights (default: the hub)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_folder(parser)
+    parser.add_argument(
+        "--teacher-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights of the dense model (default: fetched from the hub)",
+    )
+    add_out(parser)
 
 
 def add_logger(parser: argparse.ArgumentParser) -> None:
     """Add where the training's losses go."""
-    parser.add_argument("--logger", choices=("csv", "wandb"), help="of losses, beside --out in OUT.log (default: none)")
+    parser.add_argument(
+        "--logger", choices=("csv", "wandb"), help="log the losses to OUT.log, beside --out (default: none)"
+    )
 
 
 def chosen_logger(args: argparse.Namespace) -> Logger | None:

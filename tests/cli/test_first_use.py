@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,24 @@ def test_help_shows_every_default(verb: str, capsys: pytest.CaptureFixture[str])
     for action in own._actions:
         if action.option_strings and action.default not in (None, [], "==SUPPRESS==") and action.default is not False:
             assert f"(default: {action.default})" in text.replace("- ", "-"), action.option_strings
+
+
+@pytest.mark.parametrize("verb", [verb.__name__.rpartition(".")[2] for verb in VERBS])
+def test_help_says_what_a_verb_does_and_gives_an_example_that_works(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = make_parser()
+    with pytest.raises(SystemExit):
+        parser.parse_args([verb, "--help"])
+    unbroken = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    said, _, example = unbroken.partition(" example: ")
+    own = next(action for action in parser._actions if action.choices and verb in action.choices).choices[verb]
+    assert f" {own.description} " in said
+    assert own.description.endswith(".")
+    assert all(action.help for action in own._actions)
+    words = shlex.split(example)
+    assert words[:2] == ["lowrank-vit", verb]
+    assert parser.parse_args(words[1:]).run is own.get_default("run")
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

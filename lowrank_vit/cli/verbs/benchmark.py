@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lowrank_vit.cli.arguments import add_folder
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.wording import amount
 
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("benchmark", help="latency, throughput and memory, beside the dense model")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser = verbs.add_parser(
+        "benchmark",
+        help="measure latency, throughput and memory beside the dense model",
+        example="small --batches 1,8 --modes eager",
+    )
+    add_folder(parser)
     parser.add_argument("--batches", default="1,8,64", metavar="B,B,...", help="images at a time")
     parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...", help="eager, compiled or both")
     parser.add_argument("--device", default="auto", help="cpu | cuda | auto: the CPU, and the GPU where there is one")
@@ -48,8 +53,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", metavar="SPEC", help="measure top-1 of the --onnx files on its validation images, too"
     )
-    parser.add_argument("--limit", type=int, default=200, help="of the validation images")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--limit", type=int, default=200, help="use this many validation images")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 

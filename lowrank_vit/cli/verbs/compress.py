@@ -13,6 +13,7 @@ from lowrank_vit.cli.arguments import (
     add_compile,
     add_data,
     add_model,
+    add_out,
     calibration_data,
     calibration_images,
     held_out_images,
@@ -37,10 +38,36 @@ EMBEDDINGS = {"patches": "two_sided", "positions": "kronecker"}
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("compress", help="compress a model and save it to a folder")
+    parser = verbs.add_parser(
+        "compress",
+        help="compress a model and save it to a folder",
+        example="--model deit_tiny_patch16_224.fb_in1k --data imagefolder:PATH --reduction 0.4 --out small",
+    )
     add_model(parser, required=True)
     add_data(parser)
     parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    _add_size(parser)
+    add_compile(parser)
+    add_calibration(parser)
+    parser.add_argument(
+        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
+    )
+    _add_solver(parser)
+    _add_savings(parser)
+    parser.add_argument(
+        "--nested", action="store_true", help="keep all directions, so that `shrink` can extract any smaller size"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave a finished model in --out as it is (an unfinished one is always resumed)",
+    )
+    add_out(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    """Add what says how small the model is to be."""
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument(
         "--reduction",
@@ -56,21 +83,6 @@ def add_parser(verbs: Any) -> None:
         help="find the smallest model that loses at most so many points of top-1 on the held-out images, e.g. 1.0 (without "
         "labels: of agreement with the dense model; without a classifier: percent of the features' variance)",
     )
-    add_compile(parser)
-    add_calibration(parser)
-    parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
-    _add_solver(parser)
-    _add_savings(parser)
-    parser.add_argument(
-        "--nested", action="store_true", help="keep all directions, so that `shrink` can take out any smaller size"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave a finished model in --out as it is (an unfinished one is always resumed)",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.set_defaults(run=run)
 
 
 def _add_savings(parser: argparse.ArgumentParser) -> None:
@@ -103,9 +115,9 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--optimizer",
         choices=("adam", "sgd"),
-        help="of Z's gradient solvers: sgd is the paper's plain gradient descent (default: the recipe's, adam)",
+        help="optimiser of Z's gradient solvers; sgd is the paper's plain gradient descent (default: the recipe's, adam)",
     )
-    parser.add_argument("--steps", type=int, help="of Z's gradient solvers (default: the recipe's)")
+    parser.add_argument("--steps", type=int, help="steps of Z's gradient solvers (default: the recipe's)")
     parser.add_argument("--rank-multiple", type=int, help="make ranks multiples of this (default: the recipe's, 1)")
 
 

@@ -1,4 +1,4 @@
-"""``customize``: teach a diffusion model a new thing from a few images, by a small delta."""
+"""``customize``: teach a diffusion model a new concept from a few images, as a small delta."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ SMALL = 64  # pixels: smaller images are enlarged in the grid of samples
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser(
-        "customize", help="teach a diffusion model a new thing from a few images, by a small delta"
+        "customize",
+        help="teach a diffusion model a new concept from a few images, as a small delta",
+        example="--model digits --images PATH --prompt 'a photo of V*' --out new.safetensors",
     )
     parser.add_argument(
         "--model",
@@ -34,13 +36,29 @@ def add_parser(verbs: Any) -> None:
         metavar="DIR",
         help="the folder of a model of diffusers with a UNet2DConditionModel, or digits: the small embedded one",
     )
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="a few images of the new thing")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="a few images of the new concept")
     parser.add_argument("--prompt", required=True, help="what they show, such as 'a photo of V* dog'")
     parser.add_argument("--word", default="V*", help="the new word, where the prompt has it")
+    _add_method(parser)
+    _add_prior(parser)
+    parser.add_argument("--samples", type=natural, default=0, help="images to draw before and after, to DELTA.png")
+    parser.add_argument("--guidance", type=float, default=7.0, help="how strongly samples follow the prompt")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--out", type=Path, required=True, metavar="DELTA", help=f"the file to write, {SUFFIX}")
+    parser.set_defaults(run=run)
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    """Add the method, and how it is trained."""
     parser.add_argument(
         "--method", default="comcat", help="comcat | lora | custom_diffusion | dreambooth | textual_inversion"
     )
-    parser.add_argument("--rank", type=natural, help="of comcat, for each head, or of lora (default: 2, 4)")
+    parser.add_argument(
+        "--rank",
+        type=natural,
+        help="rank per head (comcat, default: 2) or layer (lora, default: 4)",
+    )
     parser.add_argument(
         "--method-args",
         type=key_value,
@@ -49,16 +67,11 @@ def add_parser(verbs: Any) -> None:
         metavar="KEY=VALUE",
         help="further settings of the method, such as zero_start=false or layers=cross; repeatable",
     )
-    parser.add_argument("--steps", type=natural, default=500, help="of training")
+    parser.add_argument("--steps", type=natural, default=500, help="training steps")
     parser.add_argument("--batch-size", type=natural, default=1, help="images in a step")
-    parser.add_argument("--learning-rate", type=float, help="at the start, falling to zero (default: the method's own)")
-    _add_prior(parser)
-    parser.add_argument("--samples", type=natural, default=0, help="images to draw before and after, to DELTA.png")
-    parser.add_argument("--guidance", type=float, default=7.0, help="of the samples towards the prompt")
-    parser.add_argument("--seed", type=natural, default=0, help="of all random choices")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
-    parser.add_argument("--out", type=Path, required=True, metavar="DELTA", help=f"the file to write, {SUFFIX}")
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--learning-rate", type=float, help="initial learning rate; it falls to zero (default: the method's)"
+    )
 
 
 def _add_prior(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +80,10 @@ def _add_prior(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PROMPT",
-        help="learn along what the model draws for it, to forget less, such as 'a photo of a dog'; repeatable",
+        help="also train on images that the model draws for this prompt, so that it forgets less; repeatable",
     )
-    parser.add_argument("--prior-images", type=natural, default=100, help="that are drawn for --prior, in all")
-    parser.add_argument("--prior-weight", type=float, default=1.0, help="of their loss")
+    parser.add_argument("--prior-images", type=natural, default=100, help="images to draw for --prior, in all")
+    parser.add_argument("--prior-weight", type=float, default=1.0, help="weight of the loss on them")
 
 
 def run(args: argparse.Namespace) -> None:

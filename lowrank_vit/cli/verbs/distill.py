@@ -13,7 +13,11 @@ from lowrank_vit.cli.unfinished import unfinished
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("distill", help="train all factors towards the dense model, on a few unlabelled images")
+    parser = verbs.add_parser(
+        "distill",
+        help="train all factors towards the dense model, on a few unlabelled images",
+        example="small --data imagefolder:PATH --epochs 2 --out distilled",
+    )
     add_folders(parser)
     add_data(parser)
     parser.set_defaults(batch_size=20)

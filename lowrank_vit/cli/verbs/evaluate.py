@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import add_data, add_model, chosen_model, image_data, lightning_hardware
+from lowrank_vit.cli.arguments import add_data, add_folder, add_model, chosen_model, image_data, lightning_hardware
 from lowrank_vit.cli.training import dense_model
 from lowrank_vit.runtime.errors import InputError
 
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("evaluate", help="top-1, top-5 and loss of a compressed or a dense model")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    parser = verbs.add_parser(
+        "evaluate",
+        help="measure top-1, top-5 and loss of a compressed or a dense model",
+        example="small --data imagefolder:PATH --dense",
+    )
+    add_folder(parser, optional=True)
     add_model(parser, required=False)
     add_data(parser)
     parser.add_argument("--split", choices=("train", "validation"), default="validation", help="images to evaluate on")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lowrank_vit.cli.arguments import (
     add_calibration,
     add_data,
+    add_folder,
     add_model,
     calibration_data,
     calibration_images,
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("export", help="write a model for onnxruntime or torch.export, and check the file")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    parser = verbs.add_parser(
+        "export",
+        help="write a model for onnxruntime or torch.export, and check the file",
+        example="small --format onnx --out small.onnx",
+    )
+    add_folder(parser, optional=True)
     add_model(parser, required=False)
-    parser.add_argument("--format", choices=("onnx", "torch-export"), required=True)
+    parser.add_argument("--format", choices=("onnx", "torch-export"), required=True, help="kind of the file")
     integers = parser.add_mutually_exclusive_group()
     for bits, what in ((8, "weights and activations"), (4, "weights, for products that know them")):
         integers.add_argument(
@@ -45,7 +50,7 @@ def add_parser(verbs: Any) -> None:
         metavar="NATS",
         help="what all layers in 8 bits may cost together, as measured one by one; the most sensitive ones stay float",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.set_defaults(run=run)
 
 

@@ -13,7 +13,11 @@ from lowrank_vit.cli.unfinished import unfinished
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("finetune", help="train norms, biases, head and patch embedding (the paper's 20 epochs)")
+    parser = verbs.add_parser(
+        "finetune",
+        help="train norms, biases, head and patch embedding (the paper's 20 epochs)",
+        example="small --data imagefolder:PATH --epochs 20 --out tuned",
+    )
     add_folders(parser)
     add_data(parser)
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training split")

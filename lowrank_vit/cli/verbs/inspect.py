@@ -7,15 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowrank_vit.cli.arguments import check_figure
+from lowrank_vit.cli.arguments import add_folder, check_figure
 from lowrank_vit.runtime.errors import InputError
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("inspect", help="what a compressed model's folder holds")
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--json", action="store_true")
+    parser = verbs.add_parser(
+        "inspect", help="show what a compressed model's folder holds", example="small --plot ranks.png"
+    )
+    add_folder(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw ranks, errors and the steps of Algorithm 1 (.png)"
     )

@@ -11,6 +11,7 @@ from lowrank_vit.cli.arguments import (
     add_calibration,
     add_data,
     add_model,
+    add_out,
     calibration_data,
     calibration_images,
     held_out_images,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser(
-        "learn", help="learn what to keep while training on labelled images, and compress by that"
+        "learn",
+        help="learn what to keep while training on labelled images, then compress accordingly",
+        example="--model digits_deit_small --data digits --method vtp --budget params=0.6 --out learnt",
     )
     add_model(parser, required=True)
     add_data(parser)
@@ -49,7 +52,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--distill", action="store_true", help="learn from the dense model's predictions, too")
     add_calibration(parser)
     add_logger(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_out(parser)
     parser.set_defaults(run=run)
 
 

@@ -23,13 +23,15 @@ REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser(
-        "plan", help="what -10 to -80 %%, or budgets, would cost, from one calibration, without compressing"
+        "plan",
+        help="show what several sizes would cost, from one calibration, without compressing",
+        example="--model digits_deit_small --data digits --budget macs=0.8,0.6",
     )
     add_model(parser, required=True)
     add_data(parser)
     parser.add_argument("--recipe", default="best", help="see `list recipes`")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--cost", default="parameters", help="what shrinks by 10 to 80 %%: parameters, macs or bytes")
+    sizes.add_argument("--cost", default="parameters", help="what to reduce by 10 to 80 %%: parameters, macs or bytes")
     add_budget(sizes)
     add_compile(parser)
     parser.add_argument(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from lowrank_vit.cli.arguments import add_folder
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("push", help="upload a folder to the Hugging Face hub, to be loaded as hf_hub:OWNER/NAME")
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("repository", metavar="OWNER/NAME")
+    parser = verbs.add_parser(
+        "push",
+        help="upload a folder to the Hugging Face hub, from where hf_hub:OWNER/NAME loads it",
+        example="small OWNER/NAME --private",
+    )
+    add_folder(parser)
+    parser.add_argument("repository", metavar="OWNER/NAME", help="the repository to upload to")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.set_defaults(run=run)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from lowrank_vit.cli.arguments import (
     add_calibration,
     add_data,
+    add_folder,
     add_model,
+    add_out,
     calibration_data,
     calibration_images,
     chosen_model,
@@ -20,20 +21,24 @@ from lowrank_vit.runtime.errors import InputError
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("quantize", help="store the weights of a compressed or a dense model in fewer bits")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    parser = verbs.add_parser(
+        "quantize",
+        help="store the weights of a compressed or a dense model in fewer bits",
+        example="small --bits 4 --method gptq --data imagefolder:PATH --out small4",
+    )
+    add_folder(parser, optional=True)
     add_model(parser, required=False)
     parser.add_argument(
-        "--bits", type=int, required=True, help="of each weight, 2 to 8; 16: float16, nothing quantised"
+        "--bits", type=int, required=True, help="bits of each weight, 2 to 8; 16 stores float16 and quantises nothing"
     )
     parser.add_argument(
-        "--method", default="nearest", metavar="NAME", help="of rounding: nearest, or gptq, which needs --data"
+        "--method", default="nearest", metavar="NAME", help="how to round: nearest, or gptq, which needs --data"
     )
     add_data(parser, required=False, shared=False)
     add_calibration(parser, held_out=False)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
-    parser.add_argument("--json", action="store_true", help="print the report's entry")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--json", action="store_true", help="print the report's entry as JSON")
+    add_out(parser)
     parser.set_defaults(run=run)
 
 

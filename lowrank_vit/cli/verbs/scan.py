@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from lowrank_vit.cli.arguments import (
     add_calibration,
     add_data,
     add_model,
+    add_out,
     calibration_data,
     calibration_images,
     held_out_images,
@@ -21,25 +21,31 @@ from lowrank_vit.cli.arguments import (
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser(
-        "scan", help="replace a VMamba's scans by scans of one channel (VMeanba), or leave them out"
+        "scan",
+        help="replace a VMamba's scans by scans of one channel (VMeanba), or leave them out",
+        example="--model digits_vmamba_small --data digits --mode left_out --layers 2 --refit dropped --out fewer",
     )
     add_model(parser, required=True)
     add_data(parser)
     add_calibration(parser)
     how_many = parser.add_mutually_exclusive_group()
-    how_many.add_argument("--layers", type=natural, metavar="K", help="how many scans, those that matter least")
+    how_many.add_argument(
+        "--layers", type=natural, metavar="K", help="replace this many scans, those that matter least"
+    )
     how_many.add_argument(
         "--drop",
         type=float,
         metavar="POINTS",
-        help="as many scans as lose no more points of top-1 on the calibration images, before a refit (default: 3)",
+        help="replace as many scans as lose at most so many points of top-1 on the calibration images, before a refit "
+        "(default: 3)",
     )
     parser.add_argument("--mode", default="inputs", help="what is averaged: inputs | discretised | output, or left_out")
-    parser.add_argument("--skip", default="mean", help="of each channel beside the scan: mean | channel")
+    parser.add_argument("--skip", default="mean", help="what is added to each channel beside the scan: mean | channel")
     parser.add_argument(
-        "--refit", help="of the output layers: dropped (without a scan) | mean | directions | pooled (default: none)"
+        "--refit",
+        help="how output layers are refitted: dropped (without a scan) | mean | directions | pooled (default: none)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_out(parser)
     parser.set_defaults(run=run)
 
 

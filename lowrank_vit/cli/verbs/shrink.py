@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from lowrank_vit.cli.arguments import add_folder, add_out
 
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("shrink", help="take another size out of a folder that `compress --nested` made")
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser = verbs.add_parser(
+        "shrink",
+        help="extract a smaller model from a folder that `compress --nested` made",
+        example="small --reduction 0.6 --out smaller",
+    )
+    add_folder(parser)
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--reduction", type=float, help="share of all parameters to remove, e.g. 0.6")
     size.add_argument(
@@ -20,7 +25,7 @@ def add_parser(verbs: Any) -> None:
         "bytes=6MiB",
     )
     parser.add_argument("--device", default="cpu", help="auto | cpu | cuda")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_out(parser)
     parser.set_defaults(run=run)
 
 

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
-    parser = verbs.add_parser("sweep", help="what several sizes keep and cost, from one calibration; nothing is saved")
+    parser = verbs.add_parser(
+        "sweep",
+        help="compress to several sizes from one calibration and measure each, without saving any",
+        example="--model digits_deit_small --data digits --reduction 0.25,0.4,0.5 --plot pareto.png",
+    )
     add_model(parser, required=True)
     add_data(parser)
     parser.add_argument("--recipe", default="best", help="see `list recipes`")

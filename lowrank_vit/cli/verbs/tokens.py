@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from lowrank_vit.cli.arguments import (
     add_calibration,
     add_data,
+    add_folder,
     add_model,
+    add_out,
     calibration_data,
     calibration_images,
     chosen_model,
@@ -21,9 +22,11 @@ from lowrank_vit.cli.arguments import (
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser(
-        "tokens", help="merge or drop tokens in a compressed or a dense ViT: fewer multiply-accumulates"
+        "tokens",
+        help="merge or drop tokens in a compressed or a dense ViT, to save multiply-accumulates",
+        example="small --rule tome --macs 0.6 --out faster",
     )
-    parser.add_argument("folder", nargs="?", type=Path, metavar="DIR")
+    add_folder(parser, optional=True)
     add_model(parser, required=False)
     parser.add_argument(
         "--rule",
@@ -34,15 +37,23 @@ def add_parser(verbs: Any) -> None:
     )
     strength = parser.add_mutually_exclusive_group(required=True)
     strength.add_argument(
-        "--macs", type=float, metavar="SHARE", help="of the dense model's multiply-accumulates to leave"
+        "--macs",
+        type=float,
+        metavar="SHARE",
+        help="how many of the dense model's multiply-accumulates may remain, e.g. 0.6",
     )
-    strength.add_argument("--r", type=natural, metavar="PAIRS", help="merged in every block (tome)")
-    strength.add_argument("--keep", type=float, metavar="SHARE", help="of the tokens, three times (all but tome)")
-    parser.add_argument("--epochs", type=natural, default=10, help="of rules that learn")
-    parser.add_argument("--learning-rate", type=float, default=1e-2, help="of what rules learn, at the start")
+    strength.add_argument("--r", type=natural, metavar="PAIRS", help="pairs of tokens to merge in every block (tome)")
+    strength.add_argument(
+        "--keep",
+        type=float,
+        metavar="SHARE",
+        help="share of the tokens to keep, three times (not tome)",
+    )
+    parser.add_argument("--epochs", type=natural, default=10, help="passes over the images, for rules that learn")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, help="initial learning rate, for rules that learn")
     add_data(parser, required=False, shared=False)
     add_calibration(parser, held_out=False)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_out(parser)
     parser.set_defaults(run=run)
 
 
