@@ -106,8 +106,10 @@ def _value(place: re.Match[str], content: Mapping[str, Any]) -> str:
 def _sentence(content: Mapping[str, Any], name: str) -> str:
     """Say in words what a row has lost. Raises ``InputError`` for a row that is not published."""
     row = _row(content, name)
-    images = content["title"].partition(" · ")[2]
-    seeds = f"seed{'s' * (len(row['seeds']) > 1)} {', '.join(map(str, row['seeds']))}"
+    about = content["title"].partition(" · ")[2]
+    folder = re.fullmatch(r"on \w+:(\S+), (.*images)", about)
+    images = f"measured on {folder[2]} of {folder[1]}" if folder else about
+    seeds = f"{'mean over seeds' if len(row['seeds']) > 1 else 'seed'} {', '.join(map(str, row['seeds']))}"
     stale = f" {OLDER}" if older([row]) else ""
     return f"**{_kept_in_words(row)}** {row['protocol'].capitalize()}, {seeds}; {images}{stale}."
 
