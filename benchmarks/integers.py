@@ -33,7 +33,7 @@ RANGES = 128  # images that ranges of activations are calibrated on
 
 
 def files(models: dict[str, nn.Module], images: Images, folder: Path) -> dict[str, tuple[Path, str]]:
-    """Write all files; return their paths, and how many products stay in float, by name: ``FIRST`` is the first."""
+    """Write all files; return, by name, their paths and how many products stay in float. ``FIRST`` is the first name."""
     batches = list(images.tensor()[:RANGES].split(16))
     made: dict[str, tuple[Path, str]] = {}
     for name, model in models.items():

@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def line(entry: dict[str, Any]) -> list[str]:
-    """Write what became of one budget; times are in nanoseconds."""
+    """Write the result of one budget; times are in nanoseconds."""
     times = [f"{entry[name] / 1e6:.1f}" for name in ("dense", "limit", "predicted", "counted")]
     off = 100 * (entry["counted"] / entry["limit"] - 1)
     where = entry["where"]

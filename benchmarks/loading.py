@@ -53,7 +53,7 @@ def enlarged(path: Path, side: int) -> bytes:
 
 
 def per_second(files: Sequence[bytes], work: Callable[[bytes], Any]) -> float:
-    """Return how many files one core works through in a second of its own time, whatever else runs."""
+    """Return how many files one core processes per second of its own CPU time, whatever else runs."""
     work(files[0])
     start = time.process_time()
     for file in files:

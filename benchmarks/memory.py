@@ -1,4 +1,4 @@
-"""What sees all calibration images after the statistics: peak memory with few and with many, and time beside its floor.
+"""Cost of the steps that see all calibration images: peak memory with few and with many, and time beside its floor.
 
     python -m benchmarks.memory [--model deit_tiny_patch16_224] [--counts 256,1024] [--json FILE]
 
@@ -40,7 +40,7 @@ LIMITS = {"memory": 1.2, "time": 1.3}
 
 @dataclass(frozen=True)
 class Row:
-    """A step's peak memory with few and with many images, in bytes, its CPU seconds with few, and their floor."""
+    """Hold a step's peak memory with few and with many images, in bytes, its CPU seconds with few, and their floor."""
 
     step: str
     few: int | None
@@ -56,7 +56,7 @@ class Row:
 
 
 class Bench:
-    """A model, its analysis, a smaller model, and batches of images."""
+    """Hold a model, its analysis, a smaller model, and batches of images."""
 
     def __init__(self, model: nn.Module, batch: Tensor, reduction: float) -> None:
         recipe = get_recipe("best").but(refit=False, measured=0)
@@ -82,7 +82,7 @@ class Bench:
             return seconds(lambda: [model(batch) for batch in self.batches(images)])
 
     def beside_forward(self, run: Callable[[], object], models: Sequence[nn.Module], images: int) -> list[float]:
-        """Return the CPU seconds of a call, and of each model's forward pass: the mean of one before and one after it."""
+        """Return the CPU seconds of a call, and of each model's forward pass: the mean of one before it and one after."""
         before = [self.forward(model, images) for model in models]
         took = seconds(run)
         return [took, *((first + self.forward(model, images)) / 2 for model, first in zip(models, before, strict=True))]
@@ -96,7 +96,7 @@ class Bench:
         self.analysis.measure(self.plan, self.batches(images), images)
 
     def measure_one(self, images: int) -> None:
-        """Measure one unit, which takes as much memory as all: the first, from which a pass goes through all blocks."""
+        """Measure the first unit, from which a pass goes through all blocks: it takes as much memory as all units."""
         with Spill() as kept:
             replay = Replay(self.model, self.analysis.recipe.objective, self.batches(images), images, kept)
             name = self.analysis.known[0].group.name
@@ -114,7 +114,7 @@ class Bench:
         return self._row("refit", self.refit, few, many, took, floor)
 
     def measured_row(self, few: int, many: int) -> Row:
-        """Measure the measured losses: their time for as many images as the method takes."""
+        """Measure what the measured losses cost: their time for as many images as the method takes."""
         images = min(few, MeasuredLosses.images)
         took, dense = self.beside_forward(lambda: self.measure(images), (self.model,), images)
         least = self.macs

@@ -29,7 +29,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 
 def command(arguments: Sequence[str]) -> str:
-    """Say how a benchmark is run again, without the folders that lead to its files.
+    """Return the command that repeats a benchmark, without the folders that lead to its files.
 
     >>> command(["/home/me/benchmarks/speed.py", "--data", "imagefolder:/data/images", "--json", "out.json"])
     'python -m benchmarks.speed --data imagefolder:images'

@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def settings_told(results: dict[str, Any]) -> str:
-    """Say how the times were taken."""
+    """Describe how the times were taken."""
     return f"{amount(results['threads'], 'thread')}, {results['clock']} clock, {results['matmul_precision']} precision"
 
 

@@ -53,7 +53,7 @@ LIMITS = {"statistics of exact": 1.5, "statistics of best": 4.0, f"sweep of {SIZ
 
 @dataclass(frozen=True)
 class Row:
-    """A step's cost in forward passes, and how much of it cannot be avoided."""
+    """Hold a step's cost in forward passes, and how much of it cannot be avoided."""
 
     step: str
     ratio: float
@@ -90,7 +90,7 @@ def backward(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 class Bench:
-    """One model, some images, and the forward pass that every step is compared with."""
+    """Hold one model, some images, and the forward pass that every step is compared with."""
 
     def __init__(self, model: nn.Module, images: Tensor, batch: int, rounds: int, of: int) -> None:
         self.model, self.images, self.rounds, self.of = model, images, rounds, of

@@ -56,7 +56,7 @@ def _attempt(task: Task, tell: Tell) -> tuple[str, str]:
 
 
 def _together(task: Task, tell: Tell) -> tuple[str, str]:
-    """Run a task in processes of its own, the first of which tells through a pipe."""
+    """Run a task in processes of its own, the first of which reports through a pipe."""
     here, there = Pipe(duplex=False)
     listener = threading.Thread(target=_pass_on, args=(here, tell), daemon=True)
     listener.start()
@@ -73,7 +73,7 @@ def _with_pipe(task: Task, pipe: Connection) -> tuple[str, str]:
 
 
 def _nothing(said: str) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
 
 
 def _pass_on(pipe: Connection, tell: Tell) -> None:

@@ -64,7 +64,7 @@ def tags(job: Job) -> list[str]:
 
 
 def models_of(task: Task, measured: Mapping[str, Any]) -> Models:
-    """List the models that a job leaves, and say what they are."""
+    """Describe the models that a job leaves."""
     job, names = task.job, ("compressed", "distilled", "finetuned")
     return Models(
         name=f"{job.model}-{job.recipe or 'dense'}-{job.key}",

@@ -64,7 +64,7 @@ def fingerprint(job: Job, source: Source | None = None) -> str:
 
 @cache
 def present() -> Source:
-    """Return the project's source, as it is when a file is first asked for."""
+    """Return the project's source, each file as it is when it is first read."""
     return Source()
 
 
@@ -83,20 +83,20 @@ def files_behind(job: Job, source: Source) -> set[str]:
 
 
 def _recipes(job: Job, source: Source) -> list[Recipe]:
-    """List the job's recipe, and those that its measurement gets by a name of its own."""
+    """List the job's recipe, and those that its measurement looks up by name."""
     names = {name for file in _measure(job, source) for name in source[file].recipes}
     return [*([] if job.recipe is None else [job.recipe_used()]), *map(get_recipe, sorted(names))]
 
 
 def _described(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's record without its words, and without what it has not."""
+    """Return the recipe's record without its name, its description and its empty fields."""
     return {
         name: value for name, value in recipe.record().items() if name not in ("name", "about") and value is not None
     }
 
 
 def _options(job: Job, recipes: Sequence[Recipe]) -> dict[str, bool]:
-    """Tell of the files that are a choice, but registered nowhere, whether the job takes them."""
+    """Tell for each optional file that is registered nowhere whether the job uses it."""
     real = job.recipe is not None and job.measure is None
     training = {"finetune": real and job.epochs > 0, "distill": job.distill_epochs > 0}
     correct = {
@@ -155,13 +155,13 @@ def _named(job: Job, chosen: set[str], source: Source) -> set[str]:
 
 
 def _names(statistic: str) -> Iterator[str]:
-    """List what methods may call a statistic: by its name, or by that without the side, which means the smaller one."""
+    """List the names that methods may give a statistic: its own, and the one without a side, for the smaller side."""
     yield statistic
     yield re.sub(r"(in|out)put_second$", "second", statistic)
 
 
 def _family(model: str, source: Source) -> Any:
-    """Tell families by the words in a model's name; where none is known there, any of them may be the model's."""
+    """Choose families by the words in a model's name; where none is known there, any of them may be the model's."""
     words = {FAMILY_OF.get(word, word) for word in re.findall("[a-z]+", model)}
     known = {name for file in source.members(FAMILIES) for name in source[file].registered} & words
     return known.__contains__ if known else lambda name: True

@@ -130,7 +130,7 @@ class Job:
 
     @property
     def budget(self) -> Budget:
-        """Return what the recipe is to leave."""
+        """Return the budget that the recipe has to meet."""
         return reduction_to(self.reduction, self.cost)
 
     @property

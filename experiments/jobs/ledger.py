@@ -33,14 +33,14 @@ class Ledger:
         seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def keep(self, name: str, value: Mapping[str, Any]) -> None:
-        """Write down what a stage found."""
+        """Record what a stage found."""
         self.found[name] = dict(value)
         if is_first():
             write_json(self.path, self.found)
 
 
 class EpochTeller(Logger):
-    """Tell the epochs of a fine-tuning or a distillation as they end."""
+    """Announce the epochs of a fine-tuning or a distillation as they end."""
 
     def __init__(self, tell: Tell, epochs: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class EpochTeller(Logger):
     version = 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Tell the accuracy of the one, and the divergence of the other, which come once an epoch."""
+        """Announce the accuracy of a fine-tuning, or the divergence of a distillation, which come once an epoch."""
         if "val_top1" in metrics:
             self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
         if "expected_params" in metrics:

@@ -16,7 +16,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Remembered(Dataset[Any]):
-    """Hold images (N, C, H, W) and labels (N,) as tensors, of which whole batches are taken at once."""
+    """Hold images (N, C, H, W) and labels (N,) as tensors, from which whole batches are taken at once."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels

@@ -12,7 +12,7 @@ BATCH = 64  # of the minibatch solver
 
 
 def compression_passes(job: Job) -> float:
-    """Count those of calibration, of measured losses, of a search, of the refit, of gates, and of the compensation."""
+    """Count the passes of calibration, measured losses, a search, the refit, gates, and the compensation."""
     recipe = job.recipe_used()
     refit = 2 * job.calibration_samples if recipe.refit else 0  # through the dense and the smaller model
     calibration = job.calibration_samples * (1 + BACKWARD * recipe.needs_gradient)

@@ -7,7 +7,7 @@ from experiments.tables.rows import GATES_ALONE, Row
 
 
 def deviations(job: Job, row: Row) -> list[str]:
-    """List in words what of a job differs from its row's and the paper's settings: ``["1 epoch", "100 steps"]``."""
+    """List in words how a job differs from its row's and the paper's settings: ``["1 epoch", "100 steps"]``."""
     if not job.sees_images:
         return []
     said = []

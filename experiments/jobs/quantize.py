@@ -30,7 +30,7 @@ def quantized(task: Task, dense: nn.Module, data: ImageData, ledger: Ledger) -> 
 
 
 def _before(task: Task, dense: nn.Module) -> tuple[nn.Module, Report]:
-    """Return what is quantised, and its report: the dense model, or what the job without ``bits`` left behind."""
+    """Return the model to quantise, and its report: the dense one, or what the job without ``bits`` left behind."""
     base = base_task(task)
     if base is None:
         return dense, dense_report(dense)

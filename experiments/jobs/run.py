@@ -22,7 +22,7 @@ from lowrank_vit.runtime.processes import agreed, is_first
 
 
 def run_job(task: Task, tell: Tell) -> dict[str, Any]:
-    """Run a job, or what is left of it, and write its result. ``tell`` is told the stage.
+    """Run a job, or what is left of it, and write its result. ``tell`` receives the name of each stage.
 
     What the job builds upon is run first. Of processes with the same job one runs it, and the others wait.
     Raises ``MissingWeightsError`` where the weights cannot be had, ``InputError`` for what cannot be run.
@@ -42,7 +42,7 @@ def run_job(task: Task, tell: Tell) -> dict[str, Any]:
 
 @contextmanager
 def _alone(task: Task, tell: Tell) -> Iterator[None]:
-    """Hold the job's lock, which goes with the process; of processes that share the job the first one holds it."""
+    """Hold the job's lock, which ends with the process; of processes that share the job, the first one holds it."""
     from filelock import FileLock, Timeout
 
     path = task.folder / "locks" / f"{task.job.key}.lock"
@@ -85,7 +85,7 @@ def _run(task: Task, tell: Tell) -> dict[str, Any]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a job's result makes needless, and what killed processes left unfinished."""
+    """Remove what a job's result makes superfluous, and what killed processes left unfinished."""
     (folder / STAGES).unlink(missing_ok=True)
     for leftover in (folder / CHECKPOINTS, *folder.glob(f".*{TEMPORARY}")):
         if leftover.is_dir():

@@ -17,7 +17,7 @@ WORDS = ("ctx", "kind", "type_comment")  # fields of the syntax tree that say no
 
 @dataclass(frozen=True)
 class File:
-    """Hold what one file says. ``imports`` are files; ``strings`` all texts in its code, docstrings not among them."""
+    """Hold what one file says. ``imports`` are files; ``strings`` are all texts in its code except docstrings."""
 
     digest: str
     imports: frozenset[str]
@@ -49,7 +49,7 @@ class Source:
         }
 
     def behind(self, roots: Iterable[str], follows: Callable[[str, str], bool]) -> set[str]:
-        """List all that the files ``roots`` import, directly or not; ``follows(importer, imported)`` may end a way."""
+        """List all files that ``roots`` import, directly or not; ``follows(importer, imported)`` may end a path."""
         seen, left = set(roots), list(roots)
         while left:
             importer = left.pop()

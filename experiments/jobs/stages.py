@@ -65,7 +65,7 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
 
 
 def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dense: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the result of a job with ``bits``, beside the accuracy of what was rounded."""
+    """Return the result of a job with ``bits``, with the accuracy of the model that was rounded."""
     small = quantized(task, model, data, ledger)
     _score(task, small, data, ledger, "after", "evaluate")
     result = sum_up(task, ledger, dense, None if task.job.recipe is None else data.calibration_record)

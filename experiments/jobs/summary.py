@@ -63,7 +63,7 @@ def _sizes(report: Mapping[str, Any] | None, dense: Mapping[str, Any]) -> dict[s
 
 
 def _seconds(stages: Mapping[str, Any]) -> dict[str, float]:
-    """Time the stages, those within the compression, and in total what was not the work of all jobs on that model."""
+    """Return the seconds of the stages, of those within the compression, and of all that other jobs do not share."""
     report = stages.get("report")
     shared = ("load",) if report is None else ("load", "evaluate_dense")
     work = sum(value for stage, value in stages["seconds"].items() if stage not in shared)

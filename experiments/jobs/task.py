@@ -54,11 +54,11 @@ class Task:
 
 
 def base_task(task: Task) -> Task | None:
-    """Return the same compression without the rounding to few bits, which has to be done before; None where there is none."""
+    """Return the same compression without the rounding to few bits, to be run first; None where there is none."""
     if task.job.bits is None or task.job.recipe is None:
         return None
     return replace(task, job=replace(task.job, bits=None, quantizer=None))
 
 
 class MissingWeightsError(Exception):
-    """Say that the weights cannot be had: the row is skipped, which is no failure."""
+    """Report that the weights cannot be had: the row is skipped, which is not a failure."""

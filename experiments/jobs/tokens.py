@@ -15,7 +15,7 @@ from lowrank_vit.records.images import Images
 
 
 def with_fewer_tokens(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> nn.Module:
-    """Return a dense or compressed model that hands on fewer tokens, within ``job.tokens``; its report goes to the ledger.
+    """Return a dense or compressed model with fewer tokens, within ``job.tokens``; its report goes to the ledger.
 
     A rule that learns does so on the calibration images or, for ``job.gradual_epochs``, on labelled ones.
     """

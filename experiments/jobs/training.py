@@ -46,7 +46,7 @@ def trained(
 
 
 def structured(task: Task, model: nn.Module, teacher: nn.Module, data: ImageData, ledger: Ledger, run: Any) -> Any:
-    """Learn a structure with the weights of ``model``, in place; return what was learnt.
+    """Learn a structure together with the weights of ``model``, in place; return what was learnt.
 
     From scratch, the weights are random at first, by the job's seed.
     """
@@ -61,7 +61,7 @@ def structured(task: Task, model: nn.Module, teacher: nn.Module, data: ImageData
 
 
 def learning_options(task: Task, epochs: int, ledger: Ledger, run: Any) -> dict[str, Any]:
-    """List what any training is told: hardware, epochs, who listens, and where it goes on after an interruption."""
+    """Return the options of any training: hardware, epochs, loggers, and where it resumes after an interruption."""
     loggers = [EpochTeller(ledger.tell, epochs), *finetune_loggers(run)]
     return {
         "hardware": task.hardware,

@@ -57,7 +57,7 @@ def _limit(job: Job) -> int | None:
 def _measure(
     model: nn.Module, data: ImageData, job: Job, ledger: Ledger, group_of: Callable[[Site], str]
 ) -> dict[str, Any]:
-    """Measure under "top1", by method and group, each share in "removed"; all are of the same "n" images."""
+    """Measure "top1", by method and group, at each share in "removed", all on the same "n" images."""
     sites = find_sites(model)
     groups: dict[str, list[Site]] = {}
     for site in sites:

@@ -29,7 +29,7 @@ Make = Callable[[nn.Module, Images, Images, int, Job], nn.Module]
 
 
 def ranks(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
-    """Cut until the file in float16 has ``size`` bytes."""
+    """Reduce ranks until the file in float16 has ``size`` bytes."""
     header = stored(model) - 2 * sum(value.numel() for value in model.state_dict().values())
     small, _ = compress(model, images, job.recipe_used(), budget=f"bytes={2 * (size - header)}B", seed=job.seed)
     return quantize(small, 16)[0]
@@ -44,7 +44,7 @@ def bits(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) 
 
 
 def in_turn(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
-    """Cut, then round, to the paper's numbers of bits; of both the one that is nearer to the dense model is kept."""
+    """Reduce ranks, then round, to each of the paper's two numbers of bits; keep the model nearer to the dense one."""
     analysis = analyse(model, images, job.recipe_used(), held_out=unseen, seed=job.seed)
     tried: list[tuple[float, nn.Module]] = []
     for each in IN_TURN:
@@ -98,7 +98,7 @@ def measure_of(make: Make) -> Measure:
 
 
 def forward_passes(job: Job) -> float:
-    """Count those of the compression, of rounding, and of both models on the held-out and the validation images."""
+    """Count the passes of the compression, of rounding, and of both models on the held-out and validation images."""
     validation = int(job.images.split("+")[1])
     return compression_passes(job) + 2 * job.calibration_samples + 3 * job.held_out_samples + validation
 

@@ -75,7 +75,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
 
 
 def ranks(site: Site, reduction: float, z: Compensation) -> tuple[int, int]:
-    """Return the rank that the budget buys without Z, and the one that is left beside Z; at least 1."""
+    """Return the rank that the budget buys without Z, and the rank that is left with Z; at least 1."""
     n, d = site.in_features, site.out_features
     whole = max(2, int((1 - reduction) * site.parameters / (n + d)))
     return whole, max(1, whole - -(-z.parameter_count(n, d) // (n + d)))

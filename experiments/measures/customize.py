@@ -40,7 +40,7 @@ DIGITS = 4
 
 
 def forward_passes(job: Job) -> float:
-    """Count in images of the judge, which is smaller than the U-Net by far."""
+    """Count in images of the judge, which is much smaller than the U-Net."""
     return 100_000
 
 
@@ -53,7 +53,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
 
 
 def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, tell: Any) -> dict[str, Any]:
-    """Customise the small model as ``changes`` say, and measure. Raises ``InputError`` where the base misses its bar."""
+    """Customise the small model by ``changes``, and measure. Raises ``InputError`` where the base is below its bar."""
     name, digit, kept = changes.pop("method", None), changes.pop("digit", CONCEPT), changes.pop("prior", None)
     model, (scans, _) = digits_model(), digit_images([digit])
     examples = scans[torch.randperm(len(scans), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]]
@@ -106,7 +106,7 @@ def old_digits(model: TextToImage, judge: Judge, word: str | None = None) -> dic
 
 
 def new_digit(model: TextToImage, judge: Judge, digit: int, examples: Tensor) -> dict[str, Any]:
-    """Draw the new digit in the style of its examples, and inverted, which they are not.
+    """Draw the new digit in the style of its examples, and inverted, as none of them is.
 
     Its images are compared with the real ones of the evaluation, or with the training images for the digit of choices.
     """

@@ -21,7 +21,7 @@ DIGITS = 6
 
 
 def forward_passes(job: Job) -> float:
-    """Count those of the compression, and of both models on the held-out images."""
+    """Count the passes of the compression, and of both models on the held-out images."""
     return compression_passes(job) + 2 * job.held_out_samples
 
 

@@ -22,7 +22,7 @@ DIGITS = 6
 
 
 def forward_passes(job: Job) -> float:
-    """Count those of the compression, of the training, and of an evaluation after each epoch."""
+    """Count the passes of the compression, of the training, and of an evaluation after each epoch."""
     train, validation = map(int, job.images.split("+"))
     return compression_passes(job) + job.epochs * ((1 + BACKWARD) * train + validation)
 

@@ -2,7 +2,7 @@
 
 A part is the queries with the keys, the values, or the hidden units of one block; all else stays dense. Predicted: the
 Fisher information's second-order increase of the loss, which the allocator spends. Measured: ``KL(dense || compressed)``,
-in nats for an image; the expected increase of the loss is just that, to second order, where labels follow the model.
+in nats per image; the expected increase of the loss is just that, to second order, where labels follow the model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _limit(job: Job) -> int:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure every part's losses at each share in "removed"; "rank_correlation" is Spearman's over all of them."""
+    """Measure the loss of every part at each share in "removed"; "rank_correlation" is Spearman's over all of them."""
     ledger.tell("statistics of all blocks")
     recipe = get_recipe("best").but(refit=False, measured=0)
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
@@ -69,13 +69,13 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
 
 
 def _kept(curve: ErrorCurve, percent: int) -> int:
-    """Count the directions or units of a part that are left, a multiple of its curve's."""
+    """Count the directions or units of a part that are left, rounded down to a multiple of its curve's."""
     everything = len(curve.errors) - 1
     return max(everything * (100 - percent) // 100 // curve.multiple, 1) * curve.multiple
 
 
 def rank_correlation(parts: dict[str, dict[str, list[float]]]) -> float:
-    """Correlate, by Spearman, all predicted with all measured losses."""
+    """Compute Spearman's correlation of all predicted with all measured losses."""
     predicted, measured = (
         torch.tensor([value for part in parts.values() for value in part[kind]], dtype=torch.float64)
         for kind in ("predicted", "measured")

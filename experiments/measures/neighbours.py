@@ -30,7 +30,7 @@ DIGITS = 6
 
 
 def forward_passes(job: Job) -> float:
-    """Count those of the compression, and of both models on the gallery and on the queries."""
+    """Count the passes of the compression, and of both models on the gallery and on the queries."""
     train, validation = (int(count) for count in job.images.split("+"))
     evaluated = min(train, GALLERY) + min(job.limit or validation, validation)
     return (0 if job.recipe is None else compression_passes(job)) + 2 * evaluated
@@ -75,7 +75,7 @@ def features(model: nn.Module, data: ImageData, split: str, limit: int | None) -
 
 
 def nearest(gallery: Tensor, labels: Tensor, queries: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Return the label that the nearest of the gallery, (N, n), vote for, by cosine, for each of the queries, (M, n).
+    """Return for each query, (M, n), the label that its nearest neighbours in the gallery, (N, n), vote for, by cosine.
 
     A vote weighs ``exp(cosine / TEMPERATURE)``. Where each class has one image, the nearest one decides.
     """

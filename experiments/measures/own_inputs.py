@@ -28,7 +28,10 @@ OUTPUTS: dict[type[nn.Module], str] = {LowRankAttention: "proj", SmallMlp: "fc2"
 
 
 class Beside(nn.Module):
-    """An output layer, (k, d), that also reads what the module around it is given, (..., n); so far, it ignores it."""
+    """Compute an output layer, (k, d), that also reads what the module around it is given, (..., n).
+
+    So far, it ignores it.
+    """
 
     def __init__(self, module: nn.Module, layer: nn.Linear, width: int) -> None:
         super().__init__()
@@ -48,7 +51,7 @@ class Beside(nn.Module):
 
 
 def widen(model: nn.Module, kind: type[nn.Module]) -> int:
-    """Let the output layers of all modules of a kind read the modules' inputs, in place; count the weights added."""
+    """Let the output layers of all modules of a kind also read the modules' inputs, in place; count the weights added."""
     added = 0
     for name, module in [each for each in model.named_modules() if type(each[1]) is kind]:
         layer = module.get_submodule(OUTPUTS[kind])

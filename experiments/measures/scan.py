@@ -38,7 +38,7 @@ DIGITS = 6
 
 
 def forward_passes(job: Job) -> float:
-    """Count those of the choice of scans, one for each, of the compression, and of both models on the evaluation."""
+    """Count the passes of choosing scans, one for each, of the compression, and of both models on the evaluation."""
     validation = int(job.images.split("+")[1])
     scans = 20 * job.calibration_samples
     return scans + (0 if job.recipe is None else compression_passes(job)) + 2 * min(job.limit or validation, validation)

@@ -18,7 +18,7 @@ from lowrank_vit.records.images import Images
 
 
 def forward_passes(job: Job) -> float:
-    """Count those of the compression, and of both models on the evaluation."""
+    """Count the passes of the compression, and of both models on the evaluation."""
     validation = int(job.images.split("+")[1])
     return compression_passes(job) + 2 * min(job.limit or validation, validation)
 
@@ -50,7 +50,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
 
 
 def whole_scans(model: nn.Module) -> set[str]:
-    """Name the scans of a model that nothing has replaced: what takes the place of one is a ``Scan`` as well."""
+    """Name the scans of a model that nothing has replaced: a replacement is a ``Scan`` as well."""
     return {name for name, module in model.named_modules() if type(module) is Scan}
 
 

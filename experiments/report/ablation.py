@@ -49,13 +49,13 @@ def _without(rows: Sequence[Row], base: str) -> Row | None:
 
 
 def _comparable(rows: Sequence[Row], base: str) -> list[Row]:
-    """Return a base's rows of the same seeds as its row without Z: two draws of images differ by more than a small Z."""
+    """Return a base's rows with the seeds of its row without Z: two draws of images differ by more than a small Z."""
     none = _without(rows, base)
     return [row for row in rows if row["base"] == base and (none is None or row["seeds"] == none["seeds"])]
 
 
 def findings(content: Mapping[str, Any]) -> list[str]:
-    """Say of each base and kind of Z, in a sentence: error on unseen images and accuracy, beside rank instead of Z."""
+    """Describe each base and kind of Z in a sentence: error on unseen images and accuracy, against rank instead of Z."""
     said = []
     for name, rows in _measured(content).items():
         for base, label in BASES.items():

@@ -21,7 +21,7 @@ def remarks(row: Row) -> list[str]:
 
 
 def notes_of(rows: Sequence[Row]) -> dict[str, int]:
-    """Number the footnotes in the order of their first use."""
+    """Give footnotes their numbers, in the order of their first use."""
     texts = [text for row in rows for text in remarks(row)]
     return {text: number for number, text in enumerate(dict.fromkeys(texts), start=1)}
 
@@ -32,17 +32,17 @@ def shown_status(row: Row) -> str:
 
 
 def dense_text(row: Row, notes: Notes, digits: int) -> str:
-    """Write the dense top-1; the spread stands here in the dense model's row, which has nothing under ``top1``."""
+    """Write the dense top-1, with the spread only in the dense model's row, which has nothing under ``top1``."""
     return percent(row["top1_dense"], row["top1_dense_std"] if row["protocol"] == "dense" else None, digits)
 
 
 def after(row: Row) -> float | None:
-    """Return what stands under "after FT": nothing in the rows of the dense model, and of what is not trained."""
+    """Return the entry under "after FT": nothing in the dense model's row, and for what is not trained."""
     return None if row["protocol"] == "dense" or untrained(row) else row["top1"]
 
 
 def before(row: Row) -> float | None:
-    """Return what stands under "before FT": the top-1 of what is not trained, too."""
+    """Return the entry under "before FT": also the top-1 of what is not trained."""
     return row["top1"] if untrained(row) else row["top1_before_finetune"]
 
 
@@ -72,7 +72,7 @@ def status_text(row: Row, notes: Notes, digits: int) -> str:
 
 
 def reduction_text(row: Row, notes: Notes, digits: int) -> str:
-    """Write what is removed, and of what, unless it is of the parameters."""
+    """Write the share that is removed and, unless it is of the parameters, of what."""
     if row["reduction"] is None:
         return ""
     cost = row.get("cost")  # published rows of a time when there was one cost lack it

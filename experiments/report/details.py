@@ -36,7 +36,7 @@ def details(results: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, d
 
 
 def on_imagenet(plan: Mapping[str, Any]) -> bool:
-    """Tell whether what was measured is the accuracy on the whole validation set of ImageNet, as papers print it."""
+    """Tell whether the accuracy was measured on the whole validation set of ImageNet, as papers print it."""
     jobs = [job for entry in plan["rows"].values() for job in jobs_of(entry)]
     return bool(jobs) and all(
         not job.standin and job.images.endswith(f"+{IMAGENET_VALIDATION}") and job.limit in (None, IMAGENET_VALIDATION)

@@ -70,7 +70,7 @@ def file_size(count: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Write a number with some digits behind the point.
+    """Write a number with some digits after the point.
 
     >>> number(1.5), number(1.5, 0), number(None)
     ('1.50', '2', '')

@@ -42,7 +42,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Row], digits: int = 2)
 
 
 def across_lines(columns: Sequence[Column], rows: Sequence[Row], name: str, digits: int = 2) -> list[str]:
-    """Write the last column's values side by side: one line for what the other columns share, one cell for each ``name``.
+    """Write the last column's values side by side: a line for equal other columns, a cell for each ``name``.
 
     ``name`` is that of a column, such as ``reduction``. Raises ``InputError`` where two rows claim one cell.
     """
@@ -74,7 +74,7 @@ def lines_of(cells: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Write a cell; nothing in it may end it."""
+    """Write a cell, without anything that would end it."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

@@ -16,7 +16,7 @@ TRAINED = re.compile(r"partial-ft|full-ft|kd\b|distilled|full FT")  # what proto
 
 
 def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a published row says of its results, one for each seed: the job and the training are the first one's.
+    """Describe where a row's results come from, one for each seed: the job and the training are the first one's.
 
     ``training`` is None unless all were trained. All have one fingerprint, since none is stale.
     """
@@ -32,13 +32,13 @@ def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _learnt(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the epochs in which a structure, or which tokens to keep, was learnt with the weights; None where none was."""
+    """Return the epochs of learning a structure, or tokens, together with the weights; None where nothing was learnt."""
     epochs = result["job"].get("gradual_epochs")
     return {"epochs": epochs} if epochs and LEARNT & result["seconds"].keys() else None
 
 
 def untrained(row: Row) -> bool:
-    """Tell whether a row is called fine-tuned or distilled, though nothing was trained for its numbers."""
+    """Tell whether a row is called fine-tuned or distilled although nothing was trained for its numbers."""
     if row["status"] != "done" or not TRAINED.search(f"{row['protocol']} {row['method']}"):
         return False
     if row.get("top1_tuned") is not None:  # a measurement of a training, which keeps no record of it
@@ -50,7 +50,7 @@ def untrained(row: Row) -> bool:
 
 
 def older(rows: Iterable[Row]) -> list[Row]:
-    """List the rows that other code, or another recipe, has made than would make them now."""
+    """List the rows made by other code, or by another recipe, than would make them now."""
     return [row for row in rows if row["status"] == "done" and is_stale(row)]
 
 
@@ -69,7 +69,7 @@ def marked_alike(rows: Iterable[Row]) -> list[Row]:
 
 
 def commits_of(rows: Sequence[Row], otherwise: Sequence[str]) -> str:
-    """Name the commits of the rows; where there are several and no row is older, say that they share their code.
+    """Name the commits of the rows; where there are several and no row is older, add that their code is the same.
 
     ``otherwise``: the commits of the whole file, for rows that do not name their own.
     """

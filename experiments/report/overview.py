@@ -121,7 +121,7 @@ def _draw_pareto(panel: Axes, published: Path, index: int) -> None:
 
 
 def _draw_blocks(panel: Axes, published: Path, index: int) -> None:
-    """Draw by how much the loss rises where half of one part of a block goes, all else dense."""
+    """Draw how much the loss rises where half of one part of a block is removed, all else dense."""
     content = json.loads((published / "figure_loss.json").read_text(encoding="utf-8"))
     draws = next(results for row, results in content["measured"].items() if row.startswith(MODEL))  # one for each seed
     half = draws[0]["removed"].index(HALF)

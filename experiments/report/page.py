@@ -104,7 +104,7 @@ def page_data(table: Mapping[str, Any], told: Mapping[str, Mapping[str, Any]], i
 
 
 def _setting(row: Row) -> str | None:
-    """Name what rows have in common whose ranks can be compared: the size that was asked for."""
+    """Name the size that was asked for, which rows with comparable ranks share."""
     if row["target"] is not None:
         return f"as small as {row['target']}"
     return None if row["reduction"] is None else f"-{100 * row['reduction']:.0f}%"
@@ -131,7 +131,7 @@ def _shown(row: Row, columns: Sequence[Column], notes: Mapping[str, int], told: 
 
 
 def _made(job: Mapping[str, Any]) -> str:
-    """Say by what a job's numbers were made: mostly the same for all seeds."""
+    """Describe what a job's numbers were made with: mostly the same for all seeds."""
     versions = ", ".join(f"{name} {version}" for name, version in (job["versions"] or {}).items())
     commit = job["commit"] and f"commit {job['commit']}"
     return "; ".join(part for part in (job["device"], commit, versions) if part)

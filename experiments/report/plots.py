@@ -70,14 +70,14 @@ def draw_plot(table: Mapping[str, Any], against: str = "params", front: bool = F
 
 
 def _before(row: Row) -> Row:
-    """Return a row as one before fine-tuning, if it is not trained at all: beside rows that are, it stands there."""
+    """Return an untrained row with its accuracy as one before fine-tuning, to stand beside trained rows."""
     if not str(row["protocol"]).startswith("training-free"):
         return row
     return {**row, "top1_before_finetune": row["top1"], "top1_before_std": row["top1_std"], "top1": None}
 
 
 def said_of_images(rows: Sequence[Row], width: float) -> str:
-    """Say what the number of images leaves open, in lines that fit the width in inches."""
+    """Explain what the number of images leaves open, in lines that fit the width in inches."""
     return textwrap.fill(images_of(rows), int(13 * width))
 
 

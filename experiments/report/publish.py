@@ -77,7 +77,7 @@ def _wanted(table: Table, chosen: Collection[str] | None) -> set[str]:
 
 
 def _of_commits(table: Table, by_row: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """List all results, each of which a commit must have made."""
+    """List all results. Raises ``InputError`` where one was made by code that no commit has."""
     results = [result for of_row in by_row.values() for result in of_row]
     if not results:
         raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
@@ -87,7 +87,7 @@ def _of_commits(table: Table, by_row: Mapping[str, Sequence[Mapping[str, Any]]])
 
 
 def _draw(results: Path, table: Table, path: Path, content: Mapping[str, Any]) -> None:
-    """Put the pictures beside the JSON: a figure's as it was drawn, a table's of all rows that are published."""
+    """Save the pictures next to the JSON: a figure as it was drawn, a table's plots of all published rows."""
     from lowrank_vit.runtime.files import replacing
 
     figure = results / table.name / f"{table.name}.png"
@@ -121,7 +121,7 @@ def _commands(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]
 
 
 def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as it is published. Raises ``InputError`` for one that must not be."""
+    """Return a row as it is published. Raises ``InputError`` for one that must not be published."""
     if row["status"] == "reported":
         return dict(row)
     if row["stale"] or row["reason"]:
@@ -138,7 +138,7 @@ def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> di
 
 
 def _provenance(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the results have in common, and the seconds that they took together."""
+    """Return the provenance that the results share, and the seconds that they took together."""
     origins = [result["provenance"] for result in results]
     return {
         "commits": sorted({item["git"]["commit"] for item in origins}),

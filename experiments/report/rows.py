@@ -143,7 +143,7 @@ def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any
 
 
 def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what stands in the row's recipe after the changes: of Z nothing where there is none."""
+    """Return the base and the Z of the row's recipe after the changes; the base alone where there is no Z."""
     if row.recipe is None:
         return {}
     recipe = get_recipe(row.recipe).but(**changes)

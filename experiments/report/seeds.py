@@ -52,14 +52,14 @@ def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """List what one result has of a row's numbers."""
+    """List the numbers that one result contributes to a row."""
     completed = _completed(result)
     found = {name: _at(completed, path) for name, path in NUMBERS.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a row with the seeds that were published before of the same job, recipe and code; its own seeds stand.
+    """Return a row with the seeds published before of the same job, recipe and code; its own seeds take precedence.
 
     Raises ``InputError`` where the earlier row has several seeds and does not tell their numbers apart.
     """
@@ -106,7 +106,7 @@ def add_up(by_seed: Seeds) -> dict[str, Any]:
 
 
 def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a result with what stands elsewhere in it.
+    """Return a result with its numbers moved to where a row looks for them.
 
     The accuracy after a cut takes the place of a compressed model's. A distillation has measured the divergence itself,
     before and after; where it rose, the weights from before were kept, and theirs counts.
@@ -119,7 +119,7 @@ def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """Return what a result has at ``path``, None of nothing."""
+    """Return the value at ``path`` in a result; None where there is none."""
     value: Any = result
     for name in path:
         value = None if value is None else value.get(name)
@@ -127,10 +127,10 @@ def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """Return the mean, None of nothing."""
+    """Return the mean; None for no values."""
     return fmean(values) if values else None
 
 
 def spread_of(values: Sequence[float]) -> float | None:
-    """Return the standard deviation over seeds with n - 1 in the denominator, None of fewer than two values."""
+    """Return the standard deviation over seeds with n - 1 in the denominator; None for fewer than two values."""
     return stdev(values) if len(values) > 1 else None

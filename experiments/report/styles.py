@@ -175,7 +175,7 @@ RECIPE = re.compile(r"\(([\w+-]+)\)$")
 
 
 def untrained(method: str) -> str:
-    """Name a method where its fine-tuning was left out."""
+    """Name a method without its fine-tuning."""
     return method.removesuffix(" + FT")
 
 

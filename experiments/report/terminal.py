@@ -73,7 +73,7 @@ class Section:
 
     @classmethod
     def of(cls, architecture: str | None, rows: Sequence[Row]) -> Section:
-        """Tell the rows that are printed from those that share a line."""
+        """Separate the rows that are printed from those that share a line."""
         reasons = Counter(str(row["reason"]) for row in rows if row["status"] == "skipped")
         shared = {reason: count for reason, count in reasons.items() if count > FEW}
         kept = [row for row in rows if row["status"] != "skipped" or str(row["reason"]) not in shared]
@@ -81,12 +81,12 @@ class Section:
 
     @property
     def footnoted(self) -> list[Row]:
-        """List what footnotes are about: the rows, and each shared reason once."""
+        """List what the footnotes refer to: the rows, and each shared reason once."""
         blank = {"status": "skipped", "stale": False, "note": "", "source": None}
         return [*self.rows, *({**blank, "reason": reason} for reason in self.skipped)]
 
     def add_to(self, view: Table, columns: Sequence[Column], notes: Mapping[str, int]) -> None:
-        """Add the rows under the name of their architecture; without one where the table does not show it."""
+        """Add the rows under the name of their architecture, or without it where the table does not show one."""
         title = "" if self.architecture is None else f"[bold]{escape(self.architecture)}[/]"
         if title and self.rows:
             models = sorted({row["model"] for row in self.rows if row["status"] == "done"})

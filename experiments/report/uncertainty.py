@@ -49,13 +49,13 @@ def fewer_seeds(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def marked(rows: Sequence[Row]) -> list[Row]:
-    """Name in each method how many seeds it has where others have more: ``"Ours (n=1)"``."""
+    """Add to each method its number of seeds where other rows have more: ``"Ours (n=1)"``."""
     fewer = fewer_seeds(rows)
     return [{**row, "method": f"{row['method']} (n={fewer[row['id']]})"} if row["id"] in fewer else row for row in rows]
 
 
 def images_of(rows: Sequence[Row]) -> str:
-    """Say on how many images top-1 was measured, and what that leaves open; nothing where it is not known."""
+    """Describe on how many images top-1 was measured, and what that leaves open; nothing where it is not known."""
     counts = sorted({row["images"] for row in rows if row.get("images")})
     return "; ".join(
         f"top-1 of {count:,} images: one is {100 / count:.2g} points, the binomial standard error "
@@ -65,7 +65,7 @@ def images_of(rows: Sequence[Row]) -> str:
 
 
 def caveats(rows: Sequence[Row]) -> list[str]:
-    """List the sentences below a table on its images and its seeds."""
+    """List the sentences below a table about its images and its seeds."""
     images, fewer = images_of(rows), sorted(set(fewer_seeds(rows).values()))
     said = [f"{images[0].upper()}{images[1:]}."] if images else []
     marks = " and ".join(f"(n={count})" for count in fewer)

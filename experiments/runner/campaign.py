@@ -105,7 +105,7 @@ def _hardware(args: argparse.Namespace) -> Hardware:
 
 
 def _workers(args: argparse.Namespace, options: Options) -> int:
-    """Count the jobs side by side: as asked for, else a core each for the stand-ins, one where devices are shared."""
+    """Count the jobs to run side by side: as asked for, else one per core for stand-ins, one where devices are shared."""
     if args.devices * args.num_nodes > 1:
         if (args.workers or 1) > 1:
             raise InputError("--workers above 1 runs jobs side by side on one device each: leave out --devices")
@@ -126,7 +126,7 @@ def _loader_workers(args: argparse.Namespace, workers: int) -> int | None:
 def _tasks(
     args: argparse.Namespace, plans: Sequence[tuple[Table, list[Row], list[Planned]]], hardware: Hardware
 ) -> list[Task]:
-    """List what is left to run of the selected rows, each job once; stale results are removed where they run again."""
+    """List the tasks left to run of the selected rows, each job once; stale results are removed where they run again."""
     wandb = not args.no_wandb
     if wandb and not installed("wandb"):
         say("wandb is not installed: going on without it (pip install 'lowrank-vit[experiments]')")

@@ -114,7 +114,7 @@ def _executor(launcher: str, options: Mapping[str, str], task: Task) -> Any:
 
 
 def _outcome(task: Task, job: Any) -> Outcome:
-    """Return what the job returned; where it died, the reason is kept for the report."""
+    """Return what the job returned; where it died, keep the reason for the report."""
     from submitit.core.utils import UncompletedJobError
 
     try:

@@ -22,7 +22,7 @@ LOADED = 33  # images, the first of which is not timed
 
 
 def kind(job: Job) -> tuple[str | None, bool, str]:
-    """Name what jobs of about the same time have in common: recipe, whether they are fine-tuned, images, what follows."""
+    """Name what jobs that take about equally long share: recipe, whether they are fine-tuned, images, what follows."""
     trained = f"{job.epochs} {job.gradual_epochs} {job.full} {job.distill_epochs} {job.processes}"
     after = f"{job.tokens.get('rule', '')} {job.quantizer or ''}"
     return (
@@ -139,7 +139,7 @@ def seconds_to_load(spec: str, data_config: Mapping[str, Any]) -> float:
 
 
 def loading_cores(task: Task) -> float:
-    """Count the cores of a process that load its images: as many as it has workers, and none twice."""
+    """Count the cores that load a process's images: as many as it has workers, but no core twice."""
     from lowrank_vit.data.loading import default_workers
 
     share = own_cores() / (1 if launched_from_outside() else task.hardware.devices)
@@ -164,7 +164,7 @@ def estimate(tasks: Sequence[Task], threads: int | None) -> tuple[list[Expected]
 
 
 def expected(task: Task, pace: Pace, cores: float, device: str) -> Expected:
-    """Estimate a job that was not run before, with ``cores`` that load in each of its processes.
+    """Estimate a job that has not run before, with ``cores`` that load images in each of its processes.
 
     A GPU computes while the cores load, so the slower one sets the pace; on a CPU they take turns at the cores, which
     all processes of a machine share.

@@ -63,7 +63,7 @@ class Images:
     classes: int | None
 
     def about(self, limit: int | None, counted: bool = True) -> str:
-        """Say what the title has of them: never ImageNet, unless it is the whole validation set, and all are ``counted``."""
+        """Describe them for a title: never as ImageNet, unless they are its whole validation set and all are ``counted``."""
         if self.data == EMBEDDED or not counted:
             return "digits stand-in, not ImageNet" if self.data == EMBEDDED else f"on {self.data}"
         count = min(limit or self.validation, self.validation)
@@ -91,7 +91,7 @@ def short_spec(spec: str) -> str:
 
 
 def open_images(spec: str) -> Images:
-    """Look at the images that a SPEC stands for. Raises ``InputError`` where they are not there."""
+    """Describe the images that a SPEC stands for. Raises ``InputError`` where they are not there."""
     if spec == EMBEDDED:  # without a second's import
         return Images(spec, 1297, 500, 10)
     from lowrank_vit.data import open_source
@@ -107,7 +107,7 @@ def open_images(spec: str) -> Images:
 
 
 def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
-    """Plan every row that can be run: its jobs or the reason against them."""
+    """Plan every row that can be run: its jobs, or the reason why it has none."""
     planned = [_enough_images(_plan_row(row, options, images), images) for row in table.runnable]
     reach = Reach()
     hardest = sorted(
@@ -118,7 +118,7 @@ def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
 
 
 def _enough_images(item: Planned, images: Images) -> Planned:
-    """Return the row as it was planned, or without jobs, and with the reason, where it wants more images than there are."""
+    """Return the planned row; without jobs, and with the reason, where it wants more images than there are."""
     wanted = item.row.calibration_images
     if not item.jobs or wanted is None or item.jobs[0].calibration_samples == wanted:
         return item
@@ -127,7 +127,7 @@ def _enough_images(item: Planned, images: Images) -> Planned:
 
 
 def _within_reach(item: Planned, reach: Reach) -> Planned:
-    """Return the row as it was planned, or without jobs, and with the reason, where no sizes reach its reduction."""
+    """Return the planned row; without jobs, and with the reason, where no sizes reach its reduction."""
     reason = reach.exceeded(item.jobs[0]) if item.jobs else None  # the others differ in their seeds
     return item if reason is None else Planned(item.row, reason=reason)
 
@@ -180,7 +180,7 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
 
 
 def _made(row: Row, options: Options) -> dict[str, Any]:
-    """Return the fields of how a model is made smaller and trained, which do not bear on the dense model's accuracy."""
+    """Return the fields that say how a model is reduced and trained, which the dense model's accuracy does not depend on."""
     epochs = epochs_of(row, options)
     learning = math.ceil(row.gradual_share * epochs)  # before the compression
     taken = ("distill_epochs", "distill_changes", "full", "finetune_changes", "scratch")

@@ -26,7 +26,7 @@ Serve = Callable[[Connection, Path, int | None], None]
 
 
 class View(Protocol):
-    """Show how the jobs go."""
+    """Define the interface of what shows how the jobs go."""
 
     def stage(self, task: Task, said: str) -> None:
         """Show that a task has come to a stage."""
@@ -36,7 +36,7 @@ class View(Protocol):
 
 
 def run_here(tasks: Sequence[Task], view: View) -> list[Outcome]:
-    """Run one after the other in this process: for processes that torchrun or SLURM started."""
+    """Run the tasks one after the other in this process, which torchrun or SLURM started."""
     outcomes = []
     for task in tasks:
         status, said = attempt(task, lambda text, task=task: view.stage(task, text))  # type: ignore[misc]
@@ -54,7 +54,7 @@ class _Worker:
     task: Task | None = None
 
     def give(self, task: Task) -> None:
-        """Send it the next task."""
+        """Send the worker its next task."""
         self.task = task
         self.pipe.send(task)
 
@@ -104,7 +104,7 @@ def _start(number: int, folder: Path, threads: int | None, serve: Serve) -> _Wor
 
 
 def _listen(worker: _Worker, view: View) -> Outcome | None:
-    """Hear what a worker says: a stage is passed on, an end is returned."""
+    """Receive a message of a worker: pass on a stage, or return how the task ended."""
     assert worker.task is not None
     try:
         status, said = worker.pipe.recv()

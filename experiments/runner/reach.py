@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Reach:
-    """What is known of how far recipes reach. A check takes a tenth of a second; a lesser reduction needs none."""
+    """Remember how far recipes reach. A check takes a tenth of a second; a lesser reduction needs none."""
 
     def __init__(self) -> None:
         self._largest: dict[str, float] = {}  # reduction within reach, by model, recipe and cost
 
     def exceeded(self, job: Job) -> str | None:
-        """Say how far the job's recipe reaches, where no choice of sizes reaches its reduction; None where one does."""
+        """Return how far the job's recipe reaches, where no choice of sizes reaches its reduction; None where one does."""
         if job.recipe is None or job.measure is not None or not _is_known(job.model):
             return None
         key = json.dumps([job.model, job.recipe, job.as_json()["changes"], job.cost], sort_keys=True)
@@ -37,7 +37,7 @@ class Reach:
 
 
 def share_aimed_at(row: Row) -> float:
-    """Return the share of the target's parameters that is aimed at: other than 1 where the paper prints another size."""
+    """Return the share of the target's parameters to aim at: other than 1 where the paper prints another size."""
     if row.target is None or row.target_params is None:
         return 1.0
     return row.target_params / _count(row.target)
@@ -45,7 +45,7 @@ def share_aimed_at(row: Row) -> float:
 
 @functools.cache
 def size_reduction(model: str, target: str, share: float = 1.0) -> float:
-    """Return the share of ``model``'s parameters to remove so that it has ``share`` of those of ``target`` (timm's names)."""
+    """Return the share of ``model``'s parameters to remove to get ``share`` of those of ``target`` (timm's names)."""
     dense, small = _count(model), _count(target)
     if small >= dense:
         raise InputError(f"{target} has {small:,} parameters, {model} only {dense:,}: there is nothing to remove")
@@ -72,7 +72,7 @@ def _count(model: str) -> int:
 
 
 def _is_known(model: str) -> bool:
-    """Tell whether timm has a model of that name; one that it has not is refused when it is loaded."""
+    """Tell whether timm has a model of that name; an unknown one is refused when it is loaded."""
     import timm
 
     import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)

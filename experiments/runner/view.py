@@ -83,7 +83,7 @@ class LiveView:
             self.progress.update(line, description=text)
 
     def end(self, outcome: Outcome) -> None:
-        """Count the job; say it where there is no display, and whatever went wrong in any case."""
+        """Count the job; print how it ended where there is no display, and always if it failed."""
         self.done += 1
         self.spent += self.expected[outcome.task.job.key]
         line = self.lines.pop(outcome.task.job.key, None)

@@ -90,7 +90,7 @@ class Row:
 
     @property
     def own_reduction(self) -> float:
-        """Return what the recipe removes: all, unless tokens become fewer behind it."""
+        """Return what the recipe removes: all, unless a token rule removes the rest after it."""
         return self.reduction if self.tokens is None else self.before_tokens
 
     @property

@@ -119,13 +119,13 @@ def ours(model: Architecture, percent: int, params: str | None, top1: float | No
 
 
 def windows(percent: int) -> Row:
-    """Return the row of ``paper`` on Swin-B with the mean over windows, too: the other reading of X_rep."""
+    """Return the row of ``paper`` on Swin-B with the mean taken over windows, too: the other reading of X_rep."""
     row = measured(SWIN_B, "ours-paper-windows", "Ours (paper, windows)", "paper", percent, None, None, OTHER_X_REP)
     return replace(row, changes={"decomposition.over": "windows"}, embedded_seeds=(0,))
 
 
 def here(model: Architecture, recipe: str, percent: int) -> Row:
-    """Return the row of a rival as it is run here, at the size that is printed, under the protocol of Table R."""
+    """Return the row of a rival as it is run here, at the printed size, under the protocol of Table R."""
     row = (distilled_row if recipe == "aafm" else learnt_row)(model, recipe, percent)
     return replace(row, timed=False, embedded_seeds=(0,), note="; ".join(filter(None, ("run here", row.note))))
 

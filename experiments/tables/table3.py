@@ -69,7 +69,7 @@ def pair(
 
 
 def at_printed_size(rows: Sequence[Row], size: float | None) -> list[Row]:
-    """List the rows once more for the size in parameters that the paper prints, if that is another."""
+    """List the rows again at the size in parameters that the paper prints, where that is another."""
     if size is None:
         return []
     method = "{}, printed size".format
@@ -80,7 +80,7 @@ def at_printed_size(rows: Sequence[Row], size: float | None) -> list[Row]:
 
 
 def shrunk(percent: int) -> list[Row]:
-    """List DeiT-Tiny, for which no smaller model is published, at one size by each method, without training."""
+    """List DeiT-Tiny, which has no published smaller model, at one size by each method, without training."""
     methods = METHODS | {"svd": "Vanilla SVD", "svd_llm": "Whitened, uniform (SVD-LLM)"}
     return [
         Row(

@@ -26,7 +26,7 @@ SMALLEST = {"bytes_by_bits": 3}  # MiB: two bits for each weight need 2.1
 
 
 def row(measure: str, size: float) -> Row:
-    """Return the row of one way to a file of ``size`` MiB."""
+    """Return the row of one way to make a file of ``size`` MiB."""
     name, removed = measure.removeprefix("bytes_").replace("_", "-"), 1 - size * 2**20 / DENSE_BYTES
     title = f"{WAYS[measure]}, {size:g} MiB"
     return Row.measuring(DEIT_T, f"{name}-{size:g}", title, measure, recipe="best", reduction=removed)

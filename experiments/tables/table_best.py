@@ -53,7 +53,7 @@ def rows(model: Architecture) -> list[Row]:
 
 
 def _steps(model: Architecture, percent: int) -> list[Row]:
-    """List them from one matrix at a time to all together, then what is distilled, all parameters."""
+    """List the steps from one matrix at a time to all together, then steps with all parameters distilled."""
     steps = {
         name: Row(
             f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,

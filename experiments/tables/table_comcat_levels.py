@@ -26,7 +26,7 @@ PRINTED: dict[str, tuple[str, str, tuple[int, ...], tuple[float, ...]]] = {  # i
 
 
 def rows(model: Architecture) -> list[Row | Reported]:
-    """List the levels at all shares, and what is printed."""
+    """List the levels at all shares, and the printed numbers."""
 
     def row(name: str, method: str, measure: str, percent: int) -> Row:
         return Row.measuring(model, f"{name}-{percent}", method, measure, reduction=percent / 100)

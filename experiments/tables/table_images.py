@@ -37,7 +37,7 @@ def rows(model: Architecture) -> list[Row]:
 
 
 def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
-    """List what is distilled on as many images."""
+    """List the rows distilled on ``count`` images."""
     plain = _row(model, "distilled", "best, distilled", percent, count)
     if count != MOST[model]:
         return [plain]
@@ -51,7 +51,7 @@ def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
 
 
 def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
-    """Describe ``best``, distilled on as many images."""
+    """Return the row of ``best``, distilled on ``count`` images."""
     return Row(
         f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "best", percent / 100,
         protocol=PROTOCOL, distill_epochs=PASSES // count, calibration_images=count,

@@ -153,7 +153,7 @@ def distilled_row(model: Architecture, recipe: str, percent: int) -> Row:
 
 
 def _equal_macs(model: Architecture, percent: int) -> list[Row]:
-    """List what is reduced to one share of the multiply-accumulates."""
+    """List the rows reduced to one share of the multiply-accumulates."""
 
     def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
         return Row(

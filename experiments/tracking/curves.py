@@ -15,7 +15,7 @@ class Curves(WandbLogger):
     """
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: they would overwrite what was asked for by what was used."""
+        """Do nothing: the settings that were used would overwrite those that were asked for."""
 
 
 def finetune_loggers(run: Any) -> list[Logger]:

@@ -64,7 +64,7 @@ class RunDescription:
 
 @dataclass(frozen=True)
 class Models:
-    """Say which models a job leaves: the artifact's name, what is told of it, the folders, and the dense weights' file."""
+    """Tell which models a job leaves: the artifact's name, what is told of it, the folders, and the dense weights' file."""
 
     name: str
     about: Mapping[str, Any]
@@ -74,7 +74,7 @@ class Models:
 
 @contextmanager
 def tracked(description: RunDescription) -> Iterator[Any]:
-    """Begin a run: silent, without system metrics; marked as failed where what it is about raises."""
+    """Track a run within the block: silent, without system metrics; marked as failed if the block raises."""
     folder = description.folder / "wandb"
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute()))  # of tables until they are synced
@@ -174,7 +174,7 @@ def _layer(index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gains(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Say what share of the dense model's size is gone, and how many points of its top-1, where both are known.
+    """Return the share of the dense model's size that is gone, and the points of top-1 lost, where both are known.
 
     >>> gains({"params": {"dense": 200, "compressed": 50}, "top1": {"dense": 95.0, "before": None, "after": 93.5}})
     {'params/reduction': 0.75, 'top1/drop': 1.5}

@@ -57,7 +57,7 @@ def _heads(attention: Any) -> int | None:
 
 
 def _by_stage(name: str, values: list[Any], *, staged: bool) -> dict[str, Any]:
-    """Name a value of each stage as timm does: ``depths`` for stages, ``depth`` for blocks in one row."""
+    """Name a per-stage value as timm does: ``depths`` for stages, ``depth`` for blocks in one row."""
     if not values or None in values:
         return {}
     if staged:

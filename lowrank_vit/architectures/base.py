@@ -33,7 +33,7 @@ Refusals = dict[str, UnknownWholeError]  # by the name of the module
 
 
 def unwalked(model: nn.Module, kind: str) -> UnknownWholeError:
-    """Return the error for a model with blocks of another kind, which the stream cannot be led through one by one."""
+    """Return the error for a model with blocks of another kind, through which the stream cannot be passed one by one."""
     reason = f"{type(model).__name__} has blocks of the kind {kind}, whose outputs cannot be refitted or measured"
     return UnknownWholeError(reason, f"{ADVICE}, or one without refit and measured losses")
 
@@ -50,7 +50,7 @@ def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Branch:
-    """One of the terms that a block adds to its stream: that of its attention, or of its MLP.
+    """Describe one of the terms that a block adds to its stream: that of its attention, or of its MLP.
 
     ``add`` computes what it adds to x, (B, ..., n), given what else the block is given. ``tokens`` orders a stream's tokens
     as the output layer makes them, (B, T, n), and ``stream`` is its inverse, which drops padding: Swin's attention sees
@@ -80,7 +80,7 @@ class Branch:
         return output_linear(self.block.get_submodule(self.output_name))
 
     def with_inputs(self, x: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is added to x, and the input that the output layer gets for it."""
+        """Return what is added to x, and the output layer's input that it is made from."""
         seen: list[Tensor] = []
         hook = self.output_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
@@ -90,14 +90,14 @@ class Branch:
 
 
 class Family(ABC):
-    """The parts of the models of one family. It holds no model."""
+    """Describe the parts of the models of one family, without holding a model."""
 
     about: str  # one line for the table of families
     general: ClassVar[bool] = False  # whether any family that knows more of a model goes before
 
     @abstractmethod
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is of this family."""
+        """Tell whether the model is of this family."""
 
     @abstractmethod
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -115,7 +115,7 @@ class Family(ABC):
         return None
 
     def attention_weights(self, model: nn.Module, site: AttentionSite) -> AttentionWeights:
-        """Return the weights of an attention module whose logits lose directions, too, with the names that timm has."""
+        """Return the weights of an attention module, with timm's attribute names, whose logits lose directions, too."""
         module: Any = model.get_submodule(site.name)
         table = getattr(module, "relative_position_bias_table", None)
         return AttentionWeights(*dense_linear(model, site.qkv), float(module.scale), module.proj.weight.dtype, table)
@@ -133,7 +133,7 @@ class Family(ABC):
         return None
 
     def token_blocks(self, model: nn.Module) -> list[str]:
-        """Name the blocks whose tokens may become fewer. Raises ``InputError`` for a model whose tokens must stay."""
+        """Name the blocks whose tokens can be reduced. Raises ``InputError`` for a model that must keep its tokens."""
         raise UnknownWholeError(
             f"the tokens of {type(model).__name__} cannot become fewer", "choose a plain ViT or DeiT"
         )
@@ -223,7 +223,7 @@ def checked_attention(site: AttentionSite) -> AttentionSite:
 
 
 class _ReachedError(Exception):
-    """The first step was reached: the rest of the forward pass is not needed."""
+    """Signal that the first step was reached: the rest of the forward pass is not needed."""
 
 
 def first_inputs(model: nn.Module, step: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:

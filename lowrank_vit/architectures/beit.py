@@ -12,12 +12,12 @@ from lowrank_vit.records.layers import AttentionSite, TableSite
 
 @FAMILIES.register("beit")
 class BeitFamily(Family):
-    """Attention with biases by position and an MLP, both behind a norm and added to a sequence of tokens."""
+    """Describe blocks that add attention with position biases, and an MLP, each after a norm, to a sequence of tokens."""
 
     about = "timm's BEiT"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is a ``Beit``."""
+        """Tell whether the model is a ``Beit``."""
         return isinstance(model, Beit)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -12,12 +12,12 @@ from lowrank_vit.records.layers import AttentionSite, TableSite
 
 @FAMILIES.register("cait")
 class CaitFamily(Family):
-    """Attention and MLP behind a norm each, added to patches; the blocks of the class token stay dense."""
+    """Describe blocks that add attention and an MLP, each after a norm, to the patches; class-token blocks stay dense."""
 
     about = "timm's CaiT"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is a ``Cait``."""
+        """Tell whether the model is a ``Cait``."""
         return isinstance(model, Cait)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

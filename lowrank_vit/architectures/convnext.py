@@ -29,12 +29,12 @@ def feature_map(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 
 @FAMILIES.register("convnext")
 class ConvNeXtFamily(Family):
-    """Stages of blocks over a feature map, with downsampling as steps between them."""
+    """Describe stages of blocks over a feature map, with downsampling as steps between them."""
 
     about = "timm's ConvNeXt with linear layers"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is a ``ConvNeXt``."""
+        """Tell whether the model is a ``ConvNeXt``."""
         return isinstance(model, ConvNeXt)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -22,12 +22,12 @@ from lowrank_vit.records.layers import AttentionSite, TableSite
 
 @FAMILIES.register("eva")
 class EvaFamily(Family):
-    """Attention, with or without rotation by position, and an MLP, with a norm each, added to a sequence of tokens."""
+    """Describe blocks that add attention, rotary or not, and an MLP, with a norm each, to a sequence of tokens."""
 
     about = "timm's EVA, EVA02, rotary ViTs, DINOv3"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is an ``Eva``."""
+        """Tell whether the model is an ``Eva``."""
         return isinstance(model, Eva)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -21,7 +21,7 @@ NORMS = (nn.LayerNorm, timm.layers.LayerNorm)  # over the last dimension; a subc
 
 
 def fold_norms(model: nn.Module) -> None:
-    """Fold every norm whose readers are all linear layers with a bias into these, and LayerScale into the one before it.
+    """Fold every norm read only by linear layers with a bias into these, and every LayerScale into the layer before it.
 
     In place. ``y = (x' g + b) W + c`` becomes ``y = x' (g W) + (b W + c)``, where x' is normalised; LayerScale's factors s
     turn ``x W + c`` into ``x (W s) + c s``. Other norms stay, and so do all of a model whose blocks are of no known kind.
@@ -42,7 +42,7 @@ def fold_norms(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
-    """Give scale and shift of a branch's norm to the layers that read it, unless one of them cannot take them up."""
+    """Fold the scale and shift of a branch's norm into the layers that read it, unless one of them cannot take them up."""
     norm = branch.block.get_submodule(branch.norm)
     if not isinstance(norm, nn.LayerNorm) or type(norm) not in NORMS or norm.weight is None:
         return
@@ -60,7 +60,7 @@ def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
 
 @torch.no_grad()
 def _fold_scale(branch: Branch) -> None:
-    """Multiply a branch's output layer by the factors of the LayerScale behind it."""
+    """Multiply a branch's output layer by the factors of the LayerScale after it."""
     scale, linear = branch.block.get_submodule(branch.layer_scale), branch.output_layer
     if not isinstance(scale, timm.layers.LayerScale):
         return

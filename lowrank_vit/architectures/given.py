@@ -16,7 +16,7 @@ Given = dict[str, dict[str, Any]]  # by step, by argument
 
 
 def given_arguments(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor) -> Given:
-    """Return the arguments that each step is given beside the stream when the model sees the images.
+    """Return the arguments that each step is given besides the stream when the model sees the images.
 
     They are taken to be the same for all images of this size.
     """
@@ -35,7 +35,7 @@ def given_arguments(model: nn.Module, steps: Mapping[str, nn.Module], images: Te
 
 
 def _beside(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all arguments of a call but the first one, by name."""
+    """Return all arguments of a call except the first one, by name."""
     if len(inputs) == 1:
         return dict(options)
     signature = inspect.signature(module.forward)
@@ -44,7 +44,7 @@ def _beside(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, An
 
 
 def stepped(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """Return the stream after a step; some hand on more in a tuple behind it."""
+    """Return the stream after a step; some steps return it first in a tuple."""
     outputs = step(x, **given)
     after: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return after
@@ -53,7 +53,7 @@ def stepped(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
 def entered(
     model: nn.Module, steps: Mapping[str, nn.Module], batches: Iterable[Tensor]
 ) -> tuple[Given, Iterator[Tensor]]:
-    """Return what each step is given beside the stream, and the stream before the first one, batch by batch."""
+    """Return what each step is given besides the stream, and the stream before the first step, batch by batch."""
     rest = iter(batches)
     first = next(rest)
     given = given_arguments(model, steps, first[:1])

@@ -108,7 +108,7 @@ def call_every_layer(model: nn.Module) -> nn.Module:
 
 
 def separate_bias(model: nn.Module, site: Site) -> Tensor | None:
-    """Return what timm's attention of BEiT, EVA and Swin V2 adds to the outputs of its layer ``qkv``, (3 h s,), or None."""
+    """Return the bias that timm's attention of BEiT, EVA and Swin V2 adds after its layer ``qkv``, (3 h s,), or None."""
     parent, _, name = site.name.rpartition(".")
     owner = model.get_submodule(parent)
     queries, values = (getattr(owner, attribute, None) for attribute in ("q_bias", "v_bias"))
@@ -118,7 +118,7 @@ def separate_bias(model: nn.Module, site: Site) -> Tensor | None:
 
 
 def without_value_bias(attention: nn.Module) -> nn.Module:
-    """Set to zero what timm's attention of BEiT, EVA and Swin V2 adds to its values, in place: the output's bias has it."""
+    """Zero the value bias of timm's attention of BEiT, EVA and Swin V2, in place: the output's bias holds it."""
     bias = getattr(attention, "v_bias", None)
     if isinstance(bias, nn.Parameter):
         bias.data.zero_()

@@ -10,12 +10,12 @@ from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
 
 @FAMILIES.register("mixer")
 class Mixer(Family):
-    """Two MLPs behind a norm each, both added to a sequence of tokens; the first one sees it transposed."""
+    """Describe blocks that add two MLPs, each after a norm, to a sequence of tokens; the first one sees it transposed."""
 
     about = "timm's MLP-Mixer"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is an ``MlpMixer``."""
+        """Tell whether the model is an ``MlpMixer``."""
         return isinstance(model, MlpMixer)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Any other model of timm's: what of its blocks is of timm's usual kinds, though nobody knows the way through them."""
+"""Any other timm model: the MLPs and attention of usual kinds in its blocks, though the path through them is unknown."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lowrank_vit.architectures.vit import ViT
 
 @FAMILIES.register("other")
 class Other(ViT):
-    """MLPs, and attention as ViT has it, wherever they stand; losses are predicted and outputs not refitted."""
+    """Describe MLPs, and attention as ViT has it, wherever they stand; losses are predicted and outputs not refitted."""
 
     about = "the usual MLPs of any other model"
     general = True
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether an MLP of a usual kind stands in one of the blocks."""
+        """Tell whether an MLP of a usual kind stands in one of the blocks."""
         return any(type(module) in MLP_INPUTS for _, module in block_modules(model))
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Raise ``InputError``: what leads from block to block is not known."""
+        """Raise ``InputError``: the path from block to block is not known."""
         owners = (name.rpartition(".")[0] for name, module in block_modules(model) if type(module) in MLP_INPUTS)
         raise unwalked(model, type(model.get_submodule(next(owners))).__name__)
 

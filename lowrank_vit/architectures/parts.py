@@ -23,7 +23,7 @@ MLP_INPUTS: dict[type[nn.Module], tuple[str, ...]] = {Mlp: ("fc1",), GluMlp: ("f
 
 
 class UnknownWholeError(InputError):
-    """The error for a module or a model that is not known as a whole; ``reason`` is the message without the remedy."""
+    """Report a module or a model that is not known as a whole; ``reason`` is the message without the remedy."""
 
     def __init__(self, reason: str, remedy: str = ADVICE) -> None:
         super().__init__(f"{reason}: {remedy}")

@@ -47,21 +47,21 @@ def window_stream(block: Block, tokens: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def pads(block: SwinTransformerBlock) -> bool:
-    """Say whether the block's attention may see zeros beyond the edge, where its norm gives none."""
+    """Tell whether the block's attention may see zeros beyond the edge, where its norm gives none."""
     (height, width), (down, across) = block.input_resolution, block.window_size  # type: ignore[misc]  # timm makes pairs
     return block.dynamic_mask or height % down > 0 or width % across > 0
 
 
 @FAMILIES.register("swin")
 class Swin(Family):
-    """Stages of blocks over a feature map, with merging of patches as steps between them."""
+    """Describe stages of blocks over a feature map, with patch merging as steps between them."""
 
     about = "timm's Swin"
     whole: ClassVar[type[nn.Module]] = SwinTransformer
     part: ClassVar[type[nn.Module]] = SwinTransformerBlock
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is of timm's class."""
+        """Tell whether the model is of timm's class."""
         return isinstance(model, self.whole)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -103,7 +103,7 @@ class Swin(Family):
 
 @FAMILIES.register("swin_v2")
 class SwinV2(Swin):
-    """Swin with queries and keys compared by their cosine, and a norm behind attention and MLP."""
+    """Describe Swin with queries and keys compared by their cosine, and a norm after attention and MLP."""
 
     about = "timm's Swin V2"
     whole: ClassVar[type[nn.Module]] = SwinTransformerV2

@@ -26,7 +26,7 @@ def kind_of(module: nn.Module) -> str:
 
 
 class Answering(nn.Module):
-    """timm's attention, or its smaller form, in a block of transformers, which wants the weights of attention as well.
+    """Wrap timm's attention, or its smaller form, for a block of transformers, which expects attention weights as well.
 
     They are None, as with all fused kernels.
     """

@@ -19,7 +19,7 @@ from lowrank_vit.records.layers import AttentionSite
 
 
 def _sides(block: Any, tokens: int) -> tuple[int, int]:
-    """Return height and width of the feature map: the block's own, or a square of another size."""
+    """Return height and width of the feature map: the block's own, or those of a square for another number of tokens."""
     height, width = block.input_resolution
     return (height, width) if height * width == tokens else (isqrt(tokens), isqrt(tokens))
 
@@ -47,7 +47,7 @@ def window_stream(block: Any, tokens: Tensor, shape: Sequence[int]) -> Tensor:
 
 @FAMILIES.register("transformers_swin")
 class TransformersSwin(TransformersViT):
-    """Stages of blocks over a feature map, with merging of patches as steps between them."""
+    """Describe stages of blocks over a feature map, with patch merging as steps between them."""
 
     about = "Hugging Face's Swin"
     blocks: ClassVar[frozenset[str]] = frozenset({"SwinLayer"})

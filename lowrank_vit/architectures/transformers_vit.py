@@ -19,7 +19,7 @@ from lowrank_vit.records.layers import AttentionSite
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of a block's parts."""
+    """Name the parts of a block."""
 
     norms: tuple[str, str]
     attention: str = "attention"
@@ -58,13 +58,13 @@ def block_branches(block: Any, layout: Layout) -> tuple[Branch, ...]:
 
 @FAMILIES.register("transformers_vit")
 class TransformersViT(Family):
-    """Attention and MLP with a norm each, added to a sequence of tokens, as transformers has them."""
+    """Describe blocks of transformers that add attention and an MLP, with a norm each, to a sequence of tokens."""
 
     about = "Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision"
     blocks: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether blocks of these classes stand in the model."""
+        """Tell whether blocks of these classes stand in the model."""
         return any(kind_of(module) in self.blocks for module in model.modules())
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

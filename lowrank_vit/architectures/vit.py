@@ -25,12 +25,12 @@ HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with 
 
 @FAMILIES.register("vit")
 class ViT(Family):
-    """Attention and MLP with a norm each, added to a sequence of tokens."""
+    """Describe blocks that add attention and an MLP, with a norm each, to a sequence of tokens."""
 
     about = "timm's ViT, DeiT, DeiT III"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is a ``VisionTransformer``."""
+        """Tell whether the model is a ``VisionTransformer``."""
         return isinstance(model, VisionTransformer)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

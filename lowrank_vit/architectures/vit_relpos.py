@@ -17,12 +17,12 @@ from lowrank_vit.records.layers import AttentionSite
 
 @FAMILIES.register("vit_relpos")
 class RelPosViT(Family):
-    """Attention with biases by position and an MLP, with a norm each, added to a sequence of tokens."""
+    """Describe blocks that add attention with position biases, and an MLP, with a norm each, to a sequence of tokens."""
 
     about = "timm's ViT with relative positions"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model is a ``VisionTransformerRelPos``."""
+        """Tell whether the model is a ``VisionTransformerRelPos``."""
         return isinstance(model, VisionTransformerRelPos)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:

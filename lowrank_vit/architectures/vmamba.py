@@ -17,7 +17,7 @@ def mixers(model: nn.Module) -> dict[str, SS2D]:
 
 @FAMILIES.register("vmamba")
 class VMamba(Family):
-    """Stages of blocks over a map with channels last, with downsampling as steps between them.
+    """Describe stages of blocks over a map with channels last, with downsampling as steps between them.
 
     The projections of a mixer are single layers, and its scan is a unit of its own.
     """
@@ -25,7 +25,7 @@ class VMamba(Family):
     about = "VMamba, v2 and v0"
 
     def takes(self, model: nn.Module) -> bool:
-        """Say whether the model has a mixer."""
+        """Tell whether the model has a mixer."""
         return bool(mixers(model))
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -48,6 +48,6 @@ class VMamba(Family):
         return mixer, Branch(step, "mlp", "fc2", lambda x: block.mlp(block.norm2(x)))
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
-        """Find the MLPs; that a mixer is no whole module is meant so, and no refusal."""
+        """Find the MLPs; that a mixer cannot be taken as a whole is intended, not a refusal."""
         sites, refusals = super().survey(model)
         return sites, {name: error for name, error in refusals.items() if name not in mixers(model)}

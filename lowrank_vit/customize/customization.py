@@ -41,11 +41,11 @@ class Customization:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """List the tensors that are trained: all, but for a word's vector that stays as it was drawn."""
+        """List the trained tensors: all, except a word's vector that stays as it was drawn."""
         return [tensor for tensor in self.tensors.values() if tensor.requires_grad]
 
     def prompt(self, prompts: list[str]) -> Tensor:
-        """Return what the U-Net attends to, (N, L, m); the new word is known."""
+        """Return what the U-Net attends to, (N, L, m); the prompts may contain the new word."""
         return self.model.prompt(prompts, self.new_word)
 
 
@@ -78,7 +78,7 @@ def customized(model: TextToImage, method: Delta, new_word: str | None = None, *
 
 
 def save_delta(customization: Customization, path: Path) -> None:
-    """Write the tensors and what they belong to as one safetensors file."""
+    """Write the tensors, and what they belong to, as one safetensors file."""
     method = customization.method
     settings = {name: value for name, value in vars(method).items() if name not in UNTRAINED}
     about = {
@@ -92,7 +92,7 @@ def save_delta(customization: Customization, path: Path) -> None:
 
 
 def load_delta(model: TextToImage, path: Path) -> Customization:
-    """Attach the delta in a file to its base model, on the device of that.
+    """Attach the delta in a file to its base model, on the model's device.
 
     Raises ``InputError`` for a file that is no delta, and for one that was made for other weights.
     """

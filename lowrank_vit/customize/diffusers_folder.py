@@ -24,7 +24,7 @@ INDEX = "model_index.json"
 
 
 def open_folder(folder: Path) -> TextToImage:
-    """Load a model from a folder, in float32 on the CPU. Raises ``InputError`` for what is missing or not taken."""
+    """Load a model from a folder, in float32 on the CPU. Raises ``InputError`` for missing or unsupported parts."""
     require("a diffusion model", "diffusers")
     unet = folder / UNET / "config.json"
     if not unet.is_file():

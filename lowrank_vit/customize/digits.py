@@ -49,7 +49,7 @@ UNET: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW on a cosine after a warm-up; the weights are averaged over the last steps (EMA)."""
+    """Hold the training settings: AdamW on a cosine after a warm-up; the weights are averaged over the last steps (EMA)."""
 
     steps: int = 4000
     batch_size: int = 48
@@ -138,7 +138,7 @@ def _factor(step: int, recipe: Recipe) -> float:
 def _examples(
     model: TextToImage, scans: Tensor, words: Tensor, recipe: Recipe, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw a style for each scan, say so in its words, call some "digit", and leave some prompts empty."""
+    """Draw a style for each scan, name it in the prompt, call some "digit", and leave some prompts empty."""
     inverted, generic, empty = (
         torch.rand(len(scans), generator=generator) < share for share in (0.5, recipe.generic, recipe.empty)
     )

@@ -9,7 +9,7 @@ Judged = tuple[Tensor, Tensor]
 
 
 class Judge:
-    """A classifier of the digits, from outside: images (N, 1, 8, 8) in -1..1 to answers and features."""
+    """Judge images by an outside classifier of the digits: images (N, 1, 8, 8) in -1..1 to answers and features."""
 
     def __init__(self, classifier: nn.Module) -> None:
         from timm.data import resolve_model_data_config
@@ -34,7 +34,7 @@ def accuracy(answers: Tensor, digits: Tensor | int) -> float:
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """Return the squared distance of Wasserstein between normal distributions fitted to two sets of features, float64.
+    """Return the squared Wasserstein distance between normal distributions fitted to two sets of features, float64.
 
     ``|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`` with means m and covariances A, B (n - 1); features: (N, width).
 

@@ -14,7 +14,7 @@ from lowrank_vit.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Prior:
-    """Images (N, C, H, W) in -1..1 that the base drew, the prompt of each, and the weight of their loss.
+    """Hold images (N, C, H, W) in -1..1 that the base drew, the prompt of each, and the weight of their loss.
 
     Raises ``InputError`` for a weight that is not positive.
     """
@@ -38,7 +38,7 @@ def draw_prior(
     seed: int = 0,
     progress: bool = False,
 ) -> Prior:
-    """Let the base draw ``count`` images, the prompts in turns; the seed draws the same on every device.
+    """Let the base draw ``count`` images, cycling through the prompts; the seed draws the same on every device.
 
     Raises ``InputError`` for fewer images than prompts, a word that the model does not know, and a weight that is not
     positive.

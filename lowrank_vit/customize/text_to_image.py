@@ -83,7 +83,7 @@ class TextToImage:
 
     @torch.no_grad()
     def to_latents(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what the U-Net sees of images: themselves, or a draw of the autoencoder's code, scaled."""
+        """Return the U-Net's inputs for images: the images, or a scaled draw of the autoencoder's code."""
         if self.autoencoder is None:
             return images
         code = self.autoencoder.encode(images).latent_dist
@@ -92,7 +92,7 @@ class TextToImage:
 
     @torch.no_grad()
     def to_images(self, latents: Tensor) -> Tensor:
-        """Return the images behind what the U-Net sees."""
+        """Return the images that the U-Net's inputs stand for."""
         if self.autoencoder is None:
             return latents.clamp(-1, 1)
         return self.autoencoder.decode(latents / self.autoencoder.config["scaling_factor"]).sample.clamp(-1, 1)

@@ -23,7 +23,7 @@ TIMED = 2  # the step that an estimate is made from: the first ones take longer
 
 @dataclass(frozen=True)
 class Training:
-    """AdamW with a learning rate that falls linearly to zero; the defaults are COMCAT's.
+    """Hold the training settings: AdamW with a learning rate that falls linearly to zero; the defaults are COMCAT's.
 
     ``learning_rate`` None is the method's own.
     """
@@ -44,7 +44,7 @@ class Training:
 
 @dataclass
 class Trained:
-    """Hold what a training told: the loss of every step, and the median of the seconds that one took."""
+    """Hold what a training recorded: the loss of every step, and the median of the seconds per step."""
 
     losses: list[float] = field(default_factory=list)
     seconds_a_step: float = 0.0

@@ -13,7 +13,7 @@ from lowrank_vit.runtime.errors import InputError
 
 
 class Text(Protocol):
-    """The interface of a text model."""
+    """Define the interface of a text model."""
 
     @property
     def encoder(self) -> nn.Module:
@@ -39,7 +39,7 @@ class Text(Protocol):
 
 
 class WordTable:
-    """A vector for each word of a small vocabulary, whose first word is the empty one; prompts are ``length`` words."""
+    """Look up the word vectors of a small vocabulary, whose first word is the empty one; prompts are ``length`` words."""
 
     def __init__(self, vocabulary: Sequence[str], width: int, length: int) -> None:
         self.vocabulary, self.length = list(vocabulary), length
@@ -76,13 +76,13 @@ class WordTable:
 
 
 class ClipText:
-    """CLIP's tokenizer and text model, as folders of diffusers have them."""
+    """Encode prompts with CLIP's tokenizer and text model, as folders of diffusers have them."""
 
     def __init__(self, tokenizer: Any, encoder: Any) -> None:
         self.tokenizer, self.encoder = tokenizer, encoder
 
     def tokens(self, prompts: Sequence[str], new_word: str | None = None) -> Tensor:
-        """Tokenize, padded or cut to the model's length; the text around the new word is tokenized as ever."""
+        """Tokenize, padded or cut to the model's length; the text around the new word is tokenized as usual."""
         tokenizer, length = self.tokenizer, self.tokenizer.model_max_length
         new = self.encoder.config.vocab_size
         rows = []
@@ -111,7 +111,7 @@ class ClipText:
 
 
 class NewWord(nn.Module):
-    """A table with one more vector, for the number after its last; it begins at random, as large as the others are."""
+    """Extend a table by one vector, for the number after its last; it begins at random, as large as the others are."""
 
     def __init__(self, table: nn.Embedding, generator: torch.Generator) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def load_split(split: Literal["train", "validation"]) -> Scans:
 
 
 class DigitsSplit:
-    """One split of scikit-learn's digits."""
+    """Serve one split of scikit-learn's digits."""
 
     def __init__(self, images: np.ndarray, labels: Sequence[int]) -> None:
         self.images = images  # (N, 8, 8), uint8

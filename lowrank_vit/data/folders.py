@@ -20,7 +20,7 @@ EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
 
 
 class FileSplit:
-    """Image files and their labels; ``side`` is ``read_image``'s."""
+    """Serve image files and their labels; ``side`` is ``read_image``'s."""
 
     def __init__(self, files: Sequence[str], labels: Sequence[int], side: int | None = None) -> None:
         self.files = files

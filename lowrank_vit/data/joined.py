@@ -19,7 +19,7 @@ FORM = "joined:FOLDER,SPEC"
 
 @dataclass(frozen=True)
 class JoinedSplit:
-    """The images of two splits, one after the other."""
+    """Serve the images of two splits, one split after the other."""
 
     first: ImageSplit
     second: ImageSplit

@@ -35,7 +35,7 @@ def evaluation_transform(data_config: Mapping[str, Any]) -> Transform:
 
 
 def resized_side(data_config: Mapping[str, Any]) -> int:
-    """Return the longest that the evaluation transform's resize leaves an image's shorter side, in pixels."""
+    """Return the upper bound of an image's shorter side after the evaluation transform's resize, in pixels."""
     return math.ceil(max(data_config["input_size"][1:]) / data_config.get("crop_pct", DEFAULT_CROP_PCT))
 
 
@@ -48,7 +48,7 @@ def training_transform(data_config: Mapping[str, Any]) -> Transform:
 
 
 def augmentation_record(data_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a report says about the training transform."""
+    """Return a report's entry on the training transform."""
     crops = {"crop_area": [*CROP_AREA], "crop_ratio": [*CROP_RATIO]}
     return {**crops, "flips": FLIPS, "interpolation": data_config.get("interpolation", "bilinear")}
 
@@ -82,7 +82,7 @@ def _try(data_config: Mapping[str, Any]) -> None:
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
-    """The images of ``split`` at ``indices``, in this order, converted and transformed: (C, H, W) float32 and label.
+    """Serve the images of ``split`` at ``indices``, in this order, converted and transformed: (C, H, W) float32 and label.
 
     An item is a position in ``indices``, or a ``Draw``: then the transform's randomness comes from its seed alone.
     """
@@ -118,7 +118,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class ImageLoader(DataLoader[tuple[Tensor, int]]):
-    """A loader that reports a broken image in one line, where PyTorch would pass on its worker's whole traceback.
+    """Load batches, and report a broken image in one line, where PyTorch would pass on its worker's whole traceback.
 
     Workers that are kept for the next epoch end with the loader, and at an error; Lightning ends them with its run.
     """

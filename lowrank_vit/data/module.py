@@ -42,7 +42,7 @@ from lowrank_vit.runtime.errors import InputError
 
 
 class ImageData(lightning.LightningDataModule):
-    """Loaders for training, evaluation, calibration and held-out checks of the images that ``spec`` stands for.
+    """Load the images that ``spec`` stands for: for training, evaluation, calibration and held-out checks.
 
     ``data_config`` is what ``timm.data.resolve_model_data_config(model)`` gives: every transform comes from it. A batch
     is images (N, C, H, W), float32, and labels (N,), int64, -1 where there is none. Under ``torch.distributed`` each
@@ -153,7 +153,7 @@ class ImageData(lightning.LightningDataModule):
 
     @property
     def holds_out(self) -> bool:
-        """Say whether any image is held out: none where none were asked for, or where there is a single one."""
+        """Tell whether any image is held out: none where none were asked for, or where there is a single one."""
         return bool(self._drawn[1])
 
     @property
@@ -191,13 +191,13 @@ class ImageData(lightning.LightningDataModule):
 
     @property
     def training_record(self) -> dict[str, Any]:
-        """Return what a report says about the training images: a process's batch, the augmentation (None without one)."""
+        """Return a report's entry on the training images: a process's batch, the augmentation (None without one)."""
         augmentation = augmentation_record(self.data_config) if self._augments else None
         return {"batch_size": self.batch_size, "augmentation": augmentation}
 
     @property
     def calibration_record(self) -> dict[str, Any]:
-        """Return what a report says about the calibration: the source, the hash of the indices, how many images."""
+        """Return a report's entry on the calibration: the source, the hash of the indices, how many images."""
         indices = self.calibration_indices
         return {"source": self.spec, "indices_sha256": hash_indices(indices), "samples": len(indices)}
 

@@ -61,14 +61,14 @@ def hash_indices(indices: Sequence[int]) -> str:
 
 
 class Draw(NamedTuple):
-    """One training image, and the seed of its random crop and flip."""
+    """Hold the position of one training image, and the seed of its random crop and flip."""
 
     position: int
     seed: int
 
 
 class ShardSampler(DistributedSampler[int]):
-    """Every index below ``size`` exactly once over all processes, in order: ``rank, rank + world, ...``.
+    """Yield every index below ``size`` exactly once over all processes, in order: ``rank, rank + world, ...``.
 
     It derives from ``DistributedSampler`` so that Lightning does not replace it by its own, which pads.
     """
@@ -91,7 +91,7 @@ class ShardSampler(DistributedSampler[int]):
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Indices shuffled by (seed, epoch), so that a run resumed at epoch k sees what the first run saw.
+    """Shuffle the indices by (seed, epoch), so that a run resumed at epoch k sees what the first run saw.
 
     Each comes with a seed for its augmentation, which makes it independent of the number of workers, too. The last
     round is filled up from the start of the order, since all processes must take as many steps.

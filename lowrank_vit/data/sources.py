@@ -8,9 +8,9 @@ from lowrank_vit.runtime.registry import unknown
 
 
 def open_source(spec: str) -> ImageSource:
-    """Open a SPEC: ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``arrow:PATH``, ``hf:NAME``,
-    ``joined:FOLDER,SPEC``.
+    """Open a SPEC.
 
+    It is ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``arrow:PATH``, ``hf:NAME`` or ``joined:FOLDER,SPEC``.
     Folders are listed and tables mapped, no image is decoded. Raises ``InputError`` where the SPEC is unknown or what
     it names is missing, empty or unreadable.
     """

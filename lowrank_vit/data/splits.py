@@ -15,7 +15,7 @@ NO_LABEL = -1
 
 
 class ImageSplit(Protocol):
-    """A map-style data set: ``split[i]`` is image i as its file has it, and its label (-1 where there is none)."""
+    """Define a map-style data set: ``split[i]`` is image i as its file has it, and its label (-1 where there is none)."""
 
     @property
     def labels(self) -> Sequence[int]:
@@ -25,7 +25,7 @@ class ImageSplit(Protocol):
         """Return the bytes that identify the image's content: as they are encoded, or its raw pixels."""
 
     def reduced(self, side: int) -> ImageSplit:
-        """Return the same images for a transform that resizes their shorter side to ``side``: large ones come smaller."""
+        """Return the same images for a transform that resizes their shorter side to ``side``: large ones decoded smaller."""
 
     def __len__(self) -> int: ...
 
@@ -34,7 +34,7 @@ class ImageSplit(Protocol):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An opened SPEC.
+    """Hold an opened SPEC.
 
     ``num_classes`` is None where nothing has a label. ``mirrors`` says whether an image keeps its meaning when it is
     flipped and cropped: photographs do, digits do not.
@@ -58,7 +58,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """A kind of source: how its SPEC is written, and what opens it, given the SPEC and its part behind the colon."""
+    """Describe a kind of source: how its SPEC is written, and what opens it, given the SPEC and its part after the colon."""
 
     form: str
     open: Callable[[str, str], ImageSource]

@@ -25,7 +25,7 @@ LABEL_COLUMNS = ("label", "labels")
 
 
 class TableSplit:
-    """Rows of a table with a column of encoded images; ``side`` is ``read_image``'s."""
+    """Serve the rows of a table with a column of encoded images; ``side`` is ``read_image``'s."""
 
     def __init__(
         self, table: datasets.Dataset, column: str, labels: Sequence[int], name: str, side: int | None = None

@@ -36,7 +36,7 @@ def cholesky_root(moment: Tensor, damping: float = 0.0, scale: Tensor | None = N
 
 @dataclass(frozen=True)
 class OutputMetric:
-    """``||E||^2 = tr(E^T C E)`` for a change E of the weight: the mean squared change of the output of a token.
+    """Measure a change E of the weight by ``||E||^2 = tr(E^T C E)``: the mean squared change of a token's output.
 
     ``root`` is any T with ``T^T T = W^T C W``; ``left`` is ``L^T`` with ``C = L L^T``, or ``None`` where only the
     output's second moment was collected (then only changes of the form ``W B`` can be measured).
@@ -92,7 +92,7 @@ class OutputMetric:
 
 
 def _root(second: Tensor, mean: Tensor, centre: Tensor | None) -> tuple[Tensor, float]:
-    """Compute the root of the second moment about zero or ``centre``; both have the rounding errors of that about zero."""
+    """Compute the root of the second moment about zero or ``centre``; both have the rounding errors of the one about zero."""
     if centre is None:
         moment = second
     else:

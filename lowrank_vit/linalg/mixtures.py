@@ -25,7 +25,7 @@ def first_kept(sizes: Sequence[int | None], count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Gated:
-    """A weight of nested truncations: ``V diag(g) U^T``, (d, n), as layers store it."""
+    """Mix nested truncations of a weight: ``V diag(g) U^T``, (d, n), as layers store it."""
 
     u: Tensor  # shape: (n, k)
     v: Tensor  # shape: (d, k)
@@ -38,7 +38,7 @@ class Gated:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A tensor that has another value at every size."""
+    """Mix the values of a tensor that has another value at every size."""
 
     values: Tensor  # shape: (a, ...)
 
@@ -49,7 +49,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class MixedQueries:
-    """The rows of queries in a layer whose heads compare ``q^T B k`` in place of ``q^T k``; all other rows stay.
+    """Mix the query rows of a layer whose heads compare ``q^T B k`` instead of ``q^T k``; all other rows stay.
 
     The logits are linear in B, so that those of a mixture are the mixture of the logits.
     """

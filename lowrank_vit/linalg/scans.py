@@ -51,7 +51,7 @@ def cross_scan(x: Tensor) -> Tensor:
 
 
 def by_direction(y: Tensor, height: int, width: int) -> Tensor:
-    """Put what was read in four orders, (L, B, 4, D), back to where it was in the map: (B, H, W, 4, D)."""
+    """Put what was read in four orders, (L, B, 4, D), back in its place in the map: (B, H, W, 4, D)."""
     backwards = y[:, :, 2:].flip(0)
     rows = [each[:, :, 0].unflatten(0, (height, width)) for each in (y, backwards)]
     columns = [each[:, :, 1].unflatten(0, (width, height)).transpose(0, 1) for each in (y, backwards)]

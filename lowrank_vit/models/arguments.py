@@ -41,7 +41,7 @@ def make_model(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Mo
 
 
 def _changed_images(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what images of another size, or with other channels, change in timm's description of them."""
+    """Return the changes to timm's description of a model's images that another size, or other channels, cause."""
     config, size, channels = timm.models.get_pretrained_cfg(name), arguments.get("img_size"), arguments.get("in_chans")
     if config is None or (size is None and channels is None):
         return {}

@@ -55,7 +55,7 @@ def make(kind: str, config: Mapping[str, Any], **options: bool) -> nn.Module:
 
 
 def recorded(model: nn.Module) -> dict[str, Any] | None:
-    """Return the arguments with which ``make`` makes a model again; None for a model of another origin."""
+    """Return the arguments from which ``make`` rebuilds a model; None for a model of another origin."""
     kind = type(model)
     if kind.__name__ not in MODELS or not kind.__module__.startswith(PACKAGE):
         return None
@@ -87,7 +87,7 @@ def load(name: str) -> nn.Module:
 
 
 def prepared_images(config: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe as timm does how images are prepared; ``config``: the model's, ``images``: of its preprocessor.
+    """Describe, as timm does, how images are prepared; ``config``: the model's, ``images``: its preprocessor's.
 
     >>> prepared_images({"image_size": 224}, {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}})
     {'input_size': [3, 224, 224], 'interpolation': 'bilinear', 'crop_pct': 0.875, 'crop_mode': 'center'}
@@ -150,7 +150,7 @@ def _described(place: str, file: str, default: dict[str, Any] | None = None) -> 
 
 
 def _loaded(whole: Any, place: str) -> tuple[Any, list[str]]:
-    """Load weights strictly, from safetensors; return the model, and the names of weights that there are none of."""
+    """Load weights strictly, from safetensors; return the model, and the names of the weights that are missing."""
     from transformers.utils import logging
 
     shown, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -62,7 +62,7 @@ def load_model(
 
 
 def model_arguments(name: str, checkpoint: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that ``load_model`` makes the model with, beside the classes, to save with what is made of it."""
+    """Return the arguments, besides the classes, with which ``load_model`` makes a model, to save with its results."""
     if name.startswith(HUB):
         arguments = {**_hub_config(name).get("model_args", {}), **given}
     elif checkpoint is not None:

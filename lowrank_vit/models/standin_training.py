@@ -19,7 +19,7 @@ from lowrank_vit.data.digits import load_split
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW on a one-cycle cosine schedule, over images that are shifted by at most one pixel at random.
+    """Hold the training settings: AdamW on a one-cycle cosine schedule, images shifted by at most one pixel at random.
 
     ``gain`` scales the normal initial weights, ``gain / sqrt(fan_in)``: timm's 0.02 is made for widths of hundreds and
     learns slowly at 24; with 1.0 the spectrum stays as flat as that of noise, and any truncation destroys the model.

@@ -63,7 +63,7 @@ STANDINS: tuple[str, ...] = tuple(default_cfgs)
 
 
 def is_standin(name: str) -> bool:
-    """Say whether ``name`` is one of the embedded stand-ins."""
+    """Tell whether ``name`` is one of the embedded stand-ins."""
     return name in STANDINS
 
 

@@ -34,7 +34,7 @@ class ChannelsFirst(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Join 2 x 2 neighbours, norm, project to twice the width (v0): (B, H, W, n) to (B, H/2, W/2, 2 n)."""
+    """Join 2 x 2 neighbours, normalise, project to twice the width (v0): (B, H, W, n) to (B, H/2, W/2, 2 n)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def two_convolutions(channels: int, dim: int) -> nn.Sequential:
 
 
 class VSSBlock(nn.Module):
-    """``x + SS2D(LN(x))``, then, with an MLP, ``x + MLP(LN(x))``."""
+    """Compute ``x + SS2D(LN(x))``, then, with an MLP, ``x + MLP(LN(x))``."""
 
     def __init__(self, dim: int, mlp_ratio: float, mixer: SS2D) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class VSSBlock(nn.Module):
 
 
 class VSSStage(nn.Module):
-    """Blocks of one width, and the way to the next stage."""
+    """Run blocks of one width, then the step to the next stage."""
 
     def __init__(self, blocks: Sequence[VSSBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class VSSStage(nn.Module):
 
 
 class VSSM(nn.Module):
-    """VMamba for images. ``gated`` is v0: gates, no MLP, patch merging; otherwise v2. ``state``: N, of each channel.
+    """Classify images by VMamba. ``gated`` is v0: gates, no MLP, patch merging; otherwise v2. ``state``: N, of each channel.
 
     ``early_conv``: the patch embedding of v2, of patches of 4; ``kernel``: of the mixers' convolutions, 1 for none.
     """
@@ -149,7 +149,7 @@ class VSSM(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        """Return the norm behind the last block."""
+        """Return the norm after the last block."""
         return self.classifier.get_submodule("norm")
 
     def get_classifier(self) -> nn.Module:
@@ -184,7 +184,7 @@ RENAMED = {  # names in files from before the releases
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Give an official checkpoint the present names and shapes: old names, linear layers as 1 x 1 convolutions, nesting."""
+    """Give an official checkpoint today's names and shapes: old names, linear layers as 1 x 1 convolutions, nesting."""
     state: Mapping[str, Any] = state_dict.get("model_ema") or state_dict.get("model") or state_dict
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     made = {}

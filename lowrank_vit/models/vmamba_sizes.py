@@ -36,7 +36,7 @@ default_cfgs = generate_default_cfgs({name: dict(CONFIG) for name in VMAMBAS})
 
 
 def build_vmamba(name: str, pretrained: bool, kwargs: dict[str, Any], **architecture: Any) -> nn.Module:
-    """Build a VMamba under a registered name; ``kwargs`` go before the name's own ``architecture``."""
+    """Build a VMamba under a registered name; ``kwargs`` override the name's own ``architecture``."""
     model: nn.Module = build_model_with_cfg(VSSM, name, pretrained, **{**architecture, **kwargs})
     return model
 

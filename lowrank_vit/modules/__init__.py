@@ -20,7 +20,7 @@ PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, flo
 
 
 class Replacement(Protocol):
-    """The interface of a module that replaces another."""
+    """Define the interface of a module that replaces another."""
 
     @property
     def config(self) -> dict[str, Any]:

@@ -41,9 +41,10 @@ def shared_weights(
 
 @REPLACEMENTS.register("mixer")
 class ConvMixer(nn.Module):
-    """``up(relu(down(x)))`` of the patches, a ``kernel`` of 1 or 3; a kernel of 0 hands them on. The class token passes.
+    """Compute ``up(relu(down(x)))`` of the patches for a ``kernel`` of 1 or 3; a kernel of 0 leaves them as they are.
 
-    ``width``: n of the stream; ``inner``: that of a head. Raises ``ValueError`` for another kernel, and widths below 1.
+    The class token always stays as it is. ``width``: n of the stream; ``inner``: that of a head. Raises ``ValueError`` for
+    another kernel, and widths below 1.
     """
 
     def __init__(self, width: int, inner: int, kernel: int) -> None:
@@ -63,7 +64,7 @@ class ConvMixer(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(cls, down: Tensor, bias: Tensor, up: Tensor, up_bias: Tensor) -> ConvMixer:
-        """Make a mixer of its weights, as ``shared_weights`` has them, and the bias of the way up, (n,)."""
+        """Make a mixer from its weights, as ``shared_weights`` returns them, and the bias of the way up, (n,)."""
         made = cls(down.shape[1], down.shape[0], down.shape[2]).to(down)
         made.down.weight.copy_(down)
         made.down.bias.copy_(bias)  # type: ignore[union-attr]

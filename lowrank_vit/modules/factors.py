@@ -1,4 +1,4 @@
-"""What is done to all pairs of factors of a model at once; its outputs stay the same."""
+"""Operations on all pairs of factors of a model at once, which leave its outputs the same."""
 
 from __future__ import annotations
 

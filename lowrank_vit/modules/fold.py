@@ -1,4 +1,4 @@
-"""From what is kept of a layer or a module to the smaller one that replaces it."""
+"""Folding: the smaller layer or module, made from what is kept of the one that it replaces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lowrank_vit.records.moments import as_float64
 
 @dataclass(frozen=True)
 class CutLayer:
-    """One layer at its rank: ``W^ = U V^T + Z``, where a low-rank Z is folded into U and V as ``[U G][V Y]^T``."""
+    """Hold one layer at its rank: ``W^ = U V^T + Z``, where a low-rank Z is folded into U and V as ``[U G][V Y]^T``."""
 
     site: Site
     rank: int  # of U V^T without Z
@@ -46,7 +46,7 @@ def fold(layer: CutLayer, linear: nn.Linear) -> LowRankLinear:
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """The weights of a dense attention module from which its smaller form is made, float64."""
+    """Hold the weights of a dense attention module, float64, from which its smaller form is made."""
 
     weight: Tensor  # shape: (n, 3 h s), of queries, keys and values, each by heads
     bias: Tensor  # shape: (3 h s,)
@@ -57,7 +57,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class MlpWeights:
-    """The weights of a dense MLP from which its smaller form is made, float64."""
+    """Hold the weights of a dense MLP, float64, from which its smaller form is made."""
 
     weight: Tensor  # shape: (n, rows * hidden), of the first layers; with gates these come first
     bias: Tensor  # shape: (rows * hidden,)

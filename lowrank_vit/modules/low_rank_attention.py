@@ -15,7 +15,7 @@ from lowrank_vit.records.moments import as_float64
 
 
 class Heads:
-    """Splits channels into heads of given widths, (B, T, sum of widths) to (B, live, T, widest), padded with zeros.
+    """Split channels into heads of given widths, (B, T, sum of widths) to (B, live, T, widest), padded with zeros.
 
     ``live``: the heads that have a place there, by default all; the others must have no channels. It slices: a gather by
     index, and the scatter of its gradient, cost three times as much. Torch's fused attention takes queries, keys and
@@ -40,7 +40,7 @@ class Heads:
         return torch.cat([x[:, place, :, :width] for place, width in enumerate(self.places)], -1)
 
     def fill(self, x: Tensor) -> Tensor:
-        """Fill every head with zeros up to the widest, (..., sum of widths) to (..., heads * widest)."""
+        """Pad every head with zeros to the widest, (..., sum of widths) to (..., heads * widest)."""
         parts = zip(x.split(self.widths, -1), self.widths, strict=True)
         return torch.cat([F.pad(part, (0, self.widest - width)) for part, width in parts], -1)
 
@@ -51,7 +51,7 @@ class Heads:
 
 
 def relative_positions(height: int, width: int, class_token: bool = False) -> Tensor:
-    """Number the relative positions of all pairs of tokens in a window, row by row, (height width, height width).
+    """Index the relative positions of all pairs of tokens in a window, row by row, (height width, height width).
 
     A class token comes first: three more numbers stand for its queries, its keys, and both.
     """
@@ -81,7 +81,7 @@ def balance_rows(before: Tensor, after: Tensor) -> Tensor:
 
 @REPLACEMENTS.register("attention")
 class LowRankAttention(nn.Module):
-    """Attention whose heads compare ``query_key`` directions and pass on ``value`` directions, given for each head.
+    """Compute attention whose heads compare ``query_key`` directions and pass on ``value`` directions, given per head.
 
     Keys and values have no bias: the softmax ignores that of the keys, the output's bias holds that of the values.
     ``scale`` is that of the dense head. Both are padded with zeros to one width, as torch's fused kernels, which are twice
@@ -146,7 +146,7 @@ class LowRankAttention(nn.Module):
 
     @torch.no_grad()
     def pivot(self) -> None:
-        """Store an identity in each head's keys and values no more; queries and the output take up what that changes.
+        """Stop storing an identity in each head's keys and values; queries and the output take up the change.
 
         Raises ``TypeError`` where the factors are pivoted already.
         """

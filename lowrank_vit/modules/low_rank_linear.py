@@ -16,7 +16,7 @@ from lowrank_vit.records.moments import as_float64
 
 @REPLACEMENTS.register("linear")
 class LowRankLinear(nn.Module):
-    """``y = (x U) V^T + b`` in two matrix products, plus ``x Z`` where a correction did not fold into U and V.
+    """Compute ``y = (x U) V^T + b`` in two matrix products, plus ``x Z`` where a correction did not fold into U and V.
 
     ``down.weight`` is ``U^T`` (rank, n), ``up.weight`` is ``V`` (d, rank).
     """
@@ -37,7 +37,7 @@ class LowRankLinear(nn.Module):
 
     @torch.no_grad()
     def pivot(self) -> None:
-        """Store an identity in U no more; V takes up what that changes. Raises ``TypeError`` where it is done already."""
+        """Stop storing an identity in U; V takes up the change. Raises ``TypeError`` where it is done already."""
         if not isinstance(self.down, nn.Linear):
             raise TypeError("the factors are pivoted already")
         self.down, (square,) = as_pivoted(self.down, [self.rank])

@@ -12,7 +12,7 @@ from lowrank_vit.modules import REPLACEMENTS
 
 @REPLACEMENTS.register("mlp")
 class SmallMlp(nn.Module):
-    """An MLP with fewer hidden units; the layers are called ``fc1`` and ``fc2`` as timm's are."""
+    """Compute an MLP with fewer hidden units; the layers are called ``fc1`` and ``fc2``, as timm's are."""
 
     rows: ClassVar[int] = 1  # of the first layer, for each hidden unit
 
@@ -36,7 +36,7 @@ class SmallMlp(nn.Module):
 
 @REPLACEMENTS.register("gated_mlp")
 class SmallGatedMlp(SmallMlp):
-    """A gated MLP with fewer hidden units: the first layer makes all gates, then what they are multiplied with."""
+    """Compute a gated MLP with fewer hidden units: the first layer makes all gates, then what they multiply."""
 
     rows: ClassVar[int] = 2
 

@@ -1,4 +1,4 @@
-"""The layers that replace those of values and outputs in an attention module that otherwise stays as it is.
+"""The layers that replace those of values and outputs in an attention module whose rest stays as it is.
 
 Zeros take the place of the directions that the values have lost, so that the module around them, whatever it does with
 queries and keys (norms, rotations, cosines, biases by position), runs unchanged.
@@ -18,7 +18,7 @@ from lowrank_vit.modules.low_rank_attention import Heads, balance_rows
 
 @REPLACEMENTS.register("values")
 class NarrowValues(nn.Module):
-    """The layer of values, given for each head, behind ``others`` outputs that stay: those of queries and keys."""
+    """Compute values of widths given per head, after ``others`` outputs that stay: those of queries and keys."""
 
     def __init__(self, in_features: int, out_features: int, others: int, value: Sequence[int], bias: bool) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class NarrowValues(nn.Module):
 
 @REPLACEMENTS.register("outputs")
 class NarrowOutput(nn.Module):
-    """The output layer of an attention whose values have fewer directions, given for each head."""
+    """Compute the output of an attention whose values have fewer directions, given per head."""
 
     def __init__(self, in_features: int, out_features: int, value: Sequence[int]) -> None:
         super().__init__()

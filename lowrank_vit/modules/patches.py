@@ -12,7 +12,7 @@ from lowrank_vit.modules import REPLACEMENTS
 
 @REPLACEMENTS.register("patches")
 class Patches(nn.Module):
-    """A convolution whose stride is its kernel: each patch, flattened to (C kh kw,), goes through one linear layer."""
+    """Compute a convolution whose stride is its kernel: each patch, as (C kh kw,), goes through one linear layer."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Patches(nn.Module):
 
 
 def is_plain(module: object) -> bool:
-    """Say whether a module is a convolution that sees patch by patch: nothing overlaps, is padded, or left out between."""
+    """Tell whether a module is a convolution that sees patch by patch: nothing overlaps, is padded, or left out between."""
     return (
         type(module) is nn.Conv2d
         and module.stride == module.kernel_size

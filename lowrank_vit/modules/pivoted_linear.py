@@ -18,7 +18,7 @@ ONE, ZERO = 0, 1  # places before the free entries
 
 @REPLACEMENTS.register("pivoted")
 class PivotedLinear(nn.Module):
-    """``y = x W^T`` in blocks of outputs: a block of r outputs has r inputs, its pivots, that W passes on as they are.
+    """Compute ``y = x W^T`` in blocks of outputs: r outputs have r inputs, their pivots, that W passes on unchanged.
 
     ``free``: all other entries of W, row by row; ``pivots``: (d,), the input that equals each output's pivot. W, (d, n), is
     put together at every call, which takes one look-up.
@@ -82,7 +82,7 @@ class PivotedLinear(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Load pivots and free entries, and find the places anew; impossible pivots are an error as of another shape."""
+        """Load pivots and free entries, and find the places anew; impossible pivots are reported like a wrong shape."""
         super()._load_from_state_dict(
             state_dict,
             prefix,
@@ -122,7 +122,7 @@ def as_linear(layer: PivotedLinear) -> nn.Linear:
 
 
 def as_pivoted(plain: nn.Linear, widths: Sequence[int]) -> tuple[PivotedLinear, list[Tensor]]:
-    """Pivot a layer's weight in blocks of ``widths`` outputs; return it, and what to multiply the next weights by.
+    """Pivot a layer's weight in blocks of ``widths`` outputs; return it, and the factors for the next layer's weights.
 
     The layer's outputs become others, of which the matrix ``M``, (r, r), of each block makes the old ones:
     ``W_b^T = W'_b^T M_b``. It is float64.

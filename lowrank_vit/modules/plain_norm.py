@@ -1,4 +1,4 @@
-"""What is left of norms and of LayerScale once linear layers have taken up their weights."""
+"""What replaces norms and LayerScale once linear layers have taken up their weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowrank_vit.modules import REPLACEMENTS
 
 @REPLACEMENTS.register("norm")
 class PlainNorm(nn.LayerNorm):
-    """A layer norm without scale and shift: the linear layers behind it have them."""
+    """Apply a layer norm without scale and shift, which the linear layers after it have taken up."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps=eps, elementwise_affine=False)
@@ -30,7 +30,7 @@ class PlainNorm(nn.LayerNorm):
 
 @REPLACEMENTS.register("unscaled")
 class Unscaled(nn.Identity):
-    """Nothing, where LayerScale was: the linear layer before it has its factors."""
+    """Return the input, in place of a LayerScale whose factors the linear layer before it has taken up."""
 
     @property
     def config(self) -> dict[str, Any]:

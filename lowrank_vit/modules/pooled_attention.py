@@ -21,7 +21,7 @@ from lowrank_vit.records.layers import PoolSite
 
 @REPLACEMENTS.register("pooled_queries")
 class PooledQueries(nn.Module):
-    """Queries that stand here themselves: in the directions, given for each head, in which keys are compared with them.
+    """Hold the queries themselves, in the directions, given per head, in which keys are compared with them.
 
     What they were once made of, the latents, is not read.
     """
@@ -50,7 +50,7 @@ class PooledQueries(nn.Module):
 
 @REPLACEMENTS.register("pooled_keys")
 class PooledKeysValues(nn.Module):
-    """The layer of keys and values, given for each head; the output's bias has that of the values."""
+    """Compute keys and values of widths given per head; the output's bias holds that of the values."""
 
     def __init__(self, in_features: int, out_features: int, key: Sequence[int], value: Sequence[int]) -> None:
         super().__init__()

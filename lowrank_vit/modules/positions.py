@@ -16,7 +16,7 @@ from lowrank_vit.records.moments import as_float64
 
 @REPLACEMENTS.register("positions")
 class Positions(nn.Module):
-    """A table ``R C``, (1, T, n), of a vector for each position; R: (T, rank), C: (rank, n), or R alone, (T, n).
+    """Hold a table ``R C``, (1, T, n), of a vector for each position; R: (T, rank), C: (rank, n), or R alone, (T, n).
 
     It stands where a model has a parameter, so torch's functions take it as the tensor that it makes.
     """
@@ -51,7 +51,7 @@ class Positions(nn.Module):
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch with the table in the place of this module."""
+        """Call a function of torch with the table in place of this module."""
         tables = tree_map(lambda value: value() if isinstance(value, Positions) else value, (args, kwargs or {}))
         return function(*tables[0], **tables[1])
 

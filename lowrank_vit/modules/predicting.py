@@ -47,7 +47,7 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 class Predicting(nn.Module):
-    """A model that returns a tensor: its logits, or its features, of whatever it returns."""
+    """Wrap a model so that it returns one tensor, its logits or its features, whatever the model itself returns."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ BITS = range(2, 9)  # of a code
 
 @REPLACEMENTS.register("quantized")
 class QuantizedLinear(nn.Module):
-    """``y = x W^T + b`` with W stored as packed integer codes and turned back into numbers at every call.
+    """Compute ``y = x W^T + b`` with W stored as packed integer codes and restored at every call.
 
     ``codes``: packed, uint8; ``scale``: (d,); ``zero_point``: (d,), uint8; ``bias``: (d,) or None. All are buffers: there
     is nothing to train. Nothing is cached, so that codes take no more memory than in the file. W is restored in the type

@@ -32,7 +32,7 @@ STEPS = (1e-3, 1e-1)  # between which delta begins
 
 
 class Inputs(NamedTuple):
-    """What a scan reads, position by position in each direction; ``a`` is (4, D, N)."""
+    """Hold what a scan reads, position by position in each direction; ``a`` is (4, D, N)."""
 
     u: Tensor  # shape: (L, B, 4, D)
     delta: Tensor  # shape: (L, B, 4, D)
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
 
 
 class Scan(nn.Module):
-    """The scan of ``inner`` channels in four directions, ``state`` states each; delta is made by way of ``rank`` numbers."""
+    """Scan ``inner`` channels in four directions, ``state`` states each; ``rank``: of the projection that makes delta."""
 
     def __init__(self, inner: int, state: int, rank: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Scan(nn.Module):
         self.A_logs.copy_(torch.arange(1, self.state + 1).to(self.A_logs).log().expand_as(self.A_logs))
 
     def inputs(self, u: Tensor) -> Inputs:
-        """Return what the scan of a map, (B, H, W, D), reads: in float32 at least, as its exponentials need."""
+        """Return what the scan of a map, (B, H, W, D), reads: in float32 at least, for the sake of its exponentials."""
         xs = cross_scan(u)
         xs = xs.to(torch.promote_types(xs.dtype, torch.float32))
         made = torch.einsum("lbkd,kcd->lbkc", xs, self.x_proj_weight.to(xs))
@@ -75,7 +75,7 @@ class Scan(nn.Module):
         return Inputs(xs, F.softplus(raw), b, c, a)
 
     def scanned(self, seen: Inputs) -> Tensor:
-        """Return what the states say, without the skip: (L, B, 4, D)."""
+        """Return the read-out of the states, without the skip: (L, B, 4, D)."""
         states = recurrence(
             (seen.delta[..., None] * seen.a).exp(), (seen.delta * seen.u)[..., None] * seen.b[..., None, :]
         )
@@ -86,7 +86,7 @@ class Scan(nn.Module):
         return u * self.Ds.view(-1, self.inner).sum(0)
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Map (B, H, W, D) to (B, H, W, D), and nothing that is to be added behind the output layer."""
+        """Map (B, H, W, D) to (B, H, W, D), and to None: there is nothing to add after the output layer."""
         seen = self.inputs(u)
         y = self.scanned(seen) + self.Ds.view(DIRECTIONS, -1).to(seen.u) * seen.u
         return cross_merge(y, *u.shape[1:3]).to(u.dtype), None
@@ -98,7 +98,7 @@ class Scan(nn.Module):
 
 @REPLACEMENTS.register("scan")
 class SmallScan(Scan):
-    """A scan with one hidden channel, the mean of all, copied back to each; or none at all.
+    """Scan one hidden channel, the mean of all, and copy it back to each; or scan nothing at all.
 
     ``mode``: what is averaged: ``inputs`` (u, delta, A), ``discretised`` (exp(delta A) and delta u, the paper's figure), or
     the ``output``; ``left_out``: nothing is scanned. ``skip``: whether D u is averaged, too, or stays by channel.
@@ -138,7 +138,7 @@ class SmallScan(Scan):
     @classmethod
     @torch.no_grad()
     def of(cls, scan: Scan, dim: int, mode: str, skip: str = "channel", features: str = "none") -> SmallScan:
-        """Make the smaller form of a whole scan, with its weights; what it adds behind the output layer is zero."""
+        """Make the smaller form of a whole scan, with its weights; what it adds after the output layer is zero."""
         small = cls(scan.inner, scan.state, scan.rank, dim, mode, skip, features).to(scan.Ds)
         weights = {name: getattr(scan, name) for name in SCANNED} if mode != LEFT_OUT else {}
         weights["Ds"] = scan.Ds if weights else scan.Ds.view(DIRECTIONS, -1).sum(0)
@@ -147,7 +147,7 @@ class SmallScan(Scan):
         return small
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Map (B, H, W, D) to (B, H, W, D), and to what is added behind the output layer, (B, H, W, dim), or None."""
+        """Map (B, H, W, D) to (B, H, W, D), and to what is added after the output layer, (B, H, W, dim), or None."""
         if self.bias is not None:
             return self.skipped(u), self.added(u, self.bias)
         if self.mode == LEFT_OUT:
@@ -162,7 +162,7 @@ class SmallScan(Scan):
         return y.to(u.dtype).expand_as(u), None
 
     def added(self, u: Tensor, bias: Tensor) -> Tensor:
-        """Return what is added behind the output layer, (B, H, W, dim)."""
+        """Return what is added after the output layer, (B, H, W, dim)."""
         return bias.expand(*u.shape[:3], -1) if self.weight is None else F.linear(self.found(u), self.weight, bias)
 
     def found(self, u: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from lowrank_vit.modules import REPLACEMENTS
 
 @REPLACEMENTS.register("scatter")
 class ScatterOutput(nn.Module):
-    """``y[kept] = x W + b``, zero elsewhere. ``kept``: indices of outputs, ascending; they are no parameters.
+    """Compute ``y[kept] = x W + b``, zero elsewhere. ``kept``: ascending indices of outputs, which are not parameters.
 
     Raises ``ValueError`` for indices that are not.
     """

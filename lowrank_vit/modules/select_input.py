@@ -13,7 +13,7 @@ from lowrank_vit.modules import REPLACEMENTS
 
 @REPLACEMENTS.register("select")
 class SelectInput(nn.Module):
-    """``y = x[kept] W + b``. ``kept``: indices of inputs, ascending; they are no parameters.
+    """Compute ``y = x[kept] W + b``. ``kept``: ascending indices of inputs, which are not parameters.
 
     It has the sizes, weight and bias that modules around a linear layer ask for. Raises ``ValueError`` for other indices.
     """

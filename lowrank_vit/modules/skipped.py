@@ -1,4 +1,4 @@
-"""What is left of a block that goes: nothing."""
+"""The module that replaces a removed block: it returns the stream as it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowrank_vit.modules import REPLACEMENTS
 
 @REPLACEMENTS.register("skipped")
 class Skipped(nn.Module):
-    """Hands on the stream as it is, whatever else the block was given."""
+    """Return the stream as it is, whatever else the block was given."""
 
     def forward(self, x: Tensor, *others: Any, **more: Any) -> Tensor:
         """Return x, (B, ..., n)."""
@@ -25,7 +25,7 @@ class Skipped(nn.Module):
 
     @classmethod
     def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> Skipped:
-        """Make it. Raises ``ValueError`` for a configuration, which it has not."""
+        """Make the module. Raises ``ValueError`` for a configuration, which it does not have."""
         if config:
             raise ValueError(f"a skipped block has no {sorted(config)}")
         return cls()

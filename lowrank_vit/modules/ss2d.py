@@ -1,4 +1,4 @@
-"""VMamba's token mixer, whatever its scan is."""
+"""VMamba's token mixer, whichever scan it has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lowrank_vit.modules.scans import Scan
 
 
 class SS2D(nn.Module):
-    """VMamba's token mixer: a projection, a convolution of each channel, the scan, a norm, a projection back.
+    """Mix tokens as VMamba does: a projection, a convolution of each channel, the scan, a norm, a projection back.
 
     ``gated``: the projection makes a gate, too, which multiplies the normed output by its SiLU (v0). ``kernel``: of the
     convolution; 1 has none. State dicts have the scan's weights under the names of the official checkpoints, beside the
@@ -36,18 +36,18 @@ class SS2D(nn.Module):
 
     @property
     def whole_scan(self) -> Scan:
-        """Return the scan, smaller or not."""
+        """Return the scan, whether it is a smaller one or not."""
         assert isinstance(self.scan, Scan)
         return self.scan
 
     def read(self, projected: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return what the scan sees, (B, H, W, D), and the gate, given what the first projection makes."""
+        """Return the scan's input, (B, H, W, D), and the gate, given the output of the first projection."""
         u, gate = projected.chunk(2, -1) if self.gated else (projected, None)
         u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.act(u), gate
 
     def written(self, y: Tensor, gate: Tensor | None) -> Tensor:
-        """Return the output layer's inputs, given what the scan makes, (B, H, W, D)."""
+        """Return the output layer's input, given the scan's output, (B, H, W, D)."""
         normed: Tensor = self.out_norm(y)
         return normed if gate is None else normed * F.silu(gate)
 
@@ -66,7 +66,7 @@ class SS2D(nn.Module):
 
 
 def _official_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Write the scan's weights beside those of the layers around it."""
+    """Name the scan's weights in a state dict as official checkpoints do: next to those of the layers around it."""
     inside = f"{prefix}scan."
     for name in [name for name in state_dict if name.startswith(inside)]:
         state_dict[prefix + name.removeprefix(inside)] = state_dict.pop(name)

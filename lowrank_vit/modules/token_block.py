@@ -61,7 +61,7 @@ def fused(x: Tensor, attention: Tensor, count: int) -> Tensor:
 
 @REPLACEMENTS.register("tokens")
 class TokenBlock(nn.Module):
-    """A block of attention and MLP that hands on fewer tokens; the parts have the names that timm's block gives them.
+    """Run a block of attention and MLP that hands on fewer tokens; its parts have the names that timm's block gives them.
 
     ``rule``: ``"merge"``, pairs by the similarity of their keys, or ``"fuse"``, all but ``count`` into one. The sizes of
     merged tokens travel as one more channel, from the ``first`` such block to the ``last``; attention counts a token as

@@ -16,7 +16,7 @@ LEAST = 1e-9  # added to weights of zero
 
 
 class HeadLinear(nn.Module):
-    """A linear layer for each head: (B, h, T, n) to (B, h, T, d)."""
+    """Apply a linear layer of its own to each head: (B, h, T, n) to (B, h, T, d)."""
 
     def __init__(self, heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class HeadLinear(nn.Module):
 
 
 class TokenSelector(nn.Module):
-    """Score tokens: what share of them each is worth keeping (Kong et al. 2022, "SPViT", equations by our reading).
+    """Score how much each token is worth keeping (Kong et al. 2022, "SPViT"; the equations as we read them).
 
     In every head a hidden layer makes features of a token, of which the second half is replaced by its mean over the tokens,
     and three layers make two scores of both halves, keep and drop. A small network weights the heads of a token by their
@@ -70,7 +70,7 @@ class TokenSelector(nn.Module):
 
 
 def packed(x: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
-    """Return the package of dropped tokens, (B, 1, n): their mean, weighted by ``kept``, the scores of being kept.
+    """Pack dropped tokens into one, (B, 1, n): their mean, weighted by ``kept``, the scores of being kept.
 
     x: (B, T, n); kept: (B, T, 1); dropped: (B, T, 1), 1 for those that go into it, 0 for others.
     """
@@ -80,7 +80,7 @@ def packed(x: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
 
 @REPLACEMENTS.register("selecting")
 class SelectingBlock(TokenBlock):
-    """A block before which ``count`` patches stay, by the scores of a ``TokenSelector``, and the others become a package.
+    """Keep ``count`` patches before a block, by the scores of a ``TokenSelector``, and pack the others into one token.
 
     Tokens come in the order class token, patches, ``packages`` of earlier such blocks, which all stay. ``width`` is that of
     the stream. Raises ``ValueError`` as ``TokenSelector`` does.
@@ -113,12 +113,12 @@ class SelectingBlock(TokenBlock):
         return torch.cat([x[:, :1], kept, x[:, 1 + patches :], packed(x[:, 1 : 1 + patches], scores, dropped)], 1)
 
     def after(self, x: Tensor) -> Tensor:
-        """Attend, then think, as the block does: (B, T, n) to (B, T, n)."""
+        """Apply attention, then the MLP, as the block does: (B, T, n) to (B, T, n)."""
         return masked(self, x, None)
 
 
 def masked(block: Any, x: Tensor, kept: Tensor | None) -> Tensor:
-    """Lead x, (B, T, n), through a block whose tokens see themselves and those that are kept: (B, T, 1), of 0 and 1.
+    """Pass x, (B, T, n), through a block whose tokens see themselves and the kept ones: (B, T, 1), of 0 and 1.
 
     The slope of what is kept goes through the softmax, where a token counts as often as ``kept`` says (DynamicViT).
     """

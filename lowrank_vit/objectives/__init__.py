@@ -24,7 +24,7 @@ BLOCK = r"(?:.*\.)?blocks\.\d+"
 
 
 class Objective(Protocol):
-    """The interface of an objective. ``outputs`` is what the model returns for a batch of images, (B, ...).
+    """Define the interface of an objective. ``outputs`` is what the model returns for a batch of images, (B, ...).
 
     ``measures``: the name of the divergence in reports; ``unit``: its unit, in words.
     """
@@ -38,11 +38,11 @@ class Objective(Protocol):
         ...
 
     def lacks(self, model: nn.Module) -> str:
-        """Say what a model lacks, so that the objective cannot be measured on it; nothing where it can."""
+        """Say what a model lacks for the objective to be measured on it; nothing where it can be measured."""
         ...
 
     def fitted(self, model: nn.Module, batches: Batches) -> Objective:
-        """Return the objective with what it has to know of the dense model's outputs for the calibration images."""
+        """Return the objective with what it needs to know of the dense model's outputs for the calibration images."""
         ...
 
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
@@ -90,7 +90,7 @@ def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
 
 
 def timm_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
-    """Return what a timm model's head gets, what it returns and, with ``blocks``, the output of each block."""
+    """Return the head's inputs in a timm model, its outputs and, with ``blocks``, the output of each block."""
     timm_model: Any = model
     seen: list[Tensor] = []
     listened = [module for name, module in model.named_modules() if blocks and re.fullmatch(BLOCK, name)]

@@ -87,7 +87,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 @OBJECTIVES.register("classification")
 @dataclass(frozen=True)
 class Classification:
-    """Keep the predicted distribution: ``KL(dense || small)`` in nats for an image.
+    """Keep the predicted distribution: ``KL(dense || small)`` in nats per image.
 
     ``sampling``: how its Fisher information is probed, ``"labels"`` or ``"signs"`` (the same expectation, less noise).
     """

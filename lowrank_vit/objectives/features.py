@@ -56,7 +56,7 @@ def feature_error(sums: Tensor) -> Tensor:
 @OBJECTIVES.register("features")
 @dataclass(frozen=True)
 class Features:
-    """Keep what the model returns, (B, n) or (B, ..., n): ``mean_j (f_j - f'_j)^2 / v_j`` for an image.
+    """Keep what the model returns, (B, n) or (B, ..., n): ``mean_j (f_j - f'_j)^2 / v_j`` per image.
 
     The mean is over all features j, and all tokens where there are any; 0 is the dense model, and 1 what its mean feature
     would lose. ``variances``, v: of the dense model's features over the calibration images, at least ``floor`` of their

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What is known of a model before a size is chosen: statistics, and all directions of all units.
+    """Hold what is known of a model before a size is chosen: statistics, and all directions of all units.
 
     ``dense``: the model as it was given, ``model``: the same function in the form that units are cut from.
     ``chosen``: whether the user has chosen the sites. ``fallback``: what of the model the recipe could not take.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compensating:
-    """Finds Z for residuals; ``work``: the work of each layer's closed form, up to a constant factor."""
+    """Find Z for residuals; ``work``: the work of each layer's closed form, up to a constant factor."""
 
     model: nn.Module
     recipe: Recipe

@@ -56,7 +56,7 @@ def learn(
 
 
 def target_share(model: nn.Module, size: Size) -> float:
-    """Return the share that a size leaves of what it counts; of an amount of something else than parameters, a half."""
+    """Return the share of its cost that a size leaves; a half for an amount of anything but parameters."""
     budget, dense = budget_of(size), parameter_count(model)
     if budget.unit in (SHARE, REMOVED):
         return budget.limit(dense) / dense
@@ -64,7 +64,7 @@ def target_share(model: nn.Module, size: Size) -> float:
 
 
 def known_or(learnt: Learnt | None, recipe: Recipe, train: Callable[[], Learnt]) -> Learnt:
-    """Return what was learnt before, or else what ``train`` learns.
+    """Return what was learnt before, or what ``train`` learns.
 
     Raises ``InputError`` where the recipe learns on labelled images, and nothing learnt was given.
     """
@@ -79,7 +79,7 @@ def known_or(learnt: Learnt | None, recipe: Recipe, train: Callable[[], Learnt])
 
 
 def with_scores(groups: Sequence[Any], moments: Mapping[str, Moments], learnt: Learnt) -> dict[str, Moments]:
-    """Add what gates have learnt to the statistics of the layers that they sat on."""
+    """Add what gates have learnt to the statistics of the layers that had them."""
     scores = {name: _scores(name, layer, groups, learnt) for name, layer in moments.items()}
     return {name: replace(layer, sums={**layer.sums, **scores[name]}) for name, layer in moments.items()}
 
@@ -87,7 +87,7 @@ def with_scores(groups: Sequence[Any], moments: Mapping[str, Moments], learnt: L
 def gates_alone(
     model: nn.Module, recipe: Recipe, images: Images, target: float, phases: Phases, seed: int, progress: bool
 ) -> Learnt:
-    """Train the gates of a copy towards the model, in the first process; all get what it has learnt."""
+    """Train the gates of a copy towards the model, in the first process; all processes get what it has learnt."""
     method, data, device = recipe.gradual, images.tensor(), next(model.parameters()).device
     assert method is not None
     hardware = Hardware(accelerator="gpu" if device.type == "cuda" else device.type, precision="32-true")

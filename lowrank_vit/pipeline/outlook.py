@@ -15,9 +15,9 @@ from lowrank_vit.runtime.errors import InputError
 
 
 def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -> dict[str, Any]:
-    """Say what reductions of a model's ``cost``, or budgets, would lose and cost, by the losses that are
-    known before a plan is made: predicted ones, or the recipe's measured curves.
+    """Predict what reductions of a model's ``cost``, or budgets, would lose and cost.
 
+    The losses are those known before a plan is made: predicted ones, or the recipe's measured curves.
     Returns the ``dense`` costs, the ``currency`` of the losses, and ``sizes``: each with its ``reduction`` or ``budget``,
     ``predicted_loss`` (which adds up over the units) and costs, or the ``reason`` why it is out of reach. Heads of unequal
     widths are padded when they run, to some more multiply-accumulates than said here.
@@ -43,7 +43,7 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
 
 
 def _costs(curves: Sequence[ErrorCurve], ranks: Mapping[str, int | None], dense: Cost) -> dict[str, int]:
-    """Return the whole model's costs of all kinds at the ranks of some units; the others stay dense."""
+    """Return the whole model's costs of all kinds with some units at given ranks; the others stay dense."""
     costs = {}
     for name in COSTS.names():
         priced = [replace(curve, price=name) for curve in curves]

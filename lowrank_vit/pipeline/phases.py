@@ -33,7 +33,7 @@ def identity(model: torch.nn.Module, moments: Mapping[str, Moments], *plain: Any
 
 @dataclass(frozen=True)
 class Phases:
-    """Phases of one compression, kept in ``folder`` by name and ``identity``; without a folder nothing is kept."""
+    """Keep the phases of one compression in ``folder`` by name and ``identity``; without a folder nothing is kept."""
 
     folder: Path | None
     identity: str

@@ -34,7 +34,7 @@ def plan_within(analysis: Analysis, budget: Budget) -> RankPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """What a plan is made from: an analysis, a budget, how its cost is counted, and the curves in its prices."""
+    """Plan sizes from an analysis, a budget, how its cost is counted, and the curves in its prices."""
 
     analysis: Analysis
     budget: Budget
@@ -85,7 +85,7 @@ class Planner:
         return found
 
     def _kept(self, curves: Sequence[ErrorCurve], plan: RankPlan) -> tuple[RankPlan, int]:
-        """Plan again with less, as long as the model misses its budget; return the plan, and what its model costs."""
+        """Plan again with less while the model misses its budget; return the plan, and its model's cost."""
         limit, left = self.budget.limit(self.scale.dense), self.scale.corrections
         counted = self._counted(plan)
         while left > 0 and self.scale.misses(counted, limit):
@@ -98,11 +98,11 @@ class Planner:
         return plan, counted
 
     def _predicted(self, plan: RankPlan) -> int:
-        """Return what the whole model costs by the prices."""
+        """Return the whole model's cost as the prices predict it."""
         return self.scale.rest(self.curves) + total_cost(self.curves, plan.ranks)
 
     def _counted(self, plan: RankPlan) -> int:
-        """Return what the whole model costs; a sketch has no Z, so with one the prices must do."""
+        """Return the whole model's cost, counted; a sketch has no Z, so with a Z the prices have to do."""
         if not self.scale.corrections or self.analysis.recipe.compensation is not None:
             return self._predicted(plan)
         with self.analysis.watch("count"):

@@ -1,4 +1,4 @@
-"""The same function in the form that units are cut from: made once, before an image is seen."""
+"""The form of a model that units are cut from, which computes the same function: made once, before an image is seen."""
 
 from __future__ import annotations
 

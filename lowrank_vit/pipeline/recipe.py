@@ -32,7 +32,7 @@ PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "fo
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A way to compress: instances of methods, stage by stage.
+    """Describe a way to compress: instances of methods, stage by stage.
 
     ``units``: a decomposition for each kind of module to compress, by the kind's name (``decomposition`` for single
     linear layers, ``attention``, ``mlp``, ``patches``, ``positions``); beside whole modules, ``decomposition`` takes the
@@ -81,29 +81,29 @@ class Recipe:
 
     @property
     def needs_gradient(self) -> bool:
-        """Say whether calibration needs a backward pass."""
+        """Tell whether calibration needs a backward pass."""
         needs = [method.needs for method in self.units.values()]
         groups = [group for each in needs for group in ([each] if isinstance(each, frozenset) else each)]
         return self.refit is not None or any(needs_gradient(names) for names in groups)
 
     @property
     def replays(self) -> bool:
-        """Say whether losses are measured, by leading the stream through the model's blocks."""
+        """Tell whether losses are measured, by passing the stream through the model's blocks."""
         return self.measured is not None or self.sense is not None
 
     @property
     def needs_objective(self) -> bool:
-        """Say whether a loss is probed, measured, or trained towards."""
+        """Tell whether a loss is probed, measured, or trained towards."""
         return self.needs_gradient or self.replays or self.search is not None or self.gradual is not None
 
     @property
     def kinds(self) -> list[str]:
-        """Name the kinds of units that it is about: single layers are what is left where it takes whole modules."""
+        """Name the kinds of units it compresses; single layers count only where it takes no whole modules."""
         return [kind for kind in self.units if kind != SINGLE] or list(self.units)
 
     @property
     def methods(self) -> list[Any]:
-        """List the methods of all units and stages, but compensation and objective."""
+        """List the methods of all units and stages, except compensation and objective."""
         stages = (self.allocator, self.sense, self.search, self.measured, self.refit, self.gradual)
         return [*self.units.values(), *(method for method in stages if method is not None)]
 
@@ -165,7 +165,7 @@ ALIASES = {"budget": "compensation.budget", "probe": "objective.sampling"}
 
 
 def slots() -> dict[str, Callable[[str], Any] | None]:
-    """Return the slots for methods, each with the look-up of a class by name; None where there is only one method."""
+    """Return the slots for methods, each with the function that finds a class by name; None for a slot of one method."""
     registries: dict[str, Registry[Any]] = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
     registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
     registries |= {"search": SEARCHES, "gradual": GRADUAL}
@@ -177,7 +177,7 @@ def slots() -> dict[str, Callable[[str], Any] | None]:
 
 
 def _method(slot: str, value: Any) -> Any:
-    """Make the method that a name, a switch, or a number of rounds stands for; instances stay as they are."""
+    """Make the method that a name, a switch, or a number of rounds stands for; return instances as they are."""
     if slot == "sense" and isinstance(value, str):
         return MeasuredCurves(currency=value)
     if slot == "refit" and value == CLASSIFIER:

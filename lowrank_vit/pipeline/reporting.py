@@ -34,7 +34,7 @@ def architecture(model: nn.Module) -> str:
 
 
 def model_size(model: nn.Module) -> tuple[int, int | None]:
-    """Count parameters, and multiply-accumulates for an image; the latter None where its size is not known."""
+    """Count parameters, and multiply-accumulates per image; the latter None where the image size is not known."""
     return parameter_count(model), _macs(model, input_size(model))
 
 
@@ -114,7 +114,7 @@ def compensation_entry(recipe: Recipe, solutions: Mapping[str, Solution]) -> dic
 
 
 def carried(model: nn.Module) -> dict[str, Any]:
-    """Return what a model's report says of its scans, if they were replaced before it is compressed."""
+    """Return the report's entry on scans of a model whose scans were replaced before it is compressed."""
     before = getattr(model, "compression_report", {})
     return {name: before[name] for name in ("scan",) if name in before}
 

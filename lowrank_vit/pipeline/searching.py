@@ -19,7 +19,7 @@ STEPS = 6  # of the bisection: it ends within 1/64 of the reductions that can be
 
 @dataclass(frozen=True)
 class Trial:
-    """One size that was tried: its reduction, the points that it loses, and what was measured."""
+    """Hold one size that was tried: its reduction, the points that it loses, and what was measured."""
 
     reduction: float
     lost: float
@@ -27,7 +27,7 @@ class Trial:
 
 
 def points_lost(measured: dict[str, Any]) -> float:
-    """Return the points of top-1 that are lost, or of agreement with the dense model where there are no labels.
+    """Return the points lost in top-1, or in agreement with the dense model where there are no labels.
 
     Of a model without a classifier: the error of its features, in percent of their variance.
     """

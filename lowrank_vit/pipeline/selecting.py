@@ -1,4 +1,4 @@
-"""What of a recipe a model can take: its groups of units, and single linear layers for what is left.
+"""The part of a recipe that a model can take: its groups of units, and single linear layers for what is left.
 
 A recipe for whole modules may hold a decomposition of single layers, too: it takes what the others cannot, under the same
 budget of predicted loss. What fell back, and why, is said in one line and in the report.
@@ -27,7 +27,7 @@ CHOSEN_SITES = "the chosen sites are single layers"
 
 @dataclass(frozen=True)
 class Selection:
-    """A recipe as far as a model can take it, and the groups of units that it compresses, in the model's order.
+    """Hold a recipe as far as a model can take it, and the groups of units that it compresses, in the model's order.
 
     ``lacking``: why the recipe's own objective cannot be measured on the model, where it needs one.
     """
@@ -67,7 +67,7 @@ def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Sele
 
 
 def announce(selection: Selection) -> None:
-    """Log in one line by which other objective losses are measured, and in one what fell back, and why."""
+    """Log, each in one line, the other objective that losses are measured by, and what fell back and why."""
     if selection.lacking:
         name = selection.recipe.record()["objective"]
         logger.warning("recipe %r by the objective %r, as the model %s", selection.recipe.name, name, selection.lacking)
@@ -109,7 +109,7 @@ def _singles(groups: Sequence[Any]) -> list[str]:
 
 
 def _refused(model: nn.Module, groups: Sequence[Any], recipe: Recipe) -> list[str]:
-    """Return why modules that the recipe takes as a whole elsewhere are taken layer by layer here."""
+    """Return why some modules, of a kind that the recipe takes as a whole, are taken layer by layer."""
     ahead = {kind for kind in recipe.units if getattr(GROUPS.get(kind), "ahead", False)}
     if set(recipe.units) - ahead == {SINGLE} or SINGLE not in recipe.units:
         return []
@@ -123,7 +123,7 @@ def _refused(model: nn.Module, groups: Sequence[Any], recipe: Recipe) -> list[st
 
 
 def _walkable(model: nn.Module, recipe: Recipe, groups: Sequence[Any]) -> tuple[Recipe, list[str]]:
-    """Leave out the refit and the measured losses where the stream cannot be led through the model's blocks."""
+    """Leave out the refit and the measured losses where the stream cannot be passed through the model's blocks."""
     if recipe.refit is None and not recipe.replays:
         return recipe, []
     known = {group.linears[-1].name for group in groups}

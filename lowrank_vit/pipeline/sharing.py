@@ -85,7 +85,7 @@ def shared(analysis: Analysis, size: Size, rule: str = TOME) -> tuple[nn.Module,
 
 @dataclass(frozen=True)
 class Splits:
-    """The ways to share a budget between a token rule and the sizes of an analysis."""
+    """Split a budget between a token rule and the sizes of an analysis, in several ways."""
 
     analysis: Analysis
     budget: Budget

@@ -27,7 +27,7 @@ TENTHS = 1e4  # of a per cent: how exactly a range is named
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on one ``cost`` of the whole model.
+    """Hold a limit on one ``cost`` of the whole model.
 
     ``number`` has a ``unit`` of the cost, or is a share of the dense model's cost: the one that remains or, as
     reductions are given, the one that is removed.

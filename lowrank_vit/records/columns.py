@@ -16,7 +16,7 @@ INPUT = "input"  # a unit of an attention module or an MLP: channels of the stre
 
 
 def input_reader(site: AttentionSite | MlpSite) -> Site | None:
-    """Return the layer that alone reads a module's input, so that inputs may go.
+    """Return the only layer that reads a module's input, so that inputs can be removed.
 
     None where several layers do, and of attention whose queries and keys stay as they are.
     """
@@ -30,7 +30,7 @@ def input_reader(site: AttentionSite | MlpSite) -> Site | None:
 @storable
 @dataclass(frozen=True)
 class Columns:
-    """Inner parts of a module (dimensions of values, or hidden units) and its inputs, the most important first.
+    """Hold a module's inner parts (dimensions of values, or hidden units) and its inputs, the most important first.
 
     The best of either kind come foremost. Rank r keeps the first ``r + 1``, so that from rank 1 on there is one of either;
     of a module whose inputs all stay it keeps the first r, which are inner parts.
@@ -59,7 +59,7 @@ class Columns:
 
     @property
     def foremost(self) -> int:
-        """Return how many parts a rank keeps beyond its number."""
+        """Return how many parts a rank keeps in addition to its number."""
         return len(self.inner) - len(self.units.order)
 
     def counts(self) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from lowrank_vit.records.report import BudgetEntry
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """What every choice for one unit costs and loses: sizes (ranks) 0 ... k, or dense.
+    """Hold what every choice for one unit costs and loses: sizes (ranks) 0 ... k, or dense.
 
     ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense``; rank r costs
     ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added), less ``saved[r]`` parameters of
@@ -50,7 +50,7 @@ class ErrorCurve:
 
     @cached_property
     def rank_cost(self) -> int:
-        """Return what one more rank costs; of a table, in the mean."""
+        """Return the cost of one more rank; of a table, on average."""
         if self.table is not None:
             return max(1, (self.table[-2] - self.table[0]) // max(1, len(self.table) - 2))
         return COSTS.get(self.price)(self.unit)
@@ -62,7 +62,7 @@ class ErrorCurve:
 
     @cached_property
     def fixed_cost(self) -> int:
-        """Return what every choice but the dense one costs beside its ranks."""
+        """Return the cost that every choice but the dense one has besides its ranks."""
         return self.table[0] if self.table is not None else COSTS.get(self.price)(self.fixed)
 
     def cost(self, rank: int | None) -> int:
@@ -107,7 +107,7 @@ class ErrorCurve:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """The size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
+    """Hold the size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
 
     ``measured``: predicted and measured losses of units, where the plan was corrected by them. ``budget``: what it was
     made for, as the report has it; None for a plan that was made by hand.

@@ -16,7 +16,7 @@ from lowrank_vit.runtime.serialization import storable
 @storable
 @dataclass(frozen=True)
 class Factors:
-    """All directions of a decomposition ``W ~ U V^T``, most important first: rank r keeps the first r columns."""
+    """Hold all directions of a decomposition ``W ~ U V^T``, most important first: rank r keeps the first r columns."""
 
     u: Tensor  # shape: (n, k)
     v: Tensor  # shape: (d, k)
@@ -32,9 +32,9 @@ class Factors:
 @storable
 @dataclass(frozen=True)
 class Directions:
-    """The parts of one unit of a module that can be kept one by one: heads' directions, or hidden units.
+    """Hold the parts of one unit of a module that can be kept one by one: heads' directions, or hidden units.
 
-    ``order`` has the most important first; ``loss[r]`` is the predicted increase of the loss, in nats for an image, with
+    ``order`` has the most important first; ``loss[r]`` is the predicted increase of the loss, in nats per image, with
     the first r kept; of a method that scores units one by one, the largest score that is left out.
     """
 
@@ -80,7 +80,7 @@ class Directions:
 @storable
 @dataclass(frozen=True)
 class InputSubset:
-    """A linear map of inputs, or of directions of them, and all that is needed to refit it on some of them."""
+    """Hold a linear map of inputs, or of directions of them, and all that is needed to refit it on some of them."""
 
     units: Directions
     basis: Tensor | None  # shape: (h, s, s), a head's dimensions to its directions; None: the inputs themselves
@@ -102,7 +102,7 @@ class InputSubset:
 @storable
 @dataclass(frozen=True)
 class Logits:
-    """The directions in which queries and keys are compared.
+    """Hold the directions in which queries and keys are compared.
 
     ``moments``: where some of a head's own dimensions are kept and refitted, (h, s, s) each, the second moment of its
     queries and the covariance of its keys, with their ridge.
@@ -140,7 +140,7 @@ class Logits:
 @storable
 @dataclass(frozen=True)
 class WholeHeads:
-    """The heads of an attention module, each kept or left out as a whole.
+    """Hold the heads of an attention module, each kept or left out as a whole.
 
     ``mean``, (h s,): that of the output layer's inputs, where its bias takes up what the removed heads add on average.
     """
@@ -152,7 +152,7 @@ class WholeHeads:
 @storable
 @dataclass(frozen=True)
 class GatedParts:
-    """Inner parts of a module (heads, or hidden units) and its outputs in one order, the most important first.
+    """Hold a module's inner parts (heads, or hidden units) and its outputs in one order, the most important first.
 
     Rank r keeps the first ``r + 1`` of them: the best inner part and the best output come first,
     so that from rank 1 on there is one of either.

@@ -60,7 +60,7 @@ def each_image(batches: Batches) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Images:
-    """Batches of images, and what identifies them where they have a name.
+    """Hold batches of images, and what identifies them where they have a name.
 
     ``fingerprint``: a hash of their content; with it the statistics are cached on disk. ``record``: what a report
     says of them.
@@ -85,7 +85,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Batches of images, without what stands beside them."""
+    """Yield the images of batches, without what comes with them."""
 
     batches: Batches
 

@@ -15,7 +15,7 @@ OUTPUT = "output"  # a unit of either: outputs that are not made, so that the st
 
 @dataclass(frozen=True)
 class Site:
-    """A linear layer where statistics are collected: ``y = x W + b`` with ``W: (in_features, out_features)``."""
+    """Describe a linear layer where statistics are collected: ``y = x W + b``, ``W: (in_features, out_features)``."""
 
     name: str
     in_features: int
@@ -42,7 +42,7 @@ class Site:
 
 @dataclass(frozen=True)
 class TableSite:
-    """A table of a vector for each position, (1, tokens, width), that is added to the stream before the blocks."""
+    """Describe a table of a vector for each position, (1, tokens, width), that is added to the stream before the blocks."""
 
     name: str
     tokens: int
@@ -52,7 +52,7 @@ class TableSite:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """A whole attention module: its queries, keys and values by one linear layer, its output by another.
+    """Describe a whole attention module: queries, keys and values by one linear layer, its output by another.
 
     ``dense_logits`` says what queries and keys are ("normalised"), so that they stay and only values lose directions; it is
     empty where both do. ``qkv`` may then be the layer of the values alone, beside others.
@@ -122,7 +122,7 @@ class AttentionSite:
         }
 
     def head_costs(self, tokens: int = 0) -> UnitCosts:
-        """Return what whole heads cost, where logits are made smaller, too: all of the above, and position biases."""
+        """Return the costs of whole heads, where logits are reduced, too: queries, keys, values and position biases."""
         parts, width, biases = self.costs(tokens), self.head_width, 0
         if self.window_size is not None:
             height, breadth = self.window_size
@@ -132,7 +132,7 @@ class AttentionSite:
         return UnitCosts(self.qkv.heads, unit=unit, fixed=parts[VALUE].fixed, dense=dense)
 
     def _values_alone(self, tokens: int) -> UnitCosts:
-        """Return what values cost where zeros take the place of lost ones: the product with the tokens stays as it was."""
+        """Return the values' costs where zeros replace lost ones: the product with the tokens stays as it was."""
         n, d, width = self.qkv.in_features, self.proj.out_features, self.proj.in_features
         unit = Cost(n + self.qkv.bias + d, tokens * (n + d))
         dense = Cost(width * unit.parameters + d * self.proj.bias, width * unit.macs)
@@ -141,7 +141,7 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class PoolSite(AttentionSite):
-    """Attention pooling: queries that are the same for all images, compared with the tokens' keys.
+    """Describe attention pooling: queries that are the same for all images, compared with the tokens' keys.
 
     ``qkv`` makes keys and values; ``latents`` of ``latent_width`` numbers are what the queries are made of.
     """
@@ -151,7 +151,7 @@ class PoolSite(AttentionSite):
 
     @property
     def logit_width(self) -> int:
-        """Return the most directions in which a head compares: no more than it has queries."""
+        """Return the number of directions in which a head can compare: at most its number of queries."""
         return min(self.latents, self.head_width)
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
@@ -180,7 +180,7 @@ class PoolSite(AttentionSite):
 
 @dataclass(frozen=True)
 class MlpSite:
-    """A whole MLP: hidden units made by one linear layer or more, and a layer that makes the output of them.
+    """Describe a whole MLP: hidden units made by one linear layer or more, and a layer that makes the output from them.
 
     Without gates a hidden unit is ``act(u)``, with gates ``act(g) u``: u and g are rows of one layer, or of one layer each.
     """

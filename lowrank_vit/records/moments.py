@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over the calibration set of one layer's statistics; merging two sets is adding them.
+    """Hold sums over the calibration set of one layer's statistics; merging two sets is adding them.
 
     ``sums`` holds, as far as they were asked for (x: input of a token, y = x W without bias, g: gradient of the loss
     with respect to the output, X_i: all tokens of image i):
@@ -55,7 +55,7 @@ class Moments:
         return Moments(self.images + other.images, self.tokens + other.tokens, sums)
 
     def has(self, name: str) -> bool:
-        """Say whether the statistic was collected."""
+        """Tell whether the statistic was collected."""
         return name in self.sums
 
     def mean(self, name: str) -> Tensor:

@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 class Params(TypedDict):
-    """Parameters of the whole model."""
+    """Report the parameters of the whole model."""
 
     dense: int
     compressed: int
@@ -24,7 +24,7 @@ class Params(TypedDict):
 
 
 class Macs(TypedDict):
-    """Multiply-accumulates of one image in matrix products; null where the images' size does not fit."""
+    """Report the multiply-accumulates of one image in matrix products; null where the images' size does not fit."""
 
     dense: int
     compressed: int | None
@@ -32,14 +32,14 @@ class Macs(TypedDict):
 
 
 class WeightsBytes(TypedDict):
-    """Bytes of ``model.safetensors``, of the dense model and of this one."""
+    """Report the bytes of ``model.safetensors``, of the dense model and of this one."""
 
     dense: int
     compressed: int
 
 
 class BudgetEntry(TypedDict):
-    """What the sizes were chosen for, in parameters, multiply-accumulates, bytes or nanoseconds, of the whole model.
+    """Report what the sizes were chosen for: parameters, multiply-accumulates, bytes or nanoseconds of the whole model.
 
     ``predicted`` adds up the sizes' prices, ``counted`` is of the model itself: a measured time, ``where`` says how.
     ``preferred``: with the sizes that a search would have chosen by itself, which may exceed the limit.
@@ -56,7 +56,7 @@ class BudgetEntry(TypedDict):
 
 
 class ZEntry(TypedDict):
-    """The compensation of a layer: kind, parameters, and (10) on the calibration set."""
+    """Report the compensation of a layer: kind, parameters, and (10) on the calibration set."""
 
     kind: NotRequired[str]
     params: int
@@ -66,7 +66,7 @@ class ZEntry(TypedDict):
 
 
 class LayerEntry(TypedDict):
-    """What became of one layer or module; ``relative_error`` is ``E||y - y^||^2 / E||x W||^2``."""
+    """Report what became of one layer or module; ``relative_error`` is ``E||y - y^||^2 / E||x W||^2``."""
 
     name: str
     in_features: int
@@ -80,7 +80,7 @@ class LayerEntry(TypedDict):
 
 
 class Overfit(TypedDict):
-    """Mean errors of the reduced layers on seen and on unseen images, and the second over the first."""
+    """Report the mean errors of the reduced layers on seen and on unseen images, and the second over the first."""
 
     relative_error: float
     relative_error_held_out: float
@@ -88,7 +88,7 @@ class Overfit(TypedDict):
 
 
 class LeftDense(TypedDict):
-    """Layers that were not compressed, except the classifier and the patch embedding.
+    """Report the layers that were not compressed, except the classifier and the patch embedding.
 
     ``logits``: attention modules whose values only were, and what their queries and keys are ("normalised").
     """
@@ -99,7 +99,7 @@ class LeftDense(TypedDict):
 
 
 class Fallback(TypedDict):
-    """What a model could not take of the recipe that was ``asked`` for, and why.
+    """Report what a model could not take of the recipe that was ``asked`` for, and why.
 
     ``layers`` were compressed one by one instead; ``left_out`` are stages (``measured``, ``refit``).
     """
@@ -111,7 +111,7 @@ class Fallback(TypedDict):
 
 
 class Quantization(TypedDict):
-    """How the weights are stored, and bytes of the file by what they are for.
+    """Report how the weights are stored, and the file's bytes by what they are for.
 
     ``method``: of rounding, with its ``hyperparameters``; ``calibration``: of the images that it has seen.
     """
@@ -130,13 +130,13 @@ class Quantization(TypedDict):
 
 
 class QuantizationAddition(TypedDict):
-    """What quantising adds to a report."""
+    """Hold what quantising adds to a report."""
 
     quantization: Quantization
 
 
 class Report(TypedDict):
-    """How a model was made, and its sizes and errors."""
+    """Report how a model was made, and its sizes and errors."""
 
     format: NotRequired[int]
     model: str

@@ -19,7 +19,7 @@ ROW = "row"  # a unit of a linear layer: a row of what its low-rank part leaves
 @storable
 @dataclass(frozen=True)
 class SplitRows:
-    """The low-rank part of a layer, and its outputs in the order in which S gets rows for them."""
+    """Hold the low-rank part of a layer, and its outputs in the order in which S gets rows for them."""
 
     u: Tensor  # shape: (n, r)
     v: Tensor  # shape: (d, r)
@@ -43,7 +43,7 @@ def split_rank(n: int, d: int, share: float) -> int:
 
 @dataclass(frozen=True)
 class SplitSite:
-    """A linear layer, and the share of its parameters that its low-rank part has."""
+    """Describe a linear layer, and the share of its parameters that its low-rank part has."""
 
     layer: Site
     share: float
@@ -64,13 +64,13 @@ class SplitSite:
         return split_rank(self.layer.in_features, self.layer.out_features, self.share)
 
     def costs(self, tokens: int = 0) -> tuple[Cost, Cost, Cost]:
-        """Return what a row of S costs, what the low-rank part does, and what the dense weight does."""
+        """Return the costs of a row of S, of the low-rank part, and of the dense weight."""
         n, d = self.layer.in_features, self.layer.out_features
         row, fixed, dense = (Cost(count, tokens * count) for count in (n, self.rank * (n + d), n * d))
         return row, fixed, dense
 
     def cost(self, rows: int, tokens: int = 0) -> Cost:
-        """Return what the layer costs with some rows, at least one; where that saves nothing, it stays dense."""
+        """Return the cost of the layer with some rows, at least one; where that saves nothing, it stays dense."""
         row, fixed, dense = self.costs(tokens)
         split = fixed + row * max(1, rows)
         return split if split.parameters < dense.parameters else dense

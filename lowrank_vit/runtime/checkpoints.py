@@ -17,7 +17,7 @@ from lowrank_vit.runtime.files import write_bytes
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are written whole: a crash leaves either the old one or the new one.
+    """Write checkpoints whole: a crash leaves either the old one or the new one.
 
     Lightning's own writer moves a file from the temporary folder, which copies it if that folder is on another disk.
     """
@@ -30,7 +30,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes the whole state to ``path`` after each epoch."""
+    """Write the whole state to ``path`` after each epoch."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

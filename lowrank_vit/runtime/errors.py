@@ -6,11 +6,11 @@ import errno
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line that names the culprit and the remedy; the commands print it and exit with 2."""
+    """Report bad input in one line that names the culprit and the remedy; the commands print it and exit with 2."""
 
 
 def worker_died(error: RuntimeError) -> InputError | None:
-    """Return the line for a process that loads images and has died without a word; None for another error."""
+    """Return the error for a loading process that has died without a message; None for another error."""
     if not str(error).startswith("DataLoader worker"):
         return None
     return InputError(
@@ -19,5 +19,5 @@ def worker_died(error: RuntimeError) -> InputError | None:
 
 
 def disk_failed(error: OSError) -> bool:
-    """Say whether the disk, not the program, is to blame: full, over quota, or read-only."""
+    """Tell whether the disk, not the program, is to blame: full, over quota, or read-only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -31,7 +31,7 @@ def require(purpose: str, *packages: str) -> None:
 
 
 def not_installed(error: ModuleNotFoundError) -> InputError | None:
-    """Return the line for a failed import of such a package; None for one of anything else."""
+    """Return the error for a failed import of such a package; None for any other package."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRA_OF:
         return None

@@ -73,7 +73,7 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def _claim(path: Path, folder: bool) -> tuple[Path, int]:
-    """Make a temporary and the handle that locks it; make another if a sweep removed it before it was locked."""
+    """Make a temporary and the handle that locks it; retry if a sweep removed it before it was locked."""
     while True:
         if folder:
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent))

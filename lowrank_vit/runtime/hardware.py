@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What Lightning runs on.
+    """Describe what Lightning runs on.
 
     ``devices``: processes on each of ``num_nodes`` machines. ``accelerator`` and ``strategy`` are Lightning's names.
     ``precision``: Lightning's name, or None for the stage's default.

@@ -21,7 +21,7 @@ GONE = ("Connection closed by peer", "Connection reset by peer")  # Gloo's words
 
 
 def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
-    """Return the processes on each machine and the machines: as a launcher started them, else as asked for, else one.
+    """Return the processes per machine and the machines: as a launcher started them, else as asked for, else one.
 
     Raises ``InputError`` for counts below one, if the launcher's counts differ from those asked for, and for several
     machines without a launcher.
@@ -83,7 +83,7 @@ def launch(
 
 
 def _lost(error: RuntimeError) -> InputError | None:
-    """Return the line for another process, perhaps on another machine, that has gone; None for any other error."""
+    """Return the error for another process, perhaps on another machine, that has gone; None for any other error."""
     said = str(error)
     if not any(text in said for text in GONE):
         return None

@@ -11,7 +11,7 @@ TIMEOUT = 5.0  # seconds
 
 
 def hub_reachable() -> bool:
-    """Say whether the hub's host accepts a connection within five seconds: its client would retry for a minute.
+    """Tell whether the hub's host accepts a connection within five seconds: its client would retry for a minute.
 
     ``HF_HUB_OFFLINE`` means no. Behind a proxy a direct connection says nothing, so the answer is yes and the client
     finds out by itself.

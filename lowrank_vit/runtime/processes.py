@@ -30,7 +30,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def launched_from_outside() -> bool:
-    """Say whether torchrun or SLURM has started this process as one of several; a shell on a SLURM node does not count.
+    """Tell whether torchrun or SLURM has started this process as one of several; a shell on a SLURM node does not count.
 
     Raises ``InputError`` where variables contradict each other, and for several tasks that srun has not started.
     """
@@ -75,17 +75,17 @@ def _leave() -> None:
 
 
 def is_first() -> bool:
-    """Say whether this is the process that writes and prints."""
+    """Tell whether this is the process that writes and prints."""
     return rank_and_world()[0] == 0
 
 
 def is_first_here() -> bool:
-    """Say whether this is the first process of its machine, which writes the files that each machine keeps."""
+    """Tell whether this is the first process of its machine, which writes the files that each machine keeps."""
     return not _together() or int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0
 
 
 def layout() -> tuple[int, int]:
-    """Return the processes on each machine and the number of machines, as Lightning takes them."""
+    """Return the number of processes per machine and the number of machines, as Lightning takes them."""
     world = rank_and_world()[1]
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or 0)  # torchrun's
     machines = world // local if local else int(os.environ.get("SLURM_NNODES") or 1)
@@ -102,7 +102,7 @@ def own_cores() -> int:
 
 
 def agreed(value: T) -> T:
-    """Return the first process's value in all of them: for values that could differ, such as whether a file exists."""
+    """Return the first process's value in all processes, for values that could differ, such as whether a file exists."""
     if not _together():
         return value
     values = [value]

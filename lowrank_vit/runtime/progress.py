@@ -17,7 +17,7 @@ EVERY = 10.0  # seconds between two lines; shorter phases say nothing
 
 
 class ProgressLines(Progress):
-    """Progress for a stream that is no terminal: ``calibrate 3 of 16, 21 s``, at intervals and at the end."""
+    """Show progress on a stream that is not a terminal: ``calibrate 3 of 16, 21 s``, at intervals and at the end."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console=console, auto_refresh=False, disable=True, get_time=lambda: monotonic())
@@ -57,7 +57,7 @@ def track(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:
 
 @dataclass
 class Stopwatch:
-    """Seconds of each stage."""
+    """Add up the seconds of each stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 

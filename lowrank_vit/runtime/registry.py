@@ -22,7 +22,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 class Registry(Generic[T]):
-    """A mapping from names to things of one kind, filled by ``@registry.register(name)``.
+    """Map names to things of one kind, filled by ``@registry.register(name)``.
 
     ``package`` is the folder whose modules register the things; it is imported on the first look-up, so that adding
     a thing is adding one file.

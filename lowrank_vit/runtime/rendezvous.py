@@ -47,7 +47,7 @@ def _check_interface() -> None:
 
 
 def _check_port(text: str) -> None:
-    """Refuse what is not a port, and one that is taken where this process is to listen to it."""
+    """Refuse what is not a port, and a port that is taken where this process has to listen on it."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
         raise InputError(f"MASTER_PORT={text!r} is not a port: unset it, or choose one from 1 to 65535")
     listens = (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"

@@ -16,7 +16,7 @@ from lowrank_vit.runtime.files import cache_folder
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor is in the file, and what it is."""
+    """Hold where a tensor is in the file, and what it is."""
 
     start: int
     room: int  # bytes
@@ -25,7 +25,7 @@ class _Place:
 
 
 class Spill:
-    """Tensors by their keys, in a file of the cache folder; they come back on the CPU, bit for bit.
+    """Keep tensors by their keys in a file of the cache folder; they come back on the CPU, bit for bit.
 
     The file has no name, and goes with the ``with`` block, or with the process, however that ends. It is read and written,
     not mapped: pages of a mapped file count as the process's memory.
@@ -63,7 +63,7 @@ class Spill:
         return tensor
 
     def __setitem__(self, key: Hashable, tensor: Tensor) -> None:
-        """Write a tensor in the place of the one before, unless that was smaller."""
+        """Write a tensor over the previous one of its key, unless it needs more room."""
         place = self._places.get(key)
         if place is None or place.room < tensor.nbytes:
             place = _Place(self._end, tensor.nbytes, tensor.shape, tensor.dtype)

@@ -34,7 +34,7 @@ LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn
 
 
 class StderrProgressBar(RichProgressBar):
-    """Lightning's rich bar, which leaves the standard output to results (``evaluate --json``)."""
+    """Show Lightning's rich bar on the error stream: the standard output is for results (``evaluate --json``)."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=4, console_kwargs={"stderr": True})
@@ -60,7 +60,7 @@ def silence() -> None:
 
 
 class QuietFabricDDP(FabricDDPStrategy):
-    """Fabric's processes, which execute a whole run together; they print nothing."""
+    """Run Fabric's processes, which execute a whole run together, so that they print nothing."""
 
     def setup_environment(self) -> None:
         """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
@@ -70,7 +70,7 @@ class QuietFabricDDP(FabricDDPStrategy):
 
 
 class QuietDDP(DDPStrategy):
-    """Data-parallel processes that print nothing, and in which no forward pass waits for another process.
+    """Run data-parallel processes that print nothing, and in which no forward pass waits for another process.
 
     Buffers are equal in all processes and need no broadcast; with one, ranks with fewer batches would hang.
     """
@@ -165,7 +165,7 @@ def make_trainer(
 
 
 class _State:
-    """A model's device, modes and ``requires_grad`` flags, to restore them later."""
+    """Hold a model's device, modes and ``requires_grad`` flags, to restore them later."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.device = model, next(model.parameters()).device

@@ -39,13 +39,13 @@ def warm_up_cosine(step: int, steps: int, warm_up: float) -> float:
 
 
 class Start:
-    """The weights that a training starts from, to go back to where unseen images say that it did harm."""
+    """Keep the weights that a training starts from, to restore them where unseen images show that it did harm."""
 
     def __init__(self, model: nn.Module) -> None:
         self._weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def restore(self, model: nn.Module, before: float, after: float) -> None:
-        """Put the weights back, and say why: the divergence on unseen images, ``before`` and ``after``."""
+        """Put the weights back, and log why: the divergence on unseen images, ``before`` and ``after``."""
         model.load_state_dict(self._weights)
         if rank_and_world()[0] == 0:
             logger.warning(
@@ -57,7 +57,7 @@ class Start:
 
 
 class SeededTraining(LightningModule):
-    """Trains some parameters of a model, maybe with a teacher; random numbers depend on seed, epoch and rank.
+    """Train some parameters of a model, perhaps with a teacher; random numbers depend on seed, epoch and rank.
 
     Freezes the other parameters. The teacher is in no checkpoint and in no count. The subclass saves its
     hyperparameters, ``seed`` among them.
@@ -129,7 +129,7 @@ class SeededTraining(LightningModule):
 
 
 def run_record(hardware: Hardware, **more: Any) -> dict[str, Any]:
-    """Return what a training's result depends on besides its hyperparameters, to be recorded with them."""
+    """Return what a training's result depends on besides its hyperparameters, for its record."""
     return {"precision": hardware.precision, "processes": hardware.processes, **more}
 
 

@@ -93,7 +93,7 @@ def model_card(config: Mapping[str, Any], report: Report, size: int) -> str:
 
 
 def _maker(config: Mapping[str, Any]) -> str:
-    """Return the further argument of ``load`` that a model needs which timm did not make."""
+    """Return the further argument of ``load`` that is needed for a model that timm did not make."""
     if "factory" in config:
         return f", allow_factory={json.dumps(config['factory'])}"
     return "" if config["architecture"] else ", model=dense"

@@ -41,6 +41,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def nested_entry(folder: str | Path) -> dict[str, Any] | None:
-    """Return what ``config.json`` says of the other sizes that the folder opens at; ``None`` if it is not nested."""
+    """Return the entry of ``config.json`` on the other sizes that the folder opens at; ``None`` if it is not nested."""
     entry = read_config(Path(folder))["lowrank_vit"].get("nested")
     return entry if isinstance(entry, dict) else None

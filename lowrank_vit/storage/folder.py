@@ -34,7 +34,7 @@ FILES = (CONFIG, WEIGHTS, REPORT)
 
 @dataclass(frozen=True)
 class NestedFile:
-    """The content of ``nested.safetensors``, which ``nested.py`` makes; storage only writes it."""
+    """Hold the content of ``nested.safetensors``, which ``pipeline/nested`` makes; storage only writes it."""
 
     tensors: Mapping[str, Tensor]
     metadata: dict[str, str]
@@ -42,7 +42,7 @@ class NestedFile:
 
 
 def is_saved_model(folder: Path) -> bool:
-    """Say whether the folder holds a whole model."""
+    """Tell whether the folder holds a whole model."""
     return all((folder / name).is_file() for name in FILES)
 
 

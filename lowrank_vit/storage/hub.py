@@ -13,7 +13,7 @@ PREFIXES = ("hf_hub:", "hf-hub:")  # as in timm's model names
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Say whether it is ``hf_hub:OWNER/NAME``, not a folder."""
+    """Tell whether a name is ``hf_hub:OWNER/NAME``, not a folder."""
     return str(name).startswith(PREFIXES)
 
 

@@ -1,4 +1,4 @@
-"""What makes a model again, checked before it is saved: a model that is not made again from its folder would be lost."""
+"""The record that rebuilds a model, checked before saving: a model that its folder does not rebuild would be lost."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def attach(model: nn.Module, config: Mapping[str, Any], report: Report) -> None:
-    """Let a loaded model carry its report and what it was loaded from, so that it can be saved again."""
+    """Attach to a loaded model its report and what it was loaded from, so that it can be saved again."""
     holder: Any = model
     holder.compression_report = report
     holder.loaded_from = {"config": dict(config), "report": report}
 
 
 def was_changed(model: nn.Module, report: Report, weights: Path) -> bool:
-    """Say whether the file ``weights`` is of a loaded model whose weights, but not its report, were changed since."""
+    """Tell whether the file ``weights`` is that of a loaded model whose weights, but not its report, have changed since."""
     loaded = getattr(model, "loaded_from", None)
     if loaded is None or loaded["report"] != report:
         return False
@@ -102,7 +102,7 @@ def _rebuilt(record: Mapping[str, Any], layers: Mapping[str, Any]) -> nn.Module:
 
 
 def _derived(model: nn.Module, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the arguments that the model shows to be others than those of the record."""
+    """Return the record with the arguments in which the model differs from it."""
     try:
         default = shown_arguments(_rebuilt(record, {}))
     except InputError:
@@ -147,7 +147,7 @@ def _different(rebuilt: nn.Module | None, module: nn.Module | None) -> str | Non
 
 
 def _passes(module: nn.Module | None) -> bool:
-    """Say whether a module does nothing in eval mode, as dropout does."""
+    """Tell whether a module does nothing in eval mode, as dropout does."""
     return module is None or isinstance(module, nn.Identity | nn.Dropout) or hasattr(module, "drop_prob")
 
 

@@ -23,7 +23,7 @@ PORTABLE = (str, int, float, bool, list, tuple, type(None))
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Say whether any layer is quantised."""
+    """Tell whether any layer is quantised."""
     return any(isinstance(module, QuantizedLinear) for module in model.modules())
 
 
@@ -74,7 +74,7 @@ def empty_model(
 
 
 class NotAllowedError(InputError):
-    """The error for a model that code outside timm makes, which is not run unasked."""
+    """Report a model that code outside timm makes, which is not run unasked."""
 
 
 def _made(config: Mapping[str, Any], allow_factory: str | None) -> nn.Module:

@@ -176,3 +176,25 @@ def test_files_and_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 40
     }
     assert long == LONG
+
+
+NO_VERB = re.compile(
+    r"(?:The|An?|All|One|What|How|Where|Which|[^A-Z].*|\w+(?<!s)s)$"
+)  # "Holds" is not in the imperative
+
+
+def noun_phrases(text: str) -> list[str]:
+    """Classes whose docstring does not begin with a verb; ruff tells functions (D401)."""
+    classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    described = [(node.name, ast.get_docstring(node) or "") for node in classes]
+    return [name for name, words in described if words and NO_VERB.match(words.split()[0].rstrip(","))]
+
+
+def test_docstrings_of_classes_begin_with_a_verb() -> None:
+    wrong = 'class A:\n    """{} layers."""\n'
+    assert all(noun_phrases(wrong.format(word)) for word in ("The", "A", "Holds", "``y``", "what"))
+    assert not any(noun_phrases(wrong.format(word)) for word in ("Hold", "Cut,", "Pass", "Add"))
+    files = [path for root in ("lowrank_vit", "experiments", "benchmarks") for path in (ROOT / root).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): noun_phrases(path.read_text(encoding="utf-8")) for path in files}
+    assert len(found) > 400
+    assert {name: classes for name, classes in found.items() if classes} == {}

@@ -43,7 +43,7 @@ def draw(results: Results, title: str) -> Figure:
 
 
 def _places(results: Results) -> list[Place]:
-    """List the panels of a line: those methods that all results have, for older ones lack the mean image's."""
+    """List the panels of a line: those methods that all results have, since older ones lack the mean image's."""
     known = [set(result["measured"]["top1"]) for seeds in results.values() for result in seeds]
     return [(part, method) for part in PARTS for method in METHODS if all(method in names for names in known)]
 

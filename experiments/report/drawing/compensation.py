@@ -66,7 +66,7 @@ def draw(results: Results, title: str) -> Figure:
 
 
 def _title(results: Sequence[Mapping[str, Any]]) -> str:
-    """Name the model, and the blocks whose mean input has too few tokens for the rank that the budget would buy."""
+    """Name the model, and the blocks whose mean input has fewer tokens than the rank that the budget would buy."""
     measured = results[0]["measured"]
     pairs = zip(measured["methods"]["rank"]["params"], measured["methods"]["svd"]["params"], strict=True)
     capped = [str(block) for block, (parameters, whole) in enumerate(pairs) if parameters < whole]

@@ -30,7 +30,7 @@ class Attached:
 
 
 class Delta(Protocol):
-    """The interface of a method. ``trains_word``: the vector of the new word is trained, too, instead of staying random."""
+    """Define the interface of a method. ``trains_word``: the new word's vector is trained, too, instead of staying random."""
 
     trains_word: ClassVar[bool]
 
@@ -68,14 +68,14 @@ def check_rank(rank: int) -> None:
 
 
 def drawn(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> nn.Parameter:
-    """Draw the initial weights of a linear layer (out, in) as torch does, uniform in ``+-1 / sqrt(in)``, beside ``like``."""
+    """Draw initial weights (out, in) as torch does, uniform in ``+-1 / sqrt(in)``; type and device are those of ``like``."""
     bound = shape[1] ** -0.5
     values = torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return nn.Parameter(values.to(like.device, like.dtype))
 
 
 class Swaps:
-    """Put modules in the place of others, and remember the way back."""
+    """Replace modules by others, and remember how to undo it."""
 
     def __init__(self) -> None:
         self._before: list[tuple[nn.Module, str, nn.Module]] = []
@@ -86,6 +86,6 @@ class Swaps:
         setattr(parent, name, module)
 
     def undo(self) -> None:
-        """Put all former modules back, the last change first."""
+        """Put the original modules back, the last change first."""
         while self._before:
             setattr(*self._before.pop())

@@ -72,7 +72,7 @@ def _check_plain(name: str, attention: Any) -> None:
 
 
 class ProductAttention(nn.Module):
-    """The processor of an attention with products: the shapes are query (h r, n), key and value (h r, m), out (n, h r)."""
+    """Act as the processor of an attention with products: query (h r, n), key and value (h r, m), out (n, h r)."""
 
     def __init__(self, attention: Any, method: HeadProducts, generator: torch.Generator) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ class Lora:
 
 
 class LinearWithProduct(nn.Module):
-    """A frozen linear layer with a trained product beside it: ``y = W x + b + B A x``."""
+    """Add a trained product to a frozen linear layer: ``y = W x + b + B A x``."""
 
     def __init__(self, dense: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class WordAlone:
 
 
 def unfrozen(parameters: Mapping[str, nn.Parameter]) -> Attached:
-    """Train parameters in their place, where a trained model is merged already; detaching copies the former values back."""
+    """Train parameters in place, so that merging changes nothing; detaching copies the former values back."""
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.requires_grad_(True)

@@ -24,7 +24,7 @@ Ranks = Mapping[str, int | None]  # of units; None: stays dense
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a recipe that all groups share.
+    """Hold the settings of a recipe that all groups share.
 
     ``partial``: modules that cannot be taken as a whole are left to single layers, instead of refused. ``pivoted``: pairs
     of factors will hold identities, which cost nothing.
@@ -42,11 +42,11 @@ PLAIN = Settings()
 
 
 class Cut(Protocol):
-    """A module at chosen sizes of its units."""
+    """Define the interface of a module at chosen sizes of its units."""
 
     @property
     def residual(self) -> Tensor | None:
-        """Return what is lost of the weight, (n, d), where a compensation Z can be fitted to it."""
+        """Return what the weight loses, (n, d), where a compensation Z can be fitted to it."""
         ...
 
     def fold(self) -> nn.Module:
@@ -55,7 +55,7 @@ class Cut(Protocol):
 
 
 class Known(Protocol):
-    """A group whose module has been decomposed.
+    """Define the interface of a group whose module has been decomposed.
 
     It may have ``mixture(unit, sizes)``, a ``Mixture`` of the dense model's parameters, by which a search learns sizes.
     """
@@ -85,7 +85,7 @@ class Known(Protocol):
 
 
 class Group(Protocol):
-    """The units of one module, before any image is seen.
+    """Define the interface of a group: the units of one module, before any image is seen.
 
     A kind of group may have two more things: ``ahead``, true where its modules come before the first block, and
     ``prepare(model)``, which brings a model into the form that it is cut from, in place.
@@ -144,7 +144,7 @@ GROUPS: Registry[Any] = Registry("kind of unit", __name__)
 
 
 def united(needs: Iterable[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
-    """Join what several groups need of the same layers."""
+    """Join the statistics that several groups need of the same layers."""
     joined: dict[str, frozenset[str]] = {}
     for each in needs:
         joined |= {name: joined.get(name, frozenset()) | names for name, names in each.items()}

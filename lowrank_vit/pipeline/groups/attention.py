@@ -38,7 +38,7 @@ from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 @GROUPS.register("attention")
 @dataclass(frozen=True)
 class AttentionGroup(ModuleGroup):
-    """One attention module, with the units ``query_key`` and ``value``, or with ``value`` alone."""
+    """Describe one attention module, with the units ``query_key`` and ``value``, or with ``value`` alone."""
 
     site: AttentionSite
     method: AttentionDecomposition
@@ -54,7 +54,7 @@ class AttentionGroup(ModuleGroup):
         return [group for group in groups if group.costs()]
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return what each unit that the method is about costs; ``tokens``: of an image.
+        """Return the cost of each unit that the method reduces; ``tokens``: of an image.
 
         Once one unit is cut, one that stays whole has the smaller module's biases, too: keys and values have none.
         """
@@ -66,7 +66,7 @@ class AttentionGroup(ModuleGroup):
         return {unit: replace(each, fixed=sum(added, each.fixed)) for unit, each in own.items()}
 
     def needs(self) -> dict[str, frozenset[str]]:
-        """Return the statistics that the method and the report read, of the layers that they read them of."""
+        """Return the statistics that the method and the report read, by layer."""
         *before, output = self.method.needs[-len(self.linears) :]
         needs = [*before, output | {"input_second"}]
         return {site.name: names for site, names in zip(self.linears, needs, strict=True)}

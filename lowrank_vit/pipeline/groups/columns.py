@@ -41,7 +41,7 @@ from lowrank_vit.stages.gradual.expected import dense_cost, pruned
 @GROUPS.register("columns")
 @dataclass(frozen=True)
 class ColumnGroup(ModuleGroup):
-    """One attention module or MLP, with the unit ``part``: inputs, and values' dimensions or hidden units."""
+    """Describe one attention module or MLP, with the unit ``part``: inputs, and values' dimensions or hidden units."""
 
     site: AttentionSite | MlpSite
     method: ColumnChoice
@@ -50,7 +50,7 @@ class ColumnGroup(ModuleGroup):
 
     @classmethod
     def find(cls, model: nn.Module, method: ColumnChoice, settings: Settings, sites: str) -> list[ColumnGroup]:
-        """Find the attention modules and MLPs of all blocks. Raises ``InputError`` for factors that shall be pivoted."""
+        """Find the attention modules and MLPs of all blocks. Raises ``InputError`` for factors that are to be pivoted."""
         if settings.pivoted:
             raise InputError("layers that read some of their inputs cannot be pivoted: leave out pivoted")
         found = [site for site in whole_modules(model, settings) if not isinstance(site, PoolSite)]
@@ -58,7 +58,7 @@ class ColumnGroup(ModuleGroup):
 
     @property
     def linears(self) -> tuple[Site, ...]:
-        """Return the layer that reads the module's input, where inputs may go, and the output layer."""
+        """Return the layer that reads the module's input, where inputs can be removed, and the output layer."""
         reader, output = input_reader(self.site), self.site.linears[-1]
         return (output,) if reader is None else (reader, output)
 
@@ -68,7 +68,7 @@ class ColumnGroup(ModuleGroup):
         return {site.name: frozenset() for site in self.linears} | {output: self.method.needs | {"input_second"}}
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return what the parts cost in the mean; ``tokens``: of an image."""
+        """Return the average cost of the parts; ``tokens``: of an image."""
         dense, count = dense_cost(self.site, tokens), sum(site.in_features for site in self.linears)
         count -= len(self.linears) - 1  # the best of either kind are one rank
         return {PART: UnitCosts(count, Cost(dense.parameters // count + 1, dense.macs // count + 1), dense)}
@@ -86,7 +86,7 @@ class ColumnGroup(ModuleGroup):
         return self.part_curves(parts, tokens.get(self.linears[-1].name, 0))
 
     def part_curves(self, parts: Columns, tokens: int) -> list[ErrorCurve]:
-        """Return the curve with exact parameters; multiply-accumulates are those of parts in the mean."""
+        """Return the curve with exact parameters; multiply-accumulates are those of parts on average."""
         own = self.costs(tokens)[PART]
         saved = tuple(rank * own.unit.parameters - cost for rank, cost in enumerate(self._exact(parts)))
         return [ErrorCurve(unit_name(self.site, PART), parts.units.loss.cpu(), own.unit, own.dense, saved=saved)]
@@ -143,7 +143,7 @@ class ColumnGroup(ModuleGroup):
 
 @dataclass(frozen=True)
 class KnownColumns(KnownModule):
-    """A module with its parts in order."""
+    """Hold a module with its parts in order."""
 
     def curves(self) -> list[ErrorCurve]:
         """Return the loss and cost of every number of parts."""
@@ -152,7 +152,7 @@ class KnownColumns(KnownModule):
         return curves
 
     def entry(self, cut: ModuleCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the module's entry of the report, whose rank counts inner parts; its error has not what inputs lose."""
+        """Make the module's entry of the report, whose rank counts inner parts; its error leaves out the inputs' loss."""
         entry, name = super().entry(cut, ranks, compressed), unit_name(self.site, PART)
         parts = self.parts[name]
         assert isinstance(parts, Columns)
@@ -170,12 +170,12 @@ Folded = tuple[nn.Module, Tensor]  # a module, and what its output layer is no l
 
 
 def _lost(weight: Tensor, mean: Tensor | None, kept: Kept) -> Tensor:
-    """Return what the inputs that go add to a layer's outputs in the mean, (d,); weight: (n, d)."""
+    """Return what the removed inputs add to a layer's outputs on average, (d,); weight: (n, d)."""
     return weight.new_zeros(weight.shape[1]) if mean is None else mean @ weight - mean[kept] @ weight[kept]
 
 
 def _select(module: nn.Module, names: Sequence[str], kept: Kept) -> None:
-    """Have linear layers of a module read the kept inputs alone, in place."""
+    """Let linear layers of a module read the kept inputs alone, in place."""
     for name in names:
         layer = module.get_submodule(name)
         assert isinstance(layer, nn.Linear)
@@ -186,7 +186,7 @@ def _select(module: nn.Module, names: Sequence[str], kept: Kept) -> None:
 def _mlp(
     model: nn.Module, site: MlpSite, mean: Tensor | None, inputs: Kept, kept: Tensor, output: tuple[Tensor, Tensor]
 ) -> Folded:
-    """Make the MLP; fewer inputs give its first layer a bias."""
+    """Make the MLP; with fewer inputs its first layer gets a bias."""
     dense = family_of(model).mlp_weights(model, site)
     dense = replace(dense, bias=dense.bias + _lost(dense.weight, mean, inputs))
     if inputs is not None and len(inputs) < site.in_features:

@@ -33,7 +33,10 @@ DEPTH = "depth"
 @GROUPS.register("depth")
 @dataclass(frozen=True)
 class DepthGroup:
-    """All blocks of a model, with the unit ``depth``: how many stay, at least one. Steps between stages stay, too."""
+    """Describe all blocks of a model, with the unit ``depth``: how many stay, at least one.
+
+    Steps between stages stay, too.
+    """
 
     site: Site  # the last output layer in the blocks, where statistics for the report are collected
     blocks: tuple[str, ...]
@@ -91,7 +94,7 @@ class DepthGroup:
     report_needs = needs
 
     def curve(self, units: Directions) -> ErrorCurve:
-        """Return the curve, with exact parameters; multiply-accumulates are those of blocks in the mean."""
+        """Return the curve, with exact parameters; multiply-accumulates are those of blocks on average."""
         count, dense = len(self.costs), sum(self.costs, NOTHING)
         unit = Cost(dense.parameters // count + 1, dense.macs // count + 1)
         order = units.order.tolist()
@@ -120,7 +123,7 @@ class DepthGroup:
 
 @dataclass(frozen=True)
 class KnownDepth:
-    """The blocks of a model in order."""
+    """Hold the blocks of a model in order."""
 
     group: DepthGroup
     model: nn.Module
@@ -142,7 +145,7 @@ class KnownDepth:
         return DepthCut(self, tuple(self.units.kept(ranks[self.group.unit]).tolist()))
 
     def entry(self, cut: DepthCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the entry of the report; of the last output layer, which is not made any more, all is lost."""
+        """Make the entry of the report; where the last output layer is no longer computed, all of its output is lost."""
         site, group = self.group.site, self.group
         kept = range(len(group.blocks)) if cut is None else cut.kept
         error = float(len(group.blocks) - 1 not in kept)
@@ -161,7 +164,7 @@ class KnownDepth:
 
 @dataclass(frozen=True)
 class DepthCut:
-    """The blocks that stay, by their places."""
+    """Hold the blocks that stay, by their places."""
 
     known: KnownDepth
     kept: tuple[int, ...]
@@ -169,7 +172,7 @@ class DepthCut:
     residual: ClassVar[Tensor | None] = None
 
     def fold(self) -> nn.Module:
-        """Make the module of all blocks, in which those that go hand on what they get."""
+        """Make the module of all blocks, in which the removed ones return their input."""
         group = self.known.group
         small = copy.deepcopy(self.known.model.get_submodule(group.name))
         for place, block in enumerate(group.blocks):

@@ -36,7 +36,7 @@ from lowrank_vit.stages.gradual.expected import dense_cost, pruned
 @GROUPS.register("gated")
 @dataclass(frozen=True)
 class GatedGroup(ModuleGroup):
-    """One attention module or MLP, with the unit ``part``: inner parts (heads or hidden units), and outputs."""
+    """Describe one attention module or MLP, with the unit ``part``: inner parts (heads or hidden units), and outputs."""
 
     site: AttentionSite | MlpSite
     method: PartChoice
@@ -45,7 +45,7 @@ class GatedGroup(ModuleGroup):
 
     @classmethod
     def find(cls, model: nn.Module, method: PartChoice, settings: Settings, sites: str) -> list[GatedGroup]:
-        """Find the MLPs, and the attention modules whose queries and keys can go with the values."""
+        """Find the MLPs, and the attention modules whose queries and keys can be removed with the values."""
         found = [site for site in whole_modules(model, settings) if not isinstance(site, PoolSite)]
         return [cls(site, method, settings) for site in found if isinstance(site, MlpSite) or not site.dense_logits]
 
@@ -64,7 +64,7 @@ class GatedGroup(ModuleGroup):
         return {self.linears[0].name: self.method.needs | {"input_second"}}
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return what the parts cost in the mean; ``tokens``: of an image."""
+        """Return the average cost of the parts; ``tokens``: of an image."""
         dense, count = dense_cost(self.site, tokens), self.inner + self.linears[0].out_features - 1
         return {PART: UnitCosts(count, Cost(dense.parameters // count + 1, dense.macs // count + 1), dense)}
 
@@ -79,7 +79,7 @@ class GatedGroup(ModuleGroup):
         return self.part_curves(parts, tokens.get(self.linears[0].name, 0))
 
     def part_curves(self, parts: GatedParts, tokens: int) -> list[ErrorCurve]:
-        """Return the curve with exact parameters; multiply-accumulates are those of parts in the mean."""
+        """Return the curve with exact parameters; multiply-accumulates are those of parts on average."""
         own, inner = self.costs(tokens)[PART], parts.inner.cpu().long().cumsum(0)
         exact = pruned(self.site, inner, torch.arange(1, len(inner) + 1) - inner).tolist()
         saved = tuple(rank * own.unit.parameters - cost for rank, cost in enumerate(exact))
@@ -122,7 +122,7 @@ class GatedGroup(ModuleGroup):
 
 @dataclass(frozen=True)
 class KnownParts(KnownModule):
-    """A module with its parts in order."""
+    """Hold a module with its parts in order."""
 
     def curves(self) -> list[ErrorCurve]:
         """Return the loss and cost of every number of parts."""

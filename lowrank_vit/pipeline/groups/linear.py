@@ -32,7 +32,7 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, Decomposition
 @GROUPS.register("decomposition")
 @dataclass(frozen=True)
 class LinearGroup:
-    """One linear layer, whose only unit, under the layer's name, is its rank."""
+    """Describe one linear layer, whose only unit, under the layer's name, is its rank."""
 
     site: Site
     method: Decomposition
@@ -104,7 +104,7 @@ class LinearGroup:
 
 @dataclass(frozen=True)
 class KnownLinear:
-    """A linear layer with all its directions."""
+    """Hold a linear layer with all its directions."""
 
     group: LinearGroup
     model: nn.Module
@@ -130,7 +130,7 @@ class KnownLinear:
 
     @cached_property
     def metrics(self) -> list[OutputMetric]:
-        """Return what measures errors on the seen and on the unseen images: the same for all sizes.
+        """Return the metrics of errors on the seen and on the unseen images: the same for all sizes.
 
         Where the bias takes up the mean of what is lost, errors are counted about that mean.
         """
@@ -188,7 +188,7 @@ class KnownLinear:
 
 @dataclass(frozen=True)
 class LinearCut:
-    """A linear layer at its rank, maybe with Z; ``least``: the loss with Z in closed form."""
+    """Hold a linear layer at its rank, perhaps with Z; ``least``: the loss with Z in closed form."""
 
     known: KnownLinear
     rank: int

@@ -26,7 +26,7 @@ Sizes = Sequence[int | None]
 
 
 def mixed_rank(known: KnownLinear, sizes: Sizes) -> Mixture:
-    """Return the mixture of a single layer's ranks, and of the bias that takes up what is lost of the mean."""
+    """Return the mixture of a single layer's ranks, and of the bias that takes up the mean of what is lost."""
     site, model = known.group.site, known.model
     layer, (u, v) = get_linear(model, site), known.factors.cut(len(known.factors.loss) - 1)
     kept = first_kept(sizes, u.shape[1]).to(u)
@@ -39,7 +39,7 @@ def mixed_rank(known: KnownLinear, sizes: Sizes) -> Mixture:
 
 
 def mixed_outputs(model: nn.Module, output: Site, subset: InputSubset, sizes: Sizes, biases: bool = True) -> Mixture:
-    """Return the mixture of an output layer that is refitted on what is kept of its inputs, or of directions of them.
+    """Return the mixture of an output layer that is refitted on those of its inputs, or of their directions, that stay.
 
     ``biases``: whether the smaller module has the dense one's; ``subset.mean`` is then what the inputs have of them.
     """
@@ -67,7 +67,7 @@ def mixed_logits(model: nn.Module, layer: Site, logits: Logits, sizes: Sizes, bi
 
 
 def _compared(logits: Logits, size: int | None) -> Tensor:
-    """Return B of every head, (h, s, s), with which ``q^T B k`` takes the place of ``q^T k``; the identity if all is kept."""
+    """Return B of every head, (h, s, s), with which ``q^T B k`` replaces ``q^T k``; the identity if all is kept."""
     heads, width = logits.query.shape[:2]
     if size is None:
         return torch.eye(width, dtype=logits.query.dtype, device=logits.query.device).expand(heads, -1, -1)

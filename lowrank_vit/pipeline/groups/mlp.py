@@ -34,7 +34,7 @@ from lowrank_vit.stages.decompose import MLPS, MlpDecomposition
 @GROUPS.register("mlp")
 @dataclass(frozen=True)
 class MlpGroup(ModuleGroup):
-    """One MLP, with the unit ``hidden``."""
+    """Describe one MLP, with the unit ``hidden``."""
 
     site: MlpSite
     method: MlpDecomposition

@@ -47,7 +47,7 @@ def blank_directions(costs: UnitCosts) -> Directions:
 
 @dataclass(frozen=True)
 class ModuleGroup:
-    """The units of an attention module or an MLP, before any image is seen."""
+    """Describe the units of an attention module or an MLP, before any image is seen."""
 
     site: Any
     method: Any
@@ -71,7 +71,7 @@ class ModuleGroup:
         return cubic_work(self.linears[-1])
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return what each unit that the method is about costs; ``tokens``: of an image."""
+        """Return the cost of each unit that the method reduces; ``tokens``: of an image."""
         costs: dict[str, UnitCosts] = self.site.costs(tokens)
         return costs
 
@@ -107,7 +107,7 @@ class ModuleGroup:
 
 @dataclass(frozen=True)
 class OutputApproximation:
-    """What a smaller module keeps of the inputs that the dense output layer sees: ``(x - offset) columns``."""
+    """Hold what a smaller module keeps of the inputs that the dense output layer sees: ``(x - offset) columns``."""
 
     columns: Tensor  # shape: (n, s)
     offset: Tensor  # shape: (n,), the values' bias, which the smaller attention does not add
@@ -115,7 +115,7 @@ class OutputApproximation:
 
 @dataclass(frozen=True)
 class ModuleCut:
-    """A module at its sizes; there is no residual to fit a Z to."""
+    """Hold a module at its sizes; there is no residual to fit a Z to."""
 
     module: nn.Module
     kept: OutputApproximation
@@ -128,7 +128,7 @@ class ModuleCut:
 
 @dataclass(frozen=True)
 class KnownModule:
-    """An attention module or an MLP with all its directions."""
+    """Hold an attention module or an MLP with all its directions."""
 
     group: Any
     model: nn.Module

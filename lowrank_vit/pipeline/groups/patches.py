@@ -20,7 +20,7 @@ EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convol
 @GROUPS.register("patches")
 @dataclass(frozen=True)
 class PatchGroup(LinearGroup):
-    """The patch embedding, whose only unit is its rank; ``prepared`` makes a linear layer of the convolution."""
+    """Describe the patch embedding, whose only unit is its rank; ``prepare`` makes a linear layer of the convolution."""
 
     ahead: ClassVar[bool] = True
 
@@ -40,5 +40,5 @@ class PatchGroup(LinearGroup):
         return [cls(site, method, settings) for site in find_sites(model, rf"^{EMBEDDING}\.linear$")]
 
     def needs(self) -> dict[str, frozenset[str]]:
-        """Return the statistics that the method, the report and Z read; the refit does not come here."""
+        """Return the statistics that the method, the report and Z read; the patch embedding is not refitted."""
         return {name: needs - {"sensitive_second"} for name, needs in super().needs().items()}

@@ -35,7 +35,7 @@ def table_site(model: nn.Module) -> TableSite | None:
 @GROUPS.register("positions")
 @dataclass(frozen=True)
 class PositionGroup:
-    """The position embedding, whose only unit, under its name, is its rank."""
+    """Describe the position embedding, whose only unit, under its name, is its rank."""
 
     site: TableSite
     method: TableDecomposition
@@ -61,7 +61,7 @@ class PositionGroup:
 
     @classmethod
     def prepare(cls, model: nn.Module) -> None:
-        """Put a module in the place of the parameter, in place."""
+        """Replace the parameter by a module, in place."""
         site = table_site(model)
         if site is not None:
             replace_module(model, site.name, Positions.of(part(model, site.name)))
@@ -111,7 +111,7 @@ class PositionGroup:
 
 @dataclass(frozen=True)
 class KnownPositions:
-    """The position embedding with all its directions."""
+    """Hold the position embedding with all its directions."""
 
     group: PositionGroup
     model: nn.Module
@@ -156,7 +156,7 @@ class KnownPositions:
 
 @dataclass(frozen=True)
 class TableCut:
-    """A table at its rank; there is no residual to fit a Z to."""
+    """Hold a table at its rank; there is no residual to fit a Z to."""
 
     module: Positions
     residual: None = None

@@ -30,7 +30,7 @@ from lowrank_vit.stages.decompose.rows import ROWS, RowChoice
 @GROUPS.register("rows")
 @dataclass(frozen=True)
 class RowGroup:
-    """One linear layer, whose only unit is how many rows it has beside its low-rank part; at least one."""
+    """Describe one linear layer, whose only unit is the number of rows beside its low-rank part, at least one."""
 
     site: Site
     method: RowChoice
@@ -60,7 +60,7 @@ class RowGroup:
 
     @property
     def split(self) -> SplitSite:
-        """Return what tells the costs."""
+        """Return the layer's site with the share of its low-rank part, which tells the costs."""
         return SplitSite(self.site, self.method.share)
 
     @property
@@ -109,7 +109,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class KnownRows:
-    """A linear layer with its low-rank part, and its rows in order."""
+    """Hold a linear layer with its low-rank part, and its rows in order."""
 
     group: RowGroup
     model: nn.Module
@@ -125,7 +125,7 @@ class KnownRows:
 
     @cached_property
     def mean(self) -> Tensor | None:
-        """Return the mean input, (n,), where the bias takes up what it loses."""
+        """Return the mean input, (n,), where the bias takes up the mean of what is lost."""
         return self.moments[0].mean("input_sum") if self.group.settings.bias_correction else None
 
     def curves(self) -> list[ErrorCurve]:
@@ -160,7 +160,7 @@ class KnownRows:
 
 @dataclass(frozen=True)
 class RowCut:
-    """A linear layer with its low-rank part and some rows, (kept,), ascending."""
+    """Hold a linear layer with its low-rank part and some rows, (kept,), ascending."""
 
     known: KnownRows
     kept: Tensor

@@ -28,7 +28,7 @@ from lowrank_vit.stages.decompose import SCANS, ScanDecomposition
 @GROUPS.register("scan")
 @dataclass(frozen=True)
 class ScanGroup:
-    """One scan. Its only unit, under the scan's name, has the sizes 1, which is the skip alone, and dense.
+    """Describe one scan. Its only unit, under the scan's name, has the sizes 1, which is the skip alone, and dense.
 
     ``linears``: the layers before and behind it; ``parameters``, ``products``: of the whole scan, the latter the
     multiply-accumulates of a token.
@@ -65,11 +65,11 @@ class ScanGroup:
         return {site.name: names for site, names in zip(self.linears, self.method.needs, strict=True)}
 
     def report_needs(self) -> dict[str, frozenset[str]]:
-        """Return the second moment of what is lost."""
+        """Return the statistic of what is lost: its second moment."""
         return {self.linears[0].name: frozenset({"scan_change"})}
 
     def curve(self, directions: Directions, tokens: int) -> ErrorCurve:
-        """Return the loss and cost of leaving it out, with ``tokens`` of an image."""
+        """Return the loss and cost of leaving the scan out, with ``tokens`` of an image."""
         kept, dense = Cost(self.inner, tokens * self.inner), Cost(self.parameters, tokens * self.products)
         return directions.curve(self.name, UnitCosts(1, unit=kept, dense=dense), 1)
 
@@ -97,19 +97,19 @@ class ScanGroup:
 
 @dataclass(frozen=True)
 class ScanCut:
-    """A scan that is left out; there is no residual to fit a Z to."""
+    """Hold what replaces a scan that is left out; there is no residual to fit a Z to."""
 
     module: nn.Module
     residual: None = None
 
     def fold(self) -> nn.Module:
-        """Return what takes the scan's place."""
+        """Return the scan's replacement."""
         return self.module
 
 
 @dataclass(frozen=True)
 class KnownScan:
-    """A scan with its predicted loss."""
+    """Hold a scan with its predicted loss."""
 
     group: ScanGroup
     model: nn.Module
@@ -134,7 +134,7 @@ class KnownScan:
         return ScanCut(scan if ranks[self.group.name] is None else SmallScan.of(scan, dim, LEFT_OUT))
 
     def error(self, moments: Moments) -> float:
-        """Return ``E||e W||^2 / E||x W||^2``: x, e: what the output layer is given, and no longer given."""
+        """Return ``E||e W||^2 / E||x W||^2``; x: the output layer's input, e: what it no longer gets."""
         weight = dense_weight(self.model, self.group.linears[-1])
         lost, whole = ((weight * (moments.mean(name) @ weight)).sum() for name in ("scan_change", "scan_whole"))
         return float(lost / whole)

@@ -34,7 +34,7 @@ from lowrank_vit.stages.decompose import WHOLE_HEADS, HeadChoice
 @GROUPS.register("whole_heads")
 @dataclass(frozen=True)
 class WholeHeadGroup(ModuleGroup):
-    """One attention module, with the unit ``head``: what is left is the dense module with fewer heads."""
+    """Describe one attention module, with the unit ``head``: what is left is the dense module with fewer heads."""
 
     site: AttentionSite
     method: HeadChoice
@@ -43,7 +43,7 @@ class WholeHeadGroup(ModuleGroup):
 
     @classmethod
     def find(cls, model: nn.Module, method: HeadChoice, settings: Settings, sites: str) -> list[WholeHeadGroup]:
-        """Find the attention modules of all blocks whose queries and keys can go with the values."""
+        """Find the attention modules of all blocks whose queries and keys can be removed with the values."""
         found = attention_sites(model, settings, pools=False)
         return [cls(site, method, settings) for site in found if not site.dense_logits]
 

@@ -22,7 +22,7 @@ HALF = 8 * HALF_BYTES  # bits: the layer stays in float16
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of a form: rows and columns of its weight, and how many weights the largest form has there."""
+    """Describe a linear layer of a form: its weight's rows and columns, and how many weights the largest form has there."""
 
     name: str  # in the whole model
     rows: Affine
@@ -32,7 +32,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Form:
-    """A module as it is, or with its units at chosen sizes.
+    """Describe a module as it is, or with its units at chosen sizes.
 
     ``sizes``: of each unit, those to choose from; empty for the module as it is. ``rest``: values beside the layers.
     ``whole``: with all units at their last size it computes what the dense module does, and is no larger.
@@ -51,7 +51,7 @@ class Form:
         return np.stack([ones, *(grid.ravel() for grid in grids)], 1).astype(np.int64)
 
     def stored(self, terms: NDArray[np.int64], bits: Sequence[int]) -> NDArray[np.int64]:
-        """Count the bytes at all ``terms``, (choices,), with the layers' weights in ``bits``, or in 16: in float16."""
+        """Count the bytes at all ``terms``, (choices,), with the layers' weights in ``bits``; 16 means float16."""
         total = HALF_BYTES * (terms @ self.rest)
         for layer, width in zip(self.layers, bits, strict=True):
             rows, columns = terms @ layer.rows, terms @ layer.columns
@@ -86,7 +86,7 @@ def counts(curves: Sequence[ErrorCurve]) -> dict[str, int]:
 
 
 def cut_form(known: Any, curves: Sequence[ErrorCurve], dense: nn.Module, points: int) -> Form | None:
-    """Return the form with units of chosen sizes, found by folding it at some; None where no size is cheaper than dense.
+    """Return the form with units at chosen sizes, found by folding a few; None where no size is cheaper than dense.
 
     Every dimension of a folded layer is affine in the sizes, so a fold at the largest size and one for each unit at a
     smaller one tell them all. ``points``: how many sizes of each unit are offered at most.
@@ -128,7 +128,7 @@ REST = "*"  # no module's name
 
 
 def _sizes(curve: ErrorCurve, points: int, whole: bool) -> list[int]:
-    """Return sizes evenly over those that an allocator may choose, ascending, and the largest one where it is ``whole``."""
+    """Return sizes spread evenly over those that an allocator may choose, ascending, with the largest one if ``whole``."""
     ranks = curve.ranks
     if not ranks:
         return []

@@ -20,7 +20,7 @@ MANY = 500  # combinations of bits that are tried at every combination of sizes
 
 @dataclass(frozen=True)
 class Choice:
-    """Sizes of a module's units, and the bits of its layers; a layer without bits stays in float16."""
+    """Hold the sizes of a module's units, and the bits of its layers; a layer without bits stays in float16."""
 
     sizes: Mapping[str, int | None] = field(default_factory=dict)
     bits: Mapping[str, int] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Front:
-    """The choices of a module, from the cheapest to the best, and their costs and losses as a curve for an allocator.
+    """Hold the choices of a module, from the cheapest to the best, with costs and losses as a curve for an allocator.
 
     "Rank" i of the curve is ``choices[i]``; dense is the module in float16. Costs are in pages.
     """
@@ -54,7 +54,7 @@ def pareto(costs: NDArray[np.float64], losses: NDArray[np.float64]) -> NDArray[n
 
 
 def combinations(layers: Sequence[Layer], losses: Losses) -> list[tuple[int, ...]]:
-    """List the bits of all layers, together: all of them, or where they are many, those that are best at the largest form."""
+    """List the bits of all layers together: every combination or, where these are many, the best at the largest form."""
     costs, lost, chosen = np.zeros(1), np.zeros(1), list[tuple[int, ...]]([()])
     for layer in layers:
         bits = list(losses[layer.name])
@@ -70,7 +70,7 @@ def combinations(layers: Sequence[Layer], losses: Losses) -> list[tuple[int, ...
 
 @dataclass(frozen=True)
 class _Points:
-    """All choices of a form: combinations of bits times combinations of sizes, in this order."""
+    """Hold all choices of a form: combinations of bits times combinations of sizes, in this order."""
 
     form: Form
     terms: NDArray[np.int64]
@@ -80,7 +80,7 @@ class _Points:
 
     @classmethod
     def of(cls, form: Form, errors: Mapping[str, ErrorCurve], losses: Losses) -> _Points:
-        """Add what a combination of sizes loses and what the rounding of its layers adds to it."""
+        """Sum what each combination of sizes loses and what the rounding of its layers adds to it."""
         terms, bits = form.terms, combinations(form.layers, losses)
         by_size = np.zeros(len(terms))
         for place, unit in enumerate(form.sizes, 1):

@@ -43,7 +43,7 @@ ROUNDS = 8  # in which the plan is brought close to the budget by the size of th
 
 @dataclass(frozen=True)
 class JointPlan:
-    """The sizes of all units, and the bits of the layers of the model that is made of them."""
+    """Hold the sizes of all units, and the bits of the layers of the model made of them."""
 
     sizes: RankPlan
     bits: Mapping[str, int]
@@ -51,7 +51,7 @@ class JointPlan:
 
 @dataclass(frozen=True)
 class JointPlanner:
-    """What sizes and bits are chosen from: an analysis, the numbers of bits, and how weights will be rounded."""
+    """Choose sizes and bits from an analysis, the numbers of bits allowed, and how weights will be rounded."""
 
     analysis: Analysis
     bits: Sequence[int]
@@ -82,7 +82,7 @@ class JointPlanner:
 
     @cached_property
     def outside(self) -> list[str]:
-        """Return the layers of no group that are rounded, too: the patch embedding's and the classifier."""
+        """Return the layers outside all groups that are rounded, too: the patch embedding's and the classifier."""
         model: Any = self.whole
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
         names = [
@@ -123,7 +123,7 @@ class JointPlanner:
         return found
 
     def _kept(self, name: str, compute: Callable[[], T]) -> T:
-        """Compute what does not depend on the budget, or find it in the cache, where the images have a name."""
+        """Compute what does not depend on the budget, or find it in the cache if the images have a name."""
         analysis = self.analysis
         names = [analysis.images.fingerprint, self.judges.fingerprint]
         if None in names:
@@ -135,12 +135,12 @@ class JointPlanner:
 
     @property
     def measured(self) -> MeasuredLosses:
-        """Return how the losses of sizes are measured: as the recipe does, but trusted, as those of roundings are."""
+        """Return how sizes' losses are measured: as in the recipe, but trusted fully, as those of rounding are."""
         return replace(self.analysis.recipe.measured or MeasuredLosses(), trust=1.0)
 
     @property
     def judges(self) -> Images:
-        """Return the images that losses are measured on: unseen ones, as cuts are fitted to those that were seen."""
+        """Return the images on which losses are measured: unseen ones, as cuts are fitted to those that were seen."""
         return self.analysis.unseen or self.analysis.images
 
     def fronts(self, curves: Mapping[str, Sequence[ErrorCurve]]) -> dict[str, Front]:
@@ -188,7 +188,7 @@ class JointPlanner:
         return replace(plan, sizes=sizes)
 
     def _probed(self, plan: JointPlan) -> RankPlan:
-        """Return the sizes to measure: a unit that nothing was taken of is measured at its ``probe_rank``."""
+        """Return the sizes to measure; a unit that is left whole is measured at its ``probe_rank``."""
         full = {
             curve.name: curve.full_rank or len(curve.errors) - 1
             for curves in self.analysis.curves_by_group.values()
@@ -197,7 +197,7 @@ class JointPlanner:
         return RankPlan({name: None if size == full[name] else size for name, size in plan.sizes.ranks.items()})
 
     def _within(self, fronts: Mapping[str, Front], limit: float, budget: Budget) -> tuple[JointPlan, int]:
-        """Spend the budget; what the file is larger or smaller than its prices is spent, too."""
+        """Spend the budget, including the difference between the file's size and its prices."""
         curves = [each.curve for each in fronts.values()]
         everything = saved_bytes(self.whole, torch.float16)
         rest = everything - PAGE * sum(curve.dense_cost for curve in curves)

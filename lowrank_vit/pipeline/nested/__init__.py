@@ -41,7 +41,7 @@ BITWISE, ROUNDED = FORMATS = (1, 2)
 
 
 def _ordered(kind: str, method: Any) -> bool:
-    """Say whether a smaller size of such units keeps the first parts of a larger one, in a form that a folder holds."""
+    """Tell whether a smaller size of such units keeps the first parts of a larger one, in a form that a folder holds."""
     return kind in (SINGLE, "scan") or isinstance(method, HeadLowRank | Interpolation)
 
 

@@ -21,7 +21,7 @@ Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
 
 
 def widened(known: KnownModule, ranks: Ranks, change: Change) -> Change:
-    """Return a change of the output layer at a size, (s, d) and (d,), as one of all k directions: (k, d) and (d,).
+    """Express a change of the output layer at a size, (s, d) and (d,), in all k directions: (k, d) and (d,).
 
     The latter is what both add to the output in the mean.
     """
@@ -36,7 +36,7 @@ def widened(known: KnownModule, ranks: Ranks, change: Change) -> Change:
 
 
 def narrowed(known: KnownModule, ranks: Ranks, change: Change) -> Change:
-    """Return a change of all directions as one of the output layer at a size: the reverse of ``widened``."""
+    """Express a change in all directions as one of the output layer at a size: the inverse of ``widened``."""
     subset, (whole, added) = _subset(known), change
     kept, mean = _inputs(known, ranks)
     if kept is not None:
@@ -47,7 +47,7 @@ def narrowed(known: KnownModule, ranks: Ranks, change: Change) -> Change:
 
 
 def _inputs(known: KnownModule, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
-    """Return which directions the output layer sees at a size, and their mean, (s,); None in a module that stays dense."""
+    """Return the directions that the output layer sees at a size, and their mean, (s,); None in a dense module."""
     subset, units = _subset(known), list(known.parts)
     if all(ranks[unit] is None for unit in units):
         return None, subset.mean

@@ -1,4 +1,4 @@
-"""An analysis that needs no images: what they say of a size is interpolated between the sizes that they were seen at."""
+"""An analysis that needs no images: what they told is interpolated between the sizes at which they were seen."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lowrank_vit.stages.correct.measured_losses import LEAST
 
 
 def with_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> Analysis:
-    """See the images at a grid of sizes, where the recipe needs that; of several processes, all must call this.
+    """Run the images through a grid of sizes, where the recipe needs that; of several processes, all must call this.
 
     ``made_for``: the budget of a model that was made before, whose size is to be in the grid.
     """
@@ -40,7 +40,7 @@ def with_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> Analy
 
 @dataclass(frozen=True, kw_only=True)
 class Opened(Analysis):
-    """The analysis of a nested folder; ``sizes``: those that images were seen at, the largest model first."""
+    """Hold the analysis of a nested folder; ``sizes``: those at which images were seen, the largest model first."""
 
     sizes: Sequence[KnownSize]
 
@@ -108,7 +108,7 @@ class Opened(Analysis):
         return {"refit": {"between": [self.reduction(size) for size, _ in shares]}}
 
     def _shares(self, ranks: Mapping[str, int | None]) -> list[tuple[KnownSize, float]]:
-        """Return the known sizes next to a plan, by parameters, each with its share; the dense model is one of them."""
+        """Return the known sizes around a plan, by parameters, with their shares; the dense model is one of them."""
         curves = self.curves
         wanted = total_cost(curves, ranks)
         for larger, smaller in pairwise([dense_size(curves), *self.sizes]):

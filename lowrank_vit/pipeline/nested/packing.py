@@ -1,4 +1,4 @@
-"""Tensors in half their bytes: float32, and of a symmetric matrix the lower triangle."""
+"""Tensors in half their bytes: in float32, and only the lower triangle of a symmetric matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXACT = ("loss",)  # an allocator's choice may hang on the last bit
 
 
 def packed(name: str, tensor: Tensor) -> Tensor:
-    """Return what a file holds of the float64 tensor of this name; integers stay as they are."""
+    """Return a float64 tensor of this name as a file holds it; integers stay as they are."""
     if not tensor.is_floating_point() or name in EXACT:
         return tensor
     if name in SYMMETRIC:

@@ -1,4 +1,4 @@
-"""What images say of a recipe at a few sizes: measured losses, refitted outputs. All sizes between follow from them."""
+"""What images tell of a recipe at a few sizes: measured losses, refitted outputs. All sizes between follow from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
 
 @dataclass(frozen=True)
 class KnownSize:
-    """A size that images were seen at.
+    """Hold a size at which images were seen.
 
     ``points``: the measured loss of every unit, and the count that it was measured at. ``changes``: what the refit added
     to the weight, (s, d), and the bias, (d,), of each output layer, float32.
@@ -35,7 +35,7 @@ class KnownSize:
 
 
 def dense_size(curves: Sequence[ErrorCurve]) -> KnownSize:
-    """Return the size at which nothing is left out, measured or changed."""
+    """Return the size of the dense model, with nothing left out, measured or changed."""
     return KnownSize({curve.name: None for curve in curves}, {}, {})
 
 
@@ -45,12 +45,12 @@ def parameters_of(curves: Sequence[ErrorCurve], known: KnownSize) -> int:
 
 
 def needs_sizes(analysis: Analysis) -> bool:
-    """Say whether the recipe looks at images once a size is chosen."""
+    """Tell whether the recipe looks at images once a size is chosen."""
     return analysis.recipe.measured is not None or analysis.recipe.refit is not None
 
 
 def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list[KnownSize]:
-    """See the images at every size of the grid that can be reached, and at that of a model made before; largest first.
+    """See the images at every reachable size of the grid, and at that of a model made before; largest first.
 
     ``made_for``: the budget in that model's report.
     """

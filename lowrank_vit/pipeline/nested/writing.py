@@ -17,7 +17,7 @@ from lowrank_vit.records.moments import Moments
 
 
 def plain_record(analysis: Analysis) -> dict[str, Any]:
-    """Return all that is not a tensor. ``layers`` and ``units`` are by group and by unit, ``sites`` of single layers."""
+    """Return all plain values. ``layers`` and ``units`` are by group and by unit, ``sites`` those of single layers."""
     counts = {
         kind: {name: [layer.images, layer.tokens] for name, layer in moments.items()}
         for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {}))
@@ -46,7 +46,7 @@ def plain_record(analysis: Analysis) -> dict[str, Any]:
 
 
 def flat(part: Any) -> dict[str, Any]:
-    """Return the fields of what a decomposition found; those of its ``units``, if it has any, are among them."""
+    """Return the fields of a decomposition's result, with those of its ``units``, if it has any."""
     values = {field.name: getattr(part, field.name) for field in fields(part)}
     units = values.pop("units", None)
     return values if units is None else {**values, **vars(units)}
@@ -74,7 +74,7 @@ def named_tensors(analysis: Analysis, *, exact: bool) -> Iterator[tuple[str, Ten
 
 
 def _found(analysis: Analysis) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of what decompositions found; of factors, the directions that save anything."""
+    """Yield the tensors of the decompositions' results; of factors, only the directions that save anything."""
     for curve in analysis.curves:
         part = next(parts[curve.name] for parts in analysis.parts.values() if curve.name in parts)
         for field, tensor in flat(part).items():

@@ -24,7 +24,7 @@ from lowrank_vit.stages.evaluate.speed import Setting
 
 @dataclass(frozen=True)
 class Scale:
-    """A cost whose prices add up exactly; ``model``: the dense one, ``setting``: where the smaller one is to run.
+    """Count a cost whose prices add up exactly; ``model``: the dense one, ``setting``: where the smaller one is to run.
 
     ``start``: the dense one in the form that units are cut from, where that is another.
     """
@@ -64,7 +64,7 @@ class Scale:
         raise NotImplementedError
 
     def misses(self, counted: int, limit: float) -> bool:
-        """Say whether a model that costs ``counted`` is to be planned again."""
+        """Tell whether a model that costs ``counted`` is to be planned again."""
         return counted > limit
 
 

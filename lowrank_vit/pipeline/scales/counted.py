@@ -22,7 +22,7 @@ from lowrank_vit.runtime.errors import InputError
 @SCALES.register(PARAMETERS)
 @dataclass(frozen=True)
 class Parameters(Scale):
-    """Parameters: their prices are exact."""
+    """Count parameters, whose prices are exact."""
 
     by_token: ClassVar[bool] = False
 
@@ -35,7 +35,10 @@ class Parameters(Scale):
 @SCALES.register("macs")
 @dataclass(frozen=True)
 class Macs(Scale):
-    """Multiply-accumulates of an image; heads of unequal widths run padded to one width, which no unit's price knows."""
+    """Count the multiply-accumulates of an image.
+
+    Heads of unequal widths run padded to one width, which no unit's price knows.
+    """
 
     corrections: ClassVar[float] = math.inf
 
@@ -58,7 +61,7 @@ class Macs(Scale):
 @SCALES.register("bytes")
 @dataclass(frozen=True)
 class Bytes(Scale):
-    """Bytes of ``model.safetensors``: parameters and buffers in the model's own type, and the header that names them."""
+    """Count the bytes of ``model.safetensors``: parameters and buffers in the model's own type, and a header naming them."""
 
     by_token: ClassVar[bool] = False
     knows_z: ClassVar[bool] = False

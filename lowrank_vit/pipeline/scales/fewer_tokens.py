@@ -17,7 +17,7 @@ from lowrank_vit.stages.tokens import TokenRule
 
 @dataclass(frozen=True, kw_only=True)
 class FewerTokens(Scale):
-    """The cost ``whole`` of models, once ``rule`` makes their tokens fewer; budgets are shares of the dense model with all.
+    """Count the cost ``whole`` with the tokens that ``rule`` leaves; budgets are shares of the dense model's with all tokens.
 
     Multiply-accumulates of every size are exact but for padding; a module's times shrink as its multiply-accumulates do.
     """
@@ -72,7 +72,7 @@ class FewerTokens(Scale):
         return self.whole.count(self.rule(small))
 
     def misses(self, counted: int, limit: float) -> bool:
-        """Say whether a model that costs ``counted`` is to be planned again."""
+        """Tell whether a model that costs ``counted`` is to be planned again."""
         return self.whole.misses(counted, limit)
 
 

@@ -38,7 +38,7 @@ Sizes = tuple[int, ...]  # of a module's units, in their order
 @SCALES.register(LATENCY)
 @dataclass(frozen=True)
 class Latency(Scale):
-    """Nanoseconds of a batch in a setting."""
+    """Measure the nanoseconds of a batch in a setting."""
 
     before_images: ClassVar[bool] = False
     knows_z: ClassVar[bool] = False
@@ -72,7 +72,7 @@ class Latency(Scale):
         return self.model if self.start is None else self.start
 
     def rest(self, curves: Sequence[ErrorCurve]) -> int:
-        """Return the time beside the units: the form that they are cut from takes as long as the dense model."""
+        """Return the time outside the units: the form that they are cut from takes as long as the dense model."""
         return self.dense - sum(curve.dense_cost for curve in curves)
 
     def count(self, small: nn.Module) -> int:
@@ -85,12 +85,12 @@ class Latency(Scale):
         return round(self.dense * ratio)
 
     def misses(self, counted: int, limit: float) -> bool:
-        """Say whether a measured time is too far from the budget, above or below."""
+        """Tell whether a measured time is too far from the budget, above or below."""
         tolerance = TOLERANCE_OF_ONE if self.setting.batch == 1 else TOLERANCE
         return abs(counted - limit) > tolerance * limit
 
     def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
-        """Return the curves with their times, measured where the machine's table does not have them."""
+        """Return the curves with times for costs, measured where the machine's table does not have them."""
         own = {curve.name: curve for curve in curves}
         grids = [Grid(module, [own[curve.name] for curve in module.curves()]) for module in known]
         ready = prepared(self.base, replace(self.setting, mode="eager"))
@@ -119,7 +119,7 @@ class Latency(Scale):
 
 @dataclass(frozen=True)
 class Grid:
-    """The sizes at which a module is timed, and what they say of each of its units."""
+    """Hold the sizes at which a module is timed, and what they say of each of its units."""
 
     known: Any
     curves: Sequence[ErrorCurve]
@@ -141,7 +141,7 @@ class Grid:
         return tuple(min(count, max(1, round(share * count / step)) * step) for count, step in steps)
 
     def around(self, share: float, unit: int) -> tuple[Sizes, Sizes]:
-        """Return the sizes with only one unit reduced to a share, and with all the others reduced to it."""
+        """Return the sizes with only one unit reduced to a share, and the sizes with all others reduced to it."""
         full, small = self.full, self.at(share)
         alone = tuple(small[index] if index == unit else count for index, count in enumerate(full))
         others = tuple(full[index] if index == unit else count for index, count in enumerate(small))
@@ -165,7 +165,7 @@ class Grid:
         return f"{type(self.known.group).__name__} of {module}"
 
     def tables(self, dense: float, times: Mapping[Sizes, float], grain: int) -> dict[str, tuple[int, ...]]:
-        """Return what every size of each unit costs, and the dense one last; ``times``: of the module at all points."""
+        """Return the cost of every size of each unit, the dense one last; ``times``: the module's at all points."""
         count, whole, tables = len(self.curves), times[self.full], {}
         for unit, curve in enumerate(self.curves):
             costs = {}
@@ -188,7 +188,7 @@ def described(module: nn.Module, inputs: Iterable[object]) -> str:
 
 
 def inputs_of(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, Inputs]:
-    """Return what modules are called with in a forward pass."""
+    """Return the inputs of modules in a forward pass."""
     seen: dict[str, Inputs] = {}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(

@@ -21,7 +21,7 @@ Modules = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Impact:
-    """What replacing some scans costs: ``top1``, percentage points lost, None without labels; ``kl`` in nats."""
+    """Hold what replacing some scans costs: ``top1``, percentage points lost, None without labels; ``kl`` in nats."""
 
     top1: float | None
     kl: float
@@ -30,7 +30,7 @@ class Impact:
 def impacts(
     model: nn.Module, variants: Mapping[str, Modules], batches: Batches, *, progress: bool = False
 ) -> dict[str, Impact]:
-    """Measure each variant of a model: modules by name, that take the places of its own.
+    """Measure each variant of a model: modules, by name, that replace its own.
 
     Where an image has no label, no accuracy is measured. Raises ``InputError`` for no images.
     """
@@ -65,14 +65,14 @@ def _labels(batch: Batch) -> Tensor | None:
 
 
 def ranked(found: Mapping[str, Impact]) -> list[str]:
-    """Return the names, least impact first: by accuracy, then by divergence, then by depth; all by divergence without it."""
+    """Return the names, least impact first: by accuracy, then divergence, then depth; by divergence without accuracy."""
     return sorted(found, key=lambda name: (found[name].top1 or 0.0, found[name].kl))
 
 
 def most_within(
     drop: float, order: Sequence[str], measure: Callable[[Sequence[str]], Impact]
 ) -> tuple[list[str], Impact | None]:
-    """Return the longest beginning of ``order`` that loses at most ``drop`` points, no shorter one losing more.
+    """Return the longest prefix of ``order`` that loses at most ``drop`` points, as do all shorter ones.
 
     ``measure``: what replacing some of them together costs. Raises ``InputError`` where there are no labels.
     """

@@ -36,7 +36,7 @@ REFITS = {  # the features of the scan that the output layer is fitted on, besid
 
 @dataclass(frozen=True)
 class MeanScan:
-    """How a scan is replaced: what is averaged over its channels, and whether the output layer is refitted.
+    """Describe how a scan is replaced: what is averaged over its channels, and whether the output layer is refitted.
 
     ``mode``: ``inputs`` of the scan, as a fused kernel takes them; ``discretised``, the paper's figure read literally;
     ``output``; or ``left_out``, no scan at all. ``skip``: ``mean``, or ``channel``, where D u stays as it is. ``refit``: the
@@ -59,7 +59,7 @@ class MeanScan:
                 raise unknown(what, str(value), [name for name in names if name is not None])
 
     def __call__(self, scan: Scan, dim: int) -> SmallScan:
-        """Make the smaller scan of a mixer of the width ``dim``; what is to be refitted adds nothing yet."""
+        """Make the smaller scan of a mixer of the width ``dim``; the part to be refitted adds nothing yet."""
         if self.refit is None:
             return SmallScan.of(scan, dim, self.mode, self.skip)
         scanned = self.refit in ("mean", "directions") and self.mode != LEFT_OUT
@@ -113,7 +113,7 @@ def mean_scan(
 def _record(
     method: MeanScan, impact: Mapping[str, Impact], chosen: Sequence[str], together: Impact | None
 ) -> dict[str, Any]:
-    """Describe how scans were replaced, what each costs alone, and which ones were."""
+    """Describe how scans were replaced, what replacing each alone costs, and which ones were replaced."""
     return {
         **asdict(method),
         "impact": {name: asdict(found) for name, found in impact.items()},

@@ -1,4 +1,4 @@
-"""Refit of the output layers of mixers whose scans were replaced: towards what the dense ones make of the same images."""
+"""Refit of the output layers of mixers whose scans were replaced: towards the dense ones' outputs on the same images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refit_mixers(
 
 
 def _refit(old: Any, new: Any, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Refit the mixer of one block; pairs: what the dense and the smaller block are given."""
+    """Refit the mixer of one block; ``pairs``: the inputs of the dense and of the smaller block."""
     mixer: SS2D = new.op
     scan, layer = mixer.scan, mixer.out_proj
     assert isinstance(scan, SmallScan)

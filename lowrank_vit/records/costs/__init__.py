@@ -10,7 +10,7 @@ from lowrank_vit.runtime.registry import Registry
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters of a module, and the multiply-accumulates that it takes for one image."""
+    """Hold the parameters of a module, and the multiply-accumulates that it takes for one image."""
 
     parameters: int = 0
     macs: int = 0
@@ -27,7 +27,7 @@ NOTHING = Cost()
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What a unit costs: ``unit`` for each of its ``count`` directions, ``fixed`` beside them, ``dense`` as it was.
+    """Hold what a unit costs: ``unit`` for each of its ``count`` directions, ``fixed`` beside them, ``dense`` as it was.
 
     ``head_width``: of directions that make pairs of factors, head by head; r of a head hold an identity of r x r entries.
     None where there are no such pairs.

@@ -14,7 +14,7 @@ from lowrank_vit.runtime.registry import Registry
 
 
 class Allocator(Protocol):
-    """The interface of an allocator.
+    """Define the interface of an allocator.
 
     One that depends on what a whole smaller model loses has ``fitted(curves, budget, lost)``, too, which returns the
     allocator to use; ``lost``: the measured loss of a plan. It is asked where the recipe measures curves.

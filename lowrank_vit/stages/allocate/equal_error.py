@@ -85,7 +85,7 @@ def _scaled(curves: Sequence[ErrorCurve], budget: int, threshold: float) -> dict
 
 
 def _multiplied(curve: ErrorCurve, rank: int | None, factor: float) -> int | None:
-    """Return a rank times a factor, rounded down to one that may be chosen; dense stays dense."""
+    """Return a rank times a factor, rounded down to an admissible one; dense stays dense."""
     if rank is None or not curve.ranks:
         return None
     steps = int((factor * rank - curve.ranks[0]) // curve.ranks.step)

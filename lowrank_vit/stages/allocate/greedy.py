@@ -35,7 +35,7 @@ def lower_hull(curve: ErrorCurve) -> list[Point]:
 @ALLOCATORS.register("greedy")
 @dataclass(frozen=True)
 class GreedyMarginal:
-    """Take the steps along all layers' lower hulls in the order of gain per parameter, until the budget is spent.
+    """Step along all layers' lower hulls in the order of gain per parameter, until the budget is spent.
 
     Optimal for the relaxed problem; short of the exact optimum by less than one hull step.
     """

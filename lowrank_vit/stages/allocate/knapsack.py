@@ -17,7 +17,7 @@ from lowrank_vit.stages.allocate.greedy import GreedyMarginal
 
 @dataclass(frozen=True)
 class _Choices:
-    """All choices of one layer, as arrays; the last one is dense."""
+    """Hold all choices of one layer, as arrays; the last one is dense."""
 
     costs: NDArray[np.int64]
     errors: NDArray[np.float64]

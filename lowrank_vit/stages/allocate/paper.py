@@ -16,7 +16,7 @@ STARTS = ("factored", "dense")
 @ALLOCATORS.register("paper")
 @dataclass(frozen=True)
 class GradualReduction:
-    """Algorithm 1 with the exponential schedule (9): step by step, cut the layer that then has lost least.
+    """Cut, step by step, the layer that will then have lost least: Algorithm 1 with the exponential schedule (9).
 
     Step t removes ``tau(t - 1) - tau(t)`` parameters, ``tau(t) = N + (N_0 - N) exp(-t / gamma)``, from the layer whose
     cumulative loss after the cut is the smallest. Where the paper is open: ranks start at min(n, d), are rounded down
@@ -82,7 +82,7 @@ class GradualReduction:
 
     @staticmethod
     def _choice(curve: ErrorCurve, rank: int) -> int | None:
-        """Say what a rank means: dense at or above break-even, else the nearest admissible rank below."""
+        """Return the choice for a rank: dense at or above break-even, else the nearest admissible rank below."""
         if not curve.ranks or rank > curve.break_even:
             return None
         rank = min(rank, curve.ranks[-1])

@@ -27,7 +27,7 @@ def moments_key(model: nn.Module, images: str, sites: Iterable[str], needs: Iter
 
 
 def cached_moments(key: str, compute: Callable[[], dict[str, Moments]]) -> dict[str, Moments]:
-    """Return what is cached under ``key``; otherwise compute and cache it. A broken file is replaced.
+    """Return the moments cached under ``key``; otherwise compute and cache them. A broken file is replaced.
 
     Several processes compute together unless every one of them has the file. A warning says when caching fails.
     """

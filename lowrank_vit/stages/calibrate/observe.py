@@ -22,7 +22,7 @@ SIDES = ("second", "normalised_second")  # of whichever side is smaller
 
 
 def needs_gradient(names: Iterable[str]) -> bool:
-    """Say whether one of the statistics needs the backward pass."""
+    """Tell whether one of the statistics needs the backward pass."""
     return any(name not in SIDES and STATISTICS.get(name).gradient for name in names)
 
 
@@ -48,7 +48,7 @@ def resolve(needs: Iterable[str], site: Site) -> frozenset[str]:
 
 @dataclass
 class Accumulator:
-    """The running sums of one layer."""
+    """Keep the running sums of one layer."""
 
     site: Site
     bias: Tensor | float  # added by the layer
@@ -69,7 +69,7 @@ class Accumulator:
 
     @property
     def needs_gradient(self) -> bool:
-        """Say whether any statistic needs the backward pass."""
+        """Tell whether any statistic needs the backward pass."""
         return any(statistic.gradient for statistic in self.statistics)
 
     def add(self, name: str, value: Tensor) -> None:

@@ -24,7 +24,7 @@ from lowrank_vit.runtime.serialization import storable
 @storable
 @dataclass(frozen=True)
 class State:
-    """Z of L layers of one shape (n, d): trainable and fixed tensors, each stacked along its first dimension."""
+    """Hold Z of L layers of one shape (n, d): trainable and fixed tensors, each stacked along its first dimension."""
 
     shape: tuple[int, int]
     trainable: Mapping[str, Tensor]
@@ -42,7 +42,7 @@ class State:
 
 
 class Compensation(Protocol):
-    """The interface of a kind of Z. The one argument that all kinds share is ``budget``, see ``parameter_count``."""
+    """Define the interface of a kind of Z. All kinds share only the argument ``budget``, see ``parameter_count``."""
 
     kind: ClassVar[str]  # the name under which it is registered
     module_type: ClassVar[type[nn.Module]]  # of ``module``; its ``config`` has the kind and the constructor's arguments

@@ -14,7 +14,7 @@ from lowrank_vit.runtime.processes import rank_and_world
 
 
 class SeededBatches:
-    """Index lists of the batches of a run of ``steps``; this process's share of each.
+    """Yield this process's share of each batch of a run of ``steps``, as lists of indices.
 
     Every pass over the images has its own order and leaves out the incomplete last batch. Batch b depends on the seed
     only, so a resumed run and a run on several processes see the batches of a plain run.
@@ -40,7 +40,7 @@ class SeededBatches:
 
 
 class _TensorBatches:
-    """Batches of images in memory, with their indices; no collation, no workers."""
+    """Yield batches of images in memory, with their indices; no collation, no workers."""
 
     def __init__(self, images: Tensor, sampler: SeededBatches) -> None:
         self.images, self.sampler = images, sampler

@@ -21,7 +21,7 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 class LayerInputs:
-    """Gives ``A = X / (||X_i W||_F sqrt(count))`` of every layer over all tokens, stacked by groups of one shape.
+    """Compute ``A = X / (||X_i W||_F sqrt(count))`` of every layer over all tokens, stacked by groups of one shape.
 
     That is A, (L, tokens, n), where n > d, and ``A^T A``, (L, n, n), where n <= d: whichever makes the loss cheaper.
     Windows of an image, and rows of a feature map, are adjacent in a layer's input: an image is one block of it.
@@ -47,7 +47,7 @@ class LayerInputs:
             self._handles.pop().remove()
 
     def remember(self, images: Tensor, most_bytes: int, batch_size: int) -> bool:
-        """Keep all layers' inputs for all images, (N, C, H, W), unless that takes more than ``most_bytes``; say whether."""
+        """Keep all layers' inputs for all images, (N, C, H, W), if they fit in ``most_bytes``; return whether they do."""
         self._keep = True
         first = self._run(images[:1])
         if len(images) * sum(stack.nbytes for stack in first) <= most_bytes:

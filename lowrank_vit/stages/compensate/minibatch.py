@@ -30,7 +30,7 @@ REMEMBERED_BYTES = 256 * 2**20  # for the inputs of all layers, so that a small 
 
 
 class LayerwiseCompensation(LightningModule):
-    """Descend by (11)(12), one step for each batch, for all layers at once; section 3.3 of the paper.
+    """Descend by (11)(12), one step per batch, for all layers at once: section 3.3 of the paper.
 
     The paper says mini-batch gradient descent, which is the ``optimizer`` ``"sgd"``; ``"adam"`` is ours, since at the
     paper's learning rate the other barely moves.
@@ -135,7 +135,7 @@ class LayerwiseCompensation(LightningModule):
 
 
 class _Data(LightningDataModule):
-    """The batches, starting from the trainer's current step."""
+    """Serve the batches, starting from the trainer's current step."""
 
     def __init__(self, images: Tensor | DataLoader, steps: int, batch_size: int, seed: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Data(LightningDataModule):
 
 
 class _Checkpoints(LastCheckpoint):
-    """Saves the state every few steps."""
+    """Save the state every few steps."""
 
     def __init__(self, path: Path, every: int) -> None:
         super().__init__(path)

@@ -22,7 +22,7 @@ SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and 
 @storable
 @dataclass(frozen=True)
 class Solution:
-    """Z of one layer. Losses are (10), the error relative to ``||X_i W||_F^2``, over the whole calibration set."""
+    """Hold Z of one layer. Losses are (10), the error relative to ``||X_i W||_F^2``, over the whole calibration set."""
 
     compensation: Compensation
     state: State  # float64, L is 1
@@ -55,7 +55,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Group:
-    """Layers of one shape, stacked."""
+    """Hold layers of one shape, stacked."""
 
     names: tuple[str, ...]
     residual: Tensor  # shape: (L, n, d)

@@ -14,7 +14,7 @@ CHUNK = 2**22  # numbers that the batch of small systems may hold at a time: 32 
 
 
 class FixedSupport(ABC):
-    """A Z whose entries at chosen positions are free and whose other entries are zero.
+    """Fit a Z whose entries at chosen positions are free and whose other entries are zero.
 
     Its state: ``entries`` (L, k), trainable, and ``positions`` (L, k), flat indices ``i * d + j`` into Z.
     """

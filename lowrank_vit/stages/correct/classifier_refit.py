@@ -1,4 +1,4 @@
-"""Refit of the classifier to what the dense one says, on the features of the smaller model."""
+"""Refit of the classifier to the dense one's logits, on the features of the smaller model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ClassifierRefit:
         return {name: ridge}
 
     def _folds(self, dense: nn.Module, small: nn.Module, head: nn.Linear, batches: Iterable[Tensor]) -> Folds:
-        """Add up, in groups of images, what the classifier is given and what its logits lack."""
+        """Sum up, in groups of images, the classifier's inputs and what its logits lack."""
         folds, features = Folds(head, self.folds), list[Tensor]()
         hook = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
         try:

@@ -24,7 +24,7 @@ KL, FEATURE = "kl", "feature"
 
 
 class FeatureRatio:
-    """The relative error of the classifier's input, ``||f - f'||^2 / ||f'||^2`` of an image, f' that of the smaller model.
+    """Measure the relative error of the classifier's input, ``||f - f'||^2 / ||f'||^2``, f' that of the smaller model.
 
     The denominator is FLAR-SVD's (Thoma et al., CVPRW 2025; read in its code): the smaller model's features.
     """
@@ -43,10 +43,10 @@ class FeatureRatio:
 
 @dataclass(frozen=True)
 class MeasuredCurves:
-    """Measure every unit's loss at ``points`` sizes, a geometric row from 1/``span`` of its largest size to that.
+    """Measure every unit's loss at ``points`` sizes, spaced geometrically from 1/``span`` of its largest size up to it.
 
     ``currency``: ``"kl"``, the objective's divergence from the dense model (for a classifier ``KL(dense || small)`` in
-    nats for an image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
+    nats per image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
     The logarithm of the loss is interpolated linearly in that of the size, and constant beyond the sizes; the running
     minimum from the smallest size on never rises. The dense choice loses nothing.
     """
@@ -63,12 +63,12 @@ class MeasuredCurves:
             raise InputError(f"images={self.images}, points={self.points}, span={self.span}: all must be at least 1")
 
     def comparison(self, objective: Objective) -> Comparison:
-        """Return what the outputs are compared by; ``objective``: the recipe's."""
+        """Return the comparison of outputs to use; ``objective``: the recipe's."""
         return objective if self.currency == KL else FeatureRatio()
 
     @property
     def of_features(self) -> bool:
-        """Say whether the classifier's inputs are compared, not its outputs."""
+        """Tell whether the classifier's inputs are compared, not its outputs."""
         return self.currency == FEATURE
 
     def sizes(self, curve: ErrorCurve) -> list[int]:

@@ -55,7 +55,7 @@ class MeasuredLosses:
 
 
 class Comparison(Protocol):
-    """How the outputs of two models are compared, as an ``Objective`` does it; ``unit``: of the divergence, in words."""
+    """Define how the outputs of two models are compared, as an ``Objective`` does; ``unit``: the divergence's, in words."""
 
     unit: ClassVar[str]
 
@@ -69,7 +69,7 @@ class Comparison(Protocol):
 
 
 class Replay:
-    """The streams of some images through a dense model, from which a pass resumes with modules exchanged.
+    """Keep the streams of some images through a dense model, to resume a pass from them with modules exchanged.
 
     ``images``: how many images of the batches, (B, C, H, W), are used, the first ones, or all if there are fewer; of
     several processes, each has every world-th of them. ``kept``: where the streams are kept, batch by batch.
@@ -131,7 +131,7 @@ class Replay:
         return float(sum(totals)) / sum(counts)
 
     def _position(self, name: str) -> int:
-        """Return the position of the step that a module is in; -1: ahead of them all, their number: behind."""
+        """Return the position of the step that holds a module; -1 before all steps, their number after them."""
         for position, step in enumerate(self._steps):
             if name.startswith(f"{step}."):
                 return position
@@ -143,7 +143,7 @@ class Replay:
         raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out with --sites")
 
     def _entering(self, start: int, batch: int) -> Tensor:
-        """Return the stream before a step; -1: before the first, computed anew, as what was exchanged is ahead of it."""
+        """Return the stream before a step; for -1, before the first, computed anew, as the exchanged module comes earlier."""
         names = [*self._steps, AFTER]
         if start >= 0:
             return self._kept[names[start], batch].to(self._device)

@@ -133,7 +133,7 @@ class OutputRefit:
 
     @staticmethod
     def _move(old: Branch, stream: Spill, inputs: Spill, change: Tensor, shift: Tensor) -> None:
-        """Add to the smaller model's stream what the change, (k, d) and (d,), adds given the layer's inputs, (B, T, k)."""
+        """Add to the smaller model's stream what the change, (k, d) and (d,), makes of the layer's inputs, (B, T, k)."""
         for place, (y, h) in enumerate(zip(stream, inputs, strict=True)):
             added = torch.addmm(shift.to(y), h.to(change.device).flatten(0, 1), change.to(y))
             stream[place] = y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
@@ -142,7 +142,7 @@ class OutputRefit:
 def _gap(
     old: Branch, new: Branch, streams: Sequence[Tensor], sources: Sequence[Tensor], given: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return both streams after a branch, what is to be mended, (B, T, d), and the inputs of the output layer.
+    """Return both streams after a branch, the gap to mend, (B, T, d), and the inputs of the output layer.
 
     ``sources``: what the branch sees. To be mended is the difference of the streams or, where a norm follows, of what the
     layers make: the smaller model's stream, which is to be added to later, is then still the one before the branch.
@@ -161,7 +161,7 @@ def _gap(
 def _seen(
     scale: Tensor | None, change: Tensor, shift: Tensor, ridge: float | None
 ) -> tuple[Tensor, Tensor, float | None]:
-    """Leave out what the ``scale`` multiplies by zero: it adds nothing, whatever the layer makes."""
+    """Leave out what the ``scale`` multiplies by zero: it adds nothing, whatever the layer computes."""
     kept = 1.0 if scale is None else (scale != 0).to(change)
     return change * kept, shift * kept, ridge
 

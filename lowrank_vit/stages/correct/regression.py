@@ -17,9 +17,10 @@ from lowrank_vit.runtime.processes import rank_and_world
 
 @dataclass
 class Regression:
-    """Sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted; products in float32, sums in float64.
+    """Hold the sums for the affine least-squares fit of e: (d,) on h: (k,), rows weighted.
 
-    Without a ``bias`` the fit is linear: the sums of h and e stay zero, as if the means were.
+    Products are in float32, sums in float64. Without a ``bias`` the fit is linear: the sums of h and e stay zero, as if the
+    means were.
     """
 
     sums: dict[str, Tensor]
@@ -63,7 +64,7 @@ class Regression:
         return weight, e - h @ weight
 
     def nothing(self) -> tuple[Tensor, Tensor]:
-        """Return the ``W, b`` that change nothing: zeros."""
+        """Return a ``W, b`` that change nothing: zeros."""
         return torch.zeros_like(self.sums["he"]), torch.zeros_like(self.sums["e"])
 
     def gain(self, weight: Tensor, bias: Tensor) -> float:
@@ -74,7 +75,7 @@ class Regression:
 
 
 class Folds:
-    """Groups of images whose rows are added up apart, so that each group can be predicted from the others."""
+    """Add up the rows of groups of images apart, so that each group can be predicted from the others."""
 
     def __init__(self, layer: nn.Linear, count: int) -> None:
         self.groups = [Regression.of(layer) for _ in range(count)]

@@ -12,7 +12,7 @@ from lowrank_vit.runtime.spill import Spill
 
 
 class Streams:
-    """What both models add to, batch by batch, (B, ..., n); gone from the disk after the ``with`` block."""
+    """Keep the streams of both models on disk, batch by batch, (B, ..., n), until the ``with`` block ends."""
 
     def __init__(self) -> None:
         self.dense, self.small = Spill(), Spill()
@@ -31,15 +31,15 @@ class Streams:
         return len(self.dense)
 
     def at(self, place: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return both for one batch."""
+        """Return both streams of one batch."""
         return self.dense[place].to(device), self.small[place].to(device)
 
     def put(self, place: int, dense: Tensor, small: Tensor) -> None:
-        """Set both for one batch."""
+        """Set both streams of one batch."""
         self.dense[place], self.small[place] = dense, small
 
     def copy_to(self, other: Streams) -> Streams:
-        """Copy both to ``other``, and return that."""
+        """Copy both streams to ``other``, and return it."""
         for place, pair in enumerate(zip(self.dense, self.small, strict=True)):
             other.put(place, *pair)
         return other

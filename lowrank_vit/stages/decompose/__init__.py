@@ -23,7 +23,7 @@ Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
 
 
 class Decomposition(Protocol):
-    """The interface of a decomposition."""
+    """Define the interface of a decomposition."""
 
     needs: ClassVar[frozenset[str]]
     currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
@@ -34,7 +34,7 @@ class Decomposition(Protocol):
 
 
 class AttentionDecomposition(Protocol):
-    """The interface of a decomposition of a whole attention module."""
+    """Define the interface of a decomposition of a whole attention module."""
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
     units: ClassVar[tuple[str, ...]]  # what is made smaller: QUERY_KEY, VALUE, or both; the other stays whole
@@ -42,7 +42,7 @@ class AttentionDecomposition(Protocol):
 
     @property
     def biases(self) -> bool:
-        """Say whether the smaller attention has the biases of the dense one."""
+        """Tell whether the smaller attention has the biases of the dense one."""
         ...
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
@@ -55,7 +55,7 @@ class AttentionDecomposition(Protocol):
 
 
 class HeadChoice(Protocol):
-    """The interface of a choice among the heads of an attention module."""
+    """Define the interface of a choice among the heads of an attention module."""
 
     needs: ClassVar[frozenset[str]]  # of the output layer
 
@@ -65,7 +65,7 @@ class HeadChoice(Protocol):
 
 
 class PartChoice(Protocol):
-    """The interface of a choice among inner parts and outputs of an attention module or an MLP."""
+    """Define the interface of a choice among inner parts and outputs of an attention module or an MLP."""
 
     needs: ClassVar[frozenset[str]]  # of the output layer
 
@@ -75,7 +75,7 @@ class PartChoice(Protocol):
 
 
 class MlpDecomposition(Protocol):
-    """The interface of a decomposition of a whole MLP."""
+    """Define the interface of a decomposition of a whole MLP."""
 
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
 
@@ -85,7 +85,7 @@ class MlpDecomposition(Protocol):
 
 
 class TableDecomposition(Protocol):
-    """The interface of a decomposition of a table that is added to the stream."""
+    """Define the interface of a decomposition of a table that is added to the stream."""
 
     needs: ClassVar[frozenset[str]]  # at the sum
 
@@ -95,12 +95,12 @@ class TableDecomposition(Protocol):
 
 
 class ScanDecomposition(Protocol):
-    """The interface of what makes a scan smaller."""
+    """Define the interface of what makes a scan smaller."""
 
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the layer before the scan; of the one behind it
 
     def __call__(self, weight: Tensor, change: Moments, output: Moments) -> Directions:
-        """Decompose a scan; weight: (D, n), of the layer behind it."""
+        """Decompose a scan; weight: (D, n), of the layer after it."""
         ...
 
 

@@ -41,7 +41,7 @@ def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 class ClassificationScore(Metric):
-    """Hits, summed loss and number of images: integers and one float64, added up over the processes."""
+    """Count hits and images and sum the loss, in integers and one float64, over all processes."""
 
     full_state_update = False
     higher_is_better = None
@@ -71,7 +71,7 @@ class ClassificationScore(Metric):
 
 
 class ComparedScore(ClassificationScore):
-    """The score of a classifier beside that of the dense one: also its hits, equal predictions and the divergence."""
+    """Score a classifier beside the dense one: also the dense one's hits, equal predictions and the divergence."""
 
     hits: Tensor
     same: Tensor
@@ -100,7 +100,7 @@ class ComparedScore(ClassificationScore):
 
 
 class FeatureScore:
-    """The error of features, in shares of their variance over the images that are scored, added up over the processes."""
+    """Measure the error of features, in shares of their variance over the images scored, over all processes."""
 
     def __init__(self) -> None:
         self.reset()
@@ -127,7 +127,7 @@ class FeatureScore:
 
 
 class Evaluation(LightningModule):
-    """Feeds batches ``(images (B, C, H, W), labels (B,))`` through the model, and the dense one, and into the score."""
+    """Feed batches ``(images (B, C, H, W), labels (B,))`` to the model, and the dense one, and their outputs to the score."""
 
     score: ClassificationScore | FeatureScore
 
@@ -154,7 +154,7 @@ class Evaluation(LightningModule):
 
 
 class FeatureEvaluation(Evaluation):
-    """Feeds images through the model and the dense one, and compares their features; labels are not read."""
+    """Feed images to the model and the dense one, and compare their features; labels are not read."""
 
     def __init__(self, model: nn.Module, dense: nn.Module) -> None:
         super().__init__(model, dense, FeatureScore())
@@ -189,7 +189,7 @@ def shard(loader: DataLoader) -> DataLoader:
 
 
 class _LoaderModule(LightningDataModule):
-    """A plain loader as a data module, so that it is sharded inside the worker process."""
+    """Wrap a plain loader as a data module, so that it is sharded inside the worker process."""
 
     def __init__(self, loader: DataLoader) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class _LoaderModule(LightningDataModule):
 
 
 def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
-    """Return what can be measured. Raises ``InputError`` for a model without a classifier, and none to compare it with."""
+    """Return the evaluation that suits a model. Raises ``InputError`` without a classifier and without a dense model."""
     missing = without_classifier(model)
     if not missing:
         return Evaluation(model, dense)

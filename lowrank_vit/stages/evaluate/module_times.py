@@ -32,7 +32,7 @@ def processor() -> str:
 
 @dataclass(frozen=True)
 class ModuleTimes:
-    """The times of calls in one setting on this machine, by a text that describes each call."""
+    """Measure and keep the times of calls in one setting on this machine, by a text that describes each call."""
 
     setting: Setting
 

@@ -49,7 +49,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": finished, "cpu": time.process_
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how a model runs."""
+    """Describe where and how a model runs."""
 
     device: str
     dtype: str
@@ -111,7 +111,7 @@ def seconds_in_turns(
 
 
 def _seconds(timed: timeit.Timer, calls: int) -> float:
-    """Return the seconds of one of some calls, which follow others that are not counted."""
+    """Return the mean seconds of a call, after some calls that are not counted."""
     timed.timeit(WARM_UP)
     return timed.timeit(calls) / calls
 
@@ -155,7 +155,7 @@ def tensor_bytes(model: nn.Module) -> int:
 
 
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
-    """Copy the model to the device, type and mode of ``setting``."""
+    """Return a copy of the model on the device, in the type and in the mode of ``setting``."""
     ready = copy.deepcopy(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
     if setting.mode == "compiled":
         ready.compile(dynamic=False)

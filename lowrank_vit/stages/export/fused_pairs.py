@@ -23,7 +23,7 @@ TYPES = (torch.bfloat16, torch.float16)  # what tensor cores multiply without a 
 
 
 class FusedPair(LowRankLinear):
-    """A ``LowRankLinear`` whose two products are one kernel: on a GPU, in 16 bits, for few rows, without gradients.
+    """Compute both products of a ``LowRankLinear`` in one kernel: on a GPU, in 16 bits, for few rows, without gradients.
 
     In all other cases they are two.
     """
@@ -72,7 +72,7 @@ def fuse_pairs(model: nn.Module) -> nn.Module:
 
 
 def _fused(layer: LowRankLinear) -> FusedPair:
-    """Take over the factors of a layer."""
+    """Make a fused pair that takes over the factors of a layer."""
     with torch.device("meta"):
         fused = FusedPair(layer.in_features, layer.out_features, layer.rank, layer.up.bias is not None)
     fused.down, fused.up, fused.correction = layer.down, layer.up, layer.correction

@@ -34,7 +34,7 @@ MEASURED = 16  # images on which a layer's rounding is measured
 
 @dataclass(frozen=True)
 class IntegerFile:
-    """What was written: how many products are in integers, which stay float, and how far the outputs are from float.
+    """Describe the written file: how many products are in integers, which stay float, how far outputs are from float.
 
     ``divergence``: of the objective, a mean over the images; ``losses``: of each product's rounding alone.
     """
@@ -95,7 +95,7 @@ def products(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A float file, and the images that show the ranges of its activations; ``ranges``: where these are kept."""
+    """Hold a float file, and the images that show the ranges of its activations; ``ranges``: where these are kept."""
 
     exact: Path
     images: Sequence[Tensor]

@@ -37,7 +37,7 @@ def straightened(model: nn.Module, channels: int) -> nn.Module:
 
 
 class EvenAttention(LowRankAttention):
-    """A ``LowRankAttention`` whose heads have equal widths, by zeros in the weights, and a product each for q, k and v."""
+    """Compute a ``LowRankAttention`` with heads of one width, by zeros in the weights, and a product each for q, k and v."""
 
     key: nn.Linear
     values: nn.Linear

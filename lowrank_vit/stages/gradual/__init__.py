@@ -20,7 +20,7 @@ from lowrank_vit.stages.gradual.gates import Gate, GatedLayer, Place
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is, and what its model will cost.
+    """Describe how far a training is, and what its model will cost.
 
     ``share``: parameters that the open gates leave, of those of the dense model; ``target``: those that shall be left.
     ``prices``: what parts cost.
@@ -34,7 +34,7 @@ class Progress:
 
 
 class GradualMethod(Protocol):
-    """The interface of a method. ``gates``: by the names of their units."""
+    """Define the interface of a method. ``gates``: by the names of their units."""
 
     units: ClassVar[
         tuple[str, ...]
@@ -54,11 +54,11 @@ class GradualMethod(Protocol):
         ...
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
-        """Close what the training begins without; most methods begin with all gates open."""
+        """Close the parts that the training begins without; most methods begin with all gates open."""
         ...
 
     def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Change masks, or gradients, by the gradients of a step that is about to be taken."""
+        """Change masks, or gradients, by the gradients of the step to be taken."""
         ...
 
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
@@ -67,7 +67,7 @@ class GradualMethod(Protocol):
 
 
 class StillGates:
-    """What methods do that change nothing between steps."""
+    """Change nothing between steps: the base of methods, which override what they need."""
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Leave all gates open."""

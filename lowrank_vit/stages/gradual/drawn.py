@@ -12,7 +12,7 @@ START = 1.5  # of the thresholds, whose sigmoid is 0.82
 
 
 class DrawnGate(Gate):
-    """Parts that are there with the probability ``sigmoid(theta)``; ``noise``, logistic, decides while training.
+    """Keep each part with the probability ``sigmoid(theta)``; ``noise``, logistic, decides while training.
 
     Without noise, those of a probability above a half are there. The slope is that of the sigmoid at ``theta + noise``.
     """
@@ -33,13 +33,13 @@ class DrawnGate(Gate):
         self.noise.copy_(torch.logit(uniform))
 
     def forward(self) -> Tensor:
-        """Return which parts are drawn, (count,), straight through."""
+        """Return which parts are drawn, (count,), with a straight-through gradient."""
         logits = self.theta + self.noise
         soft = logits.sigmoid()
         return (logits > 0).to(soft) + (soft - soft.detach())
 
     def expected(self) -> Tensor:
-        """Return which parts are open, (count,), whose slope is that of a second sigmoid, as in the released code."""
+        """Return which parts are open, (count,), with the slope of a second sigmoid, as in the released code."""
         soft = (self.theta.sigmoid() - 0.5).sigmoid()
         return (self.theta > 0).to(soft) + (soft - soft.detach())
 

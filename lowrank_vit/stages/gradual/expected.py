@@ -21,7 +21,7 @@ Open = Mapping[str, Tensor]  # by the unit's kind: which parts stay, (count,), b
 
 
 def dense_cost(site: GatedSite, tokens: int) -> Cost:
-    """Return what a module costs as it is; ``tokens``: of an image."""
+    """Return the cost of a module as it is; ``tokens``: of an image."""
     if isinstance(site, SplitSite):
         return site.costs(tokens)[-1]
     if isinstance(site, AttentionSite) and not site.dense_logits:
@@ -44,13 +44,13 @@ def pruned(site: AttentionSite | MlpSite, inner: Any, outputs: Any, inputs: Any 
 
 
 def mixer_costs(site: AttentionSite, tokens: int) -> list[Cost]:
-    """Return what nothing costs, a 1x1 and a 3x3 convolution, and attention; the first of the ``tokens`` is no patch."""
+    """Return the costs of nothing, of a 1x1 and a 3x3 convolution, and of attention; the first token is not a patch."""
     mixers = [Cost(*mixer_cost(site.in_features, site.head_width, kernel, max(0, tokens - 1))) for kernel in KERNELS]
     return [*mixers, dense_cost(site, tokens)]
 
 
 def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
-    """Return what the module costs that hardened gates leave; one whose gates are all open stays as it is.
+    """Return the cost of the module that hardened gates leave; one whose gates are all open stays as it is.
 
     A head without values loses its queries and keys, too; fused attention pads values to their width.
     """
@@ -104,7 +104,7 @@ def _count(still_open: Open, unit: str, whole: int) -> int:
 
 @dataclass(frozen=True)
 class Prices:
-    """What tells the cost of a model with gates: its modules, the tokens that they see, and what it costs as it is."""
+    """Count the cost of a model with gates, from its modules, the tokens that they see, and what it costs as it is."""
 
     sites: Sequence[GatedSite]
     tokens: Mapping[str, int]  # of an image, by the names of the layers that make modules' outputs

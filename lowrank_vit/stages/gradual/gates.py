@@ -22,7 +22,7 @@ from lowrank_vit.records.split_rows import ROW, SplitSite
 
 @dataclass(frozen=True)
 class Place:
-    """Where the gates of a unit sit: ``count`` of them, on the inputs of ``layer`` (``repeat`` each), or on its outputs."""
+    """Describe where a unit's gates sit: ``count`` of them, on ``layer``'s inputs (``repeat`` each), or on its outputs."""
 
     module: str
     unit: str  # HEAD, VALUE, HIDDEN, INPUT, OUTPUT, MIXER or ROW
@@ -62,7 +62,7 @@ def places(sites: Sequence[AttentionSite | MlpSite | SplitSite], units: Sequence
 
 
 class Gate(nn.Module):
-    """The multipliers of a unit's parts, and how much each is worth. A subclass says how they are made."""
+    """Hold the multipliers of a unit's parts, and how much each is worth. A subclass says how they are made."""
 
     def __init__(self, place: Place) -> None:
         super().__init__()
@@ -81,11 +81,11 @@ class Gate(nn.Module):
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what else was learnt, from which a smaller module is made; mostly nothing."""
+        """Return what else was learnt, from which a smaller module is made; usually nothing."""
         return {}
 
     def around(self, layer: nn.Module) -> GatedLayer:
-        """Return the layer that has the gates around another one."""
+        """Wrap a layer in one that applies the gates."""
         return GatedLayer(layer)
 
     def channels(self) -> Tensor:
@@ -94,7 +94,7 @@ class Gate(nn.Module):
 
 
 class MaskGate(Gate):
-    """Multipliers 0 and 1 that training does not move: a method changes ``mask`` between steps.
+    """Hold multipliers 0 and 1 that training does not move: a method changes ``mask`` between steps.
 
     The layer's weights that read closed parts still get their gradients, as if those were open.
     """
@@ -115,19 +115,19 @@ class MaskGate(Gate):
 
 
 class RowGate(MaskGate):
-    """A mask of rows of a layer's weight. A subclass makes the weight of a low-rank part and of these rows."""
+    """Hold a mask of rows of a layer's weight. A subclass makes the weight of a low-rank part and of these rows."""
 
     def split(self, weight: Tensor) -> None:
         """Find the low-rank part of a layer's weight, (d, n)."""
         raise NotImplementedError
 
     def joined(self, weight: Tensor) -> Tensor:
-        """Return what the layer multiplies by, (d, n), of its own weight and the low-rank part."""
+        """Return the weight that the layer multiplies by, (d, n), made of its own weight and the low-rank part."""
         raise NotImplementedError
 
 
 class GatedLayer(nn.Module):
-    """A linear layer whose inputs, or outputs, are multiplied by gates, or whose weight has gates on its rows."""
+    """Wrap a linear layer whose inputs, or outputs, are multiplied by gates, or whose weight has gates on its rows."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def wrap(model: nn.Module, gates: Mapping[str, Gate]) -> None:
 
 
 def unwrap(model: nn.Module) -> None:
-    """Put the layers back in the place of those with gates; weights with gates on their rows are joined."""
+    """Put the original layers back; weights with gates on their rows are joined."""
     for name, module in list(model.named_modules()):
         if isinstance(module, GatedLayer):
             if module.rows is not None:

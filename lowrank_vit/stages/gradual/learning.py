@@ -35,7 +35,7 @@ from lowrank_vit.stages.gradual.training import GradualTraining
 @storable
 @dataclass(frozen=True)
 class Learnt:
-    """What gates have learnt: a score for each part of each unit, not negative, and how they were trained."""
+    """Hold what gates have learnt: a score for each part of each unit, not negative, and how they were trained."""
 
     scores: Mapping[str, Tensor]  # by the unit's name; shape: (count,)
     described: dict[str, Any]
@@ -49,7 +49,7 @@ class Learnt:
 
 
 def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[GatedSite]:
-    """List what can have gates: attention and MLPs, no attention pooling; or single layers, for a method of their rows."""
+    """List what can have gates: attention and MLPs, not attention pooling; or single layers, for a method of rows."""
     if method is not None and ROW in method.units:
         return [SplitSite(site, method.share) for site in find_sites(model)]  # type: ignore[attr-defined]
     return [site for site in survey(model)[0] if not isinstance(site, PoolSite)]
@@ -57,7 +57,7 @@ def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[Gate
 
 @torch.no_grad()
 def with_mixers(model: nn.Module, learnt: Learnt) -> nn.Module:
-    """Return a copy in which attention is what its gates have learnt it to be; the model itself without such gates.
+    """Return a copy with attention replaced by what its gates have learnt; without such gates, the model itself.
 
     Raises ``InputError`` where the gates were learnt on another model.
     """
@@ -102,7 +102,7 @@ def learn(
     progress: bool = True,
     **fields: Any,
 ) -> Learnt:
-    """Train gates on a model, and its weights in place where a ``data_module`` has labelled images; without gates after.
+    """Train gates on a model and, where a ``data_module`` has labelled images, its weights, in place; remove the gates.
 
     Either ``images``, (N, C, H, W), with a ``teacher``, or a ``data_module``; ``fields`` are further ones of
     ``GradualTraining``. ``target``: the share of the parameters that shall be left. With ``checkpoint_dir`` each epoch ends

@@ -18,7 +18,7 @@ MOMENTUM, SMALLEST = 0.1, 1e-5
 
 
 class SharedNorm(nn.Module):
-    """Batch norm of (B, s, h, w) by the statistics of all processes together, so that their number changes nothing."""
+    """Normalise (B, s, h, w) by the batch statistics of all processes together, so that their number changes nothing."""
 
     mean: Tensor
     variance: Tensor
@@ -54,7 +54,7 @@ class SharedNorm(nn.Module):
 
 
 class MixerGate(DrawnGate):
-    """Three ordered gates: the first keeps a 1x1 convolution at least, the second a 3x3 one, the third attention."""
+    """Hold three ordered gates: the first keeps a 1x1 convolution at least, the second a 3x3 one, the third attention."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)
@@ -63,27 +63,27 @@ class MixerGate(DrawnGate):
         self.norms = nn.ModuleDict({str(kernel): SharedNorm(width) for kernel in KERNELS[1:]})
 
     def around(self, layer: nn.Module) -> GatedLayer:
-        """Return what takes attention or a convolution."""
+        """Wrap attention in a layer that mixes it with its convolutions."""
         return MixedAttention(layer)
 
     def forward(self) -> Tensor:
-        """Return which are drawn, each with all before it, (3,)."""
+        """Return which gates are drawn, each together with all before it, (3,)."""
         return super().forward().cumprod(0)
 
     def expected(self) -> Tensor:
-        """Return which are open, each with all before it, (3,)."""
+        """Return which gates are open, each together with all before it, (3,)."""
         return super().expected().cumprod(0)
 
     def open(self) -> Tensor:
-        """Tell which have a probability above a half, with all before them, (3,)."""
+        """Tell which gates have a probability above a half, each together with all before it, (3,)."""
         return super().open().cumprod(0).bool()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a mixer is made of, beside the weights of attention."""
+        """Return what a mixer is made from, besides the weights of attention."""
         return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
 
     def weights(self, attention: Any, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return those of a mixer: down, its bias, and up."""
+        """Return the weights of a mixer: down, its bias, and up."""
         heads, width = self.place.shape
         n = attention.qkv.in_features
         bias = attention.qkv.bias
@@ -109,7 +109,7 @@ class MixerGate(DrawnGate):
 
 
 class MixedAttention(GatedLayer):
-    """Attention, its convolutions, and nothing, of which ordered gates take one."""
+    """Mix attention, its convolutions, and nothing, of which ordered gates take one."""
 
     def forward(self, x: Tensor, **given: Any) -> Tensor:
         """Map x: (B, 1 + T, n) to the same shape."""

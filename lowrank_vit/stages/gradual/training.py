@@ -28,7 +28,7 @@ GATES_ALONE = "gates-alone"
 
 
 class GradualTraining(SeededTraining):
-    """The loss of a model with gates, plus the method's penalty; AdamW, a cosine to zero, step by step.
+    """Train a model with gates by its loss plus the method's penalty; AdamW, a cosine to zero, step by step.
 
     With ``images``, (N, C, H, W), the weights stay frozen and the gates are pulled towards the ``teacher``'s outputs; no
     label is read, and the model stays in eval mode. Without, everything is trained on a data module's labels: cross-entropy,
@@ -99,12 +99,12 @@ class GradualTraining(SeededTraining):
         return Progress(self.global_step, steps, self._share, self.hparams["target"], self.prices)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return whole batches of the images (B, C, H, W), shuffled by (seed, epoch); without, the data module has them."""
+        """Return whole batches of the images (B, C, H, W), shuffled by (seed, epoch), where there is no data module."""
         assert self._images is not None
         return self.whole_batches(self._images)
 
     def loss(self, batch: Sequence[Tensor]) -> Tensor:
-        """Compute the loss without the penalty, a mean over the batch of images (B, C, H, W) and, maybe, labels (B,)."""
+        """Compute the loss without the penalty, a mean over the batch of images (B, C, H, W) and, perhaps, labels (B,)."""
         if self._images is not None:
             with torch.no_grad():
                 target = predict(self._teacher[0], batch[0])
@@ -132,11 +132,11 @@ class GradualTraining(SeededTraining):
         return loss + self.method.penalty(self.gates, self.progress())
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Have the method read, or change, the gradients of the step."""
+        """Let the method read, or change, the gradients of the step."""
         self.method.before_step(self.layers, self.progress())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Have the method change its masks, and count what they leave."""
+        """Let the method change its masks, and count what they leave."""
         self.method.after_step(self.layers, self.progress())
         self._share = self.expected.parameters / self.prices.whole.parameters
 

@@ -17,7 +17,7 @@ Codes = tuple[Tensor, Tensor, Tensor]
 
 
 class Quantizer(Protocol):
-    """The interface of a method of rounding; ``needs``: the statistics of a layer's inputs, none or the second moment."""
+    """Define the interface of a rounding method; ``needs``: statistics of a layer's inputs, none or the second moment."""
 
     needs: ClassVar[frozenset[str]]
 

@@ -20,7 +20,7 @@ from lowrank_vit.runtime.spill import Spill
 
 @dataclass(frozen=True)
 class InputMoments:
-    """Averages over all tokens of a layer's inputs x, float64: ``mean`` of x, (n,), and ``second`` of x x^T, (n, n)."""
+    """Hold averages over all tokens of a layer's inputs x, float64: ``mean`` of x, (n,), ``second`` of x x^T, (n, n)."""
 
     mean: Tensor
     second: Tensor
@@ -32,7 +32,7 @@ class InputMoments:
 
 
 class _Sums:
-    """Sums over the tokens that a layer has seen: products in float32, added up in float64."""
+    """Sum over the tokens that a layer has seen: products in float32, added up in float64."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.tokens, width = 0, int(getattr(layer, "in_features"))  # noqa: B009

@@ -17,7 +17,7 @@ from lowrank_vit.stages.quantize.weights import quantize_linear, round_to_half
 
 
 class MixedQuantization(Quantization):
-    """A quantisation whose ``bits`` are the mean over all rounded weights; ``layer_bits``: those of each layer."""
+    """Report a quantisation whose ``bits`` are the mean over all rounded weights; ``layer_bits``: of each layer."""
 
     mean_bits: float
     layer_bits: dict[str, int]

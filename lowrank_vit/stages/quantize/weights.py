@@ -119,7 +119,7 @@ def quantize(
 def _replace(
     model: nn.Module, linears: dict[str, nn.Linear], bits: int, quantizer: Quantizer, observe: Observe | None
 ) -> None:
-    """Put quantised layers in the place of ``linears``, group by group as they are observed."""
+    """Replace ``linears`` by quantised layers, group by group as they are observed."""
     groups = [dict.fromkeys(linears)] if observe is None else observe(model, list(linears))
     for group in groups:
         for name, inputs in group.items():

@@ -18,7 +18,7 @@ Sizes = Sequence[int | None]
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit whose size is searched: its curve, and the dense model's parameters for shares of any sizes."""
+    """Describe a unit whose size is searched: its curve, and the dense model's parameters for shares of any sizes."""
 
     curve: ErrorCurve
     mixture: Callable[[Sizes], Mixture]
@@ -27,7 +27,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Question:
-    """What a search is told: a dense model, its units, what they may cost together, and calibration images.
+    """Hold what a search is told: a dense model, its units, what they may cost together, and calibration images.
 
     ``labels``: of the images, (N,), where the search reads them. ``budget``: in the prices of the curves.
     """
@@ -43,7 +43,7 @@ class Question:
 
 
 class Search(Protocol):
-    """The interface of a search."""
+    """Define the interface of a search."""
 
     @property
     def images(self) -> int:
@@ -52,7 +52,7 @@ class Search(Protocol):
 
     @property
     def labelled(self) -> bool:
-        """Say whether it reads labels."""
+        """Tell whether it reads labels."""
         ...
 
     def passes(self, images: int) -> float:

@@ -67,7 +67,7 @@ class Gates:
 
     @property
     def labelled(self) -> bool:
-        """Say whether labels are read."""
+        """Tell whether labels are read."""
         return self.target == LABELS
 
     def passes(self, images: int) -> float:
@@ -94,7 +94,7 @@ class Gates:
         return [*sorted({ranks[max(step, 0)] for step in steps}), None]
 
     def learnt(self, question: Question, sizes: Sequence[Sizes]) -> list[Tensor]:
-        """Return alpha of every unit, (candidates,), on the CPU."""
+        """Learn alpha of every unit, (candidates,), and return it on the CPU."""
         model, device = question.model, next(question.model.parameters()).device
         mixtures = [unit.mixture(own) for unit, own in zip(question.units, sizes, strict=True)]
         prices = [
@@ -132,7 +132,7 @@ class Gates:
         return objective.divergence(dense, objective.reading(outputs)) / len(places)
 
     def descended(self, loss: Tensor, cost: Tensor, multiplier: float) -> Tensor:
-        """Return what a step descends."""
+        """Return the objective that a step descends."""
         loss = loss.cpu()
         if self.objective == LAGRANGIAN:
             return loss + multiplier * (cost - 1)
@@ -159,7 +159,7 @@ def gumbel_softmax(alpha: Tensor, heat: float, generator: torch.Generator) -> Te
 
 
 def mixed_outputs(model: nn.Module, mixtures: Sequence[Mixture], shares: Sequence[Tensor], images: Tensor) -> Tensor:
-    """Return what the dense model says with the mixtures for weights, differentiable in the shares."""
+    """Return the dense model's outputs with the mixtures as weights, differentiable in the shares."""
     first = next(model.parameters())
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for mixture, own in zip(mixtures, shares, strict=True):

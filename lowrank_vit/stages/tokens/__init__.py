@@ -16,7 +16,7 @@ from lowrank_vit.runtime.registry import Registry
 
 
 class TokenRule(Protocol):
-    """The interface of a rule."""
+    """Define the interface of a rule."""
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
@@ -29,7 +29,7 @@ class TokenRule(Protocol):
 
 @runtime_checkable
 class LearntRule(TokenRule, Protocol):
-    """A rule whose blocks have selectors to train: with the weights on ``labelled`` images, or alone on any."""
+    """Define a rule whose blocks have selectors to train: with the weights on ``labelled`` images, or alone on any."""
 
     labelled: ClassVar[bool]
 

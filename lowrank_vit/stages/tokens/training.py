@@ -28,7 +28,7 @@ SLOWER = 0.01  # the weights' share of the learning rate
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model with selectors makes of a batch while all tokens are still there, some of them masked.
+    """Hold what a model with selectors makes of a batch while all tokens are still there, some of them masked.
 
     ``tokens``: of the patches behind the last norm, (B, T, n); ``kept``: by each selector, (B, T, 1), of 0 and 1.
     """
@@ -39,7 +39,7 @@ class Seen:
 
 
 def see(model: Any, images: Tensor, choose: Choose) -> Seen:
-    """Lead images, (B, C, H, W), through a model, masking the tokens that selectors drop instead of removing them."""
+    """Pass images, (B, C, H, W), through a model, masking the tokens that selectors drop instead of removing them."""
     x = next(first_inputs(model, model.blocks[0], [images]))
     patches, count = slice(1, x.shape[1]), x.shape[1] - 1
     kept: list[Tensor] = []
@@ -58,7 +58,7 @@ def see(model: Any, images: Tensor, choose: Choose) -> Seen:
 
 
 def best(count: int) -> Choose:
-    """Return the choice of the ``count`` best tokens; of several selectors, of each the same."""
+    """Return a function that chooses the ``count`` best tokens; several selectors choose equally many."""
 
     def choose(scores: Tensor, before: Tensor, turn: int) -> Tensor:
         order = scores[..., 0].masked_fill(before[..., 0] == 0, -1.0).argsort(-1, descending=True)
@@ -75,7 +75,7 @@ def drawn(scores: Tensor, noise: Tensor) -> Tensor:
 
 
 class SelectorTraining(SeededTraining):
-    """The loss of a model whose selectors mask tokens; AdamW, a cosine to zero, step by step (Kong et al. 2022).
+    """Train a model whose selectors mask tokens; AdamW, a cosine to zero, step by step (Kong et al. 2022).
 
     With ``images``, (N, C, H, W), the selectors alone are trained, and no label is read: KL to the teacher's logits, plus the
     mean squared difference to its tokens where they are kept, plus ``2 mean((share - target)^2)`` over the selectors, the
@@ -121,12 +121,12 @@ class SelectorTraining(SeededTraining):
         return {"protocol": protocol, **schedule, **plain(self.hparams), **self.counts()}
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return whole batches of the images, (B, C, H, W), shuffled by (seed, epoch); without, the data module has them."""
+        """Return whole batches of the images, (B, C, H, W), shuffled by (seed, epoch), where there is no data module."""
         assert self._images is not None
         return self.whole_batches(self._images)
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of images (B, C, H, W) and, maybe, labels (B,)."""
+        """Return the loss of a batch of images (B, C, H, W) and, perhaps, labels (B,)."""
         images = batch[0]
         with torch.no_grad():
             tokens = self._teacher[0].forward_features(images)  # type: ignore[operator]
@@ -149,7 +149,7 @@ class SelectorTraining(SeededTraining):
         return loss + RATIO * self._excess(seen)
 
     def _excess(self, seen: Seen) -> Tensor:
-        """Return the mean squared distance of the shares that are kept, over all processes, from the targets."""
+        """Return the mean squared distance of the kept shares, over all processes, from the targets."""
         squares = []
         for turn, (kept, target) in enumerate(zip(seen.kept, self.targets, strict=True)):
             share = kept.mean()

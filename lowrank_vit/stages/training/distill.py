@@ -41,7 +41,7 @@ def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Distillation(SeededTraining):
-    """The ``objective``'s loss, ``T^2 KL(teacher || student)`` of logits, and the errors of features and of blocks.
+    """Train by the ``objective``'s loss, ``T^2 KL(teacher || student)`` of logits, and the errors of features and of blocks.
 
     ``logit_weight`` x the first, ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x its
     mean over the outputs of all blocks: with these the model memorises the few images less than with logits alone.
@@ -202,7 +202,7 @@ class Distillation(SeededTraining):
 
     @property
     def risen(self) -> bool:
-        """Say whether the divergence on unseen images has risen: then the weights are those from before."""
+        """Tell whether the divergence on unseen images has risen, so that the weights are those from before."""
         return bool(self.kl_held_out[1] > self.kl_held_out[0])
 
     def _measure(self, when: int) -> None:

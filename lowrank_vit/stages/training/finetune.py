@@ -75,7 +75,7 @@ def trainable_share(model: nn.Module) -> float:
 
 
 class PartialFineTune(SeededTraining):
-    """The paper's partial fine-tune of a classifier, optionally distilled from a teacher.
+    """Fine-tune a classifier partially, as the paper does, optionally distilled from a teacher.
 
     The paper gives ``partial_parameters``, 20 epochs, the learning rate 1e-4 and a cosine, here to zero, step by step. The
     loss is cross-entropy, with a teacher that of ``towards_teacher``. Freezes the other parameters of ``model``. The teacher
@@ -186,7 +186,7 @@ class PartialFineTune(SeededTraining):
 
 
 class FullFineTune(PartialFineTune):
-    """The same training of every parameter; with a teacher this is the protocol of most published compressions."""
+    """Train every parameter in the same way; with a teacher this is the protocol of most published compressions."""
 
     share = "full"
 

@@ -1,4 +1,4 @@
-"""What a fine-tune with a teacher descends: towards its predictions, soft or hard, and maybe the outputs of its blocks."""
+"""The loss of a fine-tune with a teacher: towards its predictions, soft or hard, and perhaps its blocks' outputs."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Product = TypeVar("Product")
 
 @dataclass
 class Batch:
-    """The current batch: its number of images, and the products of the last input, for the layers that share it."""
+    """Hold the current batch: its number of images, and the products of the last input, for the layers that share it."""
 
     images: int = 0
     last_input: Tensor | None = None
@@ -43,7 +43,7 @@ class Batch:
 
 @dataclass
 class Seen:
-    """The inputs and outputs of one layer in a batch; windows of one image are adjacent."""
+    """Hold the inputs and outputs of one layer in a batch; windows of one image are adjacent."""
 
     site: Site
     batch: Batch
@@ -82,12 +82,12 @@ class Seen:
         return self.gradient.float().reshape(self.images, -1, self.gradient.shape[-1])
 
     def shared(self, name: str, compute: Callable[[], Product]) -> Product:
-        """Return a product of the input that layers with the same input share."""
+        """Return a product of the input, computed once for all layers with the same input."""
         return self.batch.product(name, self.x, compute)
 
 
 class Sums(Protocol):
-    """What collects a statistic's sums."""
+    """Define the interface of what collects a statistic's sums."""
 
     def add(self, name: str, value: Tensor) -> None:
         """Add to a sum."""
@@ -99,7 +99,7 @@ class Sums(Protocol):
 
 
 class Statistic(Protocol):
-    """The interface of a statistic."""
+    """Define the interface of a statistic."""
 
     gradient: ClassVar[bool]  # whether it needs the backward pass
 

@@ -9,7 +9,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("gate_fisher")
 class GateFisher:
-    """``gate_fisher``, (n, n): the sum over images of ``s s^T``, ``s_j = dL/da_j`` at a = 1 for inputs ``a_j x_j``.
+    """Collect ``gate_fisher``, (n, n): the sum over images of ``s s^T``, ``s_j = dL/da_j`` at a = 1 for inputs ``a_j x_j``.
 
     ``s_j = sum_t x_tj (g_t W^T)_j`` over the tokens of an image. Summed over the inputs that one head makes, it is the sum
     of ``A * dL/dA`` over that head's attention A, as ``sum_k A_qk dL/dA_qk`` is the output of query q times its gradient.

@@ -11,7 +11,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("gradient_abs")
 class GradientAbs:
-    """``gradient_abs``, (n, d): the sum over images of ``|X^T G|``, the weight's gradient by the loss of an image."""
+    """Collect ``gradient_abs``, (n, d): the sum over images of ``|X^T G|``, the weight's gradient by an image's loss."""
 
     gradient: ClassVar[bool] = True
 

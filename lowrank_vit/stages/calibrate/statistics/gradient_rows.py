@@ -9,7 +9,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("gradient_rows")
 class GradientRows:
-    """``gradient_rows``, (t, t): the sum over images of ``G G^T``, G: (t, d) the gradient at all positions of an image."""
+    """Collect ``gradient_rows``, (t, t): the sum over images of ``G G^T``, G: (t, d) an image's gradient at all positions."""
 
     gradient: ClassVar[bool] = True
 

@@ -10,7 +10,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("gradient_second")
 class GradientSecond:
-    """``gradient_second``, (d, d): the sum of ``g g^T`` over tokens."""
+    """Collect ``gradient_second``, (d, d): the sum of ``g g^T`` over tokens."""
 
     gradient: ClassVar[bool] = True
 
@@ -21,7 +21,7 @@ class GradientSecond:
 
 @STATISTICS.register("sensitive_second")
 class SensitiveSecond:
-    """``sensitive_second``, (n, n): the sum of ``||g||^2 x x^T``, with ``sensitive_{input_sum,weight,tokens}``."""
+    """Collect ``sensitive_second``, (n, n): the sum of ``||g||^2 x x^T``, with ``sensitive_{input_sum,weight,tokens}``."""
 
     gradient: ClassVar[bool] = True
 
@@ -36,7 +36,7 @@ class SensitiveSecond:
 
 @STATISTICS.register("fisher_rows")
 class FisherRows:
-    """``fisher_rows``, (n,): the sum over images of the row sums of the squared weight gradient."""
+    """Collect ``fisher_rows``, (n,): the sum over images of the row sums of the squared weight gradient."""
 
     gradient: ClassVar[bool] = True
 

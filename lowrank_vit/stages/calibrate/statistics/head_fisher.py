@@ -9,7 +9,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("head_fisher")
 class HeadFisher:
-    """``head_fisher_query`` and ``head_fisher_key``, (h, s, s): from the queries and their gradient only.
+    """Collect ``head_fisher_query`` and ``head_fisher_key``, (h, s, s): from the queries and their gradient only.
 
     ``D = sum_q q (dL/dq)^T = sum_qk (dL/dlogit_qk) q k^T / sqrt(s)`` is the gradient of an image's loss with respect
     to B in ``logit = q^T B k / sqrt(s)``, whatever windows, masks and position biases there are. The sums over images

@@ -9,7 +9,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("input_abs")
 class InputAbs:
-    """``input_abs``, (n,): the sum of ``|x|`` over tokens."""
+    """Collect ``input_abs``, (n,): the sum of ``|x|`` over tokens."""
 
     gradient: ClassVar[bool] = False
 

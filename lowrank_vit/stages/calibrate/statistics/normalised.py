@@ -22,7 +22,7 @@ def _weights(seen: Seen, sums: Sums) -> Tensor:
 
 @STATISTICS.register("normalised_input_second")
 class NormalisedInputSecond:
-    """``normalised_input_second``, (n, n): the weighted sum of ``x x^T``."""
+    """Collect ``normalised_input_second``, (n, n): the weighted sum of ``x x^T``."""
 
     gradient: ClassVar[bool] = False
 
@@ -33,7 +33,7 @@ class NormalisedInputSecond:
 
 @STATISTICS.register("normalised_output_second")
 class NormalisedOutputSecond:
-    """``normalised_output_second``, (d, d): the weighted sum of ``y y^T``. Never collected beside the input's."""
+    """Collect ``normalised_output_second``, (d, d): the weighted sum of ``y y^T``. Never collected beside the input's."""
 
     gradient: ClassVar[bool] = False
 

@@ -11,7 +11,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("representative")
 class Representative:
-    """``representative``, (t, n): the sum over images of X, all tokens of one; how many windows they were cut into."""
+    """Collect ``representative``, (t, n): the sum over images of X, all tokens of one; and the number of their windows."""
 
     gradient: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""What a mixer's output layer would be given otherwise if the scan were left out."""
+"""How the inputs of a mixer's output layer would change if the scan were left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("scan_change")
 class ScanChange:
-    """``scan_change``, (D, D): the sum of ``e e^T``, e the difference of the output layer's inputs with and without the scan.
+    """Collect ``scan_change``, (D, D): the sum of ``e e^T``, e the change of the output layer's inputs without the scan.
 
     Collected at the mixer's first layer. ``scan_whole``, (D, D): the same of the inputs with the scan.
     """

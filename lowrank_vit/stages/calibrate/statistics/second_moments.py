@@ -10,7 +10,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 @STATISTICS.register("input_second")
 class InputSecond:
-    """``input_second``, (n, n): the sum of ``x x^T`` over tokens."""
+    """Collect ``input_second``, (n, n): the sum of ``x x^T`` over tokens."""
 
     gradient: ClassVar[bool] = False
 
@@ -21,7 +21,7 @@ class InputSecond:
 
 @STATISTICS.register("output_second")
 class OutputSecond:
-    """``output_second``, (d, d): the sum of ``y y^T`` over tokens, y without the bias."""
+    """Collect ``output_second``, (d, d): the sum of ``y y^T`` over tokens, y without the bias."""
 
     gradient: ClassVar[bool] = False
 

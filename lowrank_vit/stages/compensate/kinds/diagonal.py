@@ -15,7 +15,7 @@ from lowrank_vit.stages.compensate.support import FixedSupport
 
 
 class DiagonalCorrection(nn.Module):
-    """Scales the first min(n, d) inputs; pads with zeros where d is larger."""
+    """Scale the first min(n, d) inputs; pad with zeros where d is larger."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class DiagonalCorrection(nn.Module):
 @storable
 @dataclass(frozen=True)
 class Diagonal(FixedSupport):
-    """Entries (i, i), i < min(n, d): the paper's diagonal Z, which it leaves undefined for n != d.
+    """Fit entries (i, i), i < min(n, d): the paper's diagonal Z, which it leaves undefined for n != d.
 
     Column j has one entry, so the minimiser of (10) is ``z_j = (M R)_jj / M_jj``.
     """

@@ -15,7 +15,7 @@ from lowrank_vit.stages.compensate import COMPENSATIONS, State, check_budget, sh
 
 
 class LowRankCorrection(nn.Module):
-    """``x G Y^T`` with ``G: (n, q)``, ``Y: (d, q)``. Usually folded into the layer's own factors instead."""
+    """Compute ``x G Y^T`` with ``G: (n, q)``, ``Y: (d, q)``. Usually folded into the layer's own factors instead."""
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class LowRankCorrection(nn.Module):
 @storable
 @dataclass(frozen=True)
 class LowRank:
-    """``Z = G Y^T`` of rank ``q = floor(budget * n d / (n + d))``, at least 1: section 3.3 of the paper, equations (10)-(12).
+    """Fit ``Z = G Y^T`` of rank ``q = floor(budget * n d / (n + d))``, at least 1: the paper's equations (10)-(12).
 
-    The gradient solvers start at ``Y = 0`` and a small random G, because ``G = Y = 0`` is a stationary point of (11)(12).
-    The minimiser of (10) is a reduced-rank regression, contrary to what the paper says: with ``M = L L^T`` and Q the q
-    leading right singular vectors of ``L^T R`` it is ``Z = R Q Q^T``, and it loses the squares of the other singular
-    values (Eckart and Young). No inverse, so M may be singular.
+    See section 3.3 of the paper. The gradient solvers start at ``Y = 0`` and a small random G, because ``G = Y = 0`` is a
+    stationary point of (11)(12). The minimiser of (10) is a reduced-rank regression, contrary to what the paper says: with
+    ``M = L L^T`` and Q the q leading right singular vectors of ``L^T R`` it is ``Z = R Q Q^T``, and it loses the squares of
+    the other singular values (Eckart and Young). No inverse, so M may be singular.
     """
 
     budget: float = 0.05  # share of the layer's weight parameters

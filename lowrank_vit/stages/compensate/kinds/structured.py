@@ -16,7 +16,7 @@ from lowrank_vit.stages.compensate.support import FixedSupport, solve_semidefini
 
 
 class StructuredCorrection(nn.Module):
-    """Maps some inputs to all outputs (``axis="rows"``), or all inputs to some outputs (``axis="columns"``)."""
+    """Map some inputs to all outputs (``axis="rows"``), or all inputs to some outputs (``axis="columns"``)."""
 
     index: Tensor
 
@@ -44,7 +44,7 @@ class StructuredCorrection(nn.Module):
 @storable
 @dataclass(frozen=True)
 class StructuredSparse(FixedSupport):
-    """Whole rows or whole columns of Z, whichever lowers (10) more in the layer at hand: the paper's structured sparse Z.
+    """Fit whole rows or whole columns of Z, whichever lowers (10) more in a layer: the paper's structured sparse Z.
 
     Both axes get the same number of values, so that the count does not depend on the data: ``t n / c`` rows or
     ``t d / c`` columns, ``c = gcd(n, d)``, ``t = floor(budget * c)``. Where t is 0 (n and d share no large

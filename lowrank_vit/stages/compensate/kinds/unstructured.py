@@ -14,7 +14,7 @@ from lowrank_vit.stages.compensate.support import FixedSupport, solve_support
 
 
 class UnstructuredCorrection(nn.Module):
-    """Computes ``x Z``, with Z built from its entries at every call: small to store, as slow to apply as a dense layer."""
+    """Compute ``x Z``, with Z built from its entries at every call: small to store, as slow as a dense layer."""
 
     positions: Tensor
 
@@ -40,7 +40,7 @@ class UnstructuredCorrection(nn.Module):
 @storable
 @dataclass(frozen=True)
 class UnstructuredSparse(FixedSupport):
-    """``floor(budget * n d)`` entries anywhere, at least 1: the paper's unstructured sparse Z.
+    """Fit ``floor(budget * n d)`` entries anywhere, at least 1: the paper's unstructured sparse Z.
 
     The support is picked greedily in ``rounds``: each takes the entries that, moved alone, would lower (10) most, by
     ``(M (R - Z))_ij^2 / M_ii``, and refits Z on the entries taken so far. One round ignores that inputs are correlated

@@ -19,7 +19,7 @@ from lowrank_vit.stages.decompose.attention.heads import activation_metrics, rou
 @ATTENTIONS.register("coordinates")
 @dataclass(frozen=True)
 class Coordinates:
-    """Keep as many dimensions of queries with keys in every head, those of most energy ``E[q_j^2] Var[k_j]``.
+    """Keep the same number of query-key dimensions in every head, those of most energy ``E[q_j^2] Var[k_j]``.
 
     What goes is predicted from what stays by ridge regression, folded into the queries (CORP, 2602.05243; that its
     regression is of queries and of keys, each on their own kept dimensions, and its energy this one, is our reading).

@@ -10,7 +10,7 @@ from lowrank_vit.runtime.registry import Registry
 
 
 class ColumnChoice(Protocol):
-    """The interface of a choice of inputs and inner parts."""
+    """Define the interface of a choice of inputs and inner parts."""
 
     needs: ClassVar[frozenset[str]]  # of the output layer
 

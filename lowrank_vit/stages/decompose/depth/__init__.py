@@ -9,7 +9,7 @@ from lowrank_vit.runtime.registry import Registry
 
 
 class BlockChoice(Protocol):
-    """The interface of a choice of blocks."""
+    """Define the interface of a choice of blocks."""
 
     needs: ClassVar[frozenset[str]]  # nothing yet
 

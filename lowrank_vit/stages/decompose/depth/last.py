@@ -1,4 +1,4 @@
-"""The last blocks go."""
+"""Removal of the last blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lowrank_vit.stages.decompose.depth import DEPTHS
 @DEPTHS.register("last")
 @dataclass(frozen=True)
 class LastBlocks:
-    """Leave out the last blocks, as WDPruning does behind the classifier that it stops at (Yu et al. 2022).
+    """Leave out the last blocks, as WDPruning does after the classifier at which it stops (Yu et al. 2022).
 
     What is lost is told as the share of blocks that are left out.
     """

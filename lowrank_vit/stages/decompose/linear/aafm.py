@@ -16,7 +16,7 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, tail_energy
 @DECOMPOSITIONS.register("aafm")
 @dataclass(frozen=True)
 class FeatureMimicking:
-    """``U = W V_r``, V_r the leading eigenvectors of the output's covariance (Yu and Wu, AAAI 2023).
+    """Set ``U = W V_r``, V_r the leading eigenvectors of the output's covariance (Yu and Wu, AAAI 2023).
 
     The mean of what is left out goes into the bias.
     """

@@ -20,7 +20,7 @@ IMAGES, WINDOWS = "images", "windows"
 @DECOMPOSITIONS.register("representative")
 @dataclass(frozen=True)
 class RepresentativeSVD:
-    """SVD of ``X_rep W``, X_rep the mean input ``over`` images, (tokens, n): equations (6) and (7) of the paper.
+    """Truncate the SVD of ``X_rep W``, X_rep the mean input ``over`` images, (tokens, n): the paper's (6) and (7).
 
     The paper's X_rep is the mean of the samples of the proxy data set, which are images: ``"images"``, all tokens of an
     image in their places. Where a layer sees windows (Swin's attention) these are stacked; their order is the same in

@@ -15,7 +15,7 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 @DECOMPOSITIONS.register("svd")
 @dataclass(frozen=True)
 class PlainSVD:
-    """Minimise ``||W - U V^T||_F`` (Eckart and Young, 1936). No statistics."""
+    """Minimise ``||W - U V^T||_F``, without statistics (Eckart and Young, 1936)."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     currency: ClassVar[str] = "energy fraction"

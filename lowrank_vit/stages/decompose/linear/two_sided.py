@@ -22,7 +22,7 @@ class TwoSided:
     C: covariance (``centred``) or second moment of the input, over tokens; G: second moment of the loss gradient at the
     output, summed over the tokens of an image; labels are sampled from the model's own prediction. With ``C = L L^T``
     and ``G = K K^T`` it is the SVD ``L^T W K = A S Q^T``, ``U = W K Q``, ``V = K^-T Q``.
-    The loss is in nats for an image, so layers compare without normalising.
+    The loss is in nats per image, so layers compare without normalising.
     """
 
     centred: bool = True

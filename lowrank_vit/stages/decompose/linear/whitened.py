@@ -15,7 +15,7 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 
 @dataclass(frozen=True)
 class _Whitened:
-    """SVD of ``L^T W`` with ``C = L L^T``; the variants differ in C alone. Equivalently PCA of the output."""
+    """Truncate the SVD of ``L^T W`` with ``C = L L^T``: equivalent to PCA of the output. Variants differ in C alone."""
 
     centred: ClassVar[bool] = False
     normalised: ClassVar[bool] = False

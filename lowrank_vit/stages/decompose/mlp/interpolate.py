@@ -20,7 +20,7 @@ from lowrank_vit.stages.decompose import MLPS, Weights
 class Interpolation:
     """Keep hidden units of an MLP by backward elimination and refit its second layer on them.
 
-    The loss is ``1/2 tr(G E^T C E)`` in nats for an image: C the hidden covariance over weighted tokens, G the second
+    The loss is ``1/2 tr(G E^T C E)`` in nats per image: C the hidden covariance over weighted tokens, G the second
     moment of the loss gradient at the MLP's output, summed over the tokens of an image.
     """
 

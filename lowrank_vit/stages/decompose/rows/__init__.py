@@ -12,7 +12,7 @@ from lowrank_vit.runtime.registry import Registry
 
 
 class RowChoice(Protocol):
-    """The interface of a choice of rows."""
+    """Define the interface of a choice of rows."""
 
     needs: ClassVar[frozenset[str]]
 

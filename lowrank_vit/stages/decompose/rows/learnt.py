@@ -21,7 +21,7 @@ ROUNDING = 1e-4  # of the weight's norm: what rows without S may have beside the
 @ROWS.register("learnt")
 @dataclass(frozen=True)
 class LearntRows:
-    """Keep the rows that training has kept; the low-rank part is that of the others, which have nothing else.
+    """Keep the rows that training has kept; the other rows are left to the low-rank part alone.
 
     Rows of W whose score is below 1 are rows of ``U V^T``, so that their singular vectors give it back, to rounding. Kept
     rows are what they are, however they are split; a smaller budget leaves the last of them to their low-rank part.

@@ -17,7 +17,7 @@ from lowrank_vit.stages.decompose.rows import ROWS
 @ROWS.register("platon")
 @dataclass(frozen=True)
 class PlatonRows:
-    """Plain SVD of the weight W; of ``S = W - U V^T`` the rows of the largest mean ``|S dL/dW|`` (LoSparse, Li et al. 2023).
+    """Truncate the SVD of W; of ``S = W - U V^T`` keep the rows of largest mean ``|S dL/dW|`` (LoSparse, Li et al. 2023).
 
     The slopes are those of the dense model, image by image, where LoSparse has running means over a training, and their
     uncertainty. ``share``: of the layer's parameters, for U and V; LoSparse's 5 %.

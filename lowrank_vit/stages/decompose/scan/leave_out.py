@@ -19,7 +19,7 @@ from lowrank_vit.stages.decompose import SCANS
 class LeaveOut:
     """Keep all channels of a scan, or none.
 
-    The loss is ``1/2 tr(G W^T C W)`` in nats for an image: C the second moment of what the output layer W is no longer
+    The loss is ``1/2 tr(G W^T C W)`` in nats per image: C the second moment of what the output layer W is no longer
     given, G that of the loss's gradient at its output, summed over the tokens of an image.
     """
 

@@ -21,7 +21,7 @@ class KroneckerTable:
 
     G: (t, n) is an image's loss gradient at the sum; ``A = E[G G^T]``, ``B = E[G^T G]``, whose traces are equal. Their
     Kronecker product over that trace stands for the Fisher information, as in Shampoo (Gupta et al., 2018). With
-    ``A = L L^T`` and ``B = K K^T`` it is the SVD ``L^T P K = X S Q^T``: ``U = P K Q``, ``V = K^-T Q``. In nats for an image.
+    ``A = L L^T`` and ``B = K K^T`` it is the SVD ``L^T P K = X S Q^T``: ``U = P K Q``, ``V = K^-T Q``. In nats per image.
     """
 
     damping: float = 0.1  # of both mean eigenvalues

@@ -21,7 +21,7 @@ STEPS = 1000  # of the search for the share that meets the budget
 
 
 class LiveGate(MaskGate):
-    """A mask of live parts, and how much each was worth when they were last scored."""
+    """Hold a mask of live parts, and how much each was worth when they were last scored."""
 
     worth: Tensor
 
@@ -51,7 +51,7 @@ def moving_share(step: int, last: int, first: float, end: float) -> float:
 @GRADUAL.register("drop_grow")
 @dataclass(frozen=True)
 class DropAndGrow(StillGates):
-    """Train with the same share of heads and of hidden units of every layer; now and then some die, and as many grow.
+    """Train with the same share of every layer's heads and hidden units; now and then some die, and as many grow.
 
     S2ViTE (Chen et al. 2021), ``updates`` times until the share ``until`` of the steps. Those hidden units die whose
     ``||fc1 row||_1 + ||fc2 column||_1`` is least, and those heads whose ``|sum A dL/dA|`` is, A the head's attention: that
@@ -126,7 +126,7 @@ def live_counts(gates: Mapping[str, Gate], prices: Prices, target: float) -> dic
 
 @torch.no_grad()
 def exchange(layer: GatedLayer, share: float) -> None:
-    """Let ``share`` of a layer's live parts die, those of least worth, and as many dead ones grow, by their gradients."""
+    """Drop ``share`` of a layer's live parts, those of least worth, and grow as many dead ones, by their gradients."""
     gate, weight, slope = layer.inputs, layer.layer.weight, layer.layer.weight.grad
     assert isinstance(gate, LiveGate)
     live, count = gate.open(), gate.place.count

@@ -18,7 +18,7 @@ from lowrank_vit.stages.gradual.gates import Gate, Place
 
 
 class SoftGate(Gate):
-    """Real multipliers, 1 at the start; the larger, the more a part is worth."""
+    """Hold real multipliers, 1 at the start; the larger, the more a part is worth."""
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)

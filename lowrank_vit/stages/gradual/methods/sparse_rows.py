@@ -18,7 +18,7 @@ from lowrank_vit.stages.gradual.gates import Gate, GatedLayer, Place, RowGate
 
 
 class SparseGate(RowGate):
-    """``W = U V^T + S``: the factors, S as what the layer's weight is more than it was of ``U V^T``, and its importance.
+    """Split a weight as ``W = U V^T + S``: hold the factors, and the importance of S.
 
     So that the function stays as it was bit by bit, S is not stored: it is the weight less ``start``, the first ``U V^T``.
     """
@@ -104,7 +104,7 @@ def best_rows(scores: Sequence[Tensor], widths: Sequence[int], room: float) -> t
 @GRADUAL.register("sparse_rows")
 @dataclass(frozen=True)
 class SparseRows(StillGates):
-    """Train U, V and S of ``W = U V^T + S``, S of fewer and fewer rows (LoSparse, Li et al. 2023).
+    """Train U, V and S of ``W = U V^T + S``, with fewer and fewer rows in S (LoSparse, Li et al. 2023).
 
     U and V, of ``share`` of each layer's parameters, begin with the SVD, S with all that is left. Rows are scored by the mean
     of their entries' ``I U`` (PLATON): I the running mean of ``|S dL/dS|``, averaged over ``interval`` steps, U that of its
@@ -153,7 +153,7 @@ class SparseRows(StillGates):
             )
 
     def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Add what the step's gradients say of each row."""
+        """Add up what the step's gradients say about each row."""
         last = (progress.step + 1) % self.interval == 0
         for layer in layers:
             assert isinstance(layer.rows, SparseGate)

@@ -25,7 +25,7 @@ def kept_by(threshold: Tensor, count: int) -> int:
 
 
 class TopK(torch.autograd.Function):
-    """The mask of the best parts, (count,), by their scores, (count,), and a threshold, ().
+    """Make the mask of the best parts, (count,), by their scores, (count,), and a threshold, ().
 
     Its gradient goes straight through to the scores; that of the threshold is the sum over the kept parts.
     """
@@ -46,7 +46,7 @@ class TopK(torch.autograd.Function):
 
 
 class TopKGate(Gate):
-    """Scores and a threshold; ``multipliers``: those of the Lagrangian, the same in all gates."""
+    """Hold scores and a threshold; ``multipliers``: those of the Lagrangian, the same in all gates."""
 
     multipliers: Tensor
 

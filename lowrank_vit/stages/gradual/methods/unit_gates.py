@@ -23,7 +23,7 @@ from lowrank_vit.stages.gradual.mixing import MixerGate
 @GRADUAL.register("unit_gates")
 @dataclass(frozen=True)
 class UnitGates(StillGates):
-    """Draw hidden units with probabilities ``sigmoid(theta)``, theta from 1.5 on; they stay where it is above a half.
+    """Draw hidden units with probabilities ``sigmoid(theta)``, theta starting at 1.5; those above a half stay.
 
     The loss gets ``strength ((F - target) / dense)^2``, F the multiply-accumulates that open units leave (SPViT, He et al.
     2024). Theirs is in GFLOPs: 20 of DeiT-Tiny's, 3 of DeiT-Small's and 0.08 of DeiT-Base's,
@@ -95,7 +95,7 @@ def saved_by(still_open: Tensor, site: AttentionSite, tokens: int) -> Tensor:
 @GRADUAL.register("unit_and_mixer_gates")
 @dataclass(frozen=True)
 class UnitAndMixerGates(UnitGates):
-    """Choose for each attention module itself, a 3x3 or a 1x1 convolution, or nothing, too, by three ordered gates.
+    """Choose also, for each attention module, attention, a 3x3 or a 1x1 convolution, or nothing, by three ordered gates.
 
     Convolutions share the weights of attention (``modules/conv_mixer.py``); heads are mixed by learnt weights, and what the
     first convolution makes is normalised over the batch. Only attention behind a lone class token has such gates.
