@@ -81,9 +81,16 @@ def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str
 
 def same_but_seeds(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Tell whether two rows differ in their seeds alone."""
-    if any(row.get(name) != before.get(name) for name in ("fingerprint", "recipe")) or "job" not in before:
+    if row.get("fingerprint") != before.get("fingerprint") or "job" not in before:
+        return False
+    if _filled(row.get("recipe")) != _filled(before.get("recipe")):
         return False
     return {**row["job"], "seed": None} == {**before["job"], "seed": None}
+
+
+def _filled(recipe: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a recipe's record without its empty slots, some of which came later than the record."""
+    return None if recipe is None else {slot: value for slot, value in recipe.items() if value is not None}
 
 
 def seeds_of(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:

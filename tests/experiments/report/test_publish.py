@@ -180,6 +180,12 @@ def test_only_seeds_of_the_same_job_and_code_are_joined(results: Path, tmp_path:
         content["rows"] = [{**each, **changed} if each["id"] == "m/ours-40" else each for each in content["rows"]]
         path.write_text(json.dumps(content))
         assert published_row(publish(results, TABLE, folder, wanted))["seeds"] == [1]
+    before = {slot: value for slot, value in row["recipe"].items() if value is not None}  # lacks slots that came later
+    content = json.loads(text)
+    content["rows"] = [{**each, "recipe": before} if each["id"] == "m/ours-40" else each for each in content["rows"]]
+    path.write_text(json.dumps(content))
+    assert len(before) < len(row["recipe"])
+    assert published_row(publish(results, TABLE, folder, wanted))["seeds"] == [0, 1]
 
 
 def test_seeds_join_rows_that_were_published_before_each_seed_was_kept(results: Path, tmp_path: Path) -> None:
