@@ -28,7 +28,10 @@ def check_early(args: argparse.Namespace) -> None:
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
     folder = given.get("folder")
     if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
-        raise InputError(f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model")
+        remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
+        raise InputError(
+            f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
+        )
     for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
         if isinstance(file, Path) and not file.exists():
             raise InputError(f"checkpoint {file} does not exist: pass a .safetensors file")
@@ -42,7 +45,8 @@ def check_early(args: argparse.Namespace) -> None:
     reductions = given.get("reduction")
     for share in reductions.values() if isinstance(reductions, dict) else []:
         if not (math.isfinite(share) and 0 < share < 1):
-            raise InputError(f"reduction {share:g} is out of reach: give a share between 0 and 1")
+            remedy = f"{share / 100:g} for {share:g} %" if 1 < share < 100 else "a share between 0 and 1"
+            raise InputError(f"reduction {share:g} is out of reach: give {remedy}")
     if isinstance(given.get("budget"), str):
         parse_budgets(args.budget)
 

@@ -51,6 +51,12 @@ def test_several_reductions_are_a_sweep(tmp_path: Path, capsys: pytest.CaptureFi
         assert f"saved to {tmp_path / name}" in said
         report = json.loads((tmp_path / name / "report.json").read_text())
         assert float(name) <= report["params"]["reduction"] < float(name) + 0.02
+    finished = tmp_path / "0.3"
+    for other in (["--recipe", "svd", "--reduction", "0.25"], ["--recipe", "asvd", "--reduction", "0.3"]):
+        said = refused(capsys, *COMPRESS, *other, "--out", finished, "--resume")
+        assert f"{finished} was made by svd to reduction 0.3: choose another --out" in said
+    assert "give 0.4 for 40 %" in refused(capsys, *arguments, "40")
+    assert "give --model digits_deit_small" in refused(capsys, "inspect", "digits_deit_small")
     with pytest.raises(SystemExit):
         main([*arguments, "0.3,half"])
     assert "invalid shares value: '0.3,half'" in capsys.readouterr().err
@@ -76,7 +82,7 @@ def test_compress_inspect_evaluate(recipe: str, layer: str, tmp_path: Path, caps
     assert set(small) == {"top1", "top5", "loss", "n"}
     assert small["n"] == dense["n"] > 400
     assert 50 < small["top1"] <= dense["top1"]
-    main([*COMPRESS, "--resume", "--out", str(out)])
+    main([*COMPRESS, "--recipe", recipe, "--resume", "--out", str(out)])
     assert "finished already" in capsys.readouterr().out
     assert "exists already" in refused(capsys, *COMPRESS, "--out", out)
     main(["finetune", str(out), "--data", "digits", "--epochs", "1", "--out", str(tmp_path / "tuned")])

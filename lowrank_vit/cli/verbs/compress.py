@@ -22,7 +22,7 @@ from lowrank_vit.cli.arguments import (
 )
 from lowrank_vit.cli.choices import add_choices, check_choices, check_size, made
 from lowrank_vit.cli.unfinished import unfinished
-from lowrank_vit.records.budgets import Size, parse_budgets
+from lowrank_vit.records.budgets import Size, budget_of, parse_budgets
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def run(args: argparse.Namespace) -> None:
             raise InputError("a nested folder holds every size: give one size here, and take out others with `shrink`")
     with unfinished(args.out, tuple(folders)) as folder:
         for done in [out for out in folders if args.resume and agreed(_finished(out, args.nested))]:
+            _check_same(done, recipe, folders.pop(done))
             print(f"{done} is finished already")
-            del folders[done]
         for out in folders:
             storage.check_free(out)
         if folders:
@@ -163,6 +163,18 @@ def _finished(folder: Path, nested: bool) -> bool:
     from lowrank_vit.storage import folder as storage
 
     return storage.is_saved_model(folder) and (not nested or storage.nested_entry(folder) is not None)
+
+
+def _check_same(folder: Path, recipe: Recipe, size: Size | None) -> None:
+    """Raise ``InputError`` where a finished folder has another recipe or size than is asked for; None: is to be found."""
+    from lowrank_vit.storage import folder as storage
+
+    report = storage.load_report(folder)
+    named = report["fallback"]["asked"] if "fallback" in report else report["recipe"]
+    made = (named, report["budget"]["asked"] if "budget" in report else None)
+    wanted = (recipe.name, None if size is None else str(budget_of(size)))
+    if made[0] != wanted[0] or (None not in (made[1], wanted[1]) and made[1] != wanted[1]):
+        raise InputError(f"{folder} was made by {' to '.join(filter(None, made))}: choose another --out")
 
 
 def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, Size | None], meanwhile: Path) -> None:
