@@ -10,33 +10,16 @@ of any other number but times, as a share of it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchmarks.output import show, write
-from experiments.report.agreement import Agreement, agreement
+from experiments.report.agreement import agreement
 from experiments.report.render import published_file
-from experiments.report.rows import finished
 from experiments.runner.plan import PLAN, read_plan
 from experiments.tables.catalogue import tables
-from experiments.tables.rows import Table
-from lowrank_vit.runtime.errors import InputError
 
 HEADER = ("table", "images", "jobs", "equal", "top-1, points", "other numbers")
-
-
-def compared(folders: list[Path]) -> Iterator[tuple[Table, Any, Agreement, set[str]]]:
-    """Compare every table that was run in the folders: with its plan, and the commits that its results are of."""
-    for folder in folders:
-        for table in tables().values():
-            if not (folder / table.name / PLAN).is_file():
-                continue
-            plan, found = read_plan(folder, table), agreement(folder, table)
-            if found is not None:
-                results = [result for of_row in finished(folder, plan).values() for result in of_row]
-                yield table, plan, found, {result["provenance"]["git"]["commit"] for result in results}
 
 
 def main() -> None:
@@ -45,11 +28,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="+", default=[Path("results")], metavar="DIR")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found = list(compared(args.results))
+    run = [
+        (folder, table)
+        for folder in args.results
+        for table in tables().values()
+        if (folder / table.name / PLAN).is_file()
+    ]
+    plans = [(table, read_plan(folder, table), agreement(folder, table)) for folder, table in run]
+    found = [(table, plan, compared) for table, plan, compared in plans if compared is not None]
     if not found:
-        raise InputError(f"no job in {', '.join(map(str, args.results))} is published, too: run a table first")
-    commits = sorted(set().union(*(commits for *_, commits in found)))
-    jobs, equal = (sum(getattr(item, name) for _, _, item, _ in found) for name in ("jobs", "equal"))
+        parser.error(f"no job in {', '.join(map(str, args.results))} is published, too: run a table first")
+    commits = sorted({commit for *_, compared in found for commit in compared.commits})
+    jobs, equal = (sum(getattr(item, name) for *_, item in found) for name in ("jobs", "equal"))
     title = (
         f"{jobs:,} published jobs run again, {equal:,} with equal numbers; commit {', '.join(c[:7] for c in commits)}"
     )
@@ -62,10 +52,10 @@ def main() -> None:
             f"{item.points[0]:.2g}",
             f"{item.share[0]:.1e}",
         ]
-        for table, plan, item, _ in found
+        for table, plan, item in found
     ]
     show(title, HEADER, rows)
-    data = [{"table": table.name, "profile": plan["profile"], **asdict(item)} for table, plan, item, _ in found]
+    data = [{"table": table.name, "profile": plan["profile"], **asdict(item)} for table, plan, item in found]
     write(args.json, title, HEADER, rows, {"commits": commits, "tables": data})
 
 

@@ -30,7 +30,7 @@ OUTPUTS: dict[type[nn.Module], str] = {LowRankAttention: "proj", SmallMlp: "fc2"
 class Beside(nn.Module):
     """Compute an output layer, (k, d), that also reads what the module around it is given, (..., n).
 
-    So far, it ignores it.
+    The weights of that input start at zero.
     """
 
     def __init__(self, module: nn.Module, layer: nn.Linear, width: int) -> None:

@@ -18,7 +18,7 @@ from lowrank_vit.runtime.wording import amount
 
 TIMES = ("seconds", "custom_step", "scans_speed_1", "scans_speed_8", "speedup_1", "speedup_8")  # differ in every run
 Result = Mapping[str, Any]
-Numbers = Mapping[str, float]  # by their names; those of a figure by the way that leads to them
+Numbers = Mapping[str, float]  # by their names; those of a figure by their paths in the JSON
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Agreement:
     equal: int
     points: tuple[float, str]
     share: tuple[float, str]
+    commits: tuple[str, ...]  # of the results here
 
     @property
     def sentence(self) -> str:
@@ -55,19 +56,22 @@ def agreement(results: Path, table: Table, folder: Path = PUBLISHED) -> Agreemen
     if content is None:
         return None
     known = {row["id"]: dict.fromkeys(FIELDS) | row for row in content["rows"]}
-    pairs = [
-        (name, jobs, here, there)
-        for name, of_row in finished(results, plan).items()
-        if name in known and same_but_seeds(origin(of_row), known[name])
-        for jobs, here, there in _pairs(of_row, known[name], content.get("measured", {}).get(name))
+    here = finished(results, plan)
+    origins = {name: origin(of_row) for name, of_row in here.items() if name in known}
+    alike = [name for name, its_origin in origins.items() if same_but_seeds(its_origin, known[name])]
+    compared = [
+        (jobs, (_points(*pair), name), (_share(*pair), name))
+        for name in alike
+        for jobs, *pair in _pairs(here[name], known[name], content.get("measured", {}).get(name))
     ]
-    if not pairs:
+    if not compared:
         return None
     return Agreement(
-        jobs=sum(jobs for _, jobs, _, _ in pairs),
-        equal=sum(jobs for _, jobs, here, there in pairs if not _points(here, there) and not _share(here, there)),
-        points=max((_points(here, there), name) for name, _, here, there in pairs),
-        share=max((_share(here, there), name) for name, _, here, there in pairs),
+        jobs=sum(jobs for jobs, _, _ in compared),
+        equal=sum(jobs for jobs, points, share in compared if not points[0] and not share[0]),
+        points=max(points for _, points, _ in compared),
+        share=max(share for _, _, share in compared),
+        commits=tuple(sorted({commit for name in alike for commit in origins[name]["commits"]})),
     )
 
 
@@ -96,7 +100,7 @@ def _seed(result: Result) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """List the numbers in a JSON value with the ways that lead to them."""
+    """Yield the numbers in a JSON value with their paths."""
     if isinstance(value, int | float):
         yield name, value
     elif isinstance(value, Mapping | list):
@@ -105,7 +109,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _both(here: Numbers, there: Numbers, points: bool) -> Iterator[tuple[float, float]]:
-    """List the numbers that both have: those in points, or all others that are not times."""
+    """Yield the numbers that both have: those in points, or all others that are not times."""
     for name in here.keys() & there.keys():
         if ("top1" in name) == points and not name.endswith(TIMES):
             yield here[name], there[name]

@@ -61,7 +61,7 @@ def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
     return model, report
 
 
-def dense_model(args: argparse.Namespace, report: Report) -> nn.Module:
+def dense_model(args: argparse.Namespace, report: Report, option: str = "--teacher-checkpoint") -> nn.Module:
     """Load the teacher: the dense model that the folder was made from, with the folder's own arguments."""
     from lowrank_vit.models import load_model
     from lowrank_vit.storage import folder as storage
@@ -69,7 +69,10 @@ def dense_model(args: argparse.Namespace, report: Report) -> nn.Module:
     config, arguments = storage.read_config(args.folder), storage.load_model_args(args.folder)
     if config["num_classes"] != config["pretrained_cfg"].get("num_classes"):
         arguments["num_classes"] = config["num_classes"]
-    return load_model(report["model"], args.teacher_checkpoint, arguments=arguments)
+    try:
+        return load_model(report["model"], args.teacher_checkpoint, arguments=arguments)
+    except InputError as error:  # it names the option of the verbs that take --model
+        raise InputError(str(error).replace("--checkpoint FILE", f"{option} FILE")) from error
 
 
 def save_trained(args: argparse.Namespace, model: nn.Module, report: Report) -> None:

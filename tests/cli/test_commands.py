@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowrank_vit import compress, load, save
+from lowrank_vit import InputError, compress, load, save
 from lowrank_vit.cli import main
 from tests.support.commands import COMPRESS, STANDIN, json_of, refused
 from tests.support.models import ARGUMENTS, images, tiny
@@ -272,3 +272,31 @@ def test_tokens_of_a_folder_and_of_a_dense_model(tmp_path: Path, capsys: pytest.
         capsys, "tokens", small, *kong, "--data", "digits", "--calibration-samples", 64, "--learning-rate", "nan"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "option"),
+    [
+        ("evaluate", ["--dense"], "--dense"),
+        ("distill", ["--out", "distilled"], "--teacher-checkpoint"),
+        ("finetune", ["--distill", "--out", "tuned"], "--teacher-checkpoint"),
+    ],
+)
+def test_a_dense_model_that_cannot_be_fetched_names_the_option_of_the_verb(
+    verb: str,
+    options: list[str],
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main([*COMPRESS, "--recipe", "svd", "--out", "small"])
+    capsys.readouterr()
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise InputError("the weights cannot be fetched: pass --checkpoint FILE.safetensors")
+
+    monkeypatch.setattr("lowrank_vit.models.load_model", unreachable)
+    said = refused(capsys, verb, "small", "--data", "digits", *options)
+    assert said.endswith(f": pass {option} FILE.safetensors")

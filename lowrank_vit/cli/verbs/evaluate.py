@@ -78,7 +78,4 @@ def _dense(args: argparse.Namespace) -> nn.Module:
     from lowrank_vit.storage import folder as storage
 
     args.teacher_checkpoint = args.dense if isinstance(args.dense, Path) else None
-    try:
-        return dense_model(args, storage.load_report(args.folder))
-    except InputError as error:  # it names the option of other verbs
-        raise InputError(str(error).replace("--checkpoint FILE", "--dense FILE")) from error
+    return dense_model(args, storage.load_report(args.folder), "--dense")

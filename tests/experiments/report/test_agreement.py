@@ -58,6 +58,7 @@ def test_the_same_numbers_are_equal_whatever_the_time(published: Path, tmp_path:
     found = agreement(tmp_path, TABLE, published)
     assert found is not None
     assert (found.jobs, found.equal, found.points[0], found.share[0]) == (COUNT, COUNT, 0.0, 0.0)
+    assert found.commits == ("0" * 16,)
     assert found.sentence == "8 jobs of this run are published, too: all numbers are equal"
 
 
@@ -124,7 +125,7 @@ def test_a_report_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     run(tmp_path)
     terminal.report(tmp_path, TABLE)
     assert "published" not in capsys.readouterr().out  # table9 is not
-    same = Agreement(1, 1, (0.0, "m/svd-40"), (0.0, "m/svd-40"))
+    same = Agreement(1, 1, (0.0, "m/svd-40"), (0.0, "m/svd-40"), ("0" * 16,))
     monkeypatch.setattr(terminal, "agreement", lambda results, table: same)
     assert terminal.report(tmp_path, TABLE)[0] == "table.md"
     assert "1 job of this run is published, too: all numbers are equal" in capsys.readouterr().out
