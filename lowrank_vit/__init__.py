@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from lowrank_vit.pipeline.joint import compress_and_quantize
     from lowrank_vit.pipeline.learning import learn
     from lowrank_vit.pipeline.quantizing import quantize
-    from lowrank_vit.pipeline.recipe import Recipe
+    from lowrank_vit.pipeline.recipe import Recipe, recipe_of
     from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
     from lowrank_vit.pipeline.reporting import dense_report
+    from lowrank_vit.pipeline.revisions import revisions_of
     from lowrank_vit.pipeline.saving import load, push_to_hub, save
     from lowrank_vit.pipeline.scans.mean_scan import MeanScan, mean_scan
     from lowrank_vit.pipeline.scans.refit import channel_energy
@@ -101,6 +102,8 @@ __all__ = [
     "mean_scan",
     "push_to_hub",
     "quantize",
+    "recipe_of",
+    "revisions_of",
     "save",
     "solve",
     "sweep",
@@ -115,9 +118,10 @@ _HOMES = {
     "pipeline.joint": ("compress_and_quantize",),
     "pipeline.learning": ("learn",),
     "pipeline.quantizing": ("quantize",),
-    "pipeline.recipe": ("Recipe",),
+    "pipeline.recipe": ("Recipe", "recipe_of"),
     "pipeline.recipes": ("RECIPES", "get_recipe"),
     "pipeline.reporting": ("dense_report",),
+    "pipeline.revisions": ("revisions_of",),
     "pipeline.saving": ("load", "push_to_hub", "save"),
     "pipeline.scans.mean_scan": ("MeanScan", "mean_scan"),
     "pipeline.scans.refit": ("channel_energy",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.models.beit import Attention, Beit, Block
 from torch import nn
 
@@ -13,6 +15,8 @@ from lowrank_vit.records.layers import AttentionSite, TableSite
 @FAMILIES.register("beit")
 class BeitFamily(Family):
     """Describe blocks that add attention with position biases, and an MLP, each after a norm, to a sequence of tokens."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's BEiT"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from lowrank_vit.records.layers import AttentionSite, TableSite
 @FAMILIES.register("cait")
 class CaitFamily(Family):
     """Describe blocks that add attention and an MLP, each after a norm, to the patches; class-token blocks stay dense."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's CaiT"
 

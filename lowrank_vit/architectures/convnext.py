@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ def feature_map(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 @FAMILIES.register("convnext")
 class ConvNeXtFamily(Family):
     """Describe stages of blocks over a feature map, with downsampling as steps between them."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's ConvNeXt with linear layers"
 

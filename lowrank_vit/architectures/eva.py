@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
@@ -23,6 +24,8 @@ from lowrank_vit.records.layers import AttentionSite, TableSite
 @FAMILIES.register("eva")
 class EvaFamily(Family):
     """Describe blocks that add attention, rotary or not, and an MLP, with a norm each, to a sequence of tokens."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's EVA, EVA02, rotary ViTs, DINOv3"
 

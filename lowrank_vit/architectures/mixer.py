@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import nn
 
@@ -11,6 +13,8 @@ from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
 @FAMILIES.register("mixer")
 class Mixer(Family):
     """Describe blocks that add two MLPs, each after a norm, to a sequence of tokens; the first one sees it transposed."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's MLP-Mixer"
 

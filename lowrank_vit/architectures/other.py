@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, block_modules, unwalked
@@ -12,6 +14,8 @@ from lowrank_vit.architectures.vit import ViT
 @FAMILIES.register("other")
 class Other(ViT):
     """Describe MLPs, and attention as ViT has it, wherever they stand; losses are predicted and outputs not refitted."""
+
+    revision: ClassVar[int] = 1
 
     about = "the usual MLPs of any other model"
     general = True

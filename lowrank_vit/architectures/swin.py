@@ -56,6 +56,8 @@ def pads(block: SwinTransformerBlock) -> bool:
 class Swin(Family):
     """Describe stages of blocks over a feature map, with patch merging as steps between them."""
 
+    revision: ClassVar[int] = 1
+
     about = "timm's Swin"
     whole: ClassVar[type[nn.Module]] = SwinTransformer
     part: ClassVar[type[nn.Module]] = SwinTransformerBlock
@@ -104,6 +106,8 @@ class Swin(Family):
 @FAMILIES.register("swin_v2")
 class SwinV2(Swin):
     """Describe Swin with queries and keys compared by their cosine, and a norm after attention and MLP."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's Swin V2"
     whole: ClassVar[type[nn.Module]] = SwinTransformerV2

@@ -49,6 +49,8 @@ def window_stream(block: Any, tokens: Tensor, shape: Sequence[int]) -> Tensor:
 class TransformersSwin(TransformersViT):
     """Describe stages of blocks over a feature map, with patch merging as steps between them."""
 
+    revision: ClassVar[int] = 1
+
     about = "Hugging Face's Swin"
     blocks: ClassVar[frozenset[str]] = frozenset({"SwinLayer"})
     merging: ClassVar[str] = "SwinPatchMerging"

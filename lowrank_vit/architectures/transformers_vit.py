@@ -60,6 +60,8 @@ def block_branches(block: Any, layout: Layout) -> tuple[Branch, ...]:
 class TransformersViT(Family):
     """Describe blocks of transformers that add attention and an MLP, with a norm each, to a sequence of tokens."""
 
+    revision: ClassVar[int] = 1
+
     about = "Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision"
     blocks: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
@@ -26,6 +28,8 @@ HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with 
 @FAMILIES.register("vit")
 class ViT(Family):
     """Describe blocks that add attention and an MLP, with a norm each, to a sequence of tokens."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's ViT, DeiT, DeiT III"
 

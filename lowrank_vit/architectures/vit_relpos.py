@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.models.vision_transformer_relpos import (
     RelPosAttention,
     RelPosBlock,
@@ -18,6 +20,8 @@ from lowrank_vit.records.layers import AttentionSite
 @FAMILIES.register("vit_relpos")
 class RelPosViT(Family):
     """Describe blocks that add attention with position biases, and an MLP, with a norm each, to a sequence of tokens."""
+
+    revision: ClassVar[int] = 1
 
     about = "timm's ViT with relative positions"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -21,6 +21,8 @@ class VMamba(Family):
 
     The projections of a mixer are single layers, and its scan is a unit of its own.
     """
+
+    revision: ClassVar[int] = 1
 
     about = "VMamba, v2 and v0"
 

@@ -139,6 +139,17 @@ class Recipe:
         units = {**self.units, slot: value}
         return replace(self, units={kind: method for kind, method in units.items() if method is not None})
 
+    @property
+    def revisions(self) -> dict[str, int]:
+        """Return the revision of each of its methods, as ``slot.name``, and of its kinds of units, as ``unit.kind``."""
+        found = {f"unit.{kind}": int(GROUPS.get(kind).revision) for kind in self.units}
+        for slot in slots():
+            method = self.method(slot)
+            name = CLASSIFIER if isinstance(method, ClassifierRefit) else _name(slot, method)
+            if method is not None:
+                found[f"{slot}.{name}" if name else slot] = int(method.revision)
+        return found
+
     def record(self) -> dict[str, Any]:
         """Describe the recipe in plain values, from which ``recipe_of`` makes it again."""
         methods = {slot: self.method(slot) for slot in slots()}
@@ -164,15 +175,23 @@ class Recipe:
 ALIASES = {"budget": "compensation.budget", "probe": "objective.sampling"}
 
 
+def registries() -> dict[str, Registry[Any]]:
+    """Return the registry of each slot that has several methods to choose from."""
+    stages: dict[str, Registry[Any]] = {
+        "allocator": ALLOCATORS,
+        "compensation": COMPENSATIONS,
+        "objective": OBJECTIVES,
+        "search": SEARCHES,
+        "gradual": GRADUAL,
+    }
+    return {**{kind: GROUPS.get(kind).methods for kind in GROUPS.names()}, **stages}
+
+
 def slots() -> dict[str, Callable[[str], Any] | None]:
     """Return the slots for methods, each with the function that finds a class by name; None for a slot of one method."""
-    registries: dict[str, Registry[Any]] = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
-    registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
-    registries |= {"search": SEARCHES, "gradual": GRADUAL}
-    return {slot: registry.get for slot, registry in registries.items()} | {
-        "sense": None,
-        "measured": None,
-        "refit": None,
+    return {
+        **{slot: registry.get for slot, registry in registries().items()},
+        **dict.fromkeys(("sense", "measured", "refit")),
     }
 
 
@@ -208,14 +227,7 @@ def _varied(slot: str, method: Any, hyperparameter: str, value: Any) -> Any:
 
 def _name(slot: str, method: Any) -> str | None:
     """Return the name under which a method is registered."""
-    registries: dict[str, Registry[Any]] = {
-        "allocator": ALLOCATORS,
-        "compensation": COMPENSATIONS,
-        "objective": OBJECTIVES,
-        "search": SEARCHES,
-        "gradual": GRADUAL,
-    }
-    registry = GROUPS.get(slot).methods if slot in GROUPS.names() else registries.get(slot)
+    registry = registries().get(slot)
     return None if method is None or registry is None else registry.name_of(method)
 
 

@@ -40,6 +40,8 @@ from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 class AttentionGroup(ModuleGroup):
     """Describe one attention module, with the units ``query_key`` and ``value``, or with ``value`` alone."""
 
+    revision: ClassVar[int] = 1
+
     site: AttentionSite
     method: AttentionDecomposition
 

@@ -43,6 +43,8 @@ from lowrank_vit.stages.gradual.expected import dense_cost, pruned
 class ColumnGroup(ModuleGroup):
     """Describe one attention module or MLP, with the unit ``part``: inputs, and values' dimensions or hidden units."""
 
+    revision: ClassVar[int] = 1
+
     site: AttentionSite | MlpSite
     method: ColumnChoice
 

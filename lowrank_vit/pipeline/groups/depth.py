@@ -38,6 +38,8 @@ class DepthGroup:
     Steps between stages stay, too.
     """
 
+    revision: ClassVar[int] = 1
+
     site: Site  # the last output layer in the blocks, where statistics for the report are collected
     blocks: tuple[str, ...]
     costs: tuple[Cost, ...]  # of each block

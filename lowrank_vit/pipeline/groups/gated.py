@@ -38,6 +38,8 @@ from lowrank_vit.stages.gradual.expected import dense_cost, pruned
 class GatedGroup(ModuleGroup):
     """Describe one attention module or MLP, with the unit ``part``: inner parts (heads or hidden units), and outputs."""
 
+    revision: ClassVar[int] = 1
+
     site: AttentionSite | MlpSite
     method: PartChoice
 

@@ -34,6 +34,8 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, Decomposition
 class LinearGroup:
     """Describe one linear layer, whose only unit, under the layer's name, is its rank."""
 
+    revision: ClassVar[int] = 1
+
     site: Site
     method: Decomposition
     settings: Settings = PLAIN

@@ -36,6 +36,8 @@ from lowrank_vit.stages.decompose import MLPS, MlpDecomposition
 class MlpGroup(ModuleGroup):
     """Describe one MLP, with the unit ``hidden``."""
 
+    revision: ClassVar[int] = 1
+
     site: MlpSite
     method: MlpDecomposition
 

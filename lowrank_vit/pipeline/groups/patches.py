@@ -22,6 +22,7 @@ EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convol
 class PatchGroup(LinearGroup):
     """Describe the patch embedding, whose only unit is its rank; ``prepare`` makes a linear layer of the convolution."""
 
+    revision: ClassVar[int] = 1
     ahead: ClassVar[bool] = True
 
     @classmethod

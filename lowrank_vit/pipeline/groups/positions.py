@@ -37,6 +37,8 @@ def table_site(model: nn.Module) -> TableSite | None:
 class PositionGroup:
     """Describe the position embedding, whose only unit, under its name, is its rank."""
 
+    revision: ClassVar[int] = 1
+
     site: TableSite
     method: TableDecomposition
     settings: Settings = PLAIN

@@ -32,6 +32,8 @@ from lowrank_vit.stages.decompose.rows import ROWS, RowChoice
 class RowGroup:
     """Describe one linear layer, whose only unit is the number of rows beside its low-rank part, at least one."""
 
+    revision: ClassVar[int] = 1
+
     site: Site
     method: RowChoice
     settings: Settings = PLAIN

@@ -34,6 +34,8 @@ class ScanGroup:
     multiply-accumulates of a token.
     """
 
+    revision: ClassVar[int] = 1
+
     name: str
     linears: tuple[Site, Site]
     inner: int

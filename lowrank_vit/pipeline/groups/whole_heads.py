@@ -36,6 +36,8 @@ from lowrank_vit.stages.decompose import WHOLE_HEADS, HeadChoice
 class WholeHeadGroup(ModuleGroup):
     """Describe one attention module, with the unit ``head``: what is left is the dense module with fewer heads."""
 
+    revision: ClassVar[int] = 1
+
     site: AttentionSite
     method: HeadChoice
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, fill, least_cost, total_cost
@@ -29,6 +30,8 @@ class EqualError:
     too much, they are cut from their largest rank on, too. What rounding leaves over is filled in rank by rank.
     ``from_uniform``: the threshold is what the whole model loses with uniform ranks, divided by the number of units.
     """
+
+    revision: ClassVar[int] = 1
 
     threshold: float | None = None
     from_uniform: bool = False

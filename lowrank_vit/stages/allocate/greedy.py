@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, cheapest, fill, total_cost
@@ -39,6 +40,8 @@ class GreedyMarginal:
 
     Optimal for the relaxed problem; short of the exact optimum by less than one hull step.
     """
+
+    revision: ClassVar[int] = 1
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         """Choose a rank for every curve."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.errors import InputError
@@ -28,6 +29,8 @@ class GradualReduction:
     the schedule ends far short of it, as ranks above break-even save nothing. In either case the algorithm stops at the
     target, goes on by single ranks after ``iterations``, and what the last cut removed too much is filled in.
     """
+
+    revision: ClassVar[int] = 1
 
     gamma: float = 80.0
     iterations: int = 500

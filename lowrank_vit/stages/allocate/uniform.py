@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, cheapest, fill, least_cost, total_cost
@@ -22,6 +23,8 @@ def _at_share(curves: Sequence[ErrorCurve], share: float) -> dict[str, int | Non
 @dataclass(frozen=True)
 class Uniform:
     """Keep the same share of all layers, the largest that fits; what rounding leaves over is filled in rank by rank."""
+
+    revision: ClassVar[int] = 1
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         """Choose a rank for every curve. The caller guarantees that the budget is at least ``least_cost``."""

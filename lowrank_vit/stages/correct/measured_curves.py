@@ -51,6 +51,8 @@ class MeasuredCurves:
     minimum from the smallest size on never rises. The dense choice loses nothing.
     """
 
+    revision: ClassVar[int] = 1
+
     currency: str = KL
     images: int = 96
     points: int = 7

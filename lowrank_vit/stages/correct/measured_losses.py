@@ -39,6 +39,8 @@ class MeasuredLosses:
     ``trust``: the weight of the measured loss; 0.5 is the geometric mean of predicted and measured.
     """
 
+    revision: ClassVar[int] = 1
+
     rounds: int = 1
     images: int = 96
     trust: float = 0.5

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class OutputRefit:
     are kept on the disk, ``4 N T (2 n + k)`` bytes for N images of T tokens (float32; k: that layer's inputs, after
     reduction).
     """
+
+    revision: ClassVar[int] = 1
 
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     sensitivity: float = 0.5

@@ -25,6 +25,7 @@ Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
 class Decomposition(Protocol):
     """Define the interface of a decomposition."""
 
+    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]
     currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
 
@@ -36,6 +37,7 @@ class Decomposition(Protocol):
 class AttentionDecomposition(Protocol):
     """Define the interface of a decomposition of a whole attention module."""
 
+    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
     units: ClassVar[tuple[str, ...]]  # what is made smaller: QUERY_KEY, VALUE, or both; the other stays whole
     pools: ClassVar[bool]  # whether it takes attention pooling, too
@@ -57,6 +59,7 @@ class AttentionDecomposition(Protocol):
 class HeadChoice(Protocol):
     """Define the interface of a choice among the heads of an attention module."""
 
+    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # of the output layer
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
@@ -67,6 +70,7 @@ class HeadChoice(Protocol):
 class PartChoice(Protocol):
     """Define the interface of a choice among inner parts and outputs of an attention module or an MLP."""
 
+    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # of the output layer
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
@@ -77,6 +81,7 @@ class PartChoice(Protocol):
 class MlpDecomposition(Protocol):
     """Define the interface of a decomposition of a whole MLP."""
 
+    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
@@ -87,6 +92,7 @@ class MlpDecomposition(Protocol):
 class TableDecomposition(Protocol):
     """Define the interface of a decomposition of a table that is added to the stream."""
 
+    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # at the sum
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
@@ -97,6 +103,7 @@ class TableDecomposition(Protocol):
 class ScanDecomposition(Protocol):
     """Define the interface of what makes a scan smaller."""
 
+    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the layer before the scan; of the one behind it
 
     def __call__(self, weight: Tensor, change: Moments, output: Moments) -> Directions:

@@ -32,6 +32,8 @@ class ErrorFeedback:
     ``damping``: share of the mean diagonal added to C. ``shrinkages``: a row's range is cut to these shares.
     """
 
+    revision: ClassVar[int] = 1
+
     damping: float = 0.01
     shrinkages: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import nn
 
@@ -22,6 +23,8 @@ class TokenMerging:
     Keys of all heads are compared side by side; the official code compares their mean over the heads, which smaller heads
     of unequal widths do not have. ``r`` 0 is the model as it was.
     """
+
+    revision: ClassVar[int] = 1
 
     r: int = 8
 

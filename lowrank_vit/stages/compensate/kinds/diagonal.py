@@ -42,6 +42,8 @@ class Diagonal(FixedSupport):
     Column j has one entry, so the minimiser of (10) is ``z_j = (M R)_jj / M_jj``.
     """
 
+    revision: ClassVar[int] = 1
+
     budget: float = 0.05  # no effect, as there is nothing to choose; all kinds have this field
 
     kind: ClassVar[str] = "diagonal"

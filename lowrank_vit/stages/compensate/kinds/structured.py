@@ -54,6 +54,8 @@ class StructuredSparse(FixedSupport):
     by one, each the one that lowers (10) most given those before it (orthogonal least squares).
     """
 
+    revision: ClassVar[int] = 1
+
     budget: float = 0.05  # share of the layer's weight parameters
 
     kind: ClassVar[str] = "structured_sparse"

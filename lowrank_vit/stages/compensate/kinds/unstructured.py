@@ -47,6 +47,8 @@ class UnstructuredSparse(FixedSupport):
     (DeiT-Tiny: eight rounds leave 1 to 26% less loss than one).
     """
 
+    revision: ClassVar[int] = 1
+
     budget: float = 0.05  # share of the layer's weight parameters
     rounds: int = 8
 

@@ -26,6 +26,8 @@ class Coordinates:
     What is lost is the share of the module's energy that is left out.
     """
 
+    revision: ClassVar[int] = 1
+
     damping: float = 1e-4  # of the mean eigenvalue of either side's moment
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset({"input_second"}), frozenset())

@@ -22,6 +22,7 @@ class FirstOrderValues:
     over images, for labels that the model draws itself: the KL has no slope at the dense model. Nothing is refitted.
     """
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset({"gate_fisher"}))
     units: ClassVar[tuple[str, ...]] = (VALUE,)
     pools: ClassVar[bool] = False

@@ -103,6 +103,8 @@ class HeadLowRank:
     make up for what another one loses. ``each_head``: every head has its own rank; otherwise one for all of a layer.
     """
 
+    revision: ClassVar[int] = 1
+
     activation_share: float = 0.5  # of the logits' metric: moments of independent tokens; the rest is the Fisher
     logit_damping: float = 0.1  # of the mean eigenvalue of both sides' Fisher information
     damping: float = 1e-4  # of the values' mean second moment

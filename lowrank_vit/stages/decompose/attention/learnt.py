@@ -18,6 +18,7 @@ from lowrank_vit.stages.decompose import ATTENTIONS, Weights, learnt_scores
 class LearntValues:
     """Score a dimension of the values by its gate; the output's bias takes up the mean of those removed."""
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset({"input_second"}))
     units: ClassVar[tuple[str, ...]] = (VALUE,)
     pools: ClassVar[bool] = False

@@ -45,6 +45,8 @@ class HeadProducts:
     those of the weights alone.
     """
 
+    revision: ClassVar[int] = 1
+
     biases: bool = True
     bias_row: bool = False
 

@@ -16,6 +16,7 @@ from lowrank_vit.stages.decompose.columns import COLUMNS
 class LearntColumns:
     """Score inputs, and dimensions of values or hidden units, by their gates; biases take up the mean of those removed."""
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, output: Moments, first: Moments | None) -> Columns:

@@ -19,6 +19,7 @@ class LastBlocks:
     What is lost is told as the share of blocks that are left out.
     """
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, count: int) -> Directions:

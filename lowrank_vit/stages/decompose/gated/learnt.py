@@ -16,6 +16,7 @@ from lowrank_vit.stages.decompose import GATED, learnt_scores
 class LearntParts:
     """Score heads or hidden units, and outputs, by their gates; kept outputs' biases take up the mean of removed inputs."""
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:

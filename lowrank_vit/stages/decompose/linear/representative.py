@@ -33,6 +33,8 @@ class RepresentativeSVD:
     what the mean image cannot see is added: the relative error ``E||x (W - U V^T)||^2 / E||x W||^2`` at the cap.
     """
 
+    revision: ClassVar[int] = 1
+
     unseen: bool = True
     over: str = IMAGES
 

@@ -36,6 +36,8 @@ class _Whitened:
 class Whitened(_Whitened):
     """Minimise ``E||x (W - U V^T)||^2`` exactly: (3) with Z = 0 and no image divided by its energy; SVD-LLM (2403.07378)."""
 
+    revision: ClassVar[int] = 1
+
 
 @DECOMPOSITIONS.register("whitened_centred")
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class WhitenedCentred(_Whitened):
     All images count alike; the paper's (3) divides the error of each by its energy: ``WhitenedCentredNormalised``.
     """
 
+    revision: ClassVar[int] = 1
     centred: ClassVar[bool] = True
 
 
@@ -53,6 +56,7 @@ class WhitenedCentred(_Whitened):
 class WhitenedNormalised(_Whitened):
     """Minimise ``E_i[||X_i (W - U V^T)||_F^2 / ||X_i W||_F^2]``, image by image as the paper's (3) has it."""
 
+    revision: ClassVar[int] = 1
     normalised: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"normalised_second"})
 
@@ -62,4 +66,5 @@ class WhitenedNormalised(_Whitened):
 class WhitenedCentredNormalised(WhitenedNormalised):
     """Minimise ``E_i[||(X_i - mu)(W - U V^T)||_F^2 / ||X_i W||_F^2]``: (3), the mean of all tokens left to the bias."""
 
+    revision: ClassVar[int] = 1
     centred: ClassVar[bool] = True

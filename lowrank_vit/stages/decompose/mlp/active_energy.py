@@ -23,6 +23,8 @@ class ActiveEnergy:
     What is lost is the share of the MLP's energy that is left out.
     """
 
+    revision: ClassVar[int] = 1
+
     damping: float = 1e-4  # of the mean second moment
 
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)

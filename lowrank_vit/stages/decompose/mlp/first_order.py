@@ -21,6 +21,7 @@ class FirstOrderUnits:
     Root mean square over images, for labels that the model draws itself: the KL has no slope at the dense model.
     """
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"gate_fisher"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:

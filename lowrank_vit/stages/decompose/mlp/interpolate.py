@@ -24,6 +24,8 @@ class Interpolation:
     moment of the loss gradient at the MLP's output, summed over the tokens of an image.
     """
 
+    revision: ClassVar[int] = 1
+
     damping: float = 1e-4  # of the mean second moment: shrinks the refit towards the weight as it was
     gradient_damping: float = 0.1  # of the mean eigenvalue of G
     sensitivity: float = 0.5  # of a token's weight: how far the loss's gradient decides it

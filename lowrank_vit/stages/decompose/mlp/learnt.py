@@ -18,6 +18,7 @@ from lowrank_vit.stages.decompose import MLPS, Weights, learnt_scores
 class LearntUnits:
     """Score a hidden unit by its gate; the second layer's bias takes up the mean of those removed."""
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:

@@ -21,6 +21,7 @@ class Magnitude:
     With gates both rows count. What is lost is the share of the MLP's scores that is left out.
     """
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset(),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:

@@ -28,6 +28,8 @@ class LearntRows:
     Raises ``InputError`` where the others have a higher rank: they were trained with another ``share``.
     """
 
+    revision: ClassVar[int] = 1
+
     share: float = 0.05
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -24,6 +24,8 @@ class PlatonRows:
     Raises ``InputError`` for a share out of range.
     """
 
+    revision: ClassVar[int] = 1
+
     share: float = 0.05
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_abs"})

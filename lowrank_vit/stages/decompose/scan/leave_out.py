@@ -23,6 +23,8 @@ class LeaveOut:
     given, G that of the loss's gradient at its output, summed over the tokens of an image.
     """
 
+    revision: ClassVar[int] = 1
+
     gradient_damping: float = 0.1  # of the mean eigenvalue of G, as in the decompositions beside it
 
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"scan_change"}), frozenset({"gradient_second"}))

@@ -24,6 +24,8 @@ class KroneckerTable:
     ``A = L L^T`` and ``B = K K^T`` it is the SVD ``L^T P K = X S Q^T``: ``U = P K Q``, ``V = K^-T Q``. In nats per image.
     """
 
+    revision: ClassVar[int] = 1
+
     damping: float = 0.1  # of both mean eigenvalues
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_rows", "gradient_second"})

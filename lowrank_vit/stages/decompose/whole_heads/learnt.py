@@ -16,6 +16,7 @@ from lowrank_vit.stages.decompose import WHOLE_HEADS, learnt_scores
 class LearntHeads:
     """Score a head by its gate; the output's bias takes up the mean of those removed."""
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:

@@ -20,6 +20,7 @@ class AttentionSalience:
     zero. What is lost is the share of the module's scores that is left out, so that modules compare.
     """
 
+    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"gate_fisher"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:

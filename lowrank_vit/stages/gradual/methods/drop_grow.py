@@ -61,6 +61,8 @@ class DropAndGrow(StillGates):
     Raises ``InputError`` for numbers out of range.
     """
 
+    revision: ClassVar[int] = 1
+
     updates: int = 40
     until: float = 0.8
     first: float = 0.5

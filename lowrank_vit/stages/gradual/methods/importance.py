@@ -49,6 +49,8 @@ class ImportanceGates(StillGates):
     Raises ``InputError`` for numbers out of range.
     """
 
+    revision: ClassVar[int] = 1
+
     sparsity: float = 1e-3
     lr: float = 5e-2
 

@@ -115,6 +115,8 @@ class SparseRows(StillGates):
     Raises ``InputError`` for numbers out of range.
     """
 
+    revision: ClassVar[int] = 1
+
     share: float = 0.05
     interval: int = 10
     first: float = 0.05

@@ -90,6 +90,8 @@ class TopKGates(StillGates):
     Raises ``InputError`` for numbers out of range.
     """
 
+    revision: ClassVar[int] = 1
+
     lr: float = 0.05
     threshold_lr: float = 0.3
     multiplier: float = 1.0

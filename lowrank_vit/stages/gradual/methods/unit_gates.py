@@ -31,6 +31,8 @@ class UnitGates(StillGates):
     Raises ``InputError`` for numbers out of range.
     """
 
+    revision: ClassVar[int] = 1
+
     strength: float = 30.0
     lr: float = 5e-2
 
@@ -101,6 +103,7 @@ class UnitAndMixerGates(UnitGates):
     first convolution makes is normalised over the batch. Only attention behind a lone class token has such gates.
     """
 
+    revision: ClassVar[int] = 1
     units: ClassVar[tuple[str, ...]] = (HIDDEN, MIXER)
     alone: ClassVar[bool] = False
 
