@@ -118,7 +118,7 @@ def _add_machinery(run: argparse.ArgumentParser) -> None:
         "--accelerator", default="auto", help="Lightning's (default: the CPU for the stand-ins, else auto)"
     )
     run.add_argument("--dry-run", action="store_true", help="say how long each row would take, and run nothing")
-    run.add_argument("--rerun-stale", action="store_true", help="run again what older code made")
+    run.add_argument("--rerun-stale", action="store_true", help="run again what an older revision made")
     run.add_argument("--no-wandb", action="store_true", help="keep no Weights & Biases runs (they are offline anyway)")
 
 

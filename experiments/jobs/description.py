@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
 from experiments.jobs.protocol import protocol
+from experiments.jobs.revisions import digest, made_by
 from experiments.jobs.task import Task
 from experiments.tables.catalogue import tables
 from experiments.tracking.runs import Models, RunDescription, flat
 
 
 def run_id(job: Job) -> str:
-    """Name a job's run: with other code it is another run."""
-    return f"{job.key}-{fingerprint(job)[:8]}"
+    """Name a job's run: with other revisions it is another run."""
+    return f"{job.key}-{digest(made_by(job))}"
 
 
 def describe(task: Task) -> RunDescription:
@@ -36,20 +36,20 @@ def run_config(task: Task) -> dict[str, Any]:
     from lowrank_vit.runtime import provenance
 
     job = task.job
-    recipe = {} if job.recipe is None else {"recipe_fields": job.recipe_used().record()}
+    made = made_by(job)
     rows = {row.id: row for row in tables()[task.table].runnable}
     row = rows.get(task.row)
     return flat(
         {
             **job.as_json(),
-            **recipe,
+            **({} if made["recipe"] is None else {"recipe_fields": made["recipe"]}),
             "table": task.table,
             "row": task.row,
             "method": task.method,
             "architecture": None if row is None else row.architecture,
             "protocol": None if row is None else protocol(row, job),
             "git": provenance.git_state() or {},
-            "fingerprint": fingerprint(job),
+            "revisions": made["revisions"],
             "versions": provenance.versions(),
         }
     )

@@ -7,7 +7,7 @@ goes, and a long one keeps there what it has, so that it can be interrupted. The
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
+from lowrank_vit import Recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules import counting as cost
 from lowrank_vit.runtime import provenance
@@ -27,10 +28,18 @@ from lowrank_vit.runtime.registry import Registry
 
 @dataclass(frozen=True)
 class Measure:
-    """Pair what measures (``run``) with the forward passes of one image that a job takes."""
+    """Pair what measures (``run``) with the forward passes of one image that a job takes.
+
+    ``parts``: of the engine, and methods, that it uses beside the job's; ``recipe``: makes the one that it uses in place
+    of the job's. ``methods``: revisions of further methods, by the job. ``revision`` is raised when what it measures changes.
+    """
 
     run: Callable[[nn.Module, ImageData, Job, Ledger], dict[str, Any]]
     forward_passes: Callable[[Job], float]
+    parts: tuple[str, ...] = ()
+    recipe: Callable[[], Recipe] | None = None
+    methods: Callable[[Job], Mapping[str, int]] = lambda job: {}
+    revision: int = 1
 
 
 MEASURES: Registry[Measure] = Registry("measure", "experiments.measures")

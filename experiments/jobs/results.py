@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
-from lowrank_vit.runtime.errors import InputError
 
 RESULT, ERROR = "result.json", "error.json"
 
@@ -31,13 +28,3 @@ def job_folder(folder: Path, job: Job) -> Path:
 def find_result(folder: Path, job: Job) -> dict[str, Any] | None:
     """Read the result of a finished job."""
     return read_json(job_folder(folder, job) / RESULT)
-
-
-def is_stale(result: Mapping[str, Any]) -> bool:
-    """Tell whether other code, or another recipe, made the result, or a published row, than would make it now."""
-    if "fingerprint" not in result:  # of a time when nobody kept one
-        return True
-    try:
-        return bool(result["fingerprint"] != fingerprint(Job.from_json(result["job"])))
-    except InputError:  # the recipe, or a field of the job, is gone
-        return True

@@ -1,7 +1,7 @@
 """Take one job from its description to ``result.json``.
 
 A finished job is not run again. One that was interrupted goes on after its last finished stage, and its fine-tuning
-after the last finished epoch, as long as the code behind it is still the same.
+after the last finished epoch, as long as what makes it is still the same.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.jobs.description import describe, models_of
-from experiments.jobs.fingerprint import fingerprint
-from experiments.jobs.results import ERROR, RESULT, find_result, is_stale, read_json
+from experiments.jobs.results import ERROR, RESULT, find_result, read_json
+from experiments.jobs.revisions import is_stale, made_by
 from experiments.jobs.task import CHECKPOINTS, JOB, STAGES, Task, Tell, base_task
 from experiments.tracking.runs import log_result, tracked
 from lowrank_vit.runtime.files import TEMPORARY
@@ -67,12 +67,11 @@ def _run(task: Task, tell: Tell) -> dict[str, Any]:
     from lowrank_vit.runtime.files import write_json
 
     folder = task.own_folder
-    job = {"job": task.job.as_json(), "fingerprint": fingerprint(task.job)}
-    description = {"table": task.table, "row": task.row, **job}
+    description = {"table": task.table, "row": task.row, "job": task.job.as_json(), **made_by(task.job)}
     if is_first():
         before = read_json(folder / JOB)
-        if before is None or before.get("fingerprint") != job["fingerprint"]:
-            shutil.rmtree(folder, ignore_errors=True)  # begun by other code: its half would spoil the rest
+        if before is None or is_stale(before):
+            shutil.rmtree(folder, ignore_errors=True)  # begun by other revisions: its half would spoil the rest
             write_json(folder / JOB, description)
         (folder / ERROR).unlink(missing_ok=True)
     with tracked(describe(task)) if task.wandb and is_first() else nullcontext() as run:

@@ -10,12 +10,12 @@ from typing import Any
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import measured
 from experiments.jobs.memory import DigitsInMemory
 from experiments.jobs.quantize import quantized
 from experiments.jobs.results import find_result, read_json
+from experiments.jobs.revisions import is_stale, made_by
 from experiments.jobs.speed import time_in_turns
 from experiments.jobs.summary import sum_up
 from experiments.jobs.task import CHECKPOINTS, EMBEDDED, STAGES, MissingWeightsError, Task, Tell, base_task
@@ -120,12 +120,13 @@ def _evaluation(task: Task) -> dict[str, Any]:
 def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     """Measure accuracy and size of the dense model: once for each model and set of images."""
     path = task.folder / "dense" / f"{task.job.dense_key}.json"
-    known, code = agreed(read_json(path)), fingerprint(task.job.dense)
-    if known is not None and known.get("fingerprint") == code:
+    known = agreed(read_json(path))
+    if known is not None and not is_stale(known):
         return known
     size = cost.input_size(model)
     dense = {
-        "fingerprint": code,
+        "job": task.job.dense.as_json(),
+        **made_by(task.job.dense),
         "score": evaluate(model, data, **_evaluation(task)),
         "params": cost.parameter_count(model),
         "macs": None if size is None else cost.multiply_accumulates(model, size),

@@ -123,5 +123,6 @@ def kept_rank(site: Site, percent: int) -> int:
     return max(1, round(site.full_rank * (100 - percent) / 100))
 
 
-MEASURES.register("accuracy_by_block")(Measure(by_block, forward_passes))
-MEASURES.register("accuracy_by_layer")(Measure(by_layer, forward_passes))
+PARTS = ("calibrate", *(f"decomposition.{method}" for method in METHODS))
+MEASURES.register("accuracy_by_block")(Measure(by_block, forward_passes, PARTS))
+MEASURES.register("accuracy_by_layer")(Measure(by_layer, forward_passes, PARTS))

@@ -94,7 +94,7 @@ def measure_of(make: Make) -> Measure:
             "agreement": round(found["agreement"], DIGITS),
         }
 
-    return Measure(run, forward_passes)
+    return Measure(run, forward_passes, ("quantise", f"quantizer.{QUANTIZER}"))
 
 
 def forward_passes(job: Job) -> float:

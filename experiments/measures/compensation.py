@@ -132,4 +132,4 @@ def errors(
     return result
 
 
-MEASURES.register("compensation")(Measure(measure, forward_passes))
+MEASURES.register("compensation")(Measure(measure, forward_passes, ("decomposition.svd", f"decomposition.{EXACT}")))

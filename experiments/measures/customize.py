@@ -130,4 +130,10 @@ def pixels(image: Tensor) -> str:
     return bytes(image.add(1).mul(127.5).round().clamp(0, 255).flatten().int().tolist()).hex()
 
 
-MEASURES.register("customize")(Measure(measure, forward_passes))
+def delta(job: Job) -> dict[str, int]:
+    """Return the revision of the delta that a job trains."""
+    name = job.changes.get("method")
+    return {} if name is None else {f"delta.{name}": DELTAS.get(name).revision}
+
+
+MEASURES.register("customize")(Measure(measure, forward_passes, ("customize",), methods=delta))

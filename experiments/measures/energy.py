@@ -73,4 +73,5 @@ def spread(largest: int) -> list[int]:
     return torch.linspace(0, largest, min(largest + 1, POINTS)).round().int().tolist()
 
 
-MEASURES.register("energy")(Measure(measure, forward_passes))
+PARTS = ("calibrate", *(f"decomposition.{method}" for method in METHODS))
+MEASURES.register("energy")(Measure(measure, forward_passes, PARTS))

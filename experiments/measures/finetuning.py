@@ -42,7 +42,7 @@ def choice(*, batch_size: int | None = None, **options: Any) -> Measure:
         )
         return {"top1_tuned": round(evaluate(tuned.model, data, hardware=hardware, progress=False)["top1"], DIGITS)}
 
-    return Measure(run, forward_passes)
+    return Measure(run, forward_passes, ("train",))
 
 
 def _compressed(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> nn.Module:

@@ -9,6 +9,7 @@ the two of an MLP.
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from lowrank_vit import Hardware, analyse, evaluate, find_sites, get_recipe
+from lowrank_vit import Hardware, Recipe, analyse, evaluate, find_sites, get_recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.curves import RankPlan
@@ -42,12 +43,16 @@ def unbiased_head_level(model: nn.Module, data: ImageData, job: Job, ledger: Led
     return _products(model, data, job, ledger, biases=False)
 
 
+def products(biases: bool) -> Recipe:
+    """Return the recipe that cuts products of heads."""
+    return get_recipe("comcat_search").only("attention").but(search=False, **{"attention.biases": biases})
+
+
 def _products(model: nn.Module, data: ImageData, job: Job, ledger: Ledger, *, biases: bool) -> dict[str, Any]:
     ledger.tell("products of heads")
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     device = str(next(model.parameters()).device)
-    recipe = get_recipe("comcat_search").only("attention").but(search=False, **{"attention.biases": biases})
-    analysis = analyse(model, images, recipe, seed=job.seed, device=device)
+    analysis = analyse(model, images, products(biases), seed=job.seed, device=device)
     ranks: dict[str, int | None] = {}
     for curve in analysis.curves:
         width = (len(curve.errors) - 1) // curve.multiple
@@ -92,7 +97,7 @@ def _top1(model: nn.Module, data: ImageData) -> float:
     return round(evaluate(model, data, hardware=hardware, progress=False)["top1"], DIGITS)
 
 
-MEASURES.register("head_level")(Measure(head_level, forward_passes))
-MEASURES.register("unbiased_head_level")(Measure(unbiased_head_level, forward_passes))
+MEASURES.register("head_level")(Measure(head_level, forward_passes, recipe=partial(products, True)))
+MEASURES.register("unbiased_head_level")(Measure(unbiased_head_level, forward_passes, recipe=partial(products, False)))
 MEASURES.register("matrix_level")(Measure(matrix_level, forward_passes))
 MEASURES.register("mlp_level")(Measure(mlp_level, forward_passes))

@@ -17,7 +17,7 @@ from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
 from experiments.measures.layers import block_of, sites_of
-from lowrank_vit import analyse, get_recipe
+from lowrank_vit import Recipe, analyse, get_recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.images import Images
@@ -39,10 +39,15 @@ def _limit(job: Job) -> int:
     return job.limit or (job.held_out_samples if job.standin else IMAGES)
 
 
+def predicting() -> Recipe:
+    """Return ``best`` without what corrects its predicted losses."""
+    return get_recipe("best").but(refit=False, measured=0)
+
+
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """Measure the loss of every part at each share in "removed"; "rank_correlation" is Spearman's over all of them."""
     ledger.tell("statistics of all blocks")
-    recipe = get_recipe("best").but(refit=False, measured=0)
+    recipe = predicting()
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     analysis = analyse(model, images, recipe, seed=job.seed, device=str(next(model.parameters()).device))
     unseen = data.held_out_tensor()[: _limit(job)]
@@ -83,4 +88,4 @@ def rank_correlation(parts: dict[str, dict[str, list[float]]]) -> float:
     return round(spearman_corrcoef(predicted, measured).item(), 4)
 
 
-MEASURES.register("loss")(Measure(measure, forward_passes))
+MEASURES.register("loss")(Measure(measure, forward_passes, recipe=predicting))

@@ -111,4 +111,4 @@ def shared_energy(model: nn.Module, scans: list[str], images: Tensor) -> float |
     return sum(shares) / len(shares) if shares else None
 
 
-MEASURES.register("scan")(Measure(measure, forward_passes))
+MEASURES.register("scan")(Measure(measure, forward_passes, ("scans", "time")))

@@ -54,4 +54,4 @@ def whole_scans(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if type(module) is Scan}
 
 
-MEASURES.register("scan_units")(Measure(measure, forward_passes))
+MEASURES.register("scan_units")(Measure(measure, forward_passes, ("time",)))

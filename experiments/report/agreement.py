@@ -1,4 +1,4 @@
-"""Compare what was run here with what is published of the same code, recipe and images, number by number."""
+"""Compare what was run here with what is published of the same revisions, recipe and images, number by number."""
 
 from __future__ import annotations
 

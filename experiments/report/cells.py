@@ -10,7 +10,7 @@ from experiments.report.formats import percent
 Row = Mapping[str, Any]
 Notes = Mapping[str, int]
 COSTS = {"macs": "MACs"}  # what a reduction can be of, beside parameters
-STALE = "stale: made by another version of the package; --rerun-stale runs it again"
+STALE = "stale: made by an older revision; --rerun-stale runs it again"
 
 
 def remarks(row: Row) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.jobs.job import Job
+from experiments.jobs.revisions import digest
 from experiments.jobs.task import EMBEDDED
 from experiments.report.rows import finished
 from experiments.report.seeds import mean_of
@@ -79,8 +80,10 @@ def provenance(result: Mapping[str, Any], runs: Sequence[str]) -> dict[str, Any]
     """Say where one result comes from. ``runs``: the folders of Weights & Biases, which tell the run's id and date."""
     origin, commit = result["provenance"], result["provenance"].get("git")
     job = Job.from_json(result["job"])
-    code = result.get("fingerprint") or origin["source"]  # older results named their runs by it
-    run = RUN.search("\n".join(name for name in sorted(runs) if f"-{job.key}-{code[:8]}" in name))
+    code = (
+        digest(result) if "revisions" in result else result.get("fingerprint", origin["source"])[:8]
+    )  # as it was then
+    run = RUN.search("\n".join(name for name in sorted(runs) if f"-{job.key}-{code}" in name))
     return {
         "key": job.key,
         "seed": job.seed,

@@ -1,16 +1,17 @@
-"""Say where the numbers of a published row come from: job, recipe, code, commits, and what was trained for them."""
+"""Say where the numbers of a published row come from: job, recipe, revisions, versions, commits, and what was trained."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.jobs.job import Job
-from experiments.jobs.results import is_stale
+from experiments.jobs.revisions import is_stale
 
 Row = Mapping[str, Any]
-OLDER = "(older code)"
+OLDER = "(older revision)"
+LIBRARIES = ("torch", "timm", "numpy")  # which numbers depend on
 LEARNT = {"learn", "tokens"}  # stages of a job that train
 TRAINED = re.compile(r"partial-ft|full-ft|kd\b|distilled|full FT")  # what protocols and methods say of training
 
@@ -18,17 +19,24 @@ TRAINED = re.compile(r"partial-ft|full-ft|kd\b|distilled|full FT")  # what proto
 def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Describe where a row's results come from, one for each seed: the job and the training are the first one's.
 
-    ``training`` is None unless all were trained. All have one fingerprint, since none is stale.
+    ``training`` is None unless all were trained. All have the same recipe and revisions, since none is stale.
     """
-    first, job = results[0], Job.from_json(results[0]["job"])
+    first = results[0]
     trainings = [result.get("distillation") or result.get("finetune") or _learnt(result) for result in results]
     return {
-        "fingerprint": first["fingerprint"],
+        "revisions": first["revisions"],
+        "versions": versions_of(result["provenance"]["versions"] for result in results),
         "commits": sorted({result["provenance"]["git"]["commit"] for result in results}),
         "job": first["job"],
-        "recipe": None if job.recipe is None else job.recipe_used().record(),
+        "recipe": first["recipe"],
         "training": trainings[0] if all(trainings) else None,
     }
+
+
+def versions_of(records: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
+    """List the sets of libraries' versions that occur in several records."""
+    known = {tuple(record.get(name, "unknown") for name in LIBRARIES) for record in records}
+    return [dict(zip(LIBRARIES, versions, strict=True)) for versions in sorted(known)]
 
 
 def _learnt(result: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -50,15 +58,31 @@ def untrained(row: Row) -> bool:
 
 
 def older(rows: Iterable[Row]) -> list[Row]:
-    """List the rows made by other code, or by another recipe, than would make them now."""
+    """List the rows that another revision or recipe made than would make them now."""
     return [row for row in rows if row["status"] == "done" and is_stale(row)]
 
 
 def marked(rows: Iterable[Row], column: str) -> list[Row]:
-    """Mark the older rows in the column of that name."""
+    """Mark, in the column of that name, the older rows, and those made with another torch than most."""
     rows = list(rows)
-    marks = {row["id"]: {column: f"{row[column] or ''} {OLDER}".strip()} for row in older(rows)}
-    return [{**row, **marks.get(row["id"], {})} for row in rows]
+    marks = {row["id"]: f"(torch {torch})" for row, torch in _other_torch(rows)}
+    marks |= {row["id"]: OLDER for row in older(rows)}
+    return [
+        {**row, column: f"{row[column] or ''} {marks[row['id']]}".strip()} if row["id"] in marks else row
+        for row in rows
+    ]
+
+
+def torch_of(versions: Iterable[Mapping[str, str]]) -> str:
+    """Name the versions of torch among several sets of versions."""
+    return " and ".join(sorted({each["torch"] for each in versions}))
+
+
+def _other_torch(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
+    """Yield the rows whose versions of torch are not those of most rows, with these versions in words."""
+    known = [(row, torch_of(row["versions"])) for row in rows if row.get("versions")]
+    most = Counter(torch for _, torch in known).most_common(1)
+    yield from ((row, torch) for row, torch in known if torch != most[0][0])
 
 
 def marked_alike(rows: Iterable[Row]) -> list[Row]:
@@ -69,7 +93,7 @@ def marked_alike(rows: Iterable[Row]) -> list[Row]:
 
 
 def commits_of(rows: Sequence[Row], otherwise: Sequence[str]) -> str:
-    """Name the commits of the rows; where there are several and no row is older, add that their code is the same.
+    """Name the commits of the rows; where there are several and no row is older, add that their revisions are the same.
 
     ``otherwise``: the commits of the whole file, for rows that do not name their own.
     """
@@ -77,4 +101,4 @@ def commits_of(rows: Sequence[Row], otherwise: Sequence[str]) -> str:
     short = [commit[:7] for commit in sorted(commits or otherwise)]
     if len(short) == 1:
         return f"commit {short[0]}"
-    return f"commits {', '.join(short)}{'' if older(rows) else ' (the same code)'}"
+    return f"commits {', '.join(short)}{'' if older(rows) else ' (the same revisions)'}"

@@ -7,7 +7,7 @@ A text holds a place for each rendering, and everything in it is written anew:
 
 ``sentence=ROW`` writes one row in words; ``across=reduction`` writes the last column once for each reduction, side by side.
 Within a sentence, ``<!-- value digits/table2 deit_b/best-50 accuracy -->97.9<!-- /value -->`` is one cell of one row.
-Rows that older code has made are marked.
+Rows that an older revision has made are marked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from experiments.jobs.results import read_json
 from experiments.report.columns import chosen
 from experiments.report.formats import file_size
 from experiments.report.markdown import across_lines, lines_of, table_lines
-from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older
+from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, torch_of, versions_of
 from experiments.report.rows import FIELDS
 from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import InputError
@@ -90,7 +90,7 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     elif rows:
         yield from table_lines(chosen(names), marked(rows, "method" if "method" in names else names[0]), digits=1)
     if stale := older(behind):
-        changed = "the code or the recipe behind these numbers has changed since"
+        changed = "a revision or the recipe behind these numbers has changed since"
         yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")
     if "findings" in options:
         yield from ("", *(f"- {text}" for text in content["findings"]))
@@ -142,8 +142,10 @@ def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str
     seeds = sorted({seed for row in done for seed in row["seeds"]})
     jobs = sum(len(row["seeds"]) for row in done)
     seconds = sum((row["seconds"] or 0) * len(row["seeds"]) for row in done)
+    versions = versions_of(each for row in done for each in row.get("versions") or [source["versions"]])
+    timm = " and ".join(sorted({each["timm"] for each in versions}))
     length = amount(round(seconds), "second") if seconds < 60 else amount(round(seconds / 60), "minute")
     return (
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {amount(jobs, 'job')}, {length} of work on "
-        f"{', '.join(source['devices'])}, torch {source['versions']['torch']}, timm {source['versions']['timm']}"
+        f"{', '.join(source['devices'])}, torch {torch_of(versions)}, timm {timm}"
     )

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from experiments.jobs.results import is_stale
+from experiments.jobs.revisions import is_stale, same_makers
 from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
+from experiments.report.origins import versions_of
 from lowrank_vit.runtime.errors import InputError
 
 NUMBERS = {  # field of a row: where a result has the number
@@ -59,7 +60,7 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a row with the seeds published before of the same job, recipe and code; its own seeds take precedence.
+    """Return a row with the seeds published before of the same job, recipe and revisions; its own seeds take precedence.
 
     Raises ``InputError`` where the earlier row has several seeds and does not tell their numbers apart.
     """
@@ -76,21 +77,15 @@ def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str
         )
     by_seed = {seed: earlier[seed] for seed in others} | row["by_seed"]
     commits = sorted({*row["commits"], *before["commits"]})
-    return {**row, **add_up(by_seed), "by_seed": by_seed, "commits": commits}
+    versions = versions_of([*row["versions"], *before["versions"]])
+    return {**row, **add_up(by_seed), "by_seed": by_seed, "commits": commits, "versions": versions}
 
 
 def same_but_seeds(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Tell whether two rows differ in their seeds alone."""
-    if row.get("fingerprint") != before.get("fingerprint") or "job" not in before:
-        return False
-    if _filled(row.get("recipe")) != _filled(before.get("recipe")):
+    if "revisions" not in row or "revisions" not in before or not same_makers(row, before):
         return False
     return {**row["job"], "seed": None} == {**before["job"], "seed": None}
-
-
-def _filled(recipe: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a recipe's record without its empty slots, some of which came later than the record."""
-    return None if recipe is None else {slot: value for slot, value in recipe.items() if value is not None}
 
 
 def seeds_of(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:

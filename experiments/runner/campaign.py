@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments.jobs.attempt import FAILED, Outcome
-from experiments.jobs.results import find_result, is_stale
+from experiments.jobs.results import find_result
+from experiments.jobs.revisions import is_stale
 from experiments.jobs.task import EMBEDDED, Task
 from experiments.runner.cluster import check, run_on
 from experiments.runner.plan import PLAN, Options, Planned, as_json, make_plan, open_images
@@ -150,7 +151,7 @@ def _tasks(
         if result is None:
             left.append(task)
     if stale and not args.rerun_stale:
-        say(f"{stale} finished jobs were made by older code: --rerun-stale runs them again")
+        say(f"{stale} finished jobs were made by an older revision: --rerun-stale runs them again")
     return left
 
 

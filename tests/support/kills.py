@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from timm.data import resolve_model_data_config
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
 from experiments.jobs.memory import DigitsInMemory
+from experiments.jobs.revisions import made_by
 from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
 from lowrank_vit import Hardware
@@ -199,7 +199,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     source_hash(), git_state()  # the same for all forks, whatever becomes of the source meanwhile
-    fingerprint(task(Path(), args.steps).job)
+    made_by(task(Path(), args.steps).job)  # imports all methods before the forks
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder), args.steps)
         names = len(stage.whole)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.jobs.fingerprint import files_behind, fingerprint, present
 from experiments.jobs.job import Job
 from experiments.jobs.run import run_job
 from experiments.report.columns import chosen
@@ -46,17 +45,6 @@ def test_stand_ins_are_not_timed(tmp_path: Path) -> None:
     row = replace(ROW, timed=True)
     assert not planned(row).timed
     assert planned(row, Options(data="imagefolder:somewhere", checkpoints=tmp_path)).timed
-
-
-def test_the_code_of_tokens_and_of_timing_counts_where_it_is_used() -> None:
-    job = planned(ROW)
-    shortened, timed = replace(job, tokens={"rule": "evit", "macs": 0.6}), replace(job, timed=True)
-    names = files_behind(shortened, present())
-    assert {"lowrank_vit/pipeline/tokens.py", "lowrank_vit/stages/tokens/evit.py"} <= names
-    assert "lowrank_vit/stages/tokens/tome.py" not in names
-    assert "lowrank_vit/records/costs/macs.py" in files_behind(job, present())
-    assert "lowrank_vit/stages/evaluate/speed.py" in files_behind(timed, present()) - files_behind(job, present())
-    assert len({fingerprint(each) for each in (job, shortened, timed)}) == 3
 
 
 @pytest.mark.parametrize("recipe", [None, "svd"])

@@ -21,10 +21,10 @@ from timm.data import resolve_model_data_config
 from experiments.__main__ import main
 from experiments.jobs import stages
 from experiments.jobs.attempt import Outcome, attempt
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
 from experiments.jobs.memory import DigitsInMemory
 from experiments.jobs.results import find_result
+from experiments.jobs.revisions import made_by
 from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
 from experiments.runner import campaign
@@ -94,7 +94,7 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert result["z"]["gap"] > 0.001  # three steps do not get there
     assert 0 < result["trainable_share"] < 0.2
     assert result["seconds"]["total"] > 0
-    assert result["fingerprint"] == fingerprint(own.job)
+    assert {name: result[name] for name in ("recipe", "revisions")} == made_by(own.job)
     assert {"seed", "source", "git", "versions", "command"} <= result["provenance"].keys()
     assert len(result["layers"]) == 11  # of twelve: Algorithm 1 leaves one dense
     assert parameter_count(load(own.own_folder / "finetuned")) == result["params"]["compressed"]
@@ -196,12 +196,12 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_what_other_code_began_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_what_another_revision_began_is_not_gone_on_with(tmp_path: Path) -> None:
     own, said = task(tmp_path, epochs=1), []
     with pytest.raises(StoppedError):
         run_job(own, stop_at("fine-tune", []))
     description = json.loads((own.own_folder / "job.json").read_text())
-    (own.own_folder / "job.json").write_text(json.dumps({**description, "fingerprint": "older"}))
+    (own.own_folder / "job.json").write_text(json.dumps({**description, "revisions": {"evaluate": 0}}))
     run_job(own, said.append)
     assert "compress by paper" in said
 
@@ -247,7 +247,7 @@ def test_a_finished_row_is_not_run_again(
     assert len(in_process) == 1
     (path,) = tmp_path.glob("jobs/*/result.json")
     result = json.loads(path.read_text())
-    path.write_text(json.dumps({**result, "fingerprint": "older"}))
+    path.write_text(json.dumps({**result, "revisions": {"evaluate": 0}}))
     assert exit_code(*command) == 0
     assert len(in_process) == 1
     assert "--rerun-stale runs them again" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.jobs.fingerprint import files_behind, present
+from experiments.jobs.revisions import made_by
 from experiments.measures import customize
 from experiments.measures.customize import CHOICE, CONCEPT, customized_and_measured, pixels
 from experiments.report.customize_columns import CUSTOMIZE_FIELDS
@@ -75,15 +75,11 @@ def test_pixels_are_bytes() -> None:
 def test_a_row_depends_on_its_own_method_alone() -> None:
     table, _ = find("table_customize")
     plan = make_plan(table, Options(), open_images("digits"))
-    deltas = "lowrank_vit/customize/deltas/"
     for item in plan:
-        behind = files_behind(item.jobs[0], present())
-        own = {name for name in behind if name.startswith(deltas)}
         method = METHODS[item.row.id.rpartition("/")[2]][1].get("method")
-        known = {"comcat": "head_products", "lora": "lora"}
-        extra = {f"{deltas}{known[method]}.py"} if method in known else set()
-        assert own == {f"{deltas}__init__.py", f"{deltas}trained_weights.py"} | extra
-        assert "lowrank_vit/customize/train.py" in behind
+        parts = made_by(item.jobs[0])["revisions"].keys()
+        assert {part for part in parts if part.startswith("delta.")} == ({f"delta.{method}"} if method else set())
+        assert "customize" in parts
 
 
 @pytest.mark.usefixtures("untrained")

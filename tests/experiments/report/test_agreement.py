@@ -15,7 +15,7 @@ from experiments.report.agreement import Agreement, agreement
 from experiments.report.publish import publish
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, as_json, make_plan
-from tests.experiments.support.synthetic import IMAGES, TABLE, result, write
+from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, TABLE, result, write
 
 OPTIONS = Options(steps=100, seeds=(0, 1))
 COUNT = 8  # jobs of the table: four rows, two seeds
@@ -80,7 +80,10 @@ def test_only_jobs_of_one_code_and_one_kind_are_compared(published: Path, tmp_pa
     run(tmp_path)
     path = published / "digits" / f"{TABLE.name}.json"
     content = json.loads(path.read_text())
-    changes = {"m/svd-40": {"fingerprint": "older"}, "m/ours-40": {"job": {**content["rows"][0]["job"], "lr": 1.0}}}
+    changes = {
+        "m/svd-40": {"revisions": OLDER_REVISIONS},
+        "m/ours-40": {"job": {**content["rows"][0]["job"], "lr": 1.0}},
+    }
     content["rows"] = [row | changes.get(row["id"], {}) for row in content["rows"]]
     path.write_text(json.dumps(content))
     found = agreement(tmp_path, TABLE, published)
@@ -112,8 +115,8 @@ def test_a_figure_is_compared_in_all_that_it_draws(tmp_path: Path) -> None:
     then = {"top1": {"svd": [98.0, 51.0]}, "energy": [0.5, 0.8], "block": "blocks.1"}
     other, job = next(item.jobs for item in make_plan(TABLE, OPTIONS, IMAGES) if item.row.id == "m/svd-40")
     write(tmp_path, other, made(other, measured=then))  # a seed that is not published
-    known = {name: made(job)[name] for name in ("fingerprint", "job")}
-    row = {"id": "m/svd-40", "seeds": [1], "recipe": job.recipe_used().record(), **known}
+    known = {name: made(job)[name] for name in ("recipe", "revisions", "job")}
+    row = {"id": "m/svd-40", "seeds": [1], **known}
     path.write_text(json.dumps({"rows": [row], "measured": {"m/svd-40": [then]}}))
     found = agreement(tmp_path, figure, tmp_path / "published")
     assert found is not None

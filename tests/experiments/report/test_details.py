@@ -11,6 +11,7 @@ import pytest
 
 from experiments.__main__ import _parser
 from experiments.jobs.results import find_result
+from experiments.jobs.revisions import digest
 from experiments.report.details import command, details, layers, on_imagenet, provenance
 from experiments.runner.campaign import _options
 from experiments.runner.plan import Images, Options, as_json, jobs_of, make_plan, read_plan
@@ -76,15 +77,15 @@ def test_where_the_numbers_come_from(tmp_path: Path) -> None:
     assert (never["jobs"], never["layers"]) == ([], [])
 
 
-def test_a_run_of_wandb_is_found_by_the_job_and_its_source() -> None:
+def test_a_run_of_wandb_is_found_by_the_job_and_its_revisions() -> None:
     job = make_plan(TABLE, Options(), IMAGES)[0].jobs[0]
-    made = result(job, "89abcdef01234567", 90.0)
+    made = result(job, "new", 90.0)
+    code = digest(made)
     runs = [
-        f"offline-run-2026010{day}_030405-{job.key}-{source}"
-        for day, source in ((4, "89abcdef"), (2, "89abcdef"), (1, "0" * 8))
+        f"offline-run-2026010{day}_030405-{job.key}-{source}" for day, source in ((4, code), (2, code), (1, "0" * 8))
     ]
     told = provenance(made, runs)
-    assert (told["wandb"], told["date"]) == (f"{job.key}-89abcdef", "2026-01-02")
+    assert (told["wandb"], told["date"]) == (f"{job.key}-{code}", "2026-01-02")
     assert provenance(made, runs[2:])["wandb"] is None
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
+from experiments.jobs.revisions import is_stale, made_by
 from experiments.report import origins
 from experiments.report.origins import OLDER, origin, untrained
 from experiments.report.publish import ROOT, pages, publish
@@ -19,10 +19,11 @@ from experiments.report.rows import FIELDS
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, as_json, make_plan
 from experiments.tables.catalogue import tables
-from lowrank_vit import InputError
-from tests.experiments.support.synthetic import IMAGES, TABLE, fill, result, write
+from lowrank_vit import InputError, get_recipe
+from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, TABLE, fill, result, write
 
 TABLE_FILES = [file for file in sorted(PUBLISHED.rglob("*.json")) if file.parent.name != "benchmarks"]
+OTHER = get_recipe("exact").record()
 PROVENANCE = {
     "source": "new",
     "git": {"commit": "0123456789abcdef", "dirty": False},
@@ -54,6 +55,13 @@ def put(folder: Path, provenance: dict[str, Any], code: str = "new", epochs: int
             write(folder, job, content)
 
 
+def make_older(path: Path) -> None:
+    """Give every published row an older revision."""
+    content = json.loads(path.read_text())
+    content["rows"] = [row | {"revisions": OLDER_REVISIONS} for row in content["rows"]]
+    path.write_text(json.dumps(content))
+
+
 def test_what_is_published_can_be_traced(results: Path, tmp_path: Path) -> None:
     path = publish(results, TABLE, tmp_path / "published")
     assert path == tmp_path / "published" / "digits" / "table9.json"
@@ -65,10 +73,10 @@ def test_what_is_published_can_be_traced(results: Path, tmp_path: Path) -> None:
     rows = {row["id"]: row for row in content["rows"]}
     job = Job.from_json(rows["m/ours-40"]["job"])
     assert (job.recipe, job.seed) == ("paper", 0)
-    assert rows["m/ours-40"]["fingerprint"] == fingerprint(job)
+    assert rows["m/ours-40"]["revisions"] == made_by(job)["revisions"]
     assert rows["m/ours-40"]["recipe"] == job.recipe_used().record()
     assert (rows["m/ours-40"]["commits"], rows["m/ours-40"]["training"]) == (["0123456789abcdef"], {"epochs": 20})
-    assert (rows["m/baseline"]["recipe"], "fingerprint" in rows["m/other"]) == (None, False)
+    assert (rows["m/baseline"]["recipe"], "revisions" in rows["m/other"]) == (None, False)
     assert content["commands"]["m/svd-40"].startswith("python -m experiments run table9/m/svd-40")
     assert path.with_name("table9_accuracy_vs_params.png").stat().st_size > 1000
 
@@ -94,7 +102,7 @@ def test_a_structure_that_was_learnt_with_the_weights_was_trained(stage: str, tr
     job = Job(
         "digits_deit_base", True, "digits", "1297+500", "s2vite", 0.4, 0, epochs=0, gradual_epochs=600, scratch=True
     )
-    found = origin([{**result(job, "code", 90.0, provenance=PROVENANCE), "finetune": None, "seconds": {stage: 1.0}}])
+    found = origin([{**result(job, "new", 90.0, provenance=PROVENANCE), "finetune": None, "seconds": {stage: 1.0}}])
     assert found["training"] == ({"epochs": 600} if trained else None)
     row = {"status": "done", "protocol": "full-ft, 600 epochs", "method": "S2ViTE", "top1_tuned": None, **found}
     assert untrained(row) is not trained
@@ -129,7 +137,7 @@ def test_chosen_rows_are_published_and_the_others_stay(results: Path, tmp_path: 
     folder = tmp_path / "published"
     path = publish(results, TABLE, folder)
     content = json.loads(path.read_text())
-    older = {"commits": ["fedcba9876543210"], "seeds": [7], "fingerprint": "older"}
+    older = {"commits": ["fedcba9876543210"], "seeds": [7], "revisions": OLDER_REVISIONS}
     content["rows"] = [row | older for row in content["rows"]]
     path.write_text(json.dumps(content))
     job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
@@ -175,7 +183,7 @@ def test_only_seeds_of_the_same_job_and_code_are_joined(results: Path, tmp_path:
     path = publish(results, TABLE, folder, wanted)
     text, row = path.read_text(), published_row(path)
     one_seed(results, 1, 94.0, "1" * 16)
-    for changed in ({"fingerprint": "older"}, {"recipe": {}}, {"job": {**row["job"], "reduction": 0.3}}):
+    for changed in ({"revisions": OLDER_REVISIONS}, {"recipe": OTHER}, {"job": {**row["job"], "reduction": 0.3}}):
         content = json.loads(text)
         content["rows"] = [{**each, **changed} if each["id"] == "m/ours-40" else each for each in content["rows"]]
         path.write_text(json.dumps(content))
@@ -255,7 +263,7 @@ def test_a_row_in_words(results: Path, tmp_path: Path) -> None:
         assert part in said
     assert f"the dense model has {row['top1_dense']:.1f} %" in said
     assert OLDER not in said
-    path.write_text(path.read_text().replace(row["fingerprint"], "0" * 16))
+    make_older(path)
     assert f"{OLDER}." in render_all(text, folder)
     with pytest.raises(InputError, match="has no row 'm/none' that is published"):
         render_all(text.replace("svd-40", "none"), folder)
@@ -274,8 +282,7 @@ def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:
     assert render_all(text, folder) == text.replace("?", "90.5")
     with pytest.raises(InputError, match="value digits/table9 m/svd-40 top1 --> begins a line"):
         render_all(text.replace("keeps ", "keeps\n"), folder)
-    row = next(row for row in json.loads(path.read_text())["rows"] if row["id"] == "m/svd-40")
-    path.write_text(path.read_text().replace(row["fingerprint"], "0" * 16))
+    make_older(path)
     assert render_all(text, folder) == text.replace("?", f"90.5 {OLDER}")
     with pytest.raises(InputError, match="has no row 'm/none' that is published"):
         render_all(text.replace("svd-40", "none"), folder)
@@ -318,19 +325,32 @@ def test_older_rows_are_marked(results: Path, tmp_path: Path) -> None:
     rows = {row["id"]: row for row in content["rows"]}
     rows["m/svd-40"]["commits"] = ["fedcba9876543210"]
     path.write_text(json.dumps(content))
-    assert "; commits 0123456, fedcba9 (the same code)." in render_all(text, folder)
-    rows["m/svd-40"]["fingerprint"] = "older"
+    assert "; commits 0123456, fedcba9 (the same revisions)." in render_all(text, folder)
+    rows["m/svd-40"]["revisions"] = OLDER_REVISIONS
     path.write_text(json.dumps(content))
     lines = render_all(text, folder).splitlines()
     assert [line for line in lines if OLDER in line] == [
-        "| Vanilla SVD + FT (older code) | 90.5 ± 0.7 |",
-        "(older code): made by commit fedcba9; the code or the recipe behind these numbers has changed since.",
+        "| Vanilla SVD + FT (older revision) | 90.5 ± 0.7 |",
+        "(older revision): made by commit fedcba9; a revision or the recipe behind these numbers has changed since.",
     ]
     assert lines[1].endswith("; commits 0123456, fedcba9.")
-    assert render_all(picture, folder).count("(older code): made by commit fedcba9;") == 1
-    del rows["m/ours-40"]["fingerprint"]  # as published before rows had one
+    assert render_all(picture, folder).count("(older revision): made by commit fedcba9;") == 1
+    rows["m/svd-40"] |= {"revisions": rows["m/baseline"]["revisions"], "recipe": OTHER}
     path.write_text(json.dumps(content))
-    assert "| Ours (paper) (older code) |" in render_all(text, folder)
+    assert "| Vanilla SVD + FT (older revision) |" in render_all(text, folder)
+
+
+def test_rows_of_another_torch_are_shown_with_it(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    path = publish(results, TABLE, folder)
+    text = "<!-- published digits/table9 columns=method,top1 rows=m/* -->\n<!-- end -->"
+    content = json.loads(path.read_text())
+    row = next(row for row in content["rows"] if row["id"] == "m/svd-40")
+    row["versions"] = [{**row["versions"][0], "torch": "2.13.0"}]
+    path.write_text(json.dumps(content))
+    lines = render_all(text, folder).splitlines()
+    assert "torch 2.13.0 and 2.15.0, timm" in lines[1]
+    assert [line for line in lines if "(torch" in line] == ["| Vanilla SVD + FT (torch 2.13.0) | 90.5 ± 0.7 |"]
 
 
 def test_untrained_rows_are_found() -> None:
@@ -356,16 +376,14 @@ def test_untrained_rows_are_found() -> None:
     assert not untrained(row | {"protocol": "dense"})
 
 
-def test_every_published_row_is_of_the_present_code_or_marked() -> None:
-    """The fingerprint is compared here anew, row by row, with what the pages show."""
+def test_every_published_row_is_of_present_revisions_or_marked() -> None:
+    """Revisions and recipes are compared here anew, row by row, with what the pages show."""
     places = [place for page in pages() for place in PLACE.finditer(page.read_text(encoding="utf-8"))]
     assert places
     for file in TABLE_FILES:
         name = file.relative_to(PUBLISHED).with_suffix("").as_posix()
         done = [row for row in json.loads(file.read_text())["rows"] if row["status"] == "done"]
-        fresh = {
-            row["id"] for row in done if "job" in row and row["fingerprint"] == fingerprint(Job.from_json(row["job"]))
-        }
+        fresh = {row["id"] for row in done if not is_stale(row)}
         for place in places:
             if place["name"] != name or "sentence=" in place["options"]:
                 continue

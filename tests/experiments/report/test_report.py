@@ -15,8 +15,8 @@ import pytest
 from matplotlib.colors import to_rgba
 from rich.console import Console
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
+from experiments.jobs.revisions import made_by
 from experiments.report.cells import remarks
 from experiments.report.columns import CATALOGUE, DEFAULT, chosen
 from experiments.report.files import written
@@ -54,7 +54,7 @@ def row(table: dict[str, Any], name: str) -> dict[str, Any]:
 def test_aggregation_by_hand() -> None:
     job = Job("m_small", True, "digits", "1297+500", "svd", 0.4, 0)
 
-    def one(after: float, size: int, code: str = fingerprint(job)) -> dict[str, Any]:
+    def one(after: float, size: int, **made: Any) -> dict[str, Any]:
         return {
             "params": {"dense": 100, "compressed": size},
             "macs": None,
@@ -63,7 +63,8 @@ def test_aggregation_by_hand() -> None:
             "trainable_share": None,
             "seconds": {"total": 2.0},
             "job": job.as_json(),
-            "fingerprint": code,
+            **made_by(job),
+            **made,
         }
 
     row = aggregate({2: one(80.0, 60), 0: one(86.0, 61), 1: one(83.0, 60)})
@@ -73,7 +74,7 @@ def test_aggregation_by_hand() -> None:
     assert (row["params"], row["params_dense"], row["macs"]) == (60, 100, None)
     assert (row["seeds"], row["seconds"], row["stale"]) == ([0, 1, 2], 2.0, False)
     assert aggregate({0: one(80.0, 60)})["top1_std"] is None
-    assert aggregate({0: one(80.0, 60), 1: one(80.0, 60, "older")})["stale"] is True
+    assert aggregate({0: one(80.0, 60), 1: one(80.0, 60, revisions={"evaluate": 0})})["stale"] is True
 
 
 def test_rows_of_the_json(table: dict[str, Any]) -> None:

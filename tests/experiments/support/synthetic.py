@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
 from experiments.jobs.results import ERROR, RESULT, job_folder
+from experiments.jobs.revisions import made_by
 from experiments.runner.plan import PLAN, Images, Options, as_json, make_plan
 from experiments.tables.rows import Reported, Row, Table
 
@@ -40,16 +40,18 @@ TABLE = Table(
     ),
 )  # fmt: skip
 GOLDEN = Path(__file__).parent.parent.parent / "golden"
+OLDER_REVISIONS = {"evaluate": 0}
 IMAGES = Images("digits", 1297, 500, 10)
 
 
 def result(job: Job, source: str, after: float | None, before: float | None = None, **fields: Any) -> dict[str, Any]:
-    """What ``result.json`` of a job would hold. ``source``: "new", or the fingerprint of older code."""
+    """What ``result.json`` of a job would hold. ``source``: "new", or anything else for an older revision."""
     size = 26_000 if job.recipe is None else round(26_000 * (1 - job.reduction)) - job.seed
     return {
         "format": 1,
         "job": job.as_json(),
-        "fingerprint": fingerprint(job) if source == "new" else source,
+        **made_by(job),
+        **({} if source == "new" else {"revisions": OLDER_REVISIONS}),
         "params": {"dense": 26_000, "compressed": size},
         "macs": {"dense": 500_000, "compressed": 20 * size},
         "top1": {"dense": 95.0 + job.seed, "before": before, "after": after},

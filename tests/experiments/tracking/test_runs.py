@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from experiments.jobs.description import describe, models_of, run_id
-from experiments.jobs.fingerprint import fingerprint
 from experiments.jobs.job import Job
+from experiments.jobs.revisions import digest, made_by
 from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
 from experiments.tracking import runs
 from experiments.tracking.curves import finetune_loggers
 from experiments.tracking.runs import ATTACHED_BYTES, STEPS_OF_AN_ATTEMPT, flat
 from lowrank_vit import Hardware, finetune, load
+from lowrank_vit.pipeline.revisions import ENGINE
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
 from tests.support.finetuning import TinyData, tiny
 from tests.support.sources import imports
@@ -74,18 +75,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, dict[str, Any
 
 def test_a_run_says_what_was_run(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
     own, result, found = whole
-    code = fingerprint(own.job)
+    made = made_by(own.job)
     assert found.exit_code == 0
     assert found.run["project"] == "lowrank-vit"
     assert found.run["run_group"] == "table2"
     assert found.run["job_type"] == "paper"
     assert found.run["display_name"] == "deit_s/ours-paper-40 seed 0"
-    assert found.run["run_id"] == run_id(own.job) == f"{own.job.key}-{code[:8]}"
+    assert found.run["run_id"] == run_id(own.job) == f"{own.job.key}-{digest(made)}"
     assert set(found.run["tags"]) == {"digits_deit_small", "stand-in", "fine-tuned"}
     for name, value in flat(own.job.as_json()).items():
         assert found.config[name] == value, name
-    about = {"row": own.row, "method": own.method, "table": "table2", "architecture": "DeiT-S", "fingerprint": code}
+    about = {"row": own.row, "method": own.method, "table": "table2", "architecture": "DeiT-S"}
     about |= {"recipe_fields/solver": "minibatch", "recipe_fields/steps": 60, "recipe_fields/allocator": "paper"}
+    about |= {f"revisions/{part}": revision for part, revision in made["revisions"].items()}
     about |= {"protocol": "partial-ft, 1 epoch, 60 steps, 64 calibration images"}
     about |= {f"versions/{name}": version for name, version in result["provenance"]["versions"].items()}
     for name, value in about.items():
@@ -97,7 +99,7 @@ def test_a_run_says_what_was_run(whole: tuple[Task, dict[str, Any], OfflineRun])
 def test_the_summary_is_the_result(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
     own, _, found = whole
     written = json.loads((own.own_folder / "result.json").read_text())
-    own_keys = ("format", "table", "row", "job", "fingerprint", "layers")
+    own_keys = ("format", "table", "row", "job", "recipe", "revisions", "layers")
     expected = flat({name: value for name, value in written.items() if name not in own_keys})
     assert len(expected) > 30
     assert {name: found.summary[name] for name in expected} == expected
@@ -230,11 +232,12 @@ def test_nothing_else_knows_of_wandb() -> None:
     assert known == {"runs.py", "curves.py", "workspace.py"}
 
 
-def test_other_code_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_revision_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
     job = task(Path()).job
     before = run_id(job)
-    monkeypatch.setattr("experiments.jobs.description.fingerprint", lambda job: "0123456789abcdef")
-    assert run_id(job) == f"{job.key}-01234567" != before
+    monkeypatch.setitem(ENGINE, "evaluate", 2)
+    assert run_id(job).startswith(job.key)
+    assert run_id(job) != before
 
 
 def test_the_dense_model_has_no_layers(tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""What makes a job's numbers: its recipe and revisions, which alone make a result older."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from experiments.jobs.job import Job
+from experiments.jobs.measure import MEASURES
+from experiments.jobs.results import read_json
+from experiments.jobs.revisions import digest, is_stale, made_by, same_makers
+from experiments.report.render import PUBLISHED
+from experiments.tables.catalogue import tables
+from lowrank_vit import RECIPES, InputError, revisions_of
+from lowrank_vit.pipeline.revisions import ENGINE
+from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
+from lowrank_vit.stages.tokens.tome import TokenMerging
+
+FIELDS = (True, "digits", "1297+500")
+
+
+def job(recipe: str | None, model: str = "digits_deit_small", **fields: Any) -> Job:
+    return Job(model, *FIELDS, recipe, 0.4, 0, **{"epochs": 0, **fields})
+
+
+def parts(*given: Any, **fields: Any) -> set[str]:
+    return set(made_by(job(*given, **fields))["revisions"])
+
+
+def test_a_job_has_the_revisions_of_what_it_uses() -> None:
+    dense = {"images", "evaluate", "standins", "family.vit"}
+    assert parts(None) == dense
+    linear = {*dense, "calibrate", "plan", "cut", "unit.decomposition", "objective.classification"}
+    assert parts("svd") == {*linear, "decomposition.svd", "allocator.uniform"}
+    assert parts("paper") - parts("svd") == {
+        "compensate", "compensation.low_rank", "decomposition.representative", "allocator.paper",
+    }  # fmt: skip
+    assert parts("svd", epochs=20) - parts("svd") == {"train"}
+    assert parts("best", distill_epochs=9) - parts("best") == {"train"}
+    assert parts("svd", bits=8) - parts("svd") == {"quantise", "quantizer.nearest"}
+    assert parts("svd", bits=3, quantizer="gptq") - parts("svd") == {"quantise", "quantizer.gptq"}
+    assert parts("best", tokens={"rule": "tome", "macs": 0.5}) - parts("best") == {"tokens.tome"}
+    assert parts("best", tokens={"rule": "spvit-kong", "macs": 0.5}) - parts("best") == {"train", "tokens.spvit-kong"}
+    assert parts("vtp-gates") >= {"train", "gradual.importance"}
+    assert parts("best", timed=True) - parts("best") == {"time"}
+    assert parts("best", "digits_swin_base") ^ parts("best") == {"family.swin", "family.vit"}
+    assert parts("best", "digits_vmamba_tiny") - parts("best") == {"family.vmamba", "unit.scan", "scan.leave_out"}
+    real = replace(job("best", "deit_tiny_patch16_224.fb_in1k"), standin=False, data="imagefolder:samples")
+    assert parts("best") - set(made_by(real)["revisions"]) == {"standins"}
+    assert parts(None, measure="energy") - dense == {
+        "calibrate", "measure.energy", *(f"decomposition.{name}" for name in ("svd", "representative", "whitened")),
+    }  # fmt: skip
+    assert {"mlp.interpolative", "measure.loss"} <= parts(None, measure="loss")
+    assert "delta.lora" in parts(None, measure="customize", changes={"method": "lora"})
+
+
+@pytest.mark.parametrize(
+    ("method", "stale"), [(Interpolation, {"best", "loss"}), (TokenMerging, {"tokens"}), ("train", {"tuned"})]
+)
+def test_a_raised_revision_makes_stale_what_uses_it(
+    method: Any, stale: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = {
+        "dense": job(None),
+        "svd": job("svd"),
+        "best": job("best"),
+        "loss": job(None, measure="loss"),
+        "tokens": job(None, tokens={"rule": "tome", "macs": 0.5}),
+        "tuned": job("svd", epochs=20),
+    }
+    made = {name: {"job": each.as_json(), **made_by(each)} for name, each in jobs.items()}
+    before = {name: digest(each) for name, each in made.items()}
+    assert not any(is_stale(each) for each in made.values())
+    if isinstance(method, str):
+        monkeypatch.setitem(ENGINE, method, 2)
+    else:
+        monkeypatch.setattr(method, "revision", 2)
+    assert {name for name, each in made.items() if is_stale(each)} == stale
+    assert {name for name, each in jobs.items() if digest(made_by(each)) != before[name]} == stale
+
+
+def test_a_changed_recipe_makes_stale_what_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {name: {"job": (own := job(name)).as_json(), **made_by(own)} for name in ("best", "svd")}
+    monkeypatch.setitem(RECIPES, "best", replace(RECIPES["best"], about="other words"))
+    assert not is_stale(made["best"])
+    monkeypatch.setitem(RECIPES, "best", RECIPES["best"].but(**{"measured.trust": 0.25}))
+    assert {name for name, each in made.items() if is_stale(each)} == {"best"}
+
+
+def test_parts_and_fields_that_came_later_make_nothing_older() -> None:
+    own = job("best")
+    made = {"job": own.as_json(), **made_by(own)}
+    assert not is_stale(made | {"job": replace(own, seed=5).as_json()})
+    earlier = copy.deepcopy(made)
+    del earlier["revisions"]["measured"]
+    del earlier["recipe"]["hyperparameters"]["measured"], earlier["recipe"]["folded"]
+    assert not is_stale(earlier)
+    assert same_makers(earlier, made)
+    earlier["revisions"]["measured"] = 2
+    assert is_stale(earlier)
+
+
+def test_what_is_no_longer_known_is_stale() -> None:
+    own = job("exact")
+    made = {"job": own.as_json(), **made_by(own)}
+    assert is_stale({"job": own.as_json(), "fingerprint": "0123"})
+    assert is_stale(made | {"job": own.as_json() | {"recipe": "forgotten"}})
+    assert is_stale(made | {"job": own.as_json() | {"changes": {"decomposition.forgotten": 1}}})
+    assert is_stale(made | {"recipe": made["recipe"] | {"allocator": "forgotten"}})
+    assert is_stale(made | {"job": own.as_json() | {"forgotten": 1}})
+
+
+def test_an_unknown_part_is_refused() -> None:
+    assert revisions_of(["plan", "tokens.tome"]) == {"plan": 1, "tokens.tome": 1}
+    with pytest.raises(InputError, match="unknown token rule 'tom'"):
+        revisions_of(["tokens.tom"])
+
+
+def test_every_row_says_what_makes_it() -> None:
+    """Those to be run, and those that are published, of which none is older."""
+    rows = [row for table in tables().values() for row in table.runnable if row.standin]
+    taken = ("changes", "bits", "measure", "distill_epochs")
+    found = {
+        digest(made_by(job(row.recipe, row.standin or "", **{name: getattr(row, name) for name in taken})))
+        for row in rows
+    }
+    assert (len(rows) > 300, len(found) > 100) == (True, True)
+    assert {row.measure for row in rows} - {None} <= {*MEASURES.names()}
+    published = [read_json(path) for path in sorted(PUBLISHED.glob("*/*.json")) if path.parent.name != "benchmarks"]
+    done = [row for table in published for row in table["rows"] if row["status"] == "done"]
+    assert len(done) >= 1310
+    assert [row["id"] for row in done if is_stale(row)] == []
+    assert all(version.keys() == {"torch", "timm", "numpy"} for row in done for version in row["versions"])
