@@ -166,23 +166,22 @@ def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
 
 
 def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
-    from rich.console import Console
-
     from experiments.runner.estimate import estimate
     from experiments.runner.view import LiveView, duration, show_expected
+    from lowrank_vit.runtime.console import make_console
 
     threads, workers = 1 if options.embedded else None, min(workers, len(tasks))
     tasks = [replace(task, loader_workers=_loader_workers(args, workers)) for task in tasks]
     times, basis = agreed(estimate(tasks, threads) if is_first() else ([], ""))
     total = sum(time.total for time in times) / workers
     if is_first() and (args.dry_run or not options.embedded):
-        show_expected(tasks, times, Console(stderr=True))
+        show_expected(tasks, times, make_console(stderr=True))
     say(f"{len(tasks)} jobs to run, {workers} at a time: about {duration(total)} (estimated from {basis})")
     if args.dry_run:
         return []
     expected = {task.job.key: time.total for task, time in zip(tasks, times, strict=True)}
     try:
-        with LiveView(expected, Console(stderr=True, quiet=not is_first())) as view:
+        with LiveView(expected, make_console(stderr=True, quiet=not is_first())) as view:
             if launched_from_outside():
                 return run_here(tasks, view)
             if args.launcher:
