@@ -54,6 +54,7 @@ class Distillation(SeededTraining):
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
 
+    doing = "distil"
     last_kl: Tensor
     kl_held_out: Tensor
 
