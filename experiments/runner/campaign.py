@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,8 +66,8 @@ def _run(args: argparse.Namespace, report: Report) -> int:
                 args.results / table.name / PLAN, as_json(table, options, images, plan) | {"command": args.command}
             )
     tasks = agreed(_tasks(args, plans, hardware))
-    for _, selected, plan in plans:
-        _say_skipped(plan, selected)
+    for line in skipped(item for _, selected, plan in plans for item in plan if item.row in selected):
+        say(line)
     outcomes = _run_tasks(args, tasks, workers, options) if tasks else []
     if args.dry_run:
         return 0
@@ -154,15 +154,18 @@ def _tasks(
     return left
 
 
-def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
-    """Print one line for each reason to skip rows."""
-    chosen = {row.id for row in selected}
-    reasons: dict[str, list[Row]] = {}
+def skipped(plan: Iterable[Planned]) -> list[str]:
+    """Write a line for each kind of reason to skip rows; the kind is what stands before its colon."""
+    kinds: dict[str, list[Planned]] = {}
     for item in plan:
-        if item.reason and item.row.id in chosen:
-            reasons.setdefault(item.reason, []).append(item.row)
-    for reason, rows in reasons.items():
-        say(f"skipped {rows[0].architecture} ({amount(len(rows), 'row')}): {reason}")
+        if item.reason:
+            kinds.setdefault(item.reason.partition(":")[0], []).append(item)
+    lines = []
+    for items in kinds.values():
+        models = ", ".join(dict.fromkeys(item.row.architecture for item in items))
+        others = "; the table names the others' reasons" if len({item.reason for item in items}) > 1 else ""
+        lines.append(f"{amount(len(items), 'row')} skipped ({models}): {items[0].reason}{others}")
+    return lines
 
 
 def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:

@@ -64,6 +64,12 @@ class Budget:
         return f"{name}={self.number:g}{self.unit}"
 
 
+class OutOfReachError(InputError):
+    """Report a budget that no choice of sizes meets; ``reach`` names those that one does."""
+
+    reach: str
+
+
 Size = float | str | Mapping[str, float | str] | Budget  # as users give one; a number is a reduction
 
 
