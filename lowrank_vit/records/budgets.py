@@ -124,12 +124,13 @@ def parse_budgets(text: str) -> dict[str, Budget]:
 
 
 def _share(reduction: object, cost: str) -> float:
-    """Read the share to remove. What is below 1, a model may reach or not."""
+    """Read the share to remove; whether a model reaches it is seen later."""
     if not isinstance(reduction, Real):
         raise InputError(f"a reduction is a number, not {reduction!r}: give the share to remove, such as 0.25 for 25 %")
-    if reduction > 1:
-        raise InputError(f"reduction {reduction} is out of reach: it is a share of the {cost}, such as 0.25 for 25 %")
-    return float(reduction)
+    share = float(reduction)
+    if share > 1:
+        raise InputError(f"reduction {share:g} is out of reach: it is a share of the {cost}, such as 0.25 for 25 %")
+    return share
 
 
 def _number(text: str, value: str) -> tuple[float, str]:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from lowrank_vit.runtime.checkpoints import WholeCheckpoints
-from lowrank_vit.runtime.console import make_console
+from lowrank_vit.runtime.console import console_options
 from lowrank_vit.runtime.errors import InputError, worker_died
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
@@ -41,7 +41,7 @@ class StderrProgressBar(RichProgressBar):
     """
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=4, console_kwargs={"stderr": True, "width": make_console(stderr=True).width})
+        super().__init__(refresh_rate=4, console_kwargs=console_options(stderr=True))
 
     def _get_train_description(self, current_epoch: int) -> str:
         doing, epochs = self.trainer.lightning_module.doing, self.trainer.max_epochs
