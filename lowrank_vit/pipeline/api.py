@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -173,6 +173,8 @@ def sweep(
     check_options(options, sweep, analyse)
     check_model(model, calibration)
     recipe, images = recipe_of(recipe), Images.of(calibration)
+    if isinstance(reductions, str | Mapping) or not isinstance(reductions, Iterable):
+        raise InputError(f"{reductions!r} is one size, not a list: give several, such as [0.25, 0.5]")
     for size in reductions:
         check_size(model, recipe, size, bits, options.get("sites", BLOCK_LINEARS))
     if (

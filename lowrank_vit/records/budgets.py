@@ -137,6 +137,6 @@ def _number(text: str, value: str) -> tuple[float, str]:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([A-Za-z]*)\s*", value)
     if match is None:
         raise InputError(
-            f"budget {text!r} cannot be read: give one like {EXAMPLES}; a reduction is a number, such as 0.25 for 25 %"
+            f"{text!r} cannot be read: give a budget like {EXAMPLES}, or a reduction as a number, such as 0.25 for 25 %"
         )
     return float(match[1]), match[2]

@@ -87,8 +87,8 @@ def test_no_batches(function: Function) -> None:
     ("reduction", "line"),
     [
         (25, "reduction 25 is out of reach: it is a share of the parameters, such as 0.25 for 25 %"),
-        ("25%", "budget '25%' cannot be read: give one like params=0.5"),
-        ("25%", "a reduction is a number, such as 0.25 for 25 %"),
+        ("25%", "^'25%' cannot be read: give a budget like params=0.5"),
+        ("25%", "or a reduction as a number, such as 0.25 for 25 %"),
         (None, "a reduction is a number, not None"),
         ([0.4], r"a reduction is a number, not \[0.4\]"),
     ],
@@ -98,6 +98,11 @@ def test_a_reduction_that_is_no_share(function: Function, reduction: object, lin
         with pytest.raises(InputError, match=line) as refused:
             function(MODEL, BATCHES, "svd", reduction=reduction)
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("sizes", [0.4, "macs=0.5", {"macs": 0.5}])
+def test_a_sweep_over_one_size(sizes: object) -> None:
+    assert "give several, such as [0.25, 0.5]" in refusal(lowrank_vit.sweep, MODEL, BATCHES, "svd", sizes)
 
 
 @pytest.mark.parametrize(
