@@ -122,7 +122,7 @@ def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None
     assert storage.load_report(whole.model_folder)["protocol"] == "calibration-distilled"
     assert not (whole.own_folder / "checkpoints").exists()
     with pytest.raises(StoppedError):
-        run_job(stopped, stop_at("distil 2/3", []))
+        run_job(stopped, stop_at("distil, epoch 2 of 3", []))
     again = run_job(stopped, said.append)
     assert again["distillation"] == entry
     one, other = (load_file(each.model_folder / "model.safetensors") for each in (whole, stopped))
