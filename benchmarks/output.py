@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lowrank_vit.runtime import provenance
+from lowrank_vit.runtime.console import WIDE
 from lowrank_vit.runtime.files import write_json
-
-WIDE = Console(width=1000)  # what a terminal breaks off cannot be read again
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -25,7 +24,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
         table.add_column(column, justify="right" if place else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    Console(width=table.__rich_measure__(WIDE, WIDE.options).maximum).print(table)
+    Console(width=WIDE).print(table)  # what a terminal breaks off cannot be read again
 
 
 def command(arguments: Sequence[str]) -> str:

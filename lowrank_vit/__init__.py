@@ -5,7 +5,7 @@ lowrank_vit.save(compressed, "small")
 model = lowrank_vit.load("small")
 
 In place of ``reduction``, ``budget={"macs": 0.5}`` and the like: params, macs, bytes or latency that remain.
-``compress_and_quantize(model, dataloader, "bytes=4MiB")`` chooses sizes and bits together, and
+``compress(model, dataloader, budget="bytes=4MiB", bits=(2, 3, 4, 6, 8))`` chooses sizes and bits together, and
 ``compress_with_fewer_tokens(model, dataloader, "macs=0.6", held_out=others)`` sizes and tokens.
 
 Public are the names below, and the packages ``runtime``, ``records``, ``linalg``, ``modules``, ``objectives``, ``data``
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from lowrank_vit.architectures.base import family_of, first_inputs
     from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_weight, find_sites
     from lowrank_vit.pipeline.analysis import Analysis
-    from lowrank_vit.pipeline.api import analyse, compress, sweep
+    from lowrank_vit.pipeline.api import analyse, compress, compress_and_quantize, sweep
     from lowrank_vit.pipeline.budget import check_budget, check_reduction
-    from lowrank_vit.pipeline.joint import compress_and_quantize
     from lowrank_vit.pipeline.learning import learn
     from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.recipe import Recipe, recipe_of
@@ -113,9 +112,8 @@ _HOMES = {
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "pipeline.analysis": ("Analysis",),
-    "pipeline.api": ("analyse", "compress", "sweep"),
+    "pipeline.api": ("analyse", "compress", "compress_and_quantize", "sweep"),
     "pipeline.budget": ("check_budget", "check_reduction"),
-    "pipeline.joint": ("compress_and_quantize",),
     "pipeline.learning": ("learn",),
     "pipeline.quantizing": ("quantize",),
     "pipeline.recipe": ("Recipe", "recipe_of"),

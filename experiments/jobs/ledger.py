@@ -15,6 +15,12 @@ from experiments.jobs.task import Tell
 from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.processes import agreed, is_first
 
+EACH_EPOCH = {  # what a training measures: its name, and the words for it
+    "val_top1": ("fine-tune", "top-1 {:.2f} %"),
+    "expected_params": ("learn", "{:,.0f} parameters expected"),
+    "train_kl": ("distil", "divergence {:.4f}"),
+}
+
 
 class Ledger:
     """Keep what the stages of a job have found so far, and their seconds, on disk after every stage."""
@@ -40,7 +46,7 @@ class Ledger:
 
 
 class EpochTeller(Logger):
-    """Announce the epochs of a fine-tuning or a distillation as they end."""
+    """Announce the epochs of a training as they end."""
 
     def __init__(self, tell: Tell, epochs: int) -> None:
         super().__init__()
@@ -50,15 +56,11 @@ class EpochTeller(Logger):
     version = 0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Announce the accuracy of a fine-tuning, or the divergence of a distillation, which come once an epoch."""
-        if "val_top1" in metrics:
-            self.tell(f"fine-tune {int(metrics['epoch']) + 1}/{self.epochs}, top-1 {metrics['val_top1']:.2f} %")
-        if "expected_params" in metrics:
-            self.tell(
-                f"learn {int(metrics['epoch']) + 1}/{self.epochs}, {metrics['expected_params']:,.0f} parameters expected"
-            )
-        if "train_kl" in metrics:
-            self.tell(f"distil {int(metrics['epoch']) + 1}/{self.epochs}, divergence {metrics['train_kl']:.4f}")
+        """Announce what is measured once an epoch."""
+        for metric, (doing, words) in EACH_EPOCH.items():
+            if metric in metrics:
+                epoch = f"epoch {int(metrics['epoch']) + 1} of {self.epochs}"
+                self.tell(f"{doing}, {epoch}: {words.format(metrics[metric])}")
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: they are in the job."""

@@ -15,7 +15,7 @@ from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
 from experiments.jobs.passes import compression_passes
-from lowrank_vit import Hardware, InputError, analyse, compare, compress, compress_and_quantize, evaluate, quantize
+from lowrank_vit import Hardware, InputError, analyse, compare, compress, evaluate, quantize
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.records.images import Images
@@ -60,8 +60,8 @@ def in_turn(model: nn.Module, images: Images, unseen: Images, size: int, job: Jo
 
 def at_once(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
     """Choose sizes and bits together."""
-    options: dict[str, Any] = {"held_out": unseen, "seed": job.seed}
-    return compress_and_quantize(model, images, f"bytes={size}B", job.recipe_used(), bits=BITS, **options)[0]
+    options: dict[str, Any] = {"budget": f"bytes={size}B", "bits": BITS, "held_out": unseen, "seed": job.seed}
+    return compress(model, images, job.recipe_used(), **options)[0]
 
 
 def stored(model: nn.Module) -> int:

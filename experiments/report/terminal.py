@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from experiments.report.files import written
 from experiments.report.uncertainty import marked
 from experiments.report.write import write_report
 from experiments.tables.rows import Table as TableToRun
+from lowrank_vit.runtime.console import make_console
 
-WIDTH = 150  # where the output goes to a file
 FEW = 3  # rows that are skipped for one reason have a line each
 
 
@@ -36,10 +35,7 @@ def report(results: Path, table: TableToRun) -> list[str]:
 
 def show(table: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table, a section for each architecture; many rows that were skipped for one reason share a line."""
-    if console is None:
-        console = Console()
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(width=WIDTH)
+    console = console or make_console()
     columns, by_architecture = chosen(table["columns"]), "architecture" in table["columns"]
     rows = marked(table["rows"])
     sections = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,8 +67,8 @@ def _run(args: argparse.Namespace, report: Report) -> int:
                 args.results / table.name / PLAN, as_json(table, options, images, plan) | {"command": args.command}
             )
     tasks = agreed(_tasks(args, plans, hardware))
-    for _, selected, plan in plans:
-        _say_skipped(plan, selected)
+    for line in skipped(item for _, selected, plan in plans for item in plan if item.row in selected):
+        say(line)
     outcomes = _run_tasks(args, tasks, workers, options) if tasks else []
     if args.dry_run:
         return 0
@@ -155,35 +155,37 @@ def _tasks(
     return left
 
 
-def _say_skipped(plan: list[Planned], selected: list[Row]) -> None:
-    """Print one line for each reason to skip rows."""
-    chosen = {row.id for row in selected}
-    reasons: dict[str, list[Row]] = {}
+def skipped(plan: Iterable[Planned]) -> list[str]:
+    """Write a line for each kind of reason to skip rows; the kind is what stands before its colon."""
+    kinds: dict[str, list[Planned]] = {}
     for item in plan:
-        if item.reason and item.row.id in chosen:
-            reasons.setdefault(item.reason, []).append(item.row)
-    for reason, rows in reasons.items():
-        say(f"skipped {rows[0].architecture} ({amount(len(rows), 'row')}): {reason}")
+        if item.reason:
+            kinds.setdefault(item.reason.partition(":")[0], []).append(item)
+    lines = []
+    for items in kinds.values():
+        models = ", ".join(dict.fromkeys(item.row.architecture for item in items))
+        others = "; the table names the others' reasons" if len({item.reason for item in items}) > 1 else ""
+        lines.append(f"{amount(len(items), 'row')} skipped ({models}): {items[0].reason}{others}")
+    return lines
 
 
 def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
-    from rich.console import Console
-
     from experiments.runner.estimate import estimate
     from experiments.runner.view import LiveView, duration, show_expected
+    from lowrank_vit.runtime.console import make_console
 
     threads, workers = 1 if options.embedded else None, min(workers, len(tasks))
     tasks = [replace(task, loader_workers=_loader_workers(args, workers)) for task in tasks]
     times, basis = agreed(estimate(tasks, threads) if is_first() else ([], ""))
     total = sum(time.total for time in times) / workers
     if is_first() and (args.dry_run or not options.embedded):
-        show_expected(tasks, times, Console(stderr=True))
+        show_expected(tasks, times, make_console(stderr=True))
     say(f"{len(tasks)} jobs to run, {workers} at a time: about {duration(total)} (estimated from {basis})")
     if args.dry_run:
         return []
     expected = {task.job.key: time.total for task, time in zip(tasks, times, strict=True)}
     try:
-        with LiveView(expected, Console(stderr=True, quiet=not is_first())) as view:
+        with LiveView(expected, make_console(stderr=True, quiet=not is_first())) as view:
             if launched_from_outside():
                 return run_here(tasks, view)
             if args.launcher:

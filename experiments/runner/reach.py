@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from experiments.jobs.job import Job
 from experiments.tables.rows import Row
 from lowrank_vit import check_budget
+from lowrank_vit.records.budgets import OutOfReachError
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Reach:
             return None
         try:
             check_budget(blank(job.model), job.recipe_used(), job.budget)
+        except OutOfReachError as error:
+            return f"out of reach: on this model its recipe reaches from {error.reach}"
         except InputError as error:
             return str(error)
         self._largest[key] = job.reduction

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from experiments.jobs.attempt import DONE, Outcome
 from experiments.jobs.task import Task
 from experiments.runner.estimate import Expected
+from lowrank_vit.runtime.console import make_console
 
 
 def duration(seconds: float) -> str:
@@ -48,7 +49,7 @@ class LiveView:
     """
 
     def __init__(self, expected: Mapping[str, float], console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or make_console(stderr=True)
         self.expected, self.done, self.spent, self.start = expected, 0, 0.0, time.monotonic()
         self.lines: dict[str, TaskID] = {}
         self.progress = Progress(

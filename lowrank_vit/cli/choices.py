@@ -60,10 +60,10 @@ def check_size(args: argparse.Namespace, model: nn.Module, recipe: Recipe, size:
         from lowrank_vit.pipeline.sharing import check_shared
 
         check_shared(model, size)
-    elif args.bits is None:
-        from lowrank_vit.pipeline.budget import check_budget
+    else:
+        from lowrank_vit.pipeline import api
 
-        check_budget(model, recipe, size, **options)
+        api.check_size(model, recipe, size, args.bits, **options)
 
 
 def made(args: argparse.Namespace, analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
@@ -74,11 +74,9 @@ def made(args: argparse.Namespace, analysis: Analysis, size: Size) -> tuple[nn.M
         small, report = shared(analysis, size)
         _show_splits(report)
         return small, report
-    if args.bits is not None:
-        from lowrank_vit.pipeline.joint import compress_jointly
+    from lowrank_vit.pipeline.api import resized
 
-        return compress_jointly(analysis, size, args.bits)
-    return analysis.compress(size)
+    return resized(analysis, size, args.bits)
 
 
 def _show_splits(report: Any) -> None:

@@ -61,18 +61,17 @@ def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
     return model, report
 
 
-def dense_model(args: argparse.Namespace, report: Report, option: str = "--teacher-checkpoint") -> nn.Module:
-    """Load the teacher: the dense model that the folder was made from, with the folder's own arguments."""
+def dense_model(
+    folder: Path, report: Report, checkpoint: Path | None, option: str = "--teacher-checkpoint"
+) -> nn.Module:
+    """Load the dense model that a folder was made from, with the folder's own arguments; ``option`` gives its weights."""
     from lowrank_vit.models import load_model
     from lowrank_vit.storage import folder as storage
 
-    config, arguments = storage.read_config(args.folder), storage.load_model_args(args.folder)
+    config, arguments = storage.read_config(folder), storage.load_model_args(folder)
     if config["num_classes"] != config["pretrained_cfg"].get("num_classes"):
         arguments["num_classes"] = config["num_classes"]
-    try:
-        return load_model(report["model"], args.teacher_checkpoint, arguments=arguments)
-    except InputError as error:  # it names the option of the verbs that take --model
-        raise InputError(str(error).replace("--checkpoint FILE", f"{option} FILE")) from error
+    return load_model(report["model"], checkpoint, arguments=arguments, option=option)
 
 
 def save_trained(args: argparse.Namespace, model: nn.Module, report: Report) -> None:

@@ -14,6 +14,7 @@ from lowrank_vit.records.costs.bytes import FLOAT32
 from lowrank_vit.records.layers import HEAD, HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 from lowrank_vit.records.split_rows import ROW
+from lowrank_vit.runtime.console import make_console
 from lowrank_vit.runtime.wording import amount
 
 AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
@@ -38,7 +39,7 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
 
     ``file_bytes``: the size of the model on disk; ``nested``: what a nested folder's config.json says of the other sizes.
     """
-    console = Console()
+    console = make_console()
     params, macs = report["params"], report.get("macs")
     recipe = (
         "dense"
@@ -141,7 +142,7 @@ def show_trials(trials: Sequence[Any], max_loss: float) -> None:
             *("" if number is None else f"{number:.2f}" for number in numbers),
             "ok" if trial.lost <= max_loss else "too much",
         )
-    console = Console()
+    console = make_console()
     console.print(f"tried, to lose at most {max_loss:g} points on {trials[0].measured['n']} unseen images:")
     console.print(table)
 
@@ -149,7 +150,7 @@ def show_trials(trials: Sequence[Any], max_loss: float) -> None:
 def show_plans(result: Mapping[str, Any]) -> None:
     """Print what every size would cost."""
     dense = result["dense"]
-    console = Console()
+    console = make_console()
     console.print(
         f"[bold]{escape(result['model'])}[/], dense: {dense['parameters']:,} parameters, {dense['macs'] / 1e6:,.1f} M MACs, "
         f"{mebibytes(dense['bytes'])}; recipe [bold]{escape(result['recipe'])}[/], predicted loss in {result['currency']}"
@@ -180,7 +181,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
         shares = (f"{100 * compressed / dense:.1f}" for dense, compressed in row["costs"].values())
         top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
         table.add_row(row["asked"], *shares, top1, f"{row['agreement']:.2f}", f"{row['kl']:.4f}")
-    console = Console()
+    console = make_console()
     dense = "" if rows[0]["top1_dense"] is None else f", dense top-1 {rows[0]['top1_dense']:.2f} %"
     console.print(
         f"[bold]{escape(result['model'])}[/], recipe [bold]{escape(result['recipe'])}[/], on {rows[0]['n']} images{dense}; "

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import timm
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from lowrank_vit.data.digits import load_split
+from lowrank_vit.runtime.progress import track
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,7 @@ def _fit(model: nn.Module, name: str, recipe: Recipe) -> None:
         pct_start=recipe.warm_up,
     )
     model.train()
-    console = Console(stderr=True)
-    for _ in track(range(recipe.epochs), f"training {name} on the digits", console=console, transient=True):
+    for _ in track(range(recipe.epochs), f"training {name} on the digits", shown=True):
         for batch in torch.randperm(len(images)).split(recipe.batch_size):
             inputs = (_shifted(images[batch], recipe.shift_probability) - mean) / std
             loss = F.cross_entropy(model(inputs), labels[batch], label_smoothing=recipe.label_smoothing)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,17 @@ from torch import nn
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.pipeline.analysis import Analysis
+from lowrank_vit.pipeline.arguments import check_model, check_options
 from lowrank_vit.pipeline.budget import check_budget, check_dense
 from lowrank_vit.pipeline.decomposing import decompose
 from lowrank_vit.pipeline.estimate import estimate, tell
 from lowrank_vit.pipeline.groups import united
+from lowrank_vit.pipeline.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.pipeline.learning import gates_alone, known_or, target_share, with_scores
 from lowrank_vit.pipeline.phases import Phases, identity
 from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.pipeline.recipes import recipe_of
 from lowrank_vit.pipeline.selecting import announce, select
 from lowrank_vit.pipeline.statistics import collect
 from lowrank_vit.records.budgets import Budget, Size
@@ -72,9 +74,9 @@ def analyse(
     share of the parameters that gates shall leave, where they are trained here.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    seen = calibration if isinstance(calibration, Images) else Images(calibration)
-    unseen = held_out if isinstance(held_out, Images) or held_out is None else Images(held_out)
+    check_model(model, calibration)
+    recipe, seen = recipe_of(recipe), Images.of(calibration)
+    unseen = None if held_out is None else Images.of(held_out)
     where, watch = resolve_device(device), Stopwatch()
     model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
     check_dense(model)
@@ -139,11 +141,28 @@ def _widened(model: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
     return (model.float(), dtype) if dtype.itemsize < 4 else (model, None)
 
 
+def check_size(
+    model: nn.Module, recipe: Recipe, size: Size, bits: Sequence[int] | None = None, sites: str = BLOCK_LINEARS
+) -> None:
+    """Raise ``InputError``, before an image is seen, for a size that is known to be out of reach."""
+    if bits is None:
+        check_budget(model, recipe, size, sites)
+    else:
+        check_joint(recipe, size, bits)
+
+
+def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
+    """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
+    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
+
+
 def sweep(
     model: nn.Module,
     calibration: Batches | Images,
     recipe: str | Recipe,
     reductions: Sequence[Size],
+    *,
+    bits: Sequence[int] | None = None,
     **options: Any,
 ) -> Iterator[tuple[nn.Module, Report]]:
     """Compress to several sizes, reductions or budgets as ``compress`` takes them, from one calibration.
@@ -151,16 +170,22 @@ def sweep(
     The models are made one by one, as the iterator is consumed. Every size is checked before anything long begins. A
     report's seconds count from the beginning of the sweep.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_options(options, sweep, analyse)
+    check_model(model, calibration)
+    recipe, images = recipe_of(recipe), Images.of(calibration)
+    if isinstance(reductions, str | Mapping) or not isinstance(reductions, Iterable):
+        raise InputError(f"{reductions!r} is one size, not a list: give several, such as [0.25, 0.5]")
     for size in reductions:
-        check_budget(model, recipe, size, options.get("sites", BLOCK_LINEARS))
-    if recipe.gradual is not None and options.get("learnt") is None:  # gates are trained towards a size
+        check_size(model, recipe, size, bits, options.get("sites", BLOCK_LINEARS))
+    if (
+        recipe.gradual is not None and options.get("learnt") is None and bits is None
+    ):  # gates are trained towards a size
         return (
-            analyse(model, calibration, recipe, target=target_share(model, size), **options).compress(size)
+            analyse(model, images, recipe, target=target_share(model, size), **options).compress(size)
             for size in reductions
         )
-    analysis = analyse(model, calibration, recipe, **options)
-    return (analysis.compress(size) for size in reductions)
+    analysis = analyse(model, images, recipe, **options)
+    return (resized(analysis, size, bits) for size in reductions)
 
 
 def compress(
@@ -170,6 +195,7 @@ def compress(
     reduction: float | None = None,
     *,
     budget: Mapping[str, float | str] | str | Budget | None = None,
+    bits: Sequence[int] | None = None,
     **options: Any,
 ) -> tuple[nn.Module, Report]:
     """Compress a timm vision transformer so that the whole model loses ``reduction`` of its parameters, 0.5 by default.
@@ -177,10 +203,26 @@ def compress(
     calibration: batches of images (B, C, H, W), or tuples that begin with them; labels are never read.
     budget: in place of ``reduction``, the share of a cost that remains, such as ``{"macs": 0.5}`` (``params``, ``macs``,
     ``bytes`` or ``latency``), or an amount: ``{"bytes": "6MiB"}``, ``{"latency": "12ms"}``.
+    bits: numbers of bits, 2 to 8, from which each layer's is chosen together with the sizes, so that the file is the most
+    accurate one within a budget of bytes; give ``held_out`` images, on which both are then judged.
     options: those of ``analyse``. Returns the compressed model, on the device that was used, and its report.
     Raises ``InputError`` with one line for anything that cannot be done. ``sweep`` makes several sizes at little more cost.
     """
+    check_options(options, compress, analyse)
     if reduction is not None and budget is not None:
-        raise InputError(f"a reduction of {reduction:g} and the budget {budget} exclude each other: give one of them")
+        raise InputError(f"reduction={reduction!r} and budget={budget!r} exclude each other: give one of them")
     size: Size = DEFAULT_REDUCTION if reduction is None else reduction
-    return next(sweep(model, calibration, recipe, [size if budget is None else budget], **options))
+    return next(sweep(model, calibration, recipe, [size if budget is None else budget], bits=bits, **options))
+
+
+def compress_and_quantize(
+    model: nn.Module,
+    calibration: Batches | Images,
+    budget: Mapping[str, float | str] | str | Budget,
+    recipe: str | Recipe = "best",
+    *,
+    bits: Sequence[int] = BITS,
+    **options: Any,
+) -> tuple[nn.Module, Report]:
+    """Call ``compress`` with ``bits``: this name is kept for programs that use it."""
+    return compress(model, calibration, recipe, budget=budget, bits=bits, **options)

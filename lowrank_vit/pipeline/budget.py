@@ -15,7 +15,7 @@ from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.scales import Scale, check_z, scale_of, setting_of
 from lowrank_vit.pipeline.selecting import Selection, select
-from lowrank_vit.records.budgets import Budget, Size, budget_of
+from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budget_of
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import least_cost
@@ -33,12 +33,13 @@ def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, 
     return int(limit) - rest
 
 
-def out_of_reach(budget: Budget, recipe: Recipe, least: int, dense: int) -> InputError:
+def out_of_reach(budget: Budget, recipe: Recipe, least: int, dense: int) -> OutOfReachError:
     """Return the error for a budget outside of what a recipe can make of a model."""
     name = str(budget) if str(budget).startswith("reduction") else f"budget {budget}"
-    return InputError(
-        f"{name} is out of reach: recipe {recipe.name!r} on these layers reaches from {budget.reach(least, dense)}"
-    )
+    reach = budget.reach(least, dense)
+    error = OutOfReachError(f"{name} is out of reach: recipe {recipe.name!r} on these layers reaches from {reach}")
+    error.reach = reach
+    return error
 
 
 def largest_reduction(curves: Sequence[ErrorCurve], dense: nn.Module, start: nn.Module) -> float:

@@ -13,9 +13,10 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.pipeline.arguments import check_model, check_options
 from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.pipeline.recipes import recipe_of
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
 from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import PARAMETERS
@@ -28,6 +29,7 @@ from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.gradual.learning import Learnt
 from lowrank_vit.stages.gradual.learning import learn as learn_gates
+from lowrank_vit.stages.gradual.training import GradualTraining
 
 EPOCHS = 10  # of gates alone, on the calibration images
 
@@ -47,7 +49,9 @@ def learn(
     ``checkpoint_dir``, ``loggers``, ``seed``, ``progress`` and others.
     Raises ``InputError`` for another recipe, for images without labels, and for bad settings.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_model(model, data_module)
+    check_options(options, learn, learn_gates, GradualTraining)
+    recipe = recipe_of(recipe)
     if recipe.gradual is None or not recipe.labelled:
         raise InputError(f"recipe {recipe.name!r} learns nothing on labelled images: compress by it, then fine-tune")
     if options.get("teacher") is model:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.pipeline.arguments import check_model
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.report import QuantizationAddition
 from lowrank_vit.runtime.errors import InputError
@@ -34,13 +35,14 @@ def quantize(
     Raises ``InputError`` for other bits, a model that is quantised already, values that are not finite, and a
     quantizer without the images that it needs.
     """
+    check_model(model, bits)
     method = QUANTIZERS.get(quantizer)() if isinstance(quantizer, str) else quantizer
     if not method.needs or bits == stage.HALF:
         return stage.quantize(model, bits, sites=sites, quantizer=method)
     if calibration is None:
         name = QUANTIZERS.name_of(method)
         raise InputError(f"quantizer {name!r} looks at the layers' inputs: pass images, or choose 'nearest'")
-    images = calibration if isinstance(calibration, Images) else Images(calibration)
+    images = Images.of(calibration)
 
     def observe(quantized: nn.Module, names: Sequence[str]) -> Iterator[dict[str, InputMoments]]:
         return input_moments(quantized, names, images.each(), progress)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline import rivals
 from lowrank_vit.pipeline.full_forms import FULL_FORMS
 from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.stages.allocate.greedy import GreedyMarginal
 from lowrank_vit.stages.allocate.paper import GradualReduction
@@ -116,6 +118,18 @@ RECIPES = {
         *rivals.RECIPES,
     )
 }
+
+
+def recipe_of(given: str | Recipe) -> Recipe:
+    """Return the recipe, or the one of that name. Raises ``InputError`` for anything else, such as a size."""
+    if isinstance(given, str):
+        return get_recipe(given)
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, Real):
+        raise InputError(f"{given} stands where the recipe does: write reduction={given}, or name a recipe first")
+    kind = type(given).__name__
+    raise InputError(f"the recipe is a {kind}: give the name of one, such as 'best', or an instance of Recipe")
 
 
 def get_recipe(name: str) -> Recipe:

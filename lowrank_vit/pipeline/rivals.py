@@ -22,10 +22,8 @@ from lowrank_vit.stages.decompose.linear.fwsvd import FisherWeightedSVD
 from lowrank_vit.stages.decompose.linear.svd import PlainSVD
 from lowrank_vit.stages.decompose.linear.whitened import Whitened
 from lowrank_vit.stages.decompose.mlp.active_energy import ActiveEnergy
-from lowrank_vit.stages.decompose.mlp.first_order import FirstOrderUnits
 from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
-from lowrank_vit.stages.decompose.mlp.magnitude import Magnitude
-from lowrank_vit.stages.decompose.mlp.variance import Variance
+from lowrank_vit.stages.decompose.mlp.scored import FirstOrderUnits, Magnitude, Variance
 from lowrank_vit.stages.decompose.rows.platon import PlatonRows
 from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
 from lowrank_vit.stages.gradual.methods.importance import ImportanceGates

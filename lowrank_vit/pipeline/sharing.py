@@ -12,6 +12,7 @@ from torch import nn
 from lowrank_vit.objectives import divergences
 from lowrank_vit.pipeline.analysis import Analysis
 from lowrank_vit.pipeline.api import analyse
+from lowrank_vit.pipeline.arguments import check_model, check_options
 from lowrank_vit.pipeline.planning import Planner
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.reporting import dense_report
@@ -52,6 +53,8 @@ def compress_with_fewer_tokens(
     least on the ``held_out`` images is returned, which so cannot evaluate it. ``rule``: of ``fewer_tokens``; calibration and
     options: those of ``analyse``. Raises ``InputError`` with one line for anything that cannot be done.
     """
+    check_options(options, compress_with_fewer_tokens, analyse)
+    check_model(model, calibration)
     check_shared(model, budget, rule)
     return shared(analyse(model, calibration, recipe, held_out=held_out, **options), budget, rule)
 

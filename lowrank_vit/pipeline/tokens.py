@@ -78,7 +78,7 @@ def _learnt(small: nn.Module, model: nn.Module, images: Any, training: Mapping[s
     """Train selectors, on calibration images in the first process alone, whose result all get; say how."""
     if isinstance(images, LightningDataModule):
         return {"learnt": learn_selectors(small, model, data_module=images, **training)}
-    images = images if isinstance(images, Images) else Images(images)
+    images = Images.of(images)
     device = next(model.parameters()).device
     hardware = Hardware(accelerator="gpu" if device.type == "cuda" else device.type, precision="32-true")
     seen = images.tensor()

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from lowrank_vit.records.costs import COSTS, PARAMETERS
 from lowrank_vit.runtime.errors import InputError
@@ -64,6 +65,12 @@ class Budget:
         return f"{name}={self.number:g}{self.unit}"
 
 
+class OutOfReachError(InputError):
+    """Report a budget that no choice of sizes meets; ``reach`` names those that one does."""
+
+    reach: str
+
+
 Size = float | str | Mapping[str, float | str] | Budget  # as users give one; a number is a reduction
 
 
@@ -82,7 +89,7 @@ def budget_of(size: Size, cost: str = PARAMETERS) -> Budget:
     if isinstance(size, str):
         return parse_budget(size)
     if not isinstance(size, Mapping):
-        return reduction_to(float(size), cost)
+        return reduction_to(_share(size, cost), cost)
     if len(size) != 1:
         raise InputError(f"a budget has one cost, not {len(size)}: give one of {EXAMPLES}")
     [(name, value)] = size.items()
@@ -94,9 +101,9 @@ def parse_budget(text: str) -> Budget:
 
     Raises ``InputError`` for an unknown cost or unit, and for a number that is neither.
     """
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
     cost = NAMES.get(name.strip(), name.strip())
-    if cost not in (*COSTS.names(), LATENCY):
+    if equals and cost not in (*COSTS.names(), LATENCY):
         raise unknown("budget", name.strip(), [*NAMES, *UNITS])
     number, unit = _number(text, value)
     units = UNITS.get(cost, {})
@@ -116,8 +123,20 @@ def parse_budgets(text: str) -> dict[str, Budget]:
     return {value.strip(): parse_budget(f"{name}={value.strip()}") for value in values.split(",")}
 
 
+def _share(reduction: object, cost: str) -> float:
+    """Read the share to remove; whether a model reaches it is seen later."""
+    if not isinstance(reduction, Real):
+        raise InputError(f"a reduction is a number, not {reduction!r}: give the share to remove, such as 0.25 for 25 %")
+    share = float(reduction)
+    if share > 1:
+        raise InputError(f"reduction {share:g} is out of reach: it is a share of the {cost}, such as 0.25 for 25 %")
+    return share
+
+
 def _number(text: str, value: str) -> tuple[float, str]:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*([A-Za-z]*)\s*", value)
     if match is None:
-        raise InputError(f"budget {text!r} cannot be read: give one like {EXAMPLES}")
+        raise InputError(
+            f"{text!r} cannot be read: give a budget like {EXAMPLES}, or a reduction as a number, such as 0.25 for 25 %"
+        )
     return float(match[1]), match[2]

@@ -70,6 +70,17 @@ class Images:
     fingerprint: str | None = None
     record: dict[str, Any] | None = None
 
+    @classmethod
+    def of(cls, given: Batches | Images) -> Images:
+        """Return the images as such. Raises ``InputError`` for anything but batches."""
+        if isinstance(given, Images):
+            return given
+        kind = f"one tensor {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        batches = given.dim() > 4 if isinstance(given, Tensor) else hasattr(given, "__iter__")
+        if not batches or isinstance(given, str):
+            raise InputError(f"the images are {kind}: pass batches, a DataLoader or a list of tensors (B, C, H, W)")
+        return cls(given)
+
     def tensor(self) -> Tensor:
         """Load all images into memory in order, (N, C, H, W), collected from all processes, which take turns at them."""
         shares = gathered(torch.cat(list(self.each())))

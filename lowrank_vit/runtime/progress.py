@@ -12,6 +12,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from lowrank_vit.runtime.console import make_console
+
 T = TypeVar("T")
 EVERY = 10.0  # seconds between two lines; shorter phases say nothing
 
@@ -38,7 +40,7 @@ class ProgressLines(Progress):
 
 def progress_bars(shown: bool) -> Progress:
     """Make bars on the error stream, or lines where that is no terminal; they are visible only if ``shown``."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     if shown and not console.is_terminal:
         return ProgressLines(console)
     return Progress(console=console, transient=True, disable=not shown)
@@ -46,7 +48,7 @@ def progress_bars(shown: bool) -> Progress:
 
 def say(line: str) -> None:
     """Print a line on the error stream."""
-    Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+    make_console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def track(items: Iterable[T], description: str, *, shown: bool) -> Iterator[T]:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from lowrank_vit.runtime.checkpoints import WholeCheckpoints
+from lowrank_vit.runtime.console import console_options
 from lowrank_vit.runtime.errors import InputError, worker_died
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
@@ -34,10 +35,17 @@ LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn
 
 
 class StderrProgressBar(RichProgressBar):
-    """Show Lightning's rich bar on the error stream: the standard output is for results (``evaluate --json``)."""
+    """Show Lightning's rich bar on the error stream: the standard output is for results (``evaluate --json``).
+
+    The bar counts the steps of an epoch; before it stands what the module is ``doing``, and the epoch where there are more.
+    """
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=4, console_kwargs={"stderr": True})
+        super().__init__(refresh_rate=4, console_kwargs=console_options(stderr=True))
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        doing, epochs = self.trainer.lightning_module.doing, self.trainer.max_epochs
+        return f"{doing}" if epochs == 1 else f"{doing}, epoch {current_epoch + 1} of {epochs}"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stop, and reset rich's global console, which Lightning has reconfigured, to the standard output."""

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -63,6 +63,8 @@ class SeededTraining(LightningModule):
     hyperparameters, ``seed`` among them.
     Raises ``InputError`` where the teacher is the model.
     """
+
+    doing: ClassVar[str] = "train"  # in the words of the progress bar
 
     def __init__(self, model: nn.Module, teacher: nn.Module | None, trained: Collection[str]) -> None:
         super().__init__()

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowrank_vit import InputError, compress, load, save
+from lowrank_vit import compress, load, save
 from lowrank_vit.cli import main
+from lowrank_vit.models import load_model
 from tests.support.commands import COMPRESS, STANDIN, json_of, refused
 from tests.support.models import ARGUMENTS, images, tiny
 
@@ -291,12 +292,9 @@ def test_a_dense_model_that_cannot_be_fetched_names_the_option_of_the_verb(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*COMPRESS, "--recipe", "svd", "--out", "small"])
-    capsys.readouterr()
-
-    def unreachable(*_: object, **__: object) -> None:
-        raise InputError("the weights cannot be fetched: pass --checkpoint FILE.safetensors")
-
-    monkeypatch.setattr("lowrank_vit.models.load_model", unreachable)
+    small, report = compress(load_model(STANDIN), [images(8)], "svd", 0.4)
+    save(small, "small", {**report, "model": "deit_tiny_patch16_224"})
+    monkeypatch.setattr("lowrank_vit.models.load.hub_reachable", lambda: False)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
     said = refused(capsys, verb, "small", "--data", "digits", *options)
     assert said.endswith(f": pass {option} FILE.safetensors")

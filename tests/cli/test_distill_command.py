@@ -65,7 +65,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     main([*command, "--held-out-samples", "50", "--out", str(out)])
     captured = capsys.readouterr()
     assert f"saved to {out}" in captured.out
-    assert "Epoch 0/0" in captured.err
+    assert captured.err.startswith("distil ")  # one epoch needs no number
     report, before = json_of(capsys, "inspect", out), json_of(capsys, "inspect", small)
     entry = report["distillation"]
     assert report["protocol"] == "calibration-distilled"

@@ -26,7 +26,7 @@ def test_the_command(
     assert f"saved to {tmp_path / 'whole'}" in captured.out
     assert f"digits_deit_small by recipe {method} (full-ft+kd)" in captured.out
     assert "on 16 images of the training: the same class" in captured.out  # it has seen all of the split
-    assert "Epoch 1/1" in captured.err
+    assert "train gates, epoch 2 of 2" in captured.err
     assert "expected_params" in (tmp_path / "whole.log" / "metrics.csv").read_text().splitlines()[0]
     report = json_of(capsys, "inspect", tmp_path / "whole")
     assert 0.4 <= report["params"]["reduction"] < 0.42

@@ -43,7 +43,7 @@ def test_a_reduction_is_of_the_cost_that_is_named() -> None:
         ("params=1.5", "out of reach: without a unit, .* between 0 and 1; an amount has one of the units k, M, G"),
         ("macs=0", "out of reach"),
         ("macs=1", "out of reach"),
-        ("macs=nan", "cannot be read: give one like params=0.5"),
+        ("macs=nan", "cannot be read: give a budget like params=0.5"),
         ("macs=-0.5", "cannot be read"),
         ("macs", "cannot be read"),
         ({"macs": 0.5, "bytes": 0.5}, "one cost, not 2"),

@@ -141,12 +141,11 @@ def _mebibytes(count: int | None) -> str:
 
 
 def _show(results: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
     from lowrank_vit.cli.view import mebibytes
+    from lowrank_vit.runtime.console import make_console
 
     macs, params, size = results["macs"], results["params"], results["bytes"]
-    console = Console()
+    console = make_console()
     console.print(
         f"[bold]{results['model']}[/], dense to compressed: {params['dense']:,} to {params['compressed']:,} parameters, "
         f"{mebibytes(size['dense'])} to {mebibytes(size['compressed'])} on disk, {macs['dense'] / 1e6:,.1f} to "

@@ -77,5 +77,5 @@ def _dense(args: argparse.Namespace) -> nn.Module:
     """Load the dense model that DIR was made from."""
     from lowrank_vit.storage import folder as storage
 
-    args.teacher_checkpoint = args.dense if isinstance(args.dense, Path) else None
-    return dense_model(args, storage.load_report(args.folder), "--dense")
+    weights = args.dense if isinstance(args.dense, Path) else None
+    return dense_model(args.folder, storage.load_report(args.folder), weights, "--dense")

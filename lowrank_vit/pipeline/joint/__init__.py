@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from lowrank_vit.modules.quantized_linear import check_bits
 from lowrank_vit.pipeline.analysis import Analysis
-from lowrank_vit.pipeline.api import analyse
 from lowrank_vit.pipeline.groups.patches import PatchGroup
 from lowrank_vit.pipeline.joint.planning import JointPlanner
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.recipes import get_recipe
-from lowrank_vit.records.budgets import Budget, Size, budget_of
-from lowrank_vit.records.images import Batches, Images
+from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import rank_and_world
@@ -28,6 +24,8 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 def check_joint(recipe: Recipe, size: Size, bits: Sequence[int]) -> None:
     """Raise ``InputError``, before an image is seen, unless sizes and bits can be chosen together."""
+    if isinstance(bits, int | str):
+        raise InputError(f"bits={bits!r} leaves no choice: give several, such as (2, 3, 4, 6, 8)")
     for each in bits:
         check_bits(each)
     if not bits:
@@ -39,27 +37,6 @@ def check_joint(recipe: Recipe, size: Size, bits: Sequence[int]) -> None:
         raise InputError(f"{what} and a choice of bits exclude each other: leave one of them out")
     if rank_and_world()[1] > 1:
         raise InputError("sizes and bits are chosen by one process: start one")
-
-
-def compress_and_quantize(
-    model: nn.Module,
-    calibration: Batches | Images,
-    budget: Mapping[str, float | str] | str | Budget,
-    recipe: str | Recipe = "best",
-    *,
-    bits: Sequence[int] = BITS,
-    **options: Any,
-) -> tuple[nn.Module, Report]:
-    """Make the most accurate model of a size on disk: ranks, kept units and bits of every layer chosen together.
-
-    calibration: as for ``compress``; budget: in bytes, as ``"bytes=4MiB"``; bits: those to choose from, 2 to 8; options:
-    those of ``analyse``. Give ``held_out`` images: sizes and bits are judged on them, where there are any.
-    Returns the quantised model and its report, for ``save``.
-    Raises ``InputError`` with one line for anything that cannot be done.
-    """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_joint(recipe, budget, bits)
-    return compress_jointly(analyse(model, calibration, recipe, **options), budget, bits)
 
 
 def compress_jointly(

@@ -88,7 +88,7 @@ def mean_scan(
     can be compressed afterwards. ``held_out``: for the divergence on unseen images. Returns the model and its report.
     Raises ``InputError`` for a model without scans, and for a number that it does not have.
     """
-    seen = calibration if isinstance(calibration, Images) else Images(calibration)
+    seen = Images.of(calibration)
     where, watch = resolve_device(device), Stopwatch()
     model = copy.deepcopy(model).to(where).eval()
     scans = _small(model, method, layers)
@@ -127,10 +127,7 @@ def _divergence(model: nn.Module, small: nn.Module, held_out: Batches | Images |
     """Measure the divergence on unseen images; nothing without any."""
     if held_out is None:
         return {}
-    unseen, objective = (
-        held_out if isinstance(held_out, Images) else Images(held_out),
-        objective_for(model, Classification()),
-    )
+    unseen, objective = Images.of(held_out), objective_for(model, Classification())
     return {f"{objective.measures}_held_out": divergences(objective, model, [small], unseen.each())[0]}
 
 

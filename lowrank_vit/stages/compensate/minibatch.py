@@ -48,6 +48,7 @@ class LayerwiseCompensation(LightningModule):
     Raises ``InputError`` where the model has no linear layer of a group's name.
     """
 
+    doing = "fit Z"
     curve: Tensor
 
     def __init__(

@@ -37,6 +37,8 @@ class GradualTraining(SeededTraining):
     Raises ``InputError`` for values out of range.
     """
 
+    doing = "train gates"
+
     def __init__(
         self,
         model: nn.Module,

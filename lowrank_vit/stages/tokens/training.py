@@ -84,6 +84,8 @@ class SelectorTraining(SeededTraining):
     Raises ``InputError`` for values out of range.
     """
 
+    doing = "train token selectors"
+
     def __init__(
         self,
         model: nn.Module,

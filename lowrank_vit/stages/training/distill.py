@@ -54,6 +54,7 @@ class Distillation(SeededTraining):
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
 
+    doing = "distil"
     last_kl: Tensor
     kl_held_out: Tensor
 
@@ -96,8 +97,7 @@ class Distillation(SeededTraining):
         self._partners, self._shares = torch.empty(0), torch.empty(0)  # of mixtures
         self._known: Outputs | None = None  # by (mirrored, position)
         self.kl = MeanMetric()
-        # buffers, so that checkpoints and other processes have them
-        self.register_buffer("last_kl", torch.tensor(float("nan")))
+        self.register_buffer("last_kl", torch.tensor(float("nan")))  # a buffer is in checkpoints and other processes
         self.register_buffer("kl_held_out", torch.full((2,), float("nan")))
 
     @property

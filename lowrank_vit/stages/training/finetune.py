@@ -91,6 +91,7 @@ class PartialFineTune(SeededTraining):
     Raises ``InputError`` for values out of range and models that are not timm's.
     """
 
+    doing = "fine-tune"
     share = "partial"
     names = staticmethod(partial_parameters)
     last_top1: Tensor

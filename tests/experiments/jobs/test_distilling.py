@@ -108,7 +108,7 @@ def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None
     whole, stopped = (task(tmp_path / name, **settings) for name in ("whole", "stopped"))
     said: list[str] = []
     result = run_job(whole, said.append)
-    assert [text[:10] for text in said if text.startswith("distil ")] == ["distil 1/3", "distil 2/3", "distil 3/3"]
+    assert [text[:20] for text in said if text.startswith("distil,")] == [f"distil, epoch {n} of 3" for n in (1, 2, 3)]
     assert not any("fine-tune" in text for text in said)
     entry = result["distillation"]
     assert (result["finetune"], result["trainable_share"], entry["epochs"]) == (None, 1.0, 3)
@@ -122,7 +122,7 @@ def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None
     assert storage.load_report(whole.model_folder)["protocol"] == "calibration-distilled"
     assert not (whole.own_folder / "checkpoints").exists()
     with pytest.raises(StoppedError):
-        run_job(stopped, stop_at("distil 2/3", []))
+        run_job(stopped, stop_at("distil, epoch 2 of 3", []))
     again = run_job(stopped, said.append)
     assert again["distillation"] == entry
     one, other = (load_file(each.model_folder / "model.safetensors") for each in (whole, stopped))

@@ -100,7 +100,7 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert parameter_count(load(own.own_folder / "finetuned")) == result["params"]["compressed"]
     assert not (own.own_folder / "checkpoints").exists()
     assert not (own.own_folder / "stages.json").exists()
-    assert any("fine-tune 2/2" in text for text in said)
+    assert any("fine-tune, epoch 2 of 2" in text for text in said)
 
 
 def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,13 +183,14 @@ def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: py
 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     own, said = task(tmp_path / "stopped", epochs=3), []
-    for place in ("evaluate before", "fine-tune 2/3"):  # the checkpoint of the first epoch is there
+    for place in ("evaluate before", "fine-tune, epoch 2 of 3"):  # the checkpoint of the first epoch is there
         with pytest.raises(StoppedError):
             run_job(own, stop_at(place, []))
     assert (own.own_folder / "checkpoints" / "last.ckpt").exists()
     result = run_job(own, said.append)
     assert not any("compress" in text or "before" in text for text in said)
-    assert [text[:13] for text in said if text.startswith("fine-tune ")] == ["fine-tune 2/3", "fine-tune 3/3"]
+    told = [text.partition(":")[0] for text in said if text.startswith("fine-tune,")]
+    assert told == ["fine-tune, epoch 2 of 3", "fine-tune, epoch 3 of 3"]
     whole = task(tmp_path / "whole", epochs=3)
     assert run_job(whole, lambda text: None)["top1"] == result["top1"]
     one, other = (load_file(place.own_folder / "finetuned" / "model.safetensors") for place in (own, whole))
@@ -374,7 +375,7 @@ def test_a_job_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert attempt(two, said.append)[0] == "done"
     one, other = run_job(alone, lambda text: None), find_result(two.folder, two.job)
     assert other is not None
-    assert [text for text in said if text.startswith("fine-tune")][-1].startswith("fine-tune 2/2")
+    assert [text for text in said if text.startswith("fine-tune")][-1].startswith("fine-tune, epoch 2 of 2")
     assert [text for text in said if text == "compress by best"] == ["compress by best"]
     for when, top1 in one["top1"].items():
         assert other["top1"][when] == pytest.approx(top1, abs=100 / 64 + 1e-6), when  # an image may tip over

@@ -11,7 +11,8 @@ import timm
 from experiments.jobs import checkpoints
 from experiments.jobs.job import Job
 from experiments.jobs.protocol import deviations, protocol
-from experiments.runner.plan import Images, Options, make_plan, open_images, recipe_changes, short_spec
+from experiments.runner.campaign import skipped
+from experiments.runner.plan import Images, Options, Planned, make_plan, open_images, recipe_changes, short_spec
 from experiments.runner.reach import size_reduction
 from experiments.tables.rows import Row
 from lowrank_vit import InputError
@@ -122,9 +123,18 @@ def test_a_row_out_of_reach_says_how_far_its_recipe_goes() -> None:
     near, far = make_plan(replace(TABLE, rows=rows), Options(), IMAGES)
     assert (len(near.jobs), near.reason) == (3, None)
     assert far.jobs == ()
-    assert f"recipe 'exact' on these layers reaches from 0 (not included) to {int(reach * 1e4) / 1e4:g}" in str(
-        far.reason
-    )
+    furthest = f"{int(reach * 1e4) / 1e4:g}"
+    assert far.reason == f"out of reach: on this model its recipe reaches from 0 (not included) to {furthest}"
+
+
+def test_rows_that_are_skipped_for_reasons_of_one_kind_share_a_line() -> None:
+    near, far = (Planned(named("m/ours-40"), reason=f"out of reach: up to {share}") for share in (0.7, 0.8))
+    missing = Planned(named("n/svd-40"), reason="no stand-in for Model-N: give --data")
+    others = "; the table names the others' reasons"
+    assert skipped([near, missing, Planned(named("m/svd-40")), missing, far]) == [
+        f"2 rows skipped (Model-M): out of reach: up to 0.7{others}",
+        "2 rows skipped (Model-N): no stand-in for Model-N: give --data",
+    ]
 
 
 def test_a_known_reach_is_that_of_one_recipe_and_spares_no_larger_reduction() -> None:

@@ -201,9 +201,9 @@ def test_a_large_model_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.
 def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
     own = task(tmp_path, "deit_s/svd-40", "svd", epochs=2)
     with pytest.raises(ZeroDivisionError):
-        run_job(own, stop_at("fine-tune 1/2"))
+        run_job(own, stop_at("fine-tune, epoch 1 of 2"))
     with pytest.raises(ZeroDivisionError):
-        run_job(own, stop_at("fine-tune 2/2"))
+        run_job(own, stop_at("fine-tune, epoch 2 of 2"))
     run_job(own, quiet)
     first, second, third = attempts = read_runs(tmp_path)
     assert {run.run["run_id"] for run in attempts} == {run_id(own.job)}

@@ -10,7 +10,7 @@ import timm
 import torch
 
 import lowrank_vit
-from lowrank_vit import InputError, compress_and_quantize
+from lowrank_vit import InputError, compress
 from lowrank_vit.modules.counting import saved_bytes
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.pipeline.joint import compress_jointly
@@ -38,7 +38,7 @@ def test_the_file_is_at_most_one_per_cent_below_the_budget(recipe: str, share: f
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **WIDE).eval()
     limit = int(share * saved_bytes(model, torch.float16))
-    small, report = compress_and_quantize(model, [images(12)], f"bytes={limit}B", recipe, bits=BITS)
+    small, report = compress(model, [images(12)], recipe, budget=f"bytes={limit}B", bits=BITS)
     lowrank_vit.save(small, tmp_path / "small", report, model_args=WIDE)
     size = lowrank_vit.file_bytes(tmp_path / "small")
     assert 0.99 * limit <= size <= limit
@@ -52,7 +52,7 @@ def test_the_file_is_at_most_one_per_cent_below_the_budget(recipe: str, share: f
 @pytest.mark.parametrize("kind", ["swin", "mixer", "convnext"])
 def test_other_families_keep_within_the_budget(kind: str) -> None:
     limit = int(0.8 * half(kind))
-    small, report = compress_and_quantize(tiny(kind), [images(12, kind)], f"bytes={limit}B", bits=BITS)
+    small, report = compress(tiny(kind), [images(12, kind)], budget=f"bytes={limit}B", bits=BITS)
     assert report["budget"]["counted"] == saved_bytes(small, torch.float16) <= limit
 
 
@@ -91,9 +91,20 @@ def test_attention_without_biases_is_cut_and_rounded() -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, qkv_bias=False).eval()
     limit = int(0.8 * saved_bytes(model, torch.float16))
-    assert (
-        saved_bytes(compress_and_quantize(model, [images(12)], f"bytes={limit}B", bits=BITS)[0], torch.float16) <= limit
-    )
+    small, _ = compress(model, [images(12)], budget=f"bytes={limit}B", bits=BITS)
+    assert saved_bytes(small, torch.float16) <= limit
+
+
+def test_the_former_name_makes_the_same() -> None:
+    """From an analysis in two steps, by ``compress``, and by the name that it had."""
+    model, data, budget = tiny(), images(12), f"bytes={int(0.7 * half('vit'))}B"
+    made = [
+        compress_jointly(lowrank_vit.analyse(model, [data], "best"), budget, BITS),
+        compress(model, [data], "best", budget=budget, bits=BITS),
+        lowrank_vit.compress_and_quantize(model, [data], budget, bits=BITS),
+    ]
+    first, *others = [small.state_dict() for small, _ in made]
+    assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
 
 
 class Dearer(JointPlanner):
@@ -137,6 +148,9 @@ def test_more_bytes_lose_less() -> None:
     ("options", "said"),
     [
         ({"budget": "params=0.5"}, "in bytes"),
+        ({"reduction": 0.5}, "in bytes"),
+        ({}, "in bytes"),
+        ({"budget": "bytes=5KiB", "bits": 4}, "bits=4 leaves no choice"),
         ({"budget": "bytes=5KiB", "bits": (1, 4)}, "2 to 8"),
         ({"budget": "bytes=5KiB", "bits": ()}, "no numbers of bits"),
         ({"budget": "bytes=1KiB"}, "out of reach: the smallest model"),
@@ -146,5 +160,5 @@ def test_more_bytes_lose_less() -> None:
 )
 def test_what_cannot_be_is_refused_in_one_line(options: dict, said: str) -> None:
     with pytest.raises(InputError, match=said) as error:
-        compress_and_quantize(tiny(), [images(8)], **{"bits": BITS, **options})
+        compress(tiny(), [images(8)], **{"bits": BITS, **options})
     assert "\n" not in str(error.value)

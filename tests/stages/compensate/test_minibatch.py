@@ -250,6 +250,12 @@ def test_it_is_quiet(toy, capfd, recwarn):
     assert not recwarn.list
 
 
+def test_the_bar_counts_steps(toy, capfd):
+    run(toy, progress=True, steps=7)
+    assert capfd.readouterr().err.startswith("fit Z ")
+    assert "Epoch" not in capfd.readouterr().err
+
+
 def test_bad_input_is_named(toy):
     model, images, residuals, moments = toy
     extra = {"head": residuals["map"]}, {"head": moments["map"]}

@@ -231,7 +231,7 @@ def test_quiet_but_for_the_bar_on_the_error_stream(capfd: pytest.CaptureFixture[
     run(tiny(), epochs=2, progress=True)
     out, err = capfd.readouterr()
     assert not out
-    assert "Epoch 1/1" in err
+    assert "fine-tune, epoch 2 of 2" in err
     assert "Tip" not in err
     assert "workers" not in err
 

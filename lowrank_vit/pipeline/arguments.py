@@ -1,0 +1,32 @@
+"""What all public functions check of their arguments: the order of model and images, and the names of options."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from lowrank_vit.runtime.errors import InputError
+
+
+def check_model(model: object, second: object) -> None:
+    """Raise ``InputError`` unless the first argument is a model; ``second``: the one after it, perhaps in its place."""
+    if isinstance(model, nn.Module):
+        return
+    kind = type(model).__name__
+    if isinstance(second, nn.Module):
+        raise InputError(f"the model comes second, after a {kind}: pass the model first, then the images")
+    raise InputError(f"the model is a {kind}: pass a module, such as timm.create_model makes")
+
+
+def check_options(given: Iterable[str], function: Callable[..., Any], *takers: Callable[..., Any]) -> None:
+    """Raise ``TypeError`` for an option that neither ``function`` has, nor those that it hands options to."""
+    parameters = [each for taker in (function, *takers) for each in inspect.signature(taker).parameters.values()]
+    known = {each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
+    for name in [name for name in given if name not in known]:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{function.__name__}() has no argument {name!r}{hint}")
