@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import math
 from pathlib import Path
 
+from lowrank_vit.pipeline.catalogue import RECIPES
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
@@ -15,15 +15,14 @@ from lowrank_vit.runtime.registry import unknown
 LOCAL = ("imagefolder", "parquet", "arrow")  # sources that are paths
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
 HUB = "hf_hub:"
-RECIPES = [Path(__file__).parent.parent / "pipeline" / name for name in ("recipes.py", "rivals.py")]
 
 
 def check_early(args: argparse.Namespace) -> None:
     """Raise ``InputError`` for what is missing or unknown and for numbers out of range, whatever the verb."""
     given = vars(args)
     recipe = given.get("recipe")
-    if recipe is not None and recipe not in recipe_names():
-        raise unknown("recipe", recipe, recipe_names())
+    if recipe is not None and recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
     if given.get("logger") == "wandb":
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
     folder = given.get("folder")
@@ -49,11 +48,3 @@ def check_early(args: argparse.Namespace) -> None:
             raise InputError(f"reduction {share:g} is out of reach: give {remedy}")
     if isinstance(given.get("budget"), str):
         parse_budgets(args.budget)
-
-
-def recipe_names() -> list[str]:
-    """Read the recipes' names from the source: importing them, with their methods and PyTorch, takes seconds."""
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in RECIPES]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    fields = [field for call in calls if ast.unparse(call.func) == "Recipe" for field in call.keywords]
-    return [ast.literal_eval(field.value) for field in fields if field.arg == "name"]

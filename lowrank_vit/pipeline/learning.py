@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
@@ -28,6 +27,9 @@ from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.gradual.learning import Learnt
 from lowrank_vit.stages.gradual.learning import learn as learn_gates
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 EPOCHS = 10  # of gates alone, on the calibration images
 
