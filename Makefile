@@ -88,6 +88,7 @@ reproduce-all: setup
 
 # tables in the terminal, JSON in results/benchmarks; DeiT-B at batch 64 takes long on a CPU
 benchmark: setup
+	$(PYTHON) -m benchmarks.startup --json $(or $(RESULTS),results)/benchmarks/startup.json
 	$(PYTHON) -m benchmarks.statistics --json $(or $(RESULTS),results)/benchmarks/statistics.json
 	$(PYTHON) -m benchmarks.memory --json $(or $(RESULTS),results)/benchmarks/memory.json
 	$(PYTHON) -m benchmarks.quantize --json $(or $(RESULTS),results)/benchmarks/quantize.json

@@ -16,12 +16,10 @@ from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.recipe import Recipe
 from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
-from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.images import Images
-from lowrank_vit.records.layers import OUTPUT
+from lowrank_vit.records.layers import INPUT, OUTPUT, ROW
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.records.split_rows import ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
