@@ -13,9 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from experiments.jobs.checkpoints import check_folder
+from experiments.tables.catalogue import find, find_all, tables
+from experiments.tables.rows import Row
 from experiments.tracking.workspace import add_options
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import require
+from lowrank_vit.runtime.files import check_spec
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
@@ -158,9 +162,6 @@ def publish_workspace(args: argparse.Namespace) -> int:
 
 def list_tables(args: argparse.Namespace) -> int:
     """Run the verb ``list``."""
-    from experiments.tables.catalogue import find, tables
-    from experiments.tables.rows import Row
-
     if args.table is None:
         for table in tables().values():
             print(f"{table.name}  {table.title}: {len(table.runnable)} rows to run, {len(table.rows)} in all")
@@ -180,24 +181,28 @@ def list_tables(args: argparse.Namespace) -> int:
 
 def report_table(args: argparse.Namespace) -> int:
     """Run the verb ``report``."""
+    chosen = find_all(args.tables, whole=True)
     from experiments.report.terminal import report
-    from experiments.tables.catalogue import find_all
 
-    for table, _ in find_all(args.tables, whole=True):
+    for table, _ in chosen:
         report(args.results, table)
     return 0
 
 
 def publish_tables(args: argparse.Namespace) -> int:
     """Run the verb ``publish``."""
+    chosen = find_all(args.targets)
     from experiments.report.publish import run
-    from experiments.tables.catalogue import find_all
 
-    return run(args.results, find_all(args.targets))
+    return run(args.results, chosen)
 
 
 def run_table(args: argparse.Namespace) -> int:
-    """Run the verb ``run``."""
+    """Run the verb ``run``; a mistyped name or path is told before PyTorch is imported."""
+    find_all(args.targets)
+    check_spec(args.data)
+    if args.checkpoints is not None and args.data != "digits":
+        check_folder(args.checkpoints)
     from experiments.report.terminal import report
     from experiments.runner.campaign import run
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
-    from lowrank_vit.storage.folder import file_bytes, is_saved_model, load_report
+    from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
 __version__ = "0.2.0"
 __all__ = [
@@ -143,7 +143,7 @@ _HOMES = {
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),
-    "storage.folder": ("file_bytes", "is_saved_model", "load_report"),
+    "storage.contents": ("file_bytes", "is_saved_model", "load_report"),
 }
 
 

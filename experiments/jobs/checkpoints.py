@@ -14,10 +14,15 @@ def checkpoint_names(model: str) -> list[str]:
     return list(dict.fromkeys((f"{model}.safetensors", f"{model.partition('.')[0]}.safetensors")))
 
 
-def find_checkpoint(folder: Path, model: str) -> Path | None:
-    """Find the model's weights in ``folder``. Raises ``InputError`` where that is no folder."""
+def check_folder(folder: Path) -> None:
+    """Raise ``InputError`` where the folder of checkpoints is none."""
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: --checkpoints takes a folder of .safetensors files")
+
+
+def find_checkpoint(folder: Path, model: str) -> Path | None:
+    """Find the model's weights in ``folder``. Raises ``InputError`` where that is no folder."""
+    check_folder(folder)
     return next((path for name in checkpoint_names(model) if (path := folder / name).is_file()), None)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from experiments.jobs.job import Job
 from experiments.tables.rows import Row
-from lowrank_vit import check_budget
 from lowrank_vit.records.budgets import OutOfReachError
 from lowrank_vit.runtime.errors import InputError
 
@@ -26,6 +25,8 @@ class Reach:
         """Return how far the job's recipe reaches, where no choice of sizes reaches its reduction; None where one does."""
         if job.recipe is None or job.measure is not None or not _is_known(job.model):
             return None
+        from lowrank_vit import check_budget
+
         key = json.dumps([job.model, job.recipe, job.as_json()["changes"], job.cost], sort_keys=True)
         if 0 < job.reduction <= self._largest.get(key, 0.0):
             return None

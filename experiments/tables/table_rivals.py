@@ -24,7 +24,6 @@ from typing import Any
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.printed import PRINTED
 from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
-from lowrank_vit import get_recipe
 
 METHODS = {  # recipe: method, note
     "svd": ("Plain SVD (svd)", ""),
@@ -134,7 +133,7 @@ def _row(model: Architecture, recipe: str, percent: int) -> Row:
     method, note = METHODS[recipe]
     return Row(
         f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol=GATES_ALONE if get_recipe(recipe).gradual else "training-free", note=note, epochs=0, timed=True,
+        protocol=GATES_ALONE if recipe.endswith("-gates") else "training-free", note=note, epochs=0, timed=True,
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
@@ -183,6 +182,8 @@ def block_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def pool_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every attention pooling of timm's, and its MLP, by name."""
+    from timm.layers import AttentionPoolLatent
+
     for name, module in model.named_modules():
         if type(module) is AttentionPoolLatent:
             yield name, module

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from lowrank_vit.architectures.linears import call_every_layer
-from lowrank_vit.architectures.transformers_parts import exchange_parts
 
 
 def canonical(model: nn.Module) -> nn.Module:
@@ -13,4 +12,6 @@ def canonical(model: nn.Module) -> nn.Module:
 
     Every layer is called as a module, and attention and MLPs of Hugging Face's models become timm's.
     """
+    from lowrank_vit.architectures.transformers_parts import exchange_parts
+
     return exchange_parts(call_every_layer(model))

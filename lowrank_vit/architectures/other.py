@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, block_modules, unwalked
-from lowrank_vit.architectures.parts import MLP_INPUTS
+from lowrank_vit.architectures.parts import mlp_inputs
 from lowrank_vit.architectures.vit import ViT
 
 
@@ -22,11 +22,11 @@ class Other(ViT):
 
     def takes(self, model: nn.Module) -> bool:
         """Tell whether an MLP of a usual kind stands in one of the blocks."""
-        return any(type(module) in MLP_INPUTS for _, module in block_modules(model))
+        return any(mlp_inputs(module) for _, module in block_modules(model))
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
         """Raise ``InputError``: the path from block to block is not known."""
-        owners = (name.rpartition(".")[0] for name, module in block_modules(model) if type(module) in MLP_INPUTS)
+        owners = (name.rpartition(".")[0] for name, module in block_modules(model) if mlp_inputs(module))
         raise unwalked(model, type(model.get_submodule(next(owners))).__name__)
 
     def positions(self, model: nn.Module) -> None:

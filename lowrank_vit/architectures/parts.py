@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import AttentionPoolLatent, GluMlp, Mlp, SwiGLU
 from torch import nn
 
 from lowrank_vit.architectures.linears import dense_linear
@@ -18,8 +17,6 @@ from lowrank_vit.runtime.errors import InputError
 NORMS = ("q_norm", "k_norm")
 NORMALISED, APART = "normalised", "made by layers of their own"  # what queries and keys are that stay dense
 ADVICE = "choose a recipe for single layers (`list recipes`)"
-# the layers that make the hidden units, gates first; a subclass may compute something else
-MLP_INPUTS: dict[type[nn.Module], tuple[str, ...]] = {Mlp: ("fc1",), GluMlp: ("fc1",), SwiGLU: ("fc1_g", "fc1_x")}
 
 
 class UnknownWholeError(InputError):
@@ -47,6 +44,8 @@ def refuse_extras(name: str, module: nn.Module, extras: dict[str, str]) -> None:
 
 def described_pool(name: str, module: nn.Module) -> PoolSite | None:
     """Describe timm's attention pooling; None for another module. Raises ``InputError`` for one without an output layer."""
+    from timm.layers import AttentionPoolLatent
+
     if type(module) is not AttentionPoolLatent:
         return None
     kv = replace(described_linear(f"{name}.kv", module.kv, module.num_heads), parts=2)
@@ -59,13 +58,24 @@ def described_pool(name: str, module: nn.Module) -> PoolSite | None:
     return PoolSite(name, kv, proj, module.head_dim, latent_width=module.latent_dim, **further)
 
 
+def mlp_inputs(module: nn.Module) -> tuple[str, ...]:
+    """Name the layers of an MLP of timm's that make the hidden units, gates first; none for another module.
+
+    A subclass may compute something else.
+    """
+    from timm.layers import GluMlp, Mlp, SwiGLU
+
+    known: dict[type[nn.Module], tuple[str, ...]] = {Mlp: ("fc1",), GluMlp: ("fc1",), SwiGLU: ("fc1_g", "fc1_x")}
+    return known.get(type(module), ())
+
+
 def described_mlp(name: str, module: Any) -> MlpSite | None:
     """Describe an MLP of timm's, with gates or without; None for another module.
 
     Raises ``InputError`` for one whose hidden units do not go one by one: normalised together, or made by a convolution.
     """
-    layers = MLP_INPUTS.get(type(module))
-    if layers is None:
+    layers = mlp_inputs(module)
+    if not layers:
         return None
     refuse_extras(name, module, {"norm": "normalises its hidden units"})
     if any(parameter.numel() > 1 for parameter in module.act.parameters()):

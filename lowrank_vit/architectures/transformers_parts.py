@@ -13,16 +13,10 @@ from timm.layers import Attention, AttentionPoolLatent, Mlp, SwiGLU
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.modules.surgery import replace_module
 
-PACKAGE = "transformers.models."
 CORE = "core"  # the name of timm's attention in the module that answers for it
-
-
-def kind_of(module: nn.Module) -> str:
-    """Return the name of a class of transformers; nothing for a class of any other origin."""
-    kind = type(module)
-    return kind.__name__ if kind.__module__.startswith(PACKAGE) else ""
 
 
 class Answering(nn.Module):

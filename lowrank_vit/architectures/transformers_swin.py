@@ -12,8 +12,9 @@ from timm.models.swin_transformer import WindowAttention, window_partition, wind
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch
+from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.plain import plain_attention
-from lowrank_vit.architectures.transformers_parts import CORE, kind_of
+from lowrank_vit.architectures.transformers_parts import CORE
 from lowrank_vit.architectures.transformers_vit import TransformersViT
 from lowrank_vit.records.layers import AttentionSite
 

@@ -9,9 +9,10 @@ from timm.layers import Attention
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
+from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import plain_attention, scaled
-from lowrank_vit.architectures.transformers_parts import CORE, Answering, kind_of
+from lowrank_vit.architectures.transformers_parts import CORE, Answering
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import logits_of
 from lowrank_vit.records.layers import AttentionSite

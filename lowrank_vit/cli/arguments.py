@@ -29,6 +29,14 @@ def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add ``--out``, the folder of the new model."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.set_defaults(check=check_out)
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` unless ``--out`` is free, before PyTorch is imported."""
+    from lowrank_vit.storage.contents import check_free
+
+    check_free(args.out)
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -194,12 +202,6 @@ def shares(text: str) -> dict[str, float]:
 def whole_numbers(text: str) -> list[int]:
     """Read whole numbers."""
     return [int(part) for part in text.split(",")]
-
-
-def check_figure(path: Path) -> None:
-    """Raise ``InputError`` for a figure's file of another kind than those that can be drawn."""
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"cannot draw {path.name!r}: end its name in .png, .pdf or .svg")
 
 
 def add_budget(parser: argparse._ActionsContainer) -> None:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import math
 from pathlib import Path
 
+from lowrank_vit.cli.arguments import check_one_model
+from lowrank_vit.pipeline.catalogue import RECIPES
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
+from lowrank_vit.runtime.files import check_spec
 from lowrank_vit.runtime.registry import unknown
 
-LOCAL = ("imagefolder", "parquet", "arrow")  # sources that are paths
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
 HUB = "hf_hub:"
-RECIPES = [Path(__file__).parent.parent / "pipeline" / name for name in ("recipes.py", "rivals.py")]
 
 
 def check_early(args: argparse.Namespace) -> None:
-    """Raise ``InputError`` for what is missing or unknown and for numbers out of range, whatever the verb."""
+    """Raise ``InputError`` for what is missing or unknown and for numbers out of range; then by the verb's own ``check``."""
     given = vars(args)
     recipe = given.get("recipe")
-    if recipe is not None and recipe not in recipe_names():
-        raise unknown("recipe", recipe, recipe_names())
+    if recipe is not None and recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
     if given.get("logger") == "wandb":
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
+    if "folder" in given and "model" in given:
+        check_one_model(args)
     folder = given.get("folder")
     if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
         remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
@@ -35,9 +37,7 @@ def check_early(args: argparse.Namespace) -> None:
     for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
         if isinstance(file, Path) and not file.exists():
             raise InputError(f"checkpoint {file} does not exist: pass a .safetensors file")
-    kind, _, target = str(given.get("data") or "").partition(":")
-    if kind in LOCAL and target and not Path(target).exists():
-        raise InputError(f"--data {args.data}: {target} does not exist")
+    check_spec(str(given.get("data") or ""))
     for name in COUNTS:
         count = given.get(name)
         if count is not None and count < 1:
@@ -49,11 +49,11 @@ def check_early(args: argparse.Namespace) -> None:
             raise InputError(f"reduction {share:g} is out of reach: give {remedy}")
     if isinstance(given.get("budget"), str):
         parse_budgets(args.budget)
+    if "check" in given:
+        args.check(args)
 
 
-def recipe_names() -> list[str]:
-    """Read the recipes' names from the source: importing them, with their methods and PyTorch, takes seconds."""
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in RECIPES]
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    fields = [field for call in calls if ast.unparse(call.func) == "Recipe" for field in call.keywords]
-    return [ast.literal_eval(field.value) for field in fields if field.arg == "name"]
+def check_figure(path: Path) -> None:
+    """Raise ``InputError`` for a figure's file of another kind than those that can be drawn."""
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"cannot draw {path.name!r}: end its name in .png, .pdf or .svg")

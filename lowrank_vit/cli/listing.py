@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+from lowrank_vit.pipeline.catalogue import FULL_FORMS, RECIPES
 from lowrank_vit.runtime.registry import Registry
 
 
@@ -28,13 +29,9 @@ def listing(kind: str) -> dict[str, str]:
     if kind == "models":
         return _models()
     if kind == "recipes":
-        from lowrank_vit.pipeline.recipes import RECIPES
-
-        return {name: recipe.about for name, recipe in RECIPES.items()}
+        return RECIPES
     if kind == "methods":
-        from lowrank_vit.pipeline.full_forms import FULL_FORMS
-
-        return {name: recipe.about for name, recipe in FULL_FORMS.items()}
+        return FULL_FORMS
     registries: list[Registry]
     if kind == "decompositions":
         from lowrank_vit.stages.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS, TABLES

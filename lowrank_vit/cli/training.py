@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_vit.cli.arguments import add_folder, add_out
+from lowrank_vit.cli.unfinished import check_new
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
         help="weights of the dense model (default: fetched from the hub)",
     )
     add_out(parser)
+    parser.set_defaults(check=check_new)
 
 
 def add_logger(parser: argparse.ArgumentParser) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lowrank_vit.cli.arguments import check_out
 from lowrank_vit.runtime.errors import InputError
 
 LOCK = "lock"
+
+
+def _beside(out: Path) -> Path:
+    """Name the folder of ``out``."""
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.with_name(f".{named.name}.unfinished")
+
+
+def check_new(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` unless ``--out`` is free, before PyTorch is imported.
+
+    What a killed process left beside it is cleared by ``unfinished``, which comes first then.
+    """
+    if not _beside(args.out).exists():
+        check_out(args)
 
 
 @contextmanager
@@ -23,8 +40,7 @@ def unfinished(out: Path, folders: Sequence[Path] = ()) -> Iterator[Path]:
     from lowrank_vit.runtime.processes import agreed, is_first
     from lowrank_vit.storage import folder as storage
 
-    named = out if out.name not in ("", "..") else out.resolve()
-    folder = named.with_name(f".{named.name}.unfinished")
+    folder = _beside(out)
     lock, refused = _locked(folder, out) if is_first() else (None, None)
     refused = agreed(refused)
     if refused is not None:

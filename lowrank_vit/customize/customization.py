@@ -16,7 +16,7 @@ from lowrank_vit.customize.deltas import DELTAS, Delta
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.words import NewWord
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import write_tensors
+from lowrank_vit.runtime.tensors import write_tensors
 
 FORMAT = "lowrank_vit delta 1"
 WORD = "word"  # the tensor of the new word's vector

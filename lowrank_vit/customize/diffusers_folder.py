@@ -16,7 +16,8 @@ from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.words import ClipText, Text, WordTable
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import json_text, replacing, tensor_bytes
+from lowrank_vit.runtime.files import json_text, replacing
+from lowrank_vit.runtime.tensors import tensor_bytes
 
 UNET, SCHEDULER, AUTOENCODER, ENCODER, TOKENIZER = "unet", "scheduler", "vae", "text_encoder", "tokenizer"
 WORDS = "words.safetensors"

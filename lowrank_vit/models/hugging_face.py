@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_vit.architectures.transformers_parts import PACKAGE
+from lowrank_vit.architectures.origin import PACKAGE
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.network import hub_reachable

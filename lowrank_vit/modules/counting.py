@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.scans import Scan
-from lowrank_vit.runtime.files import METADATA, tensor_bytes_count
+from lowrank_vit.runtime.tensors import METADATA, tensor_bytes_count
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import classifiers
-from lowrank_vit.architectures.transformers_parts import kind_of
+from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown

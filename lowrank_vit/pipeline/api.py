@@ -28,7 +28,7 @@ from lowrank_vit.pipeline.learning import gates_alone, known_or, target_share, w
 from lowrank_vit.pipeline.phases import Phases, identity
 from lowrank_vit.pipeline.preparing import prepared
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.recipes import recipe_of
+from lowrank_vit.pipeline.recipes import as_recipe
 from lowrank_vit.pipeline.selecting import announce, select
 from lowrank_vit.pipeline.statistics import collect
 from lowrank_vit.records.budgets import Budget, Size
@@ -75,7 +75,7 @@ def analyse(
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     check_model(model, calibration)
-    recipe, seen = recipe_of(recipe), Images.of(calibration)
+    recipe, seen = as_recipe(recipe), Images.of(calibration)
     unseen = None if held_out is None else Images.of(held_out)
     where, watch = resolve_device(device), Stopwatch()
     model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
@@ -172,7 +172,7 @@ def sweep(
     """
     check_options(options, sweep, analyse)
     check_model(model, calibration)
-    recipe, images = recipe_of(recipe), Images.of(calibration)
+    recipe, images = as_recipe(recipe), Images.of(calibration)
     if isinstance(reductions, str | Mapping) or not isinstance(reductions, Iterable):
         raise InputError(f"{reductions!r} is one size, not a list: give several, such as [0.25, 0.5]")
     for size in reductions:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
@@ -16,20 +15,21 @@ from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.pipeline.arguments import check_model, check_options
 from lowrank_vit.pipeline.phases import Phases
 from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.recipes import recipe_of
+from lowrank_vit.pipeline.recipes import as_recipe
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
-from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.images import Images
-from lowrank_vit.records.layers import OUTPUT
+from lowrank_vit.records.layers import INPUT, OUTPUT, ROW
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.records.split_rows import ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.gradual.learning import Learnt
 from lowrank_vit.stages.gradual.learning import learn as learn_gates
 from lowrank_vit.stages.gradual.training import GradualTraining
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 EPOCHS = 10  # of gates alone, on the calibration images
 
@@ -51,7 +51,7 @@ def learn(
     """
     check_model(model, data_module)
     check_options(options, learn, learn_gates, GradualTraining)
-    recipe = recipe_of(recipe)
+    recipe = as_recipe(recipe)
     if recipe.gradual is None or not recipe.labelled:
         raise InputError(f"recipe {recipe.name!r} learns nothing on labelled images: compress by it, then fine-tune")
     if options.get("teacher") is model:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lowrank_vit.objectives import OBJECTIVES, Objective
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.pipeline.catalogue import ABOUT
 from lowrank_vit.pipeline.groups import GROUPS
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
@@ -170,6 +171,11 @@ class Recipe:
             "about": self.about,
             "hyperparameters": {slot: plain(vars(method)) for slot, method in methods.items() if method is not None},
         }
+
+
+def named(name: str, **parts: Any) -> Recipe:
+    """Make the recipe called ``name``; the line about it is in ``catalogue.py``."""
+    return Recipe(name=name, about=ABOUT[name], **parts)
 
 
 ALIASES = {"budget": "compensation.budget", "probe": "objective.sampling"}

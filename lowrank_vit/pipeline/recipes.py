@@ -8,7 +8,7 @@ from typing import Any
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.pipeline import rivals
 from lowrank_vit.pipeline.full_forms import FULL_FORMS
-from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.pipeline.recipe import Recipe, named
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.stages.allocate.greedy import GreedyMarginal
@@ -41,86 +41,42 @@ def _linear(decomposition: Any) -> dict[str, Any]:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe(
-            name="svd",
-            units=_linear(PlainSVD()),
-            allocator=Uniform(),
-            about="plain SVD of the weight, the same share of every layer",
-        ),
-        Recipe(
-            name="fwsvd",
-            units=_linear(FisherWeightedSVD()),
-            allocator=Uniform(),
-            about="SVD with rows weighted by the diagonal Fisher (Hsu et al.)",
-        ),
-        Recipe(
-            name="asvd",
-            units=_linear(ActivationScaledSVD()),
-            allocator=Uniform(),
-            about="SVD of the weight scaled by input magnitudes (Yuan et al.)",
-        ),
-        Recipe(
-            name="svd_llm",
-            units=_linear(Whitened()),
-            allocator=Uniform(),
-            about="whitened SVD, the same share of every layer (Wang et al.)",
-        ),
-        Recipe(
-            name="afm_energy",
-            units=_linear(FeatureMimicking()),
-            allocator=GreedyMarginal(),
-            bias_correction=True,
-            about="PCA of the output, ranks by its energy, where Yu and Wu take a measured sensitivity (aafm)",
-        ),
-        Recipe(
-            name="paper",
+        named("svd", units=_linear(PlainSVD()), allocator=Uniform()),
+        named("fwsvd", units=_linear(FisherWeightedSVD()), allocator=Uniform()),
+        named("asvd", units=_linear(ActivationScaledSVD()), allocator=Uniform()),
+        named("svd_llm", units=_linear(Whitened()), allocator=Uniform()),
+        named("afm_energy", units=_linear(FeatureMimicking()), allocator=GreedyMarginal(), bias_correction=True),
+        named(
+            "paper",
             units=_linear(RepresentativeSVD()),
             allocator=GradualReduction(),
             compensation=LowRank(),
             solver="minibatch",
-            about="the paper as written: SVD on the mean image, Algorithm 1, low-rank Z by minibatches (Azizi et al.)",
         ),
-        Recipe(
-            name="paper_charitable",
+        named(
+            "paper_charitable",
             units=_linear(WhitenedNormalised()),
             allocator=GradualReduction(),
             compensation=LowRank(),
             solver="minibatch",
-            about="the paper read charitably: all tokens of all images in place of the mean image, Algorithm 1, low-rank Z",
         ),
-        Recipe(
-            name="exact",
-            units=_linear(WhitenedCentred()),
-            bias_correction=True,
-            about="the exact minimiser of the mean squared error of outputs: whitened, centred, ranks by an exact knapsack",
-        ),
-        Recipe(
-            name="exact_normalised",
-            units=_linear(WhitenedCentredNormalised()),
-            bias_correction=True,
-            about="exact, with the error of each image divided by its energy, as the paper's (3) has it",
-        ),
-        Recipe(
-            name="loss_aware",
-            units=_linear(TwoSided()),
-            bias_correction=True,
-            about="weighted by the loss's Fisher on the output side, ranks by predicted loss over the whole model",
-        ),
-        Recipe(
-            name="best",
+        named("exact", units=_linear(WhitenedCentred()), bias_correction=True),
+        named("exact_normalised", units=_linear(WhitenedCentredNormalised()), bias_correction=True),
+        named("loss_aware", units=_linear(TwoSided()), bias_correction=True),
+        named(
+            "best",
             units={"attention": HeadLowRank(), "mlp": Interpolation(), "scan": LeaveOut(), **_linear(TwoSided())},
             bias_correction=True,
             objective=Classification(sampling="signs"),
             measured=MeasuredLosses(),
             refit=OutputRefit(),
-            about="attention by head, MLP by interpolation, scans left out, others two-sided, one budget of predicted loss",
         ),
         *rivals.RECIPES,
     )
 }
 
 
-def recipe_of(given: str | Recipe) -> Recipe:
+def as_recipe(given: str | Recipe) -> Recipe:
     """Return the recipe, or the one of that name. Raises ``InputError`` for anything else, such as a size."""
     if isinstance(given, str):
         return get_recipe(given)

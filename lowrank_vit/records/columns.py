@@ -12,8 +12,6 @@ from lowrank_vit.records.factors import Directions
 from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.runtime.serialization import storable
 
-INPUT = "input"  # a unit of an attention module or an MLP: channels of the stream that it does not read
-
 
 def input_reader(site: AttentionSite | MlpSite) -> Site | None:
     """Return the only layer that reads a module's input, so that inputs can be removed.

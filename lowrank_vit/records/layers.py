@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lowrank_vit.records.costs import Cost, UnitCosts
 
 QUERY_KEY, VALUE, HIDDEN = "query_key", "value", "hidden"  # units of an attention module and of an MLP
+INPUT = "input"  # a unit of either: channels of the stream that it does not read
+ROW = "row"  # a unit of a linear layer: a row of what its low-rank part leaves
 HEAD = "head"  # a unit of an attention module that goes as a whole
 MIXER = "mixer"  # a unit of an attention module: what takes its place, in four sizes
 PART = "part"  # a unit of either: heads or hidden units, and outputs, under one order

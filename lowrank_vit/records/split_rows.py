@@ -13,8 +13,6 @@ from lowrank_vit.records.layers import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.serialization import storable
 
-ROW = "row"  # a unit of a linear layer: a row of what its low-rank part leaves
-
 
 @storable
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -17,18 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
 from lowrank_vit.runtime.errors import InputError
 
+LOCAL = ("imagefolder", "parquet", "arrow")  # sources of images that are paths
 TEMPORARY = ".tmp"  # suffix of everything unfinished
-METADATA = {"format": "pt"}  # of a model's safetensors file
-CODES = {  # of a safetensors file
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -42,6 +33,13 @@ def given_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise InputError(f"{text}: there is no such user's home") from None
+
+
+def check_spec(spec: str) -> None:
+    """Raise ``InputError`` where a SPEC of images names a path that is not there, before anything is imported to open it."""
+    kind, _, target = spec.partition(":")
+    if kind in LOCAL and target and not given_path(target).exists():
+        raise InputError(f"--data {spec}: {target} does not exist")
 
 
 @contextmanager
@@ -134,30 +132,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json_text(value))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole."""
-    write_bytes(path, tensor_bytes(tensors, metadata))
-
-
 def json_text(value: Mapping[str, Any]) -> str:
     """Return a JSON file's content, with a final newline. Raises ``ValueError`` for NaN, which JSON does not have."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Return a safetensors file's content."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-
-
-def tensor_bytes_count(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> int:
-    """Count the bytes of a safetensors file without making it; the tensors may be on the device ``meta``.
-
-    After eight bytes for its length, the header in JSON, padded to a multiple of eight; the widest types come first.
-    """
-    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
-        begin, end = end, end + tensor.numel() * tensor.itemsize
-        entries[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    return 8 + math.ceil(len(header) / 8) * 8 + end

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import write_tensors
+from lowrank_vit.runtime.tensors import write_tensors
 
 
 def trained_once(model: nn.Module, path: Path, train: Callable[[], nn.Module]) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import re
 import signal
 import warnings
@@ -11,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import rich
-import torch
 from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -107,19 +104,6 @@ def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> s
     if strategy in ("ddp", "ddp_spawn"):
         return QuietDDP(start_method="popen" if strategy == "ddp" else "spawn")
     return strategy
-
-
-def derived_seed(*entropy: int) -> int:
-    """Derive one seed from all of the numbers; the seeds of neighbouring numbers are unrelated."""
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-
-def reseed(*entropy: int) -> None:
-    """Seed torch, NumPy and Python from all of the numbers, such as seed, epoch and rank."""
-    seed = derived_seed(*entropy)
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,8 @@ from lowrank_vit.runtime.checkpoints import LastCheckpoint, check_resumable
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, rank_and_world
-from lowrank_vit.runtime.trainer import derived_seed, make_trainer, reseed
+from lowrank_vit.runtime.seeds import derived_seed, reseed
+from lowrank_vit.runtime.trainer import make_trainer
 
 logger = logging.getLogger(__name__)
 LAST = "last.ckpt"

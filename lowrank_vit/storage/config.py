@@ -7,7 +7,7 @@ from typing import Any
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.storage.checksums import CONFIG, check_config
-from lowrank_vit.storage.validation import parse_json
+from lowrank_vit.storage.schema import parse_json
 
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
 

@@ -6,7 +6,6 @@ Models that ``quantize`` made are stored with floating values in float16, all ot
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,15 +20,17 @@ from torch import Tensor, nn
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import METADATA, json_text, replacing, tensor_bytes
+from lowrank_vit.runtime.files import json_text, replacing
+from lowrank_vit.runtime.tensors import METADATA, tensor_bytes
 from lowrank_vit.storage import card
 from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS, check_file, sealed
-from lowrank_vit.storage.config import nested_entry, read_config, read_json
+from lowrank_vit.storage.config import nested_entry, read_config
+from lowrank_vit.storage.contents import check_free, file_bytes, load_report
+from lowrank_vit.storage.contents import is_saved_model as is_saved_model  # known here, too
+from lowrank_vit.storage.contents import load_model_args as load_model_args
 from lowrank_vit.storage.rebuilding import CHANGED, attach, dense_record, was_changed
 from lowrank_vit.storage.skeleton import empty_model, is_quantized
-from lowrank_vit.storage.validation import check_tensors, checked_report
-
-FILES = (CONFIG, WEIGHTS, REPORT)
+from lowrank_vit.storage.validation import check_tensors
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,6 @@ class NestedFile:
     tensors: Mapping[str, Tensor]
     metadata: dict[str, str]
     entry: Mapping[str, Any]  # what config.json says of it
-
-
-def is_saved_model(folder: Path) -> bool:
-    """Tell whether the folder holds a whole model."""
-    return all((folder / name).is_file() for name in FILES)
-
-
-def file_bytes(folder: str | Path) -> int:
-    """Return the size of a saved model: bytes of its ``model.safetensors`` on disk."""
-    return (Path(folder) / WEIGHTS).stat().st_size
 
 
 def report_of(model: nn.Module, report: Report | None) -> Report:
@@ -136,16 +127,6 @@ def _with_sizes(report: Report, size: int) -> Report:
     }
 
 
-def check_free(folder: Path) -> None:
-    """Raise ``InputError`` unless ``folder`` can be made, or is empty: existing files are never lost."""
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise InputError(f"{folder} exists already: choose another --out, or --resume to keep a finished model")
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        reason = "permission denied, or a read-only disk" if parent.is_dir() else "it is not a folder"
-        raise InputError(f"cannot write into {parent}: {reason}; choose another --out")
-
-
 def load(
     folder: str | Path,
     device: str | torch.device = "cpu",
@@ -217,12 +198,6 @@ def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> No
         raise InputError(f"{path} does not fit config.json: {first[0] if first else error}") from None
 
 
-def load_model_args(folder: str | Path) -> dict[str, Any]:
-    """Return the ``model_args`` that a model was saved with, so that what is made from it can be saved with them, too."""
-    arguments = read_config(Path(folder)).get("model_args")
-    return arguments if isinstance(arguments, dict) else {}
-
-
 def verify(folder: str | Path) -> None:
     """Raise ``InputError`` unless the model loads, and every file that is there is the one that was saved.
 
@@ -233,16 +208,3 @@ def verify(folder: str | Path) -> None:
     load_report(folder)
     if nested_entry(folder) is not None and (folder / NESTED).exists():
         check_file(read_config(folder), folder / NESTED)
-
-
-def load_report(folder: str | Path) -> Report:
-    """Load the report of a saved model. Raises ``InputError`` if it is missing, was edited, or lacks a required entry."""
-    folder = Path(folder)
-    path, config = folder / REPORT, read_config(folder)
-    value = read_json(path)
-    check_file(config, path)
-    try:
-        report = checked_report(value)
-    except ValueError as error:
-        raise InputError(f"{path} is not a report ({error}): save the model again") from None
-    return report

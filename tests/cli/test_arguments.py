@@ -10,7 +10,8 @@ import pytest
 
 from lowrank_vit.cli import main
 from lowrank_vit.cli.arguments import key_value, natural
-from lowrank_vit.cli.early import recipe_names
+from lowrank_vit.pipeline import catalogue
+from lowrank_vit.pipeline.full_forms import FULL_FORMS
 from lowrank_vit.pipeline.recipes import RECIPES
 
 
@@ -42,8 +43,12 @@ def test_seeds_and_counts_are_natural_numbers_of_32_bits() -> None:
             natural(text)
 
 
+def test_the_catalogue_names_the_recipes_in_their_order() -> None:
+    assert list(catalogue.RECIPES) == list(RECIPES)
+    assert list(catalogue.FULL_FORMS) == list(FULL_FORMS)
+
+
 def test_an_unknown_recipe_is_answered_before_pytorch_is_imported() -> None:
-    assert recipe_names() == list(RECIPES)
     script = (
         "import sys; from lowrank_vit.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     )

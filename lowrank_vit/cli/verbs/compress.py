@@ -21,7 +21,7 @@ from lowrank_vit.cli.arguments import (
     shares,
 )
 from lowrank_vit.cli.choices import add_choices, check_choices, check_size, made
-from lowrank_vit.cli.unfinished import unfinished
+from lowrank_vit.cli.unfinished import check_new, unfinished
 from lowrank_vit.records.budgets import Size, budget_of, parse_budgets
 from lowrank_vit.runtime.errors import InputError
 
@@ -63,7 +63,7 @@ def add_parser(verbs: Any) -> None:
         help="leave a finished model in --out as it is (an unfinished one is always resumed)",
     )
     add_out(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
 
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
@@ -121,10 +121,16 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank-multiple", type=int, help="make ranks multiples of this (default: the recipe's, 1)")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Compress a model; every argument is checked before anything long begins."""
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for sizes that cannot be measured or written, before PyTorch is imported."""
     if args.held_out_samples < 1 and args.max_loss is not None:
         raise InputError("--max-loss is measured on unseen images: give --held-out-samples")
+    if not args.resume and len(_wanted(args)) == 1:
+        check_new(args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compress a model; every argument is checked before anything long begins."""
     from lowrank_vit.pipeline.nested import check_nestable
     from lowrank_vit.pipeline.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device

@@ -36,13 +36,17 @@ def add_parser(verbs: Any) -> None:
         help="compare DIR with the dense model that it was made from; FILE: its weights (default: the hub)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` where there is nothing to compare with the dense model."""
+    if args.dense is not None and args.folder is None:
+        raise InputError("--dense compares a compressed model's DIR with its dense model: give DIR")
 
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate a folder's model, or a dense model by name."""
-    if args.dense is not None and args.folder is None:
-        raise InputError("--dense compares a compressed model's DIR with its dense model: give DIR")
     model, _ = chosen_model(args)
     data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
     dense = None if args.dense is None else _dense(args)

@@ -13,6 +13,7 @@ from lowrank_vit.cli.arguments import (
     add_model,
     calibration_data,
     calibration_images,
+    check_out,
     chosen_model,
 )
 from lowrank_vit.runtime.errors import InputError
@@ -51,20 +52,23 @@ def add_parser(verbs: Any) -> None:
         help="what all layers in 8 bits may cost together, as measured one by one; the most sensitive ones stay float",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` where the file cannot be written, or is of a kind that has no integers."""
+    if args.out.exists():
+        raise InputError(f"{args.out} exists already: choose another --out")
+    if args.bits is not None and (args.format != "onnx" or args.data is None):
+        raise InputError(f"--int{args.bits} is for --format onnx, and looks at images: give --data")
+    check_out(args)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export a folder's model, or a dense model by name; the file is compared with the model before it gets its name."""
     from lowrank_vit.cli.view import mebibytes
     from lowrank_vit.stages.export.formats import check_onnx, export
-    from lowrank_vit.storage import folder as storage
 
-    if args.out.exists():
-        raise InputError(f"{args.out} exists already: choose another --out")
-    if args.bits is not None and (args.format != "onnx" or args.data is None):
-        raise InputError(f"--int{args.bits} is for --format onnx, and looks at images: give --data")
-    storage.check_free(args.out)
     if args.format == "onnx":
         check_onnx()
     model, _ = chosen_model(args)

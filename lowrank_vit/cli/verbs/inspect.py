@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lowrank_vit.cli.arguments import add_folder, check_figure
+from lowrank_vit.cli.arguments import add_folder
+from lowrank_vit.cli.early import check_figure
 from lowrank_vit.runtime.errors import InputError
 
 
@@ -27,11 +28,11 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Show a folder's report, and the size of its file."""
     from lowrank_vit.cli.view import show_report
-    from lowrank_vit.storage import folder as storage
+    from lowrank_vit.storage import contents
 
-    storage.verify(args.folder)
-    report, size = storage.load_report(args.folder), storage.file_bytes(args.folder)
-    nested = storage.nested_entry(args.folder)
+    contents.check_contents(args.folder)
+    report, size = contents.load_report(args.folder), contents.file_bytes(args.folder)
+    nested = contents.nested_entry(args.folder)
     if args.plot:
         check_figure(args.plot)
         if not report["layers"]:

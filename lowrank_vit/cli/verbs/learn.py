@@ -14,15 +14,18 @@ from lowrank_vit.cli.arguments import (
     add_out,
     calibration_data,
     calibration_images,
+    check_out,
     held_out_images,
     lightning_hardware,
     named_model,
 )
 from lowrank_vit.cli.training import add_logger, chosen_logger
-from lowrank_vit.cli.unfinished import unfinished
+from lowrank_vit.cli.unfinished import check_new, unfinished
+from lowrank_vit.pipeline import catalogue
 from lowrank_vit.records.budgets import Size, parse_budget
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import unknown
 
 if TYPE_CHECKING:
     from lowrank_vit.pipeline.recipe import Recipe
@@ -53,27 +56,24 @@ def add_parser(verbs: Any) -> None:
     add_calibration(parser)
     add_logger(parser)
     add_out(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
 
 
 def run(args: argparse.Namespace) -> None:
     """Learn a structure, and save the smaller model; every argument is checked before anything long begins."""
-    from lowrank_vit.storage import folder as storage
-
-    recipe, size = _full_form(args.method), _size(args)
-    with unfinished(args.out) as folder:
-        storage.check_free(args.out)
-        _run(args, recipe, size, folder)
-
-
-def _full_form(name: str) -> Recipe:
-    """Look up a method. Raises ``InputError`` with the nearest name for one that learns nothing on labelled images."""
     from lowrank_vit.pipeline.full_forms import FULL_FORMS
-    from lowrank_vit.runtime.registry import unknown
 
-    if name not in FULL_FORMS:
-        raise unknown("method", name, FULL_FORMS)
-    return FULL_FORMS[name]
+    with unfinished(args.out) as folder:
+        check_out(args)
+        _run(args, FULL_FORMS[args.method], _size(args), folder)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError``, before PyTorch is imported, for a method that learns nothing on labelled images."""
+    if args.method not in catalogue.FULL_FORMS:
+        raise unknown("method", args.method, catalogue.FULL_FORMS)
+    _size(args)
+    check_new(args)
 
 
 def _size(args: argparse.Namespace) -> Size:

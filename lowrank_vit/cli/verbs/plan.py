@@ -16,6 +16,7 @@ from lowrank_vit.cli.arguments import (
     calibration_images,
     named_model,
 )
+from lowrank_vit.records.costs import COSTS
 
 REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
@@ -39,7 +40,12 @@ def add_parser(verbs: Any) -> None:
     )
     add_calibration(parser, held_out=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for a cost that nothing is counted in."""
+    COSTS.get(args.cost)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,11 +55,9 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.pipeline.outlook import outlook
     from lowrank_vit.pipeline.recipes import get_recipe
     from lowrank_vit.records.budgets import parse_budgets
-    from lowrank_vit.records.costs import COSTS
     from lowrank_vit.runtime.processes import is_first
 
     recipe = get_recipe(args.recipe)
-    COSTS.get(args.cost)
     model, _ = named_model(args)
     options = {} if args.sites is None else {"sites": args.sites}
     analysis = analyse(

@@ -44,18 +44,18 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Quantise a folder's model, or a dense model by name, and save it to another folder."""
+    from lowrank_vit.runtime.hardware import resolve_device
+    from lowrank_vit.stages.quantize import QUANTIZERS
+
+    device = resolve_device(args.device)
+    if QUANTIZERS.get(args.method).needs and args.data is None:
+        raise InputError(f"--method {args.method} looks at the layers' inputs: give --data, or choose nearest")
     from lowrank_vit.cli.view import mebibytes, precision
     from lowrank_vit.modules.counting import parameter_bytes
     from lowrank_vit.pipeline.quantizing import quantize
     from lowrank_vit.pipeline.reporting import dense_report
-    from lowrank_vit.runtime.hardware import resolve_device
-    from lowrank_vit.stages.quantize import QUANTIZERS
     from lowrank_vit.storage import folder as storage
 
-    storage.check_free(args.out)
-    device = resolve_device(args.device)
-    if QUANTIZERS.get(args.method).needs and args.data is None:
-        raise InputError(f"--method {args.method} looks at the layers' inputs: give --data, or choose nearest")
     model, model_args = chosen_model(args)
     if args.folder:
         before, report = storage.file_bytes(args.folder), storage.load_report(args.folder)

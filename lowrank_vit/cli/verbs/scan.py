@@ -58,7 +58,6 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.storage import folder as storage
 
     method = MeanScan(args.mode, args.skip, args.refit)
-    storage.check_free(args.out)
     resolve_device(args.device)
     model, model_args = named_model(args)
     data = calibration_data(args, model)

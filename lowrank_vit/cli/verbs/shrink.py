@@ -35,7 +35,6 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.pipeline import saving
     from lowrank_vit.storage import folder as storage
 
-    storage.check_free(args.out)
     model = saving.load(args.folder, args.device, reduction=args.reduction, budget=args.budget)
     storage.save(model, args.out, model_args=storage.load_model_args(args.folder))
     show_report(storage.load_report(args.out), storage.file_bytes(args.out))

@@ -15,11 +15,11 @@ from lowrank_vit.cli.arguments import (
     add_data,
     add_model,
     calibration_images,
-    check_figure,
     image_data,
     named_model,
     shares,
 )
+from lowrank_vit.cli.early import check_figure
 from lowrank_vit.records.budgets import Size, parse_budgets
 
 if TYPE_CHECKING:
@@ -53,7 +53,13 @@ def add_parser(verbs: Any) -> None:
         "--plot", type=Path, metavar="FILE", help="draw accuracy, or divergence, against each cost (.png)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for a figure that cannot be drawn."""
+    if args.plot is not None:
+        check_figure(args.plot)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,8 +71,6 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.processes import is_first
     from lowrank_vit.stages.evaluate.comparison import compare
 
-    if args.plot is not None:
-        check_figure(args.plot)
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
     recipe, device = get_recipe(args.recipe), resolve_device(args.device)
     model, _ = named_model(args)

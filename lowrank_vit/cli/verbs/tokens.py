@@ -59,11 +59,13 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Let a folder's model, or a dense one by name, hand on fewer tokens; save it to another folder."""
+    from lowrank_vit.stages.tokens import TOKENS
+
+    TOKENS.get(args.rule)  # a mistyped name is told before anything heavier is imported
     from lowrank_vit.cli.view import size_line
     from lowrank_vit.pipeline.tokens import fewer_tokens
     from lowrank_vit.storage import folder as storage
 
-    storage.check_free(args.out)
     model, model_args = chosen_model(args)
     options = {name: value for name in ("macs", "r", "keep") if (value := getattr(args, name)) is not None}
     small: Any = fewer_tokens(model, args.rule, **options, **_learning(args, model))

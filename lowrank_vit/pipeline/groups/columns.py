@@ -25,11 +25,11 @@ from lowrank_vit.pipeline.groups.modules import (
     unit_name,
     whole_modules,
 )
-from lowrank_vit.records.columns import INPUT, Columns, input_reader
+from lowrank_vit.records.columns import Columns, input_reader
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Logits
-from lowrank_vit.records.layers import HIDDEN, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
+from lowrank_vit.records.layers import HIDDEN, INPUT, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.runtime.errors import InputError

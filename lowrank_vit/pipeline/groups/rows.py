@@ -18,10 +18,10 @@ from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.pipeline.groups import GROUPS, PLAIN, Ranks, Settings, cubic_work, tokens_of_an_image
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.layers import ROW, Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
-from lowrank_vit.records.split_rows import ROW, SplitRows, SplitSite
+from lowrank_vit.records.split_rows import SplitRows, SplitSite
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.compensate.kinds.structured import StructuredCorrection
 from lowrank_vit.stages.decompose.rows import ROWS, RowChoice

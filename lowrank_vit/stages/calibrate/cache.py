@@ -14,8 +14,9 @@ from torch import nn
 from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import cache_folder, write_tensors
+from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.processes import gathered, is_first_here
+from lowrank_vit.runtime.tensors import write_tensors
 
 FORMAT = 3  # of the statistics: raise it when their meaning changes
 

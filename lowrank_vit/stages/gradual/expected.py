@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.conv_mixer import KERNELS, mixer_cost
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, tokens_per_image
-from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import NOTHING, Cost
-from lowrank_vit.records.layers import HEAD, HIDDEN, MIXER, OUTPUT, VALUE, AttentionSite, MlpSite
-from lowrank_vit.records.split_rows import ROW, SplitSite
+from lowrank_vit.records.layers import HEAD, HIDDEN, INPUT, MIXER, OUTPUT, ROW, VALUE, AttentionSite, MlpSite
+from lowrank_vit.records.split_rows import SplitSite
 
 GatedSite = AttentionSite | MlpSite | SplitSite
 Open = Mapping[str, Tensor]  # by the unit's kind: which parts stay, (count,), bool

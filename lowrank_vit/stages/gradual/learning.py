@@ -6,30 +6,27 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import survey
 from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.layers import MIXER, PoolSite
-from lowrank_vit.records.split_rows import ROW, SplitSite
+from lowrank_vit.records.layers import MIXER, ROW, PoolSite
+from lowrank_vit.records.split_rows import SplitSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.serialization import storable
-from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import run_record, train
 from lowrank_vit.stages.gradual import GradualMethod
 from lowrank_vit.stages.gradual.expected import GatedSite, Prices
-from lowrank_vit.stages.gradual.gates import Gate, gated, places
+from lowrank_vit.stages.gradual.gates import Gate, places
 from lowrank_vit.stages.gradual.mixing import MixerGate
-from lowrank_vit.stages.gradual.training import GradualTraining
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+    from lightning.pytorch.loggers import Logger
 
 
 @storable
@@ -110,21 +107,14 @@ def learn(
     an undisturbed run (bitwise on CPU).
     Raises ``InputError`` for bad settings, unlabelled images, models without units, or a checkpoint of another run.
     """
+    from lowrank_vit.stages.gradual.training import trained  # with Lightning
+
     _check(method, teacher, images, data_module)
     hardware = replace(hardware, precision=hardware.mixed_precision)
     gates, prices = make_gates(model, method), Prices.of(model, sites_of(model, method))
-    run = run_record(hardware, inputs_sha256=model_hash(model))
-    with quiet_run(data_module, model, teacher), isolate_rng(), gated(model, gates):
-        module = GradualTraining(
-            *(model.train(images is None), teacher, method, gates, prices),
-            **{"target": target, "images": images, "epochs": epochs, "seed": seed, "run": run, **fields},
-        )
-        running = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers, "progress": progress}
-        train(module, data_module, epochs=epochs, hardware=hardware, **running)  # type: ignore[arg-type]
-        scores = {name: gate.scores().cpu() for name, gate in gates.items()}
-        return Learnt(
-            scores, module.describe(), {name: gate.tensors() for name, gate in gates.items() if gate.tensors()}
-        )
+    settings = {"target": target, "images": images, "epochs": epochs, "seed": seed, **fields}
+    running = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers, "progress": progress}
+    return Learnt(*trained(model, teacher, method, gates, prices, settings, data_module, hardware=hardware, **running))
 
 
 def _check(

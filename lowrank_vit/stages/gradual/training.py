@@ -8,20 +8,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification, distillation_loss
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.training import SeededTraining
+from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.trainer import quiet_run
+from lowrank_vit.runtime.training import SeededTraining, run_record, train
 from lowrank_vit.stages.gradual import GradualMethod, Progress
 from lowrank_vit.stages.gradual.expected import Prices
-from lowrank_vit.stages.gradual.gates import Gate, GatedLayer
+from lowrank_vit.stages.gradual.gates import Gate, GatedLayer, gated
 
 CLASSIFICATION = Classification()
 GATES_ALONE = "gates-alone"
@@ -157,3 +162,28 @@ class GradualTraining(SeededTraining):
         weights = [each for each in self.trained_parameters() if id(each) not in taken]
         groups += [{"params": weights, "lr": lr, "weight_decay": self.hparams["weight_decay"]}] if weights else []
         return self.adamw(groups)
+
+
+def trained(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    method: GradualMethod,
+    gates: Mapping[str, Gate],
+    prices: Prices,
+    settings: Mapping[str, Any],
+    data_module: LightningDataModule | None,
+    *,
+    hardware: Hardware,
+    **running: Any,
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+    """Train with gates that are in the model meanwhile; return their scores, how they were trained, and their tensors.
+
+    ``settings`` are those of ``GradualTraining``, ``running`` those of ``train``.
+    """
+    run = run_record(hardware, inputs_sha256=model_hash(model))
+    with quiet_run(data_module, model, teacher), isolate_rng(), gated(model, gates):
+        alone = settings["images"] is not None
+        module = GradualTraining(model.train(not alone), teacher, method, gates, prices, **{"run": run, **settings})
+        train(module, data_module, epochs=settings["epochs"], hardware=hardware, **running)
+        scores = {name: gate.scores().cpu() for name, gate in gates.items()}
+        return scores, module.describe(), {name: gate.tensors() for name, gate in gates.items() if gate.tensors()}

@@ -1,7 +1,7 @@
 """Fewer tokens, one file for each rule: they save multiply-accumulates, never parameters.
 
 A rule is a frozen dataclass, called with a dense or compressed model; it returns a copy whose blocks hand on fewer tokens.
-Some rules learn which: what they return is trained by ``learning.py``.
+Some rules learn which: what they return is trained by ``learning``.
 """
 
 from __future__ import annotations

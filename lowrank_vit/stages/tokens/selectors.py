@@ -7,14 +7,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.modules.token_selector import SelectingBlock
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.trainer import reseed
+from lowrank_vit.runtime.seeds import reseed
 from lowrank_vit.stages.tokens import TOKENS, check_shares
 
 
@@ -41,6 +40,8 @@ class SelectorsAlone:
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy with selectors that have learnt nothing yet. Raises ``InputError`` for another kind of model."""
+        from lightning.pytorch.utilities.seed import isolate_rng
+
         small = copy.deepcopy(model)
         names = family_of(small).token_blocks(small)
         pooled = getattr(small, "num_prefix_tokens", 1) == 1 and getattr(small, "global_pool", "token") == "token"

@@ -24,7 +24,8 @@ from lowrank_vit.objectives import Objective, Outputs, divergences, objective_fo
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
-from lowrank_vit.runtime.trainer import derived_seed, quiet_run
+from lowrank_vit.runtime.seeds import derived_seed
+from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.runtime.training import SeededTraining, Start, run_record, train, warm_up_cosine
 from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.teacher import check_pair, check_settings, inputs_hash, remember
@@ -43,14 +44,14 @@ def feature_error(student: Tensor, teacher: Tensor) -> Tensor:
 class Distillation(SeededTraining):
     """Train by the ``objective``'s loss, ``T^2 KL(teacher || student)`` of logits, and the errors of features and of blocks.
 
-    ``logit_weight`` x the first, ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x its
-    mean over the outputs of all blocks: with these the model memorises the few images less than with logits alone.
-    AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which memorise few
-    images if they move far; ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all
-    processes; an incomplete last batch is left out of its epoch. The student stays in eval mode: dropout would add
-    noise to what it has to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``mix`` adds to
-    each image up to this share of another (mixup, Zhang et al. 2018); the teacher answers for the mixture.
-    ``held_out``: unseen images, for the divergence before and after. ``run`` is recorded with the hyperparameters.
+    ``logit_weight`` x the first, ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x
+    its mean over the outputs of all blocks: with these the model memorises the few images less than with logits alone.
+    AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which memorise
+    few images if they move far; ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all processes;
+    an incomplete last batch is left out of its epoch. The student stays in eval mode: dropout would add noise to what
+    it has to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``mix`` adds to each
+    image up to this share of another (mixup, Zhang et al. 2018); the teacher answers for the mixture. ``held_out``:
+    unseen images, for the divergence before and after. ``run`` is recorded with the hyperparameters.
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
 
@@ -237,14 +238,7 @@ def distill(
     with expanded(model), quiet_run(None, model.eval(), teacher), isolate_rng():
         run = run_record(hardware, inputs_sha256=inputs_hash(model, teacher, images))
         module = Distillation(model, teacher, images, held_out=held_out, epochs=epochs, seed=seed, run=run, **fields)
-        train(
-            module,
-            epochs=epochs,
-            checkpoint_dir=checkpoint_dir,
-            resume=resume,
-            loggers=loggers,
-            hardware=hardware,
-            progress=progress,
-            gradient_clip_val=module.hparams["gradient_clip"],
-        )
+        running: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers}
+        clip = module.hparams["gradient_clip"]
+        train(module, epochs=epochs, hardware=hardware, progress=progress, gradient_clip_val=clip, **running)
     return module

@@ -9,10 +9,9 @@ import torch
 
 from lowrank_vit import Recipe, analyse
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.records.columns import INPUT
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.layers import HEAD, HIDDEN, OUTPUT, VALUE
+from lowrank_vit.records.layers import HEAD, HIDDEN, INPUT, OUTPUT, VALUE
 from lowrank_vit.stages.decompose.attention.learnt import LearntValues
 from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
 from lowrank_vit.stages.decompose.gated.learnt import LearntParts

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrank_vit.records.layers import HEAD, HIDDEN
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.trainer import derived_seed
+from lowrank_vit.runtime.seeds import derived_seed
 from lowrank_vit.stages.gradual import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gradual.expected import Prices
 from lowrank_vit.stages.gradual.gates import Gate, GatedLayer, MaskGate, Place

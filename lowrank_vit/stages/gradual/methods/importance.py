@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.records.columns import INPUT
-from lowrank_vit.records.layers import HIDDEN, VALUE
+from lowrank_vit.records.layers import HIDDEN, INPUT, VALUE
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gradual import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gradual.gates import Gate, Place

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.records.split_rows import ROW, check_share, split_rank
+from lowrank_vit.records.layers import ROW
+from lowrank_vit.records.split_rows import check_share, split_rank
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gradual import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gradual.expected import Prices

@@ -18,7 +18,7 @@ from lowrank_vit.modules.token_selector import SelectingBlock, masked, packed
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.trainer import derived_seed
+from lowrank_vit.runtime.seeds import derived_seed
 from lowrank_vit.runtime.training import SeededTraining
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # of scores, what is kept, and a selector's place: what it keeps

@@ -15,7 +15,7 @@ from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.runtime.training import run_record, train
-from lowrank_vit.stages.tokens.training import SelectorTraining
+from lowrank_vit.stages.tokens.learning.training import SelectorTraining
 
 
 def learn_selectors(
