@@ -19,10 +19,10 @@ from torch import nn
 
 from benchmarks.output import show, write
 from lowrank_vit import compress, get_recipe
+from lowrank_vit.compression.exported_files import compare_files
 from lowrank_vit.data import ImageData
 from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import input_size
-from lowrank_vit.pipeline.deployed import compare_files
 from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.progress import say
 from lowrank_vit.stages.export.formats import export

@@ -20,9 +20,9 @@ from lowrank_vit import analyse, get_recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.models import load_model
-from lowrank_vit.pipeline.groups.linear import KnownLinear
 from lowrank_vit.records.images import Images
 from lowrank_vit.stages.decompose.linear.whitened import Whitened
+from lowrank_vit.units.linear import KnownLinear
 
 COLUMNS = ("layer", "cap", "rank", "mean image %", "objective %", "true error %", "whitened %", "at the cap %")
 LITERAL = {"decomposition.unseen": False, "allocator.start": "dense"}  # the paper, word by word

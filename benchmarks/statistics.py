@@ -36,12 +36,12 @@ from lowrank_vit import (
     first_inputs,
     get_recipe,
 )
+from lowrank_vit.compression.find import select
 from lowrank_vit.linalg.gram import gram_panels
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.pipeline.selecting import select
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.wording import amount
 from lowrank_vit.stages.calibrate.observe import needs_gradient, resolve
 from lowrank_vit.stages.correct import output_refit as refit

@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowrank_vit.architectures.base import family_of, first_inputs
     from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_weight, find_sites
-    from lowrank_vit.pipeline.analysis import Analysis
-    from lowrank_vit.pipeline.api import analyse, compress, compress_and_quantize, sweep
-    from lowrank_vit.pipeline.budget import check_budget, check_reduction
-    from lowrank_vit.pipeline.learning import learn
-    from lowrank_vit.pipeline.quantizing import quantize
-    from lowrank_vit.pipeline.recipe import Recipe, recipe_of
-    from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
-    from lowrank_vit.pipeline.reporting import dense_report
-    from lowrank_vit.pipeline.revisions import revisions_of
-    from lowrank_vit.pipeline.saving import load, push_to_hub, save
-    from lowrank_vit.pipeline.scans.mean_scan import MeanScan, mean_scan
-    from lowrank_vit.pipeline.scans.refit import channel_energy
-    from lowrank_vit.pipeline.sharing import compress_with_fewer_tokens
-    from lowrank_vit.pipeline.statistics import collect
-    from lowrank_vit.pipeline.tokens import fewer_tokens
+    from lowrank_vit.compression.analysis import Analysis
+    from lowrank_vit.compression.budget import check_budget, check_reduction
+    from lowrank_vit.compression.calibrate import collect
+    from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
+    from lowrank_vit.compression.fewer_tokens import fewer_tokens
+    from lowrank_vit.compression.learn import learn
+    from lowrank_vit.compression.quantize import quantize
+    from lowrank_vit.compression.recipe import Recipe, recipe_of
+    from lowrank_vit.compression.recipes import RECIPES, get_recipe
+    from lowrank_vit.compression.report import dense_report
+    from lowrank_vit.compression.revisions import revisions_of
+    from lowrank_vit.compression.save import load, push_to_hub, save
+    from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
+    from lowrank_vit.compression.scans.refit import channel_energy
+    from lowrank_vit.compression.share_tokens import compress_with_fewer_tokens
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
     from lowrank_vit.stages.calibrate.stream import calibrate
@@ -111,21 +111,21 @@ __all__ = [
 _HOMES = {
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
-    "pipeline.analysis": ("Analysis",),
-    "pipeline.api": ("analyse", "compress", "compress_and_quantize", "sweep"),
-    "pipeline.budget": ("check_budget", "check_reduction"),
-    "pipeline.learning": ("learn",),
-    "pipeline.quantizing": ("quantize",),
-    "pipeline.recipe": ("Recipe", "recipe_of"),
-    "pipeline.recipes": ("RECIPES", "get_recipe"),
-    "pipeline.reporting": ("dense_report",),
-    "pipeline.revisions": ("revisions_of",),
-    "pipeline.saving": ("load", "push_to_hub", "save"),
-    "pipeline.scans.mean_scan": ("MeanScan", "mean_scan"),
-    "pipeline.scans.refit": ("channel_energy",),
-    "pipeline.sharing": ("compress_with_fewer_tokens",),
-    "pipeline.statistics": ("collect",),
-    "pipeline.tokens": ("fewer_tokens",),
+    "compression.analysis": ("Analysis",),
+    "compression.compress": ("analyse", "compress", "compress_and_quantize", "sweep"),
+    "compression.budget": ("check_budget", "check_reduction"),
+    "compression.learn": ("learn",),
+    "compression.quantize": ("quantize",),
+    "compression.recipe": ("Recipe", "recipe_of"),
+    "compression.recipes": ("RECIPES", "get_recipe"),
+    "compression.report": ("dense_report",),
+    "compression.revisions": ("revisions_of",),
+    "compression.save": ("load", "push_to_hub", "save"),
+    "compression.scans.mean_scan": ("MeanScan", "mean_scan"),
+    "compression.scans.refit": ("channel_energy",),
+    "compression.share_tokens": ("compress_with_fewer_tokens",),
+    "compression.calibrate": ("collect",),
+    "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
     "runtime.hardware": ("Hardware",),
     "stages.calibrate.stream": ("calibrate",),

@@ -16,8 +16,8 @@ from lowrank_vit import InputError, get_recipe
 from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_of, survey
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import left_dense
-from lowrank_vit.pipeline.groups.scan import ScanGroup
-from lowrank_vit.pipeline.selecting import Selection, select
+from lowrank_vit.compression.find import Selection, select
+from lowrank_vit.units.scan import ScanGroup
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS, Kind
 

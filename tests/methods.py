@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_vit import RECIPES, Recipe
+from lowrank_vit.compression.recipe import PLAIN
 from lowrank_vit.objectives import OBJECTIVES
-from lowrank_vit.pipeline.groups import GROUPS
-from lowrank_vit.pipeline.recipe import PLAIN
 from lowrank_vit.stages.allocate import ALLOCATORS
 from lowrank_vit.stages.calibrate.statistics import STATISTICS
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.gradual import GRADUAL
+from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.search import SEARCHES
 from lowrank_vit.stages.tokens import TOKENS
+from lowrank_vit.units import GROUPS
 
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
 PLACE = re.compile(r"(?P<mark><!-- generated (?P<names>[\w ]+) -->)\n.*?<!-- end -->", re.DOTALL)

@@ -41,9 +41,9 @@ from lowrank_vit import (
     quantize,
     revisions_of,
 )
+from lowrank_vit.compression.full_forms import FULL_FORMS
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.pipeline.full_forms import FULL_FORMS
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.tokens import TOKENS

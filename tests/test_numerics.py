@@ -9,13 +9,13 @@ import pytest
 
 from experiments.jobs.measure import MEASURES
 from lowrank_vit import RECIPES
+from lowrank_vit.compression.full_forms import FULL_FORMS
+from lowrank_vit.compression.recipe import registries, slots
+from lowrank_vit.compression.revisions import BESIDE, ENGINE
 from lowrank_vit.customize.deltas import DELTAS
-from lowrank_vit.pipeline.full_forms import FULL_FORMS
-from lowrank_vit.pipeline.groups import GROUPS
-from lowrank_vit.pipeline.recipe import registries, slots
-from lowrank_vit.pipeline.revisions import BESIDE, ENGINE
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.tokens import TOKENS
+from lowrank_vit.units import GROUPS
 from tests.numerics import Case, cases, check, difference, recorded, to_raise, unraised, verdict
 
 CASES = cases()

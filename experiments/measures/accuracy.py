@@ -23,7 +23,7 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.sites import Site
 
 METHODS = ("svd", "representative", "whitened")
 REMOVED = (25, 50, 75, 90)  # percent of the full rank

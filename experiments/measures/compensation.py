@@ -20,8 +20,8 @@ from lowrank_vit import Compensation, Hardware, Recipe, Solution, dense_weight, 
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.records.factors import Factors
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import Site
 
 SITES = r"(^|\.)blocks\.\d+\.attn\.proj$"
 EXACT = "whitened_normalised"  # the exact minimiser of this very error

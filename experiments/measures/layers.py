@@ -13,8 +13,8 @@ from lowrank_vit import DECOMPOSITIONS, collect, dense_weight, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import Site
 
 DIGITS = 5  # decimals in the results
 

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report.styles import COLOURS, STYLES, known_style
-from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
+from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.runtime.files import write_text
 
 Row = Mapping[str, Any]

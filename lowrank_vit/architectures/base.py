@@ -23,7 +23,7 @@ from lowrank_vit.architectures.parts import (
 )
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights
 from lowrank_vit.modules.surgery import output_linear
-from lowrank_vit.records.layers import AttentionSite, MlpSite, TableSite
+from lowrank_vit.records.sites import AttentionSite, MlpSite, TableSite
 from lowrank_vit.runtime.registry import Registry
 
 Stream = Callable[[Tensor, Sequence[int]], Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
 from lowrank_vit.architectures.plain import MIXED, added_positions, listed_blocks, plain_attention, scaled_branches
-from lowrank_vit.records.layers import AttentionSite, TableSite
+from lowrank_vit.records.sites import AttentionSite, TableSite
 
 
 @FAMILIES.register("cait")

@@ -18,7 +18,7 @@ from lowrank_vit.architectures.plain import (
     plain_attention,
     scaled_branches,
 )
-from lowrank_vit.records.layers import AttentionSite, TableSite
+from lowrank_vit.records.sites import AttentionSite, TableSite
 
 
 @FAMILIES.register("eva")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import as_float64
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 
 POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases, from coordinates

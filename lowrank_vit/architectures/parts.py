@@ -11,7 +11,7 @@ from torch import nn
 from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.modules.fold import MlpWeights
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.layers import MlpSite, PoolSite, Site
+from lowrank_vit.records.sites import MlpSite, PoolSite, Site
 from lowrank_vit.runtime.errors import InputError
 
 NORMS = ("q_norm", "k_norm")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, checked_attention, unwalked
 from lowrank_vit.architectures.parts import APART, NORMALISED, NORMS, described_linear, refuse_extras
-from lowrank_vit.records.layers import AttentionSite, Site, TableSite
+from lowrank_vit.records.sites import AttentionSite, Site, TableSite
 
 EXTRAS = {"norm": "normalises its values", "gate": "gates its values"}
 # why queries and keys stay dense: they are ...

@@ -25,7 +25,7 @@ from lowrank_vit.architectures.base import (
     unwalked,
 )
 from lowrank_vit.architectures.plain import COSINE, plain_attention
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.sites import AttentionSite
 
 Block = SwinTransformerBlock | SwinTransformerV2Block
 

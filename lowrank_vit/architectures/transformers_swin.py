@@ -16,7 +16,7 @@ from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.plain import plain_attention
 from lowrank_vit.architectures.transformers_parts import CORE
 from lowrank_vit.architectures.transformers_vit import TransformersViT
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.sites import AttentionSite
 
 
 def _sides(block: Any, tokens: int) -> tuple[int, int]:

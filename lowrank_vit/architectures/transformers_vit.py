@@ -15,7 +15,7 @@ from lowrank_vit.architectures.plain import plain_attention, scaled
 from lowrank_vit.architectures.transformers_parts import CORE, Answering
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import logits_of
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.sites import AttentionSite
 
 
 @dataclass(frozen=True)

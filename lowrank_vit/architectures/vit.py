@@ -20,7 +20,7 @@ from lowrank_vit.architectures.plain import (
     plain_attention,
 )
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.records.layers import AttentionSite, TableSite
+from lowrank_vit.records.sites import AttentionSite, TableSite
 
 HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with several of each, beside each other
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
 from lowrank_vit.architectures.plain import BIASED, layer_branches, listed_blocks, normed_branches, plain_attention
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.sites import AttentionSite
 
 
 @FAMILIES.register("vit_relpos")

@@ -13,8 +13,8 @@ from lowrank_vit.runtime.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
-    from lowrank_vit.pipeline.analysis import Analysis
-    from lowrank_vit.pipeline.recipe import Recipe
+    from lowrank_vit.compression.analysis import Analysis
+    from lowrank_vit.compression.recipe import Recipe
     from lowrank_vit.records.report import Report
 
 
@@ -44,7 +44,7 @@ def check_choices(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str,
         if args.held_out_samples < 1:
             raise InputError("--tokens auto is chosen on unseen images: give --held-out-samples")
     if args.bits is not None:
-        from lowrank_vit.pipeline.joint import check_joint
+        from lowrank_vit.compression.joint import check_joint
 
         if args.budget is None or args.nested:
             reason = "a nested folder has no bits" if args.nested else "sizes and bits are chosen together in bytes"
@@ -57,11 +57,11 @@ def check_choices(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str,
 def check_size(args: argparse.Namespace, model: nn.Module, recipe: Recipe, size: Size, **options: Any) -> None:
     """Raise ``InputError``, before an image is seen, for a size that is known to be out of reach."""
     if args.tokens is not None:
-        from lowrank_vit.pipeline.sharing import check_shared
+        from lowrank_vit.compression.share_tokens import check_shared
 
         check_shared(model, size)
     else:
-        from lowrank_vit.pipeline import api
+        from lowrank_vit.compression import compress as api
 
         api.check_size(model, recipe, size, args.bits, **options)
 
@@ -69,12 +69,12 @@ def check_size(args: argparse.Namespace, model: nn.Module, recipe: Recipe, size:
 def made(args: argparse.Namespace, analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
     """Make the model of a size, with all that is chosen together with it."""
     if args.tokens is not None:
-        from lowrank_vit.pipeline.sharing import shared
+        from lowrank_vit.compression.share_tokens import shared
 
         small, report = shared(analysis, size)
         _show_splits(report)
         return small, report
-    from lowrank_vit.pipeline.api import resized
+    from lowrank_vit.compression.compress import resized
 
     return resized(analysis, size, args.bits)
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from lowrank_vit.cli.arguments import check_one_model
-from lowrank_vit.pipeline.catalogue import RECIPES
+from lowrank_vit.compression.catalogue import RECIPES
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require

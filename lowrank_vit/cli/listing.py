@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from lowrank_vit.pipeline.catalogue import FULL_FORMS, RECIPES
+from lowrank_vit.compression.catalogue import FULL_FORMS, RECIPES
 from lowrank_vit.runtime.registry import Registry
 
 

@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lowrank_vit.records.costs.bytes import FLOAT32
-from lowrank_vit.records.layers import HEAD, HIDDEN, INPUT, QUERY_KEY, ROW, VALUE
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
+from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, QUERY_KEY, ROW, VALUE
 from lowrank_vit.runtime.console import make_console
 from lowrank_vit.runtime.wording import amount
 

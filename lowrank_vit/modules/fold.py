@@ -13,8 +13,8 @@ from lowrank_vit.modules.low_rank_linear import LowRankLinear, low_rank_linear
 from lowrank_vit.modules.narrow_mlp import SMALL_MLPS, SmallMlp
 from lowrank_vit.modules.narrow_values import NarrowOutput, NarrowValues, balance_values
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.records.moments import as_float64
+from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
 
 
 @dataclass(frozen=True)

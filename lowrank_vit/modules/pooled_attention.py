@@ -16,7 +16,7 @@ from lowrank_vit.modules import REPLACEMENTS
 from lowrank_vit.modules.low_rank_attention import Heads
 from lowrank_vit.modules.narrow_values import NarrowOutput
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.layers import PoolSite
+from lowrank_vit.records.sites import PoolSite
 
 
 @REPLACEMENTS.register("pooled_queries")

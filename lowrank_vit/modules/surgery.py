@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.sites import Site
 
 
 def output_linear(layer: nn.Module) -> nn.Linear:

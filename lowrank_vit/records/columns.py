@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.records.factors import Directions
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
+from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
 from lowrank_vit.runtime.serialization import storable
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
-from lowrank_vit.records.layers import HEAD, HIDDEN, PART, QUERY_KEY, VALUE
+from lowrank_vit.records.sites import HEAD, HIDDEN, PART, QUERY_KEY, VALUE
 
 FORMAT = 1
 

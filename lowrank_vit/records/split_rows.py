@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.factors import Directions
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.serialization import storable
 

@@ -35,7 +35,7 @@ from lowrank_vit.storage.validation import check_tensors
 
 @dataclass(frozen=True)
 class NestedFile:
-    """Hold the content of ``nested.safetensors``, which ``pipeline/nested`` makes; storage only writes it."""
+    """Hold the content of ``nested.safetensors``, which ``compression/nested`` makes; storage only writes it."""
 
     tensors: Mapping[str, Tensor]
     metadata: dict[str, str]

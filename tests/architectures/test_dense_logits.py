@@ -19,7 +19,7 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import InputSubset
-from lowrank_vit.records.layers import VALUE, AttentionSite
+from lowrank_vit.records.sites import VALUE, AttentionSite
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.streams import Streams
 from lowrank_vit.stages.export import formats

@@ -14,7 +14,7 @@ from lowrank_vit import analyse, load, save
 from lowrank_vit.architectures.linears import call_every_layer, dense_linear, separate_bias
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.layers import AttentionSite
+from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.calibrate.stream import calibrate
 from tests.support.models import modules_of, outputs
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, load, save
 from lowrank_vit.architectures.linears import call_every_layer, dense_weight, find_sites, left_dense
+from lowrank_vit.compression.analysis import Analysis
+from lowrank_vit.compression.compress import analyse
+from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.recipes import RECIPES
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.fold import CutLayer, fold
 from lowrank_vit.modules.surgery import get_linear, replace_module
-from lowrank_vit.pipeline.analysis import Analysis
-from lowrank_vit.pipeline.api import analyse
-from lowrank_vit.pipeline.recipe import Recipe
-from lowrank_vit.pipeline.recipes import RECIPES
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate.statistics import STATISTICS

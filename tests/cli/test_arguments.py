@@ -10,9 +10,9 @@ import pytest
 
 from lowrank_vit.cli import main
 from lowrank_vit.cli.arguments import key_value, natural
-from lowrank_vit.pipeline import catalogue
-from lowrank_vit.pipeline.full_forms import FULL_FORMS
-from lowrank_vit.pipeline.recipes import RECIPES
+from lowrank_vit.compression import catalogue
+from lowrank_vit.compression.full_forms import FULL_FORMS
+from lowrank_vit.compression.recipes import RECIPES
 
 
 @pytest.mark.parametrize(

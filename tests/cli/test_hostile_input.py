@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lowrank_vit import compress, load
+from lowrank_vit.compression.recipes import RECIPES
 from lowrank_vit.data import ImageData, open_source
 from lowrank_vit.models import STANDINS
-from lowrank_vit.pipeline.recipes import RECIPES
 from lowrank_vit.runtime.errors import InputError
 from tests.support.hostile import outcome, refused
 from tests.support.models import NAMES, images, tiny

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lowrank_vit.linalg.metric import cholesky_root, output_metric
 from lowrank_vit.records.factors import Factors
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.decompose import DECOMPOSITIONS

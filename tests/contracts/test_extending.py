@@ -18,21 +18,21 @@ from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, family_of
 from lowrank_vit.architectures.linears import dense_linear, dense_weight, find_sites
 from lowrank_vit.architectures.parts import described_linear
+from lowrank_vit.compression.recipe import Recipe, recipe_of
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.fold import AttentionWeights, fold_attention
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.pipeline.groups import GROUPS, Ranks, Settings
-from lowrank_vit.pipeline.recipe import Recipe, recipe_of
 from lowrank_vit.records.costs import COSTS, Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.factors import Factors
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
+from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
+from lowrank_vit.units import GROUPS, Ranks, Settings
 from tests.support.extending import registered
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.records.factors import Directions, InputSubset
-from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE, Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE, Site
 from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.decompose import ATTENTIONS, MLPS
 from tests.support.halves import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit.modules.fold import AttentionWeights, fold_attention
 from lowrank_vit.modules.low_rank_attention import Heads, LowRankAttention, relative_positions
-from lowrank_vit.records.layers import AttentionSite, Site
+from lowrank_vit.records.sites import AttentionSite, Site
 
 
 def test_ragged_heads_split_and_join() -> None:

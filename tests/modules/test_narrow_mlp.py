@@ -14,7 +14,7 @@ from lowrank_vit.architectures.parts import described_mlp, described_mlp_weights
 from lowrank_vit.modules import empty_replacement, replacement_entries
 from lowrank_vit.modules.fold import fold_mlp
 from lowrank_vit.modules.narrow_mlp import SmallMlp
-from lowrank_vit.records.layers import HIDDEN, MlpSite
+from lowrank_vit.records.sites import HIDDEN, MlpSite
 from lowrank_vit.runtime.errors import InputError
 
 N, HIDDEN_UNITS, D = 5, 8, 3

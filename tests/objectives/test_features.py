@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, calibrate, compare, compress, get_recipe
 from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit.compression.find import announce, select
+from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.objectives import divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feature_sums, variances
-from lowrank_vit.pipeline.recipe import recipe_of
-from lowrank_vit.pipeline.selecting import announce, select
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay

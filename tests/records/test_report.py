@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import compress
-from lowrank_vit.pipeline.recipe import Recipe
+from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.records.report import LayerEntry, largest_size, overfit_entry, z_summary
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS

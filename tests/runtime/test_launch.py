@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from lowrank_vit import InputError
-from lowrank_vit.pipeline.phases import Phases
+from lowrank_vit.compression.resume import Phases
+from lowrank_vit.runtime.divide import shared
 from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.launch import launch, processes_asked_for
 from lowrank_vit.runtime.processes import agreed, gathered, layout, rank_and_world
-from lowrank_vit.runtime.sharing import shared
 
 CPU = torch.device("cpu")
 

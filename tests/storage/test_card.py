@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from lowrank_vit import compress, save
+from lowrank_vit.compression.recipes import RECIPES, get_recipe
+from lowrank_vit.compression.report import dense_report
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
-from lowrank_vit.pipeline.reporting import dense_report
 from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.storage.card import model_card, shortened
 from lowrank_vit.storage.folder import load_report, read_config

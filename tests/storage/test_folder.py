@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_vit import InputError, compress, load, save
-from lowrank_vit.pipeline.recipes import get_recipe
-from lowrank_vit.pipeline.reporting import dense_report
+from lowrank_vit.compression.recipes import get_recipe
+from lowrank_vit.compression.report import dense_report
 from lowrank_vit.runtime.files import replacing, write_json
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.quantize.weights import quantize

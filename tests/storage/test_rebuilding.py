@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, compress, load, load_report, quantize, save
-from lowrank_vit.pipeline.reporting import dense_report
+from lowrank_vit.compression.report import dense_report
 from tests.support.factories import NAME, mixer
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.stages.gradual import GRADUAL
-from lowrank_vit.stages.gradual.gates import Gate, Place, places
-from lowrank_vit.stages.gradual.learning import Learnt, learn, sites_of
-from lowrank_vit.stages.gradual.training import GradualTraining
+from lowrank_vit.stages.gates import GRADUAL
+from lowrank_vit.stages.gates.gates import Gate, Place, places
+from lowrank_vit.stages.gates.learning import Learnt, learn, sites_of
+from lowrank_vit.stages.gates.training import GradualTraining
 from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny
 

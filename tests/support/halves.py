@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.layers import AttentionSite, MlpSite, Site
+from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
 
 HEADS, WIDTH, N = 3, 4, 14
 INNER = HEADS * WIDTH

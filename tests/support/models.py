@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of
-from lowrank_vit.records.layers import AttentionSite, MlpSite
+from lowrank_vit.records.sites import AttentionSite, MlpSite
 from tests.support import small_models  # noqa: F401  (they register with timm)
 
 VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10}

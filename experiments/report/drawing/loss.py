@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.report.drawing.panels import SIZE, WIDTH, Results, architecture, counted, finish, key, mean, new_figure
 from experiments.report.plots import add_key
-from lowrank_vit.records.layers import HIDDEN, QUERY_KEY, VALUE
+from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 
 PARTS = {QUERY_KEY: ("o", "queries and keys"), VALUE: ("s", "values"), HIDDEN: ("^", "hidden units")}
 SHADES = ("0.75", "0.5", "0.0")  # darker: more is removed

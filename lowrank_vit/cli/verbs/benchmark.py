@@ -101,9 +101,9 @@ def _files(args: argparse.Namespace) -> None:
     """Measure exported files of a folder's model in turns."""
     from timm.data import resolve_model_data_config
 
+    from lowrank_vit.compression.exported_files import compare_files
     from lowrank_vit.data import ImageData
     from lowrank_vit.modules.counting import input_size
-    from lowrank_vit.pipeline.deployed import compare_files
     from lowrank_vit.storage import folder as storage
 
     model = storage.load(args.folder)

@@ -28,9 +28,9 @@ from lowrank_vit.runtime.errors import InputError
 if TYPE_CHECKING:
     from torch import nn
 
+    from lowrank_vit.compression.analysis import Analysis
+    from lowrank_vit.compression.recipe import Recipe
     from lowrank_vit.data import ImageData
-    from lowrank_vit.pipeline.analysis import Analysis
-    from lowrank_vit.pipeline.recipe import Recipe
     from lowrank_vit.records.report import Report
 
 EMBEDDINGS = {"patches": "two_sided", "positions": "kronecker"}
@@ -131,8 +131,8 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compress a model; every argument is checked before anything long begins."""
-    from lowrank_vit.pipeline.nested import check_nestable
-    from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.compression.nested import check_nestable
+    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import agreed
     from lowrank_vit.storage import folder as storage
@@ -185,10 +185,10 @@ def _check_same(folder: Path, recipe: Recipe, size: Size | None) -> None:
 
 def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, Size | None], meanwhile: Path) -> None:
     from lowrank_vit.cli.summary import summarise
-    from lowrank_vit.pipeline import saving
-    from lowrank_vit.pipeline.api import analyse
-    from lowrank_vit.pipeline.nested import check_nestable, with_sizes
-    from lowrank_vit.pipeline.selecting import select
+    from lowrank_vit.compression import save as saving
+    from lowrank_vit.compression.compress import analyse
+    from lowrank_vit.compression.find import select
+    from lowrank_vit.compression.nested import check_nestable, with_sizes
     from lowrank_vit.runtime.processes import is_first
 
     model, model_args = named_model(args)
@@ -229,7 +229,7 @@ def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: S
 def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> tuple[nn.Module, Report]:
     """Find the smallest model that loses no more than ``--max-loss``, and show what was tried."""
     from lowrank_vit.cli.view import show_trials
-    from lowrank_vit.pipeline.searching import smallest
+    from lowrank_vit.compression.smallest import smallest
 
     compressed, report, trials = smallest(analysis, args.max_loss, data.held_out_dataloader())
     show_trials(trials, args.max_loss)

@@ -21,14 +21,14 @@ from lowrank_vit.cli.arguments import (
 )
 from lowrank_vit.cli.training import add_logger, chosen_logger
 from lowrank_vit.cli.unfinished import check_new, unfinished
-from lowrank_vit.pipeline import catalogue
+from lowrank_vit.compression import catalogue
 from lowrank_vit.records.budgets import Size, parse_budget
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 
 if TYPE_CHECKING:
-    from lowrank_vit.pipeline.recipe import Recipe
+    from lowrank_vit.compression.recipe import Recipe
 
 
 def add_parser(verbs: Any) -> None:
@@ -61,7 +61,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Learn a structure, and save the smaller model; every argument is checked before anything long begins."""
-    from lowrank_vit.pipeline.full_forms import FULL_FORMS
+    from lowrank_vit.compression.full_forms import FULL_FORMS
 
     with unfinished(args.out) as folder:
         check_out(args)
@@ -88,10 +88,10 @@ def _size(args: argparse.Namespace) -> Size:
 
 def _run(args: argparse.Namespace, recipe: Recipe, size: Size, folder: Path) -> None:
     from lowrank_vit.cli.summary import summarise
-    from lowrank_vit.pipeline import saving
-    from lowrank_vit.pipeline.api import compress
-    from lowrank_vit.pipeline.budget import check_budget
-    from lowrank_vit.pipeline.learning import learn, target_share
+    from lowrank_vit.compression import save as saving
+    from lowrank_vit.compression.budget import check_budget
+    from lowrank_vit.compression.compress import compress
+    from lowrank_vit.compression.learn import learn, target_share
     from lowrank_vit.records.budgets import budget_of
     from lowrank_vit.runtime.processes import is_first
 

@@ -51,9 +51,9 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Analyse a model once and print the plan of every size."""
     from lowrank_vit.cli.view import show_plans
-    from lowrank_vit.pipeline.api import analyse
-    from lowrank_vit.pipeline.outlook import outlook
-    from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.compression.compress import analyse
+    from lowrank_vit.compression.outlook import outlook
+    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.records.budgets import parse_budgets
     from lowrank_vit.runtime.processes import is_first
 

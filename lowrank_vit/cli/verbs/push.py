@@ -23,6 +23,6 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Upload a folder; a broken one is refused."""
-    from lowrank_vit.pipeline.saving import push_to_hub
+    from lowrank_vit.compression.save import push_to_hub
 
     print(f"pushed to {push_to_hub(args.folder, args.repository, private=args.private)}")

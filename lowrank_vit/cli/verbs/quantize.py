@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
     if QUANTIZERS.get(args.method).needs and args.data is None:
         raise InputError(f"--method {args.method} looks at the layers' inputs: give --data, or choose nearest")
     from lowrank_vit.cli.view import mebibytes, precision
+    from lowrank_vit.compression.quantize import quantize
+    from lowrank_vit.compression.report import dense_report
     from lowrank_vit.modules.counting import parameter_bytes
-    from lowrank_vit.pipeline.quantizing import quantize
-    from lowrank_vit.pipeline.reporting import dense_report
     from lowrank_vit.storage import folder as storage
 
     model, model_args = chosen_model(args)

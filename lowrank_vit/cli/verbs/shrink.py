@@ -32,7 +32,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Save one size of a nested folder to a plain folder."""
     from lowrank_vit.cli.view import show_report
-    from lowrank_vit.pipeline import saving
+    from lowrank_vit.compression import save as saving
     from lowrank_vit.storage import folder as storage
 
     model = saving.load(args.folder, args.device, reduction=args.reduction, budget=args.budget)

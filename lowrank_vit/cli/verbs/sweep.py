@@ -65,8 +65,8 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compress to every size and compare each with the dense model; every argument is checked before."""
     from lowrank_vit.cli.view import show_sweep
-    from lowrank_vit.pipeline.api import sweep
-    from lowrank_vit.pipeline.recipes import get_recipe
+    from lowrank_vit.compression.compress import sweep
+    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
     from lowrank_vit.stages.evaluate.comparison import compare

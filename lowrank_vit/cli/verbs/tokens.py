@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
     TOKENS.get(args.rule)  # a mistyped name is told before anything heavier is imported
     from lowrank_vit.cli.view import size_line
-    from lowrank_vit.pipeline.tokens import fewer_tokens
+    from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.storage import folder as storage
 
     model, model_args = chosen_model(args)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.gram import assembled
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.calibrate.statistics import STATISTICS, Batch, Seen, Statistic
 

@@ -17,8 +17,8 @@ from lowrank_vit.modules.surgery import output_layer
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.images import Batches, each_image
-from lowrank_vit.records.layers import Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.runtime.progress import track

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.records.factors import Directions, Factors, GatedParts, InputSubset, Logits, WholeHeads
-from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 

@@ -15,7 +15,7 @@ from experiments.jobs.revisions import digest, is_stale, made_by, same_makers
 from experiments.report.render import PUBLISHED
 from experiments.tables.catalogue import tables
 from lowrank_vit import RECIPES, InputError, revisions_of
-from lowrank_vit.pipeline.revisions import ENGINE
+from lowrank_vit.compression.revisions import ENGINE
 from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
 from lowrank_vit.stages.tokens.tome import TokenMerging
 

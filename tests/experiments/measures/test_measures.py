@@ -19,10 +19,10 @@ from experiments.measures.loss import rank_correlation
 from experiments.runner.estimate import forward_passes, kind
 from lowrank_vit import InputError
 from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.pipeline.api import analyse
-from lowrank_vit.pipeline.recipes import get_recipe
+from lowrank_vit.compression.compress import analyse
+from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.sites import Site
 from lowrank_vit.stages.compensate.kinds.low_rank import LowRank
 from tests.experiments.support.untrained import STEPS, data_for, dense, job_for, run
 

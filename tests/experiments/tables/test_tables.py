@@ -17,12 +17,12 @@ from experiments.tables.rows import Reported, Row, Table
 from experiments.tables.table1 import BUDGETS, SOLVERS
 from experiments.tables.table2 import READINGS
 from lowrank_vit import InputError, find_sites
+from lowrank_vit.compression.budget import check_budget
+from lowrank_vit.compression.full_forms import FULL_FORMS
+from lowrank_vit.compression.recipes import RECIPES
 from lowrank_vit.data.digits import load_split
 from lowrank_vit.models import STANDINS
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.pipeline.budget import check_budget
-from lowrank_vit.pipeline.full_forms import FULL_FORMS
-from lowrank_vit.pipeline.recipes import RECIPES
 from lowrank_vit.stages.compensate import COMPENSATIONS
 
 PRINTED = {  # copied by hand from the paper

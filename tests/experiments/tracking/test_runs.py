@@ -24,7 +24,7 @@ from experiments.tracking import runs
 from experiments.tracking.curves import finetune_loggers
 from experiments.tracking.runs import ATTACHED_BYTES, STEPS_OF_AN_ATTEMPT, flat
 from lowrank_vit import Hardware, finetune, load
-from lowrank_vit.pipeline.revisions import ENGINE
+from lowrank_vit.compression.revisions import ENGINE
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
 from tests.support.finetuning import TinyData, tiny
 from tests.support.sources import imports

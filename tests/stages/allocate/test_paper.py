@@ -11,7 +11,7 @@ import torch
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.sites import Site
 from lowrank_vit.stages.allocate.paper import GradualReduction
 
 SWIN = "swin_base_patch4_window7_224"

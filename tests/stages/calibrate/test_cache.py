@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit.compression.calibrate import collect
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.pipeline.statistics import collect
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate import cache

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.objectives.classification import sample_labels
-from lowrank_vit.records.layers import AttentionSite, Site
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import AttentionSite, Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.calibrate.statistics import STATISTICS
 from lowrank_vit.stages.calibrate.stream import calibrate

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit.compression.measure import lost
+from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.pipeline.recipe import recipe_of
-from lowrank_vit.pipeline.sensing import lost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_curves import FeatureRatio, MeasuredCurves

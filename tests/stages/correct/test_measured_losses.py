@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lowrank_vit.compression.compress import analyse
+from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.pipeline.api import analyse
-from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay, corrected

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, compress
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
+from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.pipeline.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Regression, cross_validated

@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
 from lowrank_vit import InputError, compress, save
 from lowrank_vit.cli import main
+from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.narrow_mlp import SmallMlp
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.pipeline.recipes import RECIPES, get_recipe
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.export import formats as export
 from lowrank_vit.stages.quantize.weights import quantize

@@ -8,7 +8,7 @@ from torch import nn
 
 from lowrank_vit import InputError, compress
 from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.pipeline.quantizing import quantize
+from lowrank_vit.compression.quantize import quantize
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.quantize.gptq import ErrorFeedback
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from lowrank_vit.records.layers import Site
+from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.registry import Registry
 
 Product = TypeVar("Product")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
-from lowrank_vit.records.layers import QUERY_KEY, AttentionSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import QUERY_KEY, AttentionSite
 from lowrank_vit.stages.decompose import ATTENTIONS, Weights
 from lowrank_vit.stages.decompose.attention.heads import activation_metrics, round_robin
 

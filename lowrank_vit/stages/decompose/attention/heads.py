@@ -15,8 +15,8 @@ from torch import Tensor
 from lowrank_vit.linalg.elimination import covariance, eliminate
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
-from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import QUERY_KEY, VALUE, AttentionSite
 from lowrank_vit.stages.decompose import ATTENTIONS, Weights, tail_energy
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
-from lowrank_vit.records.layers import QUERY_KEY, VALUE, AttentionSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import QUERY_KEY, VALUE, AttentionSite
 from lowrank_vit.stages.decompose import ATTENTIONS, Weights, tail_energy
 from lowrank_vit.stages.decompose.attention.heads import round_robin
 

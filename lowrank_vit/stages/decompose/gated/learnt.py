@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowrank_vit.records.factors import GatedParts
-from lowrank_vit.records.layers import AttentionSite, MlpSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import AttentionSite, MlpSite
 from lowrank_vit.stages.decompose import GATED, learnt_scores
 
 

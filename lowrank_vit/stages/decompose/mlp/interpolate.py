@@ -10,8 +10,8 @@ from torch import Tensor
 from lowrank_vit.linalg.elimination import covariance, eliminate
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset
-from lowrank_vit.records.layers import MlpSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import MlpSite
 from lowrank_vit.stages.decompose import MLPS, Weights
 
 

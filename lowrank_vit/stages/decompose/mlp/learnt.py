@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from lowrank_vit.records.factors import Directions, InputSubset
-from lowrank_vit.records.layers import MlpSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import MlpSite
 from lowrank_vit.stages.decompose import MLPS, Weights, learnt_scores
 
 

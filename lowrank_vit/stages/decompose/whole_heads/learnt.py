@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lowrank_vit.records.factors import Directions, WholeHeads
-from lowrank_vit.records.layers import AttentionSite
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.decompose import WHOLE_HEADS, learnt_scores
 
 

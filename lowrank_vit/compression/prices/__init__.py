@@ -1,0 +1,97 @@
+"""How a kind of cost is counted: on a whole model, and for every size of a unit; one file for each kind.
+
+Prices add up over the units. Where that is not the whole truth, ``count`` says what a model really costs, and the plan is
+made again until the model keeps within its budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lowrank_vit.compression.report import model_size
+from lowrank_vit.records.costs import COSTS, Cost
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.stages.evaluate.speed import Setting
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Count a cost whose prices add up exactly; ``model``: the dense one, ``setting``: where the smaller one is to run.
+
+    ``start``: the dense one in the form that units are cut from, where that is another.
+    """
+
+    cost: str
+    model: nn.Module
+    setting: Setting
+    start: nn.Module | None = None
+
+    before_images: ClassVar[bool] = True  # whether sizes can be priced before an image is seen
+    by_token: ClassVar[bool] = True  # whether a price depends on the number of tokens
+    knows_z: ClassVar[bool] = True  # whether a Z can be priced before it is fitted
+    corrections: ClassVar[float] = 0  # how often a plan is made again by what its model really costs
+
+    @cached_property
+    def dense(self) -> int:
+        """Return what the dense model costs."""
+        parameters, macs = model_size(self.model)
+        return COSTS.get(self.cost)(Cost(parameters, macs or 0))
+
+    def rest(self, curves: Sequence[ErrorCurve]) -> int:
+        """Return what the model costs beside its units; ``curves``: of all units, in this cost."""
+        start = self if self.start is None else type(self)(self.cost, self.start, self.setting)
+        return start.dense - sum(curve.dense_cost for curve in curves)
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Describe the machine and how the model ran on it, where the cost depends on them."""
+        return {}
+
+    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
+        """Return the curves with prices in this cost; ``known``: the decomposed groups that they belong to."""
+        return [replace(curve, price=self.cost) for curve in curves]
+
+    def count(self, small: nn.Module) -> int:
+        """Return what a smaller model costs."""
+        raise NotImplementedError
+
+    def misses(self, counted: int, limit: float) -> bool:
+        """Tell whether a model that costs ``counted`` is to be planned again."""
+        return counted > limit
+
+
+SCALES: Registry[type[Scale]] = Registry("scale of a cost", __name__)
+
+
+def setting_of(
+    model: nn.Module, dtype: torch.dtype | None = None, batch: int = 1, *, compiled: bool = False
+) -> Setting:
+    """Return the setting of a model where it is, in its own type unless another is given."""
+    parameter = next(model.parameters())
+    name = str(dtype or parameter.dtype).removeprefix("torch.")
+    return Setting(str(parameter.device), name, "compiled" if compiled else "eager", batch)
+
+
+def scale_of(cost: str, model: nn.Module, setting: Setting, start: nn.Module | None = None) -> Scale:
+    """Return the scale of a cost. Raises ``InputError`` for an unknown cost."""
+    start = None if start is model else start
+    if cost in SCALES.names():
+        return SCALES.get(cost)(cost, model, setting, start)
+    COSTS.get(cost)
+    return Scale(cost, model, setting, start)
+
+
+def check_z(scale: Scale, compensation: object) -> None:
+    """Raise ``InputError`` for a cost that does not know a Z, where the recipe has one."""
+    if compensation is not None and not scale.knows_z:
+        raise InputError(
+            f"what a compensation Z adds in {scale.cost} is not known before it is fitted: give a budget of params or macs"
+        )

@@ -1,0 +1,97 @@
+"""Costs that are counted: parameters, multiply-accumulates, bytes on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lowrank_vit.compression.prices import SCALES, Scale
+from lowrank_vit.compression.report import model_size
+from lowrank_vit.modules.counting import parameter_count, saved_bytes
+from lowrank_vit.records.costs import PARAMETERS
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.runtime.errors import InputError
+
+
+@SCALES.register(PARAMETERS)
+@dataclass(frozen=True)
+class Parameters(Scale):
+    """Count parameters, whose prices are exact."""
+
+    by_token: ClassVar[bool] = False
+
+    @cached_property
+    def dense(self) -> int:
+        """Count the dense model's parameters."""
+        return parameter_count(self.model)
+
+
+@SCALES.register("macs")
+@dataclass(frozen=True)
+class Macs(Scale):
+    """Count the multiply-accumulates of an image.
+
+    Heads of unequal widths run padded to one width, which no unit's price knows.
+    """
+
+    corrections: ClassVar[float] = math.inf
+
+    @cached_property
+    def dense(self) -> int:
+        """Count the dense model's multiply-accumulates."""
+        return self.count(self.model)
+
+    def count(self, small: nn.Module) -> int:
+        """Count on a forward pass. Raises ``InputError`` where the size of the images is not known."""
+        macs = model_size(small)[1]
+        if macs is None:
+            raise InputError(
+                "the model does not say what images it takes, so multiply-accumulates and times cannot be its budget: give "
+                "params or bytes"
+            )
+        return macs
+
+
+@SCALES.register("bytes")
+@dataclass(frozen=True)
+class Bytes(Scale):
+    """Count the bytes of ``model.safetensors``: parameters and buffers in the model's own type, and a header naming them."""
+
+    by_token: ClassVar[bool] = False
+    knows_z: ClassVar[bool] = False
+    corrections: ClassVar[float] = math.inf
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the smaller model."""
+        dtype: torch.dtype = getattr(torch, self.setting.dtype)
+        return dtype
+
+    @cached_property
+    def dense(self) -> int:
+        """Count the bytes of the dense model."""
+        return self.count(self.model)
+
+    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
+        """Price the parameters by their width."""
+        width = self.dtype.itemsize
+        return [
+            replace(
+                curve,
+                unit=curve.unit * width,
+                dense=curve.dense * width,
+                fixed=curve.fixed * width,
+                saved=tuple(parameters * width for parameters in curve.saved),
+            )
+            for curve in curves
+        ]
+
+    def count(self, small: nn.Module) -> int:
+        """Count the bytes of the file that ``save`` writes."""
+        return saved_bytes(small, self.dtype)

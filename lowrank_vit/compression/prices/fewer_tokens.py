@@ -1,0 +1,85 @@
+"""A cost of a model that hands on fewer tokens: every size is priced by the tokens that its block still sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from lowrank_vit.compression.prices import Scale
+from lowrank_vit.modules.counting import input_size, tokens_per_image
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.stages.tokens import TokenRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewerTokens(Scale):
+    """Count the cost ``whole`` with the tokens that ``rule`` leaves; budgets are shares of the dense model's with all tokens.
+
+    Multiply-accumulates of every size are exact but for padding; a module's times shrink as its multiply-accumulates do.
+    """
+
+    whole: Scale
+    rule: TokenRule
+
+    @classmethod
+    def of(cls, whole: Scale, rule: TokenRule) -> FewerTokens:
+        """Make the scale of a rule from that of all tokens."""
+        return cls(whole.cost, whole.model, whole.setting, whole.start, whole=whole, rule=rule)
+
+    @property
+    def corrections(self) -> float:  # type: ignore[override]  # as the whole's
+        """Return how often a plan is made again."""
+        return self.whole.corrections
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Describe the machine, where the cost depends on it."""
+        return self.whole.where
+
+    @cached_property
+    def dense(self) -> int:
+        """Return what the dense model costs, with all tokens."""
+        return self.whole.dense
+
+    @property
+    def base(self) -> nn.Module:
+        """Return the model that units are cut from."""
+        return self.model if self.start is None else self.start
+
+    @cached_property
+    def uncut(self) -> int:
+        """Return what the model that units are cut from costs with fewer tokens."""
+        return self.whole.count(self.rule(self.base))
+
+    def rest(self, curves: Sequence[ErrorCurve]) -> int:
+        """Return what the model costs beside its units."""
+        return self.uncut - sum(curve.dense_cost for curve in curves)
+
+    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
+        """Price the sizes of the decomposed groups ``known`` by the tokens that reach them."""
+        size = input_size(self.base)
+        assert size is not None  # whoever counts the whole has said so
+        tokens = tokens_per_image(self.rule(self.base), [each.group.linears[0].name for each in known], size)
+        fewer = {curve.name: curve for each in known for curve in each.group.blank_curves(tokens)}
+        return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, known)]
+
+    def count(self, small: nn.Module) -> int:
+        """Return what a smaller model costs with fewer tokens."""
+        return self.whole.count(self.rule(small))
+
+    def misses(self, counted: int, limit: float) -> bool:
+        """Tell whether a model that costs ``counted`` is to be planned again."""
+        return self.whole.misses(counted, limit)
+
+
+def _repriced(curve: ErrorCurve, fewer: ErrorCurve) -> ErrorCurve:
+    """Return the curve with the costs that ``fewer`` tokens have; times shrink by one factor."""
+    table = curve.table
+    if table is not None:
+        share = fewer.dense.macs / max(curve.dense.macs, 1)
+        table = tuple(round(cost * share) for cost in table)
+    return replace(curve, unit=fewer.unit, dense=fewer.dense, fixed=fewer.fixed, table=table)

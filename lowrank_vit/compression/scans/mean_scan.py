@@ -1,0 +1,166 @@
+"""Replace scans by smaller ones: all, the least important ones, or as many as a drop in accuracy allows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from lowrank_vit.architectures.vmamba import mixers
+from lowrank_vit.compression import report as reporting
+from lowrank_vit.compression.scans.impact import Impact, impacts, most_within, ranked
+from lowrank_vit.compression.scans.refit import refit_mixers
+from lowrank_vit.modules.scans import LEFT_OUT, MODES, SKIPS, Scan, SmallScan
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.objectives import divergences, objective_for
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.records.images import Batches, Images
+from lowrank_vit.records.report import Report
+from lowrank_vit.runtime import provenance
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import resolve_device
+from lowrank_vit.runtime.progress import Stopwatch
+from lowrank_vit.runtime.registry import unknown
+
+DROP = 3.0  # points of accuracy that the paper allows
+REFITS = {  # the features of the scan that the output layer is fitted on, beside what it was given
+    "dropped": "constant",
+    "mean": "mean",
+    "directions": "directions",
+    "pooled": "pooled",
+}
+
+
+@dataclass(frozen=True)
+class MeanScan:
+    """Describe how a scan is replaced: what is averaged over its channels, and whether the output layer is refitted.
+
+    ``mode``: ``inputs`` of the scan, as a fused kernel takes them; ``discretised``, the paper's figure read literally;
+    ``output``; or ``left_out``, no scan at all. ``skip``: ``mean``, or ``channel``, where D u stays as it is. ``refit``: the
+    output layer is fitted on what it is given without a scan (``dropped``), and with the scan of the mean channel joined
+    behind the norm, merged (``mean``) or each direction apart (``directions``), or with the mean of the map (``pooled``).
+    Raises ``InputError`` for unknown names.
+    """
+
+    mode: str = "inputs"
+    skip: str = "mean"
+    refit: str | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, names in (
+            ("mode of a scan", self.mode, MODES),
+            ("skip of a scan", self.skip, SKIPS),
+            ("refit of a scan", self.refit, (None, *REFITS)),
+        ):
+            if value not in names:
+                raise unknown(what, str(value), [name for name in names if name is not None])
+
+    def __call__(self, scan: Scan, dim: int) -> SmallScan:
+        """Make the smaller scan of a mixer of the width ``dim``; the part to be refitted adds nothing yet."""
+        if self.refit is None:
+            return SmallScan.of(scan, dim, self.mode, self.skip)
+        scanned = self.refit in ("mean", "directions") and self.mode != LEFT_OUT
+        if self.refit in ("mean", "directions") and not scanned:
+            raise InputError(
+                f"refit={self.refit!r} reads the scan, and mode={LEFT_OUT!r} leaves it out: choose another"
+            )
+        return SmallScan.of(scan, dim, self.mode if scanned else LEFT_OUT, features=REFITS[self.refit])
+
+
+def mean_scan(
+    model: nn.Module,
+    calibration: Batches | Images,
+    *,
+    layers: int | None = None,
+    drop: float | None = None,
+    method: MeanScan = MeanScan(),
+    held_out: Batches | Images | None = None,
+    device: str = "auto",
+    progress: bool = False,
+) -> tuple[nn.Module, Report]:
+    """Replace the scans whose replacement alone costs least, and refit their mixers where the method says so.
+
+    ``calibration``: batches of training images, with labels to rank scans by accuracy, else by divergence. ``layers``: how
+    many; or ``drop``: as many as lose no more points on these images together, before a refit (3 by default). The model
+    can be compressed afterwards. ``held_out``: for the divergence on unseen images. Returns the model and its report.
+    Raises ``InputError`` for a model without scans, and for a number that it does not have.
+    """
+    seen = Images.of(calibration)
+    where, watch = resolve_device(device), Stopwatch()
+    model = copy.deepcopy(model).to(where).eval()
+    scans = _small(model, method, layers)
+    with watch("impact"):
+        alone = {name: {name: scan} for name, scan in scans.items()}
+        impact = impacts(model, alone, seen.batches, progress=progress)
+        chosen, together = _chosen(model, scans, impact, seen.batches, layers, drop)
+    small = copy.deepcopy(model)
+    for name in chosen:
+        replace_module(small, name, scans[name])
+    if method.refit is not None and chosen:
+        with watch("refit"):
+            refit_mixers(model, small, chosen, seen.each(), progress=progress)
+    report = reporting.dense_report(model)
+    report["params"], report["macs"] = reporting.size_entries(model, small)
+    report["seconds"], report["provenance"] = watch.seconds, provenance.record(where, 0, seen.record)
+    report["scan"] = {**_record(method, impact, chosen, together), **_divergence(model, small, held_out)}
+    small.compression_report = report  # type: ignore[assignment]  # plain data, so that save() finds it
+    return small, report
+
+
+def _record(
+    method: MeanScan, impact: Mapping[str, Impact], chosen: Sequence[str], together: Impact | None
+) -> dict[str, Any]:
+    """Describe how scans were replaced, what replacing each alone costs, and which ones were replaced."""
+    return {
+        **asdict(method),
+        "impact": {name: asdict(found) for name, found in impact.items()},
+        "replaced": list(chosen),
+        "K": len(chosen),
+        "drop_calibration": None if together is None else together.top1,
+    }
+
+
+def _divergence(model: nn.Module, small: nn.Module, held_out: Batches | Images | None) -> dict[str, float]:
+    """Measure the divergence on unseen images; nothing without any."""
+    if held_out is None:
+        return {}
+    unseen, objective = Images.of(held_out), objective_for(model, Classification())
+    return {f"{objective.measures}_held_out": divergences(objective, model, [small], unseen.each())[0]}
+
+
+def _small(model: nn.Module, method: MeanScan, layers: int | None) -> dict[str, SmallScan]:
+    """Make the smaller scans of a model, by name. Raises ``InputError`` where there are none, or fewer than ``layers``."""
+    found = {f"{name}.scan": mixer for name, mixer in mixers(model).items() if type(mixer.scan) is Scan}
+    if not found:
+        raise InputError(
+            f"{reporting.architecture(model)} has no scans that could be replaced: choose a VMamba (`list models`)"
+        )
+    if layers is not None and not 0 <= layers <= len(found):
+        raise InputError(f"{layers} layers cannot be replaced: the model has {len(found)} scans")
+    return {name: method(mixer.whole_scan, mixer.out_proj.out_features) for name, mixer in found.items()}
+
+
+def _chosen(
+    model: nn.Module,
+    small: Mapping[str, SmallScan],
+    impact: Mapping[str, Impact],
+    batches: Batches,
+    layers: int | None,
+    drop: float | None,
+) -> tuple[list[str], Impact | None]:
+    """Return the scans to replace, in the model's order, and what they cost together."""
+    if layers is not None and drop is not None:
+        raise InputError("a number of layers and a drop exclude each other: give one of them")
+
+    def measure(names: Sequence[str]) -> Impact:
+        return impacts(model, {"": {name: small[name] for name in names}}, batches)[""]
+
+    order = ranked(impact)
+    if layers is None:
+        names, together = most_within(DROP if drop is None else drop, order, measure)
+    else:
+        names, together = order[:layers], measure(order[:layers])
+    return [name for name in small if name in names], together

@@ -1,0 +1,82 @@
+"""Structure that is learnt while training: gates on what can be left out, one file for each method in ``methods``.
+
+A method is a frozen dataclass: it makes gates, gives them learning rates, adds a penalty to the loss, and changes masks after
+a step. What it has learnt is a score for each part of each unit: the pipeline hardens a model to any budget by a threshold on
+them, and folds what is left as it folds any other choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.stages.gates.expected import Prices
+from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Describe how far a training is, and what its model will cost.
+
+    ``share``: parameters that the open gates leave, of those of the dense model; ``target``: those that shall be left.
+    ``prices``: what parts cost.
+    """
+
+    step: int
+    steps: int
+    share: float
+    target: float
+    prices: Prices
+
+
+class GradualMethod(Protocol):
+    """Define the interface of a method. ``gates``: by the names of their units."""
+
+    units: ClassVar[
+        tuple[str, ...]
+    ]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, INPUT, OUTPUT; or ROW, with a `share`
+    alone: ClassVar[bool]  # whether gates can be trained alone, while the weights stay frozen
+
+    def gate(self, place: Place) -> Gate:
+        """Make the gates of a unit, all open: the model's function stays as it was, bit by bit."""
+        ...
+
+    def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
+        """Return the gates' parameters in groups for AdamW, with their learning rates; ``lr``: that of the weights."""
+        ...
+
+    def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
+        """Return what is added to the loss of a step."""
+        ...
+
+    def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
+        """Close the parts that the training begins without; most methods begin with all gates open."""
+        ...
+
+    def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change masks, or gradients, by the gradients of the step to be taken."""
+        ...
+
+    def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change masks or weights after a step."""
+        ...
+
+
+class StillGates:
+    """Change nothing between steps: the base of methods, which override what they need."""
+
+    def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
+        """Leave all gates open."""
+
+    def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change nothing."""
+
+    def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
+        """Change nothing."""
+
+
+GRADUAL: Registry[type[GradualMethod]] = Registry("gradual method", "lowrank_vit.stages.gates.methods")

@@ -1,0 +1,164 @@
+"""Models whose sizes and bits are chosen together: their files, what they compute, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import lowrank_vit
+from lowrank_vit import InputError, compress
+from lowrank_vit.compression.joint import compress_jointly
+from lowrank_vit.compression.joint.forms import cut_form, linears
+from lowrank_vit.compression.joint.fronts import PAGE, Front
+from lowrank_vit.compression.joint.planning import JointPlan, JointPlanner
+from lowrank_vit.modules.counting import saved_bytes
+from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.records.budgets import budget_of
+from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.stages.quantize.gptq import ErrorFeedback
+from tests.support.models import VIT, images, outputs, tiny
+
+BITS = (2, 3, 4, 8)
+
+
+def half(kind: str) -> int:
+    return saved_bytes(tiny(kind), torch.float16)
+
+
+WIDE = {**VIT, "embed_dim": 48}  # so that a file is not mostly its header
+
+
+@pytest.mark.parametrize("recipe", ["best", "loss_aware"])
+@pytest.mark.parametrize("share", [0.45, 0.7])
+def test_the_file_is_at_most_one_per_cent_below_the_budget(recipe: str, share: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **WIDE).eval()
+    limit = int(share * saved_bytes(model, torch.float16))
+    small, report = compress(model, [images(12)], recipe, budget=f"bytes={limit}B", bits=BITS)
+    lowrank_vit.save(small, tmp_path / "small", report, model_args=WIDE)
+    size = lowrank_vit.file_bytes(tmp_path / "small")
+    assert 0.99 * limit <= size <= limit
+    assert report["budget"]["counted"] == size
+    found = {name: each.bits for name, each in small.named_modules() if isinstance(each, QuantizedLinear)}
+    assert found == report["quantization"]["layer_bits"]
+    assert set(found.values()) <= set(BITS)
+    assert torch.equal(outputs(lowrank_vit.load(tmp_path / "small"), images(4)), outputs(small, images(4)))
+
+
+@pytest.mark.parametrize("kind", ["swin", "mixer", "convnext"])
+def test_other_families_keep_within_the_budget(kind: str) -> None:
+    limit = int(0.8 * half(kind))
+    small, report = compress(tiny(kind), [images(12, kind)], budget=f"bytes={limit}B", bits=BITS)
+    assert report["budget"]["counted"] == saved_bytes(small, torch.float16) <= limit
+
+
+def test_patch_embedding_and_classifier_are_rounded_too() -> None:
+    analysis = lowrank_vit.analyse(tiny(), [images(12)], "best")
+    assert JointPlanner(analysis, BITS, ErrorFeedback()).outside == ["patch_embed.proj.linear", "head"]
+
+
+def test_the_largest_forms_compute_what_the_model_does() -> None:
+    for kind in ("vit", "swin", "mixer"):
+        analysis = lowrank_vit.analyse(tiny(kind).double(), [images(12, kind).double()], "best")
+        planner = JointPlanner(analysis, BITS, ErrorFeedback())
+        x = images(3, kind).double()
+        torch.testing.assert_close(outputs(planner.whole, x), outputs(analysis.model, x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_form_tells_the_shapes_of_every_size() -> None:
+    """Against modules that are folded at other sizes than those that the form was found from."""
+    analysis = lowrank_vit.analyse(tiny(), [images(12)], "best")
+    for known in analysis.known:
+        curves = analysis.curves_by_group[known.group.name]
+        form = cut_form(known, curves, analysis.model.get_submodule(known.group.name), 4)
+        assert form is not None
+        assert form.whole
+        for terms in form.terms[1::3]:
+            module = known.cut(dict(zip(form.sizes, terms[1:].tolist(), strict=True))).fold()
+            found = {f"{known.group.name}.{name}": layer for name, layer in linears(module).items()}
+            assert [(layer.name, terms @ layer.rows, terms @ layer.columns) for layer in form.layers] == [
+                (name, *layer.weight.shape) for name, layer in found.items()
+            ]
+            weights = sum(layer.weight.numel() for layer in found.values())
+            assert terms @ form.rest == sum(each.numel() for each in module.parameters()) - weights
+
+
+def test_attention_without_biases_is_cut_and_rounded() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, qkv_bias=False).eval()
+    limit = int(0.8 * saved_bytes(model, torch.float16))
+    small, _ = compress(model, [images(12)], budget=f"bytes={limit}B", bits=BITS)
+    assert saved_bytes(small, torch.float16) <= limit
+
+
+def test_the_former_name_makes_the_same() -> None:
+    """From an analysis in two steps, by ``compress``, and by the name that it had."""
+    model, data, budget = tiny(), images(12), f"bytes={int(0.7 * half('vit'))}B"
+    made = [
+        compress_jointly(lowrank_vit.analyse(model, [data], "best"), budget, BITS),
+        compress(model, [data], "best", budget=budget, bits=BITS),
+        lowrank_vit.compress_and_quantize(model, [data], budget, bits=BITS),
+    ]
+    first, *others = [small.state_dict() for small, _ in made]
+    assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
+
+
+class Dearer(JointPlanner):
+    """Files that are larger than their prices say."""
+
+    surplus = 1700  # bytes
+
+    def _chosen(self, fronts: Mapping[str, Front], ranks: RankPlan) -> JointPlan:
+        return JointPlan(ranks, {})
+
+    def count(self, plan: JointPlan) -> int:
+        (front,) = ONE_MODULE.values()
+        saved = PAGE * (front.curve.dense_cost - front.curve.cost(plan.sizes.ranks["module"]))
+        return saved_bytes(self.whole, torch.float16) - saved + self.surplus
+
+
+CURVE = ErrorCurve("module", torch.tensor([9.0, 9.0, 1.0]).double(), 0, 0, table=(100, 100, 1000, 2000))
+ONE_MODULE = {"module": Front(CURVE, ())}
+
+
+def test_a_plan_that_is_too_large_is_left_for_the_next_cheaper_one() -> None:
+    """There is none within many pages, and prices a page lower would buy the same plan again."""
+    planner = Dearer(lowrank_vit.analyse(tiny(), [images(12)], "best"), (8,), ErrorFeedback())
+    limit = saved_bytes(planner.whole, torch.float16) - PAGE * 900
+    plan, counted = planner._within(ONE_MODULE, limit, budget_of(f"bytes={limit}B"))
+    assert plan.sizes.ranks == {"module": 1}
+    assert counted <= limit
+
+
+def test_more_bytes_lose_less() -> None:
+    model, data = tiny(), images(16)
+    analysis = lowrank_vit.analyse(model, [data], "best")
+    lost = []
+    for share in (0.55, 0.7, 0.9):
+        small, _ = compress_jointly(analysis, f"bytes={int(share * half('vit'))}B", (2, 3, 4, 6, 8))
+        lost.append(float((outputs(small, data) - outputs(model, data)).square().mean()))
+    assert lost[0] > lost[1] > lost[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"budget": "params=0.5"}, "in bytes"),
+        ({"reduction": 0.5}, "in bytes"),
+        ({}, "in bytes"),
+        ({"budget": "bytes=5KiB", "bits": 4}, "bits=4 leaves no choice"),
+        ({"budget": "bytes=5KiB", "bits": (1, 4)}, "2 to 8"),
+        ({"budget": "bytes=5KiB", "bits": ()}, "no numbers of bits"),
+        ({"budget": "bytes=1KiB"}, "out of reach: the smallest model"),
+        ({"budget": "bytes=30KiB"}, "out of reach: the model in float16"),
+        ({"budget": "bytes=5KiB", "recipe": "paper"}, "compensation"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said) as error:
+        compress(tiny(), [images(8)], **{"bits": BITS, **options})
+    assert "\n" not in str(error.value)

@@ -1,0 +1,105 @@
+"""What a refit changed is carried to other sizes by least squares, the mean of the output kept."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from lowrank_vit import analyse
+from lowrank_vit.compression.analysis import Analysis
+from lowrank_vit.compression.nested.changes import check_change, narrowed, widened
+from tests.support.models import images, tiny
+
+PARTS = ["attn", "mlp"]
+DENSE = None
+
+
+@cache
+def analysis() -> Analysis:
+    return analyse(tiny().double(), [images(24).double()], "best")
+
+
+def known_of(part: str):
+    return next(known for known in analysis().known if known.group.name == f"blocks.1.{part}")
+
+
+def ranks_of(part: str, count: int | None) -> dict[str, int | None]:
+    """A size of a module: of an attention module, the same number of directions of both units."""
+    return dict.fromkeys(known_of(part).parts, count)
+
+
+def change_of(part: str, rows: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return torch.randn(rows, 16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
+
+
+def subset_of(part: str):
+    return list(known_of(part).parts.values())[-1]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("count", [5, DENSE])
+def test_at_the_size_that_it_was_fitted_at_a_change_is_what_it_was(part: str, count: int | None) -> None:
+    change = change_of(part, len(subset_of(part).weight) if count is None else count)
+    known, ranks = known_of(part), ranks_of(part, count)
+    for one, other in zip(narrowed(known, ranks, widened(known, ranks, change)), change, strict=True):
+        assert torch.allclose(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_two_steps_lead_where_one_leads(part: str) -> None:
+    known, whole = known_of(part), change_of(part, len(subset_of(part).weight))
+    nine, four = ranks_of(part, 9), ranks_of(part, 4)
+    by_nine = narrowed(known, four, widened(known, nine, narrowed(known, nine, whole)))
+    for one, other in zip(by_nine, narrowed(known, four, whole), strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_directions_that_are_left_out_are_made_of_the_others_by_least_squares(part: str) -> None:
+    subset, known = subset_of(part), known_of(part)
+    weight, added = change_of(part, len(subset.weight))
+    rows = torch.linalg.cholesky(subset.covariance).T  # with rows.T @ rows the covariance
+    kept = subset.units.kept(6)
+    dense = torch.linalg.lstsq(rows[:, kept], rows @ weight).solution
+    assert torch.allclose(narrowed(known, ranks_of(part, 6), (weight, added))[0], dense, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("sizes", [(9, 4), (4, 9), (DENSE, 7), (7, DENSE)])
+def test_what_a_change_adds_in_the_mean_is_the_same_at_all_sizes(
+    part: str, sizes: tuple[int | None, int | None]
+) -> None:
+    known, subset, added = known_of(part), subset_of(part), []
+    change = change_of(part, len(subset.weight) if sizes[0] is None else sizes[0])
+    moved = narrowed(known, ranks_of(part, sizes[1]), widened(known, ranks_of(part, sizes[0]), change))
+    for count, (weight, bias) in zip(sizes, (change, moved), strict=True):
+        mean = subset.mean  # of what the dense output layer sees
+        if count is not None:
+            kept = known.cut(ranks_of(part, count)).kept
+            mean = (mean - kept.offset) @ kept.columns
+        added.append(mean @ weight + bias)
+    assert torch.allclose(*added, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_change_of_all_directions_is_the_same_map_in_a_dense_module(part: str) -> None:
+    """A module with all of its directions and the dense module are one function, so must they be once changed."""
+    known, subset = known_of(part), subset_of(part)
+    full, dense = ranks_of(part, len(subset.weight)), ranks_of(part, DENSE)
+    weight, bias = change_of(part, len(subset.weight))
+    there, shift = narrowed(known, dense, widened(known, full, (weight, bias)))
+    seen = torch.randn(7, len(subset.weight), dtype=torch.float64)  # by the dense output layer
+    kept = known.cut(full).kept
+    assert torch.allclose(seen @ there + shift, (seen - kept.offset) @ kept.columns @ weight + bias, atol=1e-8)
+
+
+def test_a_change_of_another_shape_is_refused() -> None:
+    known = known_of("mlp")
+    check_change(known, ranks_of("mlp", 5), change_of("mlp", 5))
+    check_change(known, ranks_of("mlp", DENSE), change_of("mlp", len(subset_of("mlp").weight)))
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp is \(4, 16\), not of 5 directions"):
+        check_change(known, ranks_of("mlp", 5), change_of("mlp", 4))

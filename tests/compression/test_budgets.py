@@ -1,0 +1,138 @@
+"""Budgets in any cost: what a model is counted to cost keeps within it, and no better choice does."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from lowrank_vit import InputError, analyse, check_budget, compress, get_recipe, save, sweep
+from lowrank_vit.compression import calibrate as statistics
+from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes, tokens_per_image
+from lowrank_vit.records.curves import RankPlan
+from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, tiny
+
+PADDED = ["vit", "swin", "padded"]
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_the_tokens_of_an_image_are_those_that_calibration_sees(kind: str) -> None:
+    model, data = model_and_images(kind, 4)
+    analysis = analyse(model, [data], "exact", device="cpu")
+    tokens = tokens_per_image(model, analysis.moments, data.shape[1:])
+    assert tokens == {name: layer.tokens // 4 for name, layer in analysis.moments.items()}
+    by_hand = {"vit": {17}, "swin": {64, 16}, "padded": {36, 64, 9, 16}}  # 6 x 6 in windows of 4 x 4 is 8 x 8
+    assert set(tokens.values()) == by_hand[kind]
+
+
+@pytest.mark.parametrize(("cost", "share"), [("params", 0.7), ("macs", 0.75), ("macs", 0.6), ("bytes", 0.8)])
+def test_no_choice_of_sizes_within_the_budget_loses_less(cost: str, share: float) -> None:
+    """All choices for four layers, each folded and counted, or saved in bytes."""
+    torch.manual_seed(0)
+    model = timm.create_model(NAMES["vit"][0], **{**VIT, "depth": 1}).eval()
+    analysis = analyse(model, [images(16)], get_recipe("exact").but(rank_multiple=4), device="cpu")
+    count = {
+        "params": parameter_count,
+        "macs": lambda small: multiply_accumulates(small, (1, 8, 8)),
+        "bytes": lambda small: saved_bytes(small, torch.float32),
+    }[cost]
+    limit = share * count(model)
+    choices = [[*curve.ranks, None] for curve in analysis.curves]
+    losses = []
+    for ranks in product(*choices):
+        plan = RankPlan({curve.name: rank for curve, rank in zip(analysis.curves, ranks, strict=True)})
+        if count(analysis.sketch(plan)) <= limit:
+            losses.append(sum(curve.error(rank) for curve, rank in zip(analysis.curves, ranks, strict=True)))
+    assert 3 < len(losses) < len(list(product(*choices))) - 3
+    chosen = analysis.plan({cost: share})
+    assert count(analysis.sketch(chosen)) <= limit
+    loss = sum(curve.error(chosen.ranks[curve.name]) for curve in analysis.curves)
+    assert loss == pytest.approx(min(losses)) if cost != "bytes" else loss <= sorted(losses)[2]  # the header has a size
+
+
+@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
+@pytest.mark.parametrize("kind", PADDED)
+@pytest.mark.parametrize("recipe", ["best", "exact"])
+def test_counted_multiply_accumulates_keep_within_the_budget(recipe: str, kind: str, share: float) -> None:
+    """Stages with different numbers of tokens, windows that are padded, and heads padded to one width."""
+    model, data = model_and_images(kind, 16)
+    small, report = compress(model, [data], get_recipe(recipe).but(measured=0, refit=False), budget={"macs": share})
+    dense, counted = (multiply_accumulates(each, data.shape[1:]) for each in (model, small))
+    assert report["macs"] == {"dense": dense, "compressed": counted}
+    entry = report["budget"]
+    assert (entry["cost"], entry["asked"], entry["counted"]) == ("macs", f"macs={share:g}", counted)
+    assert (entry["dense"], entry["limit"], entry["where"]) == (dense, int(share * dense), {})
+    assert 0.95 * share * dense < counted <= share * dense
+    assert entry["predicted"] == counted if recipe == "exact" else entry["predicted"] <= counted
+
+
+def test_padded_heads_would_exceed_the_budget_by_their_prices_alone() -> None:
+    """What the test above relies on: without the correction, the model costs more than is allowed."""
+    model, data = model_and_images("vit", 16)
+    analysis = analyse(model, [data], get_recipe("best").but(measured=0, refit=False), device="cpu")
+    plan = analysis.plan(0.4, cost="parameters")
+    assert plan.budget is not None
+    assert plan.budget["counted"] == plan.budget["predicted"] == parameter_count(analysis.sketch(plan))
+    predicted = analysis.plan({"macs": 0.6}).budget
+    assert predicted is not None
+    assert predicted["predicted"] < predicted["counted"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(("kind", "recipe"), [("vit", "best"), ("swin", "best"), ("vit", "loss_aware")])
+def test_the_file_that_is_saved_keeps_within_its_bytes(
+    kind: str, recipe: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, data = tiny(kind).to(dtype), images(16, kind)
+    asked = int(0.75 * saved_bytes(model, dtype))
+    recipe = get_recipe(recipe).but(measured=0)
+    small, report = compress(model, [data], recipe, budget={"bytes": f"{asked}B"})
+    save(small, tmp_path / "small", model_args=ARGUMENTS[kind])
+    size = (tmp_path / "small" / "model.safetensors").stat().st_size
+    assert report["weights_bytes"] == {"dense": saved_bytes(model, dtype), "compressed": size}
+    assert 0.97 * asked < size <= asked
+    assert report["budget"]["counted"] == size
+
+
+def test_a_reduction_and_a_budget_of_parameters_are_the_same() -> None:
+    model, data = tiny(), images(16)
+    (one, first), (other, second) = (
+        compress(model, [data], "exact", 0.4),
+        compress(model, [data], "exact", budget="params=0.6"),
+    )
+    assert all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    assert (first["budget"]["asked"], second["budget"]["asked"]) == ("reduction 0.4", "params=0.6")
+    with pytest.raises(InputError, match="exclude each other"):
+        compress(model, [data], "exact", 0.4, budget="params=0.6")
+
+
+@pytest.mark.parametrize("cost", ["params", "macs", "bytes"])
+def test_a_budget_out_of_reach_names_the_range_before_an_image_is_seen(
+    cost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "calibrate", lambda *a, **k: pytest.fail("images were gone through"))
+    with pytest.raises(InputError, match=rf"budget {cost}=0.02 is out of reach: .* from 0\.\d+ to 1 \(not included\)"):
+        sweep(tiny("swin"), [images(4, "swin")], "exact", [{cost: 0.7}, {cost: 0.02}])
+    monkeypatch.undo()
+    with pytest.raises(InputError) as refused:
+        check_budget(tiny(), get_recipe("exact"), {cost: 0.02})
+    least = str(refused.value).split(" from ")[1].split()[0]
+    slack = 0.05 if cost == "bytes" else 0.0  # the header of the file is not in the prices
+    _, report = compress(tiny(), [images(8)], "exact", budget={cost: float(least) + slack})
+    if not slack:
+        assert all(layer["rank"] == 1 for layer in report["layers"])
+
+
+def test_an_amount_out_of_reach_is_named_in_its_unit() -> None:
+    with pytest.raises(InputError, match=r"budget bytes=1KiB is out of reach: .* from \d+\.?\d*KiB to \d+\.\d+KiB \("):
+        compress(tiny(), [images(4)], "exact", budget={"bytes": "1KiB"})
+    with pytest.raises(InputError, match="budget bytes=3GiB is out of reach"):
+        compress(tiny(), [images(4)], "exact", budget={"bytes": "3GiB"})
+
+
+def test_bytes_of_a_z_are_not_promised() -> None:
+    with pytest.raises(InputError, match=r"compensation Z .* give a budget of params or macs"):
+        compress(tiny(), [images(4)], "paper", budget={"bytes": 0.7})

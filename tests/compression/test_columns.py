@@ -1,0 +1,133 @@
+"""Inputs and inner parts that go: whatever the kind of model, what goes is replaced by its mean."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit import Analysis, InputError, Recipe, analyse, fewer_tokens, get_recipe
+from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.modules.select_input import SelectInput
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.sites import AttentionSite
+from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
+from lowrank_vit.stages.gates.expected import Prices
+from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of
+from lowrank_vit.stages.gates.methods.importance import ImportanceGates
+from tests.support.kinds import KINDS, VIT, Kind, vit
+from tests.support.models import outputs, padded_swin
+
+RECIPE = Recipe(name="random", units={"columns": LearntColumns()}, gradual=ImportanceGates(), labelled=True)
+SOME = ["vit", "no qkv bias", "q and k norm", "swiglu", "swiglu, apart", "beit", "eva02", "swin", "swin v2"]
+NO_BIASES = Kind(
+    VIT, vit(qkv_bias=False, proj_bias=False)
+)  # the MLP's first layer gets one, for the mean of its inputs
+SOME += [
+    "no biases",
+    "parallel things",
+    "attention pooling",
+    "relative position mlp",
+    "gated mixer",
+    "convnext",
+    "padded",
+]
+
+
+def made(kind: str) -> tuple[nn.Module, Tensor]:
+    if kind == "padded":
+        return padded_swin(), torch.randn(6, 1, 12, 12, generator=torch.Generator().manual_seed(1)).double()
+    made = NO_BIASES if kind == "no biases" else KINDS[kind]
+    return canonical(made.make()), made.images(6)
+
+
+def analysed(model: nn.Module, data: Tensor) -> Analysis:
+    """An analysis by random scores."""
+    torch.manual_seed(4)
+    scores = {name: torch.rand(gate.place.count) for name, gate in make_gates(model, ImportanceGates()).items()}
+    return analyse(model, [data], RECIPE, learnt=Learnt(scores, {"protocol": "none"}))
+
+
+def averaged(layer: nn.Module, kept: Tensor, mean: Tensor) -> None:
+    """Have a layer read the mean of the inputs that are not kept."""
+
+    def see(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        x = mean.expand_as(inputs[0]).clone()
+        x[..., kept] = inputs[0][..., kept]
+        return (x,)
+
+    layer.register_forward_pre_hook(see)
+
+
+def mean_inputs(model: nn.Module, names: Sequence[str], data: Tensor) -> dict[str, Tensor]:
+    means, hooks = dict[str, Tensor](), []
+    for name in names:
+
+        def see(module: nn.Module, inputs: Sequence[Tensor], name: str = name) -> None:
+            means[name] = inputs[0].detach().flatten(0, -2).mean(0)
+
+        hooks.append(model.get_submodule(name).register_forward_pre_hook(see))
+    outputs(model, data)
+    for hook in hooks:
+        hook.remove()
+    return means
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6])  # with few parts whole heads go
+@pytest.mark.parametrize("kind", SOME)
+def test_what_goes_is_replaced_by_its_mean(kind: str, share: float) -> None:
+    """Parameters and multiply-accumulates are those that gates tell, too."""
+    model, data = made(kind)
+    analysis, same = analysed(model, data), copy.deepcopy(model)
+    plan = RankPlan({curve.name: max(2, int(share * curve.ranks[-1])) for curve in analysis.curves})
+    small, report = analysis.apply(plan)
+    opens, read = dict[str, Tensor](), 0
+    for known in analysis.known:
+        layers, rank = known.group.linears, plan.ranks[f"{known.group.name}.part"]
+        inner, inputs = known.parts[f"{known.group.name}.part"].kept(rank)
+        means = mean_inputs(model, [layer.name for layer in layers], data)
+        averaged(same.get_submodule(layers[-1].name), inner, means[layers[-1].name])
+        unit = "value" if isinstance(known.group.site, AttentionSite) else "hidden"
+        opens[f"{known.group.name}.{unit}"] = torch.isin(torch.arange(layers[-1].in_features), inner)
+        if inputs is not None:
+            assert 0 < len(inputs) < layers[0].in_features
+            averaged(same.get_submodule(layers[0].name), inputs, means[layers[0].name])
+            opens[f"{known.group.name}.input"] = torch.isin(torch.arange(layers[0].in_features), inputs)
+            read += 1
+    torch.testing.assert_close(outputs(small, data), outputs(same, data), rtol=1e-5, atol=1e-5)
+    assert read == sum("input" in layer["details"] for layer in report["layers"])
+    assert read == len({id(module) for module in small.modules() if "select" in _kinds(module)})
+    cost = Prices.of(model, sites_of(model)).expected(opens)
+    assert cost.parameters == parameter_count(small)
+    assert cost.macs == multiply_accumulates(small, input_size(model))
+    for curve in analysis.curves:
+        whole, rank = sum(p.numel() for p in small.get_submodule(curve.name[:-5]).parameters()), plan.ranks[curve.name]
+        others = curve.cost(None) - sum(p.numel() for p in model.get_submodule(curve.name[:-5]).parameters())
+        assert curve.cost(rank) == whole + others
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    """The kinds of a module's own layers."""
+    return {"select" for child in module.children() if isinstance(child, SelectInput)}
+
+
+def test_tokens_become_fewer_behind_it() -> None:
+    """Blocks whose tokens are merged, or whose attention is read, take it as any other smaller attention."""
+    model, data = made("vit")
+    small, _ = analysed(model, data).compress(0.3)
+    assert any(isinstance(module, SelectInput) for module in small.modules())
+    for rule in ("tome", "evit"):
+        fewer = fewer_tokens(small, rule)
+        assert outputs(fewer[0] if isinstance(fewer, tuple) else fewer, data).isfinite().all()
+
+
+def test_what_it_cannot_do_is_one_line() -> None:
+    model, data = made("vit")
+    with pytest.raises(InputError, match="cannot be pivoted"):
+        analyse(model, [data], get_recipe("vtp-gates").but(pivoted=True))
+    with pytest.raises(InputError, match=r"'blocks\.0\.attn' cannot be searched by gates"):
+        analysed(model, data).known[0].mixture("blocks.0.attn.part", [1, None])

@@ -1,0 +1,94 @@
+"""Depth: the model up to a block, and the classifier that ridge regression gives it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
+from lowrank_vit.compression.recipe import recipe_of
+from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
+from lowrank_vit.modules.skipped import Skipped
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
+from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
+
+
+def features(model: nn.Module, blocks: int, data: torch.Tensor) -> torch.Tensor:
+    """What the classifier of a plain ViT is given if the last blocks are left out."""
+    x = model.norm_pre(model._pos_embed(model.patch_embed(data)))
+    for block in model.blocks[:blocks]:
+        x = block(x)
+    return model.forward_head(model.norm(x), pre_logits=True)
+
+
+def test_it_is_the_model_up_to_a_block() -> None:
+    model, data = tiny().double(), images(24).double()
+    small, report = compress(model, data.split(8), get_recipe("wd-depth").but(refit=False), 0.3, held_out=[data[:4]])
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(small, data), model.head(features(model, 1, data)))
+    block = parameter_count(model.blocks[1])
+    assert parameter_count(model) - parameter_count(small) == block
+    assert report["layers"][0]["details"] == {"depth": 1, "depth_of": 2}
+    assert report["layers"][0]["params"] == parameter_count(model.blocks[0])
+
+
+def test_the_classifier_is_the_ridge_regression_of_what_is_missing() -> None:
+    """One ridge; the normal equations of centred features, solved densely."""
+    model, data = tiny().double(), images(48).double()
+    recipe = get_recipe("wd-depth").but(refit=ClassifierRefit(ridges=(0.1,)))
+    small, report = compress(model, data.split(8), recipe, 0.3, held_out=[images(16, seed=5).double()])
+    assert report["refit"]["ridges"] == {"head": 0.1}
+    with torch.no_grad():
+        given = features(model, 1, data)
+        missing = model(data) - model.head(given)
+        centred, scale = given - given.mean(0), given.square().mean()
+        system = centred.T @ centred / 48 + 0.1 * scale * torch.eye(16)
+        change = torch.linalg.solve(system, centred.T @ (missing - missing.mean(0)) / 48)
+    torch.testing.assert_close(small.head.weight, model.head.weight + change.T, rtol=1e-4, atol=1e-5)
+    shift = missing.mean(0) - given.mean(0) @ change
+    torch.testing.assert_close(small.head.bias, model.head.bias + shift, rtol=1e-4, atol=1e-5)
+    assert report["refit"]["kl_held_out"] < report["refit"]["kl_held_out_before"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_counted_and_loaded_as_it_was_saved(kind: str, tmp_path: Path) -> None:
+    """A Swin loses blocks across its stages; the steps between them stay."""
+    model, data = tiny(kind), images(16, kind)
+    analysis = analyse(model, data.split(8), "wd-depth")
+    (curve,) = analysis.curves
+    most = len(curve.errors) - 1
+    for kept in {1, most - 1}:
+        small, report = analysis.apply(RankPlan({curve.name: kept}))
+        assert sum(isinstance(module, Skipped) for module in small.modules()) == most - kept
+        assert parameter_count(model) - parameter_count(small) == curve.cost(None) - curve.cost(kept)
+        assert report["macs"]["compressed"] == multiply_accumulates(small, data.shape[1:]) < report["macs"]["dense"]
+        save(small, tmp_path / str(kept), report, model_args=ARGUMENTS[kind])
+        assert torch.equal(outputs(load(tmp_path / str(kept)), data), outputs(small, data))
+
+
+def test_costs_of_blocks_in_multiply_accumulates_are_kept_within() -> None:
+    model, data = tiny("swin"), images(16, "swin")
+    _, report = compress(model, data.split(8), "wd-depth", budget={"macs": 0.7})
+    assert report["macs"]["compressed"] <= 0.7 * report["macs"]["dense"]
+
+
+def test_the_record_tells_its_refit() -> None:
+    recipe = get_recipe("wd-depth").but(**{"refit.folds": 5})
+    assert recipe_of(recipe.record()) == recipe
+    assert recipe.record()["refit"] == "classifier"
+
+
+def test_what_cannot_be_cut_is_told() -> None:
+    headless, short = tiny(), tiny()
+    headless.reset_classifier(0)
+    with pytest.raises(InputError, match="no linear classifier to refit"):
+        compress(headless, [images(16)], "wd-depth", 0.3)
+    short.blocks = short.blocks[:1]
+    with pytest.raises(InputError, match="has 1 blocks: none of them can go"):
+        compress(short, [images(16)], "wd-depth", 0.3)
+    with pytest.raises(ValueError, match="a skipped block has no"):
+        Skipped.empty({"rank": 1}, nn.Linear(1, 1))

@@ -1,0 +1,189 @@
+"""Several processes do what one does, to rounding, each its share; one that dies ends the others with a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_vit import load, save
+from lowrank_vit.compression import resume as phases
+from lowrank_vit.compression.compress import analyse, compress
+from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.recipes import get_recipe
+from lowrank_vit.compression.resume import identity
+from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.images import Images
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.runtime.divide import split
+from lowrank_vit.runtime.launch import launch
+from lowrank_vit.runtime.processes import is_first, rank_and_world
+from lowrank_vit.runtime.serialization import from_bytes, to_bytes
+from lowrank_vit.stages.decompose.linear.svd import PlainSVD
+from lowrank_vit.stages.decompose.linear.whitened import Whitened
+from tests.support.models import ARGUMENTS, images, tiny
+from tests.support.weights import same
+
+CPU = torch.device("cpu")
+RECIPES = {
+    "exact": get_recipe("exact"),
+    "paper": get_recipe("paper").but(steps=5),
+    "moments": get_recipe("paper").but(solver="moments", steps=5),
+    "closed": get_recipe("paper").but(solver="closed_form"),
+    "best": get_recipe("best"),
+}
+
+
+def run_all(folder: Path) -> None:
+    """Every recipe on this process's share of 37 images; the first process saves the models."""
+    rank, world = rank_and_world()
+    if world > 1:  # not in the tests' own process: MKL then adds up in another order, for good
+        torch.set_num_threads(1)
+    seen, unseen = (Images(images(count, seed=seed)[rank::world].split(5)) for count, seed in ((37, 1), (13, 2)))
+    for name, recipe in RECIPES.items():
+        small, report = compress(tiny().double(), doubled(seen), recipe, 0.4, held_out=doubled(unseen), seed=3)
+        if is_first():
+            save(small, folder / name, report, model_args=ARGUMENTS["vit"])
+
+
+def doubled(share: Images) -> Images:
+    # in float64 sums in another order differ by so little that no choice of ranks changes
+    return Images([batch.double() for batch in share.batches])  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_compression_on_several_processes_is_that_of_one(world: int, tmp_path: Path) -> None:
+    run_all(tmp_path / "alone")
+    launch(run_all, tmp_path / "together", devices=world, accelerator="cpu")
+    for name in RECIPES:
+        # not the weights: the basis of a head's directions may turn, and the model is the same
+        one, other = (load(tmp_path / place / name).eval() for place in ("alone", "together"))
+        with torch.no_grad():
+            expected, found = (model(images(20, seed=4).double()) for model in (one, other))
+        assert (found - expected).norm() < 1e-5 * expected.norm(), name
+        reports = [load_report(tmp_path / place / name) for place in ("alone", "together")]
+        for layer, other_layer in zip(reports[0]["layers"], reports[1]["layers"], strict=True):
+            assert other_layer["rank"] == layer["rank"]
+            for error in ("relative_error", "relative_error_held_out"):
+                assert other_layer[error] == pytest.approx(layer[error], rel=1e-3, abs=1e-7), f"{name}: {layer['name']}"
+    kl = [report["refit"]["kl_held_out"] for report in reports]
+    assert kl[1] == pytest.approx(kl[0], rel=1e-3)
+    assert reports[1]["refit"]["ridges"] == reports[0]["refit"]["ridges"]
+
+
+def load_report(folder: Path) -> dict:
+    from lowrank_vit.storage.folder import load_report
+
+    return load_report(folder)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_shares_are_disjoint_whole_and_even(world: int) -> None:
+    costs = {f"layer{i}": float((i * 7919) % 13 + 1) for i in range(20)}
+    shares = split(costs, world)
+    assert sorted(name for own in shares for name in own) == sorted(costs)
+    loads = [sum(costs[name] for name in own) for own in shares]
+    assert max(loads) - min(loads) <= max(costs.values())  # else the last one given would have gone elsewhere
+
+
+def test_nothing_but_records_comes_out_of_a_kept_phase() -> None:
+    factors = Factors(torch.eye(3), torch.eye(3), torch.ones(4), cap=2)
+    back = from_bytes(to_bytes({"x": factors}), CPU)["x"]
+    assert (type(back), back.cap, back.u.tolist()) == (Factors, 2, torch.eye(3).tolist())
+    with pytest.raises(Exception, match=r"[Ww]eights.only|[Uu]nsupported"):
+        from_bytes(to_bytes({"x": Recipe}), CPU)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_compression_goes_on_where_a_phase_ended(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after each phase in turn, it ends with the same bits, and computes no phase twice."""
+    data = list(images(16).split(8))
+
+    def run(folder: Path | None) -> dict[str, torch.Tensor]:
+        return compress(tiny(), data, RECIPES[name], 0.4, seed=3, checkpoint_dir=folder)[0].state_dict()
+
+    whole, computed = run(None), []
+
+    class StoppedError(Exception):
+        """In place of a power cut."""
+
+    def keep(path: Path, content: bytes) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        computed.append(path.name)
+        raise StoppedError
+
+    monkeypatch.setattr(phases, "write_bytes", keep)
+    result = None
+    while result is None:
+        try:
+            result = run(tmp_path / "state")
+        except StoppedError:
+            assert len(computed) <= 3
+    expected = {
+        "exact": ["decompose"],
+        "best": ["decompose", "measure", "refit"],
+        "closed": ["decompose", "compensate"],
+    }
+    assert [file.partition("-")[0] for file in computed] == expected.get(
+        name, ["decompose", "compensate", "closed_form"]
+    )
+    assert whole.keys() == result.keys()
+    assert all(torch.equal(whole[key], result[key]) for key in whole)
+    run(tmp_path / "state")
+    monkeypatch.setattr(phases, "write_bytes", lambda path, content: computed.append("again"))
+    compress(tiny(seed=1), data, RECIPES[name], 0.4, seed=3, checkpoint_dir=tmp_path / "state")
+    assert "again" in computed  # another model's phases are not taken for its own
+
+
+def test_an_identity_follows_all_that_the_phases_depend_on() -> None:
+    def moments(count: int = 4, factor: float = 1.0, name: str = "input_sum") -> dict[str, Moments]:
+        return {"layer": Moments(count, 8, {name: factor * torch.arange(3.0).double(), "input_abs": torch.ones(3)})}
+
+    own = identity(tiny(), moments(), {"field": 1}, 3)
+    assert identity(tiny(), moments(), {"field": 1}, 3) == own
+    others = [
+        identity(tiny(seed=1), moments(), {"field": 1}, 3),
+        identity(tiny(), moments(count=5), {"field": 1}, 3),
+        identity(tiny(), moments(factor=1 + 1e-12), {"field": 1}, 3),
+        identity(tiny(), moments(name="output_sum"), {"field": 1}, 3),
+        identity(tiny(), {"other": moments()["layer"]}, {"field": 1}, 3),
+        identity(tiny(), moments(), {"field": 2}, 3),
+        identity(tiny(), moments(), {"field": 1}, 4),
+    ]
+    assert len({own, *others}) == 1 + len(others)
+
+
+def test_phases_of_other_images_are_not_taken(tmp_path: Path) -> None:
+    def run(seed: int, folder: Path | None) -> nn.Module:
+        return compress(tiny(), [images(16, seed=seed)], "exact", 0.4, checkpoint_dir=folder)[0]
+
+    run(1, tmp_path)
+    kept, alone = run(2, tmp_path), run(2, None)
+    assert same(kept, alone)
+    assert not same(kept, run(1, None))
+
+
+def test_phases_of_another_recipe_are_not_taken(tmp_path: Path) -> None:
+    """The plain SVD and the whitened one read the same statistics, and find other directions."""
+    data = list(images(16).split(8))
+    plain, whitened = (Recipe(name="x", units={"decomposition": method}) for method in (PlainSVD(), Whitened()))
+
+    def run(recipe: Recipe, folder: Path | None) -> nn.Module:
+        return compress(tiny(), data, recipe, 0.4, checkpoint_dir=folder)[0]
+
+    run(plain, tmp_path)
+    kept, alone = run(whitened, tmp_path), run(whitened, None)
+    assert same(kept, alone)
+    assert not same(kept, run(plain, None))
+
+
+@pytest.mark.parametrize("name", ["exact", "best"])
+def test_every_field_of_a_recipe_and_the_seed_make_other_phases(name: str, tmp_path: Path) -> None:
+    recipe, data = get_recipe(name), list(images(8).split(4))
+    for recipe_of_run, seed in ((recipe, 0), (recipe.but(rank_multiple=2), 0), (recipe, 1)):
+        analyse(tiny(), data, recipe_of_run, seed=seed, checkpoint_dir=tmp_path)
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("decompose-")]) == 3

@@ -1,0 +1,107 @@
+"""Gates: all open they change nothing, closed they cost what is counted, and no trace of them is left."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from lowrank_vit import Recipe, analyse
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.records.costs import Cost
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, OUTPUT, VALUE
+from lowrank_vit.stages.decompose.attention.learnt import LearntValues
+from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
+from lowrank_vit.stages.decompose.gated.learnt import LearntParts
+from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
+from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
+from lowrank_vit.stages.gates import GRADUAL
+from lowrank_vit.stages.gates.expected import Prices
+from lowrank_vit.stages.gates.gates import gated
+from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of
+from tests.support.gradual import IMAGES, masks
+from tests.support.models import KINDS, images, outputs, tiny
+
+METHODS = GRADUAL.names()
+
+
+def test_something_is_registered() -> None:
+    assert "importance" in METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_open_gates_change_nothing_bit_by_bit(name: str, kind: str) -> None:
+    model, data = tiny(kind), images(3, kind)
+    dense, before = outputs(model, data), list(model.state_dict())
+    gates = make_gates(model, GRADUAL.get(name)())
+    with gated(model, gates):
+        assert all(gate.open().all() and (gate() == 1).all() for gate in gates.values())
+        assert torch.equal(outputs(model, data), dense)
+        assert len(model.state_dict()) > len(before)
+    assert list(model.state_dict()) == before
+
+
+@pytest.mark.parametrize("unit", [HEAD, VALUE, HIDDEN, INPUT])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_closed_gate_is_a_zero_column(unit: str, kind: str) -> None:
+    """What a part adds is multiplied by zero: the same as no weights that read it."""
+    model, data = tiny(kind).double(), images(3, kind).double()
+    gates, same = masks(model, [unit]), copy.deepcopy(model)
+    for gate in gates.values():
+        closed = ~gate.mask.repeat_interleave(gate.place.repeat)
+        same.get_submodule(gate.place.layer).weight.data[:, closed] = 0
+    with gated(model, gates):
+        torch.testing.assert_close(outputs(model, data), outputs(same, data), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_all_open_costs_what_it_is() -> None:
+    model = tiny()
+    prices = Prices.of(model, sites_of(model))
+    whole = prices.whole
+    assert whole == Cost(parameter_count(model), multiply_accumulates(model, input_size(model)))
+    opens = {name: torch.ones_like(gate.open()) for name, gate in masks(model, [HEAD, HIDDEN]).items()}
+    assert prices.expected(opens) == whole
+    one = dict(opens)
+    one["blocks.0.mlp.hidden"] = opens["blocks.0.mlp.hidden"].clone()
+    one["blocks.0.mlp.hidden"][0] = False
+    # a row of fc1 with its bias and a column of fc2, of width 16, for 17 tokens
+    assert whole.parameters - prices.expected(one).parameters == 16 + 1 + 16
+    assert whole.macs - prices.expected(one).macs == 17 * 32
+
+
+def test_images_have_the_size_of_the_model() -> None:
+    assert IMAGES.shape[1:] == images(1).shape[1:]
+
+
+PRUNED = {  # units with gates: the recipe whose groups fold them
+    (HEAD, HIDDEN): {"whole_heads": LearntHeads(), "mlp": LearntUnits()},
+    (VALUE, HIDDEN): {"attention": LearntValues(), "mlp": LearntUnits()},
+    (HEAD, HIDDEN, OUTPUT): {"gated": LearntParts()},
+    (VALUE, HIDDEN, INPUT): {"columns": LearntColumns()},
+}
+
+
+@pytest.mark.parametrize("units", PRUNED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_hardened_gates_leave_costs_what_is_expected(units: tuple[str, ...], kind: str) -> None:
+    """Parameters and multiply-accumulates counted on the folded model are those told from the masks."""
+    model, gates = tiny(kind), masks(tiny(kind), units, seed=3)
+    method = GRADUAL.get("importance")()
+    recipe = Recipe(name="masks", units=PRUNED[units], gradual=method, labelled=True)
+    scores = {name: gate.scores() for name, gate in gates.items()}
+    learnt = Learnt(scores, {"protocol": "none"})
+    analysis = analyse(model, [images(8, kind)], recipe, learnt=learnt)
+    plan: dict[str, int | None] = {}
+    for curve in analysis.curves:
+        module, _, unit = curve.name.rpartition(".")
+        own = [gate.mask for gate in gates.values() if gate.place.module == module]
+        kept = sum(int(mask.sum()) for mask in own) - (unit == "part")
+        plan[curve.name] = None if all(mask.all() for mask in own) else kept  # a module with all of it stays as it is
+    small, _ = analysis.apply(RankPlan(plan))
+    opens = {name: gate.open() for name, gate in gates.items()}
+    cost = Prices.of(model, sites_of(model)).expected(opens)
+    assert cost.parameters == parameter_count(small)
+    assert cost.macs == multiply_accumulates(small, input_size(model))

@@ -1,0 +1,151 @@
+"""LoSparse's rows: their importance and schedule by hand, what they cost, and that folding changes nothing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lowrank_vit import InputError, Recipe, analyse, compress, get_recipe, learn
+from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.stages.decompose.rows.learnt import LearntRows
+from lowrank_vit.stages.gates import GRADUAL
+from lowrank_vit.stages.gates.expected import Prices
+from lowrank_vit.stages.gates.gates import Place, gated
+from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of
+from lowrank_vit.stages.gates.methods.sparse_rows import SparseGate, SparseRows, best_rows, kept_share
+from tests.support.finetuning import TinyData
+from tests.support.gradual import IMAGES
+from tests.support.hardware import on_cpu
+from tests.support.models import KINDS, images, outputs, tiny
+
+
+def gate_on(weight: torch.Tensor, share: float = 0.3) -> SparseGate:
+    gate = SparseGate(Place("layer", "row", "layer", len(weight)), share)
+    gate.split(weight)
+    return gate
+
+
+def test_on_a_quadratic_rows_are_ordered_by_what_they_hold_times_its_slope() -> None:
+    """While the uncertainty is the same everywhere: the loss ``w^T H w / 2`` has the slopes ``H w``."""
+    generator = torch.Generator().manual_seed(0)
+    weight, curvature = torch.randn(7, 5, generator=generator), torch.rand(7, 5, generator=generator)
+    gate = gate_on(weight)
+    gate.spread.fill_(1.0)
+    for _ in range(4):
+        gate.watch(weight, curvature * weight, last=True, interval=1, betas=(0.5, 1.0))
+    truth = ((weight - gate.up @ gate.down) * curvature * weight).abs().mean(1)
+    assert gate.importance().argsort().tolist() == truth.argsort().tolist()
+
+
+def test_running_means_by_hand() -> None:
+    """Of one entry that is 8 beside its low-rank part 0: |S g| is 2 and 4, then 4 and 8, halved over two steps each."""
+    gate = gate_on(torch.zeros(1, 1))
+    weight = torch.full((1, 1), 8.0)
+    for slope, last in ((0.25, False), (-0.5, True), (0.5, False), (1.0, True)):
+        gate.watch(weight, torch.full((1, 1), slope), last, 2, (0.5, 0.75))
+    # means: 3 then 6; running: 1.5, then 3.75; how far off: 1.5, then 2.25; a quarter of each is taken up
+    assert gate.mean.item() == 3.75
+    assert gate.spread.item() == 0.25 * 1.5 * 0.75 + 0.25 * 2.25
+    assert gate.importance().item() == gate.mean.item() * gate.spread.item()
+
+
+def test_the_share_falls_from_one_to_the_last_by_a_cubic() -> None:
+    shares = [kept_share(step, 3, 13, 0.2) for step in range(20)]
+    assert shares[:4] == [1.0] * 4
+    assert shares[13:] == pytest.approx([0.2] * 7)
+    assert all(one >= other for one, other in pairwise(shares))
+    assert shares[8] == pytest.approx(0.2 + 0.8 / 8)
+    assert kept_share(5, 5, 5, 0.2) == 1.0
+
+
+def test_the_best_rows_of_all_layers_fit() -> None:
+    """Widths 2 and 5; the best of each come first, 7 entries; of what is left, the next two fit into 4 more."""
+    scores = [torch.tensor([0.5, 9.0, 0.4]), torch.tensor([0.3, 0.1])]
+    masks, places = best_rows(scores, [2, 5], 11.0)
+    assert [mask.tolist() for mask in masks] == [[True, True, True], [True, False]]
+    masks, _ = best_rows(scores, [2, 5], 10.9)
+    assert [mask.tolist() for mask in masks] == [[True, True, False], [True, False]]
+    masks, _ = best_rows(scores, [2, 5], 0.0)
+    assert [int(mask.sum()) for mask in masks] == [1, 1]
+    assert torch.cat(places).sort().values.tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8])
+    assert places[1][1] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hardened_and_folded_is_what_was_masked(kind: str) -> None:
+    """Parameters and multiply-accumulates, counted on the folded model, are those told from the masks."""
+    model, data, method = tiny(kind), images(6, kind), GRADUAL.get("sparse_rows")(share=0.2)
+    gates, generator = make_gates(model, method), torch.Generator().manual_seed(2)
+    prices = Prices.of(model, sites_of(model, method))
+    with gated(model, gates), torch.no_grad():
+        for number, gate in enumerate(gates.values()):
+            layer = model.get_submodule(gate.place.layer)
+            gate.up += 0.1 * torch.randn(gate.up.shape, generator=generator)
+            gate.mask.copy_(torch.rand(gate.place.count, generator=generator) < (0.4, 0.95, 1.1)[number % 3])
+            gate.mask[0] = 1
+            layer.layer.weight[gate.mask == 0] = gate.start[gate.mask == 0]
+        masked = outputs(model, data)
+        expected = prices.expected({name: gate.open() for name, gate in gates.items()})
+    torch.testing.assert_close(outputs(model, data), masked, rtol=0, atol=0)
+    recipe = Recipe(name="masks", units={"rows": LearntRows(share=0.2)}, gradual=method, labelled=True)
+    learnt = Learnt({name: gate.scores() for name, gate in gates.items()}, {"protocol": "none"})
+    analysis = analyse(model, [images(8, kind)], recipe, learnt=learnt)
+    counts = {curve.name: int(gates[curve.name].mask.sum()) for curve in analysis.curves}
+    plan = {
+        curve.name: counts[curve.name] if curve.cost(counts[curve.name]) < curve.dense_cost else None
+        for curve in analysis.curves
+    }
+    assert None in plan.values()
+    small, _ = analysis.apply(RankPlan(plan))
+    torch.testing.assert_close(outputs(small, data), masked, rtol=1e-4, atol=1e-5)
+    assert expected.parameters == parameter_count(small)
+    assert expected.macs == multiply_accumulates(small, input_size(model))
+
+
+def test_what_was_trained_is_what_is_folded() -> None:
+    """The budget is met to less than a row by training alone, so that compressing loses nothing more."""
+    model = tiny()
+    method = get_recipe("losparse").but(**{"gradual.interval": 2})
+    learnt = learn(model, TinyData(noise=0.0), method, 0.4, **on_cpu(epochs=6, lr=1e-2))
+    small, report = compress(model, [IMAGES], method, 0.4, learnt=learnt)
+    data = images(6)
+    assert not torch.allclose(outputs(model, data), outputs(tiny(), data), rtol=0, atol=0.1)
+    torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=1e-4, atol=1e-5)
+    limit = 0.6 * parameter_count(model)
+    assert limit - 64 < learnt.described["expected"]["params"] <= limit
+    assert limit - 64 < parameter_count(small) <= limit
+    assert {layer["rank"] for layer in report["layers"]} <= {1, None}
+
+
+def test_rows_go_only_when_it_is_time_to() -> None:
+    """Up to the first step, and after the last one, with an interval longer than the training."""
+    model = tiny()
+    still = get_recipe("losparse").but(**{"gradual.interval": 1000, "gradual.last": 1.0})
+    learnt = learn(model, TinyData(noise=0.0), still, 0.4, **on_cpu(epochs=2))
+    assert learnt.described["expected"]["params"] <= 0.6 * parameter_count(model)
+
+
+def test_another_share_is_told() -> None:
+    model = tiny()
+    learnt = learn(model, TinyData(noise=0.0), "losparse", 0.4, **on_cpu(epochs=1))
+    other = get_recipe("losparse").but(**{"rows.share": 0.01})
+    compress(model, [IMAGES], other, 0.4, learnt=learnt)  # the same rank, 1
+    model = tiny()
+    wider = get_recipe("losparse").but(**{"gradual.share": 0.2})
+    learnt = learn(model, TinyData(noise=0.0), wider, 0.4, **on_cpu(epochs=1, lr=1e-2))
+    with pytest.raises(InputError, match=r"another share than 0\.05: give rows\.share and gradual\.share the same"):
+        compress(model, [IMAGES], wider, 0.4, learnt=learnt)
+
+
+def test_a_budget_without_a_row_is_told() -> None:
+    with pytest.raises(InputError, match=r"a target of 0\.1 of the parameters leaves no row"):
+        learn(tiny(), TinyData(), "losparse", 0.9, **on_cpu(epochs=1))
+
+
+@pytest.mark.parametrize("wrong", [{"interval": 0}, {"first": 0.8}, {"last": 1.1}, {"betas": (1.0, 0.5)}, {"share": 0}])
+def test_numbers_out_of_range_are_told(wrong: dict) -> None:
+    with pytest.raises(InputError):
+        SparseRows(**wrong)
