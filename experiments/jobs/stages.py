@@ -20,7 +20,7 @@ from experiments.jobs.speed import time_in_turns
 from experiments.jobs.summary import sum_up
 from experiments.jobs.task import CHECKPOINTS, EMBEDDED, STAGES, MissingWeightsError, Task, Tell, base_task
 from experiments.jobs.tokens import with_fewer_tokens
-from experiments.jobs.training import structured, trained
+from experiments.jobs.train_compressed import structured, trained
 from experiments.tracking.runs import log_compression
 from lowrank_vit import compress, evaluate, is_saved_model, load, save
 from lowrank_vit.data import ImageData

@@ -8,7 +8,7 @@ from torch import nn
 
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.task import CHECKPOINTS, Task
-from experiments.jobs.training import learning_options
+from experiments.jobs.train_compressed import learning_options
 from lowrank_vit import fewer_tokens
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.images import Images

@@ -32,7 +32,7 @@ from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, ove
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
 from lowrank_vit.stages.evaluate.speed import Setting
-from lowrank_vit.stages.gates.learning import LearntGates
+from lowrank_vit.stages.gates.learn_gates import LearntGates
 
 logger = logging.getLogger(__name__)
 

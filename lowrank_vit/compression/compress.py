@@ -38,7 +38,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.correct.output_refit import check_refit
-from lowrank_vit.stages.gates.learning import LearntGates, with_mixers
+from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
 from lowrank_vit.units import united
 
 DEFAULT_REDUCTION = 0.5

@@ -18,7 +18,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.tokens import TOKENS, LearntRule, TokenRule
-from lowrank_vit.stages.tokens.learning.learn import learn_selectors
+from lowrank_vit.stages.tokens.learning.learn_selectors import learn_selectors
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -38,7 +38,7 @@ def fewer_tokens(
     selectors that learn what to keep, which add some parameters: ``"spvit-kong-gates"`` (``keep``, its square and its third
     power), which learns on calibration images, ``learn_on``, without labels, and ``"spvit-kong"``, which trains the weights,
     too, on a data module of labelled ones; the model itself is the teacher of both. ``training``: the settings of
-    ``lowrank_vit.stages.tokens.learning.learn.learn_selectors``, such as ``epochs``, ``lr``, ``seed`` and ``checkpoint_dir``.
+    ``learn_selectors``, such as ``epochs``, ``lr``, ``seed`` and ``checkpoint_dir``.
     ``macs`` chooses the strength: the least that leaves this share of the dense model's multiply-accumulates.
     The copy has a report, of the model as it was, with its multiply-accumulates counted anew and the rule in ``tokens``.
     Raises ``InputError`` for an unknown rule or option, a share that the rule cannot reach, for a model whose tokens must

@@ -24,8 +24,7 @@ from lowrank_vit.records.sites import INPUT, OUTPUT, ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
-from lowrank_vit.stages.gates.learning import LearntGates
-from lowrank_vit.stages.gates.learning import learn as learn_gates
+from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -44,11 +43,11 @@ def learn(
 
     The result goes to ``compress`` with the trained model: ``compress(model, calibration, recipe, reduction, learnt=...)``;
     ``finetune`` may follow. ``reduction``: of all parameters, which some methods aim at while they train. ``options`` are
-    those of ``lowrank_vit.stages.gates.learning.learn``: ``epochs``, ``lr``, ``teacher``, ``hardware``,
+    those of ``learn_gates``: ``epochs``, ``lr``, ``teacher``, ``hardware``,
     ``checkpoint_dir``, ``loggers``, ``seed``, ``progress`` and others.
     Raises ``InputError`` for another recipe, for images without labels, and for bad settings.
     """
-    from lowrank_vit.stages.gates.training import GradualTraining  # with Lightning
+    from lowrank_vit.stages.gates.train_gates import GradualTraining  # with Lightning
 
     check_model(model, data_module)
     check_options(options, learn, learn_gates, GradualTraining)

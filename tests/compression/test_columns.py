@@ -17,7 +17,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
 from lowrank_vit.stages.gates.expected import Prices
-from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of
+from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
 from lowrank_vit.stages.gates.methods.importance import ImportanceGates
 from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin

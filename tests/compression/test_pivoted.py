@@ -13,7 +13,7 @@ from lowrank_vit.compression.compress import analyse
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.pivoted_linear import PivotedLinear
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.training import train
+from lowrank_vit.runtime.lightning_run import train
 from tests.support.models import ARGUMENTS, KINDS, images, model_and_images, tiny
 
 RECIPES = ("exact", "loss_aware", "best")

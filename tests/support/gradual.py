@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.gates import Gate, Place, places
-from lowrank_vit.stages.gates.learning import LearntGates, learn, sites_of
-from lowrank_vit.stages.gates.training import GradualTraining
+from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates, sites_of
+from lowrank_vit.stages.gates.train_gates import GradualTraining
 from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny
 
@@ -51,7 +51,7 @@ def run(name: str, model: nn.Module | None = None, **options: Any) -> LearntGate
     """Train the gates of a method alone, for three short epochs."""
     settings = {"epochs": 3, "batch_size": 16, "target": 0.6, **options}
     dense = model or tiny()
-    return learn(copy.deepcopy(dense), GRADUAL.get(name)(), teacher=dense, images=IMAGES, **on_cpu(**settings))
+    return learn_gates(copy.deepcopy(dense), GRADUAL.get(name)(), teacher=dense, images=IMAGES, **on_cpu(**settings))
 
 
 class PowerCutError(RuntimeError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.cli.arguments import add_data, add_folder, add_model, chosen_model, image_data, lightning_hardware
-from lowrank_vit.cli.training import dense_model
+from lowrank_vit.cli.train_folder import dense_model
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_vit.cli.arguments import add_data, image_data, lightning_hardware
-from lowrank_vit.cli.training import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
+from lowrank_vit.cli.train_folder import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
 from lowrank_vit.cli.unfinished import unfinished
 
 

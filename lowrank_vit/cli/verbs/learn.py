@@ -19,7 +19,7 @@ from lowrank_vit.cli.arguments import (
     lightning_hardware,
     named_model,
 )
-from lowrank_vit.cli.training import add_logger, chosen_logger
+from lowrank_vit.cli.train_folder import add_logger, chosen_logger
 from lowrank_vit.cli.unfinished import check_new, unfinished
 from lowrank_vit.compression import catalogue
 from lowrank_vit.records.budgets import Size, parse_budget

@@ -23,8 +23,8 @@ from lowrank_vit.architectures.linears import patch_embedding
 from lowrank_vit.modules.factors import expanded
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import SeededTraining, run_record, train
 from lowrank_vit.stages.training.imitation import check_imitation, towards_teacher
 
 

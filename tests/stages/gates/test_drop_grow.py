@@ -14,8 +14,7 @@ from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.sites import HEAD, HIDDEN
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import GatedLayer, Place, gated, places
-from lowrank_vit.stages.gates.learning import learn as learn_gates
-from lowrank_vit.stages.gates.learning import make_gates, sites_of
+from lowrank_vit.stages.gates.learn_gates import learn_gates, make_gates, sites_of
 from lowrank_vit.stages.gates.methods.drop_grow import (
     DropAndGrow,
     LiveGate,

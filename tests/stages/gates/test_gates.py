@@ -20,7 +20,7 @@ from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
-from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of
+from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
 from tests.support.gradual import IMAGES, masks
 from tests.support.models import KINDS, images, outputs, tiny
 

@@ -15,7 +15,7 @@ from lowrank_vit.modules.counting import input_size, multiply_accumulates, param
 from lowrank_vit.records.sites import MIXER
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, gated
-from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of, with_mixers
+from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of, with_mixers
 from lowrank_vit.stages.gates.methods.unit_gates import UnitAndMixerGates, remaining
 from lowrank_vit.stages.gates.mixing import MixerGate, SharedNorm
 from tests.support.finetuning import TinyData

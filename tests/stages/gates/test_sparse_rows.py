@@ -14,7 +14,7 @@ from lowrank_vit.stages.decompose.rows.learnt import LearntRows
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated
-from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of
+from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
 from lowrank_vit.stages.gates.methods.sparse_rows import SparseGate, SparseRows, best_rows, kept_share
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES

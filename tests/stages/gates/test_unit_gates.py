@@ -12,7 +12,7 @@ from lowrank_vit.stages.gates import Progress
 from lowrank_vit.stages.gates.drawn import START, DrawnGate
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place
-from lowrank_vit.stages.gates.learning import learn, make_gates, sites_of
+from lowrank_vit.stages.gates.learn_gates import learn_gates, make_gates, sites_of
 from lowrank_vit.stages.gates.methods.unit_gates import UnitGates, remaining
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu
@@ -61,7 +61,7 @@ def test_what_remains_is_what_is_expected_and_is_pulled_to_the_target() -> None:
 
 def test_gates_come_near_to_the_target() -> None:
     options = on_cpu(epochs=20, batch_size=16, target=0.75)
-    learnt = learn(tiny(), UnitGates(lr=0.2), teacher=tiny(), images=IMAGES, **options)
+    learnt = learn_gates(tiny(), UnitGates(lr=0.2), teacher=tiny(), images=IMAGES, **options)
     assert 0.6 < learnt.described["expected"]["macs"] / 124_128 < 0.9
 
 

@@ -14,7 +14,7 @@ from lowrank_vit import InputError, compress, dense_report, fewer_tokens, get_re
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.token_selector import SelectingBlock
 from lowrank_vit.stages.export import formats as export
-from lowrank_vit.stages.tokens.learning.training import SelectorTraining, drawn, see
+from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
 from tests.support.models import ARGUMENTS, images, outputs, tiny

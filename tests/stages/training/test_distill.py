@@ -18,7 +18,7 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.models import load_model
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.runtime.training import warm_up_cosine
+from lowrank_vit.runtime.lightning_run import warm_up_cosine
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 from lowrank_vit.stages.training.distill import Distillation, feature_error
 from tests.support.distilling import IMAGES, run, student

@@ -18,7 +18,7 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
-from lowrank_vit.runtime.training import cosine
+from lowrank_vit.runtime.lightning_run import cosine
 from lowrank_vit.stages.training.finetune import (
     PartialFineTune,
     _run_of,

@@ -22,8 +22,8 @@ from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import SeededTraining, run_record, train
 from lowrank_vit.stages.gates import GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, gated

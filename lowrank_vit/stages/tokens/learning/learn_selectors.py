@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.lightning_run import run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.runtime.training import run_record, train
-from lowrank_vit.stages.tokens.learning.training import SelectorTraining
+from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining
 
 
 def learn_selectors(

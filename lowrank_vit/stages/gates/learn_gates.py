@@ -82,7 +82,7 @@ def make_gates(model: nn.Module, method: GradualMethod) -> dict[str, Gate]:
     return gates
 
 
-def learn(
+def learn_gates(
     model: nn.Module,
     method: GradualMethod,
     *,
@@ -107,7 +107,7 @@ def learn(
     an undisturbed run (bitwise on CPU).
     Raises ``InputError`` for bad settings, unlabelled images, models without units, or a checkpoint of another run.
     """
-    from lowrank_vit.stages.gates.training import trained  # with Lightning
+    from lowrank_vit.stages.gates.train_gates import trained  # with Lightning
 
     _check(method, teacher, images, data_module)
     hardware = replace(hardware, precision=hardware.mixed_precision)

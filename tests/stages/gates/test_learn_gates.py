@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lowrank_vit import InputError, compress, learn
 from lowrank_vit.stages.gates import GRADUAL
-from lowrank_vit.stages.gates.learning import LearntGates
-from lowrank_vit.stages.gates.learning import learn as learn_gates
+from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
 from tests.support.gradual import IMAGES, PowerCutError, interrupt, run
 from tests.support.hardware import CPU, on_cpu
 from tests.support.models import tiny
