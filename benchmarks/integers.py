@@ -25,7 +25,7 @@ from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.progress import say
-from lowrank_vit.stages.export.formats import export
+from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.integers import export_integers
 
 FIRST = "dense, int8"  # which the others are compared with

@@ -46,6 +46,7 @@ STARTS = (
     Start("lowrank_vit compress --help"),
     Start("lowrank_vit list recipes"),
     Start("lowrank_vit list methods"),
+    Start("lowrank_vit list exporters"),
     Start("lowrank_vit inspect DIR"),
     Start("lowrank_vit inspect DIR --json"),
     Start("lowrank_vit inspect nowhere", code=2),

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.evaluate.accuracy import evaluate
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
-    from lowrank_vit.stages.export.formats import export
+    from lowrank_vit.stages.export.export import export
     from lowrank_vit.stages.export.fused_pairs import fuse_pairs
     from lowrank_vit.stages.export.integers import export_integers
     from lowrank_vit.stages.training.augmentation import augmentations
@@ -137,7 +137,7 @@ _HOMES = {
     "stages.evaluate.accuracy": ("evaluate",),
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
-    "stages.export.formats": ("export",),
+    "stages.export.export": ("export",),
     "stages.export.fused_pairs": ("fuse_pairs",),
     "stages.export.integers": ("export_integers",),
     "stages.training.augmentation": ("augmentations",),

@@ -1,4 +1,4 @@
-"""The tables of methods, recipes and statistics in ``docs/methods``, made from the registries and the dataclasses.
+"""The tables of methods, recipes, statistics and formats in ``docs``, made from the registries and the dataclasses.
 
 ``python -m tests.methods`` writes them between the marks ``<!-- generated NAME... -->`` and ``<!-- end -->`` of the pages; a
 test holds the pages to what the code has.
@@ -22,19 +22,20 @@ from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.export.formats import EXPORTERS
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.search import SEARCHES
 from lowrank_vit.stages.tokens import TOKENS
 from lowrank_vit.units import GROUPS
 
-FOLDER = Path(__file__).parent.parent / "docs" / "methods"
+FOLDER = Path(__file__).parent.parent / "docs"
 PLACE = re.compile(r"(?P<mark><!-- generated (?P<names>[\w ]+) -->)\n.*?<!-- end -->", re.DOTALL)
 NORM, BAR = "\N{DOUBLE VERTICAL LINE}", "\N{DIVIDES}"  # Markdown's own bar ends a cell
 Methods = Mapping[str, type]
 
 
-def registered(registry: Any) -> Methods:
+def registered(registry: Any) -> Mapping[str, Any]:
     """Look up the methods of a registry by their names."""
     return {name: registry.get(name) for name in registry.names()}
 
@@ -104,6 +105,15 @@ def statistics() -> Iterator[str]:
         yield row(f"`{name}`", described, "yes" if statistic.gradient else "")
 
 
+def formats() -> Iterator[str]:
+    """Write what a model can be exported to."""
+    yield row("`--format`", "file", "what it does", "needs")
+    yield row(*["---"] * 4)
+    for name, exporter in registered(EXPORTERS).items():
+        packages = ", ".join(f"`{package}`" for package in exporter.packages)
+        yield row(f"`{name}`", f"`{exporter.suffix}`", about(exporter), packages or "PyTorch alone")
+
+
 def plain_fields() -> Iterator[str]:
     """Write the fields of a recipe that are no methods."""
     yield row("field", "default")
@@ -117,6 +127,7 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
     "recipes": recipes,
     "statistics": statistics,
     "fields": plain_fields,
+    "formats": formats,
     "slots": lambda: of_slots(*slots()),
 }
 
@@ -134,7 +145,7 @@ def render(text: str) -> str:
 
 def pages() -> list[Path]:
     """List the pages with generated tables."""
-    return [path for path in sorted(FOLDER.glob("*.md")) if PLACE.search(path.read_text(encoding="utf-8"))]
+    return [path for path in sorted(FOLDER.rglob("*.md")) if PLACE.search(path.read_text(encoding="utf-8"))]
 
 
 if __name__ == "__main__":

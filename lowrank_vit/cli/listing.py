@@ -45,6 +45,10 @@ def listing(kind: str) -> dict[str, str]:
         from lowrank_vit.stages.quantize import QUANTIZERS
 
         registries = [QUANTIZERS]
+    elif kind == "exporters":
+        from lowrank_vit.stages.export.formats import EXPORTERS
+
+        registries = [EXPORTERS]
     elif kind == "tokens":
         from lowrank_vit.stages.tokens import TOKENS
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.evaluate.accuracy import count_hits
 from lowrank_vit.stages.evaluate.speed import quartiles, seconds_in_turns
-from lowrank_vit.stages.export.formats import Run, check_onnx, run_onnx
+from lowrank_vit.stages.export.formats import Exporter, Run, exporter
 
 
 def compare_files(
@@ -30,8 +30,8 @@ def compare_files(
     every round; ``speedup`` is the median of the first one's time over this one's, within a round, with its quartiles.
     Raises ``InputError`` for a file that is not there, or not one that onnxruntime runs.
     """
-    check_onnx()
-    runs = {str(path): _opened(path) for path in paths}
+    onnx = exporter("onnx")
+    runs = {str(path): _opened(path, onnx) for path in paths}
     rows: list[dict[str, Any]] = [{"file": str(path), "bytes": path.stat().st_size, "times": {}} for path in paths]
     first = str(paths[0])
     for batch in batches:
@@ -51,12 +51,12 @@ def compare_files(
     return rows
 
 
-def _opened(path: Path) -> Run:
+def _opened(path: Path, onnx: Exporter) -> Run:
     """Open a file. Raises ``InputError`` where onnxruntime cannot."""
     if not path.is_file():
         raise InputError(f"{path} is not there: make it by `lowrank-vit export DIR --format onnx`")
     try:
-        return run_onnx(path)
+        return onnx.run(path)
     except Exception as error:  # onnxruntime has an error of its own for each reason
         raise InputError(f"{path} is not a file that onnxruntime can run ({str(error).splitlines()[0]})") from None
 

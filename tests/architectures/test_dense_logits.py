@@ -22,7 +22,7 @@ from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.sites import VALUE, AttentionSite
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.streams import Streams
-from lowrank_vit.stages.export import formats
+from lowrank_vit.stages.export.export import export
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 
@@ -222,7 +222,7 @@ def test_behind_a_norm_the_layers_own_output_is_fitted(kind: str) -> None:
 def test_it_is_exported(kind: str, file_format: str, tmp_path: Path) -> None:
     data = KINDS[kind].images(6).float()
     small, _ = compress(KINDS[kind].make().float(), [data], reduction=0.1, device="cpu")
-    assert formats.export(small, tmp_path / "model", file_format)[3] < 1e-4
+    assert export(small, tmp_path / "model", file_format)[3] < 1e-4
 
 
 def test_heads_that_share_keys_are_refused() -> None:

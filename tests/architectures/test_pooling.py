@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowrank_vit import Analysis, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.export import formats
+from lowrank_vit.stages.export.export import export
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 
@@ -137,7 +137,7 @@ def test_best_measures_saves_loads_and_exports_it(tmp_path: Path) -> None:
     assert report["refit"]["ridges"]
     save(small, tmp_path / "small", model_args=KINDS["attention pooling"].arguments)
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
-    assert formats.export(small, tmp_path / "file", "torch-export")[3] < 1e-4
+    assert export(small, tmp_path / "file", "torch-export")[3] < 1e-4
 
 
 def test_normalised_queries_stay_dense() -> None:

@@ -24,7 +24,7 @@ from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import without_classifier
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.evaluate.speed import Setting, benchmark
-from lowrank_vit.stages.export import formats
+from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.quantize.weights import quantize
 from tests.support.hugging_face import HUGGING_FACE, Kind
 
@@ -102,7 +102,7 @@ class TestEveryClass:
         again = load(tmp_path / "small")
         assert torch.equal(outputs(again, data), outputs(small, data))
         save(again, tmp_path / "again")
-        assert formats.export(again, tmp_path / "file", "torch-export")[3] < 1e-4
+        assert export(again, tmp_path / "file", "torch-export")[3] < 1e-4
 
 
 def test_it_is_quantised_and_benchmarked(tmp_path: Path) -> None:

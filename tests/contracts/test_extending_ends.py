@@ -1,26 +1,30 @@
-"""What CONTRIBUTING.md promises, at both ends of the pipeline: a source of images, an allocator, a method of rounding."""
+"""What CONTRIBUTING.md promises, at both ends: a source of images, an allocator, a method of rounding, a format of files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import timm
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowrank_vit import InputError, compress, get_recipe, quantize
+from lowrank_vit import InputError, compress, get_recipe, quantize, save
+from lowrank_vit.cli import main
 from lowrank_vit.data import ImageData, ImageSource
 from lowrank_vit.data.splits import SOURCES, SourceKind
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, total_cost
+from lowrank_vit.stages.export.formats import EXPORTERS, Run
 from lowrank_vit.stages.quantize import QUANTIZERS, Codes
 from lowrank_vit.stages.quantize.nearest import grid
 from tests.support.extending import registered
-from tests.support.models import images, tiny
+from tests.support.models import images, outputs, tiny
 
 
 # --8<-- [start:source]
@@ -127,3 +131,41 @@ def test_a_new_method_of_rounding() -> None:
 
 
 # --8<-- [end:quantizer]
+
+
+# --8<-- [start:exporter]
+class Pickled:
+    """Write a file for ``torch.load``, where this package is installed."""
+
+    suffix: ClassVar[str] = ".pt"
+    reader: ClassVar[str] = "torch.load"
+    packages: ClassVar[tuple[str, ...]] = ()
+    tolerance: ClassVar[float] = 0.0
+
+    def write(self, model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
+        """Write the whole module."""
+        torch.save(model, path)
+
+    def run(self, path: Path) -> Run:
+        """Load it."""
+        model: nn.Module = torch.load(path, weights_only=False)
+        return model
+
+
+def test_a_new_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_default_dtype(torch.float32)  # as files have it
+    folder, out = tmp_path / "small", tmp_path / "small.pt"
+    model = compress(timm.create_model("digits_deit_small", depth=1), [torch.randn(16, 1, 8, 8)], "svd", 0.3)[0]
+    save(model, folder, model_args={"depth": 1})
+    with registered(EXPORTERS, "pickled", Pickled):
+        main(["list", "exporters"])
+        assert "pickled       Write a file for ``torch.load``" in capsys.readouterr().out
+        main(["export", str(folder), "--format", "pickled", "--out", str(out)])
+    assert "0.0e+00 at batch 1, 0.0e+00 at batch 3" in capsys.readouterr().out
+    data = torch.randn(5, 1, 8, 8)
+    assert torch.equal(Pickled().run(out)(data), outputs(model, data))
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), "--format", "pickled", "--out", str(tmp_path / "other")])
+
+
+# --8<-- [end:exporter]

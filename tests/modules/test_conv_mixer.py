@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowrank_vit import InputError, dense_report, load, save
 from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer, mixer_cost, shared_weights
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.stages.export import formats as export
+from lowrank_vit.stages.export.export import export
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 
@@ -65,7 +65,7 @@ def test_it_is_saved_checked_and_exported(kernel: int, tmp_path: Path) -> None:
     small = mixed(kernel)
     save(small, tmp_path / "small", dense_report(small), model_args=ARGUMENTS["vit"])
     assert torch.equal(outputs(load(tmp_path / "small"), images(3)), outputs(small, images(3)))
-    assert export.export(small, tmp_path / "model", "torch-export")[3] < 1e-4
+    assert export(small, tmp_path / "model", "torch-export")[3] < 1e-4
     file = tmp_path / "small" / "config.json"
     config = json.loads(file.read_text())
     entry = config["lowrank_vit"]["layers"]["blocks.1.attn"]
@@ -79,7 +79,7 @@ def test_it_is_saved_checked_and_exported(kernel: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_is_exported_to_onnx(tmp_path: Path) -> None:
-    assert export.export(mixed(3), tmp_path / "model.onnx", "onnx")[3] < 1e-4
+    assert export(mixed(3), tmp_path / "model.onnx", "onnx")[3] < 1e-4
 
 
 def test_patches_that_make_no_square_are_refused() -> None:

@@ -17,6 +17,7 @@ from lowrank_vit.cli.arguments import (
     chosen_model,
 )
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.export.formats import EXPORTERS, exporter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,12 +27,12 @@ def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser(
         "export",
-        help="write a model for onnxruntime or torch.export, and check the file",
+        help=f"write a model for {' or '.join(EXPORTERS.get(name).reader for name in EXPORTERS.names())}, and check the file",
         example="small --format onnx --out small.onnx",
     )
     add_folder(parser, optional=True)
     add_model(parser, required=False)
-    parser.add_argument("--format", choices=("onnx", "torch-export"), required=True, help="kind of the file")
+    parser.add_argument("--format", choices=EXPORTERS.names(), required=True, help="see `list exporters`")
     integers = parser.add_mutually_exclusive_group()
     for bits, what in ((8, "weights and activations"), (4, "weights, for products that know them")):
         integers.add_argument(
@@ -56,21 +57,20 @@ def add_parser(verbs: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ``InputError`` where the file cannot be written, or is of a kind that has no integers."""
+    """Raise ``InputError`` where the file cannot be written, lacks a package, or is of a kind that has no integers."""
     if args.out.exists():
         raise InputError(f"{args.out} exists already: choose another --out")
     if args.bits is not None and (args.format != "onnx" or args.data is None):
         raise InputError(f"--int{args.bits} is for --format onnx, and looks at images: give --data")
     check_out(args)
+    exporter(args.format)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export a folder's model, or a dense model by name; the file is compared with the model before it gets its name."""
     from lowrank_vit.cli.view import mebibytes
-    from lowrank_vit.stages.export.formats import check_onnx, export
+    from lowrank_vit.stages.export.export import export
 
-    if args.format == "onnx":
-        check_onnx()
     model, _ = chosen_model(args)
     if args.bits is not None:
         _export_integers(args, model)

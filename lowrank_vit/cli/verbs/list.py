@@ -10,7 +10,9 @@ from typing import Any
 def add_parser(verbs: Any) -> None:
     """Add the verb and its arguments."""
     parser = verbs.add_parser("list", help="list the models, recipes or methods to choose from", example="recipes")
-    kinds = ("models", "recipes", "methods", "decompositions", "allocators", "compensations", "quantizers", "tokens")
+    kinds = (
+        "models", "recipes", "methods", "decompositions", "allocators", "compensations", "quantizers", "tokens", "exporters",
+    )  # fmt: skip
     parser.add_argument("kind", choices=kinds, help="what to list")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.set_defaults(run=run)

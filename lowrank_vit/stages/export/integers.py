@@ -1,6 +1,6 @@
 """ONNX files for onnxruntime that compute in integers: 8 bits for weights and activations, or 4 bits for weights.
 
-Both begin with the float file that ``formats`` writes and checks. With 8 bits every product of a weight has its own scale
+Both begin with the float file that ``export`` writes and checks. With 8 bits every product of a weight has its own scale
 for each output channel, and one for its input, from the range that the calibration images show; its output stays float.
 Layers that a measured divergence shows to be sensitive stay float. With 4 bits activations stay float, and every block of
 32 weights has a scale of its own.
@@ -23,7 +23,8 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import replacing
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.export.formats import INPUT, export, run_onnx
+from lowrank_vit.stages.export.export import export
+from lowrank_vit.stages.export.formats.onnx import INPUT, Onnx
 
 PRODUCTS = ("MatMul", "Gemm")
 BLOCK = 32  # weights of a row that share a scale, with 4 bits
@@ -145,7 +146,7 @@ def sensitive(losses: Mapping[str, float], tolerated: float) -> list[str]:
 
 def divergence(objective: Objective, exact: Path, other: Path, images: Sequence[Tensor]) -> float:
     """Measure the mean divergence of a file's outputs from the float file's."""
-    runs, total = [run_onnx(path) for path in (exact, other)], 0.0
+    runs, total = [Onnx().run(path) for path in (exact, other)], 0.0
     for batch in images:
         total += float(objective.divergence(*(objective.reading(run(batch)) for run in runs)))
     return total / sum(map(len, images))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,13 @@ import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
 from lowrank_vit import InputError, compress, save
 from lowrank_vit.cli import main
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
-from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.narrow_mlp import SmallMlp
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
-from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.export import formats as export
+from lowrank_vit.stages.export.export import export
+from lowrank_vit.stages.export.formats import Run, onnx
+from lowrank_vit.stages.export.formats.torch_export import TorchExport
 from lowrank_vit.stages.quantize.weights import quantize
-from tests.support.models import images, outputs, tiny
-from tests.support.sources import ROOT
+from tests.support.models import outputs, tiny
 
 STANDINS = {
     "digits_deit_small": {"depth": 1},
@@ -56,7 +53,7 @@ def test_there_are_recipes() -> None:
 def test_torch_export_of_every_recipe(recipe: str, standin: str, tmp_path: Path) -> None:
     model = small(standin, recipe, **({"solver": "closed_form"} if RECIPES[recipe].compensation else {}))
     path = tmp_path / "model.pt2"
-    differences = export.export(model, path, "torch-export")
+    differences = export(model, path, "torch-export")
     assert set(differences) == {1, 3}
     data = torch.randn(5, 1, 8, 8)
     with path.open("rb") as file:
@@ -75,7 +72,7 @@ def test_onnx(recipe: str, standin: str, tmp_path: Path) -> None:
         attention = model.blocks[0].attn
         assert attention.query_key.widths != attention.value.widths
         assert isinstance(model.blocks[0].mlp, SmallMlp)
-    export.export(model, path, "onnx")
+    export(model, path, "onnx")
     session = onnxruntime.InferenceSession(path)
     assert session.get_inputs()[0].shape == ["batch", 1, 8, 8]
     assert json.loads(session.get_modelmeta().custom_metadata_map["lowrank_vit"])["input_size"] == [1, 8, 8]
@@ -84,35 +81,10 @@ def test_onnx(recipe: str, standin: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, outputs(model, data), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("file_format", export.FORMATS)
-def test_no_folder_of_this_machine_is_in_the_file(file_format: str, tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    export.export(tiny(), path, file_format)
-    parts = [path.read_bytes()]
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            parts += [archive.read(name) for name in archive.namelist()]
-    for folder in (ROOT, Path(torch.__file__).parents[1], Path(timm.__file__).parents[1]):
-        assert not any(str(folder).encode() in part for part in parts)
-
-
-@pytest.mark.parametrize("file_format", export.FORMATS)
-def test_every_z(file_format: str, tmp_path: Path) -> None:
-    """One model with a Z of each kind, each in a layer of its own."""
-    model, names = tiny(), ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
-    for z, name in zip(COMPENSATIONS.names(), names, strict=True):
-        recipe = get_recipe("paper").but(compensation=z, solver="closed_form", allocator="uniform")  # none stays dense
-        layer = compress(tiny(), [images(12)], recipe, 0.3)[0].get_submodule(f"blocks.0.{name}")
-        assert isinstance(layer, LowRankLinear)
-        assert (layer.correction is None) == (z == "low_rank")  # that one folds
-        replace_module(model, f"blocks.0.{name}", layer)
-    assert export.export(model, tmp_path / "model", file_format)[3] < 1e-4
-
-
 @pytest.mark.parametrize(("bits", "file_format"), [(8, "onnx"), (5, "torch-export")])
 def test_quantised_codes_stay_packed_but_in_onnx(bits: int, file_format: str, tmp_path: Path) -> None:
     model = quantize(small("digits_deit_small", "exact"), bits)[0]
-    assert export.export(model, tmp_path / "model", file_format)[3] < 1e-4
+    assert export(model, tmp_path / "model", file_format)[3] < 1e-4
     if file_format == "torch-export":
         loaded = torch.export.load(tmp_path / "model")
         codes = sum(tensor.numel() for tensor in loaded.state_dict.values() if tensor.dtype == torch.uint8)
@@ -136,28 +108,32 @@ def test_torch_compile_takes_the_whole_model_once_for_all_batches(recipe: str, s
 
 
 def test_a_file_that_differs_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(path: Path) -> export.Run:
-        run = export.run_torch(path)
+    right = TorchExport.run
+
+    def wrong(self: TorchExport, path: Path) -> Run:
+        run = right(self, path)
         return lambda data: run(data) + (1e-3 if len(data) == 3 else 0)
 
-    monkeypatch.setitem(export.FORMATS, "torch-export", (export.export_torch, wrong))
+    monkeypatch.setattr(TorchExport, "run", wrong)
     with pytest.raises(InputError, match=r"differs by 0\.001 at batch 3"):
-        export.export(tiny(), tmp_path / "model", "torch-export")
+        export(tiny(), tmp_path / "model", "torch-export")
     assert not list(tmp_path.iterdir())
     nan = tiny()
     nan.head.bias.data[0] = float("nan")
     with pytest.raises(InputError, match="differs by nan"):
-        export.export(nan, tmp_path / "model", "torch-export")
+        export(nan, tmp_path / "model", "torch-export")
 
 
 def test_bad_requests_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="unknown format 'onyx': choose from onnx, torch-export"):
-        export.export(tiny(), tmp_path / "model", "onyx")
+    with pytest.raises(
+        InputError, match=r"unknown format 'onyx': did you mean 'onnx'\? choose from onnx, torch-export"
+    ):
+        export(tiny(), tmp_path / "model", "onyx")
     with pytest.raises(InputError, match=r"torch\.float64 on cpu"):
-        export.export(tiny().double(), tmp_path / "model", "torch-export")
-    monkeypatch.setattr(export, "ONNX_LIMIT", 1000)
+        export(tiny().double(), tmp_path / "model", "torch-export")
+    monkeypatch.setattr(onnx, "LIMIT", 1000)
     with pytest.raises(InputError, match="2 GiB"):
-        export.export(tiny(), tmp_path / "model", "onnx")
+        export(tiny(), tmp_path / "model", "onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -183,5 +159,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     line = refused("export", str(folder), "--format", "onnx", "--out", str(tmp_path / "small.onnx"))
-    assert line == "error: ONNX needs onnxscript: pip install 'lowrank-vit[export]'\n"
+    assert line == "error: the format onnx needs onnxscript: pip install 'lowrank-vit[export]'\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.pt2"]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lowrank_vit import InputError, compress, dense_report, fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.token_selector import SelectingBlock
-from lowrank_vit.stages.export import formats as export
+from lowrank_vit.stages.export.export import export
+from lowrank_vit.stages.export.formats import EXPORTERS
 from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
@@ -181,9 +182,9 @@ def test_it_is_loaded_as_it_was_saved(smaller: bool, tmp_path: Path) -> None:
             load(tmp_path / "small")
 
 
-@pytest.mark.parametrize("file_format", export.FORMATS)
+@pytest.mark.parametrize("file_format", EXPORTERS.names())
 def test_it_is_exported(file_format: str, tmp_path: Path) -> None:
-    assert export.export(short(), tmp_path / "model", file_format)[3] < 1e-4
+    assert export(short(), tmp_path / "model", file_format)[3] < 1e-4
 
 
 @pytest.mark.parametrize(

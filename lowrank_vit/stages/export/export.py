@@ -1,0 +1,68 @@
+"""Export of a model for other programs: a file of one of the ``formats``, compared with the model before it gets its name."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.predicting import Predicting
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import replacing
+from lowrank_vit.stages.export.formats import exporter
+
+BATCHES = (1, 3)  # on which the file is checked; the graph is traced at another size
+TRACED = 2
+PREPROCESSING = ("architecture", "tag", "num_classes", "input_size", "mean", "std", "interpolation", "crop_pct")
+
+
+def preprocessing(model: nn.Module) -> str:
+    """Describe the images that the model takes, as JSON: size, mean, deviation, ..., from timm's configuration."""
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    return json.dumps({name: config[name] for name in PREPROCESSING if name in config})
+
+
+def export(
+    model: nn.Module,
+    path: Path,
+    file_format: str,
+    *,
+    batches: Sequence[int] = BATCHES,
+    tolerance: float | None = None,
+) -> dict[int, float]:
+    """Write ``path``, run what was written, and return the largest difference of a logit at each batch size.
+
+    ``file_format``: see `list exporters`; ``tolerance``: the difference allowed, as a share of the largest logit, in place
+    of the format's own. The images are random, of the model's size.
+    Raises ``InputError`` for an unknown format, a model of unknown input size or on another device than the CPU, and
+    where the file's logits differ from the model's; the file is then not kept.
+    """
+    found = exporter(file_format)
+    tolerance = found.tolerance if tolerance is None else tolerance
+    size, parameter = input_size(model), next(model.parameters())
+    if size is None:
+        raise InputError("the model does not say the size of its images, so it cannot be traced")
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+        raise InputError(f"the model is {parameter.dtype} on {parameter.device}: export it as float32 on the CPU")
+    described, model = preprocessing(model), Predicting(copy.deepcopy(model)).eval().requires_grad_(False)
+    generator, differences = torch.Generator().manual_seed(0), {}
+    with replacing(path) as temporary:
+        found.write(model, torch.randn(TRACED, *size, generator=generator), temporary, described)
+        run = found.run(temporary)
+        for batch in batches:
+            images = torch.randn(batch, *size, generator=generator)
+            with torch.no_grad():
+                expected, exported = model(images), run(images)
+            differences[batch] = float((exported - expected).abs().max())
+            if not differences[batch] <= tolerance * float(expected.abs().max()):
+                raise InputError(
+                    f"the exported model differs by {differences[batch]:.2g} at batch {batch}, where the largest logit is "
+                    f"{float(expected.abs().max()):.2g}: {path} was not written; report this, with the packages' versions"
+                )
+    return differences

@@ -1,0 +1,47 @@
+"""Formats that a model is exported to, one file for each; listed without PyTorch, which a format imports where it uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
+
+from lowrank_vit.runtime.extras import require
+from lowrank_vit.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+METADATA = "lowrank_vit"  # under which a file describes the images that the model takes
+Run: TypeAlias = "Callable[[Tensor], Tensor]"  # images (B, C, H, W) to logits
+
+
+class Exporter(Protocol):
+    """Define the interface of a format.
+
+    ``suffix``: what its files end in; ``reader``: what runs them; ``packages``: what it needs beside PyTorch;
+    ``tolerance``: by how much a file's logits may differ from the model's, as a share of the largest.
+    """
+
+    suffix: ClassVar[str]
+    reader: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
+    tolerance: ClassVar[float]
+
+    def write(self, model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
+        """Write a file that takes batches of any size, from a batch to trace. Raises ``InputError`` where it cannot."""
+        ...
+
+    def run(self, path: Path) -> Run:
+        """Load a file, as its users would, on the CPU."""
+        ...
+
+
+EXPORTERS: Registry[type[Exporter]] = Registry("format", __name__)
+
+
+def exporter(name: str) -> Exporter:
+    """Return what writes a format. Raises ``InputError`` for an unknown one, and where a package that it needs is missing."""
+    found = EXPORTERS.get(name)()
+    require(f"the format {name}", *found.packages)
+    return found
