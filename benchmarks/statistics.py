@@ -36,7 +36,7 @@ from lowrank_vit import (
     first_inputs,
     get_recipe,
 )
-from lowrank_vit.compression.find import select
+from lowrank_vit.compression.find import find_units
 from lowrank_vit.linalg.gram import gram_panels
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import get_linear
@@ -65,7 +65,7 @@ class Row:
 
 def layers_of(model: nn.Module, recipe: Recipe) -> dict[Site, frozenset[str]]:
     """Return the statistics of every layer."""
-    return {site: group.needs()[site.name] for group in select(model, recipe).groups for site in group.linears}
+    return {site: group.needs()[site.name] for group in find_units(model, recipe).groups for site in group.linears}
 
 
 def moment_widths(needs: Mapping[Site, frozenset[str]]) -> Iterable[int]:

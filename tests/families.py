@@ -16,7 +16,7 @@ from lowrank_vit import InputError, get_recipe
 from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_of, survey
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import left_dense
-from lowrank_vit.compression.find import Selection, select
+from lowrank_vit.compression.find import FoundUnits, find_units
 from lowrank_vit.units.scan import ScanGroup
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS, Kind
@@ -57,13 +57,13 @@ def described(named: str, kind: Any) -> tuple[str, Row]:
     name = getattr(kind, "whole", None) or kind.name
     model = canonical(kind.make())
     try:
-        selection = select(model, get_recipe("best"))
+        found = find_units(model, get_recipe("best"))
     except InputError as error:
         return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
-    units = {part for group in selection.groups for part in _units(group)}
+    units = {part for group in found.groups for part in _units(group)}
     shrinks = [word for unit, word in WORDS.items() if unit in units]
-    refit = not (selection.fallback and selection.fallback["left_out"])
-    return _family(model), Row(named, name, ", ".join(shrinks), refit, "; ".join(_dense(model, selection)))
+    refit = not (found.fallback and found.fallback["left_out"])
+    return _family(model), Row(named, name, ", ".join(shrinks), refit, "; ".join(_dense(model, found)))
 
 
 def _family(model: nn.Module) -> str:
@@ -80,13 +80,13 @@ def _units(group: Any) -> list[str]:
     return list(group.site.costs()) if hasattr(group.site, "layers") else ["layer"]
 
 
-def _dense(model: nn.Module, selection: Selection) -> list[str]:
+def _dense(model: nn.Module, found: FoundUnits) -> list[str]:
     """Say what stays dense as a whole or altogether, and why."""
-    logits = {getattr(getattr(group, "site", None), "dense_logits", "") for group in selection.groups} - {""}
+    logits = {getattr(getattr(group, "site", None), "dense_logits", "") for group in found.groups} - {""}
     told = [f"queries and keys, {reason}" for reason in sorted(logits)]
     refusals = [error.reason for name, error in survey(model)[1].items() if name]
     told += [f"layer by layer: {reason}" for reason in dict.fromkeys(map(_short, refusals))]
-    left = left_dense(model, [group.name for group in selection.groups])
+    left = left_dense(model, [group.name for group in found.groups])
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in left if not name.rpartition(".")[2].isdigit())
     return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:4])}"] if kinds else [])
 

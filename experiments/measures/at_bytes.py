@@ -50,7 +50,7 @@ def in_turn(model: nn.Module, images: Images, unseen: Images, size: int, job: Jo
     for each in IN_TURN:
         whole = stored(quantize(model, each)[0])
         removed = max(0.0, (whole - size) / (parameter_count(model) * each / 8))
-        while removed and stored(quantize(analysis.sketch(analysis.plan(removed)), each)[0]) > size:
+        while removed and stored(quantize(analysis.resized(analysis.plan(removed)), each)[0]) > size:
             removed += 0.005
         small = analysis.compress(removed)[0] if removed else model
         rounded = quantize(small, each, images, quantizer=QUANTIZER)[0]

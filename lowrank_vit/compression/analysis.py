@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression import report as reporting
 from lowrank_vit.compression.compensate import compensated
-from lowrank_vit.compression.measure import measured_by_plan, sensed
+from lowrank_vit.compression.measure import measured_by_plan, measured_curves
 from lowrank_vit.compression.plan import plan_within
 from lowrank_vit.compression.prices import setting_of
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.resume import Phases
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.modules.factors import pivot
 from lowrank_vit.modules.fold import balance_directions
 from lowrank_vit.modules.surgery import replace_module
@@ -32,7 +32,7 @@ from lowrank_vit.records.report import FORMAT, Fallback, LayerEntry, Report, ove
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
 from lowrank_vit.stages.evaluate.speed import Setting
-from lowrank_vit.stages.gates.learning import Learnt
+from lowrank_vit.stages.gates.learning import LearntGates
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ class Analysis:
     seed: int
     watch: Stopwatch
     progress: bool
-    phases: Phases
+    store: ResumeStore
     chosen: bool = False
     narrow: torch.dtype | None = None
     fallback: Fallback | None = None
     batch_size: int = 8
     compiled: bool = False
-    learnt: Learnt | None = None
+    learnt: LearntGates | None = None
 
     @cached_property
     def known(self) -> list[Any]:
@@ -95,9 +95,9 @@ class Analysis:
         return [curve for curves in self.curves_by_group.values() for curve in curves]
 
     @cached_property
-    def choices(self) -> list[ErrorCurve]:
+    def priced_losses(self) -> list[ErrorCurve]:
         """Return the curves that an allocator chooses from: with measured losses, where the recipe senses them."""
-        return self.curves if self.recipe.sense is None else sensed(self, self.recipe.sense)
+        return self.curves if self.recipe.sense is None else measured_curves(self, self.recipe.sense)
 
     @cached_property
     def size(self) -> tuple[int, int | None]:
@@ -134,7 +134,7 @@ class Analysis:
         """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""
         return self.apply(self.plan(size, cost))
 
-    def sketch(self, plan: RankPlan) -> nn.Module:
+    def resized(self, plan: RankPlan) -> nn.Module:
         """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""
         small = copy.deepcopy(self.model)
         for name, cut in self.cuts(plan).items():
@@ -146,7 +146,7 @@ class Analysis:
     def apply(self, plan: RankPlan) -> tuple[nn.Module, Report]:
         """Compress by a given plan, as ``compress`` does by its own: a size of every unit, or ``None`` for dense."""
         compressed, cuts = copy.deepcopy(self.model), self.cuts(plan)
-        cuts, compensation = compensated(self, cuts, self.phases.of(dict(plan.ranks)))
+        cuts, compensation = compensated(self, cuts, self.store.keyed_by(dict(plan.ranks)))
         with self.watch("fold"):
             for name, cut in cuts.items():
                 replace_module(compressed, name, cut.fold())
@@ -192,7 +192,7 @@ class Analysis:
             return {"ridges": ridges, "weights": compressed.state_dict()}
 
         with self.watch("refit"):
-            fitted = self.phases.of(ranks)("refit", refit)
+            fitted = self.store.keyed_by(ranks)("refit", refit)
         compressed.load_state_dict(fitted["weights"])
         entry["ridges"] = fitted["ridges"]
         if self.unseen is not None and before is not None:

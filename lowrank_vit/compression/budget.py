@@ -9,10 +9,10 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
-from lowrank_vit.compression.find import Selection, select
-from lowrank_vit.compression.prices import Scale, check_z, scale_of, setting_of
+from lowrank_vit.compression.find import FoundUnits, find_units
+from lowrank_vit.compression.prices import Price, check_z, price_of, setting_of
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.rewrite import prepared
+from lowrank_vit.compression.rewrite import rewrite
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, parameter_count, tokens_per_image
 from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budget_of
@@ -21,15 +21,15 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import least_cost
 
 
-def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, scale: Scale) -> int:
+def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, price: Price) -> int:
     """Return what all units may cost together so that the whole model keeps within ``budget``.
 
     Raises ``InputError`` for a budget that no choice of sizes meets, or that the dense model meets.
     """
-    rest = scale.rest(curves)
-    limit = budget.limit(scale.dense)
-    if not rest + least_cost(curves) <= limit < scale.dense:
-        raise out_of_reach(budget, recipe, rest + least_cost(curves), scale.dense)
+    rest = price.rest(curves)
+    limit = budget.limit(price.dense)
+    if not rest + least_cost(curves) <= limit < price.dense:
+        raise out_of_reach(budget, recipe, rest + least_cost(curves), price.dense)
     return int(limit) - rest
 
 
@@ -73,14 +73,14 @@ def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOC
     check_dense(model)
     model = canonical(copy.deepcopy(model))
     budget = budget_of(size)
-    start = prepared(model, recipe, sites)
-    selection = select(start, recipe, sites)
-    scale = scale_of(budget.cost, model, setting_of(model), start)
-    check_z(scale, recipe.compensation)
-    if scale.before_images:
-        tokens = _tokens(start, selection) if scale.by_token else {}
-        curves = [curve for group in selection.groups for curve in group.blank_curves(tokens)]
-        budget_within(scale.priced(curves), selection.recipe, budget, scale)
+    start = rewrite(model, recipe, sites)
+    found = find_units(start, recipe, sites)
+    price = price_of(budget.cost, model, setting_of(model), start)
+    check_z(price, recipe.compensation)
+    if price.before_images:
+        tokens = _tokens(start, found) if price.by_token else {}
+        curves = [curve for group in found.groups for curve in group.blank_curves(tokens)]
+        budget_within(price.priced(curves), found.recipe, budget, price)
 
 
 def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: str = BLOCK_LINEARS) -> None:
@@ -88,8 +88,8 @@ def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: s
     check_budget(model, recipe, reduction, sites)
 
 
-def _tokens(model: nn.Module, selection: Selection) -> dict[str, int]:
+def _tokens(model: nn.Module, found: FoundUnits) -> dict[str, int]:
     """Count the tokens that every layer sees of an image."""
     size = input_size(model)
-    names = [group.linears[0].name for group in selection.groups]
+    names = [group.linears[0].name for group in found.groups]
     return {} if size is None else tokens_per_image(model, names, size)

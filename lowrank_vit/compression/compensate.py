@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression import report as reporting
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.resume import Phases
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.records.images import Images
-from lowrank_vit.runtime.divide import shared
+from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import layout
 from lowrank_vit.runtime.progress import Stopwatch
@@ -40,7 +40,7 @@ class Compensating:
         residuals: Mapping[str, Tensor],
         moments: Mapping[str, Tensor],
         work: Mapping[str, float],
-        phases: Phases,
+        store: ResumeStore,
     ) -> tuple[Mapping[str, Solution], dict[str, float]]:
         """Find Z of every layer, and the least loss, which the closed form reaches.
 
@@ -52,17 +52,17 @@ class Compensating:
                 share = {name: residuals[name] for name in names}
                 return solve(self.recipe.compensation, share, moments, progress=self.progress)  # type: ignore[arg-type]
 
-            return shared(work, solve_share, self.device)
+            return divide_work(work, solve_share, self.device)
 
         if self.recipe.solver == "closed_form":
             with self.watch("compensate"):
-                solutions: Mapping[str, Solution] = phases("compensate", closed_form)
+                solutions: Mapping[str, Solution] = store("compensate", closed_form)
             best = solutions
         else:
             with self.watch("compensate"):
-                solutions = phases("compensate", lambda: self._descend(residuals, moments, work, phases))
+                solutions = store("compensate", lambda: self._descend(residuals, moments, work, store))
             with self.watch("closed_form"):
-                best = phases("closed_form", closed_form)
+                best = store("closed_form", closed_form)
         return solutions, {name: solution.loss_after for name, solution in best.items()}
 
     def _descend(
@@ -70,7 +70,7 @@ class Compensating:
         residuals: Mapping[str, Tensor],
         moments: Mapping[str, Tensor],
         work: Mapping[str, float],
-        phases: Phases,
+        store: ResumeStore,
     ) -> Mapping[str, Solution]:
         """Find Z of every layer by one of the gradient solvers."""
         method = self.recipe.compensation
@@ -83,16 +83,16 @@ class Compensating:
                 share = {name: residuals[name] for name in names}
                 return solve(method, share, moments, solver=self.recipe.solver, **options)
 
-            return shared(work, solve_share, self.device)
+            return divide_work(work, solve_share, self.device)
         from lowrank_vit.stages.compensate.minibatch import compensate_minibatch  # Lightning takes seconds to import
 
         options["hardware"] = Hardware(*layout(), accelerator="gpu" if self.device.type == "cuda" else "cpu")
-        options["checkpoint_dir"] = phases.place("minibatch")
+        options["checkpoint_dir"] = store.place("minibatch")
         return compensate_minibatch(self.model, method, residuals, moments, self.images.tensor(), **options)
 
 
 def compensated(
-    analysis: Analysis, cuts: Mapping[str, Any], phases: Phases
+    analysis: Analysis, cuts: Mapping[str, Any], store: ResumeStore
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Add Z to the cuts that have a residual; return them and the report's entry."""
     recipe = analysis.recipe
@@ -107,7 +107,7 @@ def compensated(
     solver = Compensating(
         analysis.model, recipe, analysis.images, analysis.seed, analysis.device, analysis.watch, analysis.progress
     )
-    solutions, least = solver(residuals, moments, work, phases) if residuals else ({}, {})
+    solutions, least = solver(residuals, moments, work, store) if residuals else ({}, {})
     added = {
         name: replace(cut, z=solutions[name], least=least[name]) if name in solutions else cut
         for name, cut in cuts.items()

@@ -23,13 +23,13 @@ from lowrank_vit.compression.budget import check_budget, check_dense
 from lowrank_vit.compression.calibrate import collect
 from lowrank_vit.compression.decompose import decompose
 from lowrank_vit.compression.estimate import estimate, tell
-from lowrank_vit.compression.find import announce, select
+from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.learn import gates_alone, known_or, target_share, with_scores
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
-from lowrank_vit.compression.resume import Phases, identity
-from lowrank_vit.compression.rewrite import prepared
+from lowrank_vit.compression.resume import ResumeStore, identity
+from lowrank_vit.compression.rewrite import rewrite
 from lowrank_vit.records.budgets import Budget, Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
@@ -38,7 +38,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.correct.output_refit import check_refit
-from lowrank_vit.stages.gates.learning import Learnt, with_mixers
+from lowrank_vit.stages.gates.learning import LearntGates, with_mixers
 from lowrank_vit.units import united
 
 DEFAULT_REDUCTION = 0.5
@@ -58,7 +58,7 @@ def analyse(
     checkpoint_dir: str | Path | None = None,
     batch_size: int = 8,
     compiled: bool = False,
-    learnt: Learnt | None = None,
+    learnt: LearntGates | None = None,
     target: float = 1 - DEFAULT_REDUCTION,
 ) -> Analysis:
     """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
@@ -81,14 +81,14 @@ def analyse(
     model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
     check_dense(model)
     start = model if learnt is None else with_mixers(model, learnt)
-    dense, model = model, prepared(start, recipe, sites)
-    selection = select(model, recipe, sites)
-    recipe, groups = selection.recipe, selection.groups
+    dense, model = model, rewrite(start, recipe, sites)
+    found = find_units(model, recipe, sites)
+    recipe, groups = found.recipe, found.groups
     if recipe.refit is not None or recipe.replays:
         check_refit(model, seen.batches)
-    announce(selection)
+    announce(found)
     if progress:
-        tell(estimate(model, selection, seen, unseen, seed))
+        tell(estimate(model, found, seen, unseen, seed))
     with watch("calibrate"):
         if recipe.needs_objective:
             recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
@@ -102,15 +102,15 @@ def analyse(
             outputs = [site for site in layers if site.name in reported]
             unseen_moments = collect(model, outputs, reported, unseen, seed, progress)
     key = identity(model, moments, recipe.record(), seed) if checkpoint_dir else ""
-    phases = Phases(None if checkpoint_dir is None else Path(checkpoint_dir), key, where)
+    store = ResumeStore(None if checkpoint_dir is None else Path(checkpoint_dir), key, where)
     if recipe.gradual is not None:
         with watch("learn"):
-            train = partial(gates_alone, model, recipe, seen, target, phases.of(target), seed, progress)
+            train = partial(gates_alone, model, recipe, seen, target, store.keyed_by(target), seed, progress)
             learnt = known_or(learnt, recipe, train)
             moments = with_scores(groups, moments, learnt)
-        phases = phases.of(identity(model, moments)) if checkpoint_dir else phases
+        store = store.keyed_by(identity(model, moments)) if checkpoint_dir else store
     with watch("decompose"):
-        parts = phases("decompose", lambda: decompose(model, groups, moments, progress))
+        parts = store("decompose", lambda: decompose(model, groups, moments, progress))
     return Analysis(
         dense=dense,
         model=model,
@@ -125,10 +125,10 @@ def analyse(
         seed=seed,
         watch=watch,
         progress=progress,
-        phases=phases,
+        store=store,
         chosen=sites != BLOCK_LINEARS,
         narrow=narrow,
-        fallback=selection.fallback,
+        fallback=found.fallback,
         batch_size=batch_size,
         compiled=compiled,
         learnt=learnt,

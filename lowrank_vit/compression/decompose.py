@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.runtime.divide import shared
+from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 
@@ -35,4 +35,4 @@ def decompose(
     def work(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {name: parts_of(by_name[name]) for name in track(names, "decompose", shown=progress)}
 
-    return shared({group.name: group.work for group in groups}, work, next(model.parameters()).device)
+    return divide_work({group.name: group.work for group in groups}, work, next(model.parameters()).device)

@@ -9,7 +9,7 @@ from operator import length_hint
 import torch
 from torch import nn
 
-from lowrank_vit.compression.find import Selection
+from lowrank_vit.compression.find import FoundUnits
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
@@ -25,7 +25,7 @@ FLOAT64 = 8  # bytes
 
 
 def estimate(
-    model: nn.Module, selection: Selection, seen: Images, unseen: Images | None, seed: int
+    model: nn.Module, found: FoundUnits, seen: Images, unseen: Images | None, seed: int
 ) -> tuple[float, int] | None:
     """Return about how many seconds and bytes of memory a compression takes; None where that cannot be told.
 
@@ -37,7 +37,7 @@ def estimate(
         return None
     with torch.random.fork_rng(devices=[]):
         batch = next(iter(seen.each()))
-    few, recipe, groups = batch[:SAMPLE], selection.recipe, selection.groups
+    few, recipe, groups = batch[:SAMPLE], found.recipe, found.groups
     device = next(model.parameters()).device
     start = time.perf_counter()
     with torch.inference_mode():

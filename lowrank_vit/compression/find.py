@@ -26,7 +26,7 @@ CHOSEN_SITES = "the chosen sites are single layers"
 
 
 @dataclass(frozen=True)
-class Selection:
+class FoundUnits:
     """Hold a recipe as far as a model can take it, and the groups of units that it compresses, in the model's order.
 
     ``lacking``: why the recipe's own objective cannot be measured on the model, where it needs one.
@@ -38,7 +38,7 @@ class Selection:
     lacking: str = ""
 
 
-def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Selection:
+def find_units(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> FoundUnits:
     """Find what the recipe compresses; ``sites``: which single linear layers.
 
     Raises ``InputError`` where the model lacks a kind of unit that the recipe needs, without a decomposition of single
@@ -59,22 +59,22 @@ def select(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> Sele
         reasons += unwalked
         left = [slot for slot in ("sense", "measured", "refit") if unwalked and asked.method(slot)]
     if not reasons:
-        return Selection(recipe, groups, lacking=lacking)
+        return FoundUnits(recipe, groups, lacking=lacking)
     singles = _singles(groups)
     reason = "; ".join(dict.fromkeys(reasons))
     fallback: Fallback = {"asked": asked.name, "reason": reason, "layers": singles, "left_out": left}
-    return Selection(recipe, groups, fallback, lacking)
+    return FoundUnits(recipe, groups, fallback, lacking)
 
 
-def announce(selection: Selection) -> None:
+def announce(found: FoundUnits) -> None:
     """Log, each in one line, the other objective that losses are measured by, and what fell back and why."""
-    if selection.lacking:
-        name = selection.recipe.record()["objective"]
-        logger.warning("recipe %r by the objective %r, as the model %s", selection.recipe.name, name, selection.lacking)
-    fallback = selection.fallback
+    if found.lacking:
+        name = found.recipe.record()["objective"]
+        logger.warning("recipe %r by the objective %r, as the model %s", found.recipe.name, name, found.lacking)
+    fallback = found.fallback
     if fallback is None:
         return
-    layers, units = fallback["layers"], selection.recipe.units
+    layers, units = fallback["layers"], found.recipe.units
     method = type(units[SINGLE]).__name__ if SINGLE in units else ""
     parts = [f"{len(layers)} single layers ({some(layers)}) by {method}"] if layers else []
     parts += ["losses are not measured, outputs not refitted"] if fallback["left_out"] else []

@@ -14,7 +14,7 @@ from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.compression.arguments import check_model, check_options
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
-from lowrank_vit.compression.resume import Phases
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
@@ -24,7 +24,7 @@ from lowrank_vit.records.sites import INPUT, OUTPUT, ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
-from lowrank_vit.stages.gates.learning import Learnt
+from lowrank_vit.stages.gates.learning import LearntGates
 from lowrank_vit.stages.gates.learning import learn as learn_gates
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def learn(
     recipe: str | Recipe,
     reduction: float = 0.5,
     **options: Any,
-) -> Learnt:
+) -> LearntGates:
     """Train gates and weights of ``model`` in place on labelled images, for a recipe that is ``labelled``, such as ``vtp``.
 
     The result goes to ``compress`` with the trained model: ``compress(model, calibration, recipe, reduction, learnt=...)``;
@@ -68,7 +68,7 @@ def target_share(model: nn.Module, size: Size) -> float:
     return min(1.0, budget.limit(dense) / dense) if budget.cost == PARAMETERS else 0.5
 
 
-def known_or(learnt: Learnt | None, recipe: Recipe, train: Callable[[], Learnt]) -> Learnt:
+def known_or(learnt: LearntGates | None, recipe: Recipe, train: Callable[[], LearntGates]) -> LearntGates:
     """Return what was learnt before, or what ``train`` learns.
 
     Raises ``InputError`` where the recipe learns on labelled images, and nothing learnt was given.
@@ -83,33 +83,33 @@ def known_or(learnt: Learnt | None, recipe: Recipe, train: Callable[[], Learnt])
     return train()
 
 
-def with_scores(groups: Sequence[Any], moments: Mapping[str, Moments], learnt: Learnt) -> dict[str, Moments]:
+def with_scores(groups: Sequence[Any], moments: Mapping[str, Moments], learnt: LearntGates) -> dict[str, Moments]:
     """Add what gates have learnt to the statistics of the layers that had them."""
     scores = {name: _scores(name, layer, groups, learnt) for name, layer in moments.items()}
     return {name: replace(layer, sums={**layer.sums, **scores[name]}) for name, layer in moments.items()}
 
 
 def gates_alone(
-    model: nn.Module, recipe: Recipe, images: Images, target: float, phases: Phases, seed: int, progress: bool
-) -> Learnt:
+    model: nn.Module, recipe: Recipe, images: Images, target: float, store: ResumeStore, seed: int, progress: bool
+) -> LearntGates:
     """Train the gates of a copy towards the model, in the first process; all processes get what it has learnt."""
     method, data, device = recipe.gradual, images.tensor(), next(model.parameters()).device
     assert method is not None
     hardware = Hardware(accelerator="gpu" if device.type == "cuda" else device.type, precision="32-true")
 
-    def train() -> Learnt:
-        options: dict[str, Any] = {"checkpoint_dir": phases.place("gates"), "seed": seed, "progress": progress}
+    def train() -> LearntGates:
+        options: dict[str, Any] = {"checkpoint_dir": store.place("gates"), "seed": seed, "progress": progress}
         options |= {"hardware": hardware, "objective": recipe.objective, "target": target, "epochs": EPOCHS}
         mine = learn_gates(copy.deepcopy(model), method, teacher=model, images=data, **options) if is_first() else None
         learnt = agreed(mine)
         assert learnt is not None
         return learnt
 
-    learnt: Learnt = phases("learn", train)
+    learnt: LearntGates = store("learn", train)
     return learnt
 
 
-def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: Learnt) -> dict[str, torch.Tensor]:
+def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: LearntGates) -> dict[str, torch.Tensor]:
     """Return the scores of a layer's inputs, and outputs, under the statistics' names; nothing where it has no gates."""
     device, found = layer.sums["input_sum"].device, dict[str, torch.Tensor]()
     for group in (each for each in groups if name in [site.name for site in each.linears]):

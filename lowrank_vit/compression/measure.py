@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lowrank_vit.compression.resume import Phases, identity
+from lowrank_vit.compression.resume import ResumeStore, identity
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.progress import track
@@ -49,7 +49,7 @@ def measured_by_plan(
         return {unit: points[0] for unit, points in measured_at(analysis, replay, sizes).items()}
 
 
-def sensed(analysis: Analysis, sense: MeasuredCurves) -> list[ErrorCurve]:
+def measured_curves(analysis: Analysis, sense: MeasuredCurves) -> list[ErrorCurve]:
     """Return the curves with losses that are measured on the calibration images.
 
     Those of named images are kept in the cache, by all that they depend on, since measuring takes longest.
@@ -58,16 +58,16 @@ def sensed(analysis: Analysis, sense: MeasuredCurves) -> list[ErrorCurve]:
     record = {**analysis.recipe.record(), "allocator": None, "name": "", "about": ""}
     hyperparameters = {slot: own for slot, own in record["hyperparameters"].items() if slot != "allocator"}
     plain = [{**record, "hyperparameters": hyperparameters}, sizes, analysis.seed]
-    phases = analysis.phases
+    store = analysis.store
     if analysis.images.fingerprint is not None:
         key = identity(analysis.model, analysis.moments, analysis.images.fingerprint)
-        phases = Phases(cache_folder() / "curves", key, analysis.device)
+        store = ResumeStore(cache_folder() / "curves", key, analysis.device)
     with analysis.watch("sense"):
-        points = phases.of(*plain)("sense", lambda: _measured(analysis, sense, sizes))
+        points = store.keyed_by(*plain)("sense", lambda: _measured(analysis, sense, sizes))
     return [sense(curve, points[curve.name]) for curve in analysis.curves]
 
 
-def lost(analysis: Analysis, sense: MeasuredCurves, plan: RankPlan) -> float:
+def loss_of_plan(analysis: Analysis, sense: MeasuredCurves, plan: RankPlan) -> float:
     """Measure what the whole model loses by a plan, in the currency of ``sense``."""
     with analysis.watch("sense"):
         modules = {name: cut.fold() for name, cut in analysis.cuts(plan).items()}

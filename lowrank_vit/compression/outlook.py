@@ -23,7 +23,7 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
     widths are padded when they run, to some more multiply-accumulates than said here.
     """
     predicted = replace(analysis, recipe=replace(analysis.recipe, measured=None))
-    curves, dense = predicted.choices, analysis.dense_cost
+    curves, dense = predicted.priced_losses, analysis.dense_cost
     start = replace(dense, parameters=parameter_count(analysis.model))
     told: list[dict[str, Any]] = []
     for size in sizes:

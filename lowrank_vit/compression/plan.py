@@ -9,9 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lowrank_vit.compression.budget import budget_within, out_of_reach
-from lowrank_vit.compression.measure import lost
-from lowrank_vit.compression.prices import Scale, check_z, scale_of
-from lowrank_vit.compression.search import preferred, searched
+from lowrank_vit.compression.measure import loss_of_plan
+from lowrank_vit.compression.prices import Price, check_z, price_of
+from lowrank_vit.compression.search import preferred, search_sizes
 from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry
@@ -26,9 +26,9 @@ def plan_within(analysis: Analysis, budget: Budget) -> RankPlan:
 
     Raises ``InputError`` for a budget that no choice meets.
     """
-    scale = scale_of(budget.cost, analysis.dense, analysis.setting, analysis.model)
-    check_z(scale, analysis.recipe.compensation)
-    planner = Planner(analysis, budget, scale, scale.priced(analysis.choices, analysis.known))
+    price = price_of(budget.cost, analysis.dense, analysis.setting, analysis.model)
+    check_z(price, analysis.recipe.compensation)
+    planner = Planner(analysis, budget, price, price.priced(analysis.priced_losses, analysis.known))
     return planner.plan()
 
 
@@ -38,25 +38,25 @@ class Planner:
 
     analysis: Analysis
     budget: Budget
-    scale: Scale
+    price: Price
     curves: Sequence[ErrorCurve]
 
     def plan(self) -> RankPlan:
         """Choose the sizes."""
         analysis, measured = self.analysis, self.analysis.recipe.measured
-        units = budget_within(self.curves, analysis.recipe, self.budget, self.scale)
+        units = budget_within(self.curves, analysis.recipe, self.budget, self.price)
         curves, plan = self.curves, self._allocate(self.curves, units)
         points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in curves}
         for _ in range(0 if measured is None else measured.rounds):
             assert measured is not None
             with analysis.watch("measure"):
                 measure = partial(analysis.measure, plan, analysis.images.each(), measured.images)
-                for name, point in analysis.phases.of(dict(plan.ranks))("measure", measure).items():
+                for name, point in analysis.store.keyed_by(dict(plan.ranks))("measure", measure).items():
                     points[name].append(point)
             curves = [measured(curve, points[curve.name]) for curve in self.curves]
             plan = self._allocate(curves, units)
         if analysis.recipe.search is not None:
-            curves = searched(analysis, analysis.recipe.search, curves, units)
+            curves = search_sizes(analysis, analysis.recipe.search, curves, units)
             plan = self._allocate(curves, units)
         steps: list[dict[str, float | int | str]] = [
             {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
@@ -81,35 +81,35 @@ class Planner:
         fitted = getattr(allocator, "fitted", None)
         if fitted is None or sense is None:
             return allocator
-        found: Allocator = fitted(self.curves, units, partial(lost, self.analysis, sense))
+        found: Allocator = fitted(self.curves, units, partial(loss_of_plan, self.analysis, sense))
         return found
 
     def _kept(self, curves: Sequence[ErrorCurve], plan: RankPlan) -> tuple[RankPlan, int]:
         """Plan again with less while the model misses its budget; return the plan, and its model's cost."""
-        limit, left = self.budget.limit(self.scale.dense), self.scale.corrections
+        limit, left = self.budget.limit(self.price.dense), self.price.corrections
         counted = self._counted(plan)
-        while left > 0 and self.scale.misses(counted, limit):
+        while left > 0 and self.price.misses(counted, limit):
             units, left = total_cost(curves, plan.ranks) - math.ceil(counted - limit), left - 1
             if units < least_cost(curves):
                 least = self._counted(RankPlan({curve.name: cheapest(curve) for curve in curves}))
-                raise out_of_reach(self.budget, self.analysis.recipe, least, self.scale.dense)
+                raise out_of_reach(self.budget, self.analysis.recipe, least, self.price.dense)
             plan = self._allocate(curves, units)
             counted = self._counted(plan)
         return plan, counted
 
     def _predicted(self, plan: RankPlan) -> int:
         """Return the whole model's cost as the prices predict it."""
-        return self.scale.rest(self.curves) + total_cost(self.curves, plan.ranks)
+        return self.price.rest(self.curves) + total_cost(self.curves, plan.ranks)
 
     def _counted(self, plan: RankPlan) -> int:
-        """Return the whole model's cost, counted; a sketch has no Z, so with a Z the prices have to do."""
-        if not self.scale.corrections or self.analysis.recipe.compensation is not None:
+        """Return the whole model's cost, counted; a resized model has no Z, so with a Z the prices have to do."""
+        if not self.price.corrections or self.analysis.recipe.compensation is not None:
             return self._predicted(plan)
         with self.analysis.watch("count"):
-            return self.scale.count(self.analysis.sketch(plan))
+            return self.price.count(self.analysis.resized(plan))
 
     def _entry(self, plan: RankPlan, counted: int, curves: Sequence[ErrorCurve]) -> BudgetEntry:
-        dense, search = self.scale.dense, self.analysis.recipe.search
+        dense, search = self.price.dense, self.analysis.recipe.search
         entry: BudgetEntry = {
             "cost": self.budget.cost,
             "asked": str(self.budget),
@@ -117,6 +117,6 @@ class Planner:
             "limit": int(self.budget.limit(dense)),
             "predicted": self._predicted(plan),
             "counted": counted,
-            "where": self.scale.where,
+            "where": self.price.where,
         }
         return entry if search is None else {**entry, "preferred": self._predicted(preferred(curves))}

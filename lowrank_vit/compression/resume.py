@@ -32,14 +32,14 @@ def identity(model: torch.nn.Module, moments: Mapping[str, Moments], *plain: Any
 
 
 @dataclass(frozen=True)
-class Phases:
+class ResumeStore:
     """Keep the phases of one compression in ``folder`` by name and ``identity``; without a folder nothing is kept."""
 
     folder: Path | None
     identity: str
     device: torch.device
 
-    def of(self, *plain: Any) -> Phases:
+    def keyed_by(self, *plain: Any) -> ResumeStore:
         """Return a copy for phases that depend on further plain values."""
         text = json.dumps([self.identity, *plain], sort_keys=True)
         return replace(self, identity=hashlib.sha256(text.encode()).hexdigest()[:32])

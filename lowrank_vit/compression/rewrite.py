@@ -12,7 +12,7 @@ from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.units import GROUPS
 
 
-def prepared(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> nn.Module:
+def rewrite(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> nn.Module:
     """Return the model that the recipe's units are cut from; a copy where it differs from the given one."""
     kinds = [GROUPS.get(kind) for kind in recipe.units] if sites == BLOCK_LINEARS else []
     steps = [kind.prepare for kind in kinds if hasattr(kind, "prepare")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis
 
 
-def searched(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], budget: int) -> list[ErrorCurve]:
+def search_sizes(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], budget: int) -> list[ErrorCurve]:
     """Return the curves with a search's preferences in place of losses.
 
     ``curves``: of all units, in prices; ``budget``: what they may cost together. Every process searches the same.
@@ -42,8 +42,8 @@ def searched(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], b
         question = Question(
             analysis.model, units, budget, analysis.recipe.objective, images, labels, analysis.seed, analysis.progress
         )
-        phases = analysis.phases.of(analysis.recipe.record(), budget)
-        losses = phases("search", lambda: {each.name: each.errors for each in search(question)})
+        store = analysis.store.keyed_by(analysis.recipe.record(), budget)
+        losses = store("search", lambda: {each.name: each.errors for each in search(question)})
     return [replace(curve, errors=losses[curve.name]) for curve in curves]
 
 

@@ -14,7 +14,7 @@ from lowrank_vit.compression.arguments import check_model, check_options
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.fewer_tokens import fewer_tokens
 from lowrank_vit.compression.plan import Planner
-from lowrank_vit.compression.prices import Scale, scale_of
+from lowrank_vit.compression.prices import Price, price_of
 from lowrank_vit.compression.prices.fewer_tokens import FewerTokens
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.report import dense_report
@@ -95,14 +95,14 @@ class Splits:
     rule: str
 
     @cached_property
-    def scale(self) -> Scale:
+    def price(self) -> Price:
         """Return the budget's cost with all tokens."""
-        return scale_of(self.budget.cost, self.analysis.dense, self.analysis.setting, self.analysis.model)
+        return price_of(self.budget.cost, self.analysis.dense, self.analysis.setting, self.analysis.model)
 
     @cached_property
     def limit(self) -> float:
         """Return the most that the model may cost."""
-        return self.budget.limit(self.scale.dense)
+        return self.budget.limit(self.price.dense)
 
     def models(self) -> Iterator[Any]:
         """Make the model of every split that meets the budget. Raises ``InputError`` where none does."""
@@ -125,7 +125,7 @@ class Splits:
         left = report["macs"]["compressed"]
         for part in PARTS:
             try:
-                fewer: Any = fewer_tokens(dense, self.rule, macs=(self.limit / self.scale.dense) ** part)
+                fewer: Any = fewer_tokens(dense, self.rule, macs=(self.limit / self.price.dense) ** part)
             except InputError:  # so few tokens there cannot be
                 return
             if fewer.compression_report["macs"]["compressed"] < left:
@@ -136,9 +136,9 @@ class Splits:
         """Make layers smaller until a model with fewer tokens meets the budget."""
         analysis = self.analysis
         options = {name: value for name, value in fewer.compression_report["tokens"].items() if name != "rule"}
-        scale = FewerTokens.of(self.scale, TOKENS.get(self.rule)(**options))
-        if scale.uncut <= self.limit:
+        price = FewerTokens.of(self.price, TOKENS.get(self.rule)(**options))
+        if price.uncut <= self.limit:
             return fewer if analysis.narrow is None else fewer.to(analysis.narrow)
-        curves = scale.priced(analysis.choices, analysis.known)
-        small, _ = analysis.apply(Planner(analysis, self.budget, scale, curves).plan())
+        curves = price.priced(analysis.priced_losses, analysis.known)
+        small, _ = analysis.apply(Planner(analysis, self.budget, price, curves).plan())
         return fewer_tokens(small, self.rule, **options)

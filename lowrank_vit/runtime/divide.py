@@ -29,7 +29,7 @@ def split(costs: Mapping[str, float], world: int) -> list[list[str]]:
     return shares
 
 
-def shared(
+def divide_work(
     costs: Mapping[str, float], work: Callable[[Sequence[str]], Mapping[str, T]], device: torch.device
 ) -> dict[str, T]:
     """Run ``work`` for all names, each in one process; every process gets all results, in the given order.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import Analysis, InputError, analyse, compress, get_recipe
 from lowrank_vit.architectures.base import Branch, family_of
-from lowrank_vit.architectures.given import entered
+from lowrank_vit.architectures.step_inputs import enter
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.records.curves import RankPlan
@@ -141,7 +141,7 @@ class TestWalk:
         family = family_of(model)
         steps = family.steps(model)
         with torch.no_grad():
-            given, inputs = entered(model, steps, [data[:2], data[2:]])
+            given, inputs = enter(model, steps, [data[:2], data[2:]])
             x = torch.cat(list(inputs))
             for name, step in steps.items():
                 after = source = x
@@ -171,7 +171,7 @@ class TestWalk:
         assert any(ridge is not None for ridge in ridges.values())
         steps = family_of(model).steps(model)
         with torch.no_grad():
-            given, inputs = entered(model, steps, [data])
+            given, inputs = enter(model, steps, [data])
             (x,) = inputs
             y = x
             for name, step in steps.items():
@@ -201,7 +201,7 @@ def test_behind_a_norm_the_layers_own_output_is_fitted(kind: str) -> None:
     layer.weight.data *= 0.5  # much to mend
     before = layer.weight.clone()
     with torch.no_grad():
-        given, inputs = entered(model, steps, [data])
+        given, inputs = enter(model, steps, [data])
         (x,) = inputs
         for earlier in list(steps)[: list(steps).index(name)]:
             x = steps[earlier](x)

@@ -18,7 +18,7 @@ pytest.importorskip("transformers")
 from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
 from lowrank_vit.architectures.base import FAMILIES, family_of
 from lowrank_vit.architectures.canonical import canonical
-from lowrank_vit.architectures.given import entered, stepped
+from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.counting import input_size, parameter_count
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import without_classifier
@@ -58,7 +58,7 @@ class TestEveryClass:
         family = family_of(model)
         steps = family.steps(model)
         with torch.no_grad():
-            given, inputs = entered(model, steps, [data[:2], data[2:]])
+            given, inputs = enter(model, steps, [data[:2], data[2:]])
             x = torch.cat(list(inputs))
             for name, step in steps.items():
                 after, branches = x, family.branches(step)
@@ -70,7 +70,7 @@ class TestEveryClass:
                     there = branch.tokens(torch.ones_like(added))
                     torch.testing.assert_close(tokens, (1 if branch.scale is None else branch.scale) * expected * there)
                     torch.testing.assert_close(branch.stream(tokens, added.shape), added)
-                x = stepped(step, x, given[name])
+                x = run_step(step, x, given[name])
                 torch.testing.assert_close(after if branches else x, x)
             torch.testing.assert_close(family.head(model, x), outputs(model, data))
 

@@ -44,11 +44,11 @@ def test_no_choice_of_sizes_within_the_budget_loses_less(cost: str, share: float
     losses = []
     for ranks in product(*choices):
         plan = RankPlan({curve.name: rank for curve, rank in zip(analysis.curves, ranks, strict=True)})
-        if count(analysis.sketch(plan)) <= limit:
+        if count(analysis.resized(plan)) <= limit:
             losses.append(sum(curve.error(rank) for curve, rank in zip(analysis.curves, ranks, strict=True)))
     assert 3 < len(losses) < len(list(product(*choices))) - 3
     chosen = analysis.plan({cost: share})
-    assert count(analysis.sketch(chosen)) <= limit
+    assert count(analysis.resized(chosen)) <= limit
     loss = sum(curve.error(chosen.ranks[curve.name]) for curve in analysis.curves)
     assert loss == pytest.approx(min(losses)) if cost != "bytes" else loss <= sorted(losses)[2]  # the header has a size
 
@@ -75,7 +75,7 @@ def test_padded_heads_would_exceed_the_budget_by_their_prices_alone() -> None:
     analysis = analyse(model, [data], get_recipe("best").but(measured=0, refit=False), device="cpu")
     plan = analysis.plan(0.4, cost="parameters")
     assert plan.budget is not None
-    assert plan.budget["counted"] == plan.budget["predicted"] == parameter_count(analysis.sketch(plan))
+    assert plan.budget["counted"] == plan.budget["predicted"] == parameter_count(analysis.resized(plan))
     predicted = analysis.plan({"macs": 0.6}).budget
     assert predicted is not None
     assert predicted["predicted"] < predicted["counted"]

@@ -17,7 +17,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
 from lowrank_vit.stages.gates.expected import Prices
-from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of
+from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of
 from lowrank_vit.stages.gates.methods.importance import ImportanceGates
 from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin
@@ -49,7 +49,7 @@ def analysed(model: nn.Module, data: Tensor) -> Analysis:
     """An analysis by random scores."""
     torch.manual_seed(4)
     scores = {name: torch.rand(gate.place.count) for name, gate in make_gates(model, ImportanceGates()).items()}
-    return analyse(model, [data], RECIPE, learnt=Learnt(scores, {"protocol": "none"}))
+    return analyse(model, [data], RECIPE, learnt=LearntGates(scores, {"protocol": "none"}))
 
 
 def averaged(layer: nn.Module, kept: Tensor, mean: Tensor) -> None:

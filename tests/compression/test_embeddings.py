@@ -47,9 +47,9 @@ def test_at_full_size_nothing_is_lost(kind: str) -> None:
     analysis, data = analysed(kind, refit=False, measured=0)
     full = {curve.name: len(curve.errors) - 1 for curve in analysis.curves}
     assert {PATCHES, POSITIONS} & set(full) == ({PATCHES, POSITIONS} if kind == "vit" else {PATCHES})
-    small = analysis.sketch(RankPlan(full))
+    small = analysis.resized(RankPlan(full))
     torch.testing.assert_close(outputs(small, data), outputs(analysis.dense, data), rtol=1e-8, atol=1e-8)
-    whole = analysis.sketch(plan(analysis))
+    whole = analysis.resized(plan(analysis))
     torch.testing.assert_close(outputs(whole, data), outputs(analysis.dense, data), rtol=1e-8, atol=1e-8)
 
 
@@ -95,7 +95,7 @@ def test_folded_norms_buy_directions() -> None:
     assert sizes[1] > sizes[0]
     told = [outlook(each, [0.4])["sizes"][0] for each in (plain, folded)]
     assert told[1]["predicted_loss"] < told[0]["predicted_loss"]
-    assert told[1]["parameters"] == parameter_count(folded.sketch(folded.plan(0.4)))
+    assert told[1]["parameters"] == parameter_count(folded.resized(folded.plan(0.4)))
 
 
 def test_the_refit_sees_what_smaller_embeddings_give() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from lowrank_vit import InputError, analyse, compress_with_fewer_tokens, get_recipe, load, save
 from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.prices import scale_of
+from lowrank_vit.compression.prices import price_of
 from lowrank_vit.compression.prices.fewer_tokens import FewerTokens
 from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
@@ -42,14 +42,14 @@ def analysed(*, unseen: bool = True) -> Analysis:
 def test_hidden_units_are_priced_by_the_tokens_that_reach_them(pairs: int) -> None:
     """Nothing is padded in an MLP, so the prices of a whole model are what a forward pass counts."""
     analysis, rule = analysed(), TokenMerging(pairs)
-    scale = FewerTokens.of(scale_of("macs", analysis.dense, analysis.setting), rule)
-    curves = scale.priced(analysis.choices, analysis.known)
+    price = FewerTokens.of(price_of("macs", analysis.dense, analysis.setting), rule)
+    curves = price.priced(analysis.priced_losses, analysis.known)
     sizes = {curve.name: place + 9 if curve.name.endswith("hidden") else None for place, curve in enumerate(curves)}
-    cut = rule(analysis.sketch(RankPlan(sizes)))
+    cut = rule(analysis.resized(RankPlan(sizes)))
     assert (
-        scale.rest(curves) + sum(curve.cost(sizes[curve.name]) for curve in curves)
+        price.rest(curves) + sum(curve.cost(sizes[curve.name]) for curve in curves)
         == macs(cut)
-        == scale.count(analysis.sketch(RankPlan(sizes)))
+        == price.count(analysis.resized(RankPlan(sizes)))
     )
     assert macs(cut) < macs(rule(analysis.model))
     hidden = [curve.dense_cost for curve in curves if curve.name.endswith("hidden")]
@@ -67,8 +67,8 @@ def test_times_shrink_as_multiply_accumulates_do() -> None:
             ]
 
     analysis, rule = analysed(), TokenMerging(4)
-    clock: Any = Clock.of(scale_of("macs", analysis.dense, analysis.setting), rule)
-    curves = FewerTokens.of(clock, rule).priced(analysis.choices, analysis.known)
+    clock: Any = Clock.of(price_of("macs", analysis.dense, analysis.setting), rule)
+    curves = FewerTokens.of(clock, rule).priced(analysis.priced_losses, analysis.known)
     tables = {curve.name: curve.table for curve in curves}
     assert tables["blocks.0.mlp.hidden"] == tuple(round(cost * 13 / 17) for cost in (100, 200, 800))
     assert tables["blocks.1.mlp.hidden"] == tuple(round(cost * 9 / 17) for cost in (100, 200, 800))

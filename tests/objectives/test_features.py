@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, calibrate, compare, compress, get_recipe
 from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.compression.find import announce, select
+from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.objectives import divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
@@ -131,8 +131,8 @@ def test_it_is_chosen_where_there_is_no_classifier(caplog: pytest.LogCaptureFixt
     assert objective_for(headless(), wanted) == Features()
     with caplog.at_level(logging.WARNING):
         for recipe in ("best", "loss_aware", "svd"):
-            announce(select(headless(), get_recipe(recipe)))
-            announce(select(tiny(), get_recipe(recipe)))
+            announce(find_units(headless(), get_recipe(recipe)))
+            announce(find_units(tiny(), get_recipe(recipe)))
     assert [record.getMessage() for record in caplog.records] == [
         f"recipe {name!r} by the objective 'features', as the model has no classifier (num_classes is 0)"
         for name in ("best", "loss_aware")  # plain SVD asks for no loss

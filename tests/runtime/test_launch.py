@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lowrank_vit import InputError
-from lowrank_vit.compression.resume import Phases
-from lowrank_vit.runtime.divide import shared
+from lowrank_vit.compression.resume import ResumeStore
+from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.launch import launch, processes_asked_for
 from lowrank_vit.runtime.processes import agreed, gathered, layout, rank_and_world
@@ -32,13 +32,13 @@ def work_on(names: Sequence[str]) -> dict[str, tuple[int, torch.Tensor]]:
 def talk(folder: Path) -> str:
     rank, world = rank_and_world()
     costs = {"a": 1.0, "bbbb": 5.0, "cc": 3.0, "ddd": 3.0}
-    found = shared(costs, work_on, CPU)
+    found = divide_work(costs, work_on, CPU)
     assert list(found) == list(costs)
     assert all(tensor.tolist() == [len(name)] * 2 for name, (_, tensor) in found.items())
     owners = {name: owner for name, (owner, _) in found.items()}
     with pytest.raises(InputError, match="layer 'bad'"):  # in every process
-        shared({"a": 1.0, "bad": 2.0}, work_on, CPU)
-    kept = Phases(folder, "key", CPU)
+        divide_work({"a": 1.0, "bad": 2.0}, work_on, CPU)
+    kept = ResumeStore(folder, "key", CPU)
     first = kept("phase", lambda: {"by": rank})
     again = kept("phase", lambda: pytest.fail("it was kept"))
     print(f"process {rank} speaks")

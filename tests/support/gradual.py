@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.gates import Gate, Place, places
-from lowrank_vit.stages.gates.learning import Learnt, learn, sites_of
+from lowrank_vit.stages.gates.learning import LearntGates, learn, sites_of
 from lowrank_vit.stages.gates.training import GradualTraining
 from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny
@@ -47,7 +47,7 @@ def masks(model: nn.Module, units: Iterable[str], seed: int = 0, share: float = 
     return gates
 
 
-def run(name: str, model: nn.Module | None = None, **options: Any) -> Learnt:
+def run(name: str, model: nn.Module | None = None, **options: Any) -> LearntGates:
     """Train the gates of a method alone, for three short epochs."""
     settings = {"epochs": 3, "batch_size": 16, "target": 0.6, **options}
     dense = model or tiny()

@@ -187,7 +187,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
     from lowrank_vit.cli.summary import summarise
     from lowrank_vit.compression import save as saving
     from lowrank_vit.compression.compress import analyse
-    from lowrank_vit.compression.find import select
+    from lowrank_vit.compression.find import find_units
     from lowrank_vit.compression.nested import check_nestable, with_sizes
     from lowrank_vit.runtime.processes import is_first
 
@@ -198,8 +198,8 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
         if size is not None:
             check_size(args, model, recipe, size, **options)
     if args.nested:
-        selection = select(model, recipe, **options)
-        check_nestable(selection.recipe, selection.groups)
+        found = find_units(model, recipe, **options)
+        check_nestable(found.recipe, found.groups)
     analysis = analyse(
         model,
         calibration_images(data),

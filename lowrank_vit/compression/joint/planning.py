@@ -15,7 +15,7 @@ from torch import nn
 from lowrank_vit.compression.joint.forms import HALF, HALF_BYTES, Form, as_it_is, cut_form, linears
 from lowrank_vit.compression.joint.fronts import PAGE, Choice, Front, Losses, front
 from lowrank_vit.compression.joint.rounding import rounding_losses
-from lowrank_vit.compression.resume import Phases, identity
+from lowrank_vit.compression.resume import ResumeStore, identity
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module
@@ -129,9 +129,9 @@ class JointPlanner:
         if None in names:
             return compute()
         key = identity(self.whole, analysis.moments, *names)
-        phases = Phases(cache_folder() / "rounding", key, analysis.device)
+        store = ResumeStore(cache_folder() / "rounding", key, analysis.device)
         plain = [list(self.bits), repr(self.quantizer), repr(analysis.recipe.objective), IMAGES]
-        return phases.of(*plain)(name, compute)
+        return store.keyed_by(*plain)(name, compute)
 
     @property
     def measured(self) -> MeasuredLosses:
@@ -238,7 +238,7 @@ class JointPlanner:
 
     def count(self, plan: JointPlan) -> int:
         """Count the bytes of the file of a plan's model, without rounding a weight."""
-        small = self.analysis.sketch(plan.sizes)
+        small = self.analysis.resized(plan.sizes)
         PatchGroup.prepare(small)
         for name, layer in linears(small).items():
             if name in plan.bits:

@@ -16,7 +16,7 @@ from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import out_of_reach
 from lowrank_vit.compression.nested.changes import check_change, narrowed, widened
 from lowrank_vit.compression.nested.sizes import KnownSize, dense_size, known_sizes, needs_sizes, parameters_of
-from lowrank_vit.compression.prices import scale_of
+from lowrank_vit.compression.prices import price_of
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
@@ -64,12 +64,12 @@ class Opened(Analysis):
     def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
         """Choose every unit's size. Raises ``InputError`` for a budget below the smallest known size, too."""
         budget = budget_of(size, cost)
-        scale = scale_of(budget.cost, self.model, self.setting)
-        curves = scale.priced(self.curves, self.known)
-        rest = scale.dense - sum(curve.dense_cost for curve in curves)
+        price = price_of(budget.cost, self.model, self.setting)
+        curves = price.priced(self.curves, self.known)
+        rest = price.dense - sum(curve.dense_cost for curve in curves)
         least = rest + total_cost(curves, self.sizes[-1].ranks)
-        if not least <= budget.limit(scale.dense) < scale.dense:
-            raise out_of_reach(budget, self.recipe, least, scale.dense)
+        if not least <= budget.limit(price.dense) < price.dense:
+            raise out_of_reach(budget, self.recipe, least, price.dense)
         return super().plan(budget)
 
     def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:

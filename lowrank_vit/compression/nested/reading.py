@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.find import select
+from lowrank_vit.compression.find import find_units
 from lowrank_vit.compression.nested.opened import Opened
 from lowrank_vit.compression.nested.packing import unpacked
 from lowrank_vit.compression.nested.sizes import KnownSize, needs_sizes
 from lowrank_vit.compression.recipe import SINGLE, Recipe, recipe_of
-from lowrank_vit.compression.resume import Phases
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
@@ -56,7 +56,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
         "seed": record["seed"],
         "watch": Stopwatch(),
         "progress": False,
-        "phases": Phases(None, "", device),
+        "store": ResumeStore(None, "", device),
         "chosen": bool(record.get("chosen")),
         "fallback": record.get("fallback"),
     }
@@ -71,7 +71,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
 def _groups(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
     """Find the groups; single layers without whole modules beside them may have been chosen."""
     if set(recipe.units) != {SINGLE}:
-        return select(model, recipe).groups
+        return find_units(model, recipe).groups
     settings = Settings(recipe.bias_correction, recipe.rank_multiple, recipe.compensation)
     return [LinearGroup(Site(**site), recipe.units[SINGLE], settings) for site in sites]
 

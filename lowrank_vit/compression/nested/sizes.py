@@ -70,7 +70,7 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
 def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
     plan = analysis.plan(budget)
     points = {str(step["part"]): (int(step["kept"]), float(step["measured_loss"])) for step in plan.measured}
-    small = analysis.sketch(plan)
+    small = analysis.resized(plan)
     before = _outputs(analysis, small)
     analysis._refit(small, plan.ranks)
     changes = {

@@ -23,7 +23,7 @@ from lowrank_vit.stages.evaluate.speed import Setting
 
 
 @dataclass(frozen=True)
-class Scale:
+class Price:
     """Count a cost whose prices add up exactly; ``model``: the dense one, ``setting``: where the smaller one is to run.
 
     ``start``: the dense one in the form that units are cut from, where that is another.
@@ -68,7 +68,7 @@ class Scale:
         return counted > limit
 
 
-SCALES: Registry[type[Scale]] = Registry("scale of a cost", __name__)
+PRICES: Registry[type[Price]] = Registry("price", __name__)
 
 
 def setting_of(
@@ -80,18 +80,18 @@ def setting_of(
     return Setting(str(parameter.device), name, "compiled" if compiled else "eager", batch)
 
 
-def scale_of(cost: str, model: nn.Module, setting: Setting, start: nn.Module | None = None) -> Scale:
-    """Return the scale of a cost. Raises ``InputError`` for an unknown cost."""
+def price_of(cost: str, model: nn.Module, setting: Setting, start: nn.Module | None = None) -> Price:
+    """Return the price of a cost. Raises ``InputError`` for an unknown cost."""
     start = None if start is model else start
-    if cost in SCALES.names():
-        return SCALES.get(cost)(cost, model, setting, start)
+    if cost in PRICES.names():
+        return PRICES.get(cost)(cost, model, setting, start)
     COSTS.get(cost)
-    return Scale(cost, model, setting, start)
+    return Price(cost, model, setting, start)
 
 
-def check_z(scale: Scale, compensation: object) -> None:
+def check_z(price: Price, compensation: object) -> None:
     """Raise ``InputError`` for a cost that does not know a Z, where the recipe has one."""
-    if compensation is not None and not scale.knows_z:
+    if compensation is not None and not price.knows_z:
         raise InputError(
-            f"what a compensation Z adds in {scale.cost} is not known before it is fitted: give a budget of params or macs"
+            f"what a compensation Z adds in {price.cost} is not known before it is fitted: give a budget of params or macs"
         )

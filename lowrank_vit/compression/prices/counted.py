@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lowrank_vit.compression.prices import SCALES, Scale
+from lowrank_vit.compression.prices import PRICES, Price
 from lowrank_vit.compression.report import model_size
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.records.costs import PARAMETERS
@@ -19,9 +19,9 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 
 
-@SCALES.register(PARAMETERS)
+@PRICES.register(PARAMETERS)
 @dataclass(frozen=True)
-class Parameters(Scale):
+class Parameters(Price):
     """Count parameters, whose prices are exact."""
 
     by_token: ClassVar[bool] = False
@@ -32,9 +32,9 @@ class Parameters(Scale):
         return parameter_count(self.model)
 
 
-@SCALES.register("macs")
+@PRICES.register("macs")
 @dataclass(frozen=True)
-class Macs(Scale):
+class Macs(Price):
     """Count the multiply-accumulates of an image.
 
     Heads of unequal widths run padded to one width, which no unit's price knows.
@@ -58,9 +58,9 @@ class Macs(Scale):
         return macs
 
 
-@SCALES.register("bytes")
+@PRICES.register("bytes")
 @dataclass(frozen=True)
-class Bytes(Scale):
+class Bytes(Price):
     """Count the bytes of ``model.safetensors``: parameters and buffers in the model's own type, and a header naming them."""
 
     by_token: ClassVar[bool] = False

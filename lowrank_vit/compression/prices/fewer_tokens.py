@@ -9,25 +9,25 @@ from typing import Any
 
 from torch import nn
 
-from lowrank_vit.compression.prices import Scale
+from lowrank_vit.compression.prices import Price
 from lowrank_vit.modules.counting import input_size, tokens_per_image
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.tokens import TokenRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewerTokens(Scale):
+class FewerTokens(Price):
     """Count the cost ``whole`` with the tokens that ``rule`` leaves; budgets are shares of the dense model's with all tokens.
 
     Multiply-accumulates of every size are exact but for padding; a module's times shrink as its multiply-accumulates do.
     """
 
-    whole: Scale
+    whole: Price
     rule: TokenRule
 
     @classmethod
-    def of(cls, whole: Scale, rule: TokenRule) -> FewerTokens:
-        """Make the scale of a rule from that of all tokens."""
+    def of(cls, whole: Price, rule: TokenRule) -> FewerTokens:
+        """Make the price of a rule from that of all tokens."""
         return cls(whole.cost, whole.model, whole.setting, whole.start, whole=whole, rule=rule)
 
     @property

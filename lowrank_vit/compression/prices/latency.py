@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.compression.prices import SCALES, Scale
+from lowrank_vit.compression.prices import PRICES, Price
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.records.budgets import LATENCY
 from lowrank_vit.records.curves import ErrorCurve
@@ -35,9 +35,9 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Sizes = tuple[int, ...]  # of a module's units, in their order
 
 
-@SCALES.register(LATENCY)
+@PRICES.register(LATENCY)
 @dataclass(frozen=True)
-class Latency(Scale):
+class Latency(Price):
     """Measure the nanoseconds of a batch in a setting."""
 
     before_images: ClassVar[bool] = False

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of, first_inputs, pool_modules
-from lowrank_vit.architectures.given import entered, stepped
+from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
@@ -96,14 +96,14 @@ class Replay:
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
             seen = [batch.to(device) for batch in _first(batches, mine)]
-            self._given, inputs = entered(model, self._steps, seen)
+            self._given, inputs = enter(model, self._steps, seen)
             first, self._batches = next(iter(self._steps)), len(seen)
             for batch, (own, x) in enumerate(zip(seen, inputs, strict=True)):
                 kept[IMAGES, batch], kept[first, batch] = own, x
             for batch in range(self._batches):
                 x = kept[first, batch].to(device)
                 for name, step in self._steps.items():
-                    kept[name, batch], x = x, stepped(step, x, self._given[name])
+                    kept[name, batch], x = x, run_step(step, x, self._given[name])
                 kept[AFTER, batch], kept[DENSE, batch] = x, self._finish(x)
 
     def divergence(self, name: str, module: nn.Module) -> float:
@@ -125,7 +125,7 @@ class Replay:
             for batch in range(self._batches):
                 x = self._entering(start, batch)
                 for step in names[max(start, 0) :]:
-                    x = stepped(self._steps[step], x, self._given[step])
+                    x = run_step(self._steps[step], x, self._given[step])
                 dense = self._kept[DENSE, batch].to(self._device)
                 total += float(self._comparison.divergence(dense, self._finish(x)))
                 count += len(x)

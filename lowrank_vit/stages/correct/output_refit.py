@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
-from lowrank_vit.architectures.given import entered, stepped
+from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
@@ -73,7 +73,7 @@ class OutputRefit:
         family, device = family_of(dense), next(dense.parameters()).device
         steps, ridges = family.steps(dense), {}
         old_images, new_images = tee(batch.to(device) for batch in batches)
-        given, inputs = entered(dense, steps, old_images)
+        given, inputs = enter(dense, steps, old_images)
         smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
         with Streams() as streams, Streams() as before:
             for place, pair in enumerate(zip(inputs, smaller_inputs, strict=True)):
@@ -91,7 +91,7 @@ class OutputRefit:
                 if not branches:
                     for place in range(len(streams)):
                         x, y = streams.at(place, device)
-                        streams.put(place, stepped(old, x, given[name]), stepped(new, y, given[name]))
+                        streams.put(place, run_step(old, x, given[name]), run_step(new, y, given[name]))
         return ridges
 
     def _branch(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @storable
 @dataclass(frozen=True)
-class Learnt:
+class LearntGates:
     """Hold what gates have learnt: a score for each part of each unit, not negative, and how they were trained."""
 
     scores: Mapping[str, Tensor]  # by the unit's name; shape: (count,)
@@ -53,7 +53,7 @@ def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[Gate
 
 
 @torch.no_grad()
-def with_mixers(model: nn.Module, learnt: Learnt) -> nn.Module:
+def with_mixers(model: nn.Module, learnt: LearntGates) -> nn.Module:
     """Return a copy with attention replaced by what its gates have learnt; without such gates, the model itself.
 
     Raises ``InputError`` where the gates were learnt on another model.
@@ -98,7 +98,7 @@ def learn(
     seed: int = 0,
     progress: bool = True,
     **fields: Any,
-) -> Learnt:
+) -> LearntGates:
     """Train gates on a model and, where a ``data_module`` has labelled images, its weights, in place; remove the gates.
 
     Either ``images``, (N, C, H, W), with a ``teacher``, or a ``data_module``; ``fields`` are further ones of
@@ -114,7 +114,9 @@ def learn(
     gates, prices = make_gates(model, method), Prices.of(model, sites_of(model, method))
     settings = {"target": target, "images": images, "epochs": epochs, "seed": seed, **fields}
     running = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers, "progress": progress}
-    return Learnt(*trained(model, teacher, method, gates, prices, settings, data_module, hardware=hardware, **running))
+    return LearntGates(
+        *trained(model, teacher, method, gates, prices, settings, data_module, hardware=hardware, **running)
+    )
 
 
 def _check(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
-from lowrank_vit.architectures.given import entered, stepped
+from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.linalg.gram import gram
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
@@ -89,7 +89,7 @@ def input_moments(
         yield _moments(sums)
     if len(outside) == len(names):
         return
-    given, entering = entered(model, steps, batches)
+    given, entering = enter(model, steps, batches)
     device = next(model.parameters()).device
     with Spill() as stream:
         for place, x in enumerate(entering):
@@ -99,11 +99,11 @@ def input_moments(
             if inside:
                 with _listening(model, inside) as sums:
                     for x in stream:
-                        stepped(model.get_submodule(step), x.to(device), given[step])
+                        run_step(model.get_submodule(step), x.to(device), given[step])
                 yield _moments(sums)
             module = model.get_submodule(step)  # as it has become
             for place, x in enumerate(stream):
-                stream[place] = stepped(module, x.to(device), given[step])
+                stream[place] = run_step(module, x.to(device), given[step])
 
 
 def _moments(sums: Mapping[str, _Sums]) -> dict[str, InputMoments]:

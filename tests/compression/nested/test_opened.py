@@ -100,7 +100,7 @@ def test_between_two_sizes_a_change_is_between_theirs() -> None:
     assert first + second == pytest.approx(1)
     weights = []
     for shares in ([(one, 1.0)], [(other, 1.0)], [(one, first), (other, second)]):
-        small = analysis.sketch(plan)
+        small = analysis.resized(plan)
         object.__setattr__(analysis, "_shares", lambda ranks, shares=shares: shares)
         analysis._refit(small, plan.ranks)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in small.parameters()]))

@@ -36,7 +36,7 @@ def test_a_measured_loss_is_that_of_a_model_compressed_by_hand(kind: str, curren
     model, data = tiny(kind), images(12, kind)
     sense = MeasuredCurves(currency=currency, images=9, points=3, span=4)
     analysis = analyse(model, data.split(4), get_recipe("aafm").but(sense=sense))
-    for before, after in list(zip(analysis.curves, analysis.choices, strict=True))[::3]:
+    for before, after in list(zip(analysis.curves, analysis.priced_losses, strict=True))[::3]:
         sizes = sense.sizes(before)
         assert 1 < len(sizes) <= 3
         assert before.ranks[-1] in sizes

@@ -20,7 +20,7 @@ from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
-from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of
+from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of
 from tests.support.gradual import IMAGES, masks
 from tests.support.models import KINDS, images, outputs, tiny
 
@@ -92,7 +92,7 @@ def test_what_hardened_gates_leave_costs_what_is_expected(units: tuple[str, ...]
     method = GRADUAL.get("importance")()
     recipe = Recipe(name="masks", units=PRUNED[units], gradual=method, labelled=True)
     scores = {name: gate.scores() for name, gate in gates.items()}
-    learnt = Learnt(scores, {"protocol": "none"})
+    learnt = LearntGates(scores, {"protocol": "none"})
     analysis = analyse(model, [images(8, kind)], recipe, learnt=learnt)
     plan: dict[str, int | None] = {}
     for curve in analysis.curves:

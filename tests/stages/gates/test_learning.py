@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowrank_vit import InputError, compress, learn
 from lowrank_vit.stages.gates import GRADUAL
-from lowrank_vit.stages.gates.learning import Learnt
+from lowrank_vit.stages.gates.learning import LearntGates
 from lowrank_vit.stages.gates.learning import learn as learn_gates
 from tests.support.gradual import IMAGES, PowerCutError, interrupt, run
 from tests.support.hardware import CPU, on_cpu
@@ -21,7 +21,7 @@ from tests.support.weights import same, weights
 METHODS = [name for name in GRADUAL.names() if GRADUAL.get(name).alone]
 
 
-def equal(one: Learnt, other: Learnt) -> bool:
+def equal(one: LearntGates, other: LearntGates) -> bool:
     return one.described == other.described and all(
         torch.equal(scores, other.scores[unit]) for unit, scores in one.scores.items()
     )
@@ -86,6 +86,6 @@ def test_full_forms_need_what_is_learnt() -> None:
         compress(tiny(), [IMAGES], "vtp", 0.3)
     with pytest.raises(InputError, match="'vtp-gates' learns nothing on labelled images"):
         learn(tiny(), [], "vtp-gates")  # type: ignore[arg-type]
-    other = Learnt({}, {"protocol": "none"})
+    other = LearntGates({}, {"protocol": "none"})
     with pytest.raises(InputError, match=r"nothing was learnt about blocks\.0"):
         compress(tiny(), [IMAGES], "vtp", 0.3, learnt=other)

@@ -15,7 +15,7 @@ from lowrank_vit.modules.counting import input_size, multiply_accumulates, param
 from lowrank_vit.records.sites import MIXER
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, gated
-from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of, with_mixers
+from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of, with_mixers
 from lowrank_vit.stages.gates.methods.unit_gates import UnitAndMixerGates, remaining
 from lowrank_vit.stages.gates.mixing import MixerGate, SharedNorm
 from tests.support.finetuning import TinyData
@@ -50,7 +50,7 @@ def test_the_folded_model_is_the_gated_one_and_costs_what_is_expected(counts: tu
     with gated(model, gates):
         seen = outputs(model.eval(), data)
     tensors = {name: gate.tensors() for name, gate in gates.items() if gate.tensors()}
-    small = with_mixers(model, Learnt({}, {}, tensors))
+    small = with_mixers(model, LearntGates({}, {}, tensors))
     torch.testing.assert_close(outputs(small, data), seen, rtol=1e-9, atol=1e-9)
     kinds = [getattr(block.attn, "config", {}).get("kernel", "attention") for block in small.blocks]
     assert kinds == [[*KERNELS, "attention"][count] for count in counts]
@@ -99,4 +99,4 @@ def test_what_is_learnt_is_compressed_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_what_was_learnt_on_another_model_is_refused() -> None:
     with pytest.raises(InputError, match=r"nothing was learnt about blocks\.0\.attn"):
-        with_mixers(tiny(), Learnt({}, {}, {"blocks.9.attn.mixer": {}}))
+        with_mixers(tiny(), LearntGates({}, {}, {"blocks.9.attn.mixer": {}}))

@@ -14,7 +14,7 @@ from lowrank_vit.stages.decompose.rows.learnt import LearntRows
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated
-from lowrank_vit.stages.gates.learning import Learnt, make_gates, sites_of
+from lowrank_vit.stages.gates.learning import LearntGates, make_gates, sites_of
 from lowrank_vit.stages.gates.methods.sparse_rows import SparseGate, SparseRows, best_rows, kept_share
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES
@@ -91,7 +91,7 @@ def test_hardened_and_folded_is_what_was_masked(kind: str) -> None:
         expected = prices.expected({name: gate.open() for name, gate in gates.items()})
     torch.testing.assert_close(outputs(model, data), masked, rtol=0, atol=0)
     recipe = Recipe(name="masks", units={"rows": LearntRows(share=0.2)}, gradual=method, labelled=True)
-    learnt = Learnt({name: gate.scores() for name, gate in gates.items()}, {"protocol": "none"})
+    learnt = LearntGates({name: gate.scores() for name, gate in gates.items()}, {"protocol": "none"})
     analysis = analyse(model, [images(8, kind)], recipe, learnt=learnt)
     counts = {curve.name: int(gates[curve.name].mask.sum()) for curve in analysis.curves}
     plan = {

@@ -15,7 +15,7 @@ from lowrank_vit.architectures.base import first_inputs
 Given = dict[str, dict[str, Any]]  # by step, by argument
 
 
-def given_arguments(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor) -> Given:
+def step_inputs(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor) -> Given:
     """Return the arguments that each step is given besides the stream when the model sees the images.
 
     They are taken to be the same for all images of this size.
@@ -43,18 +43,18 @@ def _beside(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, An
     return {**dict(named), **options}
 
 
-def stepped(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
+def run_step(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
     """Return the stream after a step; some steps return it first in a tuple."""
     outputs = step(x, **given)
     after: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
     return after
 
 
-def entered(
+def enter(
     model: nn.Module, steps: Mapping[str, nn.Module], batches: Iterable[Tensor]
 ) -> tuple[Given, Iterator[Tensor]]:
     """Return what each step is given besides the stream, and the stream before the first step, batch by batch."""
     rest = iter(batches)
     first = next(rest)
-    given = given_arguments(model, steps, first[:1])
+    given = step_inputs(model, steps, first[:1])
     return given, first_inputs(model, next(iter(steps.values())), chain([first], rest))
