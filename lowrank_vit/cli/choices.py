@@ -60,10 +60,10 @@ def check_size(args: argparse.Namespace, model: nn.Module, recipe: Recipe, size:
         from lowrank_vit.compression.share_tokens import check_shared
 
         check_shared(model, size)
-    else:
-        from lowrank_vit.compression import compress as api
+    elif args.bits is None:
+        from lowrank_vit.compression.budget import check_budget
 
-        api.check_size(model, recipe, size, args.bits, **options)
+        check_budget(model, recipe, size, **options)
 
 
 def made(args: argparse.Namespace, analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.compression.find import FoundUnits, find_units
 from lowrank_vit.compression.prices import Price, check_z, price_of, setting_of
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.rewrite import rewrite
-from lowrank_vit.modules import replacement_entries
-from lowrank_vit.modules.counting import input_size, parameter_count, tokens_per_image
+from lowrank_vit.compression.subject import Subject
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budget_of
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import least_cost
 
 
@@ -51,45 +47,29 @@ def largest_reduction(curves: Sequence[ErrorCurve], dense: nn.Module, start: nn.
     return 1 - (parameter_count(start) - removed) / parameter_count(dense)
 
 
-def check_dense(model: nn.Module) -> None:
-    """Raise ``InputError`` for a model that was compressed already: its factors are no layers of their own."""
-    replaced = {name: model.get_submodule(name) for name in replacement_entries(model)}
-    refused = [
-        (name, type(each).__name__) for name, each in replaced.items() if not getattr(each, "compressible", False)
-    ]
-    if refused:
-        name, kind = refused[0]
-        raise InputError(
-            f"the model has been compressed or quantised already ({name} is a {kind}): start from the dense model that it "
-            "was made from"
-        )
+def check_sizes(subject: Subject, found: FoundUnits, sizes: Iterable[Size]) -> None:
+    """Raise ``InputError``, before an image is seen, for a budget that no choice of sizes meets.
+
+    Times are not known before they are measured.
+    """
+    for budget in map(budget_of, sizes):
+        price = price_of(budget.cost, subject.dense, setting_of(subject.dense, subject.narrow), subject.model)
+        check_z(price, found.recipe.compensation)
+        if price.before_images:
+            tokens = subject.tokens([group.linears[0].name for group in found.groups]) if price.by_token else {}
+            curves = [curve for group in found.groups for curve in group.blank_curves(tokens)]
+            budget_within(price.priced(curves), found.recipe, budget, price)
 
 
 def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOCK_LINEARS) -> None:
-    """Raise ``InputError``, before an image is seen, for a budget that no choice of sizes meets.
+    """Raise ``InputError``, before an image is seen, for a size that no choice of sizes meets.
 
-    ``size``: a reduction of the parameters, or a budget. Times are not known before they are measured.
+    ``size``: a reduction of the parameters, or a budget.
     """
-    check_dense(model)
-    model = canonical(copy.deepcopy(model))
-    budget = budget_of(size)
-    start = rewrite(model, recipe, sites)
-    found = find_units(start, recipe, sites)
-    price = price_of(budget.cost, model, setting_of(model), start)
-    check_z(price, recipe.compensation)
-    if price.before_images:
-        tokens = _tokens(start, found) if price.by_token else {}
-        curves = [curve for group in found.groups for curve in group.blank_curves(tokens)]
-        budget_within(price.priced(curves), found.recipe, budget, price)
+    subject = Subject.of(model, recipe, sites)
+    check_sizes(subject, find_units(subject.model, recipe, sites), [size])
 
 
 def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: str = BLOCK_LINEARS) -> None:
     """Raise ``InputError``, before an image is seen, for a reduction that no choice of sizes can reach."""
     check_budget(model, recipe, reduction, sites)
-
-
-def _tokens(model: nn.Module, found: FoundUnits) -> dict[str, int]:
-    """Count the tokens that every layer sees of an image."""
-    size = input_size(model)
-    names = [group.linears[0].name for group in found.groups]
-    return {} if size is None else tokens_per_image(model, names, size)

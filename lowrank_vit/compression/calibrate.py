@@ -7,6 +7,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from lowrank_vit.compression.case import Services
+from lowrank_vit.compression.find import FoundUnits
+from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.images import Images
@@ -14,6 +17,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 from lowrank_vit.stages.calibrate import cache
 from lowrank_vit.stages.calibrate.stream import calibrate
+from lowrank_vit.units import united
 
 Needs = frozenset[str] | Mapping[str, frozenset[str]]  # of all sites, or site by site
 FIRST_PROBE = "labels"  # files in the cache do not name it, as it was once the only one
@@ -47,3 +51,30 @@ def collect(
         name: replace(layer, sums={statistic: total.to(device) for statistic, total in layer.sums.items()})
         for name, layer in moments.items()
     }
+
+
+def calibrated(
+    model: nn.Module,
+    found: FoundUnits,
+    seen: Images,
+    unseen: Images | None,
+    services: Services,
+    moments: Mapping[str, Moments] | None = None,
+) -> tuple[Recipe, Mapping[str, Moments], dict[str, Moments] | None]:
+    """Collect what all units need of the seen images, and what the report needs of unseen ones.
+
+    Returns the recipe, too, whose objective is fitted to the images. ``moments``: of the seen images, where they are known.
+    """
+    recipe, groups, (seed, progress) = found.recipe, found.groups, (services.seed, services.progress)
+    with services.watch("calibrate"):
+        if recipe.needs_objective:
+            recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
+        layers = list({site.name: site for group in groups for site in group.linears}.values())
+        needs = united(group.needs() for group in groups)
+        moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
+    if unseen is None:
+        return recipe, moments, None
+    reported = united(group.report_needs() for group in groups)
+    with services.watch("held_out"):
+        outputs = [site for site in layers if site.name in reported]
+        return recipe, moments, collect(model, outputs, reported, unseen, seed, progress)

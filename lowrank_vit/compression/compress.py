@@ -5,45 +5,42 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.arguments import check_model, check_options
-from lowrank_vit.compression.budget import check_budget, check_dense
-from lowrank_vit.compression.calibrate import collect
+from lowrank_vit.compression.budget import check_budget, check_sizes
+from lowrank_vit.compression.calibrate import calibrated
+from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.decompose import decompose
 from lowrank_vit.compression.estimate import estimate, tell
 from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
-from lowrank_vit.compression.learn import gates_alone, known_or, target_share, with_scores
+from lowrank_vit.compression.learn import gated, target_share
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
 from lowrank_vit.compression.resume import ResumeStore, identity
-from lowrank_vit.compression.rewrite import rewrite
+from lowrank_vit.compression.subject import Subject
 from lowrank_vit.records.budgets import Budget, Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
-from lowrank_vit.runtime.progress import Stopwatch
+from lowrank_vit.runtime.isolation import isolated
 from lowrank_vit.stages.correct.output_refit import check_refit
-from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
-from lowrank_vit.units import united
+from lowrank_vit.stages.gates.learn_gates import LearntGates
 
 DEFAULT_REDUCTION = 0.5
 
 
+@isolated()
 def analyse(
     model: nn.Module,
     calibration: Batches | Images,
@@ -60,6 +57,7 @@ def analyse(
     compiled: bool = False,
     learnt: LearntGates | None = None,
     target: float = 1 - DEFAULT_REDUCTION,
+    sizes: Sequence[Size] = (),
 ) -> Analysis:
     """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
 
@@ -71,89 +69,43 @@ def analyse(
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
     the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
     is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
-    share of the parameters that gates shall leave, where they are trained here.
+    share of the parameters that gates shall leave, where they are trained here. ``sizes``: those that will be asked for; one
+    that is out of reach is refused before an image is seen.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     check_model(model, calibration)
-    recipe, seen = as_recipe(recipe), Images.of(calibration)
-    unseen = None if held_out is None else Images.of(held_out)
-    where, watch = resolve_device(device), Stopwatch()
-    model, narrow = _widened(canonical(copy.deepcopy(model)).to(where).eval())
-    check_dense(model)
-    start = model if learnt is None else with_mixers(model, learnt)
-    dense, model = model, rewrite(start, recipe, sites)
-    found = find_units(model, recipe, sites)
-    recipe, groups = found.recipe, found.groups
-    if recipe.refit is not None or recipe.replays:
-        check_refit(model, seen.batches)
+    recipe, seen, unseen = as_recipe(recipe), Images.of(calibration), None if held_out is None else Images.of(held_out)
+    where = resolve_device(device)
+    subject = Subject.of(model, recipe, sites, where, learnt)
+    found = find_units(subject.model, recipe, sites)
+    check_sizes(subject, found, sizes)
     announce(found)
+    if found.recipe.refit is not None or found.recipe.replays:
+        check_refit(subject.model, seen.batches)
+    services = Services(where, ResumeStore(None, "", where), seed, progress)
     if progress:
-        tell(estimate(model, found, seen, unseen, seed))
-    with watch("calibrate"):
-        if recipe.needs_objective:
-            recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
-        layers = list({site.name: site for group in groups for site in group.linears}.values())
-        needs = united(group.needs() for group in groups)
-        moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
-    unseen_moments = None
-    if unseen is not None:
-        reported = united(group.report_needs() for group in groups)
-        with watch("held_out"):
-            outputs = [site for site in layers if site.name in reported]
-            unseen_moments = collect(model, outputs, reported, unseen, seed, progress)
-    key = identity(model, moments, recipe.record(), seed) if checkpoint_dir else ""
-    store = ResumeStore(None if checkpoint_dir is None else Path(checkpoint_dir), key, where)
+        tell(estimate(subject.model, found, seen, unseen, seed))
+    recipe, moments, of_unseen = calibrated(subject.model, found, seen, unseen, services, moments)
+    if checkpoint_dir is not None:
+        key = identity(subject.model, moments, recipe.record(), seed)
+        services = replace(services, store=ResumeStore(Path(checkpoint_dir), key, where))
     if recipe.gradual is not None:
-        with watch("learn"):
-            train = partial(gates_alone, model, recipe, seen, target, store.keyed_by(target), seed, progress)
-            learnt = known_or(learnt, recipe, train)
-            moments = with_scores(groups, moments, learnt)
-        store = store.keyed_by(identity(model, moments)) if checkpoint_dir else store
-    with watch("decompose"):
-        parts = store("decompose", lambda: decompose(model, groups, moments, progress))
+        learnt, moments, services = gated(subject.model, recipe, found.groups, seen, moments, learnt, target, services)
     return Analysis(
-        dense=dense,
-        model=model,
+        subject=subject,
         recipe=recipe,
-        groups=groups,
-        parts=parts,
+        groups=found.groups,
+        parts=decompose(subject.model, found.groups, moments, services),
         images=seen,
         unseen=unseen,
         moments=moments,
-        held_out=unseen_moments,
-        device=where,
-        seed=seed,
-        watch=watch,
-        progress=progress,
-        store=store,
-        chosen=sites != BLOCK_LINEARS,
-        narrow=narrow,
+        held_out=of_unseen,
+        services=services,
         fallback=found.fallback,
         batch_size=batch_size,
         compiled=compiled,
         learnt=learnt,
     )
-
-
-def _widened(model: nn.Module) -> tuple[nn.Module, torch.dtype | None]:
-    """Convert a model of less than 32 bits to float32, in place; return it with the type that it had."""
-    dtype = next(model.parameters()).dtype
-    return (model.float(), dtype) if dtype.itemsize < 4 else (model, None)
-
-
-def check_size(
-    model: nn.Module, recipe: Recipe, size: Size, bits: Sequence[int] | None = None, sites: str = BLOCK_LINEARS
-) -> None:
-    """Raise ``InputError``, before an image is seen, for a size that is known to be out of reach."""
-    if bits is None:
-        check_budget(model, recipe, size, sites)
-    else:
-        check_joint(recipe, size, bits)
-
-
-def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
-    """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
-    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
 
 
 def sweep(
@@ -175,17 +127,23 @@ def sweep(
     recipe, images = as_recipe(recipe), Images.of(calibration)
     if isinstance(reductions, str | Mapping) or not isinstance(reductions, Iterable):
         raise InputError(f"{reductions!r} is one size, not a list: give several, such as [0.25, 0.5]")
-    for size in reductions:
-        check_size(model, recipe, size, bits, options.get("sites", BLOCK_LINEARS))
-    if (
-        recipe.gradual is not None and options.get("learnt") is None and bits is None
-    ):  # gates are trained towards a size
+    if bits is not None:
+        for size in reductions:
+            check_joint(recipe, size, bits)
+    elif recipe.gradual is not None and options.get("learnt") is None:  # gates are trained towards a size
+        for size in reductions:
+            check_budget(model, recipe, size, options.get("sites", BLOCK_LINEARS))
         return (
             analyse(model, images, recipe, target=target_share(model, size), **options).compress(size)
             for size in reductions
         )
-    analysis = analyse(model, images, recipe, **options)
+    analysis = analyse(model, images, recipe, sizes=() if bits else tuple(reductions), **options)
     return (resized(analysis, size, bits) for size in reductions)
+
+
+def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
+    """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
+    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
 
 
 def compress(

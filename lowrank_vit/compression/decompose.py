@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank_vit.compression.case import Services
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.errors import InputError
@@ -15,7 +16,7 @@ from lowrank_vit.runtime.progress import track
 
 
 def decompose(
-    model: nn.Module, groups: Sequence[Any], moments: Mapping[str, Moments], progress: bool
+    model: nn.Module, groups: Sequence[Any], moments: Mapping[str, Moments], services: Services
 ) -> dict[str, dict[str, Any]]:
     """Decompose all units of all groups, shared out among the processes by their work.
 
@@ -33,6 +34,10 @@ def decompose(
         return parts
 
     def work(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        return {name: parts_of(by_name[name]) for name in track(names, "decompose", shown=progress)}
+        return {name: parts_of(by_name[name]) for name in track(names, "decompose", shown=services.progress)}
 
-    return divide_work({group.name: group.work for group in groups}, work, next(model.parameters()).device)
+    def whole() -> dict[str, dict[str, Any]]:
+        return divide_work({group.name: group.work for group in groups}, work, services.device)
+
+    with services.watch("decompose"):
+        return services.store("decompose", whole)

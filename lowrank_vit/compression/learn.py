@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,10 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.compression.arguments import check_model, check_options
+from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
-from lowrank_vit.compression.resume import ResumeStore
+from lowrank_vit.compression.resume import identity
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
@@ -67,44 +68,51 @@ def target_share(model: nn.Module, size: Size) -> float:
     return min(1.0, budget.limit(dense) / dense) if budget.cost == PARAMETERS else 0.5
 
 
-def known_or(learnt: LearntGates | None, recipe: Recipe, train: Callable[[], LearntGates]) -> LearntGates:
-    """Return what was learnt before, or what ``train`` learns.
+def gated(
+    model: nn.Module,
+    recipe: Recipe,
+    groups: Sequence[Any],
+    images: Images,
+    moments: Mapping[str, Moments],
+    learnt: LearntGates | None,
+    target: float,
+    services: Services,
+) -> tuple[LearntGates, dict[str, Moments], Services]:
+    """Return what gates have learnt, before or now, the statistics with their scores, and a store that depends on these.
 
     Raises ``InputError`` where the recipe learns on labelled images, and nothing learnt was given.
     """
-    if learnt is not None:
-        return learnt
-    if recipe.labelled:
+    if learnt is None and recipe.labelled:
         raise InputError(
             f"recipe {recipe.name!r} learns on labelled images: call lowrank_vit.learn first, or choose its form for "
             "gates alone"
         )
-    return train()
+    store = services.store
+    with services.watch("learn"):
+        learnt = learnt or gates_alone(model, recipe, images, target, replace(services, store=store.keyed_by(target)))
+        scores = {name: _scores(name, layer, groups, learnt) for name, layer in moments.items()}
+        scored = {name: replace(layer, sums={**layer.sums, **scores[name]}) for name, layer in moments.items()}
+    if store.folder is not None:
+        services = replace(services, store=store.keyed_by(identity(model, scored)))
+    return learnt, scored, services
 
 
-def with_scores(groups: Sequence[Any], moments: Mapping[str, Moments], learnt: LearntGates) -> dict[str, Moments]:
-    """Add what gates have learnt to the statistics of the layers that had them."""
-    scores = {name: _scores(name, layer, groups, learnt) for name, layer in moments.items()}
-    return {name: replace(layer, sums={**layer.sums, **scores[name]}) for name, layer in moments.items()}
-
-
-def gates_alone(
-    model: nn.Module, recipe: Recipe, images: Images, target: float, store: ResumeStore, seed: int, progress: bool
-) -> LearntGates:
+def gates_alone(model: nn.Module, recipe: Recipe, images: Images, target: float, services: Services) -> LearntGates:
     """Train the gates of a copy towards the model, in the first process; all processes get what it has learnt."""
     method, data, device = recipe.gradual, images.tensor(), next(model.parameters()).device
     assert method is not None
     hardware = Hardware(accelerator="gpu" if device.type == "cuda" else device.type, precision="32-true")
 
     def train() -> LearntGates:
-        options: dict[str, Any] = {"checkpoint_dir": store.place("gates"), "seed": seed, "progress": progress}
+        options: dict[str, Any] = {"checkpoint_dir": services.store.place("gates")}
+        options |= {"seed": services.seed, "progress": services.progress}
         options |= {"hardware": hardware, "objective": recipe.objective, "target": target, "epochs": EPOCHS}
         mine = learn_gates(copy.deepcopy(model), method, teacher=model, images=data, **options) if is_first() else None
         learnt = agreed(mine)
         assert learnt is not None
         return learnt
 
-    learnt: LearntGates = store("learn", train)
+    learnt: LearntGates = services.store("learn", train)
     return learnt
 
 

@@ -1,14 +1,17 @@
-"""The size of every unit, from an analysis and a budget: spent by predicted losses, then by measured ones, then counted."""
+"""The size of every unit, from a case and a budget: spent by predicted losses, then by measured ones, then counted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lowrank_vit.compression.budget import budget_within, out_of_reach
+from lowrank_vit.compression.case import Case
+from lowrank_vit.compression.cut import resized
 from lowrank_vit.compression.measure import loss_of_plan
 from lowrank_vit.compression.prices import Price, check_z, price_of
 from lowrank_vit.compression.search import preferred, search_sizes
@@ -17,46 +20,47 @@ from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.stages.allocate import Allocator, cheapest, fill, least_cost, total_cost
 
-if TYPE_CHECKING:
-    from lowrank_vit.compression.analysis import Analysis
+Measure = Callable[[RankPlan, Iterable[Tensor], int], dict[str, tuple[int, float]]]
 
 
-def plan_within(analysis: Analysis, budget: Budget) -> RankPlan:
+def plan_within(case: Case, budget: Budget, losses: Sequence[ErrorCurve], measure: Measure) -> RankPlan:
     """Choose every unit's size so that the whole model keeps within a budget, to within one step where prices are exact.
 
+    ``losses``: the curves to choose from; ``measure`` returns the losses of all units at a plan's sizes, on some images.
     Raises ``InputError`` for a budget that no choice meets.
     """
-    price = price_of(budget.cost, analysis.dense, analysis.setting, analysis.model)
-    check_z(price, analysis.recipe.compensation)
-    planner = Planner(analysis, budget, price, price.priced(analysis.priced_losses, analysis.known))
+    price = price_of(budget.cost, case.dense, case.setting, case.model)
+    check_z(price, case.recipe.compensation)
+    planner = Planner(case, budget, price, price.priced(losses, case.known), measure)
     return planner.plan()
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plan sizes from an analysis, a budget, how its cost is counted, and the curves in its prices."""
+    """Plan sizes for a case, a budget, how its cost is counted, and the curves in its prices."""
 
-    analysis: Analysis
+    case: Case
     budget: Budget
     price: Price
     curves: Sequence[ErrorCurve]
+    measure: Measure
 
     def plan(self) -> RankPlan:
         """Choose the sizes."""
-        analysis, measured = self.analysis, self.analysis.recipe.measured
-        units = budget_within(self.curves, analysis.recipe, self.budget, self.price)
+        case, measured = self.case, self.case.recipe.measured
+        units = budget_within(self.curves, case.recipe, self.budget, self.price)
         curves, plan = self.curves, self._allocate(self.curves, units)
         points: dict[str, list[tuple[int, float]]] = {curve.name: [] for curve in curves}
         for _ in range(0 if measured is None else measured.rounds):
             assert measured is not None
-            with analysis.watch("measure"):
-                measure = partial(analysis.measure, plan, analysis.images.each(), measured.images)
-                for name, point in analysis.store.keyed_by(dict(plan.ranks))("measure", measure).items():
+            with case.services.watch("measure"):
+                measure = partial(self.measure, plan, case.images.each(), measured.images)
+                for name, point in case.services.store.keyed_by(dict(plan.ranks))("measure", measure).items():
                     points[name].append(point)
             curves = [measured(curve, points[curve.name]) for curve in self.curves]
             plan = self._allocate(curves, units)
-        if analysis.recipe.search is not None:
-            curves = search_sizes(analysis, analysis.recipe.search, curves, units)
+        if case.recipe.search is not None:
+            curves = search_sizes(case, case.recipe.search, curves, units)
             plan = self._allocate(curves, units)
         steps: list[dict[str, float | int | str]] = [
             {"part": curve.name, "kept": count, "predicted_loss": curve.error(count), "measured_loss": loss}
@@ -69,19 +73,19 @@ class Planner:
     def _allocate(self, curves: Sequence[ErrorCurve], units: int) -> RankPlan:
         """Spend ``units``, what all units may cost together, by the losses of ``curves``."""
         allocator = self._allocator(units)
-        with self.analysis.watch("allocate"):
+        with self.case.services.watch("allocate"):
             plan = allocator(curves, units)
-        if self.analysis.recipe.search is None:
+        if self.case.recipe.search is None:
             return plan
         return replace(plan, ranks=fill(self.curves, dict(plan.ranks), units))  # a search knows some sizes only
 
     def _allocator(self, units: int) -> Allocator:
         """Return the recipe's allocator, fitted to the model where it asks what a whole smaller model loses."""
-        allocator, sense = self.analysis.recipe.allocator, self.analysis.recipe.sense
+        allocator, sense = self.case.recipe.allocator, self.case.recipe.sense
         fitted = getattr(allocator, "fitted", None)
         if fitted is None or sense is None:
             return allocator
-        found: Allocator = fitted(self.curves, units, partial(loss_of_plan, self.analysis, sense))
+        found: Allocator = fitted(self.curves, units, partial(loss_of_plan, self.case, sense))
         return found
 
     def _kept(self, curves: Sequence[ErrorCurve], plan: RankPlan) -> tuple[RankPlan, int]:
@@ -92,7 +96,7 @@ class Planner:
             units, left = total_cost(curves, plan.ranks) - math.ceil(counted - limit), left - 1
             if units < least_cost(curves):
                 least = self._counted(RankPlan({curve.name: cheapest(curve) for curve in curves}))
-                raise out_of_reach(self.budget, self.analysis.recipe, least, self.price.dense)
+                raise out_of_reach(self.budget, self.case.recipe, least, self.price.dense)
             plan = self._allocate(curves, units)
             counted = self._counted(plan)
         return plan, counted
@@ -103,13 +107,13 @@ class Planner:
 
     def _counted(self, plan: RankPlan) -> int:
         """Return the whole model's cost, counted; a resized model has no Z, so with a Z the prices have to do."""
-        if not self.price.corrections or self.analysis.recipe.compensation is not None:
+        if not self.price.corrections or self.case.recipe.compensation is not None:
             return self._predicted(plan)
-        with self.analysis.watch("count"):
-            return self.price.count(self.analysis.resized(plan))
+        with self.case.services.watch("count"):
+            return self.price.count(resized(self.case, plan))
 
     def _entry(self, plan: RankPlan, counted: int, curves: Sequence[ErrorCurve]) -> BudgetEntry:
-        dense, search = self.price.dense, self.analysis.recipe.search
+        dense, search = self.price.dense, self.case.recipe.search
         entry: BudgetEntry = {
             "cost": self.budget.cost,
             "asked": str(self.budget),

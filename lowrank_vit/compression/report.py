@@ -11,15 +11,29 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.linears import EXPECTED_DENSE, left_dense
+from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.modules.counting import (
     input_size,
-    multiply_accumulates,
+    macs_of,
+    model_size,
     parameter_count,
     saved_bytes,
     scan_accumulates,
 )
-from lowrank_vit.records.report import FORMAT, LeftDense, Macs, Params, Report, WeightsBytes, some
+from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.report import (
+    FORMAT,
+    LayerEntry,
+    LeftDense,
+    Macs,
+    Params,
+    Report,
+    WeightsBytes,
+    overfit_entry,
+    plain,
+    some,
+)
 from lowrank_vit.runtime import provenance
 from lowrank_vit.stages.compensate.solve import Solution
 
@@ -33,19 +47,6 @@ def architecture(model: nn.Module) -> str:
     return type(model).__name__ if name is None else f"{name}.{tag}" if tag else name
 
 
-def model_size(model: nn.Module) -> tuple[int, int | None]:
-    """Count parameters, and multiply-accumulates per image; the latter None where the image size is not known."""
-    return parameter_count(model), _macs(model, input_size(model))
-
-
-def _macs(model: nn.Module, size: tuple[int, ...] | None) -> int | None:
-    try:
-        return None if size is None else multiply_accumulates(model, size)
-    except (RuntimeError, AssertionError):  # from whichever layer does not fit the size
-        logger.warning("the model does not take images of %s, so its MACs are not counted", size)
-        return None
-
-
 def size_entries(
     dense: nn.Module, compressed: nn.Module, before: tuple[int, int | None] | None = None
 ) -> tuple[Params, Macs | None]:
@@ -54,7 +55,7 @@ def size_entries(
     ``before``: the dense model's, by ``model_size``, where it has been counted already.
     """
     params, macs = model_size(dense) if before is None else before
-    after, less = parameter_count(compressed), None if macs is None else _macs(compressed, input_size(dense))
+    after, less = parameter_count(compressed), None if macs is None else macs_of(compressed, input_size(dense))
     sizes: Params = {"dense": params, "compressed": after, "reduction": 1 - after / params}
     if macs is None:
         return sizes, None
@@ -117,6 +118,45 @@ def carried(model: nn.Module) -> dict[str, Any]:
     """Return the report's entry on scans of a model whose scans were replaced before it is compressed."""
     before = getattr(model, "compression_report", {})
     return {name: before[name] for name in ("scan",) if name in before}
+
+
+def make_report(
+    case: Case, plan: RankPlan, small: nn.Module, layers: list[LayerEntry], corrections: Mapping[str, Any]
+) -> Report:
+    """Make the report of a smaller model, and attach it to it. ``corrections``: the entries on Z and refit."""
+    params, macs = size_entries(case.dense, small, case.subject.size)
+    recipe, services = case.recipe, case.services
+    sites = {group.name: getattr(group, "site", None) for group in case.groups}
+    reasons = {name: getattr(site, "dense_logits", "") for name, site in sites.items()}
+    logits = {name: reason for name, reason in reasons.items() if reason}
+    entry = left_dense_entry(case.model, list(sites), logits, chosen=case.subject.chosen)
+    report: Report = {
+        "format": FORMAT,
+        "model": architecture(case.model),
+        "recipe": recipe.name,
+        "recipe_fields": recipe.record(),
+        "protocol": "training-free" if case.learnt is None else case.learnt.protocol,
+        "params": params,
+        "macs": macs,
+        "weights_bytes": weights_entry(case.dense, small, case.setting.dtype),
+        **({} if plan.budget is None else {"budget": plan.budget}),  # type: ignore[typeddict-item]
+        "layers": layers,
+        "overfit": overfit_entry(layers),
+        "left_dense": entry,
+        "methods": {type(method).__name__: plain(vars(method)) for method in recipe.methods},
+        "measured_losses": list(plan.measured),
+        "compensation": corrections["compensation"],
+        **carried(case.model),  # type: ignore[typeddict-item]
+        **({} if case.fallback is None else {"fallback": case.fallback}),
+        **({} if case.learnt is None else {"learnt": case.learnt.described}),
+        **{name: value for name, value in corrections.items() if name != "compensation"},
+        "trajectory": list(plan.trajectory),
+        "seconds": {stage: round(seconds, 3) for stage, seconds in services.watch.seconds.items()},
+        "peak_memory_bytes": provenance.peak_memory(services.device),
+        "provenance": provenance.record(services.device, services.seed, case.images.record),
+    }
+    small.compression_report = report  # type: ignore[assignment]  # plain data, so that save() finds it
+    return report
 
 
 def dense_report(model: nn.Module) -> Report:

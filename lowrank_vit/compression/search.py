@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lowrank_vit.compression.case import Case
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.images import labels_in
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.stages.search import Question, Search, Unit
 
-if TYPE_CHECKING:
-    from lowrank_vit.compression.analysis import Analysis
 
-
-def search_sizes(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], budget: int) -> list[ErrorCurve]:
+def search_sizes(case: Case, search: Search, curves: Sequence[ErrorCurve], budget: int) -> list[ErrorCurve]:
     """Return the curves with a search's preferences in place of losses.
 
     ``curves``: of all units, in prices; ``budget``: what they may cost together. Every process searches the same.
@@ -28,21 +25,21 @@ def search_sizes(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve
     """
     priced = {curve.name: curve for curve in curves}
     units = []
-    for known in analysis.known:
+    for known in case.known:
         if not hasattr(known, "mixture"):
             raise InputError(
                 f"the sizes of {known.group.name!r} cannot be searched by gates: choose a recipe without a search"
             )
         width = known.group.linears[-1].out_features
-        names = [curve.name for curve in analysis.curves_by_group[known.group.name]]
+        names = [curve.name for curve in case.curves_by_group[known.group.name]]
         units += [Unit(priced[name], partial(known.mixture, name), width) for name in names]
-    with analysis.watch("search"):
-        images = analysis.images.tensor()[: search.images]
-        labels = _labels(analysis)[: search.images] if search.labelled else None
+    with case.services.watch("search"):
+        images = case.images.tensor()[: search.images]
+        labels = _labels(case)[: search.images] if search.labelled else None
         question = Question(
-            analysis.model, units, budget, analysis.recipe.objective, images, labels, analysis.seed, analysis.progress
+            case.model, units, budget, case.recipe.objective, images, labels, case.services.seed, case.services.progress
         )
-        store = analysis.store.keyed_by(analysis.recipe.record(), budget)
+        store = case.services.store.keyed_by(case.recipe.record(), budget)
         losses = store("search", lambda: {each.name: each.errors for each in search(question)})
     return [replace(curve, errors=losses[curve.name]) for curve in curves]
 
@@ -53,9 +50,9 @@ def preferred(curves: Sequence[ErrorCurve]) -> RankPlan:
     return RankPlan({curve.name: best[curve.name] if curve.error(best[curve.name]) < 0 else None for curve in curves})
 
 
-def _labels(analysis: Analysis) -> Tensor:
+def _labels(case: Case) -> Tensor:
     """Return the labels of all calibration images, in the order of ``Images.tensor``. Raises ``InputError`` without any."""
-    shares = gathered(torch.cat([labels_in(batch) for batch in analysis.images.batches]))
+    shares = gathered(torch.cat([labels_in(batch) for batch in case.images.batches]))
     whole = shares[0].new_empty(sum(map(len, shares)))
     for rank, share in enumerate(shares):
         whole[rank :: len(shares)] = share

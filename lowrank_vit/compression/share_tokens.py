@@ -70,10 +70,10 @@ def shared(analysis: Analysis, size: Size, rule: str = TOME) -> tuple[nn.Module,
         raise InputError("tokens and sizes are chosen on unseen images: give some (--held-out-samples)")
     best, least, tried = None, float("inf"), []
     for small in Splits(analysis, budget_of(size), rule).models():
-        with analysis.watch("divergence"):
+        with analysis.services.watch("divergence"):
             unseen = analysis.unseen.each()
             [divergence] = divergences(
-                analysis.recipe.objective, analysis.model, [small], unseen, progress=analysis.progress
+                analysis.recipe.objective, analysis.model, [small], unseen, progress=analysis.services.progress
             )
         report = small.compression_report
         tokens = {name: value for name, value in report.get("tokens", {}).items() if name != "rule"}
@@ -138,7 +138,7 @@ class Splits:
         options = {name: value for name, value in fewer.compression_report["tokens"].items() if name != "rule"}
         price = FewerTokens.of(self.price, TOKENS.get(self.rule)(**options))
         if price.uncut <= self.limit:
-            return fewer if analysis.narrow is None else fewer.to(analysis.narrow)
+            return fewer if analysis.subject.narrow is None else fewer.to(analysis.subject.narrow)
         curves = price.priced(analysis.priced_losses, analysis.known)
-        small, _ = analysis.apply(Planner(analysis, self.budget, price, curves).plan())
+        small, _ = analysis.apply(Planner(analysis, self.budget, price, curves, analysis.measure).plan())
         return fewer_tokens(small, self.rule, **options)

@@ -53,7 +53,7 @@ def smallest(
     for _ in range(steps):
         middle = (low + high) / 2
         small, report = analysis.compress(middle)
-        measured = compare(analysis.model, small, batches, progress=analysis.progress)
+        measured = compare(analysis.model, small, batches, progress=analysis.services.progress)
         trials.append(Trial(report["params"]["reduction"], points_lost(measured), measured))
         if trials[-1].lost <= max_loss:
             kept, low = (small, report), middle

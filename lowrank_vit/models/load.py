@@ -12,7 +12,7 @@ import huggingface_hub
 import timm
 from torch import nn
 
-from lowrank_vit.models import hugging_face
+import lowrank_vit.models.hugging_face as hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
 from lowrank_vit.models.standin_cache import trained_standin
 from lowrank_vit.models.standins import STANDINS, is_standin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.scans import Scan
 from lowrank_vit.runtime.tensors import METADATA, tensor_bytes_count
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -135,3 +138,17 @@ def tokens_per_image(model: nn.Module, names: Iterable[str], size: Sequence[int]
         for hook in hooks:
             hook.remove()
     return tokens
+
+
+def model_size(model: nn.Module) -> tuple[int, int | None]:
+    """Count parameters, and multiply-accumulates per image; the latter None where the image size is not known."""
+    return parameter_count(model), macs_of(model, input_size(model))
+
+
+def macs_of(model: nn.Module, size: tuple[int, ...] | None) -> int | None:
+    """Count multiply-accumulates per image; None where the size is not known, or does not fit, which is logged."""
+    try:
+        return None if size is None else multiply_accumulates(model, size)
+    except (RuntimeError, AssertionError):  # from whichever layer does not fit the size
+        logger.warning("the model does not take images of %s, so its MACs are not counted", size)
+        return None

@@ -54,19 +54,15 @@ def load_report(folder: str | Path) -> Report:
     return report
 
 
-def check_contents(folder: str | Path) -> None:
-    """Raise ``InputError`` unless every file is the one that was saved, so that the model loads.
+def check_contents(folder: str | Path) -> bool:
+    """Raise ``InputError`` unless every file is the one that was saved; return whether there are checksums to tell by.
 
-    Where there are no checksums, as in old folders, the model is loaded to see. A nested folder from the hub may be without
-    its large file.
+    Old folders have none: load their model to see. A nested folder from the hub may be without its large file.
     """
     folder = Path(folder)
     config = read_config(folder)
-    if checksums(config) is None:
-        from lowrank_vit.storage.folder import load
-
-        load(folder)
     check_file(config, folder / WEIGHTS)
     load_report(folder)
     if nested_entry(folder) is not None and (folder / NESTED).exists():
         check_file(config, folder / NESTED)
+    return checksums(config) is not None

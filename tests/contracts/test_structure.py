@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lowrank_vit
-from tests.support.import_graph import climbing, folder_of, graph_of, imported, names_of
+from tests.support.import_graph import climbing, cycle_in, folder_of, graph_of, imported, names_of
 from tests.support.sources import ROOT
 
 PACKAGE = ROOT / "lowrank_vit"
@@ -61,6 +61,25 @@ def foreign_imports(root: Path, package: str) -> list[str]:
 
 def test_folders_import_in_one_direction() -> None:
     assert climbing(PACKAGE, LAYERS, APART) == []
+
+
+def own_graph(root: Path) -> dict[str, set[str]]:
+    """The graph without the package's own ``__init__``, which names what is public."""
+    graph, _ = graph_of(root, parents=False)
+    return {name: targets - {root.name} for name, targets in graph.items() if name != root.name}
+
+
+def test_there_is_no_circle() -> None:
+    assert cycle_in(own_graph(PACKAGE)) == []
+
+
+def test_a_circle_for_the_type_checker_is_reported(tmp_path: Path) -> None:
+    root = tmp_path / "shop"
+    (root / "low").mkdir(parents=True)
+    (root / "low" / "a.py").write_text("from shop.low.b import B\n")
+    later = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from shop.low.a import A\n"
+    (root / "low" / "b.py").write_text(later)
+    assert cycle_in(own_graph(root)) == ["shop.low.a", "shop.low.b", "shop.low.a"]
 
 
 def test_every_module_is_in_a_layer_and_every_layer_has_modules() -> None:

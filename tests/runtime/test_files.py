@@ -11,14 +11,8 @@ import pytest
 import torch
 
 from lowrank_vit import InputError
-from lowrank_vit.runtime.files import (
-    TEMPORARY,
-    replacing,
-    tensor_bytes,
-    tensor_bytes_count,
-    write_json,
-    write_text,
-)
+from lowrank_vit.runtime.files import TEMPORARY, replacing, write_json, write_text
+from lowrank_vit.runtime.tensors import tensor_bytes, tensor_bytes_count
 from tests.support.disks import full_disk
 
 

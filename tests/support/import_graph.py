@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,9 +17,9 @@ def names_of(root: Path) -> dict[str, Path]:
 
 
 def imported(path: Path, package: str) -> set[str]:
-    """What a file imports, at its top or within functions, but for what only the type checker reads."""
+    """What a file imports: at its top, within functions, and for the type checker."""
     names: set[str] = set()
-    for node in run_time_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -28,17 +28,6 @@ def imported(path: Path, package: str) -> set[str]:
             base = ".".join([*start, *filter(None, [node.module])])
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     return names
-
-
-def run_time_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            for other in child.orelse:
-                yield from run_time_nodes(other)
-        else:
-            yield from run_time_nodes(child)
 
 
 def graph_of(root: Path, *, parents: bool = True) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

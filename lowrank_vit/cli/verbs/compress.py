@@ -218,7 +218,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
         nested = with_sizes(analysis, report.get("budget")) if args.nested else None  # by all processes together
         if is_first():
             saving.save(compressed, folder, report, model_args=model_args, nested=nested)
-        summarise(analysis.model, compressed, folder, data, progress=analysis.progress)
+        summarise(analysis.model, compressed, folder, data, progress=analysis.services.progress)
 
 
 def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: Size | None) -> tuple[nn.Module, Report]:

@@ -30,7 +30,10 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.cli.view import show_report
     from lowrank_vit.storage import contents
 
-    contents.check_contents(args.folder)
+    if not contents.check_contents(args.folder):
+        from lowrank_vit.storage.folder import load
+
+        load(args.folder)
     report, size = contents.load_report(args.folder), contents.file_bytes(args.folder)
     nested = contents.nested_entry(args.folder)
     if args.plot:

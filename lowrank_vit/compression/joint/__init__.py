@@ -55,9 +55,9 @@ def compress_jointly(
     PatchGroup.prepare(small)
 
     def observe(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, InputMoments]]:
-        return input_moments(model, names, analysis.images.each(), analysis.progress)
+        return input_moments(model, names, analysis.images.each(), analysis.services.progress)
 
-    with analysis.watch("quantise"):
+    with analysis.services.watch("quantise"):
         quantized, entry = quantize_each(small, plan.bits, quantizer=method, observe=observe if method.needs else None)
     entry["calibration"] = analysis.images.record
     report = {**report, "quantization": entry}

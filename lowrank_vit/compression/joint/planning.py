@@ -109,10 +109,10 @@ class JointPlanner:
                 objective=analysis.recipe.objective,
                 quantizer=self.quantizer,
                 measured=IMAGES,
-                progress=analysis.progress,
+                progress=analysis.services.progress,
             )
 
-        with analysis.watch("round"):
+        with analysis.services.watch("round"):
             found = dict(self._kept("rounding", measure))
         found = {name: {**losses, HALF: 0.0} for name, losses in found.items()}
         for forms in self.forms.values():
@@ -129,7 +129,7 @@ class JointPlanner:
         if None in names:
             return compute()
         key = identity(self.whole, analysis.moments, *names)
-        store = ResumeStore(cache_folder() / "rounding", key, analysis.device)
+        store = ResumeStore(cache_folder() / "rounding", key, analysis.services.device)
         plain = [list(self.bits), repr(self.quantizer), repr(analysis.recipe.objective), IMAGES]
         return store.keyed_by(*plain)(name, compute)
 
@@ -163,7 +163,7 @@ class JointPlanner:
         steps: list[dict[str, float | int | str]] = []
         points: dict[str, tuple[int, float]] = {}
         for _ in range(self.measured.rounds):
-            with analysis.watch("measure"):
+            with analysis.services.watch("measure"):
                 points = analysis.measure(self._probed(plan), self.judges.each(), self.measured.images)
             curves = {
                 name: [self.measured(curve, [points[curve.name]]) for curve in own]

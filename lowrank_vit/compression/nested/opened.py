@@ -88,7 +88,7 @@ class Opened(Analysis):
                 points[curve.name] = count, factor * max(curve.error(count), LEAST)
         return points
 
-    def _refit(self, compressed: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
+    def correct(self, compressed: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
         """Add to each output layer the change that lies between those of the next larger and the next smaller size."""
         if self.recipe.refit is None:
             return {}

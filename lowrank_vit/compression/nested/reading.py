@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
+from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.find import find_units
 from lowrank_vit.compression.nested.opened import Opened
 from lowrank_vit.compression.nested.packing import unpacked
 from lowrank_vit.compression.nested.sizes import KnownSize, needs_sizes
 from lowrank_vit.compression.recipe import SINGLE, Recipe, recipe_of
 from lowrank_vit.compression.resume import ResumeStore
+from lowrank_vit.compression.subject import Subject
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.units import Settings
 from lowrank_vit.units.linear import LinearGroup
 
@@ -43,8 +44,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     known: dict[str, Any] = {
-        "dense": model,
-        "model": model,
+        "subject": Subject(model, model, chosen=bool(record.get("chosen"))),
         "recipe": recipe,
         "groups": groups,
         "parts": parts,
@@ -52,12 +52,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
         "unseen": None,
         "moments": moments,
         "held_out": unseen or None,
-        "device": device,
-        "seed": record["seed"],
-        "watch": Stopwatch(),
-        "progress": False,
-        "store": ResumeStore(None, "", device),
-        "chosen": bool(record.get("chosen")),
+        "services": Services(device, ResumeStore(None, "", device), record["seed"]),
         "fallback": record.get("fallback"),
     }
     analysis = Analysis(**known)

@@ -61,8 +61,9 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
     if made_for is not None and made_for["cost"] in COSTS.names():
         # half a unit more than the limit: a share of the dense model's cost gives the same whole number
         budgets.append(Budget(made_for["cost"], (made_for["limit"] + 0.5) / made_for["dense"]))
-    alone = replace(analysis, unseen=None, progress=False)  # no divergence on unseen images
-    sizes = [_known_size(alone, budget) for budget in track(budgets, "sizes", shown=analysis.progress)]
+    quiet = replace(analysis.services, progress=False)
+    alone = replace(analysis, unseen=None, services=quiet)  # no divergence on unseen images
+    sizes = [_known_size(alone, budget) for budget in track(budgets, "sizes", shown=analysis.services.progress)]
     by_cost = {parameters_of(analysis.curves, size): size for size in sizes}
     return [by_cost[cost] for cost in sorted(by_cost, reverse=True)]
 
@@ -72,7 +73,7 @@ def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
     points = {str(step["part"]): (int(step["kept"]), float(step["measured_loss"])) for step in plan.measured}
     small = analysis.resized(plan)
     before = _outputs(analysis, small)
-    analysis._refit(small, plan.ranks)
+    analysis.correct(small, plan.ranks)
     changes = {
         name: (weight - before[name][0], bias - before[name][1])
         for name, (weight, bias) in _outputs(analysis, small).items()

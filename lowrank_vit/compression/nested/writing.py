@@ -38,9 +38,9 @@ def plain_record(analysis: Analysis) -> dict[str, Any]:
             for size in (analysis.sizes if isinstance(analysis, Opened) else ())
         ],
         "counts": counts,
-        "seed": analysis.seed,
+        "seed": analysis.services.seed,
         "calibration": analysis.images.record,
-        "chosen": analysis.chosen,
+        "chosen": analysis.subject.chosen,
         "fallback": analysis.fallback,
     }
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lowrank_vit.compression.report import model_size
+from lowrank_vit.modules.counting import model_size
 from lowrank_vit.records.costs import COSTS, Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError

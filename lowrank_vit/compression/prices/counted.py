@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.compression.prices import PRICES, Price
-from lowrank_vit.compression.report import model_size
-from lowrank_vit.modules.counting import parameter_count, saved_bytes
+from lowrank_vit.modules.counting import model_size, parameter_count, saved_bytes
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError

@@ -102,7 +102,7 @@ def test_between_two_sizes_a_change_is_between_theirs() -> None:
     for shares in ([(one, 1.0)], [(other, 1.0)], [(one, first), (other, second)]):
         small = analysis.resized(plan)
         object.__setattr__(analysis, "_shares", lambda ranks, shares=shares: shares)
-        analysis._refit(small, plan.ranks)
+        analysis.correct(small, plan.ranks)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in small.parameters()]))
     object.__delattr__(analysis, "_shares")
     assert torch.allclose(first * weights[0] + second * weights[1], weights[2], atol=1e-6)

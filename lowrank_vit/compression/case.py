@@ -1,0 +1,106 @@
+"""What is known of a model before a size is chosen. A step takes a case and returns a value; nothing is handed back up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_vit.compression.prices import setting_of
+from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.resume import ResumeStore
+from lowrank_vit.compression.subject import Subject
+from lowrank_vit.records.costs import Cost
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.records.images import Images
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.report import Fallback
+from lowrank_vit.runtime.progress import Stopwatch
+from lowrank_vit.stages.evaluate.speed import Setting
+from lowrank_vit.stages.gates.learn_gates import LearntGates
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Hold what every step may use beside its case; ``store`` keeps finished phases, from which a later run goes on."""
+
+    device: torch.device
+    store: ResumeStore
+    seed: int = 0
+    progress: bool = False
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Hold a model, a recipe, the model's units, their statistics on seen and on unseen images, and what they are made of.
+
+    ``fallback``: what of the model the recipe could not take. ``batch_size``, ``compiled``: how the smaller model is to
+    run, for a budget in time. ``learnt``: what gates have learnt.
+    """
+
+    subject: Subject
+    recipe: Recipe
+    groups: Sequence[Any]
+    parts: Mapping[str, Mapping[str, Any]]  # by group, by unit
+    images: Images
+    unseen: Images | None
+    moments: Mapping[str, Moments]
+    held_out: Mapping[str, Moments] | None
+    services: Services
+    fallback: Fallback | None = None
+    batch_size: int = 8
+    compiled: bool = False
+    learnt: LearntGates | None = None
+
+    @property
+    def dense(self) -> nn.Module:
+        """Return the model as it was given."""
+        return self.subject.dense
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the model in the form that units are cut from."""
+        return self.subject.model
+
+    @cached_property
+    def known(self) -> list[Any]:
+        """Return the decomposed groups."""
+        known = [group.known(self.model, self.parts[group.name], self.moments, self.held_out) for group in self.groups]
+        caps = sorted({each.cap for each in known if each.cap is not None})
+        if caps:
+            capped = sum(each.cap is not None for each in known)
+            logger.warning(
+                "the mean image caps the rank of %d of %d layers at %s (see the report): above it, equation (6) is zero",
+                capped,
+                len(known),
+                caps,
+            )
+        return known
+
+    @cached_property
+    def curves_by_group(self) -> dict[str, list[ErrorCurve]]:
+        """Return the loss and cost of every size of each unit, by group."""
+        return {known.group.name: known.curves() for known in self.known}
+
+    @property
+    def curves(self) -> list[ErrorCurve]:
+        """Return the loss and cost of every size of each unit."""
+        return [curve for curves in self.curves_by_group.values() for curve in curves]
+
+    @property
+    def dense_cost(self) -> Cost:
+        """Return what the whole dense model costs."""
+        return self.subject.cost
+
+    @property
+    def setting(self) -> Setting:
+        """Return where the smaller model is to run, and how."""
+        return setting_of(self.model, self.subject.narrow, self.batch_size, compiled=self.compiled)

@@ -1,0 +1,127 @@
+"""The model that is compressed: made once from the caller's, in the form that units are cut from, and asked by all."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from lowrank_vit.architectures.base import Refusals, Sites, survey
+from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.rewrite import rewrite
+from lowrank_vit.modules import replacement_entries
+from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
+from lowrank_vit.records.costs import Cost
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
+
+logger = logging.getLogger(__name__)
+WRAPPED = ("module", "_orig_mod")  # what DataParallel, averaged models and torch.compile call the model inside
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Hold a model in two forms that compute the same: as it was given (``dense``), and as units are cut from it.
+
+    ``narrow``: the type of a model of less than 32 bits, in which the smaller one is returned; all before is computed in
+    float32 at least. ``chosen``: whether the user has chosen the sites.
+    """
+
+    dense: nn.Module
+    model: nn.Module
+    narrow: torch.dtype | None = None
+    chosen: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        recipe: Recipe,
+        sites: str = BLOCK_LINEARS,
+        device: torch.device | None = None,
+        learnt: LearntGates | None = None,
+    ) -> Subject:
+        """Copy the caller's model, without what surrounds it and without its settings for training.
+
+        ``device``: None leaves it where it is. Raises ``InputError`` for a model that was compressed already, and for one
+        that cannot be copied.
+        """
+        own = canonical(copied(unwrapped(model))).to(device).eval()
+        stop_checkpointing(own)
+        check_dense(own)
+        dtype = next(own.parameters()).dtype
+        narrow = dtype if dtype.itemsize < 4 else None
+        dense = own if narrow is None else own.float()
+        start = dense if learnt is None else with_mixers(dense, learnt)
+        return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS)
+
+    @cached_property
+    def survey(self) -> tuple[Sites, Refusals]:
+        """Find what can be taken as a whole, and why other modules cannot, by name."""
+        return survey(self.model)
+
+    @cached_property
+    def size(self) -> tuple[int, int | None]:
+        """Count the dense model's parameters and multiply-accumulates; the latter None where images' size is not known."""
+        return model_size(self.dense)
+
+    @property
+    def cost(self) -> Cost:
+        """Return what the whole dense model costs."""
+        return Cost(self.size[0], self.size[1] or 0)
+
+    def tokens(self, names: list[str]) -> dict[str, int]:
+        """Count the tokens that layers see of an image; nothing where images' size is not known."""
+        size = input_size(self.model)
+        return {} if size is None else tokens_per_image(self.model, names, size)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside ``DataParallel``, an averaged model, or what ``torch.compile`` made; it is told in one line."""
+    inner = model
+    while (names := [name for name, _ in inner.named_children()]) in ([name] for name in WRAPPED):
+        inner = getattr(inner, names[0])
+    if inner is not model:
+        logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
+    return inner
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model. Raises ``InputError`` where a tensor in it belongs to a graph, as that of pruning masks."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        if "deepcopy" not in str(error):
+            raise
+        raise InputError(
+            "the model cannot be copied, since it holds tensors that were computed from others: make them permanent first, "
+            "by torch.nn.utils.prune.remove or remove_weight_norm, or run it once under torch.no_grad()"
+        ) from None
+
+
+def stop_checkpointing(model: nn.Module) -> None:
+    """Run every block once in a forward and backward pass, in place: hooks would count what is computed again."""
+    for module in model.modules():
+        for name in ("grad_checkpointing", "gradient_checkpointing"):
+            if getattr(module, name, False) is True:
+                setattr(module, name, False)
+
+
+def check_dense(model: nn.Module) -> None:
+    """Raise ``InputError`` for a model that was compressed already: its factors are no layers of their own."""
+    replaced = {name: model.get_submodule(name) for name in replacement_entries(model)}
+    refused = [
+        (name, type(each).__name__) for name, each in replaced.items() if not getattr(each, "compressible", False)
+    ]
+    if refused:
+        name, kind = refused[0]
+        raise InputError(
+            f"the model has been compressed or quantised already ({name} is a {kind}): start from the dense model that it "
+            "was made from"
+        )
