@@ -33,6 +33,7 @@ from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.progress import Stopwatch, track
 from lowrank_vit.stages.evaluate.speed import Setting
 from lowrank_vit.stages.gates.learning import Learnt
+from lowrank_vit.units.base import Cut, Decomposed, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,8 @@ class Analysis:
     dense: nn.Module
     model: nn.Module
     recipe: Recipe
-    groups: Sequence[Any]
-    parts: Mapping[str, Mapping[str, Any]]  # by group, by unit
+    units: Sequence[Unit]
+    parts: Mapping[str, Mapping[str, Any]]  # by unit, by part
     images: Images
     unseen: Images | None
     moments: Mapping[str, Moments]
@@ -70,9 +71,9 @@ class Analysis:
     learnt: Learnt | None = None
 
     @cached_property
-    def known(self) -> list[Any]:
-        """Return the decomposed groups."""
-        known = [group.known(self.model, self.parts[group.name], self.moments, self.held_out) for group in self.groups]
+    def decomposed(self) -> list[Decomposed]:
+        """Return the decomposed units."""
+        known = [unit.decomposed(self.model, self.parts[unit.name], self.moments, self.held_out) for unit in self.units]
         caps = sorted({each.cap for each in known if each.cap is not None})
         if caps:
             capped = sum(each.cap is not None for each in known)
@@ -85,14 +86,14 @@ class Analysis:
         return known
 
     @cached_property
-    def curves_by_group(self) -> dict[str, list[ErrorCurve]]:
-        """Return the loss and cost of every size of each unit, by group."""
-        return {known.group.name: known.curves() for known in self.known}
+    def curves_by_unit(self) -> dict[str, list[ErrorCurve]]:
+        """Return the loss and cost of every size of each part, by unit."""
+        return {known.unit.name: known.curves() for known in self.decomposed}
 
     @property
     def curves(self) -> list[ErrorCurve]:
         """Return the loss and cost of every size of each unit."""
-        return [curve for curves in self.curves_by_group.values() for curve in curves]
+        return [curve for curves in self.curves_by_unit.values() for curve in curves]
 
     @cached_property
     def choices(self) -> list[ErrorCurve]:
@@ -153,8 +154,8 @@ class Analysis:
         refit = self._refit(compressed, dict(plan.ranks)) if cuts else {}
         with self.watch("errors"):
             layers = [
-                known.entry(cuts.get(known.group.name), plan.ranks, compressed)
-                for known in track(self.known, "errors", shown=self.progress)
+                known.entry(cuts.get(known.unit.name), plan.ranks, compressed)
+                for known in track(self.decomposed, "errors", shown=self.progress)
             ]
         balance_directions(compressed)  # the errors above need the basis before this step
         saved = pivot(compressed) if self.recipe.pivoted else {}
@@ -163,14 +164,14 @@ class Analysis:
         report = self._report(compressed, plan, layers, compensation, refit)
         return compressed if self.narrow is None else compressed.to(self.narrow), report
 
-    def cuts(self, plan: RankPlan) -> dict[str, Any]:
-        """Cut the groups that a plan makes smaller, by name."""
+    def cuts(self, plan: RankPlan) -> dict[str, Cut]:
+        """Cut the units that a plan makes smaller, by name."""
         cuts = {}
-        for known in self.known:
-            ranks = {curve.name: plan.ranks[curve.name] for curve in self.curves_by_group[known.group.name]}
+        for known in self.decomposed:
+            ranks = {curve.name: plan.ranks[curve.name] for curve in self.curves_by_unit[known.unit.name]}
             if any(rank is not None for rank in ranks.values()):
                 with self.watch("fold"):
-                    cuts[known.group.name] = known.cut(ranks)
+                    cuts[known.unit.name] = known.cut(ranks)
         return cuts
 
     def _refit(self, compressed: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class Analysis:
             return {}
         entry: dict[str, Any] = {}
         before = None if self.unseen is None else copy.deepcopy(compressed)
-        outputs = {group.linears[-1].name: self.moments[group.linears[-1].name] for group in self.groups}
+        outputs = {unit.linears[-1].name: self.moments[unit.linears[-1].name] for unit in self.units}
         sensitivities = {
             name: moments.sums["sensitive_tokens"]
             for name, moments in outputs.items()
@@ -205,7 +206,7 @@ class Analysis:
 
     def _dense_logits(self) -> dict[str, str]:
         """Return why queries and keys stay dense, by the name of their module."""
-        sites = {group.name: getattr(group, "site", None) for group in self.groups}
+        sites = {unit.name: unit.site for unit in self.units}
         reasons = {name: getattr(site, "dense_logits", "") for name, site in sites.items()}
         return {name: reason for name, reason in reasons.items() if reason}
 
@@ -232,7 +233,7 @@ class Analysis:
             "layers": layers,
             "overfit": overfit_entry(layers),
             "left_dense": reporting.left_dense_entry(
-                self.model, [group.name for group in self.groups], self._dense_logits(), chosen=self.chosen
+                self.model, [unit.name for unit in self.units], self._dense_logits(), chosen=self.chosen
             ),
             "methods": {type(method).__name__: plain(vars(method)) for method in self.recipe.methods},
             "measured_losses": list(plan.measured),

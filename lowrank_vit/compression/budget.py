@@ -79,7 +79,7 @@ def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOC
     check_z(scale, recipe.compensation)
     if scale.before_images:
         tokens = _tokens(start, selection) if scale.by_token else {}
-        curves = [curve for group in selection.groups for curve in group.blank_curves(tokens)]
+        curves = [curve for unit in selection.units for curve in unit.curves(tokens)]
         budget_within(scale.priced(curves), selection.recipe, budget, scale)
 
 
@@ -91,5 +91,5 @@ def check_reduction(model: nn.Module, recipe: Recipe, reduction: float, sites: s
 def _tokens(model: nn.Module, selection: Selection) -> dict[str, int]:
     """Count the tokens that every layer sees of an image."""
     size = input_size(model)
-    names = [group.linears[0].name for group in selection.groups]
+    names = [unit.linears[0].name for unit in selection.units]
     return {} if size is None else tokens_per_image(model, names, size)

@@ -103,7 +103,7 @@ def compensated(
         name: analysis.moments[name].sums["normalised_input_second"] / analysis.moments[name].images
         for name in residuals
     }
-    work = {group.name: group.work for group in analysis.groups if group.name in residuals}
+    work = {unit.name: unit.work for unit in analysis.units if unit.name in residuals}
     solver = Compensating(
         analysis.model, recipe, analysis.images, analysis.seed, analysis.device, analysis.watch, analysis.progress
     )

@@ -39,7 +39,7 @@ from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learning import Learnt, with_mixers
-from lowrank_vit.units import united
+from lowrank_vit.units.base import united
 
 DEFAULT_REDUCTION = 0.5
 
@@ -83,7 +83,7 @@ def analyse(
     start = model if learnt is None else with_mixers(model, learnt)
     dense, model = model, prepared(start, recipe, sites)
     selection = select(model, recipe, sites)
-    recipe, groups = selection.recipe, selection.groups
+    recipe, units = selection.recipe, selection.units
     if recipe.refit is not None or recipe.replays:
         check_refit(model, seen.batches)
     announce(selection)
@@ -92,12 +92,12 @@ def analyse(
     with watch("calibrate"):
         if recipe.needs_objective:
             recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
-        layers = list({site.name: site for group in groups for site in group.linears}.values())
-        needs = united(group.needs() for group in groups)
+        layers = list({site.name: site for unit in units for site in unit.linears}.values())
+        needs = united(unit.needs() for unit in units)
         moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
     unseen_moments = None
     if unseen is not None:
-        reported = united(group.report_needs() for group in groups)
+        reported = united(unit.report_needs() for unit in units)
         with watch("held_out"):
             outputs = [site for site in layers if site.name in reported]
             unseen_moments = collect(model, outputs, reported, unseen, seed, progress)
@@ -107,15 +107,15 @@ def analyse(
         with watch("learn"):
             train = partial(gates_alone, model, recipe, seen, target, phases.of(target), seed, progress)
             learnt = known_or(learnt, recipe, train)
-            moments = with_scores(groups, moments, learnt)
+            moments = with_scores(units, moments, learnt)
         phases = phases.of(identity(model, moments)) if checkpoint_dir else phases
     with watch("decompose"):
-        parts = phases("decompose", lambda: decompose(model, groups, moments, progress))
+        parts = phases("decompose", lambda: decompose(model, units, moments, progress))
     return Analysis(
         dense=dense,
         model=model,
         recipe=recipe,
-        groups=groups,
+        units=units,
         parts=parts,
         images=seen,
         unseen=unseen,

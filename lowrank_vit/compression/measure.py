@@ -25,13 +25,13 @@ Points = dict[str, list[tuple[int, float]]]  # of every unit: size, loss
 def measured_at(analysis: Analysis, replay: Replay, sizes: Mapping[str, Sequence[int]]) -> Points:
     """Measure the loss of every unit at its ``sizes``, with the rest of the model dense."""
     points: Points = {}
-    for known in track(analysis.known, "measure", shown=analysis.progress):
-        units = [curve.name for curve in analysis.curves_by_group[known.group.name]]
+    for known in track(analysis.decomposed, "measure", shown=analysis.progress):
+        units = [curve.name for curve in analysis.curves_by_unit[known.unit.name]]
         for unit in units:
             points[unit] = []
             for size in sizes[unit]:
                 small = known.cut({each: size if each == unit else None for each in units}).fold()
-                points[unit].append((size, replay.divergence(known.group.name, small)))
+                points[unit].append((size, replay.divergence(known.unit.name, small)))
     return points
 
 
@@ -40,8 +40,8 @@ def measured_by_plan(
 ) -> dict[str, tuple[int, float]]:
     """Measure every unit at its planned size, by the recipe's objective; see ``Analysis.measure``."""
     sizes = {}
-    for known in analysis.known:
-        for unit in (curve.name for curve in analysis.curves_by_group[known.group.name]):
+    for known in analysis.decomposed:
+        for unit in (curve.name for curve in analysis.curves_by_unit[known.unit.name]):
             planned = plan.ranks[unit]
             sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
     with Spill() as kept:

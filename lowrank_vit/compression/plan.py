@@ -28,7 +28,7 @@ def plan_within(analysis: Analysis, budget: Budget) -> RankPlan:
     """
     scale = scale_of(budget.cost, analysis.dense, analysis.setting, analysis.model)
     check_z(scale, analysis.recipe.compensation)
-    planner = Planner(analysis, budget, scale, scale.priced(analysis.choices, analysis.known))
+    planner = Planner(analysis, budget, scale, scale.priced(analysis.choices, analysis.decomposed))
     return planner.plan()
 
 

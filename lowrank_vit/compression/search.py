@@ -28,13 +28,9 @@ def searched(analysis: Analysis, search: Search, curves: Sequence[ErrorCurve], b
     """
     priced = {curve.name: curve for curve in curves}
     units = []
-    for known in analysis.known:
-        if not hasattr(known, "mixture"):
-            raise InputError(
-                f"the sizes of {known.group.name!r} cannot be searched by gates: choose a recipe without a search"
-            )
-        width = known.group.linears[-1].out_features
-        names = [curve.name for curve in analysis.curves_by_group[known.group.name]]
+    for known in analysis.decomposed:
+        width = known.unit.linears[-1].out_features
+        names = [curve.name for curve in analysis.curves_by_unit[known.unit.name]]
         units += [Unit(priced[name], partial(known.mixture, name), width) for name in names]
     with analysis.watch("search"):
         images = analysis.images.tensor()[: search.images]

@@ -139,6 +139,6 @@ class Splits:
         scale = FewerTokens.of(self.scale, TOKENS.get(self.rule)(**options))
         if scale.uncut <= self.limit:
             return fewer if analysis.narrow is None else fewer.to(analysis.narrow)
-        curves = scale.priced(analysis.choices, analysis.known)
+        curves = scale.priced(analysis.choices, analysis.decomposed)
         small, _ = analysis.apply(Planner(analysis, self.budget, scale, curves).plan())
         return fewer_tokens(small, self.rule, **options)

@@ -199,7 +199,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
             check_size(args, model, recipe, size, **options)
     if args.nested:
         selection = select(model, recipe, **options)
-        check_nestable(selection.recipe, selection.groups)
+        check_nestable(selection.recipe, selection.units)
     analysis = analyse(
         model,
         calibration_images(data),
