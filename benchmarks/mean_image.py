@@ -22,15 +22,15 @@ from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.models import load_model
 from lowrank_vit.records.images import Images
 from lowrank_vit.stages.decompose.linear.whitened import Whitened
-from lowrank_vit.units.linear import KnownLinear
+from lowrank_vit.units.linear import DecomposedLinear
 
 COLUMNS = ("layer", "cap", "rank", "mean image %", "objective %", "true error %", "whitened %", "at the cap %")
 LITERAL = {"decomposition.unseen": False, "allocator.start": "dense"}  # the paper, word by word
 
 
-def layer_row(known: KnownLinear, rank: int | None) -> list[str]:
+def layer_row(known: DecomposedLinear, rank: int | None) -> list[str]:
     """Return the figures of one layer; a dense one has lost nothing."""
-    weight, moments, factors = known.weight, known.moments, known.factors
+    weight, moments, factors = known.weight, known.moments[known.unit.name], known.found
     mean_image = moments.mean("representative")
     share = mean_image.square().sum() / len(mean_image) / moments.mean("input_second").trace()
     errors = output_metric(weight, moments, centred=False).error_curve(factors)
@@ -43,7 +43,7 @@ def layer_row(known: KnownLinear, rank: int | None) -> list[str]:
             float(best[rank]),
             float(errors[-1]),
         ]
-    cells = [known.group.name, str(factors.cap), "dense" if rank is None else str(rank)]
+    cells = [known.unit.name, str(factors.cap), "dense" if rank is None else str(rank)]
     return cells + [f"{100 * figure:.2f}" for figure in figures]
 
 
@@ -67,7 +67,8 @@ def main() -> None:
     analysis = analyse(model, images, recipe, progress=True)
     ranks = analysis.plan(args.reduction).ranks
     title = f"{args.model}, {100 * args.reduction:g} % fewer parameters, before Z"
-    rows = [layer_row(known, ranks[known.group.name]) for known in analysis.known]
+    layers = [each for each in analysis.decomposed if isinstance(each, DecomposedLinear)]
+    rows = [layer_row(each, ranks[each.unit.name]) for each in layers]
     show(title, COLUMNS, rows)
     write(args.json, title, COLUMNS, rows, {"ranks": ranks, "calibration": data.calibration_record})
 

@@ -65,7 +65,7 @@ class Bench:
         self.model = self.analysis.model
         self.plan: RankPlan = self.analysis.plan(reduction)
         self.small, _ = self.analysis.apply(self.plan)
-        outputs = [group.linears[-1] for group in self.analysis.groups]
+        outputs = [unit.linears[-1] for unit in self.analysis.units]
         self.outputs = {site.name: get_linear(self.small, site) for site in outputs}
         moments = self.analysis.moments
         self.sensitivities = {name: moments[name].sums["sensitive_tokens"] for name in self.outputs}
@@ -99,7 +99,7 @@ class Bench:
         """Measure the first unit, from which a pass goes through all blocks: it takes as much memory as all units."""
         with Spill() as kept:
             replay = Replay(self.model, self.analysis.recipe.objective, self.batches(images), images, kept)
-            name = self.analysis.known[0].group.name
+            name = self.analysis.decomposed[0].unit.name
             replay.divergence(name, self.small.get_submodule(name))
 
     def refit_row(self, few: int, many: int) -> Row:
@@ -120,12 +120,12 @@ class Bench:
         least = self.macs
         with Spill() as kept:
             replay = Replay(self.model, self.analysis.recipe.objective, [self.batch[:1]], 1, kept)
-            for known in self.analysis.known:
-                units = {curve.name: None for curve in self.analysis.curves_by_group[known.group.name]}
+            for known in self.analysis.decomposed:
+                units = {curve.name: None for curve in self.analysis.curves_by_unit[known.unit.name]}
                 for unit in units:
                     rank = self.plan.ranks[unit]
                     small = known.cut({**units, unit: known.probe_rank(unit) if rank is None else rank}).fold()
-                    least += macs(partial(replay.divergence, known.group.name, small))
+                    least += macs(partial(replay.divergence, known.unit.name, small))
         return self._row("measured losses", self.measure_one, few, many, took, dense * least / self.macs)
 
     def _row(self, step: str, run: Callable[[int], None], few: int, many: int, took: float, floor: float) -> Row:

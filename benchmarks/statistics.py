@@ -65,7 +65,7 @@ class Row:
 
 def layers_of(model: nn.Module, recipe: Recipe) -> dict[Site, frozenset[str]]:
     """Return the statistics of every layer."""
-    return {site: group.needs()[site.name] for group in find_units(model, recipe).groups for site in group.linears}
+    return {site: unit.needs()[site.name] for unit in find_units(model, recipe).units for site in unit.linears}
 
 
 def moment_widths(needs: Mapping[Site, frozenset[str]]) -> Iterable[int]:
@@ -169,7 +169,7 @@ class Bench:
         """Measure the refit of ``best``, after ``sizes("best", ...)``: what depends on the number of images, and the rest."""
         assert self.analysis is not None
         small, _ = self.analysis.compress(reduction)
-        names = {site.linears[-1].name: get_linear(small, site.linears[-1]) for site in self.analysis.groups}
+        names = {site.linears[-1].name: get_linear(small, site.linears[-1]) for site in self.analysis.units}
         sums = {name: self.moments["best"][name].sums["sensitive_tokens"] for name in names}
         least, kept = self.forward_macs + macs(lambda: small(self.images[:1])), 0
         folds = []

@@ -17,7 +17,7 @@ from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_o
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import left_dense
 from lowrank_vit.compression.find import FoundUnits, find_units
-from lowrank_vit.units.scan import ScanGroup
+from lowrank_vit.units.scan import ScanUnit
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS, Kind
 
@@ -60,7 +60,7 @@ def described(named: str, kind: Any) -> tuple[str, Row]:
         found = find_units(model, get_recipe("best"))
     except InputError as error:
         return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
-    units = {part for group in found.groups for part in _units(group)}
+    units = {part for unit in found.units for part in _units(unit)}
     shrinks = [word for unit, word in WORDS.items() if unit in units]
     refit = not (found.fallback and found.fallback["left_out"])
     return _family(model), Row(named, name, ", ".join(shrinks), refit, "; ".join(_dense(model, found)))
@@ -74,19 +74,19 @@ def _family(model: nn.Module) -> str:
     return next(name for name in FAMILIES.names() if FAMILIES.get(name) is found)
 
 
-def _units(group: Any) -> list[str]:
-    if isinstance(group, ScanGroup):
+def _units(unit: Any) -> list[str]:
+    if isinstance(unit, ScanUnit):
         return ["scan"]
-    return list(group.site.costs()) if hasattr(group.site, "layers") else ["layer"]
+    return list(unit.site.costs()) if hasattr(unit.site, "layers") else ["layer"]
 
 
 def _dense(model: nn.Module, found: FoundUnits) -> list[str]:
     """Say what stays dense as a whole or altogether, and why."""
-    logits = {getattr(getattr(group, "site", None), "dense_logits", "") for group in found.groups} - {""}
+    logits = {getattr(getattr(unit, "site", None), "dense_logits", "") for unit in found.units} - {""}
     told = [f"queries and keys, {reason}" for reason in sorted(logits)]
     refusals = [error.reason for name, error in survey(model)[1].items() if name]
     told += [f"layer by layer: {reason}" for reason in dict.fromkeys(map(_short, refusals))]
-    left = left_dense(model, [group.name for group in found.groups])
+    left = left_dense(model, [unit.name for unit in found.units])
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in left if not name.rpartition(".")[2].isdigit())
     return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:4])}"] if kinds else [])
 

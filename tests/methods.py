@@ -27,7 +27,7 @@ from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.search import SEARCHES
 from lowrank_vit.stages.tokens import TOKENS
-from lowrank_vit.units import GROUPS
+from lowrank_vit.units.base import UNITS
 
 FOLDER = Path(__file__).parent.parent / "docs"
 PLACE = re.compile(r"(?P<mark><!-- generated (?P<names>[\w ]+) -->)\n.*?<!-- end -->", re.DOTALL)
@@ -42,7 +42,7 @@ def registered(registry: Any) -> Mapping[str, Any]:
 
 def slots() -> dict[str, Methods]:
     """Look up the methods of every slot; a slot with one method has that class's name."""
-    registries = {kind: GROUPS.get(kind).methods for kind in GROUPS.names()}
+    registries = {kind: UNITS.get(kind).methods for kind in UNITS.names()}
     registries |= {"allocator": ALLOCATORS, "compensation": COMPENSATIONS, "objective": OBJECTIVES}
     registries |= {"quantizer": QUANTIZERS, "tokens": TOKENS, "search": SEARCHES, "gradual": GRADUAL}
     alone = {"sense": MeasuredCurves, "measured": MeasuredLosses, "refit": OutputRefit}

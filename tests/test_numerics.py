@@ -15,7 +15,7 @@ from lowrank_vit.compression.revisions import BESIDE, ENGINE
 from lowrank_vit.customize.deltas import DELTAS
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.tokens import TOKENS
-from lowrank_vit.units import GROUPS
+from lowrank_vit.units.base import UNITS
 from tests.numerics import Case, cases, check, difference, recorded, to_raise, unraised, verdict
 
 CASES = cases()
@@ -42,7 +42,7 @@ def test_everything_registered_has_a_case_and_a_revision() -> None:
     assert {f"quantizer.{name}" for name in QUANTIZERS.names()} | {f"tokens.{name}" for name in TOKENS.names()} <= parts
     assert ENGINE.keys() - {"time"} <= parts
     assert CASES.keys() == recorded()["cases"].keys()
-    registered += [(registry, name) for registry in (*BESIDE.values(), DELTAS, GROUPS) for name in registry.names()]
+    registered += [(registry, name) for registry in (*BESIDE.values(), DELTAS, UNITS) for name in registry.names()]
     assert all(isinstance(registry.get(name).revision, int) for registry, name in registered)
     assert all(MEASURES.get(name).revision >= 1 for name in MEASURES.names())
 

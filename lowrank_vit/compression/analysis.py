@@ -69,8 +69,8 @@ class Analysis(Case):
         refit = self.correct(small, plan.ranks) if cuts else {}
         with self.services.watch("errors"):
             layers = [
-                known.entry(cuts.get(known.group.name), plan.ranks, small)
-                for known in track(self.known, "errors", shown=self.services.progress)
+                known.entry(cuts.get(known.unit.name), plan.ranks, small)
+                for known in track(self.decomposed, "errors", shown=self.services.progress)
             ]
         balance_directions(small)  # the errors above need the basis before this step
         saved = pivot(small) if self.recipe.pivoted else {}

@@ -56,8 +56,8 @@ def check_sizes(subject: Subject, found: FoundUnits, sizes: Iterable[Size]) -> N
         price = price_of(budget.cost, subject.dense, setting_of(subject.dense, subject.narrow), subject.model)
         check_z(price, found.recipe.compensation)
         if price.before_images:
-            tokens = subject.tokens([group.linears[0].name for group in found.groups]) if price.by_token else {}
-            curves = [curve for group in found.groups for curve in group.blank_curves(tokens)]
+            tokens = subject.tokens([unit.linears[0].name for unit in found.units]) if price.by_token else {}
+            curves = [curve for unit in found.units for curve in unit.curves(tokens)]
             budget_within(price.priced(curves), found.recipe, budget, price)
 
 

@@ -17,7 +17,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 from lowrank_vit.stages.calibrate import cache
 from lowrank_vit.stages.calibrate.stream import calibrate
-from lowrank_vit.units import united
+from lowrank_vit.units.base import united
 
 Needs = frozenset[str] | Mapping[str, frozenset[str]]  # of all sites, or site by site
 FIRST_PROBE = "labels"  # files in the cache do not name it, as it was once the only one
@@ -65,16 +65,16 @@ def calibrated(
 
     Returns the recipe, too, whose objective is fitted to the images. ``moments``: of the seen images, where they are known.
     """
-    recipe, groups, (seed, progress) = found.recipe, found.groups, (services.seed, services.progress)
+    recipe, units, (seed, progress) = found.recipe, found.units, (services.seed, services.progress)
     with services.watch("calibrate"):
         if recipe.needs_objective:
             recipe = replace(recipe, objective=recipe.objective.fitted(model, seen.batches))
-        layers = list({site.name: site for group in groups for site in group.linears}.values())
-        needs = united(group.needs() for group in groups)
+        layers = list({site.name: site for unit in units for site in unit.linears}.values())
+        needs = united(unit.needs() for unit in units)
         moments = moments or collect(model, layers, needs, seen, seed, progress, recipe.objective)
     if unseen is None:
         return recipe, moments, None
-    reported = united(group.report_needs() for group in groups)
+    reported = united(unit.report_needs() for unit in units)
     with services.watch("held_out"):
         outputs = [site for site in layers if site.name in reported]
         return recipe, moments, collect(model, outputs, reported, unseen, seed, progress)

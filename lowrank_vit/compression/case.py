@@ -23,6 +23,7 @@ from lowrank_vit.records.report import Fallback
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.evaluate.speed import Setting
 from lowrank_vit.stages.gates.learn_gates import LearntGates
+from lowrank_vit.units.base import Decomposed, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class Case:
 
     subject: Subject
     recipe: Recipe
-    groups: Sequence[Any]
-    parts: Mapping[str, Mapping[str, Any]]  # by group, by unit
+    units: Sequence[Unit]
+    parts: Mapping[str, Mapping[str, Any]]  # by unit, by part
     images: Images
     unseen: Images | None
     moments: Mapping[str, Moments]
@@ -71,9 +72,9 @@ class Case:
         return self.subject.model
 
     @cached_property
-    def known(self) -> list[Any]:
-        """Return the decomposed groups."""
-        known = [group.known(self.model, self.parts[group.name], self.moments, self.held_out) for group in self.groups]
+    def decomposed(self) -> list[Decomposed]:
+        """Return the decomposed units."""
+        known = [unit.decomposed(self.model, self.parts[unit.name], self.moments, self.held_out) for unit in self.units]
         caps = sorted({each.cap for each in known if each.cap is not None})
         if caps:
             capped = sum(each.cap is not None for each in known)
@@ -86,14 +87,14 @@ class Case:
         return known
 
     @cached_property
-    def curves_by_group(self) -> dict[str, list[ErrorCurve]]:
-        """Return the loss and cost of every size of each unit, by group."""
-        return {known.group.name: known.curves() for known in self.known}
+    def curves_by_unit(self) -> dict[str, list[ErrorCurve]]:
+        """Return the loss and cost of every size of each part, by unit."""
+        return {known.unit.name: known.curves() for known in self.decomposed}
 
     @property
     def curves(self) -> list[ErrorCurve]:
-        """Return the loss and cost of every size of each unit."""
-        return [curve for curves in self.curves_by_group.values() for curve in curves]
+        """Return the loss and cost of every size of each part."""
+        return [curve for curves in self.curves_by_unit.values() for curve in curves]
 
     @property
     def dense_cost(self) -> Cost:

@@ -94,7 +94,7 @@ def compensate(case: Case, cuts: Mapping[str, Any], plan: RankPlan) -> tuple[dic
     moments = {
         name: case.moments[name].sums["normalised_input_second"] / case.moments[name].images for name in residuals
     }
-    work = {group.name: group.work for group in case.groups if group.name in residuals}
+    work = {unit.name: unit.work for unit in case.units if unit.name in residuals}
     solver, store = Compensating(case.model, recipe, case.images, case.services), case.services.store
     solutions, least = solver(residuals, moments, work, store.keyed_by(dict(plan.ranks))) if residuals else ({}, {})
     added = {

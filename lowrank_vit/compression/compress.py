@@ -90,12 +90,12 @@ def analyse(
         key = identity(subject.model, moments, recipe.record(), seed)
         services = replace(services, store=ResumeStore(Path(checkpoint_dir), key, where))
     if recipe.gradual is not None:
-        learnt, moments, services = gated(subject.model, recipe, found.groups, seen, moments, learnt, target, services)
+        learnt, moments, services = gated(subject.model, recipe, found.units, seen, moments, learnt, target, services)
     return Analysis(
         subject=subject,
         recipe=recipe,
-        groups=found.groups,
-        parts=decompose(subject.model, found.groups, moments, services),
+        units=found.units,
+        parts=decompose(subject.model, found.units, moments, services),
         images=seen,
         unseen=unseen,
         moments=moments,

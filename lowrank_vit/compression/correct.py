@@ -19,7 +19,7 @@ def correct(case: Case, small: nn.Module, ranks: Mapping[str, int | None]) -> di
         return {}
     entry: dict[str, Any] = {}
     before = None if case.unseen is None else copy.deepcopy(small)
-    outputs = {group.linears[-1].name: case.moments[group.linears[-1].name] for group in case.groups}
+    outputs = {unit.linears[-1].name: case.moments[unit.linears[-1].name] for unit in case.units}
     sensitivities = {
         name: moments.sums["sensitive_tokens"] for name, moments in outputs.items() if moments.has("sensitive_tokens")
     }

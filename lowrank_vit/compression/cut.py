@@ -15,13 +15,13 @@ from lowrank_vit.records.curves import RankPlan
 
 
 def cut(case: Case, plan: RankPlan) -> dict[str, Any]:
-    """Cut the groups that a plan makes smaller, by name."""
+    """Cut the units that a plan makes smaller, by name."""
     cuts = {}
-    for known in case.known:
-        ranks = {curve.name: plan.ranks[curve.name] for curve in case.curves_by_group[known.group.name]}
+    for known in case.decomposed:
+        ranks = {curve.name: plan.ranks[curve.name] for curve in case.curves_by_unit[known.unit.name]}
         if any(rank is not None for rank in ranks.values()):
             with case.services.watch("fold"):
-                cuts[known.group.name] = known.cut(ranks)
+                cuts[known.unit.name] = known.cut(ranks)
     return cuts
 
 

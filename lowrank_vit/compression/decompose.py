@@ -13,31 +13,32 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
+from lowrank_vit.units.base import Unit
 
 
 def decompose(
-    model: nn.Module, groups: Sequence[Any], moments: Mapping[str, Moments], services: Services
+    model: nn.Module, units: Sequence[Unit], moments: Mapping[str, Moments], services: Services
 ) -> dict[str, dict[str, Any]]:
-    """Decompose all units of all groups, shared out among the processes by their work.
+    """Decompose all parts of all units, shared out among the processes by their work.
 
     Raises ``InputError`` that names the module whose statistics cannot be used.
     """
-    by_name = {group.name: group for group in groups}
+    by_name = {unit.name: unit for unit in units}
 
-    def parts_of(group: Any) -> dict[str, Any]:
+    def parts_of(unit: Any) -> dict[str, Any]:
         try:
-            parts: dict[str, Any] = group.decompose(model, moments)
+            parts: dict[str, Any] = unit.decompose(model, moments)
         except (torch.linalg.LinAlgError, ValueError) as error:
-            method = type(group.method).__name__
+            method = type(unit.method).__name__
             remedy = "leave it out with --sites, or use more images"
-            raise InputError(f"layer {group.name!r} cannot be decomposed by {method}: {error}; {remedy}") from error
+            raise InputError(f"layer {unit.name!r} cannot be decomposed by {method}: {error}; {remedy}") from error
         return parts
 
     def work(names: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {name: parts_of(by_name[name]) for name in track(names, "decompose", shown=services.progress)}
 
     def whole() -> dict[str, dict[str, Any]]:
-        return divide_work({group.name: group.work for group in groups}, work, services.device)
+        return divide_work({unit.name: unit.work for unit in units}, work, services.device)
 
     with services.watch("decompose"):
         return services.store("decompose", whole)

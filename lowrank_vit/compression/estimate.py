@@ -19,7 +19,7 @@ from lowrank_vit.runtime.progress import say
 from lowrank_vit.stages.calibrate.stream import calibrate
 
 SAMPLE = 16  # images
-DECOMPOSING = 2e-9  # seconds for a unit of a group's work; DeiT-Tiny by `best` on one CPU core
+DECOMPOSING = 2e-9  # seconds for a unit of a unit's work; DeiT-Tiny by `best` on one CPU core
 PASSES_OF_REFIT = 4  # through either model, and the products
 FLOAT64 = 8  # bytes
 
@@ -37,26 +37,26 @@ def estimate(
         return None
     with torch.random.fork_rng(devices=[]):
         batch = next(iter(seen.each()))
-    few, recipe, groups = batch[:SAMPLE], found.recipe, found.groups
+    few, recipe, units = batch[:SAMPLE], found.recipe, found.units
     device = next(model.parameters()).device
     start = time.perf_counter()
     with torch.inference_mode():
         model(few.to(device))
     forward = (time.perf_counter() - start) / len(few)
     start = time.perf_counter()
-    sites = [site for group in groups for site in group.linears]
-    needs = {name: names for group in groups for name, names in group.needs().items()}
+    sites = [site for unit in units for site in unit.linears]
+    needs = {name: names for unit in units for name, names in unit.needs().items()}
     objective = recipe.objective.fitted(model, [few]) if recipe.needs_objective else recipe.objective
     moments = calibrate(model, sites, needs, [few], seed=seed, objective=objective, device=device)
     calibrated = (time.perf_counter() - start) / len(few)
     images = [count * len(batch) for count in counts]
     rounds = [(recipe.measured.rounds, recipe.measured.images)] if recipe.measured is not None else []
     rounds += [(recipe.sense.points, recipe.sense.images)] if recipe.sense is not None else []
-    alone = sum(passes * min(images[0], measured) for passes, measured in rounds) * len(groups)
+    alone = sum(passes * min(images[0], measured) for passes, measured in rounds) * len(units)
     refitted = PASSES_OF_REFIT * images[0] + 3 * images[1] if recipe.refit is not None else 0
     searched = recipe.search.passes(images[0]) if recipe.search is not None else 0
     seconds = images[0] * calibrated + (2 * images[1] + alone + refitted + searched) * forward
-    seconds += DECOMPOSING * sum(group.work for group in groups)
+    seconds += DECOMPOSING * sum(unit.work for unit in units)
     sums = sum(total.nbytes for layer in moments.values() for total in layer.sums.values())
     parts = FLOAT64 * 3 * sum(max(site.parameters, site.full_rank**2) for site in sites)
     streams = _stream_bytes(sites, moments, images[0]) if recipe.refit is not None else 0

@@ -1,4 +1,4 @@
-"""The part of a recipe that a model can take: its groups of units, and single linear layers for what is left.
+"""The part of a recipe that a model can take: its units of units, and single linear layers for what is left.
 
 A recipe for whole modules may hold a decomposition of single layers, too: it takes what the others cannot, under the same
 budget of predicted loss. What fell back, and why, is said in one line and in the report.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -19,7 +18,7 @@ from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.objectives import objective_for
 from lowrank_vit.records.report import Fallback, some
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.units import GROUPS, Settings
+from lowrank_vit.units.base import UNITS, Settings, Unit
 
 logger = logging.getLogger(__name__)
 CHOSEN_SITES = "the chosen sites are single layers"
@@ -27,13 +26,13 @@ CHOSEN_SITES = "the chosen sites are single layers"
 
 @dataclass(frozen=True)
 class FoundUnits:
-    """Hold a recipe as far as a model can take it, and the groups of units that it compresses, in the model's order.
+    """Hold a recipe as far as a model can take it, and the units of units that it compresses, in the model's order.
 
     ``lacking``: why the recipe's own objective cannot be measured on the model, where it needs one.
     """
 
     recipe: Recipe
-    groups: Sequence[Any]
+    units: Sequence[Unit]
     fallback: Fallback | None = None
     lacking: str = ""
 
@@ -52,18 +51,18 @@ def find_units(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> 
         if SINGLE not in recipe.units:
             raise InputError("this recipe compresses all attention modules and MLPs as a whole: leave out --sites")
         recipe, reasons = recipe.only(SINGLE), [CHOSEN_SITES]
-    groups = _groups(model, recipe, sites)
-    reasons += _refused(model, groups, recipe)
+    units = _units(model, recipe, sites)
+    reasons += _refused(model, units, recipe)
     if whole and SINGLE in recipe.units:
-        recipe, unwalked = _walkable(model, recipe.only(*_kinds(groups)), groups)
+        recipe, unwalked = _walkable(model, recipe.only(*_kinds(units)), units)
         reasons += unwalked
         left = [slot for slot in ("sense", "measured", "refit") if unwalked and asked.method(slot)]
     if not reasons:
-        return FoundUnits(recipe, groups, lacking=lacking)
-    singles = _singles(groups)
+        return FoundUnits(recipe, units, lacking=lacking)
+    singles = _singles(units)
     reason = "; ".join(dict.fromkeys(reasons))
     fallback: Fallback = {"asked": asked.name, "reason": reason, "layers": singles, "left_out": left}
-    return FoundUnits(recipe, groups, fallback, lacking)
+    return FoundUnits(recipe, units, fallback, lacking)
 
 
 def announce(found: FoundUnits) -> None:
@@ -81,7 +80,7 @@ def announce(found: FoundUnits) -> None:
     logger.warning("recipe %r: %s, as %s", fallback["asked"], "; ".join(parts), fallback["reason"])
 
 
-def _groups(model: nn.Module, recipe: Recipe, sites: str) -> list[Any]:
+def _units(model: nn.Module, recipe: Recipe, sites: str) -> list[Unit]:
     whole, partial = [kind for kind in recipe.units if kind != SINGLE], SINGLE in recipe.units
     settings = Settings(
         recipe.bias_correction,
@@ -91,48 +90,48 @@ def _groups(model: nn.Module, recipe: Recipe, sites: str) -> list[Any]:
         partial,
         recipe.pivoted,
     )
-    groups = [group for kind in whole for group in GROUPS.get(kind).find(model, recipe.units[kind], settings, sites)]
+    units = [unit for kind in whole for unit in UNITS.get(kind).find(model, recipe.units[kind], settings, sites)]
     if partial:
-        inside = tuple(f"{group.name}." for group in groups)
-        singles = GROUPS.get(SINGLE).find(model, recipe.units[SINGLE], settings, sites)
-        groups += [group for group in singles if not group.name.startswith(inside)]
+        inside = tuple(f"{unit.name}." for unit in units)
+        singles = UNITS.get(SINGLE).find(model, recipe.units[SINGLE], settings, sites)
+        units += [unit for unit in singles if not unit.name.startswith(inside)]
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    return sorted(groups, key=lambda group: order[group.name])
+    return sorted(units, key=lambda unit: order[unit.name])
 
 
-def _kinds(groups: Sequence[Any]) -> list[str]:
-    return [kind for kind in GROUPS.names() if any(type(group) is GROUPS.get(kind) for group in groups)]
+def _kinds(units: Sequence[Unit]) -> list[str]:
+    return [kind for kind in UNITS.names() if any(type(unit) is UNITS.get(kind) for unit in units)]
 
 
-def _singles(groups: Sequence[Any]) -> list[str]:
-    return [group.name for group in groups if type(group) is GROUPS.get(SINGLE)]
+def _singles(units: Sequence[Unit]) -> list[str]:
+    return [unit.name for unit in units if type(unit) is UNITS.get(SINGLE)]
 
 
-def _refused(model: nn.Module, groups: Sequence[Any], recipe: Recipe) -> list[str]:
+def _refused(model: nn.Module, units: Sequence[Unit], recipe: Recipe) -> list[str]:
     """Return why some modules, of a kind that the recipe takes as a whole, are taken layer by layer."""
-    ahead = {kind for kind in recipe.units if getattr(GROUPS.get(kind), "ahead", False)}
+    ahead = {kind for kind in recipe.units if UNITS.get(kind).ahead}
     if set(recipe.units) - ahead == {SINGLE} or SINGLE not in recipe.units:
         return []
     found, refusals = survey(model)
     known = tuple(f"{site.name}." for site in found)
-    singles = _singles(groups)
+    singles = _singles(units)
     if not refusals or all(name.startswith(known) for name in singles):
         return []
     more = len(refusals) - 1
     return [next(iter(refusals.values())).reason + (f" (and {more} more like it)" if more else "")]
 
 
-def _walkable(model: nn.Module, recipe: Recipe, groups: Sequence[Any]) -> tuple[Recipe, list[str]]:
+def _walkable(model: nn.Module, recipe: Recipe, units: Sequence[Unit]) -> tuple[Recipe, list[str]]:
     """Leave out the refit and the measured losses where the stream cannot be passed through the model's blocks."""
     if recipe.refit is None and not recipe.replays:
         return recipe, []
-    known = {group.linears[-1].name for group in groups}
+    known = {unit.linears[-1].name for unit in units}
     try:
         family = family_of(model)
         steps = family.steps(model)
         outputs = {f"{name}.{branch.output_name}" for name, step in steps.items() for branch in family.branches(step)}
         within = (*(f"{step}." for step in steps), *(name for name, _ in pool_modules(model)))
-        inside = all(group.name.startswith(within) or getattr(group, "ahead", False) for group in groups)
+        inside = all(unit.name.startswith(within) or unit.ahead for unit in units)
     except UnknownWholeError as error:
         return replace(recipe, refit=None, measured=None, sense=None), [error.reason]
     if inside and outputs <= known:

@@ -26,6 +26,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
+from lowrank_vit.units.base import Unit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -71,7 +72,7 @@ def target_share(model: nn.Module, size: Size) -> float:
 def gated(
     model: nn.Module,
     recipe: Recipe,
-    groups: Sequence[Any],
+    units: Sequence[Unit],
     images: Images,
     moments: Mapping[str, Moments],
     learnt: LearntGates | None,
@@ -90,7 +91,7 @@ def gated(
     store = services.store
     with services.watch("learn"):
         learnt = learnt or gates_alone(model, recipe, images, target, replace(services, store=store.keyed_by(target)))
-        scores = {name: _scores(name, layer, groups, learnt) for name, layer in moments.items()}
+        scores = {name: _scores(name, layer, units, learnt) for name, layer in moments.items()}
         scored = {name: replace(layer, sums={**layer.sums, **scores[name]}) for name, layer in moments.items()}
     if store.folder is not None:
         services = replace(services, store=store.keyed_by(identity(model, scored)))
@@ -116,22 +117,22 @@ def gates_alone(model: nn.Module, recipe: Recipe, images: Images, target: float,
     return learnt
 
 
-def _scores(name: str, layer: Moments, groups: Sequence[Any], learnt: LearntGates) -> dict[str, torch.Tensor]:
+def _scores(name: str, layer: Moments, units: Sequence[Unit], learnt: LearntGates) -> dict[str, torch.Tensor]:
     """Return the scores of a layer's inputs, and outputs, under the statistics' names; nothing where it has no gates."""
     device, found = layer.sums["input_sum"].device, dict[str, torch.Tensor]()
-    for group in (each for each in groups if name in [site.name for site in each.linears]):
+    for unit in (each for each in units if name in [site.name for site in each.linears]):
         own = {
-            unit.removeprefix(f"{group.name}."): scores
-            for unit, scores in learnt.scores.items()
-            if unit.startswith(f"{group.name}.")
+            part.removeprefix(f"{unit.name}."): scores
+            for part, scores in learnt.scores.items()
+            if part.startswith(f"{unit.name}.")
         }
-        for unit, scores in own.items():
-            outputs, site = unit in (OUTPUT, ROW), group.linears[0 if unit == INPUT else -1]
+        for part, scores in own.items():
+            outputs, site = part in (OUTPUT, ROW), unit.linears[0 if part == INPUT else -1]
             if site.name != name:
                 continue
             repeats = 1 if outputs else site.in_features // len(scores)
             statistic = "learnt_outputs" if outputs else "learnt"
             found[statistic] = scores.repeat_interleave(repeats).double().to(device)
         if not own:
-            raise InputError(f"nothing was learnt about {group.name}: learn with this model and this recipe")
+            raise InputError(f"nothing was learnt about {unit.name}: learn with this model and this recipe")
     return found

@@ -23,21 +23,21 @@ Points = dict[str, list[tuple[int, float]]]  # of every unit: size, loss
 def measured_at(case: Case, replay: Replay, sizes: Mapping[str, Sequence[int]]) -> Points:
     """Measure the loss of every unit at its ``sizes``, with the rest of the model dense."""
     points: Points = {}
-    for known in track(case.known, "measure", shown=case.services.progress):
-        units = [curve.name for curve in case.curves_by_group[known.group.name]]
+    for known in track(case.decomposed, "measure", shown=case.services.progress):
+        units = [curve.name for curve in case.curves_by_unit[known.unit.name]]
         for unit in units:
             points[unit] = []
             for size in sizes[unit]:
                 small = known.cut({each: size if each == unit else None for each in units}).fold()
-                points[unit].append((size, replay.divergence(known.group.name, small)))
+                points[unit].append((size, replay.divergence(known.unit.name, small)))
     return points
 
 
 def measure_plan(case: Case, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
     """Measure every unit at its planned size, by the recipe's objective; see ``Analysis.measure``."""
     sizes = {}
-    for known in case.known:
-        for unit in (curve.name for curve in case.curves_by_group[known.group.name]):
+    for known in case.decomposed:
+        for unit in (curve.name for curve in case.curves_by_unit[known.unit.name]):
             planned = plan.ranks[unit]
             sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
     with Spill() as kept:

@@ -31,7 +31,7 @@ def plan_within(case: Case, budget: Budget, losses: Sequence[ErrorCurve], measur
     """
     price = price_of(budget.cost, case.dense, case.setting, case.model)
     check_z(price, case.recipe.compensation)
-    planner = Planner(case, budget, price, price.priced(losses, case.known), measure)
+    planner = Planner(case, budget, price, price.priced(losses, case.decomposed), measure)
     return planner.plan()
 
 

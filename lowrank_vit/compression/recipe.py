@@ -23,7 +23,7 @@ from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.gates import GRADUAL, GradualMethod
 from lowrank_vit.stages.search import SEARCHES, Search
-from lowrank_vit.units import GROUPS
+from lowrank_vit.units.base import UNITS
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
 CLASSIFIER = "classifier"  # what a record calls its refit, where those of outputs are True
@@ -114,7 +114,7 @@ class Recipe:
 
     def method(self, slot: str) -> Any:
         """Return the method in a slot: a kind of unit, or a stage; None where there is none."""
-        return self.units.get(slot) if slot in GROUPS.names() else getattr(self, slot)
+        return self.units.get(slot) if slot in UNITS.names() else getattr(self, slot)
 
     def but(self, **changes: Any) -> Recipe:
         """Change some fields; ``None`` leaves a field as it is.
@@ -135,7 +135,7 @@ class Recipe:
         if slot not in slots():
             raise unknown("field of a recipe", slot, [*PLAIN, *slots()])
         value = _varied(slot, self.method(slot), hyperparameter, value) if hyperparameter else _method(slot, value)
-        if slot not in GROUPS.names():
+        if slot not in UNITS.names():
             return replace(self, **{slot: value})
         units = {**self.units, slot: value}
         return replace(self, units={kind: method for kind, method in units.items() if method is not None})
@@ -143,7 +143,7 @@ class Recipe:
     @property
     def revisions(self) -> dict[str, int]:
         """Return the revision of each of its methods, as ``slot.name``, and of its kinds of units, as ``unit.kind``."""
-        found = {f"unit.{kind}": int(GROUPS.get(kind).revision) for kind in self.units}
+        found = {f"unit.{kind}": int(UNITS.get(kind).revision) for kind in self.units}
         for slot in slots():
             method = self.method(slot)
             name = CLASSIFIER if isinstance(method, ClassifierRefit) else _name(slot, method)
@@ -157,7 +157,7 @@ class Recipe:
         named = {slot: _name(slot, method) for slot, method in methods.items()}
         return {
             "name": self.name,
-            **{slot: named[slot] for slot in (*GROUPS.names(), "allocator", "compensation")},
+            **{slot: named[slot] for slot in (*UNITS.names(), "allocator", "compensation")},
             "budget": getattr(self.compensation, "budget", BUDGET),
             **{name: getattr(self, name) for name in PLAIN if name != "about"},
             "objective": named["objective"],
@@ -190,7 +190,7 @@ def registries() -> dict[str, Registry[Any]]:
         "search": SEARCHES,
         "gradual": GRADUAL,
     }
-    return {**{kind: GROUPS.get(kind).methods for kind in GROUPS.names()}, **stages}
+    return {**{kind: UNITS.get(kind).methods for kind in UNITS.names()}, **stages}
 
 
 def slots() -> dict[str, Callable[[str], Any] | None]:

@@ -126,7 +126,7 @@ def make_report(
     """Make the report of a smaller model, and attach it to it. ``corrections``: the entries on Z and refit."""
     params, macs = size_entries(case.dense, small, case.subject.size)
     recipe, services = case.recipe, case.services
-    sites = {group.name: getattr(group, "site", None) for group in case.groups}
+    sites = {unit.name: unit.site for unit in case.units}
     reasons = {name: getattr(site, "dense_logits", "") for name, site in sites.items()}
     logits = {name: reason for name, reason in reasons.items() if reason}
     entry = left_dense_entry(case.model, list(sites), logits, chosen=case.subject.chosen)

@@ -25,13 +25,9 @@ def search_sizes(case: Case, search: Search, curves: Sequence[ErrorCurve], budge
     """
     priced = {curve.name: curve for curve in curves}
     units = []
-    for known in case.known:
-        if not hasattr(known, "mixture"):
-            raise InputError(
-                f"the sizes of {known.group.name!r} cannot be searched by gates: choose a recipe without a search"
-            )
-        width = known.group.linears[-1].out_features
-        names = [curve.name for curve in case.curves_by_group[known.group.name]]
+    for known in case.decomposed:
+        width = known.unit.linears[-1].out_features
+        names = [curve.name for curve in case.curves_by_unit[known.unit.name]]
         units += [Unit(priced[name], partial(known.mixture, name), width) for name in names]
     with case.services.watch("search"):
         images = case.images.tensor()[: search.images]

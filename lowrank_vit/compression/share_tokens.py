@@ -139,6 +139,6 @@ class Splits:
         price = FewerTokens.of(self.price, TOKENS.get(self.rule)(**options))
         if price.uncut <= self.limit:
             return fewer if analysis.subject.narrow is None else fewer.to(analysis.subject.narrow)
-        curves = price.priced(analysis.priced_losses, analysis.known)
+        curves = price.priced(analysis.priced_losses, analysis.decomposed)
         small, _ = analysis.apply(Planner(analysis, self.budget, price, curves, analysis.measure).plan())
         return fewer_tokens(small, self.rule, **options)

@@ -37,13 +37,11 @@ class Columns:
     units: Directions  # ranks alone: ``order`` counts them
     inner: Tensor  # shape: (k,), bool: whether the part is an inner one
     index: Tensor  # shape: (k,), among its kind
-    inner_mean: Tensor  # shape: (h,), of the output layer's inputs
+    mean: Tensor  # shape: (h,), of the output layer's inputs
     input_mean: Tensor | None  # shape: (n,), of the module's inputs; None where all of these stay
 
     @classmethod
-    def by_score(
-        cls, inner: Tensor, inputs: Tensor | None, inner_mean: Tensor, input_mean: Tensor | None = None
-    ) -> Columns:
+    def by_score(cls, inner: Tensor, inputs: Tensor | None, mean: Tensor, input_mean: Tensor | None = None) -> Columns:
         """Order inner parts and inputs by their scores, (h,) and (n,); what is lost is the largest score left out."""
         kinds = [inner] if inputs is None else [inner, inputs.to(inner)]
         scores = torch.cat(kinds)
@@ -53,7 +51,7 @@ class Columns:
         lost = lost[len(kinds) - 1 :]
         is_inner = order < len(inner)
         index = torch.where(is_inner, order, order - len(inner))
-        return cls(Directions(torch.arange(len(lost) - 1).to(order), lost), is_inner, index, inner_mean, input_mean)
+        return cls(Directions(torch.arange(len(lost) - 1).to(order), lost), is_inner, index, mean, input_mean)
 
     @property
     def foremost(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from posixpath import commonpath
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit.architectures.base import family_of, survey
 from lowrank_vit.architectures.linears import find_sites
@@ -25,51 +25,84 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose.depth import DEPTHS, BlockChoice
 from lowrank_vit.stages.gates.expected import dense_cost
-from lowrank_vit.units import GROUPS, PLAIN, Ranks, Settings
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
 
 DEPTH = "depth"
 
 
-@GROUPS.register("depth")
 @dataclass(frozen=True)
-class DepthGroup:
-    """Describe all blocks of a model, with the unit ``depth``: how many stay, at least one.
+class DepthSite:
+    """Describe all blocks of a model, and the module that has them."""
+
+    name: str
+    blocks: tuple[str, ...]
+    costs: tuple[Cost, ...]  # of each block
+    output: Site  # the last output layer in the blocks, where statistics for the report are collected
+
+
+@dataclass(frozen=True)
+class DecomposedDepth(Decomposed[Directions, Folded]):
+    """Hold the blocks of a model in order."""
+
+    unit: DepthUnit
+
+    def kept(self, ranks: Ranks) -> list[int]:
+        """Return the places of the blocks that stay: the first in the order."""
+        return self.found.kept(ranks[self.unit.part]).tolist()
+
+    def cut(self, ranks: Ranks) -> Folded:
+        """Make the module of all blocks, in which the removed ones return their input."""
+        site, kept = self.unit.site, self.kept(ranks)
+        small = copy.deepcopy(self.model.get_submodule(site.name))
+        for place, block in enumerate(site.blocks):
+            if place not in kept:
+                replace_module(small, block.removeprefix(f"{site.name}."), Skipped())
+        return Folded(small)
+
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the entry of the report; where the last output layer is no longer computed, all of its output is lost."""
+        site, kept = self.unit.site, self.kept(ranks)
+        error = float(len(site.blocks) - 1 not in kept)
+        return {
+            "name": site.name,
+            "in_features": site.output.in_features,
+            "out_features": site.output.out_features,
+            "rank": None,
+            "z": None,
+            "params": sum(site.costs[index].parameters for index in kept),
+            "relative_error": error,
+            "relative_error_held_out": None if self.unseen is None else error,
+            "details": {DEPTH: len(kept), f"{DEPTH}_of": len(site.blocks)},
+        }
+
+
+@UNITS.register("depth")
+@dataclass(frozen=True)
+class DepthUnit(Unit[BlockChoice, Directions]):
+    """Describe all blocks of a model, with the part ``depth``: how many stay, at least one.
 
     Steps between stages stay, too.
     """
 
     revision: ClassVar[int] = 1
 
-    site: Site  # the last output layer in the blocks, where statistics for the report are collected
-    blocks: tuple[str, ...]
-    costs: tuple[Cost, ...]  # of each block
-    method: BlockChoice
-    settings: Settings = PLAIN
+    site: DepthSite
 
     methods: ClassVar[Registry[type[BlockChoice]]] = DEPTHS
+    result: ClassVar[type[DecomposedDepth]] = DecomposedDepth
+    work: ClassVar[float] = 0.0
 
     @property
-    def name(self) -> str:
-        """Return the name of the module that has all blocks."""
-        return commonpath([block.replace(".", "/") for block in self.blocks]).replace("/", ".")
-
-    @property
-    def unit(self) -> str:
-        """Return the name of the unit."""
+    def part(self) -> str:
+        """Return the name of its part."""
         return f"{self.name}.{DEPTH}"
 
     @property
     def linears(self) -> tuple[Site, ...]:
-        """Return the last output layer."""
-        return (self.site,)
-
-    @property
-    def work(self) -> float:
-        """Return nothing: there is nothing to decompose."""
-        return 0.0
+        return (self.site.output,)
 
     @classmethod
-    def find(cls, model: nn.Module, method: BlockChoice, settings: Settings, sites: str) -> list[DepthGroup]:
+    def find(cls, model: nn.Module, method: BlockChoice, settings: Settings, sites: str) -> list[DepthUnit]:
         """Find the blocks. Raises ``InputError`` for a model whose blocks are not known, or of which there is one."""
         family = family_of(model)
         blocks = tuple(name for name, step in family.steps(model).items() if family.branches(step))
@@ -84,100 +117,25 @@ class DepthGroup:
             parts = [dense_cost(site, tokens.get(site.linears[-1].name, 0)) for site in own]
             costs.append(Cost(parameter_count(model.get_submodule(block)), sum(parts, NOTHING).macs))
         last = [site for site in find_sites(model) if site.name.startswith(f"{blocks[-1]}.")][-1]
-        group = cls(last, blocks, tuple(costs), method, settings)
-        if not group.name:
+        name = commonpath([block.replace(".", "/") for block in blocks]).replace("/", ".")
+        if not name:
             raise InputError(f"the blocks of {type(model).__name__} are not in one module: choose another recipe")
-        return [group]
+        return [cls(DepthSite(name, blocks, tuple(costs), last), method, settings)]
 
-    def needs(self) -> dict[str, frozenset[str]]:
+    def needs(self) -> Needs:
         """Return the statistics that the report reads."""
-        return {self.site.name: frozenset({"second"})}
+        return {self.site.output.name: frozenset({"second"})}
 
-    report_needs = needs
-
-    def curve(self, units: Directions) -> ErrorCurve:
-        """Return the curve, with exact parameters; multiply-accumulates are those of blocks on average."""
-        count, dense = len(self.costs), sum(self.costs, NOTHING)
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Directions] | None = None) -> list[ErrorCurve]:
+        """Return the curve with exact parameters; multiply-accumulates are those of blocks on average."""
+        units, costs = self.method(len(self.site.blocks)) if parts is None else parts[self.part], self.site.costs
+        count, dense = len(costs), sum(costs, NOTHING)
         unit = Cost(dense.parameters // count + 1, dense.macs // count + 1)
         order = units.order.tolist()
-        kept = [sum(self.costs[index].parameters for index in order[:rank]) for rank in range(count + 1)]
+        kept = [sum(costs[index].parameters for index in order[:rank]) for rank in range(count + 1)]
         saved = tuple(rank * unit.parameters - exact for rank, exact in enumerate(kept))
-        return ErrorCurve(self.unit, units.loss, unit, dense, multiple=self.settings.rank_multiple, saved=saved)
-
-    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
-        """Return the curve."""
-        return [self.curve(self.method(len(self.blocks)))]
+        return [ErrorCurve(self.part, units.loss, unit, dense, multiple=self.settings.rank_multiple, saved=saved)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
         """Order the blocks."""
-        return {self.unit: self.method(len(self.blocks))}
-
-    def known(
-        self,
-        model: nn.Module,
-        parts: Mapping[str, Directions],
-        moments: Mapping[str, Moments],
-        unseen: Mapping[str, Moments] | None,
-    ) -> KnownDepth:
-        """Return the blocks in order."""
-        return KnownDepth(self, model, parts[self.unit], unseen is not None)
-
-
-@dataclass(frozen=True)
-class KnownDepth:
-    """Hold the blocks of a model in order."""
-
-    group: DepthGroup
-    model: nn.Module
-    units: Directions
-    held_out: bool  # whether errors on unseen images are reported
-
-    cap: ClassVar[int | None] = None
-
-    def curves(self) -> list[ErrorCurve]:
-        """Return the only curve."""
-        return [self.group.curve(self.units)]
-
-    def probe_rank(self, unit: str) -> int:
-        """Return half of the blocks."""
-        return max(1, len(self.group.blocks) // 2)
-
-    def cut(self, ranks: Ranks) -> DepthCut:
-        """Keep the first blocks in the order."""
-        return DepthCut(self, tuple(self.units.kept(ranks[self.group.unit]).tolist()))
-
-    def entry(self, cut: DepthCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the entry of the report; where the last output layer is no longer computed, all of its output is lost."""
-        site, group = self.group.site, self.group
-        kept = range(len(group.blocks)) if cut is None else cut.kept
-        error = float(len(group.blocks) - 1 not in kept)
-        return {
-            "name": group.name,
-            "in_features": site.in_features,
-            "out_features": site.out_features,
-            "rank": None,
-            "z": None,
-            "params": sum(group.costs[index].parameters for index in kept),
-            "relative_error": error,
-            "relative_error_held_out": error if self.held_out else None,
-            "details": {DEPTH: len(kept), f"{DEPTH}_of": len(group.blocks)},
-        }
-
-
-@dataclass(frozen=True)
-class DepthCut:
-    """Hold the blocks that stay, by their places."""
-
-    known: KnownDepth
-    kept: tuple[int, ...]
-
-    residual: ClassVar[Tensor | None] = None
-
-    def fold(self) -> nn.Module:
-        """Make the module of all blocks, in which the removed ones return their input."""
-        group = self.known.group
-        small = copy.deepcopy(self.known.model.get_submodule(group.name))
-        for place, block in enumerate(group.blocks):
-            if place not in self.kept:
-                replace_module(small, block.removeprefix(f"{group.name}."), Skipped())
-        return small
+        return {self.part: self.method(len(self.site.blocks))}

@@ -1,4 +1,4 @@
-"""The units of a group as mixtures of their sizes: parameters of the dense model, for a search that learns the shares.
+"""The parts of a unit as mixtures of their sizes: parameters of the dense model, for a search that learns the shares.
 
 What a smaller module computes is what the dense one computes with other weights: a layer with its product of factors, heads
 with queries that compare less, an output layer that reads what is kept. So nothing is folded, and every family is the same.
@@ -7,7 +7,6 @@ with queries that compare less, an output layer that reads what is kept. So noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +15,20 @@ from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.linalg.mixtures import Gated, Mixed, MixedQueries, Mixture, first_kept
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.factors import InputSubset, Logits
+from lowrank_vit.records.factors import Factors, InputSubset, Logits
 from lowrank_vit.records.sites import Site
-
-if TYPE_CHECKING:
-    from lowrank_vit.units.linear import KnownLinear
 
 Sizes = Sequence[int | None]
 
 
-def mixed_rank(known: KnownLinear, sizes: Sizes) -> Mixture:
-    """Return the mixture of a single layer's ranks, and of the bias that takes up the mean of what is lost."""
-    site, model = known.group.site, known.model
-    layer, (u, v) = get_linear(model, site), known.factors.cut(len(known.factors.loss) - 1)
+def mixed_rank(model: nn.Module, site: Site, factors: Factors, mean: Tensor | None, sizes: Sizes) -> Mixture:
+    """Return the mixture of a single layer's ranks, and of the bias where it takes up the ``mean`` of what is lost, (n,)."""
+    layer, (u, v) = get_linear(model, site), factors.cut(len(factors.loss) - 1)
     kept = first_kept(sizes, u.shape[1]).to(u)
     mixture: Mixture = {_name(model, site, "weight"): Gated(*(each.to(layer.weight) for each in (u, v, kept)))}
-    if not known.group.settings.bias_correction:
+    if mean is None:
         return mixture
-    mean, (weight, bias) = known.moments.mean("input_sum"), dense_linear(model, site)
+    weight, bias = dense_linear(model, site)
     biases = bias + mean @ weight - ((mean @ u) * kept) @ v.T
     return {**mixture, _name(model, site, "bias"): Mixed(biases.to(layer.weight))}
 

@@ -11,16 +11,16 @@ from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.patches import Patches, is_plain
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.stages.decompose import Decomposition
-from lowrank_vit.units import GROUPS, Settings
-from lowrank_vit.units.linear import LinearGroup
+from lowrank_vit.units.base import UNITS, Needs, Settings
+from lowrank_vit.units.linear import LinearUnit
 
 EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convolution for it
 
 
-@GROUPS.register("patches")
+@UNITS.register("patches")
 @dataclass(frozen=True)
-class PatchGroup(LinearGroup):
-    """Describe the patch embedding, whose only unit is its rank; ``prepare`` makes a linear layer of the convolution."""
+class PatchUnit(LinearUnit):
+    """Describe the patch embedding, whose only part is its rank; ``prepare`` makes a linear layer of the convolution."""
 
     revision: ClassVar[int] = 1
     ahead: ClassVar[bool] = True
@@ -34,12 +34,12 @@ class PatchGroup(LinearGroup):
             replace_module(model, EMBEDDING, Patches.of(convolution))
 
     @classmethod
-    def find(cls, model: nn.Module, method: Decomposition, settings: Settings, sites: str) -> list[LinearGroup]:
+    def find(cls, model: nn.Module, method: Decomposition, settings: Settings, sites: str) -> list[LinearUnit]:
         """Find the patch embedding, where it is one that ``prepare`` knows."""
         if not isinstance(dict(model.named_modules()).get(EMBEDDING), Patches):
             return []
         return [cls(site, method, settings) for site in find_sites(model, rf"^{EMBEDDING}\.linear$")]
 
-    def needs(self) -> dict[str, frozenset[str]]:
+    def needs(self) -> Needs:
         """Return the statistics that the method, the report and Z read; the patch embedding is not refitted."""
         return {name: needs - {"sensitive_second"} for name, needs in super().needs().items()}

@@ -21,7 +21,7 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site, TableSite
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import TABLES, TableDecomposition
-from lowrank_vit.units import GROUPS, PLAIN, Ranks, Settings, cubic_work
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, cubic_work
 
 
 def table_site(model: nn.Module) -> TableSite | None:
@@ -32,116 +32,25 @@ def table_site(model: nn.Module) -> TableSite | None:
         return None
 
 
-@GROUPS.register("positions")
 @dataclass(frozen=True)
-class PositionGroup:
-    """Describe the position embedding, whose only unit, under its name, is its rank."""
-
-    revision: ClassVar[int] = 1
-
-    site: TableSite
-    method: TableDecomposition
-    settings: Settings = PLAIN
-
-    methods: ClassVar[Registry[type[TableDecomposition]]] = TABLES
-    ahead: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """Return the table's name."""
-        return self.site.name
-
-    @property
-    def linears(self) -> tuple[Site, ...]:
-        """Return the layer at whose output the loss's gradient is seen."""
-        return (self.site.after,)
-
-    @property
-    def work(self) -> float:
-        """Estimate the decomposition's work, up to a constant factor."""
-        return cubic_work(Site(self.name, self.site.tokens, self.site.width, bias=False))
-
-    @classmethod
-    def prepare(cls, model: nn.Module) -> None:
-        """Replace the parameter by a module, in place."""
-        site = table_site(model)
-        if site is not None:
-            replace_module(model, site.name, Positions.of(part(model, site.name)))
-
-    @classmethod
-    def find(cls, model: nn.Module, method: TableDecomposition, settings: Settings, sites: str) -> list[PositionGroup]:
-        """Find the position embedding, where there is one."""
-        site = table_site(model)
-        return [] if site is None else [cls(site, method, settings)]
-
-    def needs(self) -> dict[str, frozenset[str]]:
-        """Return the statistics that the method reads."""
-        return {self.site.after.name: self.method.needs}
-
-    def report_needs(self) -> dict[str, frozenset[str]]:
-        """Return nothing: the error is that of the table, whatever the images."""
-        return {}
-
-    def curve(self, loss: Tensor) -> ErrorCurve:
-        """Return the curve for an allocator; ``loss``: at every rank, (k + 1,). The product is computed for each image."""
-        tokens, width = self.site.tokens, self.site.width
-        unit, dense = Cost(tokens + width, tokens * width), Cost(tokens * width)
-        return ErrorCurve(self.name, loss, unit, dense, multiple=self.settings.rank_multiple)
-
-    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
-        """Return the curve without losses."""
-        return [self.curve(torch.zeros(min(self.site.tokens, self.site.width) + 1))]
-
-    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Factors]:
-        """Decompose the table."""
-        return {self.name: self.method(self.table(model), moments[self.site.after.name])}
-
-    def table(self, model: nn.Module) -> Tensor:
-        """Return a model's table, (t, n), float64."""
-        return as_float64(part(model, self.name)())[0]
-
-    def known(
-        self,
-        model: nn.Module,
-        parts: Mapping[str, Factors],
-        moments: Mapping[str, Moments],
-        unseen: Mapping[str, Moments] | None,
-    ) -> KnownPositions:
-        """Return the table with its factors."""
-        return KnownPositions(self, model, parts[self.name])
-
-
-@dataclass(frozen=True)
-class KnownPositions:
+class DecomposedPositions(Decomposed[Factors, Folded]):
     """Hold the position embedding with all its directions."""
 
-    group: PositionGroup
-    model: nn.Module
-    factors: Factors
-    cap: int | None = None
+    unit: PositionUnit
 
-    def curves(self) -> list[ErrorCurve]:
-        """Return the only curve."""
-        return [self.group.curve(self.factors.loss.cpu())]
+    def cut(self, ranks: Ranks) -> Folded:
+        rank = ranks[self.unit.name]
+        u, v = self.found.cut(len(self.found.loss) - 1 if rank is None else rank)
+        return Folded(Positions.product(u, v, part(self.model, self.unit.name).rows))
 
-    def probe_rank(self, unit: str) -> int:
-        """Return half the full rank."""
-        return max(1, (len(self.factors.loss) - 1) // 2)
-
-    def cut(self, ranks: Ranks) -> TableCut:
-        """Cut the factors at a rank."""
-        rank = ranks[self.group.name]
-        u, v = self.factors.cut(len(self.factors.loss) - 1 if rank is None else rank)
-        return TableCut(Positions.product(u, v, part(self.model, self.group.name).rows))
-
-    def entry(self, cut: TableCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
         """Make the table's entry of the report: the error is relative to the table's energy."""
-        site, table = self.group.site, self.group.table(self.model)
-        error = float((table - self.group.table(compressed)).square().sum() / table.square().sum().clamp_min(1e-300))
+        site, table = self.unit.site, self.unit.table(self.model)
+        error = float((table - self.unit.table(compressed)).square().sum() / table.square().sum().clamp_min(1e-300))
         rank = None if cut is None else ranks[site.name]
         details: dict[str, Any] = {
-            "ridge": self.factors.ridge,
-            "objective": None if rank is None else float(self.factors.loss[rank]),
+            "ridge": self.found.ridge,
+            "objective": None if rank is None else float(self.found.loss[rank]),
         }
         return {
             "name": site.name,
@@ -156,13 +65,57 @@ class KnownPositions:
         }
 
 
+@UNITS.register("positions")
 @dataclass(frozen=True)
-class TableCut:
-    """Hold a table at its rank; there is no residual to fit a Z to."""
+class PositionUnit(Unit[TableDecomposition, Factors]):
+    """Describe the position embedding, whose only part, under its name, is its rank."""
 
-    module: Positions
-    residual: None = None
+    revision: ClassVar[int] = 1
 
-    def fold(self) -> Positions:
-        """Return the smaller table."""
-        return self.module
+    site: TableSite
+
+    methods: ClassVar[Registry[type[TableDecomposition]]] = TABLES
+    result: ClassVar[type[DecomposedPositions]] = DecomposedPositions
+    ahead: ClassVar[bool] = True
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Return the layer at whose output the loss's gradient is seen."""
+        return (self.site.after,)
+
+    @property
+    def work(self) -> float:
+        return cubic_work(Site(self.name, self.site.tokens, self.site.width, bias=False))
+
+    @classmethod
+    def prepare(cls, model: nn.Module) -> None:
+        """Replace the parameter by a module, in place."""
+        site = table_site(model)
+        if site is not None:
+            replace_module(model, site.name, Positions.of(part(model, site.name)))
+
+    @classmethod
+    def find(cls, model: nn.Module, method: TableDecomposition, settings: Settings, sites: str) -> list[PositionUnit]:
+        """Find the position embedding, where there is one."""
+        site = table_site(model)
+        return [] if site is None else [cls(site, method, settings)]
+
+    def needs(self) -> Needs:
+        return {self.site.after.name: self.method.needs}
+
+    def report_needs(self) -> Needs:
+        """Return nothing: the error is that of the table, whatever the images."""
+        return {}
+
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Factors] | None = None) -> list[ErrorCurve]:
+        """Return the curve of its rank. The product is computed for each image."""
+        rows, width, step = self.site.tokens, self.site.width, self.settings.rank_multiple
+        loss = torch.zeros(min(rows, width) + 1) if parts is None else parts[self.name].loss.cpu()
+        return [ErrorCurve(self.name, loss, Cost(rows + width, rows * width), Cost(rows * width), multiple=step)]
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Factors]:
+        return {self.name: self.method(self.table(model), moments[self.site.after.name])}
+
+    def table(self, model: nn.Module) -> Tensor:
+        """Return a model's table, (t, n), float64."""
+        return as_float64(part(model, self.name)())[0]

@@ -56,7 +56,7 @@ def analysed(kind: str) -> tuple[Analysis, Tensor]:
 
 def values_of(analysis: Analysis) -> dict[str, tuple[AttentionSite, InputSubset]]:
     """Site and values of every attention module whose logits stay dense, by the unit's name."""
-    sites = [group.site for group in analysis.groups if getattr(group.site, "dense_logits", "")]
+    sites = [unit.site for unit in analysis.units if getattr(unit.site, "dense_logits", "")]
     return {f"{site.name}.{VALUE}": (site, analysis.parts[site.name][f"{site.name}.{VALUE}"]) for site in sites}
 
 
@@ -162,8 +162,8 @@ class TestWalk:
         analysis, data = analysed(kind)
         model, small = analysis.model, at_sizes(analysis, 0.4)
         sensitivities = {}
-        for group in analysis.groups:
-            name = group.linears[-1].name
+        for unit in analysis.units:
+            name = unit.linears[-1].name
             sensitivities[name] = analysis.moments[name].sums["sensitive_tokens"]
             output_linear(small.get_submodule(name)).weight.data *= 0.5  # much to mend
         refit = Watched()
@@ -209,7 +209,7 @@ def test_behind_a_norm_the_layers_own_output_is_fitted(kind: str) -> None:
         lacking = (old.output_layer(seen) - layer(h)).flatten(0, -2)
     ones = torch.cat([h.flatten(0, -2), torch.ones(len(lacking), 1)], 1)
     truth = torch.linalg.lstsq(ones, lacking).solution
-    sensitivities = {group.linears[-1].name: analysis.moments[group.linears[-1].name] for group in analysis.groups}
+    sensitivities = {unit.linears[-1].name: analysis.moments[unit.linears[-1].name] for unit in analysis.units}
     tokens = {name: moments.sums["sensitive_tokens"] for name, moments in sensitivities.items()}
     OutputRefit(ridges=(0.0,), sensitivity=0.0)(model, small, tokens, [data])
     scale = float(truth.abs().max())

@@ -84,8 +84,8 @@ def check(kind: str, compressed: nn.Module, report: dict) -> None:
 def at_full_rank(analysis: Analysis) -> nn.Module:
     """Every site by all directions that its decomposition found."""
     model = copy.deepcopy(analysis.model)
-    for group in analysis.groups:
-        site, factors = group.site, analysis.parts[group.name][group.name]
+    for unit in analysis.units:
+        site, factors = unit.site, analysis.parts[unit.name][unit.name]
         u, v = factors.u, factors.v
         lost = dense_weight(model, site) - u @ v.T
         shift = analysis.moments[site.name].mean("input_sum") @ lost if analysis.recipe.bias_correction else None

@@ -119,8 +119,8 @@ class TestBest:
         model, data = tiny(kind).double(), images(24, kind).double()
         analysis = analyse(model, data.split(8), get_recipe("best").but(refit=False))
         small, _ = analysis.apply(RankPlan({c.name: (len(c.errors) - 1) // 2 for c in analysis.curves}))
-        for group in analysis.groups:
-            site, units = group.site, analysis.parts[group.name]
+        for unit in analysis.units:
+            site, units = unit.site, analysis.parts[unit.name]
             part = units[list(units)[-1]]
             kept = part.units.kept((len(part.units.loss) - 1) // 2)
             inputs = part.mean

@@ -139,7 +139,7 @@ def test_other_positions_stay() -> None:
     """A table that is resampled for every image's size is no fixed product, and without patches nothing is made of them."""
     model = timm.create_model(NAMES["vit"][0], **VIT, dynamic_img_size=True).eval()
     analysis = analyse(model, [images(8)], ALL.but(patches=False, measured=0, refit=False), device="cpu")
-    assert all(group.name.startswith("blocks.") for group in analysis.groups)
+    assert all(unit.name.startswith("blocks.") for unit in analysis.units)
     assert not any(isinstance(module, Positions) for module in analysis.model.modules())
 
 
@@ -154,4 +154,4 @@ def test_single_layers_beside_embeddings_are_no_fallback() -> None:
     model, data = KINDS["value norm"].make(), KINDS["value norm"].images(4)
     analysis = analyse(model, [data], get_recipe("loss_aware").but(patches="two_sided"), device="cpu")
     assert analysis.fallback is None
-    assert analysis.groups[0].name == PATCHES
+    assert analysis.units[0].name == PATCHES

@@ -74,7 +74,7 @@ def test_exact_attains_the_eckart_young_bound(model: nn.Module, images: Tensor) 
     """At every rank: the eigenvalues of the output's covariance that are left out, from separate float64 statistics."""
     some = images[:24]
     analysis = analyse(model, [some], "exact")
-    layers = {group.name: group.site for group in analysis.groups}
+    layers = {unit.name: unit.site for unit in analysis.units}
     seen = 0
     for name, mean, second in second_moments(model, some):
         weight = dense_weight(model, layers[name])
@@ -103,7 +103,7 @@ def test_exact_generalises_to_unseen_images(
     assert exact.held_out is not None
     _, report = exact.compress(0.4)
     ratios = []
-    for site, layer in zip([group.site for group in exact.groups], report["layers"], strict=True):
+    for site, layer in zip([unit.site for unit in exact.units], report["layers"], strict=True):
         if layer["rank"] is not None:
             best = WhitenedCentred()(dense_weight(model, site), exact.held_out[site.name]).loss[layer["rank"]]
             ratios.append(layer["relative_error_held_out"] / float(best))
@@ -167,7 +167,7 @@ def test_the_mean_image_caps_and_loses(model: nn.Module, images: Tensor) -> None
     factors = analysis.parts[name][name]
     assert factors.cap == 192
     rank = 64
-    site = next(group.site for group in analysis.groups if group.name == name)
+    site = next(unit.site for unit in analysis.units if unit.name == name)
     metric = output_metric(dense_weight(analysis.model, site), analysis.moments[name], centred=False)
     literal = factors.loss - factors.loss[-1]  # without what the mean image cannot see
     assert metric.error_curve(factors)[rank] > 5 * literal[rank]

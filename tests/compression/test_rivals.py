@@ -16,7 +16,7 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.columns import Columns
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import GatedParts
-from lowrank_vit.units import GROUPS, PLAIN
+from lowrank_vit.units.base import PLAIN, UNITS
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
 NAMES = [recipe.name for recipe in RECIPES if recipe.name != "wd-depth"]  # whose steps are blocks
@@ -73,20 +73,20 @@ def kept_of(part: object, rank: int) -> tuple[Tensor, Tensor | None]:
 def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
     """The dense model with zeros in the columns that read what the plan removes; means go into the bias of VBP."""
     same = copy.deepcopy(model)
-    for known in analysis.known:  # type: ignore[attr-defined]
+    for known in analysis.decomposed:  # type: ignore[attr-defined]
         for unit, part in known.parts.items():
-            layer = same.get_submodule(known.group.linears[-1].name)
+            layer = same.get_submodule(known.unit.linears[-1].name)
             kept, outputs = kept_of(part, plan.ranks[unit])
             count = layer.in_features
             ordered = part.inner.sum() if isinstance(part, GatedParts | Columns) else len(part.units.order)
             width = count // int(ordered)
             gone = torch.ones(count, dtype=torch.bool)
             gone[(kept[:, None] * width + torch.arange(width)).flatten()] = False
-            without(layer, gone, part.inner_mean if isinstance(part, Columns) else getattr(part, "mean", None))
+            without(layer, gone, getattr(part, "mean", None))
             if isinstance(part, Columns):
                 unread = torch.ones_like(part.input_mean, dtype=torch.bool)
                 unread[part.kept(plan.ranks[unit])[1]] = False
-                without(same.get_submodule(known.group.linears[0].name), unread, part.input_mean)
+                without(same.get_submodule(known.unit.linears[0].name), unread, part.input_mean)
             if outputs is not None:
                 made = torch.zeros(layer.out_features, dtype=torch.bool)
                 made[outputs] = True
@@ -118,8 +118,8 @@ def test_the_arithmetic_of_s2vite() -> None:
         model = timm.create_model("deit_small_patch16_224.fb_in1k")
     recipe, total = get_recipe("ssp"), parameter_count(model)
     for kind, count in (("whole_heads", 4), ("mlp", int(0.6 * 1536))):
-        for group in GROUPS.get(kind).find(model, recipe.units[kind], PLAIN, ""):
-            (curve,) = group.blank_curves({})
+        for unit in UNITS.get(kind).find(model, recipe.units[kind], PLAIN, ""):
+            (curve,) = unit.curves({})
             total += curve.cost(count) - curve.cost(None)
     assert total == 14_011_540 - 12 * 2 * 256
 

@@ -43,7 +43,7 @@ def test_hidden_units_are_priced_by_the_tokens_that_reach_them(pairs: int) -> No
     """Nothing is padded in an MLP, so the prices of a whole model are what a forward pass counts."""
     analysis, rule = analysed(), TokenMerging(pairs)
     price = FewerTokens.of(price_of("macs", analysis.dense, analysis.setting), rule)
-    curves = price.priced(analysis.priced_losses, analysis.known)
+    curves = price.priced(analysis.priced_losses, analysis.decomposed)
     sizes = {curve.name: place + 9 if curve.name.endswith("hidden") else None for place, curve in enumerate(curves)}
     cut = rule(analysis.resized(RankPlan(sizes)))
     assert (
@@ -68,7 +68,7 @@ def test_times_shrink_as_multiply_accumulates_do() -> None:
 
     analysis, rule = analysed(), TokenMerging(4)
     clock: Any = Clock.of(price_of("macs", analysis.dense, analysis.setting), rule)
-    curves = FewerTokens.of(clock, rule).priced(analysis.priced_losses, analysis.known)
+    curves = FewerTokens.of(clock, rule).priced(analysis.priced_losses, analysis.decomposed)
     tables = {curve.name: curve.table for curve in curves}
     assert tables["blocks.0.mlp.hidden"] == tuple(round(cost * 13 / 17) for cost in (100, 200, 800))
     assert tables["blocks.1.mlp.hidden"] == tuple(round(cost * 9 / 17) for cost in (100, 200, 800))

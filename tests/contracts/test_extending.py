@@ -32,7 +32,7 @@ from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
-from lowrank_vit.units import GROUPS, Ranks, Settings
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
 from tests.support.extending import registered
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
@@ -246,86 +246,58 @@ HEADS._scanned = True  # its methods are here
 
 
 @dataclass(frozen=True)
-class HeadGroup:
-    """The unit ``heads`` of an attention module: how many whole heads are kept."""
-
-    site: AttentionSite
-    method: OutputNorm
-    settings: Settings
-
-    methods: ClassVar[Registry[Any]] = HEADS
-    name = property(lambda self: self.site.name)
-    linears = property(lambda self: (self.site.proj,))
-    work = property(lambda self: 1.0)
-
-    @classmethod
-    def find(cls, model: nn.Module, method: Any, settings: Settings, sites: str) -> list[HeadGroup]:
-        found = family_of(model).modules(model)
-        return [cls(site, method, settings) for site in found if isinstance(site, AttentionSite)]
-
-    def needs(self) -> dict[str, frozenset[str]]:
-        return {self.site.proj.name: self.method.needs[0]}
-
-    report_needs = needs
-
-    def curve(self, loss: Tensor) -> ErrorCurve:
-        costs = self.site.costs()
-        unit = (costs["query_key"].unit + costs["value"].unit) * self.site.head_width
-        dense = costs["query_key"].dense + costs["value"].dense
-        return ErrorCurve(f"{self.name}.heads", loss, unit, dense, costs["value"].fixed)
-
-    def blank_curves(self, tokens: Mapping[str, int]) -> list[ErrorCurve]:
-        return [self.curve(torch.zeros(self.site.qkv.heads + 1))]
-
-    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Any]:
-        return {f"{self.name}.heads": self.method(self.site, dense_weight(model, self.site.proj))}
-
-    def known(self, model: nn.Module, parts: Mapping[str, Any], moments: Any, unseen: Any) -> KnownHeads:
-        return KnownHeads(self, model, *parts[f"{self.name}.heads"])
-
-
-@dataclass(frozen=True)
-class KnownHeads:
+class DecomposedHeads(Decomposed[tuple[Tensor, Tensor], Folded]):
     """An attention module with its heads in order."""
 
-    group: HeadGroup
-    model: nn.Module
-    order: Tensor
-    loss: Tensor
-    cap: None = None
+    unit: HeadUnit
 
-    def curves(self) -> list[ErrorCurve]:
-        return [self.group.curve(self.loss)]
-
-    def probe_rank(self, unit: str) -> int:
-        return 1
-
-    def cut(self, ranks: Ranks) -> HeadCut:
-        kept = self.order[: ranks[f"{self.group.name}.heads"]].sort().values
-        site, width = self.group.site, self.group.site.head_width
+    def cut(self, ranks: Ranks) -> Folded:
+        kept = self.found[0][: ranks[f"{self.unit.name}.heads"]].sort().values
+        site, width = self.unit.site, self.unit.site.head_width
         dense = family_of(self.model).attention_weights(self.model, site)
         same = torch.eye(width).to(dense.weight).expand(site.qkv.heads, -1, -1)
         chosen = (kept[:, None] * width + torch.arange(width)).flatten()
         weight, bias = dense_linear(self.model, site.proj)
-        return HeadCut(fold_attention(site, dense, (same, same), chosen, same, chosen, weight[chosen], bias))
+        return Folded(fold_attention(site, dense, (same, same), chosen, same, chosen, weight[chosen], bias))
 
-    def entry(self, cut: Any, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        params = parameter_count(compressed.get_submodule(self.group.name))
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        params = parameter_count(compressed.get_submodule(self.unit.name))
         errors = {"relative_error": 0.0, "relative_error_held_out": None}
-        shape = {"in_features": self.group.site.in_features, "out_features": self.group.site.proj.out_features}
-        rank = ranks[f"{self.group.name}.heads"]
-        return {"name": self.group.name, **shape, "rank": rank, "z": None, "params": params, **errors}
+        shape = {"in_features": self.unit.site.in_features, "out_features": self.unit.site.proj.out_features}
+        rank = ranks[f"{self.unit.name}.heads"]
+        return {"name": self.unit.name, **shape, "rank": rank, "z": None, "params": params, **errors}
 
 
 @dataclass(frozen=True)
-class HeadCut:
-    """The smaller attention."""
+class HeadUnit(Unit[OutputNorm, tuple[Tensor, Tensor]]):
+    """An attention module with the part ``heads``: how many whole heads are kept."""
 
-    module: nn.Module
-    residual: None = None
+    site: AttentionSite
 
-    def fold(self) -> nn.Module:
-        return self.module
+    methods: ClassVar[Registry[Any]] = HEADS
+    result: ClassVar[type[DecomposedHeads]] = DecomposedHeads
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        return (self.site.proj,)
+
+    @classmethod
+    def find(cls, model: nn.Module, method: OutputNorm, settings: Settings, sites: str) -> list[HeadUnit]:
+        found = family_of(model).modules(model)
+        return [cls(site, method, settings) for site in found if isinstance(site, AttentionSite)]
+
+    def needs(self) -> Needs:
+        return {self.site.proj.name: self.method.needs[0]}
+
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Any] | None = None) -> list[ErrorCurve]:
+        name, costs = f"{self.name}.heads", self.site.costs()
+        _, loss = (None, torch.zeros(self.site.qkv.heads + 1)) if parts is None else parts[name]
+        unit = (costs["query_key"].unit + costs["value"].unit) * self.site.head_width
+        dense = costs["query_key"].dense + costs["value"].dense
+        return [ErrorCurve(name, loss, unit, dense, costs["value"].fixed)]
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, tuple[Tensor, Tensor]]:
+        return {f"{self.name}.heads": self.method(self.site, dense_weight(model, self.site.proj))}
 
 
 def test_a_new_kind_of_unit(tmp_path: Path) -> None:
@@ -338,7 +310,7 @@ def test_a_new_kind_of_unit(tmp_path: Path) -> None:
     )
     for block in model.blocks:
         block.attn.proj.weight.data[:, 4:8] = 0  # the second head
-    with registered(GROUPS, "heads", HeadGroup), registered(HEADS, "output_norm", OutputNorm):
+    with registered(UNITS, "heads", HeadUnit), registered(HEADS, "output_norm", OutputNorm):
         recipe = Recipe(name="heads", units={"heads": OutputNorm()})
         analysis = analyse(model, [data], recipe, device="cpu")
         small, _ = analysis.apply(RankPlan({curve.name: 3 for curve in analysis.curves}))
@@ -380,7 +352,7 @@ def test_a_row_with_another_hyperparameter() -> None:
 # --8<-- [end:row]
 
 
-def test_a_site_is_no_group() -> None:
+def test_a_site_is_no_unit() -> None:
     kinds = [
         "attention",
         "columns",
@@ -394,5 +366,5 @@ def test_a_site_is_no_group() -> None:
         "scan",
         "whole_heads",
     ]
-    assert GROUPS.names() == kinds
+    assert UNITS.names() == kinds
     assert isinstance(find_sites(tiny())[0], Site)

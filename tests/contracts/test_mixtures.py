@@ -31,8 +31,8 @@ def differences(model: nn.Module, data: torch.Tensor, recipe: str) -> dict[str, 
     found = {}
     for title, ranks in plans.items():
         mixtures, shares = [], []
-        for known in analysis.known:
-            for curve in analysis.curves_by_group[known.group.name]:
+        for known in analysis.decomposed:
+            for curve in analysis.curves_by_unit[known.unit.name]:
                 mixtures.append(known.mixture(curve.name, [*curve.ranks[:1], ranks[curve.name]]))
                 shares.append(torch.tensor([0.0] * len(curve.ranks[:1]) + [1.0], dtype=torch.float64))
         gated = mixed_outputs(analysis.model, mixtures, shares, data)
@@ -59,7 +59,9 @@ def test_without_biases() -> None:
         for layer in (block.attn.qkv, block.attn.proj):
             layer.bias.data.zero_()
     torch.testing.assert_close(outputs(folded, data), outputs(bare, data), rtol=1e-8, atol=1e-8)
-    names = [(known, name) for known in analysis.known for name in (c.name for c in known.curves()) if "attn" in name]
+    names = [
+        (known, name) for known in analysis.decomposed for name in (c.name for c in known.curves()) if "attn" in name
+    ]
     mixtures = [known.mixture(name, [plan[name]]) for known, name in names]
     gated = mixed_outputs(analysis.model, mixtures, [torch.ones(1, dtype=torch.float64)] * len(mixtures), data)
     torch.testing.assert_close(gated, outputs(bare, data), rtol=1e-8, atol=1e-8)

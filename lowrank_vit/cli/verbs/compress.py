@@ -199,7 +199,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
             check_size(args, model, recipe, size, **options)
     if args.nested:
         found = find_units(model, recipe, **options)
-        check_nestable(found.recipe, found.groups)
+        check_nestable(found.recipe, found.units)
     analysis = analyse(
         model,
         calibration_images(data),

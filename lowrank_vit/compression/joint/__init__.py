@@ -17,7 +17,7 @@ from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
 from lowrank_vit.stages.quantize.mixed import quantize_each
-from lowrank_vit.units.patches import PatchGroup
+from lowrank_vit.units.patches import PatchUnit
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -52,7 +52,7 @@ def compress_jointly(
     method = QUANTIZERS.get(quantizer)() if isinstance(quantizer, str) else quantizer
     plan = JointPlanner(analysis, sorted(set(bits)), method).plan(budget_of(size))
     small, report = analysis.apply(plan.sizes)
-    PatchGroup.prepare(small)
+    PatchUnit.prepare(small)
 
     def observe(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, InputMoments]]:
         return input_moments(model, names, analysis.images.each(), analysis.services.progress)

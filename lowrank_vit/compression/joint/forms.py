@@ -1,4 +1,4 @@
-"""The forms that a group's module can take: its linear layers, whose shapes depend on the sizes of its units."""
+"""The forms that a unit's module can take: its linear layers, whose shapes depend on the sizes of its units."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def cut_form(known: Any, curves: Sequence[ErrorCurve], dense: nn.Module, points:
     }
     rest = affine.pop(REST)[0]
     layers = [
-        Layer(joined(known.group.name, name), rows, columns, int(np.prod(shapes[name])))
+        Layer(joined(known.unit.name, name), rows, columns, int(np.prod(shapes[name])))
         for name, (rows, columns) in affine.items()
     ]
     return Form(layers, rest, sizes, whole)

@@ -29,7 +29,7 @@ from lowrank_vit.stages.allocate import least_cost, total_cost
 from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.quantize import Quantizer
-from lowrank_vit.units.patches import EMBEDDING, PatchGroup
+from lowrank_vit.units.patches import EMBEDDING, PatchUnit
 
 if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis
@@ -61,28 +61,28 @@ class JointPlanner:
     def whole(self) -> nn.Module:
         """Return the model in the forms that are cut, with all units at their largest size: the same function."""
         model = copy.deepcopy(self.analysis.model)
-        for known in self.analysis.known:
-            form = self.forms[known.group.name][-1]
+        for known in self.analysis.decomposed:
+            form = self.forms[known.unit.name][-1]
             if form.whole and form.sizes:
                 sizes = {unit: each[-1] for unit, each in form.sizes.items()}
-                replace_module(model, known.group.name, known.cut(sizes).fold())
-        PatchGroup.prepare(model)
+                replace_module(model, known.unit.name, known.cut(sizes).fold())
+        PatchUnit.prepare(model)
         return model
 
     @cached_property
     def forms(self) -> dict[str, list[Form]]:
-        """Return the forms of every group's module: as it is, unless a whole cut one does as well, and cut."""
+        """Return the forms of every unit's module: as it is, unless a whole cut one does as well, and cut."""
         found = {}
-        for known in self.analysis.known:
-            name, dense = known.group.name, self.analysis.model.get_submodule(known.group.name)
-            cut = cut_form(known, self.analysis.curves_by_group[name], dense, POINTS)
+        for known in self.analysis.decomposed:
+            name, dense = known.unit.name, self.analysis.model.get_submodule(known.unit.name)
+            cut = cut_form(known, self.analysis.curves_by_unit[name], dense, POINTS)
             found[name] = [] if cut is not None and cut.whole else [as_it_is(name, dense)]
             found[name] += [] if cut is None else [cut]
         return found
 
     @cached_property
     def outside(self) -> list[str]:
-        """Return the layers outside all groups that are rounded, too: the patch embedding's and the classifier."""
+        """Return the layers outside all units that are rounded, too: the patch embedding's and the classifier."""
         model: Any = self.whole
         classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
         names = [
@@ -90,7 +90,7 @@ class JointPlanner:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and (module is classifier or name == f"{EMBEDDING}.linear")
         ]
-        return [name for name in names if not name.startswith(tuple(f"{group}." for group in self.forms))]
+        return [name for name in names if not name.startswith(tuple(f"{unit}." for unit in self.forms))]
 
     @cached_property
     def losses(self) -> Losses:
@@ -144,7 +144,7 @@ class JointPlanner:
         return self.analysis.unseen or self.analysis.images
 
     def fronts(self, curves: Mapping[str, Sequence[ErrorCurve]]) -> dict[str, Front]:
-        """Return all choices; ``curves``: of the units, by group."""
+        """Return all choices; ``curves``: of the units, by unit."""
         found = {}
         for name, forms in self.forms.items():
             dense = HALF_BYTES * parameter_count(self.analysis.model.get_submodule(name))
@@ -158,7 +158,7 @@ class JointPlanner:
     def plan(self, budget: Budget) -> JointPlan:
         """Choose sizes and bits of least loss. Raises ``InputError`` for a budget that none meets, or that float16 meets."""
         analysis, limit = self.analysis, budget.limit(saved_bytes(self.analysis.dense, torch.float32))
-        curves: Mapping[str, Sequence[ErrorCurve]] = analysis.curves_by_group
+        curves: Mapping[str, Sequence[ErrorCurve]] = analysis.curves_by_unit
         plan, _ = self._within(self.fronts(curves), limit, budget)
         steps: list[dict[str, float | int | str]] = []
         points: dict[str, tuple[int, float]] = {}
@@ -167,7 +167,7 @@ class JointPlanner:
                 points = analysis.measure(self._probed(plan), self.judges.each(), self.measured.images)
             curves = {
                 name: [self.measured(curve, [points[curve.name]]) for curve in own]
-                for name, own in analysis.curves_by_group.items()
+                for name, own in analysis.curves_by_unit.items()
             }
             plan, counted = self._within(self.fronts(curves), limit, budget)
         for curve in analysis.curves:
@@ -191,7 +191,7 @@ class JointPlanner:
         """Return the sizes to measure; a unit that is left whole is measured at its ``probe_rank``."""
         full = {
             curve.name: curve.full_rank or len(curve.errors) - 1
-            for curves in self.analysis.curves_by_group.values()
+            for curves in self.analysis.curves_by_unit.values()
             for curve in curves
         }
         return RankPlan({name: None if size == full[name] else size for name, size in plan.sizes.ranks.items()})
@@ -230,7 +230,7 @@ class JointPlanner:
         """Return what the knapsack has chosen, module by module."""
         sizes, bits = dict[str, int | None](), dict[str, int]()
         for name, each in fronts.items():
-            units = [curve.name for curve in self.analysis.curves_by_group.get(name, [])]
+            units = [curve.name for curve in self.analysis.curves_by_unit.get(name, [])]
             choice: Choice = each.chosen(ranks.ranks[name], units)
             sizes |= choice.sizes
             bits |= choice.bits
@@ -239,7 +239,7 @@ class JointPlanner:
     def count(self, plan: JointPlan) -> int:
         """Count the bytes of the file of a plan's model, without rounding a weight."""
         small = self.analysis.resized(plan.sizes)
-        PatchGroup.prepare(small)
+        PatchUnit.prepare(small)
         for name, layer in linears(small).items():
             if name in plan.bits:
                 bias = layer.bias is not None

@@ -35,7 +35,8 @@ from lowrank_vit.storage import folder as storage
 from lowrank_vit.storage.checksums import NESTED, check_file
 from lowrank_vit.storage.skeleton import empty_model
 from lowrank_vit.storage.validation import check_tensors
-from lowrank_vit.units.linear import LinearGroup
+from lowrank_vit.units.base import Unit
+from lowrank_vit.units.linear import LinearUnit
 
 BITWISE, ROUNDED = FORMATS = (1, 2)
 
@@ -45,10 +46,10 @@ def _ordered(kind: str, method: Any) -> bool:
     return kind in (SINGLE, "scan") or isinstance(method, HeadLowRank | Interpolation)
 
 
-def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
+def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:
     """Raise ``InputError`` for a recipe whose smaller sizes do not follow from what a folder holds.
 
-    ``groups``: those that it finds in a model, once they are known.
+    ``units``: those that it finds in a model, once they are known.
     """
     if recipe.folded or not {"patches", "positions"}.isdisjoint(recipe.units):
         raise InputError(
@@ -56,7 +57,7 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
             "leave out --folded and --embeddings"
         )
     other = {kind: type(method).__name__ for kind, method in recipe.units.items() if not _ordered(kind, method)}
-    if other or any(group.name.endswith(".scan") for group in groups):
+    if other or any(unit.name.endswith(".scan") for unit in units):
         raise InputError(
             f"recipe {recipe.name!r} cannot be nested: its units are fitted anew for every choice of them, so a smaller "
             "size is no part of a larger one; compress once for every size, or nest 'best'"
@@ -75,7 +76,7 @@ def check_nestable(recipe: Recipe, groups: Sequence[Any] = ()) -> None:
         )
     if recipe.compensation is not None and (recipe.refit is not None or recipe.measured is not None):
         raise InputError(f"recipe {recipe.name!r} cannot be nested with a compensation Z: choose one without")
-    single = next((group.name for group in groups if isinstance(group, LinearGroup)), None)
+    single = next((unit.name for unit in units if isinstance(unit, LinearUnit)), None)
     if recipe.refit is not None and single is not None:
         raise InputError(
             f"recipe {recipe.name!r} refits {single}, which it takes as a single layer of this model: that cannot be nested; "
@@ -88,7 +89,7 @@ def pack(analysis: Analysis, report: Report) -> storage.NestedFile:
 
     Raises ``InputError`` for a recipe that cannot be nested, and for a model that is not what the analysis makes.
     """
-    check_nestable(analysis.recipe, analysis.groups)
+    check_nestable(analysis.recipe, analysis.units)
     trained = report["protocol"] != "training-free" or "quantization" in report
     if trained or report["recipe_fields"] != analysis.recipe.record():
         raise InputError(

@@ -14,13 +14,12 @@ from torch import Tensor
 from lowrank_vit.linalg.elimination import refit
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.moments import as_float64
-from lowrank_vit.units import Ranks
-from lowrank_vit.units.modules import KnownModule
+from lowrank_vit.units.base import Decomposed, Ranks
 
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
 
 
-def widened(known: KnownModule, ranks: Ranks, change: Change) -> Change:
+def widened(known: Decomposed, ranks: Ranks, change: Change) -> Change:
     """Express a change of the output layer at a size, (s, d) and (d,), in all k directions: (k, d) and (d,).
 
     The latter is what both add to the output in the mean.
@@ -35,7 +34,7 @@ def widened(known: KnownModule, ranks: Ranks, change: Change) -> Change:
     return whole, bias + mean @ weight
 
 
-def narrowed(known: KnownModule, ranks: Ranks, change: Change) -> Change:
+def narrowed(known: Decomposed, ranks: Ranks, change: Change) -> Change:
     """Express a change in all directions as one of the output layer at a size: the inverse of ``widened``."""
     subset, (whole, added) = _subset(known), change
     kept, mean = _inputs(known, ranks)
@@ -46,7 +45,7 @@ def narrowed(known: KnownModule, ranks: Ranks, change: Change) -> Change:
     return weight, added - mean @ weight
 
 
-def _inputs(known: KnownModule, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
+def _inputs(known: Decomposed, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
     """Return the directions that the output layer sees at a size, and their mean, (s,); None in a dense module."""
     subset, units = _subset(known), list(known.parts)
     if all(ranks[unit] is None for unit in units):
@@ -58,17 +57,17 @@ def _inputs(known: KnownModule, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
     return kept, (subset.mean - seen.offset) @ seen.columns
 
 
-def _subset(known: KnownModule) -> InputSubset:
+def _subset(known: Decomposed) -> InputSubset:
     """Return the part that makes the output: the last one."""
     subset = list(known.parts.values())[-1]
     assert isinstance(subset, InputSubset)
     return subset
 
 
-def check_change(known: KnownModule, ranks: Ranks, change: Change) -> None:
+def check_change(known: Decomposed, ranks: Ranks, change: Change) -> None:
     """Raise ``ValueError`` for a change that is not of the output layer at a size."""
     subset, units = _subset(known), list(known.parts)
     dense = all(ranks[unit] is None for unit in units)
     count = len(subset.weight) if dense or ranks[units[-1]] is None else ranks[units[-1]]
     if (change[0].shape, change[1].shape) != ((count, subset.weight.shape[1]), (subset.weight.shape[1],)):
-        raise ValueError(f"the change of {known.group.name} is {tuple(change[0].shape)}, not of {count} directions")
+        raise ValueError(f"the change of {known.unit.name} is {tuple(change[0].shape)}, not of {count} directions")

@@ -57,15 +57,15 @@ class Opened(Analysis):
             for name, count in counts:
                 if count is not None and not 0 < count < len(curves[name].errors):
                     raise ValueError(f"{name} has no size {count}")
-            for known in self.known:
-                if known.group.name in size.changes:
-                    check_change(known, size.ranks, size.changes[known.group.name])
+            for known in self.decomposed:
+                if known.unit.name in size.changes:
+                    check_change(known, size.ranks, size.changes[known.unit.name])
 
     def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
         """Choose every unit's size. Raises ``InputError`` for a budget below the smallest known size, too."""
         budget = budget_of(size, cost)
         price = price_of(budget.cost, self.model, self.setting)
-        curves = price.priced(self.curves, self.known)
+        curves = price.priced(self.curves, self.decomposed)
         rest = price.dense - sum(curve.dense_cost for curve in curves)
         least = rest + total_cost(curves, self.sizes[-1].ranks)
         if not least <= budget.limit(price.dense) < price.dense:
@@ -78,8 +78,8 @@ class Opened(Analysis):
         The logarithm of measured / predicted is linear between the counts that were measured, constant beyond them.
         """
         points = {}
-        for known in self.known:
-            for curve in self.curves_by_group[known.group.name]:
+        for known in self.decomposed:
+            for curve in self.curves_by_unit[known.unit.name]:
                 planned = plan.ranks[curve.name]
                 count = known.probe_rank(curve.name) if planned is None else planned
                 measured = dict(sorted(size.points[curve.name] for size in self.sizes))
@@ -93,15 +93,15 @@ class Opened(Analysis):
         if self.recipe.refit is None:
             return {}
         shares = self._shares(ranks)
-        for known in self.known:
+        for known in self.decomposed:
             sums = [torch.zeros((), dtype=torch.float64)] * 2
             for size, share in shares:
-                change = size.changes.get(known.group.name)
+                change = size.changes.get(known.unit.name)
                 if change is not None:
                     wide = widened(known, size.ranks, change)
                     sums = [total.to(part) + share * part for total, part in zip(sums, wide, strict=True)]
             if sums[0].ndim:
-                layer = get_linear(compressed, known.group.linears[-1])
+                layer = get_linear(compressed, known.unit.linears[-1])
                 weight, bias = narrowed(known, ranks, (sums[0], sums[1]))
                 layer.weight.data = (as_float64(layer.weight) + weight.T).to(layer.weight)
                 layer.bias.data = (as_float64(layer.bias) + bias).to(layer.bias)

@@ -21,8 +21,8 @@ from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.units import Settings
-from lowrank_vit.units.linear import LinearGroup
+from lowrank_vit.units.base import Settings
+from lowrank_vit.units.linear import LinearUnit
 
 Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
 UNITS = ("order", "loss", "multiple")  # the fields of directions
@@ -34,19 +34,17 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
     Raises ``LookupError``, ``TypeError``, ``ValueError`` or ``RuntimeError`` for what does not fit together.
     """
     recipe = recipe_of(record["recipe"])
-    groups = _groups(model, recipe, record["sites"])
-    units = record.get("units") or {group.name: {group.name: Factors.__name__} for group in groups}
+    units = _units(model, recipe, record["sites"])
+    kinds = record.get("units") or {unit.name: {unit.name: Factors.__name__} for unit in units}
     parts = {
-        group.name: {
-            unit: _part(kind, unit, record["layers"][unit], tensors) for unit, kind in units[group.name].items()
-        }
-        for group in groups
+        unit.name: {part: _part(kind, part, record["layers"][part], tensors) for part, kind in kinds[unit.name].items()}
+        for unit in units
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     known: dict[str, Any] = {
         "subject": Subject(model, model, chosen=bool(record.get("chosen"))),
         "recipe": recipe,
-        "groups": groups,
+        "units": units,
         "parts": parts,
         "images": Images((), record=record["calibration"]),
         "unseen": None,
@@ -63,12 +61,12 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
     return opened
 
 
-def _groups(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
-    """Find the groups; single layers without whole modules beside them may have been chosen."""
+def _units(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]]) -> Sequence[Any]:
+    """Find the units; single layers without whole modules beside them may have been chosen."""
     if set(recipe.units) != {SINGLE}:
-        return find_units(model, recipe).groups
+        return find_units(model, recipe).units
     settings = Settings(recipe.bias_correction, recipe.rank_multiple, recipe.compensation)
-    return [LinearGroup(Site(**site), recipe.units[SINGLE], settings) for site in sites]
+    return [LinearUnit(Site(**site), recipe.units[SINGLE], settings) for site in sites]
 
 
 def _part(kind: str, unit: str, values: Mapping[str, Any], tensors: Tensors) -> Factors | InputSubset | Logits:

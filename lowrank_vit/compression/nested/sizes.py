@@ -83,6 +83,6 @@ def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
 
 
 def _outputs(analysis: Analysis, small: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Copy the weight, (s, d), and the bias, (d,), of every group's output layer."""
-    layers = {group.name: get_linear(small, group.linears[-1]) for group in analysis.groups}
+    """Copy the weight, (s, d), and the bias, (d,), of every unit's output layer."""
+    layers = {unit.name: get_linear(small, unit.linears[-1]) for unit in analysis.units}
     return {name: (layer.weight.detach().T.clone(), layer.bias.detach().clone()) for name, layer in layers.items()}

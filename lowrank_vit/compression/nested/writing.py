@@ -13,18 +13,18 @@ from lowrank_vit.compression.nested.opened import Opened
 from lowrank_vit.compression.nested.packing import packed
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.units.linear import LinearGroup
+from lowrank_vit.units.linear import LinearUnit
 
 
 def plain_record(analysis: Analysis) -> dict[str, Any]:
-    """Return all plain values. ``layers`` and ``units`` are by group and by unit, ``sites`` those of single layers."""
+    """Return all plain values. ``layers`` and ``units`` are by unit and by part, ``sites`` those of single layers."""
     counts = {
         kind: {name: [layer.images, layer.tokens] for name, layer in moments.items()}
         for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {}))
     }
     return {
         "recipe": analysis.recipe.record(),
-        "sites": [asdict(group.site) for group in analysis.groups if isinstance(group, LinearGroup)],
+        "sites": [asdict(unit.site) for unit in analysis.units if isinstance(unit, LinearUnit)],
         "units": {
             name: {unit: type(part).__name__ for unit, part in parts.items()} for name, parts in analysis.parts.items()
         },
@@ -61,7 +61,7 @@ def named_tensors(analysis: Analysis, *, exact: bool) -> Iterator[tuple[str, Ten
         yield f"dense|{name}", tensor
     for name, tensor in _found(analysis):
         yield name, tensor if exact else packed(name.partition("|")[0], tensor)
-    outputs = {group.linears[-1].name for group in analysis.groups}
+    outputs = {unit.linears[-1].name for unit in analysis.units}
     for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {})):
         for name in outputs & moments.keys():
             for statistic in _read_later(moments[name], analysis.recipe):

@@ -56,7 +56,7 @@ class Price:
         return {}
 
     def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
-        """Return the curves with prices in this cost; ``known``: the decomposed groups that they belong to."""
+        """Return the curves with prices in this cost; ``known``: the decomposed units that they belong to."""
         return [replace(curve, price=self.cost) for curve in curves]
 
     def count(self, small: nn.Module) -> int:

@@ -60,11 +60,11 @@ class FewerTokens(Price):
         return self.uncut - sum(curve.dense_cost for curve in curves)
 
     def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
-        """Price the sizes of the decomposed groups ``known`` by the tokens that reach them."""
+        """Price the sizes of the decomposed units ``known`` by the tokens that reach them."""
         size = input_size(self.base)
         assert size is not None  # whoever counts the whole has said so
-        tokens = tokens_per_image(self.rule(self.base), [each.group.linears[0].name for each in known], size)
-        fewer = {curve.name: curve for each in known for curve in each.group.blank_curves(tokens)}
+        tokens = tokens_per_image(self.rule(self.base), [each.unit.linears[0].name for each in known], size)
+        fewer = {curve.name: curve for each in known for curve in each.unit.curves(tokens)}
         return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, known)]
 
     def count(self, small: nn.Module) -> int:

@@ -127,7 +127,7 @@ class Grid:
     @property
     def name(self) -> str:
         """Return the module's name."""
-        name: str = self.known.group.name
+        name: str = self.known.unit.name
         return name
 
     @property
@@ -162,7 +162,7 @@ class Grid:
     def described(self, model: nn.Module, inputs: Inputs) -> str:
         """Describe the module by what its times depend on."""
         module = described(model.get_submodule(self.name), [*inputs[0], *inputs[1].values()])
-        return f"{type(self.known.group).__name__} of {module}"
+        return f"{type(self.known.unit).__name__} of {module}"
 
     def tables(self, dense: float, times: Mapping[Sizes, float], grain: int) -> dict[str, tuple[int, ...]]:
         """Return the cost of every size of each unit, the dense one last; ``times``: the module's at all points."""

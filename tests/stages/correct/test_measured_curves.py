@@ -43,7 +43,9 @@ def test_a_measured_loss_is_that_of_a_model_compressed_by_hand(kind: str, curren
         found = []
         for rank in sizes:
             small = copy.deepcopy(analysis.model)
-            cut = next(known for known in analysis.known if known.group.name == before.name).cut({before.name: rank})
+            cut = next(known for known in analysis.decomposed if known.unit.name == before.name).cut(
+                {before.name: rank}
+            )
             replace_module(small, before.name, cut.fold())
             if currency == "kl":
                 found.append(divergences(Classification(), analysis.model, [small], [data[:9]])[0])

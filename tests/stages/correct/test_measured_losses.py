@@ -67,13 +67,13 @@ def test_a_wrong_prediction_is_put_right() -> None:
     victim = next(name for name, count in right.ranks.items() if count is not None and name.endswith("hidden"))
     wrong = {
         name: [replace(curve, errors=curve.errors * (1000 if curve.name == victim else 1)) for curve in curves]
-        for name, curves in analysis.curves_by_group.items()
+        for name, curves in analysis.curves_by_unit.items()
     }
     tampered = replace(analysis)
-    vars(tampered)["curves_by_group"] = wrong
+    vars(tampered)["curves_by_unit"] = wrong
     assert tampered.plan(0.4).ranks[victim] is None
     again = replace(tampered, recipe=UNMEASURED.but(measured=1))
-    vars(again)["curves_by_group"] = wrong
+    vars(again)["curves_by_unit"] = wrong
     measured = again.plan(0.4)
     assert measured.ranks[victim] is not None
     assert {step["part"] for step in measured.measured} == set(right.ranks)

@@ -101,7 +101,7 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
     """Its last layer, from all tokens at once: what the dense stream is after it, on its own inputs there."""
     model, data = model_and_images(kind)
     analysis = analyse(model, data.split(8), PLAIN)
-    site = analysis.groups[0].site
+    site = analysis.units[0].site
     plan = {curve.name: None if not curve.name.startswith(site.name) else 3 for curve in analysis.curves}
     small, _ = analysis.apply(RankPlan(plan))
     family = family_of(model)
@@ -122,7 +122,7 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
     truth = torch.linalg.lstsq(root * h, root * error.flatten(0, 1)).solution
     truth = truth if dense.scale is None else truth / dense.scale.detach()
     sensitivities = {
-        s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.groups
+        s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.units
     }
     OutputRefit(ridges=(0.0,), sensitivity=sensitivity)(model, small, sensitivities, data.split(8))
     scale = float(truth.abs().max())
@@ -154,9 +154,9 @@ def test_the_streams_are_those_of_both_models(kind: str) -> None:
     model, data = model_and_images(kind)
     analysis = analyse(model, data.split(8), PLAIN)
     small, _ = analysis.compress(0.4)
-    for site in analysis.groups:
+    for site in analysis.units:
         small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
-    ones = {s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.groups}
+    ones = {s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.units}
     refit = Watched()
     assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
     steps, others = list(family_of(model).steps(model).values()), list(family_of(small).steps(small).values())

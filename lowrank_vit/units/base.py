@@ -1,0 +1,245 @@
+"""What a kind of unit must have: what can be made smaller in a module, one file for each kind.
+
+A unit ends in one smaller module: a linear layer, an attention module, an MLP, a position table. It has one part or more,
+each with sizes: the rank of a layer, directions of heads' logits and of their values, hidden units. It says which
+statistics it needs and decomposes its module; ``decomposed`` then tells the loss and cost of every size of each part, and
+can be cut at any sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from lowrank_vit.linalg.mixtures import Mixture
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.report import LayerEntry
+from lowrank_vit.records.sites import Site
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.stages.compensate import Compensation
+
+Ranks = Mapping[str, int | None]  # of parts; None: stays dense
+Needs = dict[str, frozenset[str]]  # statistics, by the names of linear layers
+
+
+class Asking(Protocol):
+    """Define the interface of a decomposition, or of a choice."""
+
+    @property
+    def needs(self) -> frozenset[str] | tuple[frozenset[str], ...]:
+        """Return the statistics that it reads; of several layers, in their order."""
+        ...
+
+
+Method = TypeVar("Method", bound=Asking)
+Found = TypeVar("Found")  # what a method finds of a part, which can be stored
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hold the settings of a recipe that all units share.
+
+    ``partial``: modules that cannot be taken as a whole are left to single layers, instead of refused. ``pivoted``: pairs
+    of factors will hold identities, which cost nothing.
+    """
+
+    bias_correction: bool = False
+    rank_multiple: int = 1
+    compensation: Compensation | None = None
+    refit: bool = False
+    partial: bool = False
+    pivoted: bool = False
+
+
+PLAIN = Settings()
+
+
+class Named(Protocol):
+    """Define the interface of what a unit is cut from."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the module that is replaced."""
+        ...
+
+
+class Cut(Protocol):
+    """Define the interface of a module at chosen sizes of its parts."""
+
+    @property
+    def residual(self) -> Tensor | None:
+        """Return what the weight loses, (n, d), where a compensation Z can be fitted to it."""
+        ...
+
+    def fold(self) -> nn.Module:
+        """Make the smaller module."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Hold the smaller module itself, where no Z can be fitted."""
+
+    module: nn.Module
+
+    residual: ClassVar[Tensor | None] = None
+
+    def fold(self) -> nn.Module:
+        """Return the smaller module."""
+        return self.module
+
+
+AnyCut = TypeVar("AnyCut", bound=Cut)
+
+
+@dataclass(frozen=True)
+class Decomposed(Generic[Found, AnyCut]):
+    """Hold a unit with what its decomposition has found of each part, by the parts' names; moments are by layer."""
+
+    unit: Unit[Any, Found]
+    model: nn.Module
+    parts: Mapping[str, Found]
+    moments: Mapping[str, Moments]
+    unseen: Mapping[str, Moments] | None
+
+    @property
+    def found(self) -> Found:
+        """Return what was found of the only part."""
+        (found,) = self.parts.values()
+        return found
+
+    @property
+    def cap(self) -> int | None:
+        """Return the rank above which no direction helps, where the statistics cap it."""
+        return None
+
+    def curves(self) -> list[ErrorCurve]:
+        """Return the loss and cost of every size of each part."""
+        first = self.unit.linears[0].name
+        return self.unit.curves({first: tokens_of_an_image(self.moments[first])}, self.parts)
+
+    def probe_rank(self, part: str) -> int:
+        """Return the size at which a part that stays dense is measured: by default half of the largest."""
+        (errors,) = (curve.errors for curve in self.curves() if curve.name == part)
+        return max(1, (len(errors) - 1) // 2)
+
+    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense model's parameters, given the shares of several sizes of a part, by which a search learns sizes.
+
+        Raises ``InputError`` where there are none, which is the default.
+        """
+        raise InputError(
+            f"the sizes of {self.unit.name!r} cannot be searched by gates: choose a recipe without a search"
+        )
+
+    def cut(self, ranks: Ranks) -> AnyCut:
+        """Cut at the sizes of all parts."""
+        raise NotImplementedError
+
+    def entry(self, cut: AnyCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the module's entry of the report; ``cut`` is None where it stays dense."""
+        raise NotImplementedError
+
+    def statistics(self, layer: str) -> list[Moments]:
+        """Return those of a layer on the calibration images, and on unseen ones where there are any."""
+        return [self.moments[layer], *([] if self.unseen is None else [self.unseen[layer]])]
+
+
+@dataclass(frozen=True)
+class Unit(Generic[Method, Found]):
+    """Describe a unit before any image is seen.
+
+    ``ahead``: whether its module comes before the first block; such a kind may ``prepare`` a model.
+    """
+
+    site: Named
+    method: Method
+    settings: Settings = PLAIN
+
+    revision: ClassVar[int] = 1
+    methods: ClassVar[Registry[Any]]  # decompositions of such a module
+    result: ClassVar[type[Decomposed[Any, Any]]]  # what ``decomposed`` makes
+    ahead: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """Return the name of the module that is replaced."""
+        return self.site.name
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Return the linear layers where statistics are collected; the last one makes the output."""
+        raise NotImplementedError
+
+    @property
+    def work(self) -> float:
+        """Estimate the decomposition's work, up to a constant factor."""
+        return cubic_work(self.linears[-1])
+
+    @classmethod
+    def prepare(cls, model: nn.Module) -> None:
+        """Bring a model into the form that the unit is cut from, in place."""
+
+    @classmethod
+    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> Sequence[Unit[Method, Found]]:
+        """Find the units of this kind in a model; ``sites``: a pattern of single layers' names.
+
+        Raises ``InputError`` for a model that has none.
+        """
+        raise NotImplementedError
+
+    def needs(self) -> Needs:
+        """Return the statistics to collect at each linear layer."""
+        raise NotImplementedError
+
+    def report_needs(self) -> Needs:
+        """Return the statistics to collect on unseen images, for the report."""
+        return self.needs()
+
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Found] | None = None) -> list[ErrorCurve]:
+        """Return the loss and cost of every size of each part; no losses without ``parts``.
+
+        ``tokens``: of an image, by the first linear layer, where they count.
+        """
+        raise NotImplementedError
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Found]:
+        """Decompose each part. Raises ``ValueError`` or ``LinAlgError`` for statistics that cannot be used."""
+        raise NotImplementedError
+
+    def decomposed(
+        self,
+        model: nn.Module,
+        parts: Mapping[str, Found],
+        moments: Mapping[str, Moments],
+        unseen: Mapping[str, Moments] | None,
+    ) -> Decomposed[Found, Any]:
+        """Join the unit with what ``decompose`` found."""
+        return self.result(self, model, parts, moments, unseen)
+
+
+UNITS: Registry[type[Unit[Any, Any]]] = Registry("kind of unit", "lowrank_vit.units")
+
+
+def united(needs: Iterable[Needs]) -> Needs:
+    """Join the statistics that several units need of the same layers."""
+    joined: Needs = {}
+    for each in needs:
+        joined |= {name: joined.get(name, frozenset()) | names for name, names in each.items()}
+    return joined
+
+
+def tokens_of_an_image(moments: Moments) -> int:
+    """Return how many tokens of an image a layer saw while statistics were collected."""
+    return moments.tokens // max(moments.images, 1)
+
+
+def cubic_work(site: Site) -> float:
+    """Estimate the work of a layer's decomposition or closed form, up to a constant factor: eigenvectors and products."""
+    n, d = site.in_features, site.out_features
+    return float(n**3 + n * d * min(n, d))

@@ -1,0 +1,407 @@
+"""Inner parts of an attention module or an MLP: values' dimensions, whole heads, hidden units, inputs, outputs.
+
+A part goes with what writes it and what reads it: a hidden unit with its rows of the first layer and its column of the
+second, a head with its queries, keys and values, an input with its columns of the layers that read it, an output with its
+row and its bias. One class cuts them all; the kinds below say which parts they order, and what a method is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.base import family_of
+from lowrank_vit.architectures.linears import dense_linear
+from lowrank_vit.linalg.elimination import refitted
+from lowrank_vit.linalg.mixtures import Mixture
+from lowrank_vit.modules.fold import AttentionWeights, MlpWeights, fold_mlp
+from lowrank_vit.modules.scatter_output import ScatterOutput
+from lowrank_vit.modules.select_input import SelectInput
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.records.columns import Columns, input_reader
+from lowrank_vit.records.costs import Cost, UnitCosts
+from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.records.factors import Directions, GatedParts, InputSubset, WholeHeads
+from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.report import LayerEntry
+from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.stages.decompose import GATED, MLPS, WHOLE_HEADS, HeadChoice, MlpDecomposition, PartChoice
+from lowrank_vit.stages.decompose.columns import COLUMNS, ColumnChoice
+from lowrank_vit.stages.gates.expected import dense_cost, pruned
+from lowrank_vit.units.base import UNITS, Method, Needs, Ranks, Settings
+from lowrank_vit.units.mixtures import mixed_outputs
+from lowrank_vit.units.modules import (
+    DecomposedModule,
+    Directed,
+    ModuleCut,
+    ModuleUnit,
+    OutputApproximation,
+    smaller_attention,
+    whole_modules,
+)
+
+Weights = TypeVar("Weights", AttentionWeights, MlpWeights)
+
+
+class Ordered(Directed, Protocol):
+    """Define the interface of parts in order."""
+
+    @property
+    def mean(self) -> Tensor | None:
+        """Return the mean of the output layer's inputs, if its bias takes up what those that go add on average."""
+        ...
+
+
+Found = TypeVar("Found", bound=Ordered)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Hold which parts stay, by their indices, ascending; None: all of them. ``mean``: of the module's inputs, (n,)."""
+
+    inner: Tensor  # among the inputs of the output layer
+    outputs: Tensor | None = None
+    inputs: Tensor | None = None
+    mean: Tensor | None = None
+
+    def means_in(self, dense: Weights) -> Weights:
+        """Let the bias take up what the inputs that go add on average."""
+        if self.mean is None:
+            return dense
+        mean, weight, kept = self.mean, dense.weight, self.inputs
+        return replace(dense, bias=dense.bias + (mean @ weight - mean[kept] @ weight[kept]))
+
+
+@dataclass(frozen=True)
+class DecomposedParts(DecomposedModule[Found]):
+    """Hold a module with its parts in order."""
+
+    unit: PartUnit[Any, Found]
+
+    def cut(self, ranks: Ranks) -> ModuleCut:
+        """Make the smaller module of the parts that stay."""
+        site, (*_, layer) = self.unit.site, self.unit.linears
+        kept = self.unit.kept(self.found, ranks[self.unit.part])
+        output = self.unit.output(self.found, kept.inner, *dense_linear(self.model, layer))
+        if isinstance(site, AttentionSite):
+            cut = _attention(self.model, site, kept, output)
+            _replace(cut.module, ("query", "key_value"), SelectInput.of, kept.inputs, site.in_features)
+            _replace(cut.module, ("proj",), ScatterOutput.of, kept.outputs, layer.out_features)
+        else:
+            cut = _mlp(self.model, site, kept, output)
+            _replace(cut.module, ("fc1",), SelectInput.of, kept.inputs, site.in_features)
+            _replace(cut.module, ("fc2",), ScatterOutput.of, kept.outputs, layer.out_features)
+        return cut
+
+    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense module's parameters, given the shares of several sizes."""
+        layer = self.unit.linears[-1]
+        read = self.unit.read(self.found, dense_linear(self.model, layer)[0])
+        if read is None:
+            return super().mixture(part, sizes)
+        return mixed_outputs(
+            self.model, layer, read, [None if size is None else size * self.unit.width for size in sizes]
+        )
+
+
+def _replace(
+    module: nn.Module,
+    names: Sequence[str],
+    smaller: Callable[[nn.Linear, Tensor], nn.Module],
+    kept: Tensor | None,
+    count: int,
+) -> None:
+    """Let linear layers of a module read, or make, what is ``kept`` of a ``count``, in place."""
+    for name in names if kept is not None and len(kept) < count else ():
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        assert kept is not None
+        replace_module(module, name, smaller(layer, kept))
+
+
+def _attention(model: nn.Module, site: AttentionSite, kept: Kept, output: tuple[Tensor, Tensor]) -> ModuleCut:
+    """Make the attention; a head without values loses its queries and keys, too."""
+    dense = None if site.dense_logits else kept.means_in(family_of(model).attention_weights(model, site))
+    return smaller_attention(model, site, dense, kept.inner, output)
+
+
+def _mlp(model: nn.Module, site: MlpSite, kept: Kept, output: tuple[Tensor, Tensor]) -> ModuleCut:
+    """Make the MLP; with fewer inputs its first layer gets a bias."""
+    dense, columns = family_of(model).mlp_weights(model, site), torch.eye(site.fc2.in_features).to(output[0])
+    if kept.inputs is not None and len(kept.inputs) < site.in_features:
+        site = replace(site, inputs=(replace(site.inputs[0], bias=True),))
+    small = fold_mlp(site, kept.means_in(dense), kept.inner, *output)
+    return ModuleCut(small, OutputApproximation(columns[:, kept.inner], columns.new_zeros(len(columns))))
+
+
+@dataclass(frozen=True)
+class PartUnit(ModuleUnit[Method, Found]):
+    """Describe parts of one attention module or MLP, in the order that a method gives them."""
+
+    kind: ClassVar[str] = PART  # of its parts
+    result: ClassVar[type[DecomposedParts[Any]]] = DecomposedParts
+
+    @property
+    def part(self) -> str:
+        """Return the name of its parts in a plan."""
+        return self.named(self.kind)
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        return (self.site.linears[-1],)
+
+    @property
+    def width(self) -> int:
+        """Count the inputs of the output layer that an inner part is."""
+        return 1
+
+    def needs(self) -> Needs:
+        """Return the statistics of the output layer that the method and the report read; of others, the mean suffices."""
+        own, (*others, output) = self.method.needs, (site.name for site in self.linears)
+        own = own if isinstance(own, frozenset) else own[-1]
+        return dict.fromkeys(others, frozenset[str]()) | {output: own | {"input_second"}}
+
+    def kept(self, found: Found, rank: int | None) -> Kept:
+        """Return the parts that stay at a rank."""
+        raise NotImplementedError
+
+    def output(self, found: Found, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output layer's weight, (kept, d), and bias, (d,), on what is kept: by default as they were."""
+        if (mean := found.mean) is not None:
+            bias = bias + mean @ weight - mean[kept] @ weight[kept]
+        return weight[kept], bias
+
+    def read(self, found: Found, weight: Tensor) -> InputSubset | None:
+        """Return the inputs of the output layer in order; None where there are other parts than these."""
+        return None
+
+    def spread(self, parts: Tensor) -> Tensor:
+        """Return the inputs of the output layer that inner parts are, in the same order."""
+        return (parts[:, None] * self.width + torch.arange(self.width).to(parts)).flatten()
+
+
+@UNITS.register("mlp")
+@dataclass(frozen=True)
+class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
+    """Describe the hidden units of one MLP, on which the second layer may be refitted."""
+
+    revision: ClassVar[int] = 1
+
+    site: MlpSite
+
+    methods: ClassVar[Registry[type[MlpDecomposition]]] = MLPS
+    kind: ClassVar[str] = HIDDEN
+
+    @classmethod
+    def find(cls, model: nn.Module, method: MlpDecomposition, settings: Settings, sites: str) -> list[HiddenUnit]:
+        found = whole_modules(model, settings)
+        return [cls(site, method, settings) for site in found if isinstance(site, MlpSite)]
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, InputSubset]:
+        (weight, _), dense = dense_linear(model, self.site.fc2), family_of(model).mlp_weights(model, self.site)
+        return {self.part: self.method(self.site, weight, moments[self.site.fc2.name], (dense.weight, dense.bias))}
+
+    def kept(self, found: InputSubset, rank: int | None) -> Kept:
+        return Kept(found.units.kept(rank))
+
+    def output(self, found: InputSubset, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Refit the second layer."""
+        rows, approximation = refitted(found, kept)
+        return rows, bias + found.mean @ (weight - approximation)
+
+    def read(self, found: InputSubset, weight: Tensor) -> InputSubset:
+        return found
+
+
+@UNITS.register("whole_heads")
+@dataclass(frozen=True)
+class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
+    """Describe the heads of one attention module: what is left is the dense module with fewer of them."""
+
+    revision: ClassVar[int] = 1
+
+    site: AttentionSite
+
+    methods: ClassVar[Registry[type[HeadChoice]]] = WHOLE_HEADS
+    kind: ClassVar[str] = HEAD
+
+    @classmethod
+    def find(cls, model: nn.Module, method: HeadChoice, settings: Settings, sites: str) -> list[WholeHeadUnit]:
+        """Find the attention modules of all blocks whose queries and keys can be removed with the values."""
+        return [cls(site, method, settings) for site in _headed(model, settings) if isinstance(site, AttentionSite)]
+
+    @property
+    def width(self) -> int:
+        return self.site.head_width
+
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        return {HEAD: self.site.head_costs(tokens)}
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, WholeHeads]:
+        return {self.part: self.method(self.site, moments[self.site.proj.name])}
+
+    def kept(self, found: WholeHeads, rank: int | None) -> Kept:
+        return Kept(self.spread(found.units.kept(rank)))
+
+    def read(self, found: WholeHeads, weight: Tensor) -> InputSubset:
+        """Return the dimensions of the values, head by head."""
+        order = self.spread(found.units.order)
+        return InputSubset.pruned(Directions(order, weight.new_zeros(len(order) + 1)), weight)
+
+
+def _headed(model: nn.Module, settings: Settings) -> list[AttentionSite | MlpSite]:
+    """Find the MLPs, and the attention modules whose queries and keys can be removed with the values."""
+    found = [site for site in whole_modules(model, settings) if not isinstance(site, PoolSite)]
+    return [site for site in found if isinstance(site, MlpSite) or not site.dense_logits]
+
+
+@dataclass(frozen=True)
+class OneOrder(PartUnit[Method, Found]):
+    """Describe two kinds of parts under one order, since each costs what the others leave of it.
+
+    The best of either kind come first, as one rank, so that there is always one of either.
+    """
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Count the inner parts, and those of the other kind, where there are any."""
+        raise NotImplementedError
+
+    def blank(self, inner: Tensor, *others: Tensor) -> Found:
+        """Return the parts in the order of some scores."""
+        raise NotImplementedError
+
+    def exact(self, found: Found) -> Tensor:
+        """Count the parameters of every rank."""
+        raise NotImplementedError
+
+    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
+        """Return the average cost of the parts; ``tokens``: of an image."""
+        dense, count = dense_cost(self.site, tokens), sum(self.counts) - len(self.counts) + 1
+        return {PART: UnitCosts(count, Cost(dense.parameters // count + 1, dense.macs // count + 1), dense)}
+
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Found] | None = None) -> list[ErrorCurve]:
+        """Return the curve with exact parameters; multiply-accumulates are those of parts on average."""
+        own = self.costs(tokens.get(self.linears[0].name, 0))[PART]
+        in_turn = (torch.linspace(1, 0, count) for count in self.counts)
+        found = self.blank(*in_turn) if parts is None else parts[self.part]
+        saved = tuple(rank * own.unit.parameters - cost for rank, cost in enumerate(self.exact(found).tolist()))
+        return [ErrorCurve(self.part, found.units.loss.cpu(), own.unit, own.dense, saved=saved)]
+
+
+@UNITS.register("gated")
+@dataclass(frozen=True)
+class GatedUnit(OneOrder[PartChoice, GatedParts]):
+    """Describe the heads of one attention module, or the hidden units of an MLP, and its outputs."""
+
+    revision: ClassVar[int] = 1
+
+    methods: ClassVar[Registry[type[PartChoice]]] = GATED
+
+    @classmethod
+    def find(cls, model: nn.Module, method: PartChoice, settings: Settings, sites: str) -> list[GatedUnit]:
+        return [cls(site, method, settings) for site in _headed(model, settings)]
+
+    @property
+    def width(self) -> int:
+        """Return the width of a head, or of a hidden unit."""
+        return self.site.head_width if isinstance(self.site, AttentionSite) else 1
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Count the heads, or the hidden units, and the outputs."""
+        output = self.linears[-1]
+        return output.in_features // self.width, output.out_features
+
+    def blank(self, inner: Tensor, *others: Tensor) -> GatedParts:
+        return GatedParts.by_score(inner, others[0], torch.zeros(self.linears[-1].in_features))
+
+    def exact(self, found: GatedParts) -> Tensor:
+        inner = found.inner.cpu().long().cumsum(0)
+        exact: Tensor = pruned(self.site, inner, torch.arange(1, len(inner) + 1) - inner)
+        return exact
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, GatedParts]:
+        return {self.part: self.method(self.site, moments[self.linears[-1].name])}
+
+    def kept(self, found: GatedParts, rank: int | None) -> Kept:
+        inner, outputs = found.kept(rank)
+        return Kept(self.spread(inner), outputs)
+
+
+@dataclass(frozen=True)
+class DecomposedColumns(DecomposedParts[Columns]):
+    """Hold a module with its inputs and its inner parts in order."""
+
+    def entry(self, cut: ModuleCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the module's entry of the report, whose rank counts inner parts; its error leaves out the inputs' loss."""
+        entry, site = super().entry(cut, ranks, compressed), self.unit.site
+        kept, inputs = self.found.kept(ranks[self.unit.part])
+        inner = HIDDEN if isinstance(site, MlpSite) else VALUE
+        counts = {inner: len(kept), f"{inner}_of": len(self.found.mean)}
+        if inputs is not None:
+            counts |= {INPUT: len(inputs), f"{INPUT}_of": site.in_features}
+        others = {name: value for name, value in entry["details"].items() if name not in (PART, f"{PART}_of")}
+        return {**entry, "rank": None if cut is None else len(kept), "details": {**others, **counts}}
+
+
+@UNITS.register("columns")
+@dataclass(frozen=True)
+class ColumnUnit(OneOrder[ColumnChoice, Columns]):
+    """Describe the values' dimensions of one attention module, or the hidden units of an MLP, and its inputs."""
+
+    revision: ClassVar[int] = 1
+
+    methods: ClassVar[Registry[type[ColumnChoice]]] = COLUMNS
+    result: ClassVar[type[DecomposedColumns]] = DecomposedColumns
+
+    @classmethod
+    def find(cls, model: nn.Module, method: ColumnChoice, settings: Settings, sites: str) -> list[ColumnUnit]:
+        """Find the attention modules and MLPs of all blocks. Raises ``InputError`` for factors that are to be pivoted."""
+        if settings.pivoted:
+            raise InputError("layers that read some of their inputs cannot be pivoted: leave out pivoted")
+        found = whole_modules(model, settings)
+        return [cls(site, method, settings) for site in found if not isinstance(site, PoolSite)]
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        """Return the layer that reads the module's input, where inputs can be removed, and the output layer."""
+        reader, output = input_reader(self.site), self.site.linears[-1]
+        return (output,) if reader is None else (reader, output)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Count the dimensions or hidden units, and the inputs."""
+        return tuple(layer.in_features for layer in reversed(self.linears))
+
+    def blank(self, inner: Tensor, *others: Tensor) -> Columns:
+        return Columns.by_score(inner, others[0] if others else None, torch.zeros(len(inner)))
+
+    def exact(self, found: Columns) -> Tensor:
+        site, output, (inner, inputs) = self.site, self.linears[-1], found.counts()
+        read, exact = inputs if len(self.linears) > 1 else None, inner
+        if isinstance(site, MlpSite):
+            exact = pruned(site, inner, output.out_features, read)
+        elif site.dense_logits:
+            own = site.costs()[VALUE]
+            exact = own.fixed.parameters + inner * own.unit.parameters
+        else:
+            places = torch.where(found.inner, found.index // site.head_width, site.qkv.heads)
+            seen = nn.functional.one_hot(places, site.qkv.heads + 1).cumsum(0)[:, :-1] > 0
+            heads = torch.cat([seen.new_zeros(1, dtype=torch.long), seen.sum(1)])[found.foremost :]
+            exact = pruned(site, heads, output.out_features, read, heads * site.head_width - inner)
+        return exact
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Columns]:
+        *first, output = (moments[site.name] for site in self.linears)
+        return {self.part: self.method(output, first[0] if first else None)}
+
+    def kept(self, found: Columns, rank: int | None) -> Kept:
+        inner, inputs = found.kept(rank)
+        return Kept(inner, inputs=inputs, mean=found.input_mean)
