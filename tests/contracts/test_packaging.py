@@ -16,7 +16,6 @@ from experiments.report import publish
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import EXTRAS, require
 from tests.support.commands import STANDIN, refused
-from tests.support.import_graph import run_time_nodes
 from tests.support.sources import ROOT
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
@@ -35,9 +34,9 @@ def distribution(package: str) -> str:
 
 
 def third_party(path: Path) -> set[str]:
-    """What a file imports of others when it runs, at its top or within functions."""
+    """What a file imports of others: at its top, within functions, and for the type checker."""
     found: set[str] = set()
-    for node in run_time_nodes(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
