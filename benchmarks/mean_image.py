@@ -28,9 +28,9 @@ COLUMNS = ("layer", "cap", "rank", "mean image %", "objective %", "true error %"
 LITERAL = {"decomposition.unseen": False, "allocator.start": "dense"}  # the paper, word by word
 
 
-def layer_row(known: DecomposedLinear, rank: int | None) -> list[str]:
+def layer_row(decomposed: DecomposedLinear, rank: int | None) -> list[str]:
     """Return the figures of one layer; a dense one has lost nothing."""
-    weight, moments, factors = known.weight, known.moments[known.unit.name], known.found
+    weight, moments, factors = decomposed.weight, decomposed.moments[decomposed.unit.name], decomposed.found
     mean_image = moments.mean("representative")
     share = mean_image.square().sum() / len(mean_image) / moments.mean("input_second").trace()
     errors = output_metric(weight, moments, centred=False).error_curve(factors)
@@ -43,7 +43,7 @@ def layer_row(known: DecomposedLinear, rank: int | None) -> list[str]:
             float(best[rank]),
             float(errors[-1]),
         ]
-    cells = [known.unit.name, str(factors.cap), "dense" if rank is None else str(rank)]
+    cells = [decomposed.unit.name, str(factors.cap), "dense" if rank is None else str(rank)]
     return cells + [f"{100 * figure:.2f}" for figure in figures]
 
 

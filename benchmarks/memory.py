@@ -120,12 +120,14 @@ class Bench:
         least = self.macs
         with Spill() as kept:
             replay = Replay(self.model, self.analysis.recipe.objective, [self.batch[:1]], 1, kept)
-            for known in self.analysis.decomposed:
-                units = {curve.name: None for curve in self.analysis.curves_by_unit[known.unit.name]}
+            for decomposed in self.analysis.decomposed:
+                units = {curve.name: None for curve in self.analysis.curves_by_unit[decomposed.unit.name]}
                 for unit in units:
                     rank = self.plan.ranks[unit]
-                    small = known.cut({**units, unit: known.probe_rank(unit) if rank is None else rank}).fold()
-                    least += macs(partial(replay.divergence, known.unit.name, small))
+                    small = decomposed.cut(
+                        {**units, unit: decomposed.probe_rank(unit) if rank is None else rank}
+                    ).fold()
+                    least += macs(partial(replay.divergence, decomposed.unit.name, small))
         return self._row("measured losses", self.measure_one, few, many, took, dense * least / self.macs)
 
     def _row(self, step: str, run: Callable[[int], None], few: int, many: int, took: float, floor: float) -> Row:

@@ -7,7 +7,7 @@ row and its bias. One class cuts them all; the kinds below say which parts they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -65,14 +65,14 @@ Found = TypeVar("Found", bound=Ordered)
 class Kept:
     """Hold which parts stay, by their indices, ascending; None: all of them. ``mean``: of the module's inputs, (n,)."""
 
-    inner: Tensor  # among the inputs of the output layer
+    inner: Tensor  # of the output layer's inputs
     outputs: Tensor | None = None
     inputs: Tensor | None = None
     mean: Tensor | None = None
 
     def means_in(self, dense: Weights) -> Weights:
         """Let the bias take up what the inputs that go add on average."""
-        if self.mean is None:
+        if self.inputs is None or self.mean is None:
             return dense
         mean, weight, kept = self.mean, dense.weight, self.inputs
         return replace(dense, bias=dense.bias + (mean @ weight - mean[kept] @ weight[kept]))
@@ -89,14 +89,16 @@ class DecomposedParts(DecomposedModule[Found]):
         site, (*_, layer) = self.unit.site, self.unit.linears
         kept = self.unit.kept(self.found, ranks[self.unit.part])
         output = self.unit.output(self.found, kept.inner, *dense_linear(self.model, layer))
-        if isinstance(site, AttentionSite):
+        if attention := isinstance(site, AttentionSite):
             cut = _attention(self.model, site, kept, output)
-            _replace(cut.module, ("query", "key_value"), SelectInput.of, kept.inputs, site.in_features)
-            _replace(cut.module, ("proj",), ScatterOutput.of, kept.outputs, layer.out_features)
         else:
             cut = _mlp(self.model, site, kept, output)
-            _replace(cut.module, ("fc1",), SelectInput.of, kept.inputs, site.in_features)
-            _replace(cut.module, ("fc2",), ScatterOutput.of, kept.outputs, layer.out_features)
+        if kept.inputs is not None:
+            for name in ("query", "key_value") if attention else ("fc1",):
+                replace_module(cut.module, name, SelectInput.of(_linear(cut.module, name), kept.inputs))
+        if kept.outputs is not None:
+            name = "proj" if attention else "fc2"
+            replace_module(cut.module, name, ScatterOutput.of(_linear(cut.module, name), kept.outputs))
         return cut
 
     def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
@@ -110,19 +112,15 @@ class DecomposedParts(DecomposedModule[Found]):
         )
 
 
-def _replace(
-    module: nn.Module,
-    names: Sequence[str],
-    smaller: Callable[[nn.Linear, Tensor], nn.Module],
-    kept: Tensor | None,
-    count: int,
-) -> None:
-    """Let linear layers of a module read, or make, what is ``kept`` of a ``count``, in place."""
-    for name in names if kept is not None and len(kept) < count else ():
-        layer = module.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        assert kept is not None
-        replace_module(module, name, smaller(layer, kept))
+def _linear(module: nn.Module, name: str) -> nn.Linear:
+    layer = module.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _some(kept: Tensor | None, count: int) -> Tensor | None:
+    """Return the indices of what stays; None where that is everything."""
+    return kept if kept is not None and len(kept) < count else None
 
 
 def _attention(model: nn.Module, site: AttentionSite, kept: Kept, output: tuple[Tensor, Tensor]) -> ModuleCut:
@@ -134,7 +132,7 @@ def _attention(model: nn.Module, site: AttentionSite, kept: Kept, output: tuple[
 def _mlp(model: nn.Module, site: MlpSite, kept: Kept, output: tuple[Tensor, Tensor]) -> ModuleCut:
     """Make the MLP; with fewer inputs its first layer gets a bias."""
     dense, columns = family_of(model).mlp_weights(model, site), torch.eye(site.fc2.in_features).to(output[0])
-    if kept.inputs is not None and len(kept.inputs) < site.in_features:
+    if kept.inputs is not None:
         site = replace(site, inputs=(replace(site.inputs[0], bias=True),))
     small = fold_mlp(site, kept.means_in(dense), kept.inner, *output)
     return ModuleCut(small, OutputApproximation(columns[:, kept.inner], columns.new_zeros(len(columns))))
@@ -146,6 +144,15 @@ class PartUnit(ModuleUnit[Method, Found]):
 
     kind: ClassVar[str] = PART  # of its parts
     result: ClassVar[type[DecomposedParts[Any]]] = DecomposedParts
+
+    @classmethod
+    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> list[PartUnit[Method, Found]]:
+        return [cls(site, method, settings) for site in whole_modules(model, settings) if cls.takes(site)]
+
+    @classmethod
+    def takes(cls, site: AttentionSite | MlpSite) -> bool:
+        """Tell whether a module has such parts."""
+        raise NotImplementedError
 
     @property
     def part(self) -> str:
@@ -186,6 +193,11 @@ class PartUnit(ModuleUnit[Method, Found]):
         return (parts[:, None] * self.width + torch.arange(self.width).to(parts)).flatten()
 
 
+def _headed(site: AttentionSite) -> bool:
+    """Tell whether queries and keys can be removed with the values."""
+    return not isinstance(site, PoolSite) and not site.dense_logits
+
+
 @UNITS.register("mlp")
 @dataclass(frozen=True)
 class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
@@ -199,9 +211,8 @@ class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
     kind: ClassVar[str] = HIDDEN
 
     @classmethod
-    def find(cls, model: nn.Module, method: MlpDecomposition, settings: Settings, sites: str) -> list[HiddenUnit]:
-        found = whole_modules(model, settings)
-        return [cls(site, method, settings) for site in found if isinstance(site, MlpSite)]
+    def takes(cls, site: AttentionSite | MlpSite) -> bool:
+        return isinstance(site, MlpSite)
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, InputSubset]:
         (weight, _), dense = dense_linear(model, self.site.fc2), family_of(model).mlp_weights(model, self.site)
@@ -232,9 +243,8 @@ class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
     kind: ClassVar[str] = HEAD
 
     @classmethod
-    def find(cls, model: nn.Module, method: HeadChoice, settings: Settings, sites: str) -> list[WholeHeadUnit]:
-        """Find the attention modules of all blocks whose queries and keys can be removed with the values."""
-        return [cls(site, method, settings) for site in _headed(model, settings) if isinstance(site, AttentionSite)]
+    def takes(cls, site: AttentionSite | MlpSite) -> bool:
+        return isinstance(site, AttentionSite) and _headed(site)
 
     @property
     def width(self) -> int:
@@ -253,12 +263,6 @@ class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
         """Return the dimensions of the values, head by head."""
         order = self.spread(found.units.order)
         return InputSubset.pruned(Directions(order, weight.new_zeros(len(order) + 1)), weight)
-
-
-def _headed(model: nn.Module, settings: Settings) -> list[AttentionSite | MlpSite]:
-    """Find the MLPs, and the attention modules whose queries and keys can be removed with the values."""
-    found = [site for site in whole_modules(model, settings) if not isinstance(site, PoolSite)]
-    return [site for site in found if isinstance(site, MlpSite) or not site.dense_logits]
 
 
 @dataclass(frozen=True)
@@ -305,8 +309,8 @@ class GatedUnit(OneOrder[PartChoice, GatedParts]):
     methods: ClassVar[Registry[type[PartChoice]]] = GATED
 
     @classmethod
-    def find(cls, model: nn.Module, method: PartChoice, settings: Settings, sites: str) -> list[GatedUnit]:
-        return [cls(site, method, settings) for site in _headed(model, settings)]
+    def takes(cls, site: AttentionSite | MlpSite) -> bool:
+        return isinstance(site, MlpSite) or _headed(site)
 
     @property
     def width(self) -> int:
@@ -332,7 +336,7 @@ class GatedUnit(OneOrder[PartChoice, GatedParts]):
 
     def kept(self, found: GatedParts, rank: int | None) -> Kept:
         inner, outputs = found.kept(rank)
-        return Kept(self.spread(inner), outputs)
+        return Kept(self.spread(inner), _some(outputs, self.linears[-1].out_features))
 
 
 @dataclass(frozen=True)
@@ -362,12 +366,17 @@ class ColumnUnit(OneOrder[ColumnChoice, Columns]):
     result: ClassVar[type[DecomposedColumns]] = DecomposedColumns
 
     @classmethod
-    def find(cls, model: nn.Module, method: ColumnChoice, settings: Settings, sites: str) -> list[ColumnUnit]:
-        """Find the attention modules and MLPs of all blocks. Raises ``InputError`` for factors that are to be pivoted."""
+    def find(
+        cls, model: nn.Module, method: ColumnChoice, settings: Settings, sites: str
+    ) -> list[PartUnit[ColumnChoice, Columns]]:
+        """Find the modules. Raises ``InputError`` for factors that are to be pivoted."""
         if settings.pivoted:
             raise InputError("layers that read some of their inputs cannot be pivoted: leave out pivoted")
-        found = whole_modules(model, settings)
-        return [cls(site, method, settings) for site in found if not isinstance(site, PoolSite)]
+        return super().find(model, method, settings, sites)
+
+    @classmethod
+    def takes(cls, site: AttentionSite | MlpSite) -> bool:
+        return not isinstance(site, PoolSite)
 
     @property
     def linears(self) -> tuple[Site, ...]:
@@ -404,4 +413,4 @@ class ColumnUnit(OneOrder[ColumnChoice, Columns]):
 
     def kept(self, found: Columns, rank: int | None) -> Kept:
         inner, inputs = found.kept(rank)
-        return Kept(inner, inputs=inputs, mean=found.input_mean)
+        return Kept(inner, inputs=_some(inputs, self.site.in_features), mean=found.input_mean)

@@ -115,8 +115,8 @@ def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.M
 def test_the_times_of_two_units_add_up_where_both_are_reduced() -> None:
     """Together they save more than alone, as a padded pair does: by hand, for 8 directions each."""
     curves = [ErrorCurve.in_parameters(name, torch.zeros(9), 1, 9) for name in ("a", "b")]
-    known = SimpleNamespace(unit=SimpleNamespace(name="x"))
-    grid = Grid(known, curves)
+    decomposed = SimpleNamespace(unit=SimpleNamespace(name="x"))
+    grid = Grid(decomposed, curves)
     times = {(a, b): 10.0 * a + 20 * b + 30 * max(a, b) + 7 for a, b in grid.points}
     assert len(grid.points) == 3 * len(SHARES) - 2  # all full is one point
     tables = grid.tables(500.0, times, 1)

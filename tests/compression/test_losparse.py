@@ -26,17 +26,17 @@ def test_what_is_folded_is_the_split_weight(kind: str) -> None:
     plan = analysis.plan(0.3)
     small, _ = analysis.apply(plan)
     same = copy.deepcopy(model)
-    for known in analysis.decomposed:
-        count = plan.ranks[known.unit.part]
+    for decomposed in analysis.decomposed:
+        count = plan.ranks[decomposed.unit.part]
         if count is None:
             continue
-        layer = same.get_submodule(known.unit.name)
+        layer = same.get_submodule(decomposed.unit.name)
         u, s, vt = torch.linalg.svd(layer.weight.data, full_matrices=False)
-        rank = known.unit.rank
+        rank = decomposed.unit.rank
         split = u[:, :rank] @ torch.diag(s[:rank]) @ vt[:rank]
-        kept = known.found.units.order[:count]
+        kept = decomposed.found.units.order[:count]
         split[kept] = layer.weight.data[kept]
-        mean = analysis.moments[known.unit.name].mean("input_sum")
+        mean = analysis.moments[decomposed.unit.name].mean("input_sum")
         layer.bias.data += (layer.weight.data - split) @ mean
         layer.weight.data = split
     torch.testing.assert_close(outputs(small, data), outputs(same, data), rtol=1e-9, atol=1e-9)
@@ -49,8 +49,8 @@ def test_one_threshold_on_the_rows_of_all_layers() -> None:
     analysis = analyse(tiny(), images(16).split(8), "losparse0")
     plan = analysis.plan(0.3)
     kept, gone, widest = [], [], 0
-    for known, curve in zip(analysis.decomposed, analysis.curves, strict=True):
-        scores, count, width = known.found.units.loss[:-1].tolist(), plan.ranks[curve.name], curve.unit.parameters
+    for decomposed, curve in zip(analysis.decomposed, analysis.curves, strict=True):
+        scores, count, width = decomposed.found.units.loss[:-1].tolist(), plan.ranks[curve.name], curve.unit.parameters
         if count is not None:
             kept += [(score, width) for score in scores[1:count]]
             gone += scores[count:]

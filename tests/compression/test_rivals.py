@@ -73,9 +73,9 @@ def kept_of(part: object, rank: int) -> tuple[Tensor, Tensor | None]:
 def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
     """The dense model with zeros in the columns that read what the plan removes; means go into the bias of VBP."""
     same = copy.deepcopy(model)
-    for known in analysis.decomposed:  # type: ignore[attr-defined]
-        for unit, part in known.parts.items():
-            layer = same.get_submodule(known.unit.linears[-1].name)
+    for decomposed in analysis.decomposed:  # type: ignore[attr-defined]
+        for unit, part in decomposed.parts.items():
+            layer = same.get_submodule(decomposed.unit.linears[-1].name)
             kept, outputs = kept_of(part, plan.ranks[unit])
             count = layer.in_features
             ordered = part.inner.sum() if isinstance(part, GatedParts | Columns) else len(part.units.order)
@@ -86,7 +86,7 @@ def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
             if isinstance(part, Columns):
                 unread = torch.ones_like(part.input_mean, dtype=torch.bool)
                 unread[part.kept(plan.ranks[unit])[1]] = False
-                without(same.get_submodule(known.unit.linears[0].name), unread, part.input_mean)
+                without(same.get_submodule(decomposed.unit.linears[0].name), unread, part.input_mean)
             if outputs is not None:
                 made = torch.zeros(layer.out_features, dtype=torch.bool)
                 made[outputs] = True

@@ -60,7 +60,7 @@ def test_times_shrink_as_multiply_accumulates_do() -> None:
     class Clock(FewerTokens):
         """A machine on which each size of a unit takes as many nanoseconds as it has directions, times a hundred."""
 
-        def priced(self, curves: Any, known: Any = ()) -> list[ErrorCurve]:
+        def priced(self, curves: Any, decomposed: Any = ()) -> list[ErrorCurve]:
             return [
                 ErrorCurve(each.name, each.errors, each.unit, each.dense, each.fixed, table=(100, 200, 800))
                 for each in curves

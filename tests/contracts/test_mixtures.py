@@ -31,9 +31,9 @@ def differences(model: nn.Module, data: torch.Tensor, recipe: str) -> dict[str, 
     found = {}
     for title, ranks in plans.items():
         mixtures, shares = [], []
-        for known in analysis.decomposed:
-            for curve in analysis.curves_by_unit[known.unit.name]:
-                mixtures.append(known.mixture(curve.name, [*curve.ranks[:1], ranks[curve.name]]))
+        for decomposed in analysis.decomposed:
+            for curve in analysis.curves_by_unit[decomposed.unit.name]:
+                mixtures.append(decomposed.mixture(curve.name, [*curve.ranks[:1], ranks[curve.name]]))
                 shares.append(torch.tensor([0.0] * len(curve.ranks[:1]) + [1.0], dtype=torch.float64))
         gated = mixed_outputs(analysis.model, mixtures, shares, data)
         folded, _ = analysis.apply(RankPlan(ranks))
@@ -60,9 +60,12 @@ def test_without_biases() -> None:
             layer.bias.data.zero_()
     torch.testing.assert_close(outputs(folded, data), outputs(bare, data), rtol=1e-8, atol=1e-8)
     names = [
-        (known, name) for known in analysis.decomposed for name in (c.name for c in known.curves()) if "attn" in name
+        (decomposed, name)
+        for decomposed in analysis.decomposed
+        for name in (c.name for c in decomposed.curves())
+        if "attn" in name
     ]
-    mixtures = [known.mixture(name, [plan[name]]) for known, name in names]
+    mixtures = [decomposed.mixture(name, [plan[name]]) for decomposed, name in names]
     gated = mixed_outputs(analysis.model, mixtures, [torch.ones(1, dtype=torch.float64)] * len(mixtures), data)
     torch.testing.assert_close(gated, outputs(bare, data), rtol=1e-8, atol=1e-8)
 

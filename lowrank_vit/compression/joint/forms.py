@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from torch import nn
 
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.units.base import Decomposed
 
 Affine = NDArray[np.int64]  # (1 + units,): a constant, and what one more of each unit adds
 SCALE_BYTES = 3  # of each row: a scale in float16 and a zero point
@@ -85,24 +85,24 @@ def counts(curves: Sequence[ErrorCurve]) -> dict[str, int]:
     return {curve.name: curve.full_rank or len(curve.errors) - 1 for curve in curves}
 
 
-def cut_form(known: Any, curves: Sequence[ErrorCurve], dense: nn.Module, points: int) -> Form | None:
+def cut_form(decomposed: Decomposed, curves: Sequence[ErrorCurve], dense: nn.Module, points: int) -> Form | None:
     """Return the form with units at chosen sizes, found by folding a few; None where no size is cheaper than dense.
 
     Every dimension of a folded layer is affine in the sizes, so a fold at the largest size and one for each unit at a
     smaller one tell them all. ``points``: how many sizes of each unit are offered at most.
     """
     largest = counts(curves)
-    whole = _weights(known.cut(largest).fold()) <= _weights(dense)
+    whole = _weights(decomposed.cut(largest).fold()) <= _weights(dense)
     whole = whole and all(len(curve.errors) > largest[curve.name] for curve in curves)
     sizes = {curve.name: _sizes(curve, points, whole) for curve in curves}
     if not all(sizes.values()):
         return None
     largest = {unit: each[-1] for unit, each in sizes.items()}
-    shapes = _shapes(known.cut(largest).fold())
+    shapes = _shapes(decomposed.cut(largest).fold())
     slopes = []
     for unit, each in sizes.items():
         if len(each) > 1:
-            smaller = _shapes(known.cut({**largest, unit: each[0]}).fold())
+            smaller = _shapes(decomposed.cut({**largest, unit: each[0]}).fold())
             slopes.append({name: (shapes[name] - smaller[name]) // (each[-1] - each[0]) for name in shapes})
         else:
             slopes.append({name: np.zeros_like(shape) for name, shape in shapes.items()})
@@ -118,7 +118,7 @@ def cut_form(known: Any, curves: Sequence[ErrorCurve], dense: nn.Module, points:
     }
     rest = affine.pop(REST)[0]
     layers = [
-        Layer(joined(known.unit.name, name), rows, columns, int(np.prod(shapes[name])))
+        Layer(joined(decomposed.unit.name, name), rows, columns, int(np.prod(shapes[name])))
         for name, (rows, columns) in affine.items()
     ]
     return Form(layers, rest, sizes, whole)

@@ -61,11 +61,11 @@ class JointPlanner:
     def whole(self) -> nn.Module:
         """Return the model in the forms that are cut, with all units at their largest size: the same function."""
         model = copy.deepcopy(self.analysis.model)
-        for known in self.analysis.decomposed:
-            form = self.forms[known.unit.name][-1]
+        for decomposed in self.analysis.decomposed:
+            form = self.forms[decomposed.unit.name][-1]
             if form.whole and form.sizes:
                 sizes = {unit: each[-1] for unit, each in form.sizes.items()}
-                replace_module(model, known.unit.name, known.cut(sizes).fold())
+                replace_module(model, decomposed.unit.name, decomposed.cut(sizes).fold())
         PatchUnit.prepare(model)
         return model
 
@@ -73,9 +73,9 @@ class JointPlanner:
     def forms(self) -> dict[str, list[Form]]:
         """Return the forms of every unit's module: as it is, unless a whole cut one does as well, and cut."""
         found = {}
-        for known in self.analysis.decomposed:
-            name, dense = known.unit.name, self.analysis.model.get_submodule(known.unit.name)
-            cut = cut_form(known, self.analysis.curves_by_unit[name], dense, POINTS)
+        for decomposed in self.analysis.decomposed:
+            name, dense = decomposed.unit.name, self.analysis.model.get_submodule(decomposed.unit.name)
+            cut = cut_form(decomposed, self.analysis.curves_by_unit[name], dense, POINTS)
             found[name] = [] if cut is not None and cut.whole else [as_it_is(name, dense)]
             found[name] += [] if cut is None else [cut]
         return found

@@ -19,13 +19,13 @@ from lowrank_vit.units.base import Decomposed, Ranks
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
 
 
-def widened(known: Decomposed, ranks: Ranks, change: Change) -> Change:
+def widened(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
     """Express a change of the output layer at a size, (s, d) and (d,), in all k directions: (k, d) and (d,).
 
     The latter is what both add to the output in the mean.
     """
-    subset, (weight, bias) = _subset(known), map(as_float64, change)
-    kept, mean = _inputs(known, ranks)
+    subset, (weight, bias) = _subset(decomposed), map(as_float64, change)
+    kept, mean = _inputs(decomposed, ranks)
     whole = torch.zeros_like(subset.weight)
     if kept is None:
         whole = weight if subset.basis is None else torch.linalg.solve(torch.block_diag(*subset.basis), weight)
@@ -34,10 +34,10 @@ def widened(known: Decomposed, ranks: Ranks, change: Change) -> Change:
     return whole, bias + mean @ weight
 
 
-def narrowed(known: Decomposed, ranks: Ranks, change: Change) -> Change:
+def narrowed(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
     """Express a change in all directions as one of the output layer at a size: the inverse of ``widened``."""
-    subset, (whole, added) = _subset(known), change
-    kept, mean = _inputs(known, ranks)
+    subset, (whole, added) = _subset(decomposed), change
+    kept, mean = _inputs(decomposed, ranks)
     if kept is not None:
         weight = refit(subset.covariance, whole, kept)
     else:
@@ -45,29 +45,29 @@ def narrowed(known: Decomposed, ranks: Ranks, change: Change) -> Change:
     return weight, added - mean @ weight
 
 
-def _inputs(known: Decomposed, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
+def _inputs(decomposed: Decomposed, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
     """Return the directions that the output layer sees at a size, and their mean, (s,); None in a dense module."""
-    subset, units = _subset(known), list(known.parts)
+    subset, units = _subset(decomposed), list(decomposed.parts)
     if all(ranks[unit] is None for unit in units):
         return None, subset.mean
     kept = subset.units.kept(ranks[units[-1]])
     if subset.basis is None:
         return kept, subset.mean[kept]
-    seen = known.cut(ranks).kept
+    seen = decomposed.cut(ranks).kept
     return kept, (subset.mean - seen.offset) @ seen.columns
 
 
-def _subset(known: Decomposed) -> InputSubset:
+def _subset(decomposed: Decomposed) -> InputSubset:
     """Return the part that makes the output: the last one."""
-    subset = list(known.parts.values())[-1]
+    subset = list(decomposed.parts.values())[-1]
     assert isinstance(subset, InputSubset)
     return subset
 
 
-def check_change(known: Decomposed, ranks: Ranks, change: Change) -> None:
+def check_change(decomposed: Decomposed, ranks: Ranks, change: Change) -> None:
     """Raise ``ValueError`` for a change that is not of the output layer at a size."""
-    subset, units = _subset(known), list(known.parts)
+    subset, units = _subset(decomposed), list(decomposed.parts)
     dense = all(ranks[unit] is None for unit in units)
     count = len(subset.weight) if dense or ranks[units[-1]] is None else ranks[units[-1]]
     if (change[0].shape, change[1].shape) != ((count, subset.weight.shape[1]), (subset.weight.shape[1],)):
-        raise ValueError(f"the change of {known.unit.name} is {tuple(change[0].shape)}, not of {count} directions")
+        raise ValueError(f"the change of {decomposed.unit.name} is {tuple(change[0].shape)}, not of {count} directions")

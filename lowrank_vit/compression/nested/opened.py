@@ -57,9 +57,9 @@ class Opened(Analysis):
             for name, count in counts:
                 if count is not None and not 0 < count < len(curves[name].errors):
                     raise ValueError(f"{name} has no size {count}")
-            for known in self.decomposed:
-                if known.unit.name in size.changes:
-                    check_change(known, size.ranks, size.changes[known.unit.name])
+            for decomposed in self.decomposed:
+                if decomposed.unit.name in size.changes:
+                    check_change(decomposed, size.ranks, size.changes[decomposed.unit.name])
 
     def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
         """Choose every unit's size. Raises ``InputError`` for a budget below the smallest known size, too."""
@@ -78,10 +78,10 @@ class Opened(Analysis):
         The logarithm of measured / predicted is linear between the counts that were measured, constant beyond them.
         """
         points = {}
-        for known in self.decomposed:
-            for curve in self.curves_by_unit[known.unit.name]:
+        for decomposed in self.decomposed:
+            for curve in self.curves_by_unit[decomposed.unit.name]:
                 planned = plan.ranks[curve.name]
-                count = known.probe_rank(curve.name) if planned is None else planned
+                count = decomposed.probe_rank(curve.name) if planned is None else planned
                 measured = dict(sorted(size.points[curve.name] for size in self.sizes))
                 ratios = [math.log(max(loss, LEAST) / max(curve.error(at), LEAST)) for at, loss in measured.items()]
                 factor = math.exp(float(np.interp(count, list(measured), ratios)))
@@ -93,16 +93,16 @@ class Opened(Analysis):
         if self.recipe.refit is None:
             return {}
         shares = self._shares(ranks)
-        for known in self.decomposed:
+        for decomposed in self.decomposed:
             sums = [torch.zeros((), dtype=torch.float64)] * 2
             for size, share in shares:
-                change = size.changes.get(known.unit.name)
+                change = size.changes.get(decomposed.unit.name)
                 if change is not None:
-                    wide = widened(known, size.ranks, change)
+                    wide = widened(decomposed, size.ranks, change)
                     sums = [total.to(part) + share * part for total, part in zip(sums, wide, strict=True)]
             if sums[0].ndim:
-                layer = get_linear(compressed, known.unit.linears[-1])
-                weight, bias = narrowed(known, ranks, (sums[0], sums[1]))
+                layer = get_linear(compressed, decomposed.unit.linears[-1])
+                weight, bias = narrowed(decomposed, ranks, (sums[0], sums[1]))
                 layer.weight.data = (as_float64(layer.weight) + weight.T).to(layer.weight)
                 layer.bias.data = (as_float64(layer.bias) + bias).to(layer.bias)
         return {"refit": {"between": [self.reduction(size) for size, _ in shares]}}

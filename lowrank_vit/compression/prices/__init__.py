@@ -20,6 +20,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.evaluate.speed import Setting
+from lowrank_vit.units.base import Decomposed
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Price:
         """Describe the machine and how the model ran on it, where the cost depends on them."""
         return {}
 
-    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
-        """Return the curves with prices in this cost; ``known``: the decomposed units that they belong to."""
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
+        """Return the curves with prices in this cost; ``decomposed``: the decomposed units that they belong to."""
         return [replace(curve, price=self.cost) for curve in curves]
 
     def count(self, small: nn.Module) -> int:

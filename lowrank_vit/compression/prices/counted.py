@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from lowrank_vit.modules.counting import model_size, parameter_count, saved_byte
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.units.base import Decomposed
 
 
 @PRICES.register(PARAMETERS)
@@ -77,7 +78,7 @@ class Bytes(Price):
         """Count the bytes of the dense model."""
         return self.count(self.model)
 
-    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
         """Price the parameters by their width."""
         width = self.dtype.itemsize
         return [

@@ -13,6 +13,7 @@ from lowrank_vit.compression.prices import Price
 from lowrank_vit.modules.counting import input_size, tokens_per_image
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.tokens import TokenRule
+from lowrank_vit.units.base import Decomposed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,13 @@ class FewerTokens(Price):
         """Return what the model costs beside its units."""
         return self.uncut - sum(curve.dense_cost for curve in curves)
 
-    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
-        """Price the sizes of the decomposed units ``known`` by the tokens that reach them."""
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
+        """Price the sizes of the decomposed units ``decomposed`` by the tokens that reach them."""
         size = input_size(self.base)
         assert size is not None  # whoever counts the whole has said so
-        tokens = tokens_per_image(self.rule(self.base), [each.unit.linears[0].name for each in known], size)
-        fewer = {curve.name: curve for each in known for curve in each.unit.curves(tokens)}
-        return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, known)]
+        tokens = tokens_per_image(self.rule(self.base), [each.unit.linears[0].name for each in decomposed], size)
+        fewer = {curve.name: curve for each in decomposed for curve in each.unit.curves(tokens)}
+        return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, decomposed)]
 
     def count(self, small: nn.Module) -> int:
         """Return what a smaller model costs with fewer tokens."""

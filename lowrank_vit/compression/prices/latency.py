@@ -25,6 +25,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.evaluate.module_times import Call, ModuleTimes, in_turns
 from lowrank_vit.stages.evaluate.speed import prepared, settings
+from lowrank_vit.units.base import Decomposed
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed
 NANO = 1e9
@@ -89,10 +90,10 @@ class Latency(Price):
         tolerance = TOLERANCE_OF_ONE if self.setting.batch == 1 else TOLERANCE
         return abs(counted - limit) > tolerance * limit
 
-    def priced(self, curves: Sequence[ErrorCurve], known: Sequence[Any] = ()) -> list[ErrorCurve]:
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
         """Return the curves with times for costs, measured where the machine's table does not have them."""
         own = {curve.name: curve for curve in curves}
-        grids = [Grid(module, [own[curve.name] for curve in module.curves()]) for module in known]
+        grids = [Grid(module, [own[curve.name] for curve in module.curves()]) for module in decomposed]
         ready = prepared(self.base, replace(self.setting, mode="eager"))
         inputs = inputs_of(ready, [grid.name for grid in grids], self.images)
         names = {grid.name: grid.described(self.base, inputs[grid.name]) for grid in grids}
@@ -121,14 +122,13 @@ class Latency(Price):
 class Grid:
     """Hold the sizes at which a module is timed, and what they say of each of its units."""
 
-    known: Any
+    decomposed: Decomposed
     curves: Sequence[ErrorCurve]
 
     @property
     def name(self) -> str:
         """Return the module's name."""
-        name: str = self.known.unit.name
-        return name
+        return self.decomposed.unit.name
 
     @property
     def full(self) -> Sizes:
@@ -156,13 +156,12 @@ class Grid:
     def folded(self, sizes: Sizes) -> nn.Module:
         """Make the module at some sizes of its units."""
         ranks = {curve.name: size for curve, size in zip(self.curves, sizes, strict=True)}
-        module: nn.Module = self.known.cut(ranks).fold()
-        return module
+        return self.decomposed.cut(ranks).fold()
 
     def described(self, model: nn.Module, inputs: Inputs) -> str:
         """Describe the module by what its times depend on."""
         module = described(model.get_submodule(self.name), [*inputs[0], *inputs[1].values()])
-        return f"{type(self.known.unit).__name__} of {module}"
+        return f"{type(self.decomposed.unit).__name__} of {module}"
 
     def tables(self, dense: float, times: Mapping[Sizes, float], grain: int) -> dict[str, tuple[int, ...]]:
         """Return the cost of every size of each unit, the dense one last; ``times``: the module's at all points."""
