@@ -24,13 +24,13 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 class Registry(Generic[T]):
     """Map names to things of one kind, filled by ``@registry.register(name)``.
 
-    ``package`` is the folder whose modules register the things; it is imported on the first look-up, so that adding
+    ``packages`` are the folders whose modules register the things; they are imported on the first look-up, so that adding
     a thing is adding one file.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, *packages: str) -> None:
         self.kind = kind
-        self.package = package
+        self.packages = packages
         self._entries: dict[str, T] = {}
         self._scanned = False
 
@@ -63,8 +63,7 @@ class Registry(Generic[T]):
         return next((name for name, entry in self._entries.items() if type(thing) is entry), None)
 
     def _scan(self) -> None:
-        if not self._scanned:
-            folder = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(folder.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
-            self._scanned = True
+        for package in () if self._scanned else self.packages:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                importlib.import_module(f"{package}.{module.name}")
+        self._scanned = True
