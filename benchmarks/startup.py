@@ -54,8 +54,7 @@ STARTS = (
     Start("lowrank_vit quantize DIR --bits 8 --out DIR", code=2),
     Start("lowrank_vit finetune DIR --data digits --out DIR", code=2),
     Start("experiments --help"),
-    Start("experiments list"),
-    Start("experiments list table_rivals"),
+    Start("experiments list table1"),
     Start("experiments run tabel1", code=2),
     Start("experiments run table1 --data imagefolder:nowhere", code=2),
     Start("experiments run table1 --data imagefolder:. --checkpoints nowhere", code=2),
@@ -66,6 +65,8 @@ STARTS = (
     Start("lowrank_vit list compensations", TORCH),
     Start("lowrank_vit list quantizers", TORCH),
     Start("lowrank_vit list tokens", TORCH),
+    Start("experiments list", TORCH),
+    Start("experiments list table_rivals", TORCH),
     Start(f"{COMPRESS} --out new --recipe exakt", TORCH, code=2),
     Start(
         "lowrank_vit learn --model digits_deit_small --data digits --reduction 0.5 --out new --method vtq",

@@ -178,7 +178,7 @@ ADDED: Registry[Recipe] = Registry("recipe", "lowrank_vit.methods")
 def add_recipe(name: str, base: Recipe | None = None, **parts: Any) -> Recipe:
     """Make a recipe that is known by its name: of parts, or of another recipe with some of them changed."""
     recipe = Recipe(name=name, **parts) if base is None else replace(base, name=name, **parts)
-    return ADDED.register(name)(recipe)
+    return ADDED.add(name, recipe)
 
 
 ALIASES = {"budget": "compensation.budget", "probe": "objective.sampling"}

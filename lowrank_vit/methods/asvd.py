@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
@@ -40,3 +41,4 @@ add_recipe(
     allocator=Uniform(),
     about="SVD of the weight scaled by input magnitudes (Yuan et al.)",
 )
+look("asvd", "X", (5, 3), "pink", "ASVD, uniform", "without its search of ranks")

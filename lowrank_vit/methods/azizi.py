@@ -15,6 +15,7 @@ from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.methods.exact import WhitenedNormalised
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
@@ -168,3 +169,6 @@ add_recipe(
     units={"decomposition": WhitenedNormalised()},
     about="the paper read charitably: all tokens of all images in place of the mean image, Algorithm 1, low-rank Z",
 )
+look("paper", "^", (6, 3), "orange", "Azizi et al.", "before fine-tuning")
+look("paper_charitable", "X", (4, 2, 1, 2), "olive")
+look("paper, windows", "^", (3, 2), "brown", labels=("ours (paper, windows)",))

@@ -20,6 +20,7 @@ from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.methods.loss_aware import TwoSided
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import QUERY_KEY, VALUE, AttentionSite, MlpSite
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
@@ -204,3 +205,4 @@ add_recipe(
     refit=OutputRefit(),
     about="attention by head, MLP by interpolation, scans left out, others two-sided, one budget of predicted loss",
 )
+look("best", "v", (1, 2), "green", "Ours")

@@ -13,6 +13,7 @@ from lowrank_vit.linalg.elimination import covariance
 from lowrank_vit.linalg.heads import activation_metrics, round_robin
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
+from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import QUERY_KEY, AttentionSite, MlpSite
 from lowrank_vit.stages.allocate.uniform import Uniform
@@ -88,4 +89,24 @@ add_recipe(
     units={"attention": Coordinates(), "mlp": ActiveEnergy()},
     allocator=Uniform(),
     about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
+)
+look(
+    "corp",
+    ">",
+    (6, 2),
+    "orange",
+    "CORP, our reading",
+    "energies by our reading; linear in the queries, where theirs is affine",
+)
+DOUBTED = "its row prints the same 58.2M for MLPs alone and for both: at least one is wrong (both would be 51.2M)"
+PRINTED.add(
+    "corp",
+    tuple(
+        Printed(model, "CORP", params, top1, "CORP's repository (2602.05243)", "training-free", "0", note=note)
+        for model, params, top1, note in (
+            ("deit_b", "58.2M (-33%)", 72.0, DOUBTED),
+            ("deit_t", "3.9M (-32%)", 55.4, "MLPs alone, of 72.0 dense"),
+            ("deit_t", "3.5M (-39%)", 41.4, "of 72.0 dense"),
+        )
+    ),
 )

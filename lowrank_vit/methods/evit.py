@@ -12,6 +12,7 @@ from torch import nn
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.modules.token_block import FUSE, TokenBlock
+from lowrank_vit.records.looks import look
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.tokens import TOKENS, check_shares
 
@@ -52,3 +53,6 @@ class AttentiveTokens:
     def strengths(self, tokens: int) -> list[AttentiveTokens]:
         """List the rule from all tokens kept, one less at a time, to a single one."""
         return [replace(self, keep=kept / tokens) for kept in range(tokens, 0, -1)]
+
+
+look("evit", "s", (5, 3), "violet", "EViT", "saves no parameters; without its training")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.methods.svd_llm import Whitened
+from lowrank_vit.records.looks import look
 from lowrank_vit.stages.decompose import DECOMPOSITIONS
 
 
@@ -53,3 +54,5 @@ add_recipe(
     bias_correction=True,
     about="exact, with the error of each image divided by its energy, as the paper's (3) has it",
 )
+look("exact", "o", (), "black", "Ours")
+look("exact_normalised", "o", (5, 2), "violet")

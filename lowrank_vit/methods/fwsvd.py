@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.allocate.equal_error import EqualError
 from lowrank_vit.stages.allocate.uniform import Uniform
@@ -52,3 +53,5 @@ add_recipe(
     sense=MeasuredCurves(),
     about="fwsvd with ranks by one threshold on the measured sensitivity of each layer, as ASVD searches them",
 )
+look("fwsvd", "p", (3, 3), "olive", "FWSVD, uniform", "without its labelled fine-tuning")
+look("fwsvd_search", "p", (5, 2), "blue", "FWSVD + search", "ranks by one threshold on the measured KL")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.factors import Directions
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import ROW
 from lowrank_vit.records.split_rows import SplitRows, check_share, split_rank
@@ -271,4 +272,20 @@ add_recipe(
     gradual=SparseRows(),
     labelled=True,
     about="a low-rank part and rows beside it, both trained on labelled images while rows go (LoSparse, Li et al.)",
+)
+look(
+    "losparse0",
+    "h",
+    (2, 3),
+    "grey",
+    "LoSparse's start",
+    "rows by slopes of the dense model, no training; biases take up means",
+)
+look(
+    "losparse",
+    "h",
+    (),
+    "blue",
+    "LoSparse",
+    "5% for the low-rank part; the schedule's shares are ours; half of the epochs while rows go",
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.linalg.metric import cholesky_root, output_metric
 from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, tail_energy
 
@@ -51,3 +52,4 @@ add_recipe(
     bias_correction=True,
     about="weighted by the loss's Fisher on the output side, ranks by predicted loss over the whole model",
 )
+look("loss_aware", "D", (8, 3, 2, 3), "blue", "Ours")

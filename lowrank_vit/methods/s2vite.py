@@ -14,6 +14,7 @@ from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.methods.spvit_he import LearntUnits
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.factors import Directions, InputSubset, WholeHeads
+from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -217,4 +218,27 @@ add_recipe(
     labelled=True,
     about="heads and hidden units that drop and grow while the model is trained on labelled images "
     "(S2ViTE, Chen et al.)",
+)
+look("ssp", "s", (4, 2), "brown", "S2ViTE's one-shot baseline", "without the training that follows")
+look("ssp, multiply-accumulates", "s", (2, 2), "red", labels=("s2vite's one-shot baseline, macs as budget (ssp)",))
+look(
+    "s2vite",
+    "s",
+    (),
+    "olive",
+    "S2ViTE's schedule, from trained weights",
+    "it starts from random ones; half of the epochs while units change",
+)
+look("s2vite, from scratch", "s", (3, 3), "green", labels=("s2vite, from scratch (s2vite)",))
+KEPT = "attention outputs and biases uncounted as pruned: 54.5M if what is pruned is physically removed"
+FULL = ("Chen et al. 2021", "full-ft", "600, from scratch")
+ONE_SHOT = ("Chen et al. 2021, as quoted in SAViT", "full-ft", "not found", "none", "training follows the pruning")
+PRINTED.add(
+    "s2vite",
+    (
+        Printed("deit_b", "S2ViTE", "56.8M (-34%)", 82.22, *FULL, note=KEPT),
+        Printed("deit_b", "SSP", "56.8M (-34%)", 80.80, *ONE_SHOT),
+        Printed("deit_t", "S2ViTE", "4.2M (-27%)", 70.12, *FULL),
+        Printed("deit_t", "SSP", "4.2M (-27%)", 68.59, *ONE_SHOT),
+    ),
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Directions, InputSubset
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, MIXER, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -151,4 +152,27 @@ add_recipe(
     gradual=UnitAndMixerGates(),
     labelled=True,
     about="hidden units, and attention or a convolution, by gates trained with the weights on labelled images (He et al.)",
+)
+look(
+    "spvit-he-gates",
+    ">",
+    (2, 2),
+    "green",
+    "He's SPViT, gates of hidden units alone",
+    "no mixers; the weights stay frozen",
+)
+look(
+    "spvit-he-gates, multiply-accumulates",
+    "p",
+    (2, 2),
+    "red",
+    labels=("he's spvit, gates alone, macs as budget (spvit-he-gates)",),
+)
+look(
+    "spvit-he",
+    ">",
+    (),
+    "violet",
+    "He's SPViT",
+    "weights go on from the search; strength and rates are ours; half of the epochs with gates",
 )

@@ -12,6 +12,7 @@ from torch import nn
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.modules.token_selector import SelectingBlock
+from lowrank_vit.records.looks import look
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.seeds import reseed
 from lowrank_vit.stages.tokens import TOKENS, check_shares
@@ -73,3 +74,14 @@ class SelectorsAndWeights(SelectorsAlone):
 
     revision: ClassVar[int] = 1
     labelled: ClassVar[bool] = True
+
+
+look(
+    "spvit-kong-gates",
+    ">",
+    (4, 2),
+    "red",
+    "Kong's SPViT, selectors alone",
+    "on calibration images, towards the dense model; adds the selectors' parameters",
+)
+look("spvit-kong", ">", (), "pink", "Kong's SPViT", "the weights at a hundredth of the rate")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
@@ -34,3 +35,4 @@ add_recipe(
     allocator=Uniform(),
     about="plain SVD of the weight, the same share of every layer",
 )
+look("svd", "s", (2, 3), "grey", "Plain SVD", labels=("vanilla svd + ft", "vanilla svd"))

@@ -10,6 +10,7 @@ from torch import Tensor
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
@@ -44,3 +45,4 @@ add_recipe(
     allocator=Uniform(),
     about="whitened SVD, the same share of every layer (Wang et al.)",
 )
+look("svd_llm", "<", (3, 2), "brown", "SVD-LLM")

@@ -11,6 +11,7 @@ from torch import nn
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.modules.token_block import MERGE, TokenBlock
+from lowrank_vit.records.looks import look
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.tokens import TOKENS
 
@@ -45,3 +46,6 @@ class TokenMerging:
     def strengths(self, tokens: int) -> list[TokenMerging]:
         """List the rule from no pair in a block to half of the tokens."""
         return [replace(self, r=pairs) for pairs in range(tokens // 2 + 1)]
+
+
+look("tome", "o", (1, 3), "blue", "ToMe", "saves no parameters")

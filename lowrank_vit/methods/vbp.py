@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Directions, InputSubset
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import MlpSite
 from lowrank_vit.stages.allocate.equal_error import EqualError
@@ -39,3 +40,5 @@ add_recipe(
     allocator=EqualError(),
     about="hidden units of least variance removed, their mean into the bias: VBP before its distillation",
 )
+look("vbp", "D", (3, 3), "green", "VBP's pruning", "before its distillation")
+look("vbp, distilled", "o", (2, 2), "green", labels=("vbp's pruning, distilled",))

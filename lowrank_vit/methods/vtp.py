@@ -14,6 +14,7 @@ from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.columns import Columns
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
+from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, INPUT, VALUE, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -164,4 +165,21 @@ add_recipe(
     GATES_ALONE,
     labelled=True,
     about="VTP's gates a1 to a4, trained with the weights on labelled images (Zhu et al.)",
+)
+look("vtp-taylor", "^", (2, 2), "pink", "VTP's gates, first order", "gates a2 and a4 alone, never trained")
+look(
+    "vtp-gates",
+    "^",
+    (4, 2),
+    "blue",
+    "VTP's gates alone",
+    "gates a1 to a4 on calibration images; the weights stay frozen",
+)
+look("vtp", "^", (), "red", "VTP", "L1 and learning rate of gates a1 to a4 are ours; half of the epochs with gates")
+PRINTED.add(
+    "vtp",
+    (
+        Printed("deit_b", "VTP", "67.3M (-22%)", 81.3, "Zhu et al. 2021", "full-ft", "100 with gates, then 100"),
+        Printed("deit_b", "VTP", "48.0M (-45%)", 80.7, "Zhu et al. 2021", "full-ft", "100 with gates, then 100"),
+    ),
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Directions, GatedParts
+from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, OUTPUT, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -212,4 +213,28 @@ add_recipe(
     GATES_ALONE,
     labelled=True,
     about="WDPruning's width, trained with the weights on labelled images (Yu et al.)",
+)
+look(
+    "wd-depth",
+    "X",
+    (2, 3),
+    "black",
+    "WDPruning's depth, closed form",
+    "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
+)
+look(
+    "wdp-gates",
+    "X",
+    (4, 2),
+    "brown",
+    "WDPruning's gates alone",
+    "scores and thresholds on calibration images, width alone",
+)
+look(
+    "wdpruning",
+    "X",
+    (),
+    "violet",
+    "WDPruning, width",
+    "no classifiers after inner blocks; rates are ours; half of the epochs with gates",
 )

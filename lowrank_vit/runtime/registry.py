@@ -6,6 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Generic, TypeVar
 
 from lowrank_vit.runtime.errors import InputError
@@ -22,7 +23,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 class Registry(Generic[T]):
-    """Map names to things of one kind, filled by ``@registry.register(name)``.
+    """Map names to things of one kind, filled by ``@registry.register(name)`` or ``registry.add``.
 
     ``packages`` are the folders whose modules register the things; they are imported on the first look-up, so that adding
     a thing is adding one file.
@@ -36,14 +37,14 @@ class Registry(Generic[T]):
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers what it decorates as ``name``. Raises ``ValueError`` for a name in use."""
+        return partial(self.add, name)
 
-        def add(thing: T) -> T:
-            if name in self._entries:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = thing
-            return thing
-
-        return add
+    def add(self, name: str, thing: T) -> T:
+        """Register a thing as ``name``, and return it. Raises ``ValueError`` for a name in use."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = thing
+        return thing
 
     def names(self) -> list[str]:
         """Return the registered names, sorted."""

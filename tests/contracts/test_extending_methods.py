@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises: a paper is one file in ``methods``, which registries, lists and commands find there."""
+"""What CONTRIBUTING.md promises: a paper is one file in ``methods``, where registries, lists, plots and tables find it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Directions, InputSubset
+from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.stages.decompose import MLPS
 
 
@@ -39,6 +40,8 @@ class Loudest:
 
 
 add_recipe("loudest", units={"mlp": Loudest()}, about="hidden units of largest mean activation")
+look("loudest", "o", (1, 1), "red", "Loudest")
+PRINTED.add("loudest", (Printed("deit_t", "Loudest", "3.5M (-39%)", 60.0, "Nobody 2026", "training-free", "0"),))
 # --8<-- [end:method]
 '''
 SCRIPT = """
@@ -47,7 +50,14 @@ import lowrank_vit.methods
 lowrank_vit.methods.__path__.append(sys.argv[1])
 from lowrank_vit import RECIPES, compress, get_recipe, recipe_of
 from lowrank_vit.cli.listing import listing
+from lowrank_vit.records.looks import PRINTED
+from experiments.report.styles import known_style
+from experiments.tables import table_rivals
+from experiments.tables.architectures import DEIT_T
 from tests.support.models import images, tiny
+assert known_style("Loudest (loudest)").mpl[0] == "o"
+assert table_rivals._row(DEIT_T, "loudest", 40).method == "Loudest (loudest)"
+assert PRINTED.get("loudest")[0].top1 == 60.0
 _, report = compress(tiny(), [images(8)], get_recipe("loudest").but(**{"mlp.power": 2.0}), 0.2)
 fields = report["recipe_fields"]
 assert recipe_of(fields) == RECIPES["loudest"].but(**{"mlp.power": 2.0})
