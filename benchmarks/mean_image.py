@@ -19,9 +19,9 @@ from benchmarks.output import show, write
 from lowrank_vit import analyse, get_recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
+from lowrank_vit.methods.svd_llm import Whitened
 from lowrank_vit.models import load_model
 from lowrank_vit.records.images import Images
-from lowrank_vit.stages.decompose.linear.whitened import Whitened
 from lowrank_vit.units.linear import DecomposedLinear
 
 COLUMNS = ("layer", "cap", "rank", "mean image %", "objective %", "true error %", "whitened %", "at the cap %")

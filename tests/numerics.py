@@ -41,7 +41,7 @@ from lowrank_vit import (
     quantize,
     revisions_of,
 )
-from lowrank_vit.compression.full_forms import FULL_FORMS
+from lowrank_vit.compression.recipes import FULL_FORMS, RENAMED
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.stages.compensate import COMPENSATIONS
@@ -290,7 +290,7 @@ def cases() -> dict[str, Case]:
 
 def _cases() -> Iterator[tuple[str, Case]]:
     vit, train = "family.vit", (*CUT, "train")
-    for name, recipe in RECIPES.items():
+    for name, recipe in [*RECIPES.items(), *((name, get_recipe(name)) for name in RENAMED)]:
         short = recipe.but(steps=20) if recipe.compensation is not None else recipe
         parts = (*CUT, vit, *(["compensate"] if recipe.compensation else []), *(["train"] if recipe.gradual else []))
         yield name, Case(functools.partial(compressed, short), parts, short, chaotic=name == "wdp-gates")

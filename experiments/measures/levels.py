@@ -45,7 +45,7 @@ def unbiased_head_level(model: nn.Module, data: ImageData, job: Job, ledger: Led
 
 def products(biases: bool) -> Recipe:
     """Return the recipe that cuts products of heads."""
-    return get_recipe("comcat_search").only("attention").but(search=False, **{"attention.biases": biases})
+    return get_recipe("comcat").only("attention").but(search=False, **{"attention.biases": biases})
 
 
 def _products(model: nn.Module, data: ImageData, job: Job, ledger: Ledger, *, biases: bool) -> dict[str, Any]:

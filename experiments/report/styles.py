@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_vit.records.looks import LOOKS
+
 Row = Mapping[str, Any]
 COLOURS = {  # on white and on dark paper, after Okabe and Ito: far enough apart for colour-blind eyes
     "grey": ("#757575", "#a6a6a6"),
@@ -22,6 +24,7 @@ COLOURS = {  # on white and on dark paper, after Okabe and Ito: far enough apart
     "red": ("#c0182f", "#ff6f7d"),
 }
 MARKERS = "s^oDvPXp<>h"  # matplotlib's
+KNOWN = {name: LOOKS.get(name) for name in LOOKS.names()}  # what methods say of themselves
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,9 @@ class Style:
         return {"marker": self.marker, "dashes": " ".join(map(str, self.dashes)), "light": light, "dark": dark}
 
 
-STYLES = {  # by the name of a recipe, and of what is no recipe of its own
+STYLES = {  # by the name of a recipe or token rule, and of what is none
+    **{name.replace("-", "_"): Style(look.marker, look.dashes, look.colour) for name, look in KNOWN.items()},
     "baseline": Style("*", (), "black"),
-    "svd": Style("s", (2, 3), "grey"),
-    "paper": Style("^", (6, 3), "orange"),
-    "paper_charitable": Style("X", (4, 2, 1, 2), "olive"),
-    "exact": Style("o", (), "black"),
-    "exact_normalised": Style("o", (5, 2), "violet"),
-    "paper, windows": Style("^", (3, 2), "brown"),
-    "loss_aware": Style("D", (8, 3, 2, 3), "blue"),
-    "best": Style("v", (1, 2), "green"),
     "best, trained": Style("P", (12, 3, 3, 3), "pink"),
     "best, distilled": Style("p", (6, 2), "violet"),
     "best, distilled, mixed": Style("P", (3, 3), "cyan"),
@@ -71,7 +67,6 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "best, larger": Style("o", (1, 2), "cyan"),
     "best, larger, fed back": Style("o", (6, 2), "pink"),
     "baseline, fed back": Style("*", (6, 2), "grey"),
-    "svd_llm": Style("<", (3, 2), "brown"),
     "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
     "+ losses measured": Style("h", (2, 2), "red"),
     "+ factors pivoted": Style("P", (9, 3), "black"),
@@ -79,45 +74,8 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "+ patch embedding at a rank": Style("s", (6, 2), "pink"),
     "+ position embedding at a rank": Style("^", (3, 3), "green"),
     "+ all, factors pivoted": Style("X", (9, 3), "blue"),
-    "fwsvd": Style("p", (3, 3), "olive"),
-    "asvd": Style("X", (5, 3), "pink"),
-    "aafm": Style("h", (1, 3), "cyan"),
-    "afm_energy": Style("h", (4, 3), "olive"),
-    "aafm+gfm": Style("D", (7, 2), "cyan"),
-    "flar": Style("X", (), "red"),
-    "fwsvd_search": Style("p", (5, 2), "blue"),
-    "ssp": Style("s", (4, 2), "brown"),
-    "vtp_taylor": Style("^", (2, 2), "pink"),
-    "vbp": Style("D", (3, 3), "green"),
-    "vbp, distilled": Style("o", (2, 2), "green"),
-    "corp": Style(">", (6, 2), "orange"),
-    "tome": Style("o", (1, 3), "blue"),
-    "evit": Style("s", (5, 3), "violet"),
-    "ssp, multiply-accumulates": Style("s", (2, 2), "red"),
     "best, multiply-accumulates": Style("v", (4, 2), "black"),
     "best+tome": Style("D", (), "black"),
-    "vtp_gates": Style("^", (4, 2), "blue"),
-    "wdp_gates": Style("X", (4, 2), "brown"),
-    "vtp": Style("^", (), "red"),
-    "spvit_kong_gates": Style(">", (4, 2), "red"),
-    "spvit_he_gates": Style(">", (2, 2), "green"),
-    "spvit_he_gates, multiply-accumulates": Style("p", (2, 2), "red"),
-    "spvit_he": Style(">", (), "violet"),
-    "spvit_kong": Style(">", (), "pink"),
-    "wdpruning": Style("X", (), "violet"),
-    "s2vite": Style("s", (), "olive"),
-    "s2vite, from scratch": Style("s", (3, 3), "green"),
-    "wd_depth": Style("X", (2, 3), "black"),
-    "losparse": Style("h", (), "blue"),
-    "losparse0": Style("h", (2, 3), "grey"),
-    "comcat0": Style("<", (2, 3), "pink"),
-    "comcat": Style("<", (9, 3), "red"),
-    "comcat_search": Style("<", (5, 3), "green"),
-    "comcat0, manual": Style("<", (2, 2), "blue"),
-    "comcat0, energy": Style("<", (4, 3), "grey"),
-    "comcat_search, written": Style("<", (1, 3), "violet"),
-    "comcat_search, official": Style("<", (6, 3), "cyan"),
-    "comcat_search, unbiased": Style("<", (3, 3), "olive"),
     "best, searched": Style("v", (9, 3), "orange"),
     "best, sizes by gates": Style("P", (4, 2), "olive"),
     "sizes alone": Style("v", (1, 2), "pink"),
@@ -138,8 +96,7 @@ STYLES = {  # by the name of a recipe, and of what is no recipe of its own
     "sparse, unstructured, whitened": Style(">", (3, 2), "blue"),
 }
 NAMES = {  # methods whose names do not end in their recipe's
-    "vanilla svd + ft": "svd",
-    "vanilla svd": "svd",
+    **{label: name.replace("-", "_") for name, look in KNOWN.items() for label in look.labels},
     "beyond (best), full ft": "best, trained",
     "+ distilled (best)": "best, distilled",
     "+ all, factors pivoted, distilled": "best, all, factors pivoted, distilled",
@@ -154,19 +111,7 @@ NAMES = {  # methods whose names do not end in their recipe's
     "ours, distilled": "best, distilled",
     "ours (best), full ft": "best, trained",
     "ours (best), sizes by gates, full ft": "best, sizes by gates",
-    "vbp's pruning, distilled": "vbp, distilled",
-    "aafm + gfm (aafm+gfm)": "aafm+gfm",
-    "s2vite, from scratch (s2vite)": "s2vite, from scratch",
     "ours, macs as budget (best)": "best, multiply-accumulates",
-    "s2vite's one-shot baseline, macs as budget (ssp)": "ssp, multiply-accumulates",
-    "he's spvit, gates alone, macs as budget (spvit-he-gates)": "spvit_he_gates, multiply-accumulates",
-    "ours (paper, windows)": "paper, windows",
-    "comcat (comcat), full ft": "comcat",
-    "comcat's start, manual ranks": "comcat0, manual",
-    "comcat's start, ranks by energy": "comcat0, energy",
-    "comcat (comcat_search), objective as written": "comcat_search, written",
-    "comcat (comcat_search), the code's candidates": "comcat_search, official",
-    "comcat (comcat_search), no biases, as in the code": "comcat_search, unbiased",
     "ours (best), sizes by the search": "best, searched",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size

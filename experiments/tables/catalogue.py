@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
@@ -16,14 +16,18 @@ PREFIXES = ("table", "figure")  # of the modules that hold a table
 
 def tables() -> dict[str, Table]:
     """Return the ``TABLE`` of every module here that is called ``table...`` or ``figure...``, by its name."""
-    return {table.name: table for table in _scan()}
+    return {name: _table(name) for name in _names()}
 
 
-def _scan() -> Iterator[Table]:
+def _names() -> list[str]:
     folder = importlib.import_module(FOLDER)
-    for module in pkgutil.iter_modules(folder.__path__):
-        if module.name.startswith(PREFIXES):
-            yield importlib.import_module(f"{FOLDER}.{module.name}").TABLE
+    return [module.name for module in pkgutil.iter_modules(folder.__path__) if module.name.startswith(PREFIXES)]
+
+
+def _table(name: str) -> Table:
+    """Import one table: those that name methods' titles import PyTorch."""
+    table: Table = importlib.import_module(f"{FOLDER}.{name}").TABLE
+    return table
 
 
 def find_all(targets: Sequence[str], whole: bool = False) -> list[tuple[Table, list[Row]]]:
@@ -32,7 +36,7 @@ def find_all(targets: Sequence[str], whole: bool = False) -> list[tuple[Table, l
     Raises ``InputError`` with the nearest name and, for ``whole`` tables, for a target that names rows.
     """
     chosen: dict[str, tuple[Table, dict[str, Row]]] = {}
-    for target in tables() if "all" in targets else targets:
+    for target in _names() if "all" in targets else targets:
         table, name = find(target)
         if whole and name is not None:
             raise InputError(f"{target!r} names rows, where a whole table is wanted: {table.name}")
@@ -44,7 +48,7 @@ def find_all(targets: Sequence[str], whole: bool = False) -> list[tuple[Table, l
 def find(target: str) -> tuple[Table, str | None]:
     """Find the table and the row of ``TABLE`` or ``TABLE/ROW``. Raises ``InputError`` with the nearest name."""
     name, _, row = target.partition("/")
-    known = tables()
+    known = _names()
     if name not in known:
         raise unknown("table", name, known)
-    return known[name], row or None
+    return _table(name), row or None

@@ -22,89 +22,22 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
-from experiments.tables.printed import PRINTED
 from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
+from lowrank_vit.records.looks import LOOKS, PRINTED, Printed
 
-METHODS = {  # recipe: method, note
-    "svd": ("Plain SVD (svd)", ""),
-    "svd_llm": ("SVD-LLM (svd_llm)", ""),
-    "fwsvd": ("FWSVD, uniform (fwsvd)", "without its labelled fine-tuning"),
-    "asvd": ("ASVD, uniform (asvd)", "without its search of ranks"),
-    "afm_energy": ("AFM, ranks by energy (afm_energy)", "AFM's factors without its sensitivity"),
-    "aafm": ("AAFM (aafm)", "that its sensitivity is the KL, and its choice a knapsack, is our reading"),
-    "flar": ("FLAR-SVD, no latency model (flar)", "measured on a grid of 7 ranks; theirs bisects over multiples of 8"),
-    "fwsvd_search": ("FWSVD + search (fwsvd_search)", "ranks by one threshold on the measured KL"),
-    "comcat0": ("COMCAT's start (comcat0)", "no learnt ranks, no training; biases kept, which its code zeroes"),
-    "ssp": ("S2ViTE's one-shot baseline (ssp)", "without the training that follows"),
-    "vtp-taylor": ("VTP's gates, first order (vtp-taylor)", "gates a2 and a4 alone, never trained"),
-    "vtp-gates": ("VTP's gates alone (vtp-gates)", "gates a1 to a4 on calibration images; the weights stay frozen"),
-    "wdp-gates": ("WDPruning's gates alone (wdp-gates)", "scores and thresholds on calibration images, width alone"),
-    "wd-depth": (
-        "WDPruning's depth, closed form (wd-depth)",
-        "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
-    ),
-    "losparse0": (
-        "LoSparse's start (losparse0)",
-        "rows by slopes of the dense model, no training; biases take up means",
-    ),
-    "spvit-he-gates": (
-        "He's SPViT, gates of hidden units alone (spvit-he-gates)",
-        "no mixers; the weights stay frozen",
-    ),
-    "vbp": ("VBP's pruning (vbp)", "before its distillation"),
-    "corp": ("CORP, our reading (corp)", "energies by our reading; linear in the queries, where theirs is affine"),
-    "paper": ("Azizi et al. (paper)", "before fine-tuning"),
-    "exact": ("Ours (exact)", ""),
-    "loss_aware": ("Ours (loss_aware)", ""),
-    "best": ("Ours (best)", ""),
+METHODS = (
+    "svd", "svd_llm", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "comcat0", "ssp", "vtp-taylor",
+    "vtp-gates", "wdp-gates", "wd-depth", "losparse0", "spvit-he-gates", "vbp", "corp", "paper", "exact", "loss_aware",
+    "best",
+)  # fmt: skip
+LEARNT = ("vtp", "wdpruning", "s2vite", "losparse", "spvit-he")  # full forms
+SELECTORS: dict[str, dict[str, Any]] = {  # rule of tokens: fields of the row
+    "spvit-kong-gates": {"protocol": GATES_ALONE},
+    "spvit-kong": {"protocol": "full-ft+kd", "gradual_share": 1.0, "epochs": None},
 }
-LEARNT = {  # recipe of a full form: row, method, note
-    "vtp": (
-        "vtp",
-        "VTP (vtp)",
-        "L1 and learning rate of gates a1 to a4 are ours; half of the epochs with gates",
-    ),
-    "wdpruning": (
-        "wdpruning",
-        "WDPruning, width (wdpruning)",
-        "no classifiers after inner blocks; rates are ours; half of the epochs with gates",
-    ),
-    "s2vite": (
-        "s2vite-schedule",
-        "S2ViTE's schedule, from trained weights (s2vite)",
-        "it starts from random ones; half of the epochs while units change",
-    ),
-    "losparse": (
-        "losparse",
-        "LoSparse (losparse)",
-        "5% for the low-rank part; the schedule's shares are ours; half of the epochs while rows go",
-    ),
-    "spvit-he": (
-        "spvit-he",
-        "He's SPViT (spvit-he)",
-        "weights go on from the search; strength and rates are ours; half of the epochs with gates",
-    ),
-}
+PAPERS = ("flar", "corp", "aafm", "comcat", "s2vite", "vtp")  # whose printed numbers stand here
 SCRATCH = 600  # epochs from random weights
 HALF = 0.5  # of the epochs of full fine-tuning: with gates
-SELECTORS: dict[str, tuple[str, dict[str, Any]]] = {  # rule of tokens: method, fields of the row
-    "spvit-kong-gates": (
-        "Kong's SPViT, selectors alone (spvit-kong-gates)",
-        {
-            "protocol": GATES_ALONE,
-            "note": "on calibration images, towards the dense model; adds the selectors' parameters",
-        },
-    ),
-    "spvit-kong": (
-        "Kong's SPViT (spvit-kong)",
-        {
-            "protocol": "full-ft+kd",
-            "gradual_share": 1.0,
-            "epochs": None,
-            "note": "the weights at a hundredth of the rate",
-        },
-    ),
-}
 REDUCTIONS = (25, 40, 50)
 MACS = (25, 40)  # percent of the multiply-accumulates
 BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
@@ -125,15 +58,35 @@ def rows(model: Architecture) -> list[Row | Reported]:
     learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
     learnt += [row for percent in REDUCTIONS for row in _full(model, percent)]
     macs = [row for percent in MACS for row in _equal_macs(model, percent)]
-    return [dense, *measured, *trained, *learnt, *macs, *(printed.row(model) for printed in PRINTED[model.id])]
+    return [dense, *measured, *trained, *learnt, *macs, *_printed(model)]
 
 
 def _row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a method without training."""
-    method, note = METHODS[recipe]
     return Row(
-        f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol=GATES_ALONE if recipe.endswith("-gates") else "training-free", note=note, epochs=0, timed=True,
+        f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, _titled(recipe), recipe, percent / 100,
+        protocol=GATES_ALONE if recipe.endswith("-gates") else "training-free", note=LOOKS.get(recipe).note,
+        epochs=0, timed=True,
+    )  # fmt: skip
+
+
+def _titled(name: str) -> str:
+    """Name a method by its title and its recipe, or token rule."""
+    return f"{LOOKS.get(name).title} ({name})"
+
+
+def _printed(model: Architecture) -> list[Reported]:
+    """List what papers have printed about a model."""
+    return [_reported(model, each) for paper in PAPERS for each in PRINTED.get(paper) if each.model == model.id]
+
+
+def _reported(model: Architecture, printed: Printed) -> Reported:
+    """Return the row of a printed number."""
+    name = "-".join([*printed.method.lower().split(), printed.params.split()[0].lower()])
+    notes = "; ".join(filter(None, (f"epochs: {printed.epochs}; teacher: {printed.teacher}", printed.note)))
+    return Reported(
+        f"{model.id}/printed-{name}", model.label, printed.method, printed.params, printed.top1, printed.source,
+        printed.protocol, notes,
     )  # fmt: skip
 
 
@@ -143,7 +96,7 @@ def distilled_row(model: Architecture, recipe: str, percent: int) -> Row:
     return replace(
         _row(model, recipe, percent),
         id=f"{model.id}/{recipe}{'+gfm' if gfm else '-distilled'}-{percent}",
-        method="AAFM + GFM (aafm+gfm)" if gfm else f"{METHODS[recipe][0].rpartition(' (')[0]}, distilled",
+        method="AAFM + GFM (aafm+gfm)" if gfm else f"{LOOKS.get(recipe).title}, distilled",
         protocol="calibration-distilled",
         note="learning rate and epochs are ours: its own were not found" if gfm else "",
         distill_epochs=EPOCHS,
@@ -162,10 +115,11 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
 
     gates, budget = {"protocol": GATES_ALONE}, "MACs as budget"
     return [
-        row("tome", "ToMe (tome)", None, tokens="tome", note="saves no parameters"),
-        row("evit", "EViT (evit)", None, tokens="evit", note="saves no parameters; without its training"),
-        *(row(name, method, None, tokens=name, **more) for name, (method, more) in SELECTORS.items()),
-        row("ssp", f"S2ViTE's one-shot baseline, {budget} (ssp)", "ssp", note=METHODS["ssp"][1]),
+        *(
+            row(name, _titled(name), None, tokens=name, note=LOOKS.get(name).note, **more)
+            for name, more in {"tome": {}, "evit": {}, **SELECTORS}.items()
+        ),
+        row("ssp", f"S2ViTE's one-shot baseline, {budget} (ssp)", "ssp", note=LOOKS.get("ssp").note),
         row("spvit-he-gates", f"He's SPViT, gates alone, {budget} (spvit-he-gates)", "spvit-he-gates", **gates),
         row("best", f"Ours, {budget} (best)", "best"),
         row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
@@ -174,10 +128,10 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
 
 def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a full form."""
-    name, method, note = LEARNT[recipe]
+    name = "s2vite-schedule" if recipe == "s2vite" else recipe  # from trained weights, where the paper's are random
     return Row(
-        f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="full-ft+kd", note=note, gradual_share=HALF, full=True,
+        f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, _titled(recipe), recipe, percent / 100,
+        protocol="full-ft+kd", note=LOOKS.get(recipe).note, gradual_share=HALF, full=True,
     )  # fmt: skip
 
 

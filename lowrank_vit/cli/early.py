@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 from lowrank_vit.cli.arguments import check_one_model
-from lowrank_vit.compression.catalogue import RECIPES
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
@@ -21,9 +20,6 @@ HUB = "hf_hub:"
 def check_early(args: argparse.Namespace) -> None:
     """Raise ``InputError`` for what is missing or unknown and for numbers out of range; then by the verb's own ``check``."""
     given = vars(args)
-    recipe = given.get("recipe")
-    if recipe is not None and recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
     if given.get("logger") == "wandb":
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
     if "folder" in given and "model" in given:
@@ -51,6 +47,11 @@ def check_early(args: argparse.Namespace) -> None:
         parse_budgets(args.budget)
     if "check" in given:
         args.check(args)
+    if given.get("recipe") is not None:  # the last, as recipes need PyTorch
+        from lowrank_vit.compression.recipes import RECIPES, RENAMED
+
+        if RENAMED.get(args.recipe, args.recipe) not in RECIPES:
+            raise unknown("recipe", args.recipe, RECIPES)
 
 
 def check_figure(path: Path) -> None:

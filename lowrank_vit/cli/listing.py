@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-from lowrank_vit.compression.catalogue import FULL_FORMS, RECIPES
 from lowrank_vit.runtime.registry import Registry
 
 
@@ -28,10 +27,10 @@ def listing(kind: str) -> dict[str, str]:
     """Return the names of a kind, each with one line about it."""
     if kind == "models":
         return _models()
-    if kind == "recipes":
-        return RECIPES
-    if kind == "methods":
-        return FULL_FORMS
+    if kind in ("recipes", "methods"):
+        from lowrank_vit.compression.recipes import FULL_FORMS, RECIPES
+
+        return {name: recipe.about for name, recipe in (RECIPES if kind == "recipes" else FULL_FORMS).items()}
     registries: list[Registry]
     if kind == "decompositions":
         from lowrank_vit.stages.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS, TABLES

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from lowrank_vit.compression.catalogue import ABOUT
 from lowrank_vit.objectives import OBJECTIVES, Objective
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
@@ -173,9 +172,13 @@ class Recipe:
         }
 
 
-def named(name: str, **parts: Any) -> Recipe:
-    """Make the recipe called ``name``; the line about it is in ``catalogue.py``."""
-    return Recipe(name=name, about=ABOUT[name], **parts)
+ADDED: Registry[Recipe] = Registry("recipe", "lowrank_vit.methods")
+
+
+def add_recipe(name: str, base: Recipe | None = None, **parts: Any) -> Recipe:
+    """Make a recipe that is known by its name: of parts, or of another recipe with some of them changed."""
+    recipe = Recipe(name=name, **parts) if base is None else replace(base, name=name, **parts)
+    return ADDED.add(name, recipe)
 
 
 ALIASES = {"budget": "compensation.budget", "probe": "objective.sampling"}

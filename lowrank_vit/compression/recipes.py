@@ -1,79 +1,30 @@
-"""The named recipes, as data."""
+"""The named recipes, in the order of lists and tables. The files of ``methods`` add them."""
 
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any
 
-from lowrank_vit.compression import rivals
-from lowrank_vit.compression.full_forms import FULL_FORMS
-from lowrank_vit.compression.recipe import Recipe, named
-from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.compression.recipe import ADDED, Recipe
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
-from lowrank_vit.stages.allocate.greedy import GreedyMarginal
-from lowrank_vit.stages.allocate.paper import GradualReduction
-from lowrank_vit.stages.allocate.uniform import Uniform
-from lowrank_vit.stages.compensate.kinds.low_rank import LowRank
-from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
-from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.decompose.attention.heads import HeadLowRank
-from lowrank_vit.stages.decompose.linear.aafm import FeatureMimicking
-from lowrank_vit.stages.decompose.linear.asvd import ActivationScaledSVD
-from lowrank_vit.stages.decompose.linear.fwsvd import FisherWeightedSVD
-from lowrank_vit.stages.decompose.linear.representative import RepresentativeSVD
-from lowrank_vit.stages.decompose.linear.svd import PlainSVD
-from lowrank_vit.stages.decompose.linear.two_sided import TwoSided
-from lowrank_vit.stages.decompose.linear.whitened import (
-    Whitened,
-    WhitenedCentred,
-    WhitenedCentredNormalised,
-    WhitenedNormalised,
-)
-from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
-from lowrank_vit.stages.decompose.scan.leave_out import LeaveOut
+
+ORDER = (
+    "svd", "fwsvd", "asvd", "svd_llm", "afm_energy", "paper", "paper_charitable", "exact", "exact_normalised", "loss_aware",
+    "best", "aafm", "flar", "fwsvd_search", "comcat0", "comcat", "ssp", "vtp-taylor", "vbp", "corp", "wd-depth", "losparse0",
+    "vtp-gates", "wdp-gates", "spvit-he-gates", "vtp", "wdpruning", "spvit-he", "s2vite", "losparse",
+)  # fmt: skip
+RENAMED = {"comcat_search": "comcat"}  # in older reports, published rows and commands
 
 
-def _linear(decomposition: Any) -> dict[str, Any]:
-    return {"decomposition": decomposition}
+def _listed(labelled: bool) -> dict[str, Recipe]:
+    """Return the recipes that train on labelled images, or all others, by their names; those without a place come last."""
+    places = {name: place for place, name in enumerate(ORDER)}
+    names = sorted(ADDED.names(), key=lambda name: places.get(name, len(places)))
+    return {name: recipe for name in names if (recipe := ADDED.get(name)).labelled == labelled}
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        named("svd", units=_linear(PlainSVD()), allocator=Uniform()),
-        named("fwsvd", units=_linear(FisherWeightedSVD()), allocator=Uniform()),
-        named("asvd", units=_linear(ActivationScaledSVD()), allocator=Uniform()),
-        named("svd_llm", units=_linear(Whitened()), allocator=Uniform()),
-        named("afm_energy", units=_linear(FeatureMimicking()), allocator=GreedyMarginal(), bias_correction=True),
-        named(
-            "paper",
-            units=_linear(RepresentativeSVD()),
-            allocator=GradualReduction(),
-            compensation=LowRank(),
-            solver="minibatch",
-        ),
-        named(
-            "paper_charitable",
-            units=_linear(WhitenedNormalised()),
-            allocator=GradualReduction(),
-            compensation=LowRank(),
-            solver="minibatch",
-        ),
-        named("exact", units=_linear(WhitenedCentred()), bias_correction=True),
-        named("exact_normalised", units=_linear(WhitenedCentredNormalised()), bias_correction=True),
-        named("loss_aware", units=_linear(TwoSided()), bias_correction=True),
-        named(
-            "best",
-            units={"attention": HeadLowRank(), "mlp": Interpolation(), "scan": LeaveOut(), **_linear(TwoSided())},
-            bias_correction=True,
-            objective=Classification(sampling="signs"),
-            measured=MeasuredLosses(),
-            refit=OutputRefit(),
-        ),
-        *rivals.RECIPES,
-    )
-}
+RECIPES = _listed(labelled=False)
+FULL_FORMS = _listed(labelled=True)
 
 
 def as_recipe(given: str | Recipe) -> Recipe:
@@ -90,7 +41,7 @@ def as_recipe(given: str | Recipe) -> Recipe:
 
 def get_recipe(name: str) -> Recipe:
     """Look up the recipe called ``name``, among full forms, too. Raises ``InputError`` with the nearest name otherwise."""
-    known = {**RECIPES, **FULL_FORMS}
+    known, name = {**RECIPES, **FULL_FORMS}, RENAMED.get(name, name)
     if name not in known:
         raise unknown("recipe", name, known)
     return known[name]

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Generic, TypeVar
 
 from lowrank_vit.runtime.errors import InputError
@@ -22,28 +23,28 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 class Registry(Generic[T]):
-    """Map names to things of one kind, filled by ``@registry.register(name)``.
+    """Map names to things of one kind, filled by ``@registry.register(name)`` or ``registry.add``.
 
-    ``package`` is the folder whose modules register the things; it is imported on the first look-up, so that adding
+    ``packages`` are the folders whose modules register the things; they are imported on the first look-up, so that adding
     a thing is adding one file.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, *packages: str) -> None:
         self.kind = kind
-        self.package = package
+        self.packages = packages
         self._entries: dict[str, T] = {}
         self._scanned = False
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers what it decorates as ``name``. Raises ``ValueError`` for a name in use."""
+        return partial(self.add, name)
 
-        def add(thing: T) -> T:
-            if name in self._entries:
-                raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = thing
-            return thing
-
-        return add
+    def add(self, name: str, thing: T) -> T:
+        """Register a thing as ``name``, and return it. Raises ``ValueError`` for a name in use."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered twice")
+        self._entries[name] = thing
+        return thing
 
     def names(self) -> list[str]:
         """Return the registered names, sorted."""
@@ -63,8 +64,7 @@ class Registry(Generic[T]):
         return next((name for name, entry in self._entries.items() if type(thing) is entry), None)
 
     def _scan(self) -> None:
-        if not self._scanned:
-            folder = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(folder.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
-            self._scanned = True
+        for package in () if self._scanned else self.packages:
+            for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+                importlib.import_module(f"{package}.{module.name}")
+        self._scanned = True

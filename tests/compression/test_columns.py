@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from lowrank_vit import Analysis, InputError, Recipe, analyse, fewer_tokens, get_recipe
 from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.methods.vtp import ImportanceGates, LearntColumns
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.select_input import SelectInput
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
-from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
-from lowrank_vit.stages.gates.methods.importance import ImportanceGates
 from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin
 

@@ -14,7 +14,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from experiments.measures.levels import truncated
-from lowrank_vit import analyse, evaluate, get_recipe, load, save
+from lowrank_vit import RECIPES, analyse, evaluate, get_recipe, load, save
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.data import ImageData
@@ -25,7 +25,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.images import Images
 from tests.support.models import ARGUMENTS, VIT, images, outputs, tiny
 
-MANUAL = get_recipe("comcat_search").but(search=False, allocator="uniform")
+MANUAL = get_recipe("comcat").but(search=False, allocator="uniform")
 
 
 def distilled() -> nn.Module:
@@ -80,7 +80,7 @@ def scores(recipe: Any, seed: int, reductions: Sequence[float]) -> list[tuple[fl
 @pytest.mark.slow
 def test_the_search_on_a_stand_in() -> None:
     """Seed 0, of 98.4 dense; and five points above manual ranks in the mean of three seeds."""
-    found = [scores(get_recipe("comcat_search"), seed, (0.4, 0.5)) for seed in range(3)]
+    found = [scores(get_recipe("comcat"), seed, (0.4, 0.5)) for seed in range(3)]
     assert found[0][0][0] >= 92
     assert found[0][1][0] >= 82
     assert all(0.95 < used <= 1 for of_seed in found for _, used in of_seed)
@@ -137,3 +137,9 @@ def test_levels_on_real_weights(tiny_deit: nn.Module, fifth: tuple[Tensor, Tenso
         assert found == (pytest.approx(heads, abs=1), pytest.approx(matrices, abs=1)), kept
         assert found[0] > found[1]
     assert right(at_head_level(tiny_deit, 1.0, biases=False), fifth) == pytest.approx(1.0, abs=1)
+
+
+def test_the_search_alone_has_an_older_name() -> None:
+    """In published rows, old reports and commands: no list shows it."""
+    assert get_recipe("comcat_search") is get_recipe("comcat")
+    assert "comcat_search" not in RECIPES

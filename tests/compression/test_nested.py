@@ -25,7 +25,7 @@ REFUSED = {
     "paper": "solver 'minibatch'",
     "paper_charitable": "solver 'minibatch'",
     **dict.fromkeys(("aafm", "flar", "fwsvd_search"), "measured on the images"),
-    **dict.fromkeys(("comcat0", "comcat", "comcat_search"), "units are fitted anew for every choice"),
+    **dict.fromkeys(("comcat0", "comcat"), "units are fitted anew for every choice"),
     **dict.fromkeys(("ssp", "vtp-taylor", "vbp", "corp"), "units are fitted anew for every choice"),
 }
 

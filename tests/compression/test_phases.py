@@ -14,6 +14,8 @@ from lowrank_vit.compression.compress import analyse, compress
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.compression.resume import identity
+from lowrank_vit.methods.svd import PlainSVD
+from lowrank_vit.methods.svd_llm import Whitened
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
@@ -21,8 +23,6 @@ from lowrank_vit.runtime.divide import split
 from lowrank_vit.runtime.launch import launch
 from lowrank_vit.runtime.processes import is_first, rank_and_world
 from lowrank_vit.runtime.serialization import from_bytes, to_bytes
-from lowrank_vit.stages.decompose.linear.svd import PlainSVD
-from lowrank_vit.stages.decompose.linear.whitened import Whitened
 from tests.support.models import ARGUMENTS, images, tiny
 from tests.support.weights import same
 

@@ -14,12 +14,12 @@ from lowrank_vit import InputError, analyse, compress
 from lowrank_vit.architectures.linears import dense_weight, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
+from lowrank_vit.methods.exact import WhitenedCentred
 from lowrank_vit.models import load_model
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate.stream import calibrate
-from lowrank_vit.stages.decompose.linear.whitened import WhitenedCentred
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 from lowrank_vit.stages.quantize.weights import quantize
 

@@ -10,8 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
-from lowrank_vit.compression.rivals import RECIPES
+from lowrank_vit import RECIPES, InputError, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.columns import Columns
 from lowrank_vit.records.curves import RankPlan
@@ -19,7 +18,20 @@ from lowrank_vit.records.factors import GatedParts
 from lowrank_vit.units.base import PLAIN, UNITS
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
-NAMES = [recipe.name for recipe in RECIPES if recipe.name != "wd-depth"]  # whose steps are blocks
+OURS = (
+    "svd",
+    "fwsvd",
+    "asvd",
+    "svd_llm",
+    "afm_energy",
+    "paper",
+    "paper_charitable",
+    "exact",
+    "exact_normalised",
+    "loss_aware",
+    "best",
+)
+NAMES = [name for name in RECIPES if name not in (*OURS, "wd-depth")]  # whose steps are blocks
 # what they remove is masked in the dense model
 PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates", "spvit-he-gates")
 FEW = {"sense.images": 8, "sense.points": 3}

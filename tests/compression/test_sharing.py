@@ -15,11 +15,11 @@ from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.prices import price_of
 from lowrank_vit.compression.prices.fewer_tokens import FewerTokens
 from lowrank_vit.compression.share_tokens import shared
+from lowrank_vit.methods.tome import TokenMerging
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.stages.tokens.tome import TokenMerging
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)

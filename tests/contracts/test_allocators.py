@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowrank_vit.methods.azizi import GradualReduction
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import ALLOCATORS, least_cost, next_rank
-from lowrank_vit.stages.allocate.paper import GradualReduction
 
 NAMES = ALLOCATORS.names()
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.linalg.metric import cholesky_root, output_metric
+from lowrank_vit.methods.loss_aware import TwoSided
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.decompose import DECOMPOSITIONS
-from lowrank_vit.stages.decompose.linear.two_sided import TwoSided
 from tests.support.layer import Sample, sample
 
 NAMES = DECOMPOSITIONS.names()

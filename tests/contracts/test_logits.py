@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank_vit.linalg.heads import activation_metrics, query_key
+from lowrank_vit.methods.best import HeadLowRank
 from lowrank_vit.records.factors import Logits
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.decompose.attention.heads import HeadLowRank, activation_metrics, query_key
 from tests.support.halves import ATTENTION, HEADS, INNER, WIDTH, N, normal
 
 IMAGES, TOKENS = 40, 120  # what is averaged over images is not what is averaged over tokens

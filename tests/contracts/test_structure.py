@@ -26,6 +26,7 @@ LAYERS = [  # lowest first: a folder imports none above it, not even by way of o
     "units",
     "storage",
     "compression",
+    "methods",
     "customize",
     "cli",
     "__main__",
@@ -92,7 +93,7 @@ def test_every_module_is_in_a_layer_and_every_layer_has_modules() -> None:
 def test_the_graph_is_the_real_one() -> None:
     graph, _ = graph_of(PACKAGE, parents=False)
     assert "lowrank_vit.stages.compensate.minibatch" in graph["lowrank_vit.compression.compensate"]  # within a function
-    assert "lowrank_vit.records.factors" in graph["lowrank_vit.stages.decompose.attention.heads"]
+    assert "lowrank_vit.records.factors" in graph["lowrank_vit.methods.best"]
 
 
 PLANTED = {  # file: what is added to it, and what is reported
@@ -107,6 +108,10 @@ PLANTED = {  # file: what is added to it, and what is reported
     "stages/allocate/new.py": (
         "from lowrank_vit.stages.decompose import DECOMPOSITIONS\n",
         "lowrank_vit.stages.allocate.new reaches lowrank_vit.stages.decompose, of another folder of stages",
+    ),
+    "compression/new.py": (
+        "def f():\n    from lowrank_vit.methods.svd import PlainSVD\n",
+        "lowrank_vit.compression.new reaches lowrank_vit.methods.svd",
     ),
     "stray/new.py": ("", "lowrank_vit.stray.new is in no layer"),
 }

@@ -21,7 +21,6 @@ from lowrank_vit.cli.arguments import (
 )
 from lowrank_vit.cli.train_folder import add_logger, chosen_logger
 from lowrank_vit.cli.unfinished import check_new, unfinished
-from lowrank_vit.compression import catalogue
 from lowrank_vit.records.budgets import Size, parse_budget
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
@@ -61,7 +60,7 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Learn a structure, and save the smaller model; every argument is checked before anything long begins."""
-    from lowrank_vit.compression.full_forms import FULL_FORMS
+    from lowrank_vit.compression.recipes import FULL_FORMS
 
     with unfinished(args.out) as folder:
         check_out(args)
@@ -69,9 +68,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ``InputError``, before PyTorch is imported, for a method that learns nothing on labelled images."""
-    if args.method not in catalogue.FULL_FORMS:
-        raise unknown("method", args.method, catalogue.FULL_FORMS)
+    """Raise ``InputError`` for a method that learns nothing on labelled images."""
+    from lowrank_vit.compression.recipes import FULL_FORMS
+
+    if args.method not in FULL_FORMS:
+        raise unknown("method", args.method, FULL_FORMS)
     _size(args)
     check_new(args)
 

@@ -29,8 +29,6 @@ from lowrank_vit.compression.nested.writing import named_tensors, plain_record
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.records.report import Report, plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.decompose.attention.heads import HeadLowRank
-from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
 from lowrank_vit.storage import folder as storage
 from lowrank_vit.storage.checksums import NESTED, check_file
 from lowrank_vit.storage.skeleton import empty_model
@@ -43,7 +41,7 @@ BITWISE, ROUNDED = FORMATS = (1, 2)
 
 def _ordered(kind: str, method: Any) -> bool:
     """Tell whether a smaller size of such units keeps the first parts of a larger one, in a form that a folder holds."""
-    return kind in (SINGLE, "scan") or isinstance(method, HeadLowRank | Interpolation)
+    return kind in (SINGLE, "scan") or getattr(method, "ordered", False)
 
 
 def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Allocators, one file each: they choose every layer's rank within one budget of parameters.
+"""Allocators, one file each, beside that of the paper: they choose every layer's rank within one budget of parameters.
 
 An allocator is a frozen dataclass, called with the layers' error curves and the budget (parameters for all of them
 together); it returns a ``RankPlan`` that never exceeds the budget.
@@ -25,7 +25,7 @@ class Allocator(Protocol):
         ...
 
 
-ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", "lowrank_vit.stages.allocate")
+ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", __name__, "lowrank_vit.methods")
 
 
 def cheapest(curve: ErrorCurve) -> int | None:

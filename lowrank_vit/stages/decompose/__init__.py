@@ -1,4 +1,4 @@
-"""Decompositions, one file each: ``W ~ U V^T`` of a linear layer, or of a whole attention module or MLP.
+"""What decompositions must have: ``W ~ U V^T`` of a linear layer, or of a whole attention module or MLP.
 
 A decomposition of a linear layer is a frozen dataclass, called with the weight (n, d) and the layer's moments; it returns
 all directions, ordered. ``needs`` names the statistics that it reads: ``"second"`` is the second moment of the smaller
@@ -111,15 +111,13 @@ class ScanDecomposition(Protocol):
         ...
 
 
-DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.stages.decompose.linear")
-ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry(
-    "attention decomposition", "lowrank_vit.stages.decompose.attention"
-)
-WHOLE_HEADS: Registry[type[HeadChoice]] = Registry("choice of heads", "lowrank_vit.stages.decompose.whole_heads")
-GATED: Registry[type[PartChoice]] = Registry("choice of parts", "lowrank_vit.stages.decompose.gated")
-MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.stages.decompose.mlp")
-TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.stages.decompose.table")
-SCANS: Registry[type[ScanDecomposition]] = Registry("scan decomposition", "lowrank_vit.stages.decompose.scan")
+DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.methods")
+ATTENTIONS: Registry[type[AttentionDecomposition]] = Registry("attention decomposition", "lowrank_vit.methods")
+WHOLE_HEADS: Registry[type[HeadChoice]] = Registry("choice of heads", "lowrank_vit.methods")
+GATED: Registry[type[PartChoice]] = Registry("choice of parts", "lowrank_vit.methods")
+MLPS: Registry[type[MlpDecomposition]] = Registry("MLP decomposition", "lowrank_vit.methods")
+TABLES: Registry[type[TableDecomposition]] = Registry("table decomposition", "lowrank_vit.methods")
+SCANS: Registry[type[ScanDecomposition]] = Registry("scan decomposition", "lowrank_vit.methods")
 
 
 def learnt_scores(moments: Moments, name: str = "learnt") -> Tensor:

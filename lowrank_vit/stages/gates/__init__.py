@@ -1,4 +1,4 @@
-"""Structure that is learnt while training: gates on what can be left out, one file for each method in ``methods``.
+"""Structure that is learnt while training: gates on what can be left out.
 
 A method is a frozen dataclass: it makes gates, gives them learning rates, adds a penalty to the loss, and changes masks after
 a step. What it has learnt is a score for each part of each unit: the pipeline hardens a model to any budget by a threshold on
@@ -79,4 +79,4 @@ class StillGates:
         """Change nothing."""
 
 
-GRADUAL: Registry[type[GradualMethod]] = Registry("gradual method", "lowrank_vit.stages.gates.methods")
+GRADUAL: Registry[type[GradualMethod]] = Registry("gradual method", "lowrank_vit.methods")

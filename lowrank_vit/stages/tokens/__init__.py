@@ -1,4 +1,4 @@
-"""Fewer tokens, one file for each rule: they save multiply-accumulates, never parameters.
+"""Fewer tokens, by rules: they save multiply-accumulates, never parameters.
 
 A rule is a frozen dataclass, called with a dense or compressed model; it returns a copy whose blocks hand on fewer tokens.
 Some rules learn which: what they return is trained by ``learning``.
@@ -36,7 +36,7 @@ class LearntRule(TokenRule, Protocol):
     labelled: ClassVar[bool]
 
 
-TOKENS: Registry[type[TokenRule]] = Registry("token rule", __name__)
+TOKENS: Registry[type[TokenRule]] = Registry("token rule", "lowrank_vit.methods")
 
 
 def check_shares(keep: float, at: Sequence[float]) -> None:

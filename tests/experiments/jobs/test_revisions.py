@@ -16,8 +16,8 @@ from experiments.report.render import PUBLISHED
 from experiments.tables.catalogue import tables
 from lowrank_vit import RECIPES, InputError, revisions_of
 from lowrank_vit.compression.revisions import ENGINE
-from lowrank_vit.stages.decompose.mlp.interpolate import Interpolation
-from lowrank_vit.stages.tokens.tome import TokenMerging
+from lowrank_vit.methods.best import Interpolation
+from lowrank_vit.methods.tome import TokenMerging
 
 FIELDS = (True, "digits", "1297+500")
 

@@ -26,7 +26,7 @@ def test_no_two_styles_are_alike() -> None:
 
 @pytest.mark.parametrize("table", DRAWN, ids=lambda t: t.name)
 def test_every_method_of_a_table_has_its_own(table: Table) -> None:
-    """A new method gets an entry in ``STYLES``, so that it looks the same beside whatever it is drawn."""
+    """A new method registers its look, so that it is the same beside whatever it is drawn."""
     panels: dict[str, dict[str, None]] = {}
     for row in table.runnable:
         if row.protocol != "dense":

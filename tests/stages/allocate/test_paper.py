@@ -9,10 +9,10 @@ import timm
 import torch
 
 from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit.methods.azizi import GradualReduction
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.sites import Site
-from lowrank_vit.stages.allocate.paper import GradualReduction
 
 SWIN = "swin_base_patch4_window7_224"
 MODELS = ("deit_base_patch16_224", "vit_large_patch16_224", SWIN)

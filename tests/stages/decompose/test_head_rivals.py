@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank_vit.methods.comcat import HeadProducts, product_bases
+from lowrank_vit.methods.corp import Coordinates
+from lowrank_vit.methods.s2vite import AttentionSalience, Magnitude
+from lowrank_vit.methods.vbp import Variance
+from lowrank_vit.methods.vtp import FirstOrderUnits
 from lowrank_vit.records.factors import Directions, Logits
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.decompose.attention.coordinates import Coordinates
-from lowrank_vit.stages.decompose.attention.products import HeadProducts, product_bases
-from lowrank_vit.stages.decompose.mlp.scored import FirstOrderUnits, Magnitude, Variance
-from lowrank_vit.stages.decompose.whole_heads.salience import AttentionSalience
 from tests.support.halves import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal
 from tests.support.layer import sample
 

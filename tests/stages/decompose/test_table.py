@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lowrank_vit.methods.best import KroneckerTable
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.decompose.table.kronecker import KroneckerTable
 
 T, N = 6, 4
 

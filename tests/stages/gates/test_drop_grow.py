@@ -9,13 +9,7 @@ import timm
 import torch
 
 from lowrank_vit import InputError
-from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.records.costs import Cost
-from lowrank_vit.records.sites import HEAD, HIDDEN
-from lowrank_vit.stages.gates.expected import Prices
-from lowrank_vit.stages.gates.gates import GatedLayer, Place, gated, places
-from lowrank_vit.stages.gates.learn_gates import learn_gates, make_gates, sites_of
-from lowrank_vit.stages.gates.methods.drop_grow import (
+from lowrank_vit.methods.s2vite import (
     DropAndGrow,
     LiveGate,
     exchange,
@@ -23,6 +17,12 @@ from lowrank_vit.stages.gates.methods.drop_grow import (
     live_counts,
     moving_share,
 )
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.records.costs import Cost
+from lowrank_vit.records.sites import HEAD, HIDDEN
+from lowrank_vit.stages.gates.expected import Prices
+from lowrank_vit.stages.gates.gates import GatedLayer, Place, gated, places
+from lowrank_vit.stages.gates.learn_gates import learn_gates, make_gates, sites_of
 from tests.support.gradual import IMAGES
 from tests.support.hardware import CPU
 from tests.support.models import images, tiny

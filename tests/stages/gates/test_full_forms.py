@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lowrank_vit import compress, learn
-from lowrank_vit.compression.full_forms import FULL_FORMS
+from lowrank_vit.compression.recipes import FULL_FORMS
 from lowrank_vit.modules.counting import parameter_count
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES, PowerCutError, interrupt

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from lowrank_vit import Recipe, analyse
+from lowrank_vit.methods.s2vite import LearntHeads
+from lowrank_vit.methods.spvit_he import LearntUnits
+from lowrank_vit.methods.vtp import LearntColumns
+from lowrank_vit.methods.wdpruning import LearntParts
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, OUTPUT, VALUE
-from lowrank_vit.stages.decompose.attention.learnt import LearntValues
-from lowrank_vit.stages.decompose.columns.learnt import LearntColumns
-from lowrank_vit.stages.decompose.gated.learnt import LearntParts
-from lowrank_vit.stages.decompose.mlp.learnt import LearntUnits
-from lowrank_vit.stages.decompose.whole_heads.learnt import LearntHeads
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
@@ -78,7 +77,6 @@ def test_images_have_the_size_of_the_model() -> None:
 
 PRUNED = {  # units with gates: the recipe whose groups fold them
     (HEAD, HIDDEN): {"whole_heads": LearntHeads(), "mlp": LearntUnits()},
-    (VALUE, HIDDEN): {"attention": LearntValues(), "mlp": LearntUnits()},
     (HEAD, HIDDEN, OUTPUT): {"gated": LearntParts()},
     (VALUE, HIDDEN, INPUT): {"columns": LearntColumns()},
 }

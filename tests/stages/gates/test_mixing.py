@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from lowrank_vit import InputError, compress, learn, load, save
+from lowrank_vit.methods.spvit_he import UnitAndMixerGates, remaining
 from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.sites import MIXER
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of, with_mixers
-from lowrank_vit.stages.gates.methods.unit_gates import UnitAndMixerGates, remaining
 from lowrank_vit.stages.gates.mixing import MixerGate, SharedNorm
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES

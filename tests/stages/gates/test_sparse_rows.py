@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from lowrank_vit import InputError, Recipe, analyse, compress, get_recipe, learn
+from lowrank_vit.methods.losparse import LearntRows, SparseGate, SparseRows, best_rows, kept_share
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.decompose.rows.learnt import LearntRows
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
-from lowrank_vit.stages.gates.methods.sparse_rows import SparseGate, SparseRows, best_rows, kept_share
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu

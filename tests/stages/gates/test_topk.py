@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from lowrank_vit.methods.wdpruning import TopK, TopKGate, TopKGates, kept_by, remaining
 from lowrank_vit.records.sites import HIDDEN, OUTPUT
 from lowrank_vit.stages.gates import Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import GatedLayer, Place
 from lowrank_vit.stages.gates.learn_gates import make_gates, sites_of
-from lowrank_vit.stages.gates.methods.topk import TopK, TopKGate, TopKGates, kept_by, remaining
 from tests.support.gradual import run
 from tests.support.models import tiny
 

@@ -144,7 +144,7 @@ def test_the_search_sees_calibration_images_alone() -> None:
     assert unseen.seen == before[1]
 
 
-@pytest.mark.parametrize("recipe", ["comcat_search", "best"])
+@pytest.mark.parametrize("recipe", ["comcat", "best"])
 def test_the_budget_is_met_and_the_same_seed_gives_the_same_plan(recipe: str) -> None:
     changes = {**QUICK, "measured.images": 8} if recipe == "best" else QUICK
     made = get_recipe(recipe).but(search="gates").but(**changes)

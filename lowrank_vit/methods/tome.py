@@ -1,0 +1,51 @@
+"""ToMe: token merging (Bolya et al., ICLR 2023)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import nn
+
+from lowrank_vit.architectures.base import family_of
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.modules.token_block import MERGE, TokenBlock
+from lowrank_vit.records.looks import look
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.tokens import TOKENS
+
+
+@TOKENS.register("tome")
+@dataclass(frozen=True)
+class TokenMerging:
+    """Merge ``r`` pairs of tokens in every block (ToMe, Bolya et al., ICLR 2023), with proportional attention.
+
+    Keys of all heads are compared side by side; the official code compares their mean over the heads, which smaller heads
+    of unequal widths do not have. ``r`` 0 is the model as it was.
+    """
+
+    revision: ClassVar[int] = 1
+
+    r: int = 8
+
+    def __post_init__(self) -> None:
+        if self.r < 0:
+            raise InputError(f"r={self.r}: the number of pairs merged in a block is not negative")
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        """Return a copy whose blocks merge tokens."""
+        small = copy.deepcopy(model)
+        names = family_of(small).token_blocks(small)
+        prefix = getattr(small, "num_prefix_tokens", 1)
+        for place, name in enumerate(names):
+            ends = {"first": place == 0, "last": place == len(names) - 1}
+            replace_module(small, name, TokenBlock(small.get_submodule(name), MERGE, self.r, prefix, **ends))
+        return small
+
+    def strengths(self, tokens: int) -> list[TokenMerging]:
+        """List the rule from no pair in a block to half of the tokens."""
+        return [replace(self, r=pairs) for pairs in range(tokens // 2 + 1)]
+
+
+look("tome", "o", (1, 3), "blue", "ToMe", "saves no parameters")

@@ -1,1 +1,0 @@
-"""Decompositions of whole attention modules, one file each."""

@@ -1,1 +1,0 @@
-"""Choices among parts and outputs of a module together, one file for each."""

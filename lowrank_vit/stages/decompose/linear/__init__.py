@@ -1,1 +1,0 @@
-"""Decompositions of single linear layers, one file each."""

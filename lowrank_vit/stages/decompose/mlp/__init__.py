@@ -1,1 +1,0 @@
-"""Decompositions of whole MLPs: one file each, and one for the scores of single hidden units."""

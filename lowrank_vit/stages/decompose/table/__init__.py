@@ -1,1 +1,0 @@
-"""Decompositions of tables that are added to the stream, one file each."""

@@ -1,1 +1,0 @@
-"""Choices among whole heads of attention modules, one file each."""

@@ -1,1 +1,0 @@
-"""Methods that learn structure by gates, one file for each."""
