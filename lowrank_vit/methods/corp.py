@@ -91,13 +91,9 @@ add_recipe(
     about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
 )
 look(
-    "corp",
-    ">",
-    (6, 2),
-    "orange",
-    "CORP, our reading",
+    "corp", ">", (6, 2), "orange", "CORP, our reading",
     "energies by our reading; linear in the queries, where theirs is affine",
-)
+)  # fmt: skip
 DOUBTED = "its row prints the same 58.2M for MLPs alone and for both: at least one is wrong (both would be 51.2M)"
 PRINTED.add(
     "corp",

@@ -16,13 +16,9 @@ add_recipe(
     about="whitened SVD, ranks of equal measured feature error, without the latency model (FLAR-SVD, Thoma et al.)",
 )
 look(
-    "flar",
-    "X",
-    (),
-    "red",
-    "FLAR-SVD, no latency model",
+    "flar", "X", (), "red", "FLAR-SVD, no latency model",
     "measured on a grid of 7 ranks; theirs bisects over multiples of 8",
-)
+)  # fmt: skip
 PRINTED.add(
     "flar",
     tuple(

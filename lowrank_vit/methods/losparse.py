@@ -274,18 +274,10 @@ add_recipe(
     about="a low-rank part and rows beside it, both trained on labelled images while rows go (LoSparse, Li et al.)",
 )
 look(
-    "losparse0",
-    "h",
-    (2, 3),
-    "grey",
-    "LoSparse's start",
+    "losparse0", "h", (2, 3), "grey", "LoSparse's start",
     "rows by slopes of the dense model, no training; biases take up means",
-)
+)  # fmt: skip
 look(
-    "losparse",
-    "h",
-    (),
-    "blue",
-    "LoSparse",
+    "losparse", "h", (), "blue", "LoSparse",
     "5% for the low-rank part; the schedule's shares are ours; half of the epochs while rows go",
-)
+)  # fmt: skip

@@ -222,13 +222,9 @@ add_recipe(
 look("ssp", "s", (4, 2), "brown", "S2ViTE's one-shot baseline", "without the training that follows")
 look("ssp, multiply-accumulates", "s", (2, 2), "red", labels=("s2vite's one-shot baseline, macs as budget (ssp)",))
 look(
-    "s2vite",
-    "s",
-    (),
-    "olive",
-    "S2ViTE's schedule, from trained weights",
+    "s2vite", "s", (), "olive", "S2ViTE's schedule, from trained weights",
     "it starts from random ones; half of the epochs while units change",
-)
+)  # fmt: skip
 look("s2vite, from scratch", "s", (3, 3), "green", labels=("s2vite, from scratch (s2vite)",))
 KEPT = "attention outputs and biases uncounted as pruned: 54.5M if what is pruned is physically removed"
 FULL = ("Chen et al. 2021", "full-ft", "600, from scratch")

@@ -168,13 +168,9 @@ add_recipe(
 )
 look("vtp-taylor", "^", (2, 2), "pink", "VTP's gates, first order", "gates a2 and a4 alone, never trained")
 look(
-    "vtp-gates",
-    "^",
-    (4, 2),
-    "blue",
-    "VTP's gates alone",
+    "vtp-gates", "^", (4, 2), "blue", "VTP's gates alone",
     "gates a1 to a4 on calibration images; the weights stay frozen",
-)
+)  # fmt: skip
 look("vtp", "^", (), "red", "VTP", "L1 and learning rate of gates a1 to a4 are ours; half of the epochs with gates")
 PRINTED.add(
     "vtp",

@@ -215,26 +215,14 @@ add_recipe(
     about="WDPruning's width, trained with the weights on labelled images (Yu et al.)",
 )
 look(
-    "wd-depth",
-    "X",
-    (2, 3),
-    "black",
-    "WDPruning's depth, closed form",
+    "wd-depth", "X", (2, 3), "black", "WDPruning's depth, closed form",
     "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
-)
+)  # fmt: skip
 look(
-    "wdp-gates",
-    "X",
-    (4, 2),
-    "brown",
-    "WDPruning's gates alone",
+    "wdp-gates", "X", (4, 2), "brown", "WDPruning's gates alone",
     "scores and thresholds on calibration images, width alone",
-)
+)  # fmt: skip
 look(
-    "wdpruning",
-    "X",
-    (),
-    "violet",
-    "WDPruning, width",
+    "wdpruning", "X", (), "violet", "WDPruning, width",
     "no classifiers after inner blocks; rates are ours; half of the epochs with gates",
-)
+)  # fmt: skip
