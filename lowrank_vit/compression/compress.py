@@ -1,6 +1,7 @@
-"""The pipeline: calibrate, decompose, allocate, compensate, fold, correct. The stages know nothing of each other.
+"""Compress a model: subject -> units -> statistics -> decompositions -> plan -> cut -> corrections -> report.
 
-``analyse`` does once what does not depend on the chosen size; ``Analysis.compress`` then gives any reduction.
+``analyse`` does what does not depend on a size, each step in the file of its name; ``Analysis.plan`` and ``apply`` do the
+rest. What each file does is listed in CONTRIBUTING.md, in the order in which they run.
 """
 
 from __future__ import annotations
@@ -38,112 +39,6 @@ from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates
 
 DEFAULT_REDUCTION = 0.5
-
-
-@isolated()
-def analyse(
-    model: nn.Module,
-    calibration: Batches | Images,
-    recipe: str | Recipe = "best",
-    *,
-    held_out: Batches | Images | None = None,
-    moments: Mapping[str, Moments] | None = None,
-    sites: str = BLOCK_LINEARS,
-    seed: int = 0,
-    device: str = "auto",
-    progress: bool = False,
-    checkpoint_dir: str | Path | None = None,
-    batch_size: int = 8,
-    compiled: bool = False,
-    learnt: LearntGates | None = None,
-    target: float = 1 - DEFAULT_REDUCTION,
-    sizes: Sequence[Size] = (),
-) -> Analysis:
-    """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
-
-    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``). A
-    model without a classifier is compressed by the objective ``features``.
-    ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
-    ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
-    ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
-    by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
-    the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
-    is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
-    share of the parameters that gates shall leave, where they are trained here. ``sizes``: those that will be asked for; one
-    that is out of reach is refused before an image is seen.
-    Raises ``InputError`` with one line for anything that cannot be done.
-    """
-    check_model(model, calibration)
-    recipe, seen, unseen = as_recipe(recipe), Images.of(calibration), None if held_out is None else Images.of(held_out)
-    where = resolve_device(device)
-    subject = Subject.of(model, recipe, sites, where, learnt)
-    found = find_units(subject.model, recipe, sites)
-    check_sizes(subject, found, sizes)
-    announce(found)
-    if found.recipe.refit is not None or found.recipe.replays:
-        check_refit(subject.model, seen.batches)
-    services = Services(where, ResumeStore(None, "", where), seed, progress)
-    if progress:
-        tell(estimate(subject.model, found, seen, unseen, seed))
-    recipe, moments, of_unseen = calibrated(subject.model, found, seen, unseen, services, moments)
-    if checkpoint_dir is not None:
-        key = identity(subject.model, moments, recipe.record(), seed)
-        services = replace(services, store=ResumeStore(Path(checkpoint_dir), key, where))
-    if recipe.gradual is not None:
-        learnt, moments, services = gated(subject.model, recipe, found.units, seen, moments, learnt, target, services)
-    return Analysis(
-        subject=subject,
-        recipe=recipe,
-        units=found.units,
-        parts=decompose(subject.model, found.units, moments, services),
-        images=seen,
-        unseen=unseen,
-        moments=moments,
-        held_out=of_unseen,
-        services=services,
-        fallback=found.fallback,
-        batch_size=batch_size,
-        compiled=compiled,
-        learnt=learnt,
-    )
-
-
-def sweep(
-    model: nn.Module,
-    calibration: Batches | Images,
-    recipe: str | Recipe,
-    reductions: Sequence[Size],
-    *,
-    bits: Sequence[int] | None = None,
-    **options: Any,
-) -> Iterator[tuple[nn.Module, Report]]:
-    """Compress to several sizes, reductions or budgets as ``compress`` takes them, from one calibration.
-
-    The models are made one by one, as the iterator is consumed. Every size is checked before anything long begins. A
-    report's seconds count from the beginning of the sweep.
-    """
-    check_options(options, sweep, analyse)
-    check_model(model, calibration)
-    recipe, images = as_recipe(recipe), Images.of(calibration)
-    if isinstance(reductions, str | Mapping) or not isinstance(reductions, Iterable):
-        raise InputError(f"{reductions!r} is one size, not a list: give several, such as [0.25, 0.5]")
-    if bits is not None:
-        for size in reductions:
-            check_joint(recipe, size, bits)
-    elif recipe.gradual is not None and options.get("learnt") is None:  # gates are trained towards a size
-        for size in reductions:
-            check_budget(model, recipe, size, options.get("sites", BLOCK_LINEARS))
-        return (
-            analyse(model, images, recipe, target=target_share(model, size), **options).compress(size)
-            for size in reductions
-        )
-    analysis = analyse(model, images, recipe, sizes=() if bits else tuple(reductions), **options)
-    return (resized(analysis, size, bits) for size in reductions)
-
-
-def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
-    """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
-    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
 
 
 def compress(
@@ -184,3 +79,110 @@ def compress_and_quantize(
 ) -> tuple[nn.Module, Report]:
     """Call ``compress`` with ``bits``: this name is kept for programs that use it."""
     return compress(model, calibration, recipe, budget=budget, bits=bits, **options)
+
+
+def sweep(
+    model: nn.Module,
+    calibration: Batches | Images,
+    recipe: str | Recipe,
+    reductions: Sequence[Size],
+    *,
+    bits: Sequence[int] | None = None,
+    **options: Any,
+) -> Iterator[tuple[nn.Module, Report]]:
+    """Compress to several sizes, reductions or budgets as ``compress`` takes them, from one calibration.
+
+    The models are made one by one, as the iterator is consumed. Every size is checked before anything long begins. A
+    report's seconds count from the beginning of the sweep.
+    """
+    check_options(options, sweep, analyse)
+    check_model(model, calibration)
+    recipe, images = as_recipe(recipe), Images.of(calibration)
+    if isinstance(reductions, str | Mapping) or not isinstance(reductions, Iterable):
+        raise InputError(f"{reductions!r} is one size, not a list: give several, such as [0.25, 0.5]")
+    if bits is not None:
+        for size in reductions:
+            check_joint(recipe, size, bits)
+    elif recipe.gradual is not None and options.get("learnt") is None:  # gates are trained towards a size
+        for size in reductions:
+            check_budget(model, recipe, size, options.get("sites", BLOCK_LINEARS))
+        return (
+            analyse(model, images, recipe, target=target_share(model, size), **options).compress(size)
+            for size in reductions
+        )
+    analysis = analyse(model, images, recipe, sizes=() if bits else tuple(reductions), **options)
+    return (resized(analysis, size, bits) for size in reductions)
+
+
+def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
+    """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
+    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
+
+
+@isolated()
+def analyse(
+    model: nn.Module,
+    calibration: Batches | Images,
+    recipe: str | Recipe = "best",
+    *,
+    held_out: Batches | Images | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    sites: str = BLOCK_LINEARS,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+    checkpoint_dir: str | Path | None = None,
+    batch_size: int = 8,
+    compiled: bool = False,
+    learnt: LearntGates | None = None,
+    target: float = 1 - DEFAULT_REDUCTION,
+    sizes: Sequence[Size] = (),
+) -> Analysis:
+    """Collect the statistics that ``recipe`` needs and decompose every unit; the model itself is not changed.
+
+    What of the model ``best`` cannot take falls back to single layers, which is logged and reported (``fallback``). A
+    model without a classifier is compressed by the objective ``features``.
+    ``held_out``: images that calibration does not see, for the report's error on unseen images; labels are not read.
+    ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
+    ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
+    by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
+    the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
+    is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
+    share of the parameters that gates shall leave, where they are trained here. ``sizes``: those that will be asked for; one
+    that is out of reach is refused before an image is seen.
+    Raises ``InputError`` with one line for anything that cannot be done.
+    """
+    check_model(model, calibration)
+    recipe, where, seen = as_recipe(recipe), resolve_device(device), Images.of(calibration)
+    unseen = None if held_out is None else Images.of(held_out)
+    services = Services(where, ResumeStore(None, "", where), seed, progress)
+    subject = Subject.of(model, recipe, sites, where, learnt)
+    found = find_units(subject.model, recipe, sites)
+    check_sizes(subject, found, sizes)
+    announce(found)
+    if found.recipe.refit is not None or found.recipe.replays:
+        check_refit(subject.model, seen.batches)
+    if progress:
+        tell(estimate(subject.model, found, seen, unseen, seed))
+    recipe, moments, of_unseen = calibrated(subject.model, found, seen, unseen, services, moments)
+    if checkpoint_dir is not None:
+        key = identity(subject.model, moments, recipe.record(), seed)
+        services = replace(services, store=ResumeStore(Path(checkpoint_dir), key, where))
+    if recipe.gradual is not None:
+        learnt, moments, services = gated(subject.model, recipe, found.units, seen, moments, learnt, target, services)
+    parts = decompose(subject.model, found.units, moments, services)
+    return Analysis(
+        subject=subject,
+        recipe=recipe,
+        units=found.units,
+        parts=parts,
+        images=seen,
+        unseen=unseen,
+        moments=moments,
+        held_out=of_unseen,
+        services=services,
+        fallback=found.fallback,
+        batch_size=batch_size,
+        compiled=compiled,
+        learnt=learnt,
+    )
