@@ -150,7 +150,13 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
         "--data",
         required=required,
         metavar="SPEC",
-        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC",
+        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC | ordered:ORDER,SPEC",
+    )
+    group.add_argument(
+        "--class-order",
+        metavar="ORDER",
+        help="order of the class names: natural, text, or a file with one name a line (default: wnids and numbers as they "
+        "are, others as text)",
     )
     group.add_argument("--batch-size", type=int, default=64, help="images at a time")
     group.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
@@ -169,6 +175,7 @@ def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> Im
     from timm.data import resolve_model_data_config
 
     from lowrank_vit.data import ImageData
+    from lowrank_vit.objectives.classification import classes_of
 
     return ImageData(
         args.data,
@@ -176,6 +183,8 @@ def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> Im
         batch_size=args.batch_size,
         workers=args.workers,
         seed=args.seed,
+        classes=classes_of(model),
+        class_order=args.class_order,
         **options,
     )
 

@@ -19,6 +19,7 @@ from typing import Any
 from lowrank_vit.runtime.errors import InputError
 
 LOCAL = ("imagefolder", "parquet", "arrow")  # sources of images that are paths
+AROUND = ("joined", "ordered")  # sources whose SPEC ends in another's
 TEMPORARY = ".tmp"  # suffix of everything unfinished
 
 
@@ -38,6 +39,8 @@ def given_path(text: str) -> Path:
 def check_spec(spec: str) -> None:
     """Raise ``InputError`` where a SPEC of images names a path that is not there, before anything is imported to open it."""
     kind, _, target = spec.partition(":")
+    if kind in AROUND and "," in target:
+        return check_spec(target.partition(",")[2])
     if kind in LOCAL and target and not given_path(target).exists():
         raise InputError(f"--data {spec}: {target} does not exist")
 
