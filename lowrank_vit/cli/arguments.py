@@ -52,7 +52,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="the model's weights, a .safetensors file (default: fetched from the hub)",
+        help="the model's weights, a .safetensors, .pth, .pt, .ckpt or .bin file; FILE#ENTRY where it holds several, as of a "
+        "moving average (default: fetched from the hub)",
     )
     group.add_argument(
         "--num-classes", type=natural, help="classes of the model (default: as many as the checkpoint has)"
