@@ -102,7 +102,7 @@ def are_ranks(names: Sequence[str]) -> bool:
 def _wnid_labels(
     present: Sequence[str], where: str, classes: int | None, declared: bool
 ) -> tuple[dict[str, int], int] | None:
-    """Number wnids; None for a mixture, which is warned of unless the data declare its order."""
+    """Return the labels of wnids; None for a mixture, which is warned of unless the data declare its order."""
     for wnids in (imagenet_wnids(classes or IMAGENET_CLASSES), imagenet_wnids()):
         if all(name in wnids for name in present):
             return {name: wnids[name] for name in present}, len(wnids)

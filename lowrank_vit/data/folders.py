@@ -67,8 +67,8 @@ def open_folder(spec: str, target: str) -> ImageSource:
     names = tuple(sorted({name for classes in files.values() for name in classes if name}))
     labels = {name: rank for rank, name in enumerate(names)}
     splits = {folder: _file_split(spec, folder, files[folder], labels) for folder in folders}
-    chosen = (splits[folder] if folder else None for folder in (train, validation))
-    return ImageSource(spec, len(names) or None, *chosen, names=names)
+    pair = (splits[train] if train else None, splits[validation] if validation else None)
+    return ImageSource(spec, len(names) or None, *pair, names=names)
 
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:

@@ -9,7 +9,6 @@ from lowrank_vit.data.splits import SOURCES, ImageSource, ImageSplit, Relabelled
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 
-
 FORM = "ordered:ORDER,SPEC"
 
 
