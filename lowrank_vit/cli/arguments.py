@@ -52,7 +52,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="the model's weights, a .safetensors file (default: fetched from the hub)",
+        help="the model's weights, a .safetensors, .pth, .pt, .ckpt or .bin file; FILE#ENTRY where it holds several, as of a "
+        "moving average (default: fetched from the hub)",
     )
     group.add_argument(
         "--num-classes", type=natural, help="classes of the model (default: as many as the checkpoint has)"
@@ -150,7 +151,13 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
         "--data",
         required=required,
         metavar="SPEC",
-        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC",
+        help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC | ordered:ORDER,SPEC",
+    )
+    group.add_argument(
+        "--class-order",
+        metavar="ORDER",
+        help="order of the class names: natural, text, or a file with one name a line (default: wnids and numbers as they "
+        "are, others as text)",
     )
     group.add_argument("--batch-size", type=int, default=64, help="images at a time")
     group.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
@@ -169,6 +176,7 @@ def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> Im
     from timm.data import resolve_model_data_config
 
     from lowrank_vit.data import ImageData
+    from lowrank_vit.objectives.classification import classes_of
 
     return ImageData(
         args.data,
@@ -176,6 +184,8 @@ def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> Im
         batch_size=args.batch_size,
         workers=args.workers,
         seed=args.seed,
+        classes=classes_of(model),
+        class_order=args.class_order,
         **options,
     )
 

@@ -10,7 +10,7 @@ from lowrank_vit.cli.arguments import check_one_model
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import check_spec
+from lowrank_vit.runtime.files import check_spec, entry_of
 from lowrank_vit.runtime.registry import unknown
 
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
@@ -31,8 +31,8 @@ def check_early(args: argparse.Namespace) -> None:
             f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
         )
     for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
-        if isinstance(file, Path) and not file.exists():
-            raise InputError(f"checkpoint {file} does not exist: pass a .safetensors file")
+        if isinstance(file, Path) and not entry_of(file)[0].exists():
+            raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
     check_spec(str(given.get("data") or ""))
     for name in COUNTS:
         count = given.get(name)

@@ -26,12 +26,14 @@ def summarise(
     """
     from lowrank_vit.cli.view import comparison_line, show_report, size_line
     from lowrank_vit.runtime.processes import is_first
+    from lowrank_vit.stages.evaluate.classes import fitting
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.storage import folder as storage
 
     measured = None
     if data.holds_out:
-        measured = compare(dense, compressed, data.held_out_dataloader(), progress=progress)
+        batches = fitting(dense, data, data.held_out_dataloader())
+        measured = compare(dense, compressed, batches, progress=progress)
     if not is_first():
         return
     report = storage.load_report(folder)

@@ -25,7 +25,7 @@ def add_folders(parser: argparse.ArgumentParser) -> None:
         "--teacher-checkpoint",
         type=Path,
         metavar="FILE",
-        help="weights of the dense model (default: fetched from the hub)",
+        help="weights of the dense model, as --checkpoint takes them (default: fetched from the hub)",
     )
     add_out(parser)
     parser.set_defaults(check=check_new)

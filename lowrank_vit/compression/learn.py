@@ -19,11 +19,11 @@ from lowrank_vit.compression.resume import identity
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.budgets import REMOVED, SHARE, Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
-from lowrank_vit.records.images import Images
+from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import INPUT, OUTPUT, ROW
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
 from lowrank_vit.units.base import Unit
@@ -36,7 +36,7 @@ EPOCHS = 10  # of gates alone, on the calibration images
 
 def learn(
     model: nn.Module,
-    data_module: LightningDataModule,
+    data_module: LightningDataModule | Batches,
     recipe: str | Recipe,
     reduction: float = 0.5,
     **options: Any,
@@ -49,7 +49,8 @@ def learn(
     ``checkpoint_dir``, ``loggers``, ``seed``, ``progress`` and others.
     Raises ``InputError`` for another recipe, for images without labels, and for bad settings.
     """
-    from lowrank_vit.stages.gates.train_gates import GradualTraining  # with Lightning
+    from lowrank_vit.data.batches import as_data_module  # with Lightning
+    from lowrank_vit.stages.gates.train_gates import GradualTraining
 
     check_model(model, data_module)
     check_options(options, learn, learn_gates, GradualTraining)
@@ -58,6 +59,7 @@ def learn(
         raise InputError(f"recipe {recipe.name!r} learns nothing on labelled images: compress by it, then fine-tune")
     if options.get("teacher") is model:
         raise InputError("the teacher and the student are the same object: pass a separate dense model")
+    data_module = as_data_module(data_module, options.get("hardware", ONE_PROCESS))
     return learn_gates(canonical(model), recipe.gradual, data_module=data_module, target=1 - reduction, **options)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import largest_reduction
+from lowrank_vit.records.images import Batches
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.evaluate.comparison import compare
@@ -39,7 +39,7 @@ def points_lost(measured: dict[str, Any]) -> float:
 
 
 def smallest(
-    analysis: Analysis, max_loss: float, batches: Iterable[Tensor | Sequence[Tensor]], *, steps: int = STEPS
+    analysis: Analysis, max_loss: float, batches: Batches, *, steps: int = STEPS
 ) -> tuple[nn.Module, Report, list[Trial]]:
     """Find the smallest model that loses at most ``max_loss`` points on the images; return its report, and all trials.
 

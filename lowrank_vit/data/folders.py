@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from lowrank_vit.data.classes import class_labels
 from lowrank_vit.data.decoding import read_image
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
@@ -65,12 +64,11 @@ def open_folder(spec: str, target: str) -> ImageSource:
         raise InputError(f"{spec}: train/ and {validation.name}/ are the same folder: keep the evaluation images apart")
     folders = [folder for folder in (train, validation) if folder]
     files = {folder: _files_by_class(folder) for folder in folders}
-    names = {name for classes in files.values() for name in classes if name}
-    labels, count = class_labels(names, spec)
+    names = tuple(sorted({name for classes in files.values() for name in classes if name}))
+    labels = {name: rank for rank, name in enumerate(names)}
     splits = {folder: _file_split(spec, folder, files[folder], labels) for folder in folders}
-    return ImageSource(
-        spec, count or None, splits[train] if train else None, splits[validation] if validation else None
-    )
+    pair = (splits[train] if train else None, splits[validation] if validation else None)
+    return ImageSource(spec, len(names) or None, *pair, names=names)
 
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:

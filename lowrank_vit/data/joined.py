@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lowrank_vit.data.folders import SUFFIXES, FileSplit
-from lowrank_vit.data.sources import open_source
+from lowrank_vit.data.sources import opened
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, ImageSplit, source
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import given_path
@@ -62,7 +62,7 @@ def open_joined(spec: str, target: str) -> ImageSource:
         raise InputError(
             f"the data source {spec!r} is incomplete: write {FORM}, such as joined:PHOTOS,imagefolder:PATH"
         )
-    root, labelled = given_path(folder), open_source(rest)
+    root, labelled = given_path(folder), opened(rest)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")
     files = sorted(str(path) for path in root.rglob("*") if _is_image(path, root))

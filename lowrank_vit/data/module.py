@@ -57,6 +57,8 @@ class ImageData(lightning.LightningDataModule):
     flips the training images at random, where that keeps their meaning; without it, very large JPEGs are decoded at
     reduced size (``decoding.read_image``). ``workers`` are the processes that load, for one loader of one process: by
     default one for each core, up to 16, and none for digits. Those of training and evaluation stay from epoch to epoch.
+    ``classes``: how many the model has, and ``class_order``: "natural", "text" or a file with one class name a line, decide
+    what class names mean (``classes.class_labels``).
 
     Raises ``InputError`` for a calibration on the evaluation split, a count below one, and, at the first use, a source
     that is missing, empty or without the labels that training and evaluation need.
@@ -77,6 +79,8 @@ class ImageData(lightning.LightningDataModule):
         calibration_split: str = "train",
         evaluation_split: str = "validation",
         augment: bool = True,
+        classes: int | None = None,
+        class_order: str | None = None,
     ) -> None:
         super().__init__()
         if calibration_split != "train":
@@ -93,7 +97,8 @@ class ImageData(lightning.LightningDataModule):
             if count < 1:
                 raise InputError(f"{name} is {count}: at least one image is needed")
         self.channels = input_channels(data_config)
-        self.spec = spec
+        self.spec = spec if class_order is None else f"ordered:{class_order},{spec}"
+        self.classes = classes
         self.data_config = dict(data_config)
         self.batch_size = batch_size
         self.calibration_samples = calibration_samples
@@ -108,7 +113,7 @@ class ImageData(lightning.LightningDataModule):
     @functools.cached_property
     def source(self) -> ImageSource:
         """Open the source, once."""
-        return open_source(self.spec)
+        return open_source(self.spec, self.classes)
 
     @property
     def num_classes(self) -> int | None:

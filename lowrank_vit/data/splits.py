@@ -37,7 +37,9 @@ class ImageSource:
     """Hold an opened SPEC.
 
     ``num_classes`` is None where nothing has a label. ``mirrors`` says whether an image keeps its meaning when it is
-    flipped and cropped: photographs do, digits do not.
+    flipped and cropped: photographs do, digits do not. ``names``: of the classes, where they have any; an opener gives their
+    ranks as labels, and ``numbered`` what they stand for. ``declared``: the data number them in this order; ``order``: the
+    one that the SPEC chooses.
     """
 
     spec: str
@@ -45,6 +47,9 @@ class ImageSource:
     train: ImageSplit | None
     validation: ImageSplit | None
     mirrors: bool = True
+    names: tuple[str, ...] = ()
+    declared: bool = False
+    order: str | None = None
 
     def split(self, name: str) -> ImageSplit:
         """Return the split "train" or "validation". Raises ``InputError`` where the source lacks it."""
@@ -54,6 +59,37 @@ class ImageSource:
         if split is None:
             raise InputError(f"{self.spec} has no {name} split: add one, or pass another --data")
         return split
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Serve a split whose labels, ranks among its class names, are replaced by ``numbers[rank]``."""
+
+    given: ImageSplit
+    numbers: Sequence[int]
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Return the label of every image, -1 where there is none."""
+        return [self._number(label) for label in self.given.labels]
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes that identify the image's content."""
+        return self.given.content(index)
+
+    def reduced(self, side: int) -> Relabelled:
+        """Return the same images, large ones decoded smaller."""
+        return Relabelled(self.given.reduced(side), self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self.given[index]
+        return image, self._number(label)
+
+    def _number(self, label: int) -> int:
+        return label if label == NO_LABEL else self.numbers[label]
 
 
 @dataclass(frozen=True)

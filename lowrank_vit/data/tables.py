@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lowrank_vit.data.classes import IMAGENET_CLASSES, class_labels, imagenet_wnids
 from lowrank_vit.data.decoding import read_image
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
@@ -79,9 +78,10 @@ def open_table(spec: str, target: str) -> ImageSource:
         raise InputError(
             f"{spec}: its splits are {', '.join(tables) or 'none'}; expected train and validation (or test)"
         )
-    labels, num_classes = _labels(spec, present)
+    labels, num_classes, names, declared = _labels(spec, present)
     splits = {name: _table_split(spec, name, table, labels[name]) for name, table in present.items()}
-    return ImageSource(spec, num_classes, splits.get("train"), splits.get("validation"))
+    pair = (splits.get("train"), splits.get("validation"))
+    return ImageSource(spec, num_classes, *pair, names=names, declared=declared)
 
 
 def _read_parquet(spec: str, target: str) -> Mapping[str, datasets.Dataset]:
@@ -158,8 +158,13 @@ def _table_split(spec: str, name: str, table: datasets.Dataset, labels: Sequence
     return TableSplit(encoded, column, labels, f"{name} of {spec}")
 
 
-def _labels(spec: str, tables: Mapping[str, datasets.Dataset]) -> tuple[dict[str, list[int]], int | None]:
-    """Return the labels of each split, and the number of classes (None if there are no labels)."""
+def _labels(
+    spec: str, tables: Mapping[str, datasets.Dataset]
+) -> tuple[dict[str, list[int]], int | None, tuple[str, ...], bool]:
+    """Return the labels of each split, and the number of classes (None if there are no labels).
+
+    Then the names of the classes, whose ranks are the labels, where they have any, and whether their column orders them.
+    """
     import datasets
 
     values: dict[str, list[Any]] = {}
@@ -178,20 +183,20 @@ def _labels(spec: str, tables: Mapping[str, datasets.Dataset]) -> tuple[dict[str
     if odd is not None:
         raise InputError(f"{spec}: a label must be a number or a class name, not {type(odd).__name__}")
     given = set(whole)
+    if given and all(isinstance(value, str) for value in given):
+        names, declared = sorted(given), {}
     mapping, count = _numbering(spec, given, names)
-    return {split: [mapping.get(value, NO_LABEL) for value in column] for split, column in values.items()}, count
+    labels = {split: [mapping.get(value, NO_LABEL) for value in column] for split, column in values.items()}
+    return labels, count, tuple(names), bool(declared)
 
 
 def _numbering(spec: str, given: set[Any], names: Sequence[str]) -> tuple[Mapping[Any, int], int | None]:
-    """Map each value of the label column to its label, and count classes; ``names``: those of a ``ClassLabel`` column."""
+    """Map each value of the label column to its rank or number, and count classes; ``names``: those that it has."""
     if not given:
         return {}, len(names) or None
     if all(isinstance(value, str) for value in given):
-        return class_labels(given, spec)
+        return {name: rank for rank, name in enumerate(names)}, len(names)
     if not all(isinstance(value, int) for value in given):
         raise InputError(f"{spec}: some labels are numbers and some are names: give one or the other")
-    wnids = imagenet_wnids()
-    if names and all(name in wnids for name in names):
-        return {rank: wnids[name] for rank, name in enumerate(names)}, IMAGENET_CLASSES
     ranks = {value: value for value in given if value >= 0}  # the hub's unlabelled test splits hold -1
     return ranks, len(names) or max(ranks, default=NO_LABEL) + 1 or None

@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 import timm
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from lowrank_vit.models.checkpoints import read_checkpoint, tensor_names
 from lowrank_vit.runtime.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,12 +53,12 @@ def _changed_images(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitting_arguments(name: str, checkpoint: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to the ``given`` arguments what the shapes in a safetensors file say: the classes, and the images' size.
+    """Add to the ``given`` arguments what the shapes in a checkpoint say: the classes, and the images' size.
 
     The classifier's rows are the classes; position embeddings of a square grid of patches give the size. Nothing is
     inferred where they are missing, where the size is given, or from a file that cannot be read: loading it says why.
     """
-    shapes, arguments = _shapes(checkpoint), dict(given)
+    shapes, arguments = _shapes(name, checkpoint), dict(given)
     config = timm.models.get_pretrained_cfg(name)
     names = getattr(config, "classifier", None) or "head"
     head = names if isinstance(names, str) else names[0]  # a distilled DeiT has two
@@ -69,12 +69,12 @@ def fitting_arguments(name: str, checkpoint: Path, given: Mapping[str, Any]) -> 
     return arguments if size is None else {**arguments, "img_size": size}
 
 
-def _shapes(checkpoint: Path) -> Shapes:
+def _shapes(name: str, checkpoint: Path) -> Shapes:
     try:
-        with safe_open(checkpoint, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError, ValueError):
+        tensors = read_checkpoint(checkpoint, tensor_names(name)).tensors
+    except InputError:
         return {}
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def _image_size(name: str, shapes: Shapes) -> int | None:

@@ -37,8 +37,8 @@ def load_model(
     """Load the timm model or stand-in ``name`` with weights: in eval mode, float32, on the CPU.
 
     ``name`` may be ``"hf_hub:OWNER/NAME"``, a timm model on the hub, or ``"hf:OWNER/NAME"`` or ``"hf:FOLDER"``, a model of
-    Hugging Face's ``transformers``, whose weights come with it. Of others they come from ``checkpoint``, a safetensors
-    file that is loaded strictly; without one, a stand-in is the result of its training run ``seed`` (cached), and any
+    Hugging Face's ``transformers``, whose weights come with it. Of others they come from ``checkpoint``, a file
+    of safetensors or PyTorch (``FILE#ENTRY`` where it holds several models) that is loaded strictly; without one, a stand-in is the result of its training run ``seed`` (cached), and any
     other model is timm's pretrained one (from the hub). ``arguments``: of ``timm.create_model``, such as ``num_classes``
     and ``img_size``, which a checkpoint's shapes say as well. ``option``: by which ``checkpoint`` is given, for errors.
     Raises ``InputError`` for an unknown name, a checkpoint that does not fit, or weights that cannot be fetched.

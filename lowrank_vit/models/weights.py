@@ -1,32 +1,36 @@
-"""Load weights from a safetensors file into a model, strictly; pickles are refused."""
+"""Put the weights of a checkpoint into a model, strictly."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lowrank_vit.models.checkpoints import read_checkpoint
 from lowrank_vit.runtime.errors import InputError
 
-PICKLES = (".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+logger = logging.getLogger(__name__)
 SHOWN = 3  # how many culprits an error names
 
 
 def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
-    """Put the tensors of the safetensors file ``path`` into ``model``, called ``name`` in errors, in place.
+    """Put the tensors of the file ``path`` into ``model``, called ``name`` in errors, in place.
 
+    ``path``: of safetensors or of PyTorch, as ``read_checkpoint`` takes it.
     Names and shapes must agree exactly; where they do not, timm's own conversion of the model family's older checkpoints
     is tried first, which may rename and reshape tensors, but not resample them to another size. A model without a
     classifier leaves the file's where it is. Floating-point tensors of another precision are converted to the model's.
-    Raises ``InputError`` for a pickle, a file that is missing, truncated or junk, and any tensor that does not fit.
+    Raises ``InputError`` for a file that is missing, truncated, junk or unsafe, and any tensor that does not fit.
     """
-    tensors = _read(path)
     expected = model.state_dict()
+    checkpoint = read_checkpoint(path, expected)
+    tensors = checkpoint.tensors
+    if checkpoint.found:
+        logger.warning("checkpoint %s: its %d tensors of %s are taken", path, len(tensors), checkpoint.found)
     if tensors.keys() != expected.keys():
         tensors = _converted(tensors, model)
     if getattr(model, "num_classes", None) == 0:
@@ -35,24 +39,6 @@ def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
     if trouble:
         raise InputError(f"checkpoint {path} does not fit {name}: {trouble}; pass a checkpoint of this model")
     model.load_state_dict(tensors)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix.lower() in PICKLES:
-        raise InputError(
-            f"checkpoint {path} is a pickle, which can run code when it is opened: convert it where you trust it, with "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
-        )
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InputError(f"checkpoint {path} {what}: pass a .safetensors file")
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"checkpoint {path} is truncated or not a safetensors file ({reason}): download or convert it again"
-        ) from error
 
 
 def _converted(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:

@@ -58,6 +58,13 @@ def probe_signs(logits: Tensor, images: Tensor, seed: int) -> Tensor:
     return (logits.float() * (weighted - p * weighted.sum(-1, keepdim=True))).sum()
 
 
+def classes_of(model: nn.Module) -> int | None:
+    """Return how many classes a model tells apart; None where it does not say."""
+    told = getattr(model, "num_classes", None)
+    heads = (each.out_features for each in classifiers(model).values() if isinstance(each, nn.Linear))
+    return told if isinstance(told, int) else next(heads, None)
+
+
 def without_classifier(model: nn.Module) -> str:
     """Say why a model has no classifier; nothing for one that has.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import length_hint
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.runtime.errors import InputError, worker_died
-from lowrank_vit.runtime.processes import gathered
+from lowrank_vit.runtime.processes import gathered, rank_and_world
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]  # images; or a sequence that begins with them; or a dictionary
 Batches = Iterable[Batch]
@@ -39,14 +40,65 @@ def images_in(batch: Batch) -> Tensor:
 
 
 def labels_in(batch: Batch) -> Tensor:
-    """Return a batch's labels, (B,). Raises ``InputError`` where there are none."""
+    """Return a batch's labels, (B,), int64. Raises ``InputError`` where there are none, or no whole number for each image."""
     if isinstance(batch, Mapping):
-        labels: Tensor = _entry(batch, LABELS)
-        return labels
-    if isinstance(batch, Tensor) or len(batch) < 2:
+        labels = _entry(batch, LABELS)
+    elif isinstance(batch, Tensor) or len(batch) < 2:
         raise InputError("a batch has no labels: pass pairs of images and labels")
-    labels = batch[1]
+    else:
+        labels = batch[1]
+    if not isinstance(labels, Tensor):
+        labels = _tensor_of(labels)
+    count = len(images_in(batch))
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.shape != (count,):
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise InputError(
+            f"the labels of {count} images are {kind} of the shape {tuple(labels.shape)}: pass a class number for each, "
+            f"integers of the shape ({count},), {_remedy(labels, count)}"
+        )
+    return labels.long()
+
+
+def known_labels(batch: Batch) -> Tensor | None:
+    """Return a batch's labels as ``labels_in`` does; None where there are none, or where an image has none (-1)."""
+    if isinstance(batch, Tensor) or (isinstance(batch, Mapping) and not batch.keys() & set(LABELS)) or len(batch) < 2:
+        return None
+    labels = labels_in(batch)
+    return None if len(labels) and int(labels.min()) < 0 else labels
+
+
+def training_labels(batch: Batch, classes: int | None) -> Tensor:
+    """Return a batch's labels, (B,), for a classifier of so many classes. Raises ``InputError`` for any that it lacks."""
+    labels = labels_in(batch)
+    check_labels(labels, classes)
     return labels
+
+
+def check_labels(labels: Tensor, classes: int | None) -> None:
+    """Raise ``InputError`` for labels, (B,), that are missing (-1) or that a classifier of so many classes does not have."""
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0:
+        raise InputError(f"an image has no label ({smallest}): give labelled images, such as --split validation")
+    if classes is not None and largest >= classes:
+        raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
+
+
+def _tensor_of(labels: Any) -> Tensor:
+    try:
+        return torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"the labels of a batch are a {type(labels).__name__}: pass a tensor with a class number for each image"
+        ) from None
+
+
+def _remedy(labels: Tensor, count: int) -> str:
+    """Say how labels of another form become class numbers."""
+    if labels.shape == (count, 1):
+        return "labels[:, 0].long()"
+    if labels.ndim == 2 and len(labels) == count:
+        return "such as labels.argmax(1) of one-hot ones; images of several labels have no top-1"
+    return "labels.long() where they are whole" if labels.shape == (count,) else "one for one"
 
 
 def each_image(batches: Batches) -> Iterator[Tensor]:
@@ -92,6 +144,30 @@ class Images:
     def each(self) -> Unlabelled:
         """Return the batches without labels, (B, C, H, W), to go through once or more."""
         return Unlabelled(self.batches)
+
+
+@dataclass(frozen=True)
+class EachBatch:
+    """Yield the batches of a list, of several processes each its own; Lightning would take each for a loader."""
+
+    batches: Batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        rank, world = rank_and_world()
+        return islice(iter(self.batches), rank, None, world)
+
+
+class CountedBatches(EachBatch):
+    """Say how many batches there are, too."""
+
+    def __len__(self) -> int:
+        rank, world = rank_and_world()
+        return len(range(rank, length_hint(self.batches), world))
+
+
+def each_batch(batches: Batches) -> EachBatch:
+    """Return batches to go through, with their number where they have one."""
+    return CountedBatches(batches) if hasattr(batches, "__len__") else EachBatch(batches)
 
 
 @dataclass(frozen=True)

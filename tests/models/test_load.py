@@ -110,7 +110,7 @@ def test_weights_of_another_window_are_not_resampled(tmp_path: Path) -> None:
         load_checkpoint(large, tmp_path / "old.safetensors", "swin")
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model.pth", "pytorch_model.bin", "last.ckpt"])
+@pytest.mark.parametrize("name", ["model.pickle", "model.pkl", "model.npz", "model.npy"])
 def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
     torch.save({}, tmp_path / name)
     assert "is a pickle" in refusal(SMALL, tmp_path / name)

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
+    from lowrank_vit.stages.evaluate.classes import fitting
     from lowrank_vit.stages.evaluate.comparison import compare
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
@@ -78,11 +79,11 @@ def run(args: argparse.Namespace) -> None:
     data = image_data(args, model, limit=args.limit, **drawn)
     options = {} if args.sites is None else {"sites": args.sites}
     options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size, "compiled": args.compile}
-    rows, dense = [], model.to(device).eval()
+    rows, dense, batches = [], model.to(device).eval(), fitting(model, data, data.val_dataloader())
     for small, report in sweep(
         model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
     ):
-        rows.append({**costs_of(report), **compare(dense, small, data.val_dataloader(), progress=is_first())})
+        rows.append({**costs_of(report), **compare(dense, small, batches, progress=is_first())})
     if not is_first():
         return
     result = {"model": args.model, "recipe": recipe.name, "rows": rows}

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.surgery import exchanged
-from lowrank_vit.records.images import Batch, Batches, images_in, labels_in
+from lowrank_vit.records.images import Batches, images_in, known_labels
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.evaluate.accuracy import count_hits
@@ -37,7 +37,7 @@ def impacts(
     lost, kl, count, labelled = dict.fromkeys(variants, 0.0), dict.fromkeys(variants, 0.0), 0, True
     device = next(model.parameters()).device
     for batch in track(batches, "impact", shown=progress):
-        images, labels = images_in(batch).to(device), _labels(batch)
+        images, labels = images_in(batch).to(device), known_labels(batch)
         labelled, count = labelled and labels is not None, count + len(images)
         with torch.inference_mode():
             dense = predict(model, images).double().log_softmax(-1)
@@ -53,15 +53,6 @@ def impacts(
     if not count:
         raise InputError("no images to measure the scans on: the calibration set is empty")
     return {name: Impact(100 * lost[name] / count if labelled else None, kl[name] / count) for name in variants}
-
-
-def _labels(batch: Batch) -> Tensor | None:
-    """Return a batch's labels, None where an image has none."""
-    try:
-        labels = labels_in(batch)
-    except InputError:
-        return None
-    return None if int(labels.min()) < 0 else labels
 
 
 def ranked(found: Mapping[str, Impact]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,23 +16,15 @@ from torchmetrics import Metric
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
-from lowrank_vit.records.images import Batch, images_in, labels_in
+from lowrank_vit.records.images import Batch, Batches, Images, check_labels, each_batch, images_in, labels_in
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
+from lowrank_vit.stages.evaluate.classes import tell_misfit
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
 EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
-
-
-def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise ``InputError`` for labels, (batch,), that are missing (-1) or that the classifier does not have."""
-    smallest, largest = int(labels.min()), int(labels.max())
-    if smallest < 0:
-        raise InputError(f"an image has no label ({smallest}): evaluate on a labelled split, --split validation")
-    if largest >= classes:
-        raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
 
 
 def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -189,14 +182,15 @@ def shard(loader: DataLoader) -> DataLoader:
 
 
 class _LoaderModule(LightningDataModule):
-    """Wrap a plain loader as a data module, so that it is sharded inside the worker process."""
+    """Wrap a plain loader, or batches, as a data module, so that they are shared out inside the worker process."""
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, batches: Batches) -> None:
         super().__init__()
-        self.loader = loader
+        self.batches = batches
 
-    def val_dataloader(self) -> DataLoader:
-        return shard(self.loader)
+    def val_dataloader(self) -> Iterable[Batch]:
+        """Return this process's share: of a loader's images, or of whole batches."""
+        return shard(self.batches) if isinstance(self.batches, DataLoader) else each_batch(self.batches)
 
 
 def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
@@ -213,7 +207,7 @@ def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
 
 def evaluate(
     model: nn.Module,
-    dataloader: DataLoader | LightningDataModule,
+    dataloader: Batches | LightningDataModule,
     *,
     dense: nn.Module | None = None,
     hardware: Hardware = ONE_PROCESS,
@@ -227,13 +221,18 @@ def evaluate(
 
     With fewer than five classes, top-5 is of all of them. With several processes pass a data module: each process calls
     its ``val_dataloader``, which shards the indices without padding; a plain loader without a sampler of its own is
-    sharded here. The precision is float32 unless ``hardware`` names another. The model comes back on its own device and
+    sharded here, and of a list of batches each process takes some. A warning comes first where the data's classes cannot be
+    the model's. The precision is float32 unless ``hardware`` names another. The model comes back on its own device and
     in its own mode.
     Raises ``InputError`` for no images, missing or foreign labels, devices that are not there, and a model without a
     classifier where there is no dense one.
     """
     evaluation = _evaluation(model, dense)
-    data = dataloader if isinstance(dataloader, LightningDataModule) else _LoaderModule(dataloader)
+    data = dataloader
+    if not isinstance(data, LightningDataModule):
+        data = _LoaderModule(Images.of(data).batches)
+    if isinstance(evaluation.score, ClassificationScore):
+        tell_misfit(model, dataloader)
     precision = hardware.precision
     if precision is not None and precision not in ("32", "32-true") and not precision.endswith("mixed"):
         evaluation = copy.deepcopy(evaluation)  # Lightning converts the weights in place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
 from typing import Any
 
 import torch
@@ -10,38 +10,39 @@ from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import Classification, without_classifier
-from lowrank_vit.records.images import each_image
+from lowrank_vit.records.images import Batches, each_image, images_in, known_labels
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, check_labels, count_hits
+from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, count_hits
+
+logger = logging.getLogger(__name__)
 
 
-def compare(
-    dense: nn.Module, small: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], *, progress: bool = False
-) -> dict[str, Any]:
+def compare(dense: nn.Module, small: nn.Module, batches: Batches, *, progress: bool = False) -> dict[str, Any]:
     """Return ``{"n", "agreement", "kl", "top1", "top1_dense"}`` over the images of all processes.
 
     ``agreement``: percent of images for which both predict the same class; ``kl``: ``KL(dense || small)`` in nats, a
-    mean; ``top1`` in percent, None where an image has no label. Batches are images (B, C, H, W), maybe with labels (B,).
-    Of models without a classifier, ``{"n", "feature_error"}``, as ``evaluate`` does.
-    Raises ``InputError`` for no images, and for labels that the models do not have.
+    mean; ``top1`` in percent, None where an image has no label, or one that the models do not have, which is warned of.
+    Batches are images (B, C, H, W), maybe with labels (B,). Of models without a classifier, ``{"n", "feature_error"}``,
+    as ``evaluate`` does. Raises ``InputError`` for no images, and for labels that are no class numbers.
     """
     if without_classifier(dense):
         return _features(dense, small, batches, progress)
     objective = Classification()
-    device, counts, labelled = next(dense.parameters()).device, [0.0] * 5, True
+    device, counts, labelled, told = next(dense.parameters()).device, [0.0] * 5, True, False
     small = small.to(device).eval()
     with torch.inference_mode():
         for batch in track(batches, "compare", shown=progress):
-            images, labels = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1].to(device))
+            images, labels = images_in(batch), known_labels(batch)
             pair = [objective.reading(predict(model, images.to(device))) for model in (dense, small)]
             added = [len(images), agreements(*pair), float(objective.divergence(*pair)), 0.0, 0.0]
-            if labels is None or int(labels.min()) < 0:
+            if labels is not None and int(labels.max()) >= pair[0].shape[-1]:
+                told, labels = told or _tell_of(int(labels.max()), pair[0].shape[-1]), None
+            if labels is None:
                 labelled = False
             else:
-                check_labels(labels, pair[0].shape[-1])
-                added[3:] = [float(count_hits(logits, labels, 1)) for logits in pair]
+                added[3:] = [float(count_hits(logits, labels.to(device), 1)) for logits in pair]
             counts = [total + value for total, value in zip(counts, added, strict=True)]
     *sums, with_labels = map(list, zip(*gathered((*counts, labelled)), strict=True))
     n, same, divergence, hits_dense, hits = map(sum, sums)
@@ -57,9 +58,7 @@ def compare(
     }
 
 
-def _features(
-    dense: nn.Module, small: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]], progress: bool
-) -> dict[str, Any]:
+def _features(dense: nn.Module, small: nn.Module, batches: Batches, progress: bool) -> dict[str, Any]:
     """Measure the error of the small model's features."""
     score, small = FeatureScore(), small.to(next(dense.parameters()).device).eval()
     with torch.inference_mode():
@@ -67,6 +66,12 @@ def _features(
             score.update(predict(small, images), predict(dense, images))
     found = {name: float(value) for name, value in score.compute().items()}
     return {"n": int(found["n"]), "feature_error": found["feature_error"]}
+
+
+def _tell_of(label: int, classes: int) -> bool:
+    """Warn of a label that the models do not have; return True."""
+    logger.warning("label %d is beyond the model's %d classes: agreement is measured, but no accuracy", label, classes)
+    return True
 
 
 def agreements(dense: Tensor, small: Tensor) -> float:

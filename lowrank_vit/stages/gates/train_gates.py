@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from lowrank_vit.modules.hashing import model_hash
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives import Objective
-from lowrank_vit.objectives.classification import Classification, distillation_loss
+from lowrank_vit.objectives.classification import Classification, classes_of, distillation_loss
 from lowrank_vit.records.costs import Cost
+from lowrank_vit.records.images import images_in, training_labels
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
@@ -116,9 +117,7 @@ class GradualTraining(SeededTraining):
             with torch.no_grad():
                 target = predict(self._teacher[0], batch[0])
             return self.objective.pull(predict(self.model, batch[0]), target, 1.0)
-        images, labels = batch
-        if int(labels.min()) < 0:
-            raise InputError("training images have no labels: learn the structure on a labelled data set")
+        images, labels = images_in(batch), training_labels(batch, classes_of(self.model))
         logits = predict(self.model, images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
         if not self._teacher:

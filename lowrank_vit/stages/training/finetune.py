@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lowrank_vit.architectures.linears import patch_embedding
+from lowrank_vit.data.batches import as_data_module
 from lowrank_vit.modules.factors import expanded
+from lowrank_vit.objectives.classification import classes_of
+from lowrank_vit.records.images import Batch, Batches, images_in, labels_in, training_labels
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
@@ -61,7 +64,7 @@ def partial_parameters(model: nn.Module) -> list[str]:
 
 def check_classes(model: nn.Module, present: int | None) -> None:
     """Raise ``InputError`` where the data have more classes than the model."""
-    classes = getattr(model, "num_classes", None)
+    classes = classes_of(model)
     if classes is not None and present is not None and present > classes:
         raise InputError(
             f"the images have {present} classes, the model has {classes}: the data belong to another model"
@@ -156,19 +159,17 @@ class PartialFineTune(SeededTraining):
             return labelled(self.model(images))
         return towards_teacher(self.model, self._teacher[0], images, labelled, self.hparams, self.current_epoch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch. Raises ``InputError`` where the first batch is not labelled."""
-        images, labels = batch
-        if batch_idx == 0 and int(labels.min()) < 0:
-            raise InputError("training images have no labels: fine-tune on a labelled data set")
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch. Raises ``InputError`` for labels that are missing or foreign."""
+        images, labels = images_in(batch), training_labels(batch, classes_of(self.model))
         loss = self.loss(images, labels)
         self.log("train_loss", loss, prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count hits for ``val_top1``, in percent, over all images of all processes."""
-        images, labels = batch
+        images, labels = images_in(batch), labels_in(batch)
         self.top1.update(100.0 * (self.model(images).argmax(-1) == labels))
 
     def on_validation_epoch_start(self) -> None:
@@ -206,7 +207,7 @@ def _run_of(data_module: LightningDataModule, hardware: Hardware) -> dict[str, A
 
 def finetune(
     model: nn.Module,
-    data_module: LightningDataModule,
+    data_module: LightningDataModule | Batches,
     *,
     epochs: int = 20,
     lr: float = 1e-4,
@@ -225,10 +226,12 @@ def finetune(
     With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which a later call continues and, on the same kind
     and number of devices, ends with the weights of an undisturbed run (bitwise on CPU), as long as the data module
     derives an epoch's order from ``set_epoch`` of its sampler or from torch's generator. The model comes back on its
-    own device, in its own mode and with its own ``requires_grad`` flags.
+    own device, in its own mode and with its own ``requires_grad`` flags. In place of the data module, a loader or a list of
+    batches serves one process, in its own order; nothing is validated then.
     Raises ``InputError`` for bad settings, unlabelled images, or a checkpoint of another run.
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
+    data_module = as_data_module(data_module, hardware)
     check_classes(model, getattr(data_module, "num_classes", None))
     with expanded(model), quiet_run(data_module, model, teacher), isolate_rng():
         run = _run_of(data_module, hardware)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from lowrank_vit.architectures.base import first_inputs
 from lowrank_vit.modules.token_selector import SelectingBlock, masked, packed
-from lowrank_vit.objectives.classification import distillation_loss
+from lowrank_vit.objectives.classification import classes_of, distillation_loss
+from lowrank_vit.records.images import images_in, training_labels
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.lightning_run import SeededTraining
@@ -129,7 +130,7 @@ class SelectorTraining(SeededTraining):
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of images (B, C, H, W) and, perhaps, labels (B,)."""
-        images = batch[0]
+        images = images_in(batch)
         with torch.no_grad():
             tokens = self._teacher[0].forward_features(images)  # type: ignore[operator]
             logits = self._teacher[0].forward_head(tokens)  # type: ignore[operator]
@@ -142,9 +143,7 @@ class SelectorTraining(SeededTraining):
         if self._images is not None:
             loss = pull + apart
         else:
-            labels = batch[1]
-            if int(labels.min()) < 0:
-                raise InputError("training images have no labels: learn the selectors on a labelled data set")
+            labels = training_labels(batch, classes_of(self.model))
             true = F.cross_entropy(seen.logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
             loss = true + LOGIT * pull + TOKEN * apart
         self.log("train_loss", loss, prog_bar=True)
