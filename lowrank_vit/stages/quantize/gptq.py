@@ -29,7 +29,8 @@ class ErrorFeedback:
     squares solution demands (GPTQ, equations (2) and (3)). Rows do not depend on each other, so each takes the best of
     several scales, nearest rounding among the candidates: no row errs more under C than by ``nearest``.
 
-    ``damping``: share of the mean diagonal added to C, or more if it takes more until it factors. ``shrinkages``: a row's range is cut to these shares.
+    ``damping``: share of the mean diagonal added to C, or more if it takes more until it factors.
+    ``shrinkages``: a row's range is cut to these shares.
     """
 
     revision: ClassVar[int] = 1
