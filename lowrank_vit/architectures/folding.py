@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.base import Branch, family_of
+from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.plain_norm import PlainNorm, Unscaled
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
@@ -62,7 +63,7 @@ def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
 def _fold_scale(branch: Branch) -> None:
     """Multiply a branch's output layer by the factors of the LayerScale after it."""
     scale, linear = branch.block.get_submodule(branch.layer_scale), branch.output_layer
-    if not isinstance(scale, timm.layers.LayerScale):
+    if not isinstance(scale, timm.layers.LayerScale) or not is_linear(linear):
         return
     gamma = as_float64(scale.gamma)
     linear.weight.copy_(as_float64(linear.weight) * gamma[:, None])

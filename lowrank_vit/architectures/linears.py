@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import get_linear
@@ -13,16 +16,51 @@ from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 
+logger = logging.getLogger(__name__)
 POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases, from coordinates
 LAYERS = r"layers?(?=\.\d+\.(attention|self_attn|mlp)\.)"  # of Hugging Face's models
 ROWS = rf"(blocks|transformer(_encoder)?|network\.\d+|{LAYERS})"  # nearly all models', MobileViT's and NesT's, VOLO's
 BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
 EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
+TIMM_S = ("timm.layers.linear", "Linear")  # computes the same as torch's
+MERGE = "merge the adapter first, or make what was added permanent"
+
+
+def is_linear(module: object) -> TypeGuard[nn.Linear]:
+    """Tell whether a module computes ``x W^T + b`` and nothing else, so that a smaller layer can take its place."""
+    return isinstance(module, nn.Linear) and not beyond_linear(module)
+
+
+def beyond_linear(layer: nn.Linear) -> str:
+    """Say what an ``nn.Linear``, or a subclass, does beside ``x W^T + b``; nothing for a plain one."""
+    kind = type(layer)
+    own = kind.forward is not nn.Linear.forward and (kind.__module__, kind.__name__) != TIMM_S
+    if own or "forward" in vars(layer) or kind.__call__ is not nn.Module.__call__:
+        return f"a {kind.__name__} with a forward pass of its own"
+    if isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "never called, as its MultiheadAttention reads its weight"
+    further = [name for name in (*layer._parameters, *layer._modules) if name not in ("weight", "bias")]
+    if further:
+        return f"a {kind.__name__} with {further[0]!r} beside its weight and bias"
+    return "changed by a hook" if _is_hooked(layer) else ""
+
+
+@torch.no_grad()
+def _is_hooked(layer: nn.Linear) -> bool:
+    """Tell whether hooks change what a layer computes, by a call; those that only watch do not."""
+    if not layer._forward_pre_hooks and not layer._forward_hooks:
+        return False
+    x = torch.linspace(-1, 1, 2 * layer.in_features).to(layer.weight).view(1, 2, -1)
+    try:
+        return not torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    except Exception:  # whatever the hook expects, it is more than a layer's input
+        return True
 
 
 def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
-    """Find the ``nn.Linear`` layers whose name contains a match of ``pattern``, in the model's order.
+    """Find the plain linear layers whose name contains a match of ``pattern``, in the model's order.
 
+    What computes more (``beyond_linear``) is left out.
     The head and Swin's ``downsample.reduction`` are outside the default; ask for them by a pattern.
     Raises ``InputError`` where nothing matches, where the model has been compressed already, and for a layer that
     appears at two places, or shares its weight with another: it would be compressed at one of them only.
@@ -31,13 +69,17 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
         matcher = re.compile(pattern)
     except re.error as error:
         raise InputError(f"the site pattern {pattern!r} is not a regular expression: {error}") from None
-    linears = _linears(model)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    beyond = beyond_linears(model)
     sites = [
         Site(name, module.in_features, module.out_features, module.bias is not None)
         for name, module in linears.items()
-        if matcher.search(name)
+        if matcher.search(name) and name not in beyond
     ]
     if not sites:
+        odd = next((name for name in beyond if matcher.search(name)), None)
+        if odd is not None:
+            raise InputError(f"no layer to compress: {odd!r} is {beyond[odd]}, no plain linear layer: {MERGE}")
         wanted = "stands in a block (blocks.0, blocks.1, ...)" if pattern == BLOCK_LINEARS else f"matches {pattern!r}"
         names = ", ".join(list(linears)[:3])
         remedy = f"its linear layers are named like {names}; choose some by --sites" if names else "the model has none"
@@ -46,8 +88,18 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
     return sites
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+def beyond_linears(model: nn.Module) -> dict[str, str]:
+    """Return what each ``nn.Linear`` that is no plain one does beside ``x W^T + b``, by name."""
+    reasons = {name: beyond_linear(layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def tell_beyond(reasons: Mapping[str, str]) -> None:
+    """Log in one line which layers stay dense, being no plain linear layers."""
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        logger.warning("left dense: %s%s, being %s: %s", name, more, reason, MERGE)
 
 
 def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_vit.architectures.linears import dense_linear
+from lowrank_vit.architectures.linears import MERGE, beyond_linear, dense_linear
 from lowrank_vit.modules.fold import MlpWeights
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.sites import MlpSite, PoolSite, Site
@@ -31,6 +31,8 @@ def described_linear(name: str, layer: nn.Module, heads: int = 0) -> Site:
     """Describe a linear layer of a module. Raises ``InputError`` for a layer of another kind."""
     if not isinstance(layer, nn.Linear):
         raise UnknownWholeError(f"{name!r} is a {type(layer).__name__}, no linear layer")
+    if beyond := beyond_linear(layer):
+        raise UnknownWholeError(f"{name!r} is {beyond}, no plain linear layer", MERGE)
     return Site(name, layer.in_features, layer.out_features, layer.bias is not None, heads)
 
 

@@ -108,6 +108,14 @@ def _stacked(layers: list[nn.Linear]) -> nn.Linear:
     return stacked
 
 
+def called(layer: nn.Linear) -> nn.Linear:
+    """Make a layer that is called of one whose weight torch's attention reads; both have the same parameters."""
+    with torch.device("meta"):
+        made = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
+
+
 def _mlp(module: Any) -> Mlp:
     with torch.device("meta"):
         made = Mlp(module.fc1.in_features, module.fc1.out_features, module.fc2.out_features)
@@ -131,7 +139,7 @@ def _pool(module: Any) -> nn.Module | None:
         return None
     with torch.device("meta"):
         made = AttentionPoolLatent(n, num_heads=attention.num_heads, norm_layer=nn.LayerNorm)
-    made.latent, made.norm, made.proj = module.probe, module.layernorm, attention.out_proj
+    made.latent, made.norm, made.proj = module.probe, module.layernorm, called(attention.out_proj)
     made.mlp = _mlp(module.mlp)
     for layer, rows in ((made.q, slice(n)), (made.kv, slice(n, None))):
         layer.weight = nn.Parameter(weight.detach()[rows].clone(), weight.requires_grad)

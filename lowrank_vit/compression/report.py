@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank_vit.architectures.linears import EXPECTED_DENSE, left_dense
+from lowrank_vit.architectures.linears import EXPECTED_DENSE, beyond_linears, left_dense, tell_beyond
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.modules.counting import (
@@ -85,7 +85,10 @@ def left_dense_entry(
     dense unexpectedly, unless the user has ``chosen`` the sites.
     """
     left = left_dense(model, compressed)
-    unexpected = {name: count for name, count in left.items() if not re.search(EXPECTED_DENSE, f"{name}.")}
+    reasons = {name: reason for name, reason in beyond_linears(model).items() if name in left}
+    tell_beyond(reasons)
+    expected = {name for name in left if name in reasons or re.search(EXPECTED_DENSE, f"{name}.")}
+    unexpected = {name: count for name, count in left.items() if name not in expected}
     if unexpected and not chosen:
         share = 100 * sum(unexpected.values()) / parameter_count(model)
         logger.warning(
@@ -100,7 +103,7 @@ def left_dense_entry(
         logger.warning(
             "left dense: queries and keys of %s (%d in all), as they are %s", some(names), len(names), reason
         )
-    told = {"logits": dict(logits)} if logits else {}
+    told = {name: dict(each) for name, each in (("logits", logits), ("reasons", reasons)) if each}
     return {"layers": list(left), "params": sum(left.values()), **told}  # type: ignore[typeddict-item]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowrank_vit.linalg.metric import cholesky_root
+from lowrank_vit.linalg.metric import about_mean, cholesky_root
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.moments import Moments
 
@@ -29,7 +29,7 @@ def covariance(moments: Moments, damping: float = 0.0, sensitivity: float = 0.0)
         second = torch.lerp(second, moments.mean("sensitive_second"), sensitivity)
         mean = torch.lerp(mean, moments.mean("sensitive_input_sum"), sensitivity)
     scale = second.diagonal().mean().clamp_min(1e-30)
-    spread = second - torch.outer(mean, mean)
+    spread = about_mean(second, mean)
     _, ridge = cholesky_root(spread, damping, scale)
     return mean, spread + ridge * scale * torch.eye(len(mean), dtype=mean.dtype, device=mean.device), ridge
 

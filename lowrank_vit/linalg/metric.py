@@ -34,6 +34,15 @@ def cholesky_root(moment: Tensor, damping: float = 0.0, scale: Tensor | None = N
     raise ValueError("the second moment of its inputs is not positive semidefinite")
 
 
+def about_mean(second: Tensor, mean: Tensor) -> Tensor:
+    """Compute the covariance, (n, n), of a second moment about zero and the mean, (n,).
+
+    It has the rounding errors of the second moment: where inputs hardly vary it may have negative eigenvalues, so factor it
+    with a ridge relative to the second moment's diagonal.
+    """
+    return second - torch.outer(mean, mean)
+
+
 @dataclass(frozen=True)
 class OutputMetric:
     """Measure a change E of the weight by ``||E||^2 = tr(E^T C E)``: the mean squared change of a token's output.
@@ -97,7 +106,7 @@ def _root(second: Tensor, mean: Tensor, centre: Tensor | None) -> tuple[Tensor, 
         moment = second
     else:
         away = mean - centre
-        moment = second - torch.outer(mean, mean) + torch.outer(away, away)
+        moment = about_mean(second, mean) + torch.outer(away, away)
     return cholesky_root(moment, scale=second.diagonal().mean())
 
 

@@ -114,8 +114,28 @@ class LowRankAttention(nn.Module):
             height, breadth = self.window_size
             table = torch.zeros((2 * height - 1) * (2 * breadth - 1) + 3 * class_token, len(self.live))
             self.relative_position_bias_table = nn.Parameter(table)
-            index = relative_positions(height, breadth, class_token).flatten()
-            self.register_buffer("relative_position_index", index, persistent=False)
+            self._index_positions()
+
+    def _index_positions(self) -> None:
+        assert self.window_size is not None
+        index = relative_positions(*self.window_size, self.class_token).flatten()
+        index = index.to(self.relative_position_bias_table.device)
+        self.register_buffer("relative_position_index", index, persistent=False)
+
+    @torch.no_grad()
+    def set_window_size(self, window_size: Sequence[int]) -> None:
+        """Interpolate the position biases for another window, (height, width), as timm's attention does on request."""
+        from timm.layers import resize_rel_pos_bias_table
+
+        before, table = self.window_size, getattr(self, "relative_position_bias_table", None)
+        if before is None or table is None or list(window_size) == before:
+            return
+        height, width = self.window_size = list(window_size)
+        shape = (2 * height - 1) * (2 * width - 1) + 3 * self.class_token, len(self.live)
+        sizes = {"new_window_size": (height, width), "old_window_size": tuple(before)}
+        resized = resize_rel_pos_bias_table(table, new_bias_shape=shape, **sizes)  # type: ignore[arg-type]
+        self.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
+        self._index_positions()
 
     @property
     def config(self) -> dict[str, object]:

@@ -91,10 +91,12 @@ class LeftDense(TypedDict):
     """Report the layers that were not compressed, except the classifier and the patch embedding.
 
     ``logits``: attention modules whose values only were, and what their queries and keys are ("normalised").
+    ``reasons``: why layers of ``nn.Linear`` are no plain ones, by name.
     """
 
     layers: list[str]
     params: int
+    reasons: NotRequired[dict[str, str]]
     logits: NotRequired[dict[str, str]]
 
 
@@ -114,6 +116,7 @@ class Quantization(TypedDict):
     """Report how the weights are stored, and the file's bytes by what they are for.
 
     ``method``: of rounding, with its ``hyperparameters``; ``calibration``: of the images that it has seen.
+    ``left_dense``: why layers in the blocks were not rounded, by name.
     """
 
     bits: int
@@ -122,6 +125,7 @@ class Quantization(TypedDict):
     method: NotRequired[str]
     hyperparameters: NotRequired[dict[str, Any]]
     calibration: NotRequired[dict[str, Any] | None]
+    left_dense: NotRequired[dict[str, str]]
     codes_bytes: NotRequired[int]
     scales_bytes: NotRequired[int]
     float_bytes: NotRequired[int]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.units.base import Decomposed
@@ -63,7 +64,7 @@ class Form:
 
 def linears(module: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers inside a module, or the module itself under the name ``""``."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in module.named_modules() if is_linear(layer)}
 
 
 def joined(*names: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.compression.joint.forms import HALF, HALF_BYTES, Form, as_it_is, cut_form, linears
 from lowrank_vit.compression.joint.fronts import PAGE, Choice, Front, Losses, front
 from lowrank_vit.compression.joint.rounding import rounding_losses
@@ -88,7 +89,7 @@ class JointPlanner:
         names = [
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and (module is classifier or name == f"{EMBEDDING}.linear")
+            if is_linear(module) and (module is classifier or name == f"{EMBEDDING}.linear")
         ]
         return [name for name in names if not name.startswith(tuple(f"{unit}." for unit in self.forms))]
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import Compensation, State, quadratic
 
@@ -112,6 +113,6 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
         module = model.get_submodule(name)
     except AttributeError:
         raise InputError(f"the model has no layer {name!r}") from None
-    if not isinstance(module, nn.Linear):
+    if not is_linear(module):
         raise InputError(f"layer {name!r} is not a linear layer but {type(module).__name__}")
     return module

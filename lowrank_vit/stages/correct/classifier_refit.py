@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
@@ -67,6 +68,6 @@ def _classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     """Find the classifier and its name."""
     found = getattr(model, "get_classifier", lambda: None)()
     name = next((name for name, module in model.named_modules() if module is found), "")
-    if not isinstance(found, nn.Linear):
+    if not is_linear(found):
         raise InputError(f"{type(model).__name__} has no linear classifier to refit: choose another recipe")
     return name, found

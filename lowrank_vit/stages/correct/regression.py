@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.gram import gram, weighted_sum
-from lowrank_vit.linalg.metric import cholesky_root
+from lowrank_vit.linalg.metric import about_mean, cholesky_root
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.processes import rank_and_world
 
@@ -59,7 +59,7 @@ class Regression:
         """Return ``W, b`` that minimise ``E||e - h W - b||^2 + ridge s ||W||^2``, s: the mean of E[h h^T]'s diagonal."""
         h, e, hh, he = (self.sums[name] / self.sums["w"].clamp_min(1e-30) for name in ("h", "e", "hh", "he"))
         scale = hh.diagonal().mean().clamp_min(1e-30)
-        root, _ = cholesky_root(hh - torch.outer(h, h), ridge, scale)
+        root, _ = cholesky_root(about_mean(hh, h), ridge, scale)
         weight = torch.cholesky_solve(he - torch.outer(h, e), root)
         return weight, e - h @ weight
 

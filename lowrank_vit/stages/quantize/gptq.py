@@ -29,7 +29,8 @@ class ErrorFeedback:
     squares solution demands (GPTQ, equations (2) and (3)). Rows do not depend on each other, so each takes the best of
     several scales, nearest rounding among the candidates: no row errs more under C than by ``nearest``.
 
-    ``damping``: share of the mean diagonal added to C. ``shrinkages``: a row's range is cut to these shares.
+    ``damping``: share of the mean diagonal added to C, or more if it takes more until it factors.
+    ``shrinkages``: a row's range is cut to these shares.
     """
 
     revision: ClassVar[int] = 1
@@ -53,22 +54,33 @@ class ErrorFeedback:
         check_bits(bits)
         if moment is None:
             raise InputError(f"{name} needs the second moment of its inputs to be rounded by gptq: pass images")
+        if not moment.isfinite().all():
+            raise InputError(f"the inputs of {name} have moments that are not finite: check the weights and the images")
         exact, moment = weight.detach().double(), moment.double()
         grids = [grid(exact, bits, share, name) for share in self.shrinkages]
         scale, zero_point = (torch.cat(parts) for parts in zip(*grids, strict=True))
         rows = exact.repeat(len(grids), 1)
-        fed_back = self._rounded(rows, scale, zero_point, 2**bits - 1, moment)
+        fed_back, more = self._rounded(rows, scale, zero_point, 2**bits - 1, moment)
         nearest = round_to_grid(exact, *grid(exact, bits, 1.0, name), 2**bits - 1)
         codes = torch.cat([nearest, fed_back])
         scale, zero_point = torch.cat([scale[: len(exact)], scale]), torch.cat([zero_point[: len(exact)], zero_point])
-        best = _losses(exact, codes, scale, zero_point, moment).argmin(0) * len(exact)
+        losses = _losses(exact, codes, scale, zero_point, moment)
+        if more:  # C is rounding: what it does not see shall not grow either
+            steady = moment + more * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+            losses = _losses(exact, codes, scale, zero_point, steady).where(losses <= losses[0], torch.inf)
+        best = losses.argmin(0) * len(exact)
         best += torch.arange(len(exact), device=best.device)
         return codes[best].to(torch.uint8), scale[best], zero_point[best].to(torch.uint8)
 
-    def _rounded(self, rows: Tensor, scale: Tensor, zero_point: Tensor, top: int, moment: Tensor) -> Tensor:
-        """Round (r, n) column by column with feedback; a panel of columns at a time. Returns codes, float64 (r, n)."""
+    def _rounded(
+        self, rows: Tensor, scale: Tensor, zero_point: Tensor, top: int, moment: Tensor
+    ) -> tuple[Tensor, float]:
+        """Round (r, n) column by column with feedback; a panel of columns at a time.
+
+        Returns codes, float64 (r, n), and the ridge that was added to C if it was more than the damping.
+        """
         order = moment.diagonal().argsort(descending=True, stable=True)
-        factor = _inverse_factor(moment[order][:, order], self.damping)
+        factor, more = _inverse_factor(moment[order][:, order], self.damping)
         rows, codes = rows[:, order], torch.empty_like(rows)
         for start in range(0, rows.shape[1], PANEL):
             stop = min(start + PANEL, rows.shape[1])
@@ -82,14 +94,25 @@ class ErrorFeedback:
                 errors[:, column : column + 1] = (values - back) / across[0]
                 panel[:, column:] -= errors[:, column : column + 1] * across
             rows[:, stop:] -= errors @ factor[start:stop, stop:]
-        return codes[:, order.argsort()]
+        return codes[:, order.argsort()], more
 
 
-def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
-    """Return upper triangular R with ``R^T R = (C + damping mean(diag C) I)^-1``, (n, n)."""
-    ridge = damping * moment.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    damped = moment + ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+def _inverse_factor(moment: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Return upper triangular R with ``R^T R = (C + ridge I)^-1``, (n, n); the ridge is ``damping mean(diag C)``.
+
+    Where that does not factor, as C is rounding, it is raised tenfold until it does, and returned, too; otherwise 0.
+    """
+    tiny, size = torch.finfo(torch.float64).tiny, moment.abs().max()
+    ridge, more = damping * moment.diagonal().mean().clamp_min(tiny), 0.0
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    while True:
+        root, failed = torch.linalg.cholesky_ex(moment + ridge * identity)
+        if not failed:
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(root), upper=True)
+            if not failed and factor.isfinite().all():
+                return factor, more
+        ridge = 10 * torch.maximum(ridge, 1e-16 * size.clamp_min(1e-200))
+        more = float(ridge)
 
 
 def _losses(weight: Tensor, codes: Tensor, scale: Tensor, zero_point: Tensor, moment: Tensor) -> Tensor:

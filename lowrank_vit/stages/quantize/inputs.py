@@ -12,37 +12,59 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.linalg.gram import gram
+from lowrank_vit.linalg.metric import about_mean
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.spill import Spill
 
+HARDLY = 1e-4  # share of the squared inputs that is variance: below, products in float32 miss a hundredth of it
+
 
 @dataclass(frozen=True)
 class InputMoments:
-    """Hold averages over all tokens of a layer's inputs x, float64: ``mean`` of x, (n,), ``second`` of x x^T, (n, n)."""
+    """Hold averages over all tokens of a layer's inputs x, float64: ``mean`` of x, (n,), ``second`` of x x^T, (n, n).
+
+    ``about``, (n,): a point near inputs that hardly vary, and ``spread`` the second moment about it, (n, n): the covariance
+    would be lost in the rounding errors of ``second``.
+    """
 
     mean: Tensor
     second: Tensor
+    about: Tensor | None = None
+    spread: Tensor | None = None
 
     @property
     def centred(self) -> Tensor:
         """Return the covariance, (n, n)."""
-        return self.second - torch.outer(self.mean, self.mean)
+        if self.about is None or self.spread is None:
+            return about_mean(self.second, self.mean)
+        return about_mean(self.spread, self.mean - self.about)
 
 
 class _Sums:
-    """Sum over the tokens that a layer has seen: products in float32, added up in float64."""
+    """Sum over the tokens that a layer has seen: products in float32, added up in float64.
+
+    If the first batch hardly varies, deviations from its mean are summed up beside, in float64.
+    """
 
     def __init__(self, layer: nn.Module) -> None:
         self.tokens, width = 0, int(getattr(layer, "in_features"))  # noqa: B009
         self.total, self.second = (torch.zeros(size, dtype=torch.float64) for size in ((width,), (width, width)))
+        self.about: Tensor | None = None
+        self.spread = torch.zeros_like(self.second)
 
     def see(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0].detach().flatten(0, -2).float().cpu()
+        if not self.tokens:
+            mean = x.double().mean(0)
+            hardly = (x - mean).square().sum() <= HARDLY * x.double().square().sum()
+            self.about = mean if hardly else None
         self.tokens += len(x)
         self.total += x.double().sum(0)
         self.second += gram(x)
+        if self.about is not None:
+            self.spread += gram(x.double() - self.about)
 
     def moments(self, name: str) -> InputMoments:
         if not self.tokens:
@@ -51,7 +73,8 @@ class _Sums:
             )
         if not self.second.sum().isfinite():
             raise InputError(f"the inputs of layer {name!r} are not finite: check the weights and the images")
-        return InputMoments(self.total / self.tokens, self.second / self.tokens)
+        mean, second = self.total / self.tokens, self.second / self.tokens
+        return InputMoments(mean, second, self.about, None if self.about is None else self.spread / self.tokens)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ tokens, biases and the kinds of Z that do not fold are rounded to float16, and s
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import asdict
 
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, find_sites
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, tell_beyond
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.factors import expand
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
@@ -109,6 +110,10 @@ def quantize(
         _replace(quantized, linears, bits, quantizer, observe)
     round_to_half(quantized)
     entry = _entry(bits, linears, quantized, quantizer)
+    beyond = {} if bits == HALF else {n: each for n, each in beyond_linears(exact).items() if re.search(sites, n)}
+    if beyond:
+        tell_beyond(beyond)
+        entry["left_dense"] = beyond
     addition: QuantizationAddition = {"quantization": entry}
     attached = getattr(quantized, "compression_report", None)
     if attached is not None:

@@ -1,0 +1,130 @@
+"""A linear layer computes ``x W^T + b`` and nothing else; whatever does more stays as it is, and the report says why."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+from lowrank_vit import InputError, compress, quantize
+from lowrank_vit.architectures.linears import beyond_linear, find_sites, is_linear
+from lowrank_vit.modules.surgery import replace_module
+
+X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+WORD = {"adapter": "forward pass", "patched": "forward pass", "parametrized": "parametrizations", "hooked": "hook"}
+
+
+class Adapted(nn.Linear):
+    """Add ``x A^T B^T``, as adapters do."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.a = nn.Parameter(torch.randn(4, self.in_features) / 4)
+        self.b = nn.Parameter(torch.randn(self.out_features, 4) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.a.T @ self.b.T
+
+
+def adapter(layer: nn.Linear) -> nn.Linear:
+    made = Adapted(layer.in_features, layer.out_features)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
+
+
+def patched(layer: nn.Linear) -> nn.Linear:
+    layer.forward = lambda x: 2 * nn.Linear.forward(layer, x)  # type: ignore[method-assign]
+    return layer
+
+
+def parametrized(layer: nn.Linear) -> nn.Linear:
+    return parametrizations.weight_norm(layer)
+
+
+def double(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    return 2 * output
+
+
+def hooked(layer: nn.Linear) -> nn.Linear:
+    layer.register_forward_hook(double)
+    return layer
+
+
+CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
+    "adapter": adapter,
+    "parametrized": parametrized,
+    "hooked": hooked,
+}
+
+
+def model(change: Callable[[nn.Linear], nn.Linear], *names: str) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    made = timm.create_model("vit_tiny_patch16_224", init_values=0.5, **sizes).eval()
+    for parameter in made.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    for name in names or [name for name, layer in made.named_modules() if isinstance(layer, nn.Linear)]:
+        replace_module(made, name, change(made.get_submodule(name)))  # type: ignore[arg-type]
+    return made
+
+
+def same_layer(small: nn.Module, dense: nn.Module, name: str) -> bool:
+    x = torch.randn(2, 5, dense.get_submodule(name).in_features)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return torch.allclose(small.get_submodule(name)(x), dense.get_submodule(name)(x), atol=2e-3)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"])
+def test_compress_leaves_it_dense(change: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    dense = model(CHANGES[change], name)
+    small, report = compress(dense, [X], "best", 0.1, device="cpu")
+    assert WORD[change] in report["left_dense"]["reasons"][name]
+    assert f"left dense: {name}" in caplog.text
+    assert same_layer(small, dense, name)
+    with torch.no_grad():
+        assert float((small(X) - dense(X)).norm() / dense(X).norm()) < 0.2
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_quantize_leaves_it_dense(change: str, caplog: pytest.LogCaptureFixture) -> None:
+    name = "blocks.0.attn.qkv"
+    dense = model(CHANGES[change], name)
+    for quantizer in ("nearest", "gptq"):
+        small, addition = quantize(dense, 8, [X], quantizer=quantizer)
+        assert WORD[change] in addition["quantization"]["left_dense"][name]
+        with torch.no_grad():
+            assert float((small(X) - dense(X)).norm() / dense(X).norm()) < 0.02
+    assert f"left dense: {name}" in caplog.text
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_without_plain_layers_is_refused(change: str) -> None:
+    dense = model(CHANGES[change])
+    for refused in (lambda: compress(dense, [X], "loss_aware", 0.1, device="cpu"), lambda: quantize(dense, 8)):
+        with pytest.raises(InputError, match="merge the adapter first"):
+            refused()
+
+
+def test_what_a_plain_layer_is() -> None:
+    plain = nn.Linear(4, 3)
+    plain.register_forward_hook(lambda module, inputs, output: None)
+    assert is_linear(plain)
+    assert is_linear(timm.layers.Linear(4, 3))
+    assert is_linear(nn.Linear(4, 3, bias=False))
+    masked = prune.random_unstructured(nn.Linear(4, 3), "weight", 0.5)
+    for layer in (adapter(nn.Linear(4, 3)), patched(nn.Linear(4, 3)), parametrized(nn.Linear(4, 3)), masked):
+        assert not is_linear(layer)
+        assert beyond_linear(layer)
+    assert not is_linear(nn.MultiheadAttention(4, 2).out_proj)
+
+
+def test_layers_that_only_watch_are_compressed() -> None:
+    dense, seen = model(copy.copy, "head"), []
+    dense.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *call: seen.append(1))
+    assert len(find_sites(dense)) == 8
