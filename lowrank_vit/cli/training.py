@@ -72,7 +72,7 @@ def dense_model(
 
     name, config = str(report["model"]), storage.read_config(folder)
     arguments = {} if "factory" in config else storage.load_model_args(folder)
-    if "factory" not in config and config["num_classes"] != pretrained_classes(name):
+    if "factory" not in config and config["num_classes"] != pretrained_classes(config):
         arguments["num_classes"] = config["num_classes"]
     return load_model(name, checkpoint, arguments=arguments, option=option)
 

@@ -76,10 +76,11 @@ def model_arguments(name: str, checkpoint: Path | None, given: Mapping[str, Any]
     return {key: value for key, value in arguments.items() if key != "num_classes"}
 
 
-def pretrained_classes(name: str) -> int | None:
-    """Return how many classes the pretrained weights of a timm model have; None for a model of other origin."""
-    config = timm.models.get_pretrained_cfg(name)
-    return None if config is None else int(config.num_classes)
+def pretrained_classes(config: Mapping[str, Any]) -> int | None:
+    """Return how many classes timm's weights have, of the model that a ``config.json`` names; None of another origin."""
+    tag = config["pretrained_cfg"].get("tag")
+    known = timm.models.get_pretrained_cfg(".".join(filter(None, (config["architecture"], tag))))
+    return None if known is None else known.num_classes
 
 
 def check_name(name: str) -> None:
