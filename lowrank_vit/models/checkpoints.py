@@ -56,10 +56,10 @@ def read_checkpoint(path: Path, expected: Collection[str]) -> Checkpoint:
         raise InputError(
             f"checkpoint {file} holds several sets of weights ({places}): choose one, as in {file.name}{ENTRY}{min(fitting)}"
         )
-    place, tensors = next(iter(fitting.items()), ("", {}))
-    if not tensors:
+    if not fitting:
         raise InputError(f"checkpoint {file} holds no tensors by name: pass the state_dict of a model")
-    return Checkpoint(tensors, place)
+    ((place, found),) = fitting.items()
+    return Checkpoint(found, place)
 
 
 @functools.cache

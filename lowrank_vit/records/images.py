@@ -80,7 +80,7 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
         raise InputError("the model has a single output, which no class number can score: pass a classifier")
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0:
-        raise InputError(f"an image has no label ({smallest}): give labelled images, such as --split validation")
+        raise InputError(f"some images have no labels ({smallest}): give labelled ones, such as --split validation")
     if classes is not None and largest >= classes:
         raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
 

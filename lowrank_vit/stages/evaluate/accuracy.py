@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torchmetrics import Metric
 
-from lowrank_vit.data.plausible import tell_implausible
+from lowrank_vit.modules.plausible import tell_implausible
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums

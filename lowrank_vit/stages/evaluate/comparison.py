@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.data.plausible import tell_implausible
+from lowrank_vit.modules.plausible import tell_implausible
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.records.images import Batches, each_image, images_in, known_labels
