@@ -36,7 +36,8 @@ def check_out(args: argparse.Namespace) -> None:
     """Raise ``InputError`` unless ``--out`` is free, before PyTorch is imported."""
     from lowrank_vit.storage.contents import check_free
 
-    check_free(args.out)
+    resumed = ", or --resume to keep a finished model" if "resume" in args else ""
+    check_free(args.out, f"choose another --out{resumed}")
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -197,8 +198,8 @@ def add_calibration(parser: argparse.ArgumentParser, *, held_out: bool = True) -
         "--calibration-samples", type=int, default=1024, help="training images on which statistics are collected"
     )
     if held_out:
-        unseen = "other training images, for errors on unseen images; 0: none"
-        group.add_argument("--held-out-samples", type=int, default=256, help=unseen)
+        unseen = "other training images, for errors on unseen images; 0: none (default: 256; at most a tenth of them)"
+        group.add_argument("--held-out-samples", type=int, help=unseen)
     else:
         parser.set_defaults(held_out_samples=0)
     group.add_argument("--stratified", action="store_true", help="draw the calibration images evenly over the classes")

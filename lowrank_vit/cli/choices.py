@@ -41,7 +41,7 @@ def check_choices(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str,
                 "tokens and sizes are chosen together for macs or time: give --tokens with --budget macs=0.6, "
                 "without --bits and --nested"
             )
-        if args.held_out_samples < 1:
+        if args.held_out_samples == 0:
             raise InputError("--tokens auto is chosen on unseen images: give --held-out-samples")
     if args.bits is not None:
         from lowrank_vit.compression.joint import check_joint

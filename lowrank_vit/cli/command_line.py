@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from lowrank_vit import __version__
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )
+    warnings.formatwarning = _one_line
     try:
         check_early(args)
         if getattr(args, "folder", None):
@@ -82,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted: finished work is kept; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """Format a warning without the line of code that it came from."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -67,13 +67,14 @@ def dense_model(
     folder: Path, report: Report, checkpoint: Path | None, option: str = "--teacher-checkpoint"
 ) -> nn.Module:
     """Load the dense model that a folder was made from, with the folder's own arguments; ``option`` gives its weights."""
-    from lowrank_vit.models import load_model
+    from lowrank_vit.models import load_model, pretrained_classes
     from lowrank_vit.storage import folder as storage
 
-    config, arguments = storage.read_config(folder), storage.load_model_args(folder)
-    if config["num_classes"] != config["pretrained_cfg"].get("num_classes"):
+    name, config = str(report["model"]), storage.read_config(folder)
+    arguments = {} if "factory" in config else storage.load_model_args(folder)
+    if "factory" not in config and config["num_classes"] != pretrained_classes(config):
         arguments["num_classes"] = config["num_classes"]
-    return load_model(report["model"], checkpoint, arguments=arguments, option=option)
+    return load_model(name, checkpoint, arguments=arguments, option=option)
 
 
 def save_trained(args: argparse.Namespace, model: nn.Module, report: Report) -> None:

@@ -15,6 +15,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import given_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+JOINED = "for calibration, pass them as joined:FOLDER,SPEC, from a folder of their own"
 EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
 
 
@@ -51,15 +52,21 @@ class FileSplit:
 def open_folder(spec: str, target: str) -> ImageSource:
     """Open ``imagefolder:PATH``; see ``open_source``.
 
-    A split without class folders gets the images that lie in it, without labels.
+    A split without class folders gets the images that lie in it, without labels; so do the training images where there is
+    no ``train/``, and the images lie in PATH itself.
     """
     root = given_path(target)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}; {EXPECTED}")
     train = _first_folder(root, ("train",))
     validation = _first_folder(root, ("validation", "val"))
+    loose = _loose(root)
+    if train is None and loose:
+        return _photographs(spec, root, loose, validation)
+    if loose:
+        warnings.warn(f"{spec}: {_left_out(root, loose)}: {JOINED}", stacklevel=3)
     if train is None and validation is None:
-        raise InputError(f"{spec}: {root} has neither train/ nor validation/; {EXPECTED}")
+        raise InputError(f"{spec}: {root} has neither train/ nor validation/{_hint(root)}; {EXPECTED}")
     if train and validation and train.resolve() == validation.resolve():
         raise InputError(f"{spec}: train/ and {validation.name}/ are the same folder: keep the evaluation images apart")
     folders = [folder for folder in (train, validation) if folder]
@@ -69,6 +76,37 @@ def open_folder(spec: str, target: str) -> ImageSource:
     splits = {folder: _file_split(spec, folder, files[folder], labels) for folder in folders}
     pair = (splits[train] if train else None, splits[validation] if validation else None)
     return ImageSource(spec, len(names) or None, *pair, names=names)
+
+
+def _photographs(spec: str, root: Path, loose: list[str], validation: Path | None) -> ImageSource:
+    """Return a source that calibrates on photographs without labels, and evaluates on ``validation/``, if there is one."""
+    photographs = FileSplit(loose, [NO_LABEL] * len(loose))
+    if validation is None:
+        return ImageSource(spec, None, photographs, None)
+    files = _files_by_class(validation)
+    names = tuple(sorted(name for name in files if name))
+    held = _file_split(spec, validation, files, {name: rank for rank, name in enumerate(names)})
+    return ImageSource(spec, len(names) or None, photographs, held, names=names)
+
+
+def _loose(root: Path) -> list[str]:
+    """Return the image files that lie in the root itself."""
+    files = (path for path in sorted(root.iterdir()) if path.suffix.lower() in SUFFIXES)
+    return [str(path) for path in files if not path.name.startswith(".") and path.is_file()]
+
+
+def _left_out(folder: Path, loose: Sequence[str]) -> str:
+    return f"{len(loose)} images that lie in {folder} beside its folders are left out"
+
+
+def _hint(root: Path) -> str:
+    """Say where the class folders are, if they lie in the root."""
+    found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    return (
+        f" but {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}: move class folders into train/"
+        if found
+        else ""
+    )
 
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:

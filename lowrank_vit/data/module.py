@@ -29,6 +29,7 @@ from lowrank_vit.data.loading import (
 from lowrank_vit.data.sampling import (
     CALIBRATION,
     EVALUATION,
+    HELD_OUT,
     EpochSampler,
     ShardSampler,
     draw,
@@ -49,8 +50,9 @@ class ImageData(lightning.LightningDataModule):
     process gets its share: every image exactly once over all of them, except in training, where the last round is
     padded. Nothing is read before the first use.
 
-    ``calibration_samples`` images of the training split serve for calibration, and ``held_out_samples`` others of it,
-    but at most a tenth of it, for whatever is measured or chosen on unseen images (0: none). So nothing is ever chosen
+    ``calibration_samples`` images of the training split serve for calibration, and ``held_out_samples`` others of it
+    (256), but at most a tenth of it, for whatever is measured or chosen on unseen images (0: none); a warning says where
+    that is fewer than asked for. So nothing is ever chosen
     on images that are evaluated. Where the split is too small for both, calibration gets the rest, with a warning.
     ``limit`` images of the evaluation split (or all) are evaluated. The draws depend on ``seed`` only, and a smaller
     draw is a part of a larger one. ``stratified`` calibrates on as many images of each class. ``augment`` crops and
@@ -71,7 +73,7 @@ class ImageData(lightning.LightningDataModule):
         *,
         batch_size: int = 64,
         calibration_samples: int = 1024,
-        held_out_samples: int = 256,
+        held_out_samples: int | None = None,
         limit: int | None = None,
         seed: int = 0,
         stratified: bool = False,
@@ -90,7 +92,7 @@ class ImageData(lightning.LightningDataModule):
         counts = {
             "batch_size": batch_size,
             "calibration_samples": calibration_samples,
-            "held_out_samples": held_out_samples or 1,
+            "held_out_samples": 1 if held_out_samples is None else held_out_samples or 1,
             "limit": 1 if limit is None else limit,
         }
         for name, count in counts.items():
@@ -102,7 +104,8 @@ class ImageData(lightning.LightningDataModule):
         self.data_config = dict(data_config)
         self.batch_size = batch_size
         self.calibration_samples = calibration_samples
-        self.held_out_samples = held_out_samples
+        self.held_out_samples = HELD_OUT if held_out_samples is None else held_out_samples
+        self._held_out_asked = held_out_samples is not None
         self.limit = limit
         self.seed = seed
         self.stratified = stratified
@@ -181,6 +184,12 @@ class ImageData(lightning.LightningDataModule):
         else:
             order = draw(len(split), len(split), self.seed, CALIBRATION)
         seen, unseen = hold_out(order, self.calibration_samples, self.held_out_samples)
+        if self._held_out_asked and len(unseen) < self.held_out_samples:
+            warnings.warn(
+                f"{self.spec} has {len(split)} training images, of which at most a tenth is held out: {len(unseen)} instead "
+                f"of {self.held_out_samples}",
+                stacklevel=2,
+            )
         if len(seen) < self.calibration_samples:
             kept = f" less {len(unseen)} that are held out" if unseen else ""
             warnings.warn(

@@ -13,6 +13,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import rank_and_world
 
 CALIBRATION, EVALUATION, TRAINING = 0, 2, 3  # separate streams of one seed; each epoch has its own
+HELD_OUT = 256  # images, unless another number is asked for
 LARGEST_HELD_OUT = 0.1  # of a training split
 
 

@@ -21,7 +21,7 @@ from lowrank_vit.runtime.files import ENTRY, entry_of
 PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 REFUSED = (".npy", ".npz", ".pickle", ".pkl")
 SHARE = 0.5  # of a model's tensors: fewer are no weights of it
-PLAIN = [argparse.Namespace]  # the arguments of a training, in many checkpoints: it holds values and no code
+PLAIN: list[Any] = [argparse.Namespace]  # the arguments of a training, in many checkpoints: it holds values and no code
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path, expected: Collection[str]) -> Checkpoint:
     names = set(expected)
     if entry is not None:
         return _chosen(sets, entry, names, file)
-    fitting = {}
+    fitting: dict[str, Mapping[str, Tensor]] = {}
     for name, tensors in sets.items():
         inner = {prefix: _below(tensors, prefix) for prefix in _prefixes(tensors, names)} or {"": tensors}
         fitting |= {".".join(filter(None, (name, prefix))): each for prefix, each in inner.items()}
@@ -56,10 +56,10 @@ def read_checkpoint(path: Path, expected: Collection[str]) -> Checkpoint:
         raise InputError(
             f"checkpoint {file} holds several sets of weights ({places}): choose one, as in {file.name}{ENTRY}{min(fitting)}"
         )
-    place, tensors = next(iter(fitting.items()), ("", {}))
-    if not tensors:
+    if not fitting:
         raise InputError(f"checkpoint {file} holds no tensors by name: pass the state_dict of a model")
-    return Checkpoint(tensors, place)
+    ((place, found),) = fitting.items()
+    return Checkpoint(found, place)
 
 
 @functools.cache

@@ -37,10 +37,11 @@ def load_model(
     """Load the timm model or stand-in ``name`` with weights: in eval mode, float32, on the CPU.
 
     ``name`` may be ``"hf_hub:OWNER/NAME"``, a timm model on the hub, or ``"hf:OWNER/NAME"`` or ``"hf:FOLDER"``, a model of
-    Hugging Face's ``transformers``, whose weights come with it. Of others they come from ``checkpoint``, a file
-    of safetensors or PyTorch (``FILE#ENTRY`` where it holds several models) that is loaded strictly; without one, a stand-in is the result of its training run ``seed`` (cached), and any
-    other model is timm's pretrained one (from the hub). ``arguments``: of ``timm.create_model``, such as ``num_classes``
-    and ``img_size``, which a checkpoint's shapes say as well. ``option``: by which ``checkpoint`` is given, for errors.
+    Hugging Face's ``transformers``, whose weights come with it. Of others they come from ``checkpoint``, a file of
+    safetensors or PyTorch (``FILE#ENTRY`` where it holds several models), which is loaded strictly; without one, a stand-in
+    is the result of its training run ``seed`` (cached), and any other model is timm's pretrained one (from the hub).
+    ``arguments``: of ``timm.create_model``, such as ``num_classes`` and ``img_size``, which a checkpoint's shapes say as
+    well. ``option``: by which ``checkpoint`` is given, for errors.
     Raises ``InputError`` for an unknown name, a checkpoint that does not fit, or weights that cannot be fetched.
     """
     given = dict(arguments or {})
@@ -73,6 +74,13 @@ def model_arguments(name: str, checkpoint: Path | None, given: Mapping[str, Any]
     else:
         arguments = dict(given)
     return {key: value for key, value in arguments.items() if key != "num_classes"}
+
+
+def pretrained_classes(config: Mapping[str, Any]) -> int | None:
+    """Return how many classes timm's weights have, of the model that a ``config.json`` names; None of another origin."""
+    tag = config["pretrained_cfg"].get("tag")
+    known = timm.models.get_pretrained_cfg(".".join(filter(None, (config["architecture"], tag))))
+    return None if known is None else known.num_classes
 
 
 def check_name(name: str) -> None:

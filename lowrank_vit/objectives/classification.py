@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,17 @@ from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
 
 EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
+UNCLASSED = ("regression", "multi_label_classification")  # what a configuration of transformers may say
 LABELLED = (1000, 11821, 21841, 21843)  # classes of ImageNet, by which some of them were tuned afterwards
+
+
+def as_classes(logits: Tensor) -> Tensor:
+    """Return logits, (B, classes): a single one is that of yes against no, of which the softmax is the sigmoid.
+
+    >>> as_classes(torch.tensor([[2.0]]))
+    tensor([[2., 0.]])
+    """
+    return F.pad(logits, (0, 1)) if logits.ndim > 1 and logits.shape[-1] == 1 else logits
 
 
 def sample_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
@@ -59,10 +70,13 @@ def probe_signs(logits: Tensor, images: Tensor, seed: int) -> Tensor:
 
 
 def classes_of(model: nn.Module) -> int | None:
-    """Return how many classes a model tells apart; None where it does not say."""
+    """Return how many classes a model tells apart: the rows of its classifier, or what it says; None where it does not."""
+    ask: Any = getattr(model, "get_classifier", None)
+    own = ask() if callable(ask) else None
+    heads = [*(own if isinstance(own, tuple) else (own,)), *classifiers(model).values()]
+    rows = next((each.out_features for each in heads if isinstance(each, nn.Linear)), None)
     told = getattr(model, "num_classes", None)
-    heads = (each.out_features for each in classifiers(model).values() if isinstance(each, nn.Linear))
-    return told if isinstance(told, int) else next(heads, None)
+    return rows if rows is not None else told if isinstance(told, int) else None
 
 
 def without_classifier(model: nn.Module) -> str:
@@ -70,15 +84,26 @@ def without_classifier(model: nn.Module) -> str:
 
     timm's weights of CLIP and of Perception Encoders have the projection of their embeddings where others have one.
     """
-    classes = getattr(model, "num_classes", None)
+    classes, told = classes_of(model), getattr(getattr(model, "config", None), "problem_type", None)
+    if classes == 1 or told in UNCLASSED:
+        what = "a single output" if classes == 1 else f"the problem type {told!r}"
+        return f"has {what}, which is no choice between classes,"
     if kind_of(model) and not any(isinstance(each, nn.Linear) for each in classifiers(model).values()):
         return "has no classifier"
     if classes == 0:
         return "has no classifier (num_classes is 0)"
     record = getattr(model, "pretrained_cfg", None) or {}
     name = f"{record.get('architecture')}.{record.get('tag')}"
-    embeds = re.search(EMBEDDING, name) and classes == record.get("num_classes") and classes not in LABELLED
+    embeds = re.search(EMBEDDING, name) and classes == _as_trained(name, record) and classes not in LABELLED
     return f"embeds images in {classes} numbers (weights {name}) and has no classifier" if embeds else ""
+
+
+def _as_trained(name: str, record: Mapping[str, Any]) -> int | None:
+    """Return how many outputs timm's weights have, whatever a fine-tuned model's own record says."""
+    import timm
+
+    known = timm.models.get_pretrained_cfg(name)
+    return record.get("num_classes") if known is None else known.num_classes
 
 
 PROBES = {"labels": probe_labels, "signs": probe_signs}
@@ -86,8 +111,8 @@ PROBES = {"labels": probe_labels, "signs": probe_signs}
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Compute ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch. Logits: (batch, classes)."""
-    log_student = F.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
+    log_student = F.log_softmax(as_classes(student).float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(as_classes(teacher).float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
@@ -125,11 +150,11 @@ class Classification:
 
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
         """Return the probing loss of logits (B, classes), summed over the batch."""
-        return PROBES[self.sampling](outputs, images, seed)
+        return PROBES[self.sampling](as_classes(outputs), images, seed)
 
     def reading(self, outputs: Tensor) -> Tensor:
-        """Return log-probabilities, (B, classes), float64."""
-        return outputs.double().log_softmax(-1)
+        """Return log-probabilities, (B, classes), float64; of a single output, those of yes and no."""
+        return as_classes(outputs.double()).log_softmax(-1)
 
     def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
         """Return ``KL(dense || small)`` in nats, summed over the batch."""

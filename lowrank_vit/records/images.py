@@ -76,9 +76,11 @@ def training_labels(batch: Batch, classes: int | None) -> Tensor:
 
 def check_labels(labels: Tensor, classes: int | None) -> None:
     """Raise ``InputError`` for labels, (B,), that are missing (-1) or that a classifier of so many classes does not have."""
+    if classes == 1:
+        raise InputError("the model has a single output, which no class number can score: pass a classifier")
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0:
-        raise InputError(f"an image has no label ({smallest}): give labelled images, such as --split validation")
+        raise InputError(f"some images have no labels ({smallest}): give labelled ones, such as --split validation")
     if classes is not None and largest >= classes:
         raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
 

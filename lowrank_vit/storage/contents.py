@@ -25,14 +25,14 @@ def file_bytes(folder: str | Path) -> int:
     return (Path(folder) / WEIGHTS).stat().st_size
 
 
-def check_free(folder: Path) -> None:
-    """Raise ``InputError`` unless ``folder`` can be made, or is empty: existing files are never lost."""
+def check_free(folder: Path, remedy: str = "choose another folder") -> None:
+    """Raise ``InputError``, with a ``remedy``, unless ``folder`` can be made, or is empty: existing files are never lost."""
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise InputError(f"{folder} exists already: choose another --out, or --resume to keep a finished model")
+        raise InputError(f"{folder} exists already: {remedy}")
     parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         reason = "permission denied, or a read-only disk" if parent.is_dir() else "it is not a folder"
-        raise InputError(f"cannot write into {parent}: {reason}; choose another --out")
+        raise InputError(f"cannot write into {parent}: {reason}; choose another folder")
 
 
 def load_model_args(folder: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.modules import empty_replacement
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import part, replace_module
+from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import empty_module
 from lowrank_vit.storage.validation import check_architecture, check_layer
@@ -30,9 +31,12 @@ def is_quantized(model: nn.Module) -> bool:
 def timm_record(model: nn.Module) -> dict[str, Any]:
     """Return what timm's own record says of a model; the architecture is null where timm did not make it."""
     pretrained = {k: v for k, v in (getattr(model, "pretrained_cfg", None) or {}).items() if isinstance(v, PORTABLE)}
+    classes = classes_of(model)
+    if "num_classes" in pretrained:
+        pretrained["num_classes"] = classes  # timm's own says how many the pretrained weights have
     return {
         "architecture": pretrained.get("architecture"),
-        "num_classes": getattr(model, "num_classes", pretrained.get("num_classes")),
+        "num_classes": classes,
         "model_args": {},
         "pretrained_cfg": pretrained,
     }

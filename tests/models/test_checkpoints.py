@@ -76,9 +76,9 @@ def test_an_old_file_and_a_prefix_in_safetensors(tmp_path: Path, state: State) -
     [
         (lambda state: {"model": state, "model_ema": scaled(state)}, ("model", "model_ema")),
         (lambda state: {"state_dict": under("net", state) | under("ema", scaled(state))}, ("state_dict.net", "ema")),
-        (lambda state: under("student.backbone", state) | under("teacher.backbone", scaled(state)), ("student", "teacher.backbone")),
+        (lambda state: under("student.b", state) | under("teacher.b", scaled(state)), ("student", "teacher.b")),
     ],
-)  # fmt: skip
+)
 def test_of_several_one_is_chosen(tmp_path: Path, state: State, average: Any, named: tuple[str, str]) -> None:
     file = tmp_path / "weights.pth"
     torch.save(average(state), file)

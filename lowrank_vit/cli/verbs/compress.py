@@ -123,7 +123,7 @@ def _add_solver(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise ``InputError`` for sizes that cannot be measured or written, before PyTorch is imported."""
-    if args.held_out_samples < 1 and args.max_loss is not None:
+    if args.held_out_samples == 0 and args.max_loss is not None:
         raise InputError("--max-loss is measured on unseen images: give --held-out-samples")
     if not args.resume and len(_wanted(args)) == 1:
         check_new(args)
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
             _check_same(done, recipe, folders.pop(done))
             print(f"{done} is finished already")
         for out in folders:
-            storage.check_free(out)
+            storage.check_free(out, "choose another --out, or --resume to keep a finished model")
         if folders:
             _compress(args, recipe, folders, folder)
 

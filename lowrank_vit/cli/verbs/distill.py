@@ -22,7 +22,7 @@ def add_parser(verbs: Any) -> None:
     add_data(parser)
     parser.set_defaults(batch_size=20)
     parser.add_argument("--calibration-samples", type=int, default=1000, help="images to train on")
-    parser.add_argument("--held-out-samples", type=int, default=256, help="unseen images for the divergence; 0: none")
+    parser.add_argument("--held-out-samples", type=int, help="unseen images for the divergence; 0: none (default: 256)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the calibration images")
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="learning rate of matrices")
     parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="learning rate of biases and norms")

@@ -33,7 +33,7 @@ def add_parser(verbs: Any) -> None:
         type=Path,
         const=True,
         metavar="FILE",
-        help="compare DIR with the dense model that it was made from; FILE: its weights, as --checkpoint takes them (default: the hub)",
+        help="compare DIR with the dense model that it was made from; FILE: its weights, as of --checkpoint (default: hub)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run, check=check)

@@ -5,6 +5,7 @@ Memory does not depend on the number of images: products are computed in float32
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import separate_bias
+from lowrank_vit.modules.plausible import tell_implausible
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.surgery import output_layer
 from lowrank_vit.objectives import Objective
@@ -97,6 +99,8 @@ def _check_images(count: int, device: torch.device) -> None:
     images, without = counts.tolist()
     if not images:
         raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+    if images == 1:
+        warnings.warn("a single image says little of a model: calibrate on some hundred", stacklevel=3)
     if without:
         raise InputError(f"{images} images for {world} processes: give each one at least, or fewer --devices")
 
@@ -156,6 +160,8 @@ def calibrate(
         model.requires_grad_(False)
         for item in each_image(track(batches, "calibrate", shown=progress)):
             images = _checked(item, size)
+            if size is None:
+                tell_implausible(model, images)
             batch.images, size = len(images), images.shape[1:]
             with torch.set_grad_enabled(backward):
                 outputs = predict(model, images)

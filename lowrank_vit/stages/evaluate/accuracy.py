@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torchmetrics import Metric
 
+from lowrank_vit.modules.plausible import tell_implausible
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
@@ -134,6 +135,8 @@ class Evaluation(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
         images, labels = images_in(batch), labels_in(batch)
+        if batch_idx == 0:
+            tell_implausible(self.model, images)
         logits = predict(self.model, images)
         check_labels(labels, logits.shape[-1])
         beside = [] if self.dense is None else [predict(self.dense, images)]
@@ -156,6 +159,8 @@ class FeatureEvaluation(Evaluation):
         """Score a batch."""
         assert self.dense is not None
         images = images_in(batch)
+        if batch_idx == 0:
+            tell_implausible(self.model, images)
         self.score.update(predict(self.model, images), predict(self.dense, images))
 
 

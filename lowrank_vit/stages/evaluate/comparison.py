@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules.plausible import tell_implausible
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.records.images import Batches, each_image, images_in, known_labels
@@ -35,6 +36,8 @@ def compare(dense: nn.Module, small: nn.Module, batches: Batches, *, progress: b
     with torch.inference_mode():
         for batch in track(batches, "compare", shown=progress):
             images, labels = images_in(batch), known_labels(batch)
+            if not counts[0]:
+                tell_implausible(dense, images)
             pair = [objective.reading(predict(model, images.to(device))) for model in (dense, small)]
             added = [len(images), agreements(*pair), float(objective.divergence(*pair)), 0.0, 0.0]
             if labels is not None and int(labels.max()) >= pair[0].shape[-1]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import Predicting
+from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import replacing
 from lowrank_vit.stages.export.formats import exporter
@@ -25,7 +26,8 @@ PREPROCESSING = ("architecture", "tag", "num_classes", "input_size", "mean", "st
 def preprocessing(model: nn.Module) -> str:
     """Describe the images that the model takes, as JSON: size, mean, deviation, ..., from timm's configuration."""
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    return json.dumps({name: config[name] for name in PREPROCESSING if name in config})
+    own = {"num_classes": classes_of(model)}  # timm's is that of the pretrained weights
+    return json.dumps({name: {**config, **own}[name] for name in PREPROCESSING if name in config})
 
 
 def export(

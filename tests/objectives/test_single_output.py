@@ -1,0 +1,60 @@
+"""A model with one output: its KL over classes would always be 0, and no class number can score it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import lowrank_vit
+from lowrank_vit.objectives import objective_for
+from lowrank_vit.objectives.classification import Classification, classes_of, distillation_loss, without_classifier
+from lowrank_vit.objectives.features import Features
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.stages.evaluate.accuracy import evaluate
+from lowrank_vit.stages.evaluate.comparison import compare
+from tests.support.hardware import on_cpu
+from tests.support.models import images, tiny
+
+
+def single() -> nn.Module:
+    model = tiny()
+    model.reset_classifier(1)  # type: ignore[operator]
+    return model.eval()
+
+
+def test_its_squared_error_is_measured() -> None:
+    model = single()
+    assert "a single output" in without_classifier(model)
+    assert isinstance(objective_for(model, Classification()), Features)
+    small, _ = lowrank_vit.compress(model, [images(16)], "loss_aware", 0.4, device="cpu")
+    found = compare(model, small, [images(16, seed=2)])
+    assert found.keys() == {"n", "feature_error"}
+    assert found["feature_error"] > 0
+    assert evaluate(small, [(images(8), torch.zeros(8))], dense=model, **on_cpu())["feature_error"] > 0
+
+
+def test_it_has_no_accuracy() -> None:
+    with pytest.raises(InputError, match="a single output"):
+        evaluate(single(), [(images(8), torch.zeros(8, dtype=torch.long))], **on_cpu())
+    with pytest.raises(InputError, match="a single output"):
+        lowrank_vit.finetune(single(), [(images(8), torch.zeros(8, dtype=torch.long))], epochs=1, **on_cpu())
+
+
+def test_one_that_does_not_say_so_is_a_yes_or_a_no() -> None:
+    objective, dense, small = Classification(), torch.tensor([[2.0], [0.5]]), torch.tensor([[1.0], [-0.5]])
+    p, q = (torch.sigmoid(each.double()) for each in (dense, small))
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
+    assert objective.divergence(objective.reading(dense), objective.reading(small)) == pytest.approx(expected.item())
+    assert distillation_loss(small, dense, 1.0) == pytest.approx(expected.item() / 2, rel=1e-5)
+    for sampling in ("labels", "signs"):
+        logits = dense.clone().requires_grad_()
+        Classification(sampling).probe(logits, torch.randn(2, 1, 4, 4), 0).backward()
+        assert logits.grad is not None and logits.grad.abs().min() > 0  # noqa: PT018
+
+
+def test_a_configuration_of_several_labels_is_no_choice() -> None:
+    model = nn.Linear(4, 3)
+    model.num_classes, model.config = 3, type("Config", (), {"problem_type": "multi_label_classification"})()  # type: ignore[assignment]
+    assert "multi_label_classification" in without_classifier(model)
+    assert classes_of(model) == 3
