@@ -68,9 +68,12 @@ def dense_model(
 ) -> nn.Module:
     """Load the dense model that a folder was made from, with the folder's own arguments; ``option`` gives its weights."""
     from lowrank_vit.models import load_model
+    from lowrank_vit.models.hugging_face import FACTORY
     from lowrank_vit.storage import folder as storage
 
     config, arguments = storage.read_config(folder), storage.load_model_args(folder)
+    if config.get("factory") == FACTORY:  # such a model says all about itself
+        return load_model(report["model"], checkpoint, option=option)
     if config["num_classes"] != config["pretrained_cfg"].get("num_classes"):
         arguments["num_classes"] = config["num_classes"]
     return load_model(report["model"], checkpoint, arguments=arguments, option=option)
