@@ -57,7 +57,7 @@ def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
     from lowrank_vit.storage import folder as storage
 
     storage.check_free(args.out)
-    model, report = storage.load(args.folder), storage.load_report(args.folder)
+    model, report = storage.load_wide(args.folder), storage.load_report(args.folder)
     if "quantization" in report:
         raise InputError(f"{args.folder} is quantised: {verb} the folder that it was made from, then quantise that")
     return model, report
