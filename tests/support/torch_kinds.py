@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from tests.support.kinds import KINDS
+
 
 class Encoded(nn.Module):
     """A ViT of ``nn.TransformerEncoder``."""
@@ -85,6 +87,18 @@ class Tower(nn.Module):
         return pooled
 
 
+class Headed(nn.Module):
+    """A backbone, and a head."""
+
+    def __init__(self, backbone: nn.Module, features: int = 10) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(features, 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(images))
+        return logits
+
+
 @dataclass(frozen=True)
 class Kind:
     """How a model is made, its class's name, and whether its outputs can be refitted."""
@@ -114,3 +128,4 @@ TORCH = {
     "encoder, batch second": Kind(lambda: Encoded(batch_first=False), "nn.TransformerEncoder", walks=False),
     "layers in a list": Kind(Listed, "nn.TransformerEncoderLayer"),
 }
+HELD = {"backbone and head": Kind(lambda: Headed(KINDS["vit"].make()), "Headed")}
