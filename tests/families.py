@@ -20,6 +20,7 @@ from lowrank_vit.compression.find import FoundUnits, find_units
 from lowrank_vit.units.scan import ScanUnit
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS, Kind
+from tests.support.torch_kinds import HELD, TORCH
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 WORDS = {"query_key": "logits", "value": "values", "hidden": "hidden units", "scan": "whole scans", "layer": "layers"}
@@ -100,7 +101,7 @@ def _short(reason: str) -> str:
 def page() -> str:
     """Render the whole page."""
     found: dict[str, list[Row]] = {}
-    kinds = [*KINDS.items(), *HUGGING_FACE.items(), *VMAMBAS.items()]
+    kinds = [*KINDS.items(), *HUGGING_FACE.items(), *TORCH.items(), *HELD.items(), *VMAMBAS.items()]
     for named, kind in kinds:
         family, row = described(named, kind)
         found.setdefault(family, []).append(row)

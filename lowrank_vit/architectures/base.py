@@ -5,7 +5,6 @@ A family is one file that registers a class. Only it uses the types of the libra
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_linear, find_sites, in_blocks
 from lowrank_vit.architectures.parts import (
     ADVICE,
     UnknownWholeError,
@@ -177,7 +176,8 @@ class Family(ABC):
 
 def block_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of all blocks by name, without those that make position biases."""
-    return ((name, module) for name, module in model.named_modules() if re.search(BLOCK_LINEARS, f"{name}."))
+    inside = in_blocks(model)
+    return ((name, module) for name, module in model.named_modules() if inside(f"{name}."))
 
 
 def pool_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from typing import TypeGuard
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
 EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
 TIMM_S = ("timm.layers.linear", "Linear")  # computes the same as torch's
 MERGE = "merge the adapter first, or make what was added permanent"
+
+HEADS = ("classifier", "head", "heads")
+EMBEDDINGS = ("patch_embedding", "patch_embeddings", "conv_proj")
 
 
 def is_linear(module: object) -> TypeGuard[nn.Linear]:
@@ -66,18 +69,19 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
     appears at two places, or shares its weight with another: it would be compressed at one of them only.
     """
     try:
-        matcher = re.compile(pattern)
+        matches = re.compile(pattern).search
     except re.error as error:
         raise InputError(f"the site pattern {pattern!r} is not a regular expression: {error}") from None
+    chosen: Callable[[str], Any] = in_blocks(model) if pattern == BLOCK_LINEARS else matches
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     beyond = beyond_linears(model)
     sites = [
         Site(name, module.in_features, module.out_features, module.bias is not None)
         for name, module in linears.items()
-        if matcher.search(name) and name not in beyond
+        if chosen(name) and name not in beyond
     ]
     if not sites:
-        odd = next((name for name in beyond if matcher.search(name)), None)
+        odd = next((name for name in beyond if chosen(name)), None)
         if odd is not None:
             raise InputError(f"no layer to compress: {odd!r} is {beyond[odd]}, no plain linear layer: {MERGE}")
         wanted = "stands in a block (blocks.0, blocks.1, ...)" if pattern == BLOCK_LINEARS else f"matches {pattern!r}"
@@ -86,6 +90,12 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
         raise InputError(f"no linear layer of {type(model).__name__} {wanted}: {remedy}")
     _refuse_shared(model, {site.name for site in sites})
     return sites
+
+
+def in_blocks(model: nn.Module) -> Callable[[str], bool]:
+    """Return what tells by its name whether a module stands in a block: one of a known name, or of a known kind."""
+    known = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "in_blocks", False))
+    return lambda name: re.search(BLOCK_LINEARS, name) is not None or name.startswith(known)
 
 
 def beyond_linears(model: nn.Module) -> dict[str, str]:
@@ -135,16 +145,24 @@ def left_dense(model: nn.Module, compressed: Iterable[str]) -> dict[str, int]:
 
 
 def classifiers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the classifiers of a model of Hugging Face's, by name: one, or two of a distilled DeiT."""
-    return {name: module for name, module in model.named_children() if name.endswith("classifier")}
+    """Return the classifiers of a model that is not timm's, by name: one, or two of a distilled DeiT."""
+    return {name: module for name, module in model.named_children() if name.endswith(HEADS)}
 
 
 def patch_embedding(model: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of the patch embedding, by the names that timm and Hugging Face have for it."""
+    """Return the prefixes of the patch embedding, by the names that the libraries have for it."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
     listed = [names] if isinstance(names, str) else names
-    embeddings = [name for name, _ in model.named_modules() if name.endswith(("patch_embedding", "patch_embeddings"))]
+    embeddings = [name for name, _ in model.named_modules() if name.endswith(EMBEDDINGS)]
     return ("patch_embed.", *(f"{name}." for name in (*listed, *embeddings)))
+
+
+def called(layer: nn.Linear) -> nn.Linear:
+    """Make a layer that is called of one whose weight torch's attention reads; both have the same parameters."""
+    with torch.device("meta"):
+        made = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    made.weight, made.bias = layer.weight, layer.bias
+    return made
 
 
 def call_every_layer(model: nn.Module) -> nn.Module:

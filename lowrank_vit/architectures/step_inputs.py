@@ -11,7 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import first_inputs
+from lowrank_vit.architectures.parts import UnknownWholeError
+from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.predicting import logits_of
 
+SEEN = "seen_image_size"  # attribute of a model: (C, H, W) of the images that it was walked through with
 Given = dict[str, dict[str, Any]]  # by step, by argument
 
 
@@ -25,6 +29,7 @@ def step_inputs(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         given[name] = _beside(module, inputs, options)
 
+    setattr(model, SEEN, tuple(images.shape[1:]))
     hooks = [step.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, step in steps.items()]
     try:
         model(images.to(next(model.parameters())))
@@ -58,3 +63,22 @@ def enter(
     first = next(rest)
     given = step_inputs(model, steps, first[:1])
     return given, first_inputs(model, next(iter(steps.values())), chain([first], rest))
+
+
+def finish(model: nn.Module, last: nn.Module, x: Tensor) -> Tensor:
+    """Compute a model's outputs from the stream after its ``last`` step, where nothing else does.
+
+    The model sees a blank image, and what its last step hands on is exchanged for x: whatever follows is its own.
+    """
+
+    def hand_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        return (x, *outputs[1:]) if isinstance(outputs, tuple) else x
+
+    size = input_size(model) or getattr(model, SEEN, None)
+    if size is None:
+        raise UnknownWholeError(f"{type(model).__name__} does not say the size of its images")
+    hook = last.register_forward_hook(hand_on)
+    try:
+        return logits_of(model(x.new_zeros(1, *size)))
+    finally:
+        hook.remove()

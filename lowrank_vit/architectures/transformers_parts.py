@@ -13,6 +13,7 @@ from timm.layers import Attention, AttentionPoolLatent, Mlp, SwiGLU
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.linears import called
 from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.modules.surgery import replace_module
 
@@ -106,14 +107,6 @@ def _stacked(layers: list[nn.Linear]) -> nn.Linear:
     if first.bias is not None:
         stacked.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), trained)
     return stacked
-
-
-def called(layer: nn.Linear) -> nn.Linear:
-    """Make a layer that is called of one whose weight torch's attention reads; both have the same parameters."""
-    with torch.device("meta"):
-        made = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
-    made.weight, made.bias = layer.weight, layer.bias
-    return made
 
 
 def _mlp(module: Any) -> Mlp:

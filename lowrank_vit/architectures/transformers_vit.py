@@ -12,9 +12,8 @@ from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, S
 from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import plain_attention, scaled
+from lowrank_vit.architectures.step_inputs import finish
 from lowrank_vit.architectures.transformers_parts import CORE, Answering
-from lowrank_vit.modules.counting import input_size
-from lowrank_vit.modules.predicting import logits_of
 from lowrank_vit.records.sites import AttentionSite
 
 
@@ -97,16 +96,5 @@ class TransformersViT(Family):
 
         The model sees a blank image, and what its last step hands on is exchanged for x: whatever follows is its own.
         """
-
-        def hand_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-            return (x, *outputs[1:]) if isinstance(outputs, tuple) else x
-
-        size = input_size(model)
-        if size is None:
-            raise UnknownWholeError(f"{type(model).__name__} does not say the size of its images")
         *_, last = self.steps(model).values()
-        hook = last.register_forward_hook(hand_on)
-        try:
-            return logits_of(model(x.new_zeros(1, *size)))
-        finally:
-            hook.remove()
+        return finish(model, last, x)

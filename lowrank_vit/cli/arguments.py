@@ -107,7 +107,7 @@ def chosen_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         return named_model(args)
     from lowrank_vit.storage import folder as storage
 
-    return storage.load(args.folder), storage.load_model_args(args.folder)
+    return storage.load_wide(args.folder), storage.load_model_args(args.folder)
 
 
 def check_one_model(args: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
     from lowrank_vit.storage import folder as storage
 
     storage.check_free(args.out)
-    model, report = storage.load(args.folder), storage.load_report(args.folder)
+    model, report = storage.load_wide(args.folder), storage.load_report(args.folder)
     if "quantization" in report:
         raise InputError(f"{args.folder} is quantised: {verb} the folder that it was made from, then quantise that")
     return model, report
@@ -71,8 +71,10 @@ def dense_model(
     from lowrank_vit.storage import folder as storage
 
     name, config = str(report["model"]), storage.read_config(folder)
-    arguments = {} if "factory" in config else storage.load_model_args(folder)
-    if "factory" not in config and config["num_classes"] != pretrained_classes(config):
+    if "factory" in config:  # such a model says all about itself
+        return load_model(name, checkpoint, option=option)
+    arguments = storage.load_model_args(folder)
+    if config["num_classes"] != pretrained_classes(config):
         arguments["num_classes"] = config["num_classes"]
     return load_model(name, checkpoint, arguments=arguments, option=option)
 

@@ -13,13 +13,29 @@ from lowrank_vit.runtime.errors import InputError
 
 
 def check_model(model: object, second: object) -> None:
-    """Raise ``InputError`` unless the first argument is a model; ``second``: the one after it, perhaps in its place."""
+    """Raise ``InputError`` unless the first argument is a model of images; ``second``: the one after it, perhaps a model."""
     if isinstance(model, nn.Module):
+        _check_forward(model)
         return
     kind = type(model).__name__
     if isinstance(second, nn.Module):
         raise InputError(f"the model comes second, after a {kind}: pass the model first, then the images")
     raise InputError(f"the model is a {kind}: pass a module, such as timm.create_model makes")
+
+
+def _check_forward(model: nn.Module) -> None:
+    """Raise ``InputError`` for a model that needs more than images."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [
+        name
+        for name, each in inspect.signature(model.forward).parameters.items()
+        if each.kind in kinds and each.default is inspect.Parameter.empty
+    ]
+    if len(needed) > 1:
+        raise InputError(
+            f"{type(model).__name__} needs {' and '.join(needed)}, and is given images alone: wrap it in a module whose "
+            "forward takes images, or pass the part that sees them"
+        )
 
 
 def check_options(given: Iterable[str], function: Callable[..., Any], *takers: Callable[..., Any]) -> None:

@@ -72,7 +72,7 @@ def load(
     config = storage.read_config(path)
     report["provenance"]["nested_sha256"] = (checksums(config) or {}).get(NESTED)
     attach(small, {name: value for name, value in config.items() if name != "lowrank_vit"}, report)  # not its weights
-    return small.to(storage.type_in_memory(dtype, next(small.parameters()).dtype))
+    return small if dtype is None else small.to(dtype)
 
 
 def push_to_hub(

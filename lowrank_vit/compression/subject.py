@@ -12,6 +12,7 @@ from torch import nn
 
 from lowrank_vit.architectures.base import Refusals, Sites, survey
 from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.rewrite import rewrite
@@ -55,6 +56,9 @@ class Subject:
         own = canonical(copied(unwrapped(model))).to(device).eval()
         stop_checkpointing(own)
         check_dense(own)
+        if name := held(own):
+            inside, whole = type(own.get_submodule(name)).__name__, type(own).__name__
+            logger.warning("the %s inside the %s (%s) is compressed as a backbone, and put back", inside, whole, name)
         dtype = next(own.parameters()).dtype
         narrow = dtype if dtype.itemsize < 4 else None
         dense = own if narrow is None else own.float()

@@ -62,7 +62,7 @@ def saved_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 def input_size(model: nn.Module) -> tuple[int, int, int] | None:
     """Return (C, H, W) of the images that a model takes: from its patch embedding, else its configuration.
 
-    The configuration is timm's, or that of Hugging Face's model or of its vision tower.
+    The configuration is timm's, or that of Hugging Face's model or of its vision tower, or what torchvision's model knows.
     """
     channels = (getattr(module, "in_channels", None) for module in model.modules())
     first = next((count for count in channels if isinstance(count, int)), None)  # of a convolution, or of patches
@@ -79,8 +79,8 @@ def input_size(model: nn.Module) -> tuple[int, int, int] | None:
 def _configured_size(model: nn.Module) -> tuple[int, int, int] | None:
     config = getattr(model, "config", None)
     config = getattr(config, "vision_config", config)
-    size = getattr(config, "image_size", None)
-    if size is None:
+    size = getattr(config, "image_size", getattr(model, "image_size", None))  # torchvision's own attribute
+    if not isinstance(size, int | tuple | list):
         return None
     height, width = (size, size) if isinstance(size, int) else size
     return getattr(config, "num_channels", 3), height, width

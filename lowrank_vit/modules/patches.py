@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules.surgery import output_layer
 
 
 @REPLACEMENTS.register("patches")
@@ -30,6 +31,12 @@ class Patches(nn.Module):
             patches.linear.weight.new_zeros(convolution.out_channels) if bias is None else bias.detach().clone()
         )
         return patches.train(convolution.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight that makes the outputs, for models that ask for its type and device."""
+        weight: Tensor = output_layer(self.linear).weight  # type: ignore[assignment]
+        return weight
 
     @property
     def config(self) -> dict[str, Any]:

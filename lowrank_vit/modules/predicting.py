@@ -36,7 +36,12 @@ def logits_of(outputs: Any) -> Tensor:
 
     Without logits, these are the features: pooled, or else token by token.
     """
-    if isinstance(outputs, tuple | list):
+    if isinstance(outputs, list):
+        raise InputError(
+            f"the model returns a list of {len(outputs)} feature maps: make it without features_only, or wrap it, to return "
+            "one tensor"
+        )
+    if isinstance(outputs, tuple):
         outputs = outputs[0]
     elif not isinstance(outputs, Tensor):
         found = outputs if isinstance(outputs, Mapping) else vars(outputs)

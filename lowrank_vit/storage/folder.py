@@ -138,9 +138,9 @@ def load(
     """Load the compressed or quantised model in a folder, in eval mode.
 
     The architecture is rebuilt by timm, its compressed layers by their ranks, its quantised ones by their bits, and the
-    weights loaded strictly. ``dtype``: of the floating values in memory; None: that of the file, but float32 for a
-    float16 or bfloat16 file, on every device: CPUs are slow in half precision, and the values are the same. Ask for
-    ``torch.float16`` to have half the memory on a GPU. Packed codes stay packed.
+    weights loaded strictly. ``dtype``: of the floating values in memory; None: that of the model that was saved. What was
+    quantised is float16 in the file alone, and comes as float32: ask for ``torch.float16`` to have half the memory on a
+    GPU. Packed codes stay packed.
     ``dense``: the dense model, which is copied in place of rebuilding it; ``allow_factory``: the factory
     ``"module:function"`` that the folder may call to make it. The model carries its report, and what made it, so that it
     can be trained and saved again.
@@ -153,10 +153,20 @@ def load(
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     check_file(config, folder / WEIGHTS)
-    _load_weights(model, folder / WEIGHTS, dtype)
+    report = None
     with suppress(InputError):  # without its report, the model works all the same
-        attach(model, config, load_report(folder))
+        report = load_report(folder)
+    rounded = is_quantized(model) or "quantization" in (report or {})
+    _load_weights(model, folder / WEIGHTS, dtype or (torch.float32 if rounded else None))
+    if report is not None:
+        attach(model, config, report)
     return model.to(device).eval()
+
+
+def load_wide(folder: str | Path) -> nn.Module:
+    """Load a model to compute with it on any machine: one of 16 bits comes as float32, with the same values."""
+    model = load(folder)
+    return model.float() if next(model.parameters()).dtype.itemsize < 4 else model
 
 
 def dense_architecture(
@@ -167,11 +177,6 @@ def dense_architecture(
     Raises ``InputError`` for what ``load`` refuses; load the folder first.
     """
     return empty_model(read_config(Path(folder)), {}, dense=dense, allow_factory=allow_factory).eval()
-
-
-def type_in_memory(wanted: torch.dtype | None, stored: torch.dtype) -> torch.dtype:
-    """Return the type that ``load`` gives floating values of a ``stored`` type."""
-    return wanted or (torch.float32 if stored.itemsize < 4 else stored)
 
 
 def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> None:
@@ -185,7 +190,7 @@ def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> No
             f"{path} cannot be read ({error}): it is missing, truncated or not a safetensors file"
         ) from None
     floating = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
-    model.to(type_in_memory(dtype, floating))
+    model.to(dtype or floating)
     for name, empty in model.state_dict().items():
         if name not in tensors or (tensors[name].is_floating_point() and empty.is_floating_point()):
             continue

@@ -7,6 +7,7 @@ import json
 import logging
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -19,6 +20,8 @@ from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
 from lowrank_vit.architectures.base import FAMILIES, family_of
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.step_inputs import enter, run_step
+from lowrank_vit.cli import main
+from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import input_size, parameter_count
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import without_classifier
@@ -223,3 +226,23 @@ def test_what_is_told_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
         compress(model, [data], BEST.but(refit=False, measured=0), 0.1, device="cpu")
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == "recipe 'best' by the objective 'features', as the model has no classifier"
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_onnx_files_hold_dense_and_smaller_models(kind: str, tmp_path: Path) -> None:
+    """The patch embedding is asked for its weight's type."""
+    pytest.importorskip("onnxruntime")
+    model, data = copy.deepcopy(made(kind)[0]).float(), made(kind)[1].float()
+    small, _ = compress(model, [data], BEST.but(refit=False, measured=0), 0.2)
+    for number, each_model in enumerate((model, small)):
+        assert formats.export(each_model, tmp_path / f"{number}.onnx", "onnx")[3] < 1e-3
+
+
+def test_a_folder_is_compared_with_its_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, folder = tmp_path / "dense", tmp_path / "small"
+    model: Any = HUGGING_FACE["vit"].make().float()
+    model.save_pretrained(source)
+    small, _ = compress(load_model(f"hf:{source}"), [made("vit")[1].float()], BEST, 0.2, device="cpu")
+    save(small, folder)
+    main(["evaluate", str(folder), "--dense", "--data", "digits", "--limit", "20", "--json", "--device", "cpu"])
+    assert "kl" in json.loads(capsys.readouterr().out.splitlines()[-1])

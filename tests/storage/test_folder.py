@@ -16,7 +16,7 @@ from lowrank_vit.compression.report import dense_report
 from lowrank_vit.runtime.files import replacing, write_json
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.quantize.weights import quantize
-from lowrank_vit.storage.folder import file_bytes, load_model_args, load_report
+from lowrank_vit.storage.folder import file_bytes, load_model_args, load_report, load_wide
 from tests.support.models import ARGUMENTS, NAMES, images, tiny
 
 
@@ -83,6 +83,18 @@ def test_a_quantised_compressed_model_survives(z: str, tmp_path: Path) -> None:
     again = tmp_path / "again"
     save(loaded, again, report, model_args=load_model_args(tmp_path / "six"))
     assert (again / "model.safetensors").read_bytes() == data
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_comes_back_in_its_type(dtype: torch.dtype, tmp_path: Path) -> None:
+    small, _ = compress(tiny().to(dtype), [images(8)], "exact", 0.3, device="cpu")
+    assert {parameter.dtype for parameter in small.parameters()} == {dtype}
+    save(small, tmp_path / "it")
+    again = load(tmp_path / "it")
+    assert {parameter.dtype for parameter in again.parameters()} == {dtype}
+    assert {parameter.dtype for parameter in load(tmp_path / "it", dtype=torch.float32).parameters()} == {torch.float32}
+    least = {parameter.dtype for parameter in load_wide(tmp_path / "it").parameters()}
+    assert least == {torch.float32 if dtype.itemsize < 4 else dtype}
 
 
 def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--fused is for a GPU: there is none among the devices to be timed")
     if any(setting.mode == "compiled" for setting in chosen):
         say("settings with torch.compile are compiled first, for up to minutes each; that is not counted")
-    compressed = storage.load(args.folder)
+    compressed = storage.load_wide(args.folder)
     if args.fused:
         compressed = fuse_pairs(compressed)
     dense = storage.dense_architecture(args.folder)
@@ -106,7 +106,7 @@ def _files(args: argparse.Namespace) -> None:
     from lowrank_vit.modules.counting import input_size
     from lowrank_vit.storage import folder as storage
 
-    model = storage.load(args.folder)
+    model = storage.load_wide(args.folder)
     size = input_size(model)
     if size is None:
         raise InputError("the model does not say the size of its images, so its files cannot be run")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
-from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, tell_beyond
+from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.factors import expand
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
@@ -110,7 +110,8 @@ def quantize(
         _replace(quantized, linears, bits, quantizer, observe)
     round_to_half(quantized)
     entry = _entry(bits, linears, quantized, quantizer)
-    beyond = {} if bits == HALF else {n: each for n, each in beyond_linears(exact).items() if re.search(sites, n)}
+    chosen = in_blocks(exact) if sites == BLOCK_LINEARS else re.compile(sites).search
+    beyond = {} if bits == HALF else {name: each for name, each in beyond_linears(exact).items() if chosen(name)}
     if beyond:
         tell_beyond(beyond)
         entry["left_dense"] = beyond
