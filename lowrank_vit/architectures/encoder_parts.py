@@ -6,6 +6,7 @@ told by their names, so that nothing here needs the packages. A block with furth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ def _attention(module: nn.MultiheadAttention) -> Attention | None:
     return made
 
 
-def _mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: list[nn.Module]) -> Mlp | None:
+def _mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: Sequence[nn.Module]) -> Mlp | None:
     """Make timm's MLP; None where the layers are no plain ones, or the activation is an unknown function."""
     act = ACTIVATIONS[activation]() if activation in ACTIVATIONS else activation
     if not isinstance(act, nn.Module) or not is_linear(fc1) or not is_linear(fc2):
@@ -138,7 +139,8 @@ def _mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: list[nn.Module]
     with torch.device("meta"):
         made = Mlp(fc1.in_features, fc1.out_features, fc2.out_features)
     made.fc1, made.act, made.fc2 = fc1, act, fc2
-    made.drop1, made.drop2 = [*drops, nn.Identity(), nn.Identity()][:2]
+    for name, drop in zip(("drop1", "drop2"), drops, strict=False):
+        replace_module(made, name, drop)
     return made
 
 
@@ -148,4 +150,5 @@ def sequential_mlp(module: nn.Module) -> Mlp | None:
     if not isinstance(module, nn.Sequential) or len(parts) != 3:
         return None
     drops = [part for part in module.children() if isinstance(part, nn.Dropout)]
-    return _mlp(*parts, drops)
+    first, act, second = parts
+    return _mlp(first, act, second, drops)

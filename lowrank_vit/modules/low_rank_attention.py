@@ -118,8 +118,8 @@ class LowRankAttention(nn.Module):
 
     def _index_positions(self) -> None:
         assert self.window_size is not None
-        height, breadth = self.window_size
-        index = relative_positions(height, breadth, self.class_token).flatten()
+        height, width = self.window_size
+        index = relative_positions(height, width, self.class_token).flatten()
         index = index.to(self.relative_position_bias_table.device)
         self.register_buffer("relative_position_index", index, persistent=False)
 

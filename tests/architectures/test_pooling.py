@@ -118,7 +118,7 @@ def test_a_heads_logits_lose_what_they_say() -> None:
             return torch.cat([output[..., :32] * scale.repeat_interleave(8), output[..., 32:]], -1)
 
         hook = model.attn_pool.kv.register_forward_hook(scaled)
-        probe = objective.probe(model(image), image, analysis.seed)
+        probe = objective.probe(model(image), image, analysis.services.seed)
         hook.remove()
         slopes.append(torch.autograd.grad(probe, scale)[0])
     gains = 0.5 * torch.stack(slopes).square().mean(0)

@@ -235,7 +235,7 @@ def test_onnx_files_hold_dense_and_smaller_models(kind: str, tmp_path: Path) -> 
     model, data = copy.deepcopy(made(kind)[0]).float(), made(kind)[1].float()
     small, _ = compress(model, [data], BEST.but(refit=False, measured=0), 0.2)
     for number, each_model in enumerate((model, small)):
-        assert formats.export(each_model, tmp_path / f"{number}.onnx", "onnx")[3] < 1e-3
+        assert export(each_model, tmp_path / f"{number}.onnx", "onnx")[3] < 1e-3
 
 
 def test_a_folder_is_compared_with_its_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
