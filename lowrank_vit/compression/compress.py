@@ -35,6 +35,7 @@ from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates
 
@@ -130,7 +131,7 @@ def analyse(
     sites: str = BLOCK_LINEARS,
     seed: int = 0,
     device: str = "auto",
-    progress: bool = False,
+    progress: bool | None = None,
     checkpoint_dir: str | Path | None = None,
     batch_size: int = 8,
     compiled: bool = False,
@@ -148,21 +149,22 @@ def analyse(
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
     the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
     is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
-    share of the parameters that gates shall leave, where they are trained here. ``sizes``: those that will be asked for; one
+    share of the parameters that gates shall leave, where they are trained here. ``progress``: None shows bars in a terminal and
+    in a notebook. ``sizes``: those that will be asked for; one
     that is out of reach is refused before an image is seen.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     check_model(model, calibration)
     recipe, where, seen = as_recipe(recipe), resolve_device(device), Images.of(calibration)
     unseen = None if held_out is None else Images.of(held_out)
-    services = Services(where, ResumeStore(None, "", where), seed, progress)
+    services = Services(where, ResumeStore(None, "", where), seed, shown_by_default(progress))
     subject = Subject.of(model, recipe, sites, where, learnt)
     found = find_units(subject.model, recipe, sites)
     check_sizes(subject, found, sizes)
     announce(found)
     if found.recipe.refit is not None or found.recipe.replays:
         check_refit(subject.model, seen.batches)
-    if progress:
+    if services.progress:
         tell(estimate(subject.model, found, seen, unseen, seed))
     recipe, moments, of_unseen = calibrated(subject.model, found, seen, unseen, services, moments)
     if checkpoint_dir is not None:

@@ -11,6 +11,7 @@ from lowrank_vit.compression.arguments import check_model
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.report import QuantizationAddition
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize import weights as stage
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
@@ -23,7 +24,7 @@ def quantize(
     *,
     quantizer: str | Quantizer = "nearest",
     sites: str = BLOCK_LINEARS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[nn.Module, QuantizationAddition]:
     """Make a quantised copy of a dense or compressed timm model, and what to add to its report.
 
@@ -45,7 +46,7 @@ def quantize(
     images = Images.of(calibration)
 
     def observe(quantized: nn.Module, names: Sequence[str]) -> Iterator[dict[str, InputMoments]]:
-        return input_moments(quantized, names, images.each(), progress)
+        return input_moments(quantized, names, images.each(), shown_by_default(progress))
 
     quantized, addition = stage.quantize(model, bits, sites=sites, quantizer=method, observe=observe)
     addition["quantization"]["calibration"] = images.record

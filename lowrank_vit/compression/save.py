@@ -30,6 +30,7 @@ def save(
     model_args: Mapping[str, Any] | None = None,
     factory: str | None = None,
     nested: Analysis | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the model's folder, as ``storage.save`` does; with ``nested``, the analysis that made it, a nested one.
 
@@ -37,7 +38,7 @@ def save(
     Also raises ``InputError`` for a recipe that cannot be nested.
     """
     packed = None if nested is None else pack(nested, storage.report_of(model, report))
-    storage.save(model, folder, report, model_args=model_args, factory=factory, nested=packed)
+    storage.save(model, folder, report, model_args=model_args, factory=factory, nested=packed, overwrite=overwrite)
 
 
 def load(

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,12 @@ def check_spec(spec: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, folder: bool = False, over: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    The path is of a new file or, with ``folder``, of an empty folder, for which ``path`` must be free. Raises
-    ``InputError`` if it cannot be written, for example on a full disk; what was at ``path`` is then unchanged.
+    The path is of a new file or, with ``folder``, of an empty folder. ``path`` must be free for a folder, unless it goes
+    ``over`` what is there, which is put aside first, and back if that fails. Raises ``InputError`` if it cannot be written,
+    for example on a full disk; what was at ``path`` is then unchanged.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,8 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
             for written in (*temporary.glob("*"), temporary):
                 _flush(written)
             temporary.chmod(0o755 if folder else 0o644)
-            temporary.replace(path)
+            with _aside(path) if over and path.is_dir() else nullcontext():
+                temporary.replace(path)
             _flush(path.parent)
         finally:
             _remove(temporary)
@@ -78,6 +80,20 @@ def replacing(path: Path, *, folder: bool = False) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; free some space or choose a folder that can be written, "
             "then run again: finished work is kept"
         ) from None
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[None]:
+    """Put a folder aside, and remove it if the block succeeds; put it back if not. A killed process leaves it aside."""
+    former = folder.with_name(f".{folder.name}.former")
+    _remove(former)
+    folder.rename(former)
+    try:
+        yield
+    except BaseException:
+        former.rename(folder)
+        raise
+    _remove(former)
 
 
 def _claim(path: Path, folder: bool) -> tuple[Path, int]:

@@ -46,6 +46,12 @@ def progress_bars(shown: bool) -> Progress:
     return Progress(console=console, transient=True, disable=not shown)
 
 
+def shown_by_default(progress: bool | None) -> bool:
+    """Return whether to show progress: as asked for or, where nothing is said, in a terminal and in a notebook."""
+    console = make_console(stderr=True)
+    return console.is_terminal or console.is_jupyter if progress is None else progress
+
+
 def say(line: str) -> None:
     """Print a line on the error stream."""
     make_console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)

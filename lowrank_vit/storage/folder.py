@@ -60,6 +60,7 @@ def save(
     model_args: Mapping[str, Any] | None = None,
     factory: str | None = None,
     nested: NestedFile | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the model's folder whole or not at all: it is made beside ``folder`` and then renamed.
 
@@ -67,12 +68,14 @@ def save(
     entry "quantization", the file is float16, and the sizes on disk are added to the report. ``model_args``: arguments
     of ``timm.create_model`` that the dense model was made with, where neither the model shows them nor the folder that it
     was loaded from. ``factory``: ``"module:function"``, which makes the dense model from ``model_args``, where timm
-    does not. ``nested``: goes to a file of its own.
+    does not. ``nested``: goes to a file of its own. ``overwrite``: replace the folder of a saved model, and nothing else.
     Raises ``InputError`` where ``folder`` holds something already, cannot be written, the model was not compressed, or
     would be another one when it is made again.
     """
     target = Path(folder)
-    check_free(target)
+    known = is_saved_model(target)
+    if not (known and overwrite):
+        check_free(target, "pass overwrite=True to replace it" if known else "choose another folder")
     carried = report is None
     report = report_of(model, report)
     if is_quantized(model) and "quantization" not in report:
@@ -80,7 +83,7 @@ def save(
     layers = replacement_entries(model)
     entry = {"format": 2 if is_quantized(model) else 1, "recipe": report.get("recipe"), "layers": layers}
     config = {**dense_record(model, layers, model_args, factory), "lowrank_vit": entry}
-    with replacing(target, folder=True) as temporary:
+    with replacing(target, folder=True, over=overwrite) as temporary:
         _write(temporary, model, report, config, nested, carried=carried)
 
 

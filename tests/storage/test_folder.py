@@ -43,6 +43,27 @@ def test_a_loaded_model_is_the_saved_one(kind: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
+def test_a_saved_model_is_replaced_on_request_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a notebook's cell can be run again; a folder of anything else is never touched."""
+    saved(tmp_path / "small")
+    other, _ = compress(tiny(), [images(12)], "svd", 0.2)
+    with pytest.raises(InputError, match="small exists already: pass overwrite=True to replace it"):
+        save(other, tmp_path / "small", model_args=ARGUMENTS["vit"])
+    with monkeypatch.context() as cut:
+        cut.setattr("pathlib.Path.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(InputError, match="full"):
+            save(other, tmp_path / "small", model_args=ARGUMENTS["vit"], overwrite=True)
+    assert load_report(tmp_path / "small")["recipe"] == "exact"
+    save(other, tmp_path / "small", model_args=ARGUMENTS["vit"], overwrite=True)
+    assert load_report(tmp_path / "small")["recipe"] == "svd"
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match="notes exists already: choose another folder"):
+        save(other, tmp_path / "notes", model_args=ARGUMENTS["vit"], overwrite=True)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "kept"
+
+
 @pytest.mark.parametrize("z", COMPENSATIONS.names())
 def test_every_z_survives(z: str, tmp_path: Path) -> None:
     compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
