@@ -149,9 +149,9 @@ def analyse(
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
     the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
     is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
-    share of the parameters that gates shall leave, where they are trained here. ``progress``: None shows bars in a terminal and
-    in a notebook. ``sizes``: those that will be asked for; one
-    that is out of reach is refused before an image is seen.
+    share of the parameters that gates shall leave, where they are trained here. ``progress``: None shows bars in a
+    terminal and in a notebook. ``sizes``: those that will be asked for; one that is out of reach is refused before an image
+    is seen.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     check_model(model, calibration)
