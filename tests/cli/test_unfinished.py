@@ -55,7 +55,7 @@ def test_an_interrupted_compression_goes_on(
     state = tmp_path / ".small.unfinished"
     assert sorted(path.name.partition("-")[0] for path in state.iterdir()) == ["compensate", "decompose", "lock"]
     with monkeypatch.context() as patch:
-        patch.setattr("lowrank_vit.compression.compress.decompose", lambda *_: pytest.fail("it was kept"))
+        patch.setattr("lowrank_vit.compression.decompose.divide_work", lambda *_: pytest.fail("it was kept"))
         main([*command, "--out", str(tmp_path / "small")])
     assert saved(tmp_path / "small") == saved(tmp_path / "whole")
     assert not state.exists()

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from lowrank_vit.cli.training import dense_model
 from torch import nn
 
 import lowrank_vit
-from lowrank_vit.stages.export.formats import preprocessing
+from lowrank_vit.cli.train_folder import dense_model
+from lowrank_vit.stages.export.export import preprocessing
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -21,6 +21,7 @@ def test_statistics_leave_no_graph_behind() -> None:
     model.blocks[0].attn.qkv.register_forward_hook(lambda m, x, y: alive.append(weakref.ref(y)))
     sites = [linear for site in modules_of(model) for linear in site.linears]
     needs = {site.name: {"head_fisher"} if site.heads else {"gradient_second"} for site in sites}
+    alive.clear()  # finding the sites calls each layer once, to see what its hooks do
     gc.disable()
     try:
         calibrate(model, sites, needs, images(8).split(2))

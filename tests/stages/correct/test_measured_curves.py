@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, compress, get_recipe
-from lowrank_vit.compression.measure import lost
+from lowrank_vit.compression.measure import loss_of_plan
 from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import replace_module
@@ -68,7 +68,7 @@ def test_what_a_whole_model_loses_is_measured_in_the_same_currency() -> None:
     truth = float(((dense - less).square().sum(1) / less.square().sum(1)).mean())
     sense = analysis.recipe.sense
     assert sense is not None
-    assert lost(analysis, sense, plan) == pytest.approx(truth, rel=1e-3)
+    assert loss_of_plan(analysis, sense, plan) == pytest.approx(truth, rel=1e-3)
 
 
 def test_a_curve_by_hand() -> None:

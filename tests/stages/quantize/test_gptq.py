@@ -70,7 +70,7 @@ def test_feedback_is_the_least_squares_solution_for_the_weights_left(columns: in
     method = ErrorFeedback(damping=0.05, shrinkages=UNCUT)
     damped = moment + 0.05 * moment.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
     _, scale, zero_point = quantize_tensor(weight, 3)
-    codes = method._rounded(weight.clone(), scale, zero_point.double(), 7, moment)
+    codes, _ = method._rounded(weight.clone(), scale, zero_point.double(), 7, moment)
     assert torch.equal(codes, refitted(weight, damped, 3))
 
 

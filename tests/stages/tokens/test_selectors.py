@@ -197,7 +197,7 @@ def test_it_is_exported(file_format: str, tmp_path: Path) -> None:
         (ALONE, {"learn_on": [IMAGES], "keep": 1.0}, "no selectors to train"),
         (ALONE, {"learn_on": [IMAGES], "keep": 0.0}, "shares above 0"),
         (ALONE, {"learn_on": [IMAGES], "training": on_cpu(lr=0.0)}, "lr must be positive"),
-        (FULL, {"learn_on": TinyData(unlabelled=True), "training": on_cpu()}, "training images have no labels"),
+        (FULL, {"learn_on": TinyData(unlabelled=True), "training": on_cpu()}, "some images have no labels"),
     ],
 )
 def test_bad_settings_are_one_line(rule: str, options: dict[str, Any], said: str) -> None:
