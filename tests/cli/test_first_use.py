@@ -79,7 +79,8 @@ def test_sizes_in_any_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert not (tmp_path / "none").exists()
 
 
-def test_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     sweep = ("sweep", "--model", STANDIN, *FEW, "--recipe", "exact", "--limit", "50")
     drawn = tmp_path / "pareto.svg"
     told = json_of(capsys, *sweep, "--budget", "macs=0.8,0.5", "--plot", drawn)
@@ -129,7 +130,10 @@ def test_evaluate_shows_the_dense_model_beside(tmp_path: Path, capsys: pytest.Ca
     assert "give DIR" in refused(capsys, "evaluate", "--model", STANDIN, "--data", "digits", "--dense")
 
 
-def test_a_table_in_the_words_of_the_units(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_in_the_words_of_the_units(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     main(["compress", "--model", STANDIN, *FEW, "--reduction", "0.4", "--out", str(tmp_path / "small")])
     capsys.readouterr()
     main(["inspect", str(tmp_path / "small")])
