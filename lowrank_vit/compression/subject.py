@@ -10,7 +10,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from lowrank_vit.architectures.base import Refusals, Sites, survey
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
@@ -64,11 +63,6 @@ class Subject:
         dense = own if narrow is None else own.float()
         start = dense if learnt is None else with_mixers(dense, learnt)
         return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS)
-
-    @cached_property
-    def survey(self) -> tuple[Sites, Refusals]:
-        """Find what can be taken as a whole, and why other modules cannot, by name."""
-        return survey(self.model)
 
     @cached_property
     def size(self) -> tuple[int, int | None]:
