@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.save import load, push_to_hub, save
     from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
     from lowrank_vit.compression.scans.refit import channel_energy
-    from lowrank_vit.compression.share_tokens import compress_with_fewer_tokens
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
     from lowrank_vit.stages.calibrate.stream import calibrate
@@ -123,7 +122,6 @@ _HOMES = {
     "compression.save": ("load", "push_to_hub", "save"),
     "compression.scans.mean_scan": ("MeanScan", "mean_scan"),
     "compression.scans.refit": ("channel_energy",),
-    "compression.share_tokens": ("compress_with_fewer_tokens",),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),

@@ -136,6 +136,10 @@ class Family(ABC):
             f"the tokens of {type(model).__name__} cannot become fewer", "choose a plain ViT or DeiT"
         )
 
+    def read_tokens(self, model: nn.Module) -> int | None:
+        """Return how many of the first tokens the head reads; None where it reads all."""
+        return None
+
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""
         outputs: Tensor = model.forward_head(model.norm(x))  # type: ignore[operator]  # as all of timm's have it

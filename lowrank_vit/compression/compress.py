@@ -27,7 +27,9 @@ from lowrank_vit.compression.learn import gated, target_share
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
 from lowrank_vit.compression.resume import ResumeStore, identity
+from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.compression.subject import Subject
+from lowrank_vit.compression.token_plan import merges
 from lowrank_vit.records.budgets import Budget, Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
@@ -82,6 +84,20 @@ def compress_and_quantize(
     return compress(model, calibration, recipe, budget=budget, bits=bits, **options)
 
 
+def compress_with_fewer_tokens(
+    model: nn.Module,
+    calibration: Batches | Images,
+    budget: Mapping[str, float | str] | str | Budget,
+    recipe: str | Recipe = "best",
+    **options: Any,
+) -> tuple[nn.Module, Report]:
+    """Call ``compress`` with a recipe that merges tokens, too: sizes and tokens share the budget.
+
+    Raises ``InputError`` for a model whose tokens must stay, and a budget that fewer tokens do not serve.
+    """
+    return compress(model, calibration, as_recipe(recipe).but(tokens=True), budget=budget, **options)
+
+
 def sweep(
     model: nn.Module,
     calibration: Batches | Images,
@@ -117,7 +133,9 @@ def sweep(
 
 def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
     """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
-    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
+    if bits is not None:
+        return compress_jointly(analysis, size, bits)
+    return shared(analysis, size) if merges(analysis.model, analysis.recipe, size) else analysis.compress(size)
 
 
 @isolated()

@@ -38,6 +38,11 @@ def fold(case: Case, cuts: Mapping[str, Any]) -> nn.Module:
 def resized(case: Case, plan: RankPlan) -> nn.Module:
     """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""
     small = fold(case, cut(case, plan))
-    if case.recipe.pivoted:
+    if pivots(case, plan):
         pivot(small)
     return small
+
+
+def pivots(case: Case, plan: RankPlan) -> bool:
+    """Tell whether a plan's factors are pivoted; what depends on the budget is settled in the plan."""
+    return bool(case.recipe.pivoted if plan.pivoted is None else plan.pivoted)

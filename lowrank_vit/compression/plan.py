@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from lowrank_vit.compression.budget import budget_within, out_of_reach
+from lowrank_vit.compression.budget import budget_within, out_of_reach, priced
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.cut import resized
 from lowrank_vit.compression.measure import loss_of_plan
@@ -31,7 +31,8 @@ def plan_within(case: Case, budget: Budget, losses: Sequence[ErrorCurve], measur
     """
     price = price_of(budget.cost, case.dense, case.setting, case.model)
     check_z(price, case.recipe.compensation)
-    planner = Planner(case, budget, price, price.priced(losses, case.decomposed), measure)
+    curves = priced(case.recipe, price, losses, case.decomposed)
+    planner = Planner(case, budget, price, curves, measure)
     return planner.plan()
 
 
@@ -44,6 +45,11 @@ class Planner:
     price: Price
     curves: Sequence[ErrorCurve]
     measure: Measure
+
+    @property
+    def pivots(self) -> bool:
+        """Tell whether factors are pivoted in this cost."""
+        return self.case.recipe.pivots(self.budget.cost)
 
     def plan(self) -> RankPlan:
         """Choose the sizes."""
@@ -68,7 +74,8 @@ class Planner:
             for count, loss in points[curve.name]
         ]
         plan, counted = self._kept(curves, plan)
-        return replace(plan, measured=tuple(steps), budget=self._entry(plan, counted, curves))
+        entry = self._entry(plan, counted, curves)
+        return replace(plan, measured=tuple(steps), budget=entry, pivoted=self.pivots)
 
     def _allocate(self, curves: Sequence[ErrorCurve], units: int) -> RankPlan:
         """Spend ``units``, what all units may cost together, by the losses of ``curves``."""
@@ -110,7 +117,7 @@ class Planner:
         if not self.price.corrections or self.case.recipe.compensation is not None:
             return self._predicted(plan)
         with self.case.services.watch("count"):
-            return self.price.count(resized(self.case, plan))
+            return self.price.count(resized(self.case, replace(plan, pivoted=self.pivots)))
 
     def _entry(self, plan: RankPlan, counted: int, curves: Sequence[ErrorCurve]) -> BudgetEntry:
         dense, search = self.price.dense, self.case.recipe.search

@@ -110,10 +110,12 @@ class RankPlan:
     """Hold the size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
 
     ``measured``: predicted and measured losses of units, where the plan was corrected by them. ``budget``: what it was
-    made for, as the report has it; None for a plan that was made by hand.
+    made for, as the report has it; None for a plan that was made by hand. ``pivoted``: whether factors are to be pivoted;
+    None: as the recipe says.
     """
 
     ranks: Mapping[str, int | None]
     trajectory: tuple[Mapping[str, float | int | str], ...] = ()
     measured: tuple[Mapping[str, float | int | str], ...] = ()
     budget: BudgetEntry | None = None
+    pivoted: bool | None = None

@@ -139,6 +139,8 @@ def run(args: argparse.Namespace) -> None:
 
     names = ("solver", "optimizer", "steps", "rank_multiple", "pivoted", "folded")
     changes = {name: getattr(args, name) for name in names} | (EMBEDDINGS if args.embeddings else {})
+    if args.tokens is not None or args.nested:
+        changes["tokens"] = args.tokens == "auto"
     recipe = get_recipe(args.recipe).but(**changes)
     resolve_device(args.device)
     wanted = _wanted(args)

@@ -185,7 +185,7 @@ class JointPlanner:
             "counted": counted,
             "where": {},
         }
-        sizes = replace(plan.sizes, measured=tuple(steps), budget=entry)
+        sizes = replace(plan.sizes, measured=tuple(steps), budget=entry, pivoted=False)
         return replace(plan, sizes=sizes)
 
     def _probed(self, plan: JointPlan) -> RankPlan:
@@ -239,7 +239,7 @@ class JointPlanner:
 
     def count(self, plan: JointPlan) -> int:
         """Count the bytes of the file of a plan's model, without rounding a weight."""
-        small = self.analysis.resized(plan.sizes)
+        small = self.analysis.resized(replace(plan.sizes, pivoted=False))
         PatchUnit.prepare(small)
         for name, layer in linears(small).items():
             if name in plan.bits:

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
 from lowrank_vit.architectures.step_inputs import enter, run_step
+from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.stages.correct.merged_refit import refit_token_block
 from lowrank_vit.stages.correct.regression import Folds, add_affine
 from lowrank_vit.stages.correct.streams import Streams
 
@@ -75,11 +77,18 @@ class OutputRefit:
         old_images, new_images = tee(batch.to(device) for batch in batches)
         given, inputs = enter(dense, steps, old_images)
         smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
-        with Streams() as streams, Streams() as before:
+        with Streams() as streams, Streams() as before, Spill() as shares:
             for place, pair in enumerate(zip(inputs, smaller_inputs, strict=True)):
                 streams.put(place, *pair)
             for name in track(list(steps), "refit", shown=progress):
                 old, new = steps[name], small.get_submodule(name)
+                if isinstance(new, TokenBlock):
+                    own = family.branches(old)
+                    outputs = [f"{name}.{branch.output_name}" for branch in own]
+                    weights = [self._weights(sensitivities[output]) for output in outputs]
+                    found = refit_token_block(own, new, streams, shares, weights, self.folds, self._fit)
+                    ridges |= dict(zip(outputs, found, strict=True))
+                    continue
                 branches = list(zip(family.branches(old), family.branches(new), strict=True))
                 sources = streams
                 for place, branch_pair in enumerate(branches):
@@ -126,6 +135,13 @@ class OutputRefit:
                     streams.small[place] = y + new.add(source.to(device), **given).cpu()
             elif ridge is not None:
                 self._move(old, streams.small, inputs, change, shift)
+        return ridge
+
+    def _fit(self, branch: Branch, layer: nn.Linear, folds: Folds) -> float | None:
+        """Change an output layer by what the folds hold of its inputs and of what is missing; return the ridge."""
+        change, shift, ridge = _seen(branch.scale, *folds.fit(self.ridges))
+        if ridge is not None:
+            _add_to(layer, change, shift, branch.scale)
         return ridge
 
     def _weights(self, sensitivity: Tensor) -> Tensor:
