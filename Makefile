@@ -66,12 +66,12 @@ fuzz: setup
 load: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.load
 
-# Chromium for the tests of the HTML page, which are skipped, with the reason, where it is missing
+# Chromium for the tests of pages, which are skipped, with the reason, where it is missing
 browser:
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
-	  echo "no Chromium, and it cannot be installed (that takes root, apt-get and a network): the page is tested without one"
+	  echo "no Chromium, and it cannot be installed (that takes root, apt-get and a network): pages are tested without one"
 
 # reproduce-table1 ... reproduce-table4, reproduce-table_best
 reproduce-table%: setup

@@ -82,11 +82,11 @@ def test_the_lines_name_the_extras_that_are_declared() -> None:
 
 
 def test_what_is_missing_is_named_with_all_its_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("onnx", "jinja2"):
+    for package in ("onnx", "wandb"):
         monkeypatch.setitem(sys.modules, package, None)
     require("this", "matplotlib", "onnxruntime")
-    with pytest.raises(InputError, match=r"^this needs onnx, jinja2: pip install 'lowrank-vit\[export,experiments\]'$"):
-        require("this", "onnx", "matplotlib", "jinja2")
+    with pytest.raises(InputError, match=r"^this needs onnx, wandb: pip install 'lowrank-vit\[export,experiments\]'$"):
+        require("this", "onnx", "matplotlib", "wandb")
 
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +127,7 @@ def said_by_experiments(capsys: pytest.CaptureFixture[str], *arguments: str) -> 
 
 @pytest.mark.parametrize(
     ("missing", "arguments"),
-    [("jinja2", ["list"]), ("matplotlib", ["report", "table1"]), ("sklearn", ["run", "table1", "--results", "none"])],
+    [("matplotlib", ["report", "table1"]), ("sklearn", ["run", "table1", "--results", "none"])],
 )
 def test_experiments_without_their_extra(
     missing: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

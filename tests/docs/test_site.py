@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import lowrank_vit
-from tests.experiments.report.test_page import CHROMIUM, FLAGS
+from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"

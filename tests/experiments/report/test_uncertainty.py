@@ -1,17 +1,8 @@
-"""Intervals against scipy's, and which rows have fewer seeds."""
+"""Standard errors, and which rows have fewer seeds."""
 
 from __future__ import annotations
 
-import pytest
-from scipy.stats import binomtest
-
-from experiments.report.uncertainty import caveats, fewer_seeds, images_of, interval, marked, standard_error
-
-
-@pytest.mark.parametrize(("right", "images"), [(0, 20), (7, 20), (490, 500), (500, 500), (40_900, 50_000)])
-def test_the_interval_is_wilsons(right: int, images: int) -> None:
-    expected = binomtest(right, images).proportion_ci(0.95, method="wilson")
-    assert interval(100 * right / images, images) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-6)
+from experiments.report.uncertainty import caveats, fewer_seeds, images_of, marked, standard_error
 
 
 def test_the_standard_error_by_hand() -> None:
