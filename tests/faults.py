@@ -1,0 +1,249 @@
+"""Plant a mistake of mathematics in a copy of the checkout, one at a time: ``python -m tests.faults``.
+
+Of every fault, the test that should notice it runs; the command names those that no test notices, and ends with exit code
+1 where there is any. ``make mutants`` changes operators and numbers everywhere in ``linalg``, ``units`` and ``methods``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.support.sources import ROOT
+
+FAULTS: dict[
+    str, tuple[tuple[str, str, str], ...]
+] = {  # by the test below tests/: file below lowrank_vit/, text, mistake
+    "compression/test_api.py": (("units/linear.py", "shift - mean @ z.dense().to(u)", "shift"),),
+    "compression/test_columns.py": (
+        ("units/parts.py", "dense.bias + (mean @ weight", "dense.bias + 0 * (mean @ weight"),
+    ),
+    "contracts/test_allocators.py": (
+        (
+            "stages/allocate/greedy.py",
+            "gain(hull[-2], hull[-1]) <= gain(hull[-1], point)",
+            "gain(hull[-2], hull[-1]) > gain(hull[-1], point)",
+        ),
+        ("stages/allocate/knapsack.py", "slack = upper - lower + 1e-9 * abs(upper)", "slack = 0.5 * (upper - lower)"),
+        ("stages/allocate/knapsack.py", "return ranks[::-1]", "return ranks"),
+    ),
+    "contracts/test_decompositions.py": (
+        ("records/moments.py", 'or "gradient" in name', ""),
+        ("stages/decompose/__init__.py", "squares = singular_values.square()", "squares = singular_values"),
+        ("methods/aafm.py", "argsort(descending=True)", "argsort()"),
+        ("methods/aafm.py", "eigh(second - torch.outer(shift, shift))", "eigh(second)"),
+        ("methods/asvd.py", "alpha: float = 0.5", "alpha: float = 1.0"),
+        (
+            "methods/fwsvd.py",
+            "fisher.clamp_min(self.floor * fisher.max()).sqrt()",
+            "fisher.clamp_min(self.floor * fisher.max())",
+        ),
+        ("methods/loss_aware.py", "0.5 * tail_energy(singular_values)", "tail_energy(singular_values)"),
+        (
+            "methods/loss_aware.py",
+            "solve_triangular(gradient_root.T, q, upper=True)",
+            "solve_triangular(gradient_root, q, upper=False)",
+        ),
+        ("methods/svd_llm.py", "loss=factors.loss * fraction", "loss=factors.loss"),
+        ("methods/azizi.py", "x.unflatten(0, (windows, -1)).mean(0)", "x.unflatten(0, (windows, -1))[0]"),
+        ("linalg/metric.py", "total - 2 * cross + gram", "total - cross + gram"),
+        ("linalg/metric.py", "squared - 2 * shift @ (self.mean @ error)", "squared + 2 * shift @ (self.mean @ error)"),
+    ),
+    "contracts/test_logits.py": (
+        (
+            "methods/best.py",
+            "gains.flatten().argsort(descending=True) if",
+            "torch.arange(gains.numel(), device=gains.device) if",
+        ),
+    ),
+    "contracts/test_mixtures.py": (
+        (
+            "units/mixtures.py",
+            "shifts = [whole - subset.mean @ each for each in approximations]",
+            "shifts = [bias for each in approximations]",
+        ),
+    ),
+    "modules/test_narrow_mlp.py": (("modules/narrow_mlp.py", "self.act(gates) * values", "gates * self.act(values)"),),
+    "modules/test_pivoted_linear.py": (
+        ("modules/low_rank_attention.py", "(keys @ as_float64(query.weight))", "as_float64(query.weight)"),
+    ),
+    "modules/test_token_block.py": (
+        (
+            "modules/token_block.py",
+            "weighted = torch.cat([x[..., :-1] * x[..., -1:], x[..., -1:]], -1)",
+            "weighted = x",
+        ),
+    ),
+    "modules/test_token_selector.py": (
+        (
+            "modules/token_selector.py",
+            "dropped = torch.ones_like(scores).scatter(1, best, 0.0)",
+            "dropped = torch.zeros_like(scores).scatter(1, best, 1.0)",
+        ),
+    ),
+    "stages/calibrate/test_stream.py": (
+        (
+            "stages/calibrate/statistics/gradients.py",
+            "gram_panels(seen.slopes.flatten(0, 1))",
+            "gram_panels(seen.rows)",
+        ),
+        (
+            "stages/calibrate/statistics/normalised.py",
+            ".square().sum(1).clamp_min(",
+            ".square().sum(1).sqrt().clamp_min(",
+        ),
+        (
+            "stages/calibrate/statistics/normalised.py",
+            "repeat_interleave(len(seen.rows) // seen.images)",
+            "repeat(len(seen.rows) // seen.images)",
+        ),
+        ("stages/calibrate/statistics/head_fisher.py", "(slope.mT @ slope).sum(0)", "(slope @ slope.mT).sum(0)"),
+        (
+            "stages/calibrate/observe.py",
+            "self.sums[name] += value",
+            "self.sums[name] = value.to(torch.float64, copy=True)",
+        ),
+    ),
+    "stages/compensate/test_kinds.py": (
+        ("stages/compensate/kinds/low_rank.py", "torch.linalg.svd(roots.mT @ residual,", "torch.linalg.svd(residual,"),
+    ),
+    "stages/compensate/test_minibatch.py": (
+        (
+            "stages/compensate/inputs.py",
+            "reshape(self._images, -1, n) / norm[:, None, None]",
+            "reshape(self._images, -1, n) / norm[:, None, None].square()",
+        ),
+    ),
+    "stages/compensate/test_solve.py": (("stages/compensate/__init__.py", "- 2 * target)", "- target)"),),
+    "stages/compensate/test_support.py": (
+        (
+            "stages/compensate/kinds/structured.py",
+            "by_rows = row_gain > gains.sum(1)",
+            "by_rows = row_gain < gains.sum(1)",
+        ),
+        (
+            "stages/compensate/kinds/structured.py",
+            "gain = gradient.square().sum(2) / safe",
+            "gain = gradient.square().sum(2)",
+        ),
+        ("stages/compensate/kinds/unstructured.py", ".square() / curvature).flatten()", ".square()).flatten()"),
+    ),
+    "stages/correct/test_measured_losses.py": (
+        ("stages/correct/measured_losses.py", "trust: float = 0.5", "trust: float = 1.0"),
+        ("stages/correct/measured_losses.py", "errors=errors.flip(0).cummax(0).values.flip(0)", "errors=errors"),
+    ),
+    "stages/correct/test_output_refit.py": (
+        ("stages/correct/output_refit.py", "(scale != 0).to(change)", "1.0"),
+        ("stages/correct/regression.py", "return weight, e - h @ weight", "return weight, 0 * e"),
+        (
+            "stages/correct/regression.py",
+            "rests = [whole.plus(fold, -1) for fold in folds]",
+            "rests = [whole for fold in folds]",
+        ),
+        (
+            "stages/correct/output_refit.py",
+            "change, shift = change / gamma, shift / gamma",
+            "change, shift = change * gamma, shift * gamma",
+        ),
+        ("stages/correct/output_refit.py", "weights.to(there) * there,", "weights.to(there) * torch.ones_like(there),"),
+    ),
+    "stages/decompose/test_head_rivals.py": (
+        ("methods/s2vite.py", "fisher.sum((1, 3))", "fisher.amax((1, 3))"),
+        (
+            "methods/vbp.py",
+            "Directions.by_score(variance.clamp_min(0)), weight, mean)",
+            "Directions.by_score(variance.clamp_min(0)), weight)",
+        ),
+        ("records/factors.py", "query[head][own[:, None], own] = left @ right.T", "query[head][own, own] = 1.0"),
+    ),
+    "stages/decompose/test_table.py": (("methods/best.py", "/ (2 * energy)", "/ 2"),),
+    "stages/gates/test_drop_grow.py": (
+        (
+            "methods/s2vite.py",
+            "gate.worth.masked_fill(~live, math.inf).argsort(stable=True)",
+            "gate.worth.masked_fill(~live, -math.inf).argsort(descending=True, stable=True)",
+        ),
+    ),
+    "stages/gates/test_mixing.py": (
+        ("stages/gates/mixing.py", "super().open().cumprod(0).bool()", "super().open()"),
+        ("stages/gates/mixing.py", "(bias - self.mean) * scale + self.bias", "bias * scale + self.bias"),
+    ),
+    "stages/gates/test_sparse_rows.py": (
+        ("methods/losparse.py", "(self.mean.double() * self.spread.double()).mean(1)", "self.mean.double().mean(1)"),
+        ("methods/losparse.py", "((weight - self.start) * slope)", "(weight * slope)"),
+        (
+            "methods/losparse.py",
+            "entries.to(order.device)[order].cumsum(0)",
+            "torch.ones_like(entries)[order].cumsum(0)",
+        ),
+    ),
+    "stages/gates/test_topk.py": (("methods/wdpruning.py", "(slopes[0] * mask).sum()", "slopes[0].sum()"),),
+    "stages/quantize/test_gptq.py": (
+        ("stages/quantize/gptq.py", "return codes[:, order.argsort()]", "return codes[:, order]"),
+        (
+            "stages/quantize/gptq.py",
+            "rows[:, stop:] -= errors @ factor[start:stop, stop:]",
+            "rows[:, stop:] -= 0 * errors @ factor[start:stop, stop:]",
+        ),
+    ),
+    "stages/quantize/test_inputs.py": (("stages/quantize/weights.py", "layer.bias += (lost", "layer.bias -= (lost"),),
+    "stages/quantize/test_nearest.py": (
+        ("stages/quantize/nearest.py", "top, low, high = 2**bits - 1, share", "top, low, high = 2**bits, share"),
+    ),
+    "stages/training/test_finetune.py": (
+        ("objectives/classification.py", "return temperature**2 * F.kl_div", "return temperature * F.kl_div"),
+        ("objectives/classification.py", "F.kl_div(log_student, log_teacher,", "F.kl_div(log_teacher, log_student,"),
+    ),
+}
+
+
+def copy_checkout(copy: Path) -> None:
+    """Copy the package and its tests."""
+    for folder in ("lowrank_vit", "experiments", "tests", "docs"):
+        shutil.copytree(
+            ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "published", "figures")
+        )
+    shutil.copy(ROOT / "pyproject.toml", copy)
+
+
+def noticed(copy: Path, test: str, fault: tuple[str, str, str]) -> bool:
+    """Plant a fault, run its test in a process of its own, and take the fault out again."""
+    name, text, mistake = fault
+    path = copy / "lowrank_vit" / name
+    sound = path.read_text(encoding="utf-8")
+    assert sound.count(text) == 1, f"{name} has {text!r} {sound.count(text)} times"
+    path.write_text(sound.replace(text, mistake), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]
+    # a fault of the same length, planted within the same second, would be taken for the file that is compiled already
+    variables = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=copy, env=variables, capture_output=True, text=True, check=False)
+    finally:
+        path.write_text(sound, encoding="utf-8")
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.returncode == 1
+
+
+def main() -> int:
+    """Try all faults, or those whose line matches the argument."""
+    wanted = re.compile(" ".join(sys.argv[1:]))
+    lines = [(test, fault) for test, faults in FAULTS.items() for fault in faults]
+    lines = [(test, fault) for test, fault in lines if wanted.search(" ".join((test, *fault)))]
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy_checkout(Path(folder))
+        for test, fault in lines:
+            dead = noticed(Path(folder), test, fault)
+            survived += not dead
+            print("noticed " if dead else "SURVIVED", test, *fault, flush=True)
+    print(f"{len(lines) - survived} of {len(lines)} noticed")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

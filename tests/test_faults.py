@@ -1,0 +1,30 @@
+"""The planted faults are of the code as it is, and a verdict is that of the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import FAULTS, noticed
+from tests.support.sources import ROOT
+
+
+def test_every_text_is_there_once_and_every_test_is_there() -> None:
+    faults = [fault for of_test in FAULTS.values() for fault in of_test]
+    counts = {fault: (ROOT / "lowrank_vit" / fault[0]).read_text(encoding="utf-8").count(fault[1]) for fault in faults}
+    assert {fault: count for fault, count in counts.items() if count != 1} == {}
+    assert [test for test in FAULTS if not (ROOT / "tests" / test).is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mistake", "dead"), [("x * 2", True), ("x // 2", False)])
+def test_a_verdict(tmp_path: Path, mistake: str, dead: bool) -> None:
+    (tmp_path / "lowrank_vit").mkdir()
+    (tmp_path / "lowrank_vit" / "half.py").write_text("def half(x):\n    return x / 2\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_half.py").write_text(
+        "from lowrank_vit import half\n\n\ndef test():\n    assert half.half(4) == 2\n"
+    )
+    assert noticed(tmp_path, "test_half.py", ("half.py", "x / 2", mistake)) == dead
+    assert (tmp_path / "lowrank_vit" / "half.py").read_text() == "def half(x):\n    return x / 2\n"
