@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from experiments.__main__ import main
 from experiments.jobs import stages
 from experiments.jobs.attempt import Outcome, attempt
 from experiments.jobs.job import Job
-from experiments.jobs.memory import DigitsInMemory
 from experiments.jobs.results import find_result
 from experiments.jobs.revisions import made_by
 from experiments.jobs.run import run_job
@@ -31,7 +29,6 @@ from experiments.runner import campaign
 from experiments.runner.pool import View, run_here
 from lowrank_vit import Hardware, InputError, load
 from lowrank_vit.data import ImageData
-from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 
@@ -302,21 +299,6 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
     assert find_result(own.folder, own.job) is not None
 
 
-def test_digits_in_memory_are_the_digits() -> None:
-    model = load_model("digits_deit_small")
-    options: dict[str, Any] = {"limit": 100, "seed": 3}
-    config = model.pretrained_cfg | {"num_classes": 10}  # type: ignore[operator]
-    config = {name: config[name] for name in ("input_size", "mean", "std", "interpolation", "crop_pct")}
-    plain, sooner = ImageData("digits", config, **options), DigitsInMemory("digits", config, **options)
-    for name in ("train_dataloader", "val_dataloader"):
-        loaders = [getattr(data, name)() for data in (plain, sooner)]
-        for loader in loaders:
-            loader.sampler.set_epoch(2)
-        for (images, labels), (same_images, same_labels) in zip(*loaders, strict=True):
-            assert torch.equal(images, same_images)
-            assert torch.equal(labels, same_labels)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -337,12 +319,6 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_is_quick() -> None:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "experiments", "run", "--help"], cwd=ROOT, check=True, capture_output=True)
-    assert time.perf_counter() - start < 2  # a second on a quiet machine
-
-
 @pytest.mark.slow
 def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments", "run", "table2/deit_s/ours-paper-40", "--results", str(tmp_path)]
@@ -354,16 +330,6 @@ def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
     second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert "jobs to run" not in second.stderr
     assert second.stdout == first.stdout
-
-
-@pytest.mark.parametrize("bits", [None, 8])
-def test_who_waited_for_the_dense_model_does_not_evaluate_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None
-) -> None:
-    own = task(tmp_path, None, epochs=0, bits=bits)
-    done = run_job(own, lambda said: None)
-    monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
-    assert run_job(own, lambda said: None) == json.loads(json.dumps(done))
 
 
 @pytest.mark.slow

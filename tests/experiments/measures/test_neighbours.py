@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.measures.neighbours import features, nearest, percent, probed
+from experiments.measures.neighbours import nearest, percent, probed
 from lowrank_vit import compare, compress
 from tests.experiments.support.untrained import data_for, dense, job_for, run
 
@@ -49,13 +49,3 @@ def test_features_are_measured_on_the_evaluation() -> None:
     for kind in ("knn", "probe"):
         assert 20 < found[kind] <= 100
         assert whole[kind] > 40  # of ten digits, even by an untrained model
-
-
-def test_the_gallery_is_not_augmented() -> None:
-    model, job = dense(), job_for("neighbours")
-    data = data_for(model, job)
-    first, labels = features(model, data, "train", None)
-    again, _ = features(model, data, "train", None)
-    assert torch.equal(first, again)
-    assert labels.tolist() == list(data.source.split("train").labels)
-    assert (data.evaluation_split, data.limit) == ("validation", job.limit)

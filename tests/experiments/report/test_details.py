@@ -40,12 +40,6 @@ def test_the_command_line_plans_the_same_jobs(options: Options, name: str) -> No
     assert jobs(_options(_parser().parse_args(words[3:]))) == jobs(options)
 
 
-def test_the_rows_own_choices_are_not_options(tmp_path: Path) -> None:
-    row = replace(ROWS["m/ours-40"], changes={"solver": "moments"}, epochs=0)
-    plan = make_plan(replace(TABLE, rows=(row,)), Options(steps=9), IMAGES)
-    assert command(TABLE, row, plan[0].jobs) == "python -m experiments run table9/m/ours-40 --seeds 0,1,2 --steps 9"
-
-
 def test_folders_that_nobody_knows_are_placeholders(tmp_path: Path) -> None:
     (tmp_path / "deit_tiny_patch16_224.fb_in1k.safetensors").write_bytes(b"weights")
     options = Options(data="imagefolder:/data/samples", checkpoints=tmp_path)

@@ -26,19 +26,6 @@ def test_every_picture_is_used() -> None:
     assert {table.drawing for table in tables().values()} - {None} == DRAWINGS.keys()
 
 
-@pytest.mark.parametrize("picture", ["front_vs_params", "front_vs_macs"])
-def test_a_long_legend_hides_no_panel(picture: str) -> None:
-    content = json.loads((PUBLISHED / "imagenet-samples" / "table_rivals.json").read_text(encoding="utf-8"))
-    figure = PICTURES[picture](content)
-    figure.draw_without_rendering()
-    panels, (legend,) = figure.axes, figure.legends
-    assert len(legend.get_texts()) > 15
-    key = legend.get_window_extent()
-    assert all(panel.get_tightbbox().y0 >= key.y1 for panel in panels)
-    assert all(panel.get_window_extent().height > 2.4 * figure.dpi for panel in panels)
-    assert key.y0 >= 0
-
-
 def test_the_front_counts_models_that_are_not_trained() -> None:
     """Beside trained rows they are drawn hollow; the front ran below them."""
     content = json.loads((PUBLISHED / "imagenet-samples" / "table_rivals.json").read_text(encoding="utf-8"))

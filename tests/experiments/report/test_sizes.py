@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from experiments.report.sizes import findings, rounded_weights
-from experiments.tables.catalogue import find
 
 MIB = 2**20
 PARAMS, WEIGHTS, SCALES = 10 * MIB, 8 * MIB, MIB // 4  # made up, so that sums are round
@@ -37,29 +34,3 @@ def test_a_size_is_explained_by_hand() -> None:
         "2.10M parameters outside the blocks' weights stay in float16, and 256.0 KiB for scales, zero points and header. "
         "The printed 5.75 MiB leaves out 2.5 MiB of these 3.2 MiB"
     ]
-
-
-def test_one_file_of_each_model_is_explained() -> None:
-    """It is the one whose size is printed, else the one of fewest bits, whatever the order of the rows."""
-    printed, unprinted = content("imagenet", row(16), row(8, 9.0), row(4)), content("imagenet", row(4), row(8), row(6))
-    assert [text.split(":")[0] for text in findings(printed)] == ["M, Baseline, 8-bit"]
-    assert [text.split(":")[0] for text in findings(unprinted)] == ["M, Baseline, 4-bit"]
-    by_gptq = {**row(4), "method": "Baseline by GPTQ, 4-bit"}
-    assert len(findings(content("imagenet", row(4), row(8), by_gptq))) == 1
-    other = {**row(2), "architecture": "N"}, {**row(3), "architecture": "N"}
-    assert len(findings(content("imagenet", row(4), row(8), *other))) == 2
-
-
-def test_a_printed_size_is_not_compared_with_a_stand_in() -> None:
-    assert all("printed" not in text for text in findings(content("embedded", row(8), row(4, printed=5.75))))
-
-
-@pytest.mark.parametrize("rows", [(), (row(16),), (row(16), row(8))])
-def test_nothing_is_claimed_of_too_few_files(rows: tuple[dict[str, Any], ...]) -> None:
-    assert findings(content("imagenet", *rows)) == []
-
-
-def test_table_4_shows_the_count() -> None:
-    table, _ = find("table4")
-    assert table.findings == "sizes"
-    assert "size_counted" in table.columns

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from experiments.jobs.attempt import FAILED
 from experiments.jobs.results import ERROR, job_folder, read_json
 from experiments.jobs.task import Task
 from experiments.runner.cluster import check, run_on
-from lowrank_vit import InputError
 from tests.experiments.runner.test_pool import Notes, tasks
 
 SCRIPTS = {
@@ -95,9 +93,3 @@ def test_bad_options_are_one_line(tmp_path: Path, slurm: Path, capsys: pytest.Ca
     assert "no KEY=VALUE" in refused("--launcher", "slurm", "--slurm", "time")
     (slurm / "sbatch").unlink()
     assert "there is no sbatch here" in refused("--launcher", "slurm", "--slurm", "time=5")
-
-
-def test_without_submitit_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(InputError, match=r"lowrank-vit\[cluster\]"):
-        check("local", {})

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.jobs.job import Job
 from experiments.jobs.task import Task
 from experiments.runner import estimate as module
 from experiments.runner.campaign import share_of_batch
-from experiments.runner.estimate import Expected, Pace, expected, images_loaded, kind, loading_cores
+from experiments.runner.estimate import Expected, Pace, expected, images_loaded
 from experiments.runner.plan import Options, make_plan
-from experiments.runner.view import show_expected
 from lowrank_vit import Hardware, InputError
 from tests.experiments.support.synthetic import IMAGES, TABLE
 
@@ -47,33 +45,6 @@ def test_the_slower_of_arithmetic_and_loading_by_hand() -> None:
     shared = expected(task, Pace(forward=0.001, load=0.1), 0.5, "cpu")  # eight processes on a machine of four cores
     assert shared.arithmetic == pytest.approx(eight.arithmetic + passes * 0.001 * 7 / 8)
     assert shared.loading == pytest.approx(starved.loading)
-
-
-@pytest.mark.parametrize("changes", [{"tokens": {"rule": "spvit-kong-gates"}}, {"quantizer": "gptq"}])
-def test_jobs_that_take_longer_are_not_estimated_from_others(changes: dict[str, Any]) -> None:
-    """Selectors that learn take 25 minutes where merging tokens takes one."""
-    merged = replace(JOB, recipe=None, epochs=0, tokens={"rule": "tome", "macs": 0.6})
-    assert kind(replace(merged, **changes)) != kind(merged)
-    assert kind(replace(merged, tokens={"rule": "tome", "macs": 0.75})) == kind(merged)
-
-
-def test_no_core_loads_for_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "own_cores", lambda: 32)
-    task = task_of(JOB, hardware=Hardware(devices=8), loader_workers=16)
-    assert loading_cores(task) == 4
-    assert loading_cores(replace(task, loader_workers=2)) == 2
-    assert loading_cores(replace(task, loader_workers=0)) == 1  # the process itself
-    monkeypatch.setattr(module, "own_cores", lambda: 4)
-    assert loading_cores(task) == 0.5
-
-
-def test_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = [replace(task_of(JOB), row=row) for row in "aab"]
-    times = [Expected(100, 7200, 7200), Expected(100, 7200, 7200), Expected(5, 0, 5)]
-    show_expected(tasks, times, Console(width=100))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["table2/a", "2", "3", "min", "4.0", "h", "4.0", "h"] in lines
-    assert ["table2/b", "1", "5", "s", "0", "s", "5", "s"] in lines
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
 from experiments.__main__ import main
 from experiments.jobs.run import run_job
-from experiments.report.styles import STYLES, group_colours
-from experiments.tracking import workspace
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
 from tests.experiments.tracking.test_runs import quiet, task
 
@@ -78,37 +75,6 @@ def test_every_name_is_one_of_a_run(found: OfflineRun, capsys: pytest.CaptureFix
             assert '"layers"' in json.dumps(config)
             assert found.table("layers")
     assert kinds == {"Scatter Plot": 4, "Bar Chart": 6, "Run History Line Plot": 11, "Weave": 1}
-
-
-def test_runs_are_grouped_by_table_and_method(found: OfflineRun, capsys: pytest.CaptureFixture[str]) -> None:
-    description = described(capsys, "--entity", "somebody", "--project", "mine")
-    assert (description["entity"], description["project"]) == ("somebody", "mine")
-    (runs,) = description["spec"]["section"]["runSets"]
-    names = [group["name"].removesuffix(".value") for group in runs["grouping"]]
-    assert names == ["table", "method"]
-    assert all(name in found.config for name in names)
-    assert '"status"' in json.dumps(runs["filters"])
-    assert found.summary["status"] == "done"
-    for column in runs["runFeed"]["columnPinned"]:
-        section, _, name = column.partition(":")
-        if section != "run":
-            assert name.removesuffix(".value") in {"summary": found.summary, "config": found.config}[section], column
-
-
-def test_a_method_has_the_colour_of_the_plots(capsys: pytest.CaptureFixture[str]) -> None:
-    section = described(capsys, "--entity", "somebody")["spec"]["section"]
-    said = {}
-    for name, colour in section["customRunColors"].items():
-        if name.startswith("run-color-group:"):
-            path = json.loads(unquote(name.rpartition(":")[2]))
-            said[tuple(level["value"] for level in path)] = colour
-            assert [level["key"] for level in path] == ["config:table.value", "config:method.value"]
-    assert said == group_colours()
-    assert said["table2", "Ours (exact)"] == said["table3", "Ours (exact)"] == STYLES["exact"].colour
-
-
-def test_it_builds_for_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    assert described(capsys)["displayName"] == workspace.NAME
 
 
 @pytest.mark.parametrize(
