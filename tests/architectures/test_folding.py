@@ -44,16 +44,6 @@ def test_the_outputs_are_the_same(kind: str) -> None:
     assert saved == SAVED.get(kind, saved)
 
 
-def test_what_users_read_of_the_last_norm_stays() -> None:
-    model, data = KINDS["vit"].make(), KINDS["vit"].images(2)
-    folded = copy.deepcopy(model)
-    fold_norms(folded)
-    with torch.no_grad():
-        torch.testing.assert_close(folded.forward_features(data), model.forward_features(data))  # type: ignore[operator]
-    plain = [name for name, module in folded.named_modules() if isinstance(module, PlainNorm)]
-    assert plain == ["blocks.0.norm1", "blocks.0.norm2"]
-
-
 def test_windows_with_padding_keep_their_norm() -> None:
     """Zeros beyond the edge are no normalised tokens: attention there would see the shift."""
     model, data = model_and_images("padded")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -14,9 +12,7 @@ from lowrank_vit import analyse, compress, get_recipe
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.narrow_mlp import SmallGatedMlp
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.export.export import export
-from lowrank_vit.stages.export.formats import EXPORTERS
-from tests.support.models import VIT, images, outputs, tiny
+from tests.support.models import VIT, images, outputs
 
 NAME = "blocks.0.mlp"
 GATES = {
@@ -73,11 +69,3 @@ class TestGates:
         assert any(isinstance(module, SmallGatedMlp) for module in small.modules())
         assert "fallback" not in report
         assert report["refit"]["kl_held_out"] < report["refit"]["kl_held_out_before"]
-
-
-@pytest.mark.parametrize("file_format", EXPORTERS.names())
-@pytest.mark.parametrize("kind", ["gated", "mixer", "convnext"])
-def test_it_is_exported(kind: str, file_format: str, tmp_path: Path) -> None:
-    model, data = (gated("packed").float(), images(12)) if kind == "gated" else (tiny(kind), images(12, kind))
-    small, _ = compress(model, [data], "best", 0.3, device="cpu")
-    assert max(export(small, tmp_path / "model", file_format).values()) < 1e-4

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import compress, load, save
+from lowrank_vit import compress
 from tests.support.kinds import KINDS
 from tests.support.models import images, tiny
 
@@ -73,14 +72,3 @@ def test_the_smaller_model_answers_as_the_dense_one(kind: str, call: Callable[[A
         expected, given = call(dense, kind, data.clone()), call(small, kind, data.clone())
     assert given.shape == expected.shape
     assert float((given - expected).norm() / expected.norm()) < 0.25
-
-
-@pytest.mark.parametrize("kind", ["beit"])
-def test_a_resized_model_is_saved_as_it_is(kind: str, tmp_path: Path) -> None:
-    _, small, data = copy.deepcopy(made(kind))
-    with torch.no_grad():
-        expected = resized(small, kind, data)
-
-        save(small, tmp_path / "it")
-        larger = torch.nn.functional.interpolate(data, size=(LARGER[kind],) * 2)
-        torch.testing.assert_close(load(tmp_path / "it")(larger), expected)

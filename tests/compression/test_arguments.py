@@ -36,10 +36,6 @@ def quantize(model: Any, calibration: Any) -> object:
     return lowrank_vit.quantize(model, 4, calibration, quantizer="gptq")
 
 
-def quantize_swapped(model: Any, calibration: Any) -> object:
-    return lowrank_vit.quantize(model, calibration)
-
-
 Function = Callable[..., object]
 
 
@@ -51,34 +47,9 @@ def refusal(function: Function, *args: Any, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("function", [compress, sweep, analyse, learn])
-def test_a_size_in_the_place_of_the_recipe(function: Function) -> None:
-    assert refusal(function, MODEL, BATCHES, 0.4).endswith("write reduction=0.4, or name a recipe first")
-
-
-@pytest.mark.parametrize("function", [compress, sweep, analyse, learn])
 def test_a_recipe_of_another_type(function: Function) -> None:
     assert "the recipe is a Linear: give the name of one, such as 'best', or" in refusal(
         function, MODEL, BATCHES, nn.Linear(2, 2)
-    )
-
-
-@pytest.mark.parametrize("function", [compress, sweep, analyse, learn, quantize_swapped])
-def test_images_before_the_model(function: Function) -> None:
-    line = "the model comes second, after a list: pass the model first, then the images"
-    assert refusal(function, BATCHES, MODEL) == line
-
-
-@pytest.mark.parametrize("function", [compress, sweep, analyse, learn, quantize])
-def test_no_model(function: Function) -> None:
-    assert refusal(function, "deit_tiny", BATCHES).startswith("the model is a str: pass a module")
-
-
-@pytest.mark.parametrize("function", [compress, sweep, analyse, quantize])
-def test_no_batches(function: Function) -> None:
-    assert refusal(function, MODEL, images(4)).startswith("the images are one tensor (4, 1, 8, 8): pass batches")
-    assert refusal(function, MODEL, "digits").startswith("the images are a str: pass batches")
-    assert refusal(function, MODEL, None if function is not quantize else 3).endswith(
-        "or a list of tensors (B, C, H, W)"
     )
 
 
@@ -98,11 +69,6 @@ def test_a_reduction_that_is_no_share(function: Function, reduction: object, lin
         with pytest.raises(InputError, match=line) as refused:
             function(MODEL, BATCHES, "svd", reduction=reduction)
         assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("sizes", [0.4, "macs=0.5", {"macs": 0.5}])
-def test_a_sweep_over_one_size(sizes: object) -> None:
-    assert "give several, such as [0.25, 0.5]" in refusal(lowrank_vit.sweep, MODEL, BATCHES, "svd", sizes)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,13 @@ import pytest
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from torch import Tensor, nn
+from torch import nn
 
-from experiments.measures.levels import truncated
-from lowrank_vit import RECIPES, analyse, evaluate, get_recipe, load, save
-from lowrank_vit.architectures.linears import find_sites
+from lowrank_vit import analyse, evaluate, get_recipe, load, save
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.data import ImageData
 from lowrank_vit.models import load_model
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.images import Images
 from tests.support.models import ARGUMENTS, VIT, images, outputs, tiny
@@ -88,58 +84,3 @@ def test_the_search_on_a_stand_in() -> None:
     for place in range(2):
         searched, by_hand = (sum(of_seed[place][0] for of_seed in each) / 3 for each in (found, manual))
         assert searched >= by_hand + 5, (searched, by_hand)
-
-
-@pytest.fixture(scope="module")
-def tiny_deit(real_data: Path) -> nn.Module:
-    return load_model("deit_tiny_patch16_224", real_data / "weights" / "deit_tiny_patch16_224.safetensors")
-
-
-@pytest.fixture(scope="module")
-def fifth(real_data: Path, tiny_deit: nn.Module) -> tuple[Tensor, Tensor]:
-    """Every fifth validation image of the sample set, 200 of them, sorted by name, with the labels of all of ImageNet."""
-    data = ImageData(f"imagefolder:{real_data / 'imagenet-samples'}", resolve_model_data_config(tiny_deit), workers=0)
-    batches = list(data.val_dataloader())
-    pictures, labels = (torch.cat([batch[part] for batch in batches])[::5] for part in (0, 1))
-    assert len(pictures) == 200
-    return pictures, labels
-
-
-def right(model: nn.Module, fifth: tuple[Tensor, Tensor]) -> float:
-    """Top-1 in percent."""
-    answers = torch.cat([outputs(model, batch) for batch in fifth[0].split(50)]).argmax(1)
-    return 100 * float((answers == fifth[1]).double().mean())
-
-
-def at_head_level(model: nn.Module, kept: float, biases: bool = True) -> nn.Module:
-    recipe = MANUAL.only("attention").but(**{"attention.biases": biases})
-    analysis = analyse(model, [torch.zeros(2, 3, 224, 224)], recipe)
-    ranks = {curve.name: curve.multiple * int(kept * 64) for curve in analysis.curves}
-    return analysis.apply(RankPlan(ranks))[0]
-
-
-def at_matrix_level(model: nn.Module, kept: float) -> nn.Module:
-    small = copy.deepcopy(model)
-    for site in find_sites(small, r"attn\.(qkv|proj)$"):
-        linear, axis = get_linear(small, site), int(site.name.endswith("proj"))
-        linear.weight.data = torch.cat(list(truncated(torch.stack(linear.weight.data.split(64, axis)), kept)), axis)
-    return small
-
-
-@pytest.mark.slow
-@pytest.mark.real_data
-def test_levels_on_real_weights(tiny_deit: nn.Module, fifth: tuple[Tensor, Tensor]) -> None:
-    """Measured before by separate code: dense 81.5, products of heads far above matrices, biases needed."""
-    assert right(tiny_deit, fifth) == pytest.approx(81.5, abs=1)
-    expected = {0.8: (76.0, 52.0), 0.6: (64.0, 13.0), 0.4: (32.0, 0.0)}
-    for kept, (heads, matrices) in expected.items():
-        found = right(at_head_level(tiny_deit, kept), fifth), right(at_matrix_level(tiny_deit, kept), fifth)
-        assert found == (pytest.approx(heads, abs=1), pytest.approx(matrices, abs=1)), kept
-        assert found[0] > found[1]
-    assert right(at_head_level(tiny_deit, 1.0, biases=False), fifth) == pytest.approx(1.0, abs=1)
-
-
-def test_the_search_alone_has_an_older_name() -> None:
-    """In published rows, old reports and commands: no list shows it."""
-    assert get_recipe("comcat_search") is get_recipe("comcat")
-    assert "comcat_search" not in RECIPES

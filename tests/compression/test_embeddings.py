@@ -7,25 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 
-from lowrank_vit import Hardware, InputError, compress, distill, get_recipe, load, quantize, save
+from lowrank_vit import get_recipe, load, quantize, save
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.compress import analyse
-from lowrank_vit.compression.nested import check_nestable
 from lowrank_vit.compression.outlook import outlook
 from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes
-from lowrank_vit.modules.positions import Positions
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
-from tests.support.kinds import KINDS
-from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, outputs, tiny
+from tests.support.models import ARGUMENTS, images, model_and_images, outputs, tiny
 
 UNITS = {"patches": "two_sided", "positions": "kronecker"}
 ALL = get_recipe("best").but(**UNITS, folded=True)
@@ -125,33 +121,3 @@ def test_it_is_saved_loaded_exported_and_quantised(tmp_path: Path) -> None:
     assert all(name.startswith("blocks.") for name in quantized)  # the embeddings are rounded to float16
     save(rounded, tmp_path / "rounded", model_args=ARGUMENTS["vit"])
     assert outputs(load(tmp_path / "rounded"), data).equal(outputs(rounded, data))
-
-
-def test_it_is_distilled_in_all_its_weights() -> None:
-    model, data = tiny(), images(16)
-    small, _ = compress(model, [data], ALL, 0.5, device="cpu")
-    before = {name: value.detach().clone() for name, value in small.named_parameters()}
-    distill(small, model, data, epochs=1, hardware=Hardware(accelerator="cpu"), progress=False)
-    assert all(not value.equal(before[name]) for name, value in small.named_parameters() if name.startswith("p"))
-
-
-def test_other_positions_stay() -> None:
-    """A table that is resampled for every image's size is no fixed product, and without patches nothing is made of them."""
-    model = timm.create_model(NAMES["vit"][0], **VIT, dynamic_img_size=True).eval()
-    analysis = analyse(model, [images(8)], ALL.but(patches=False, measured=0, refit=False), device="cpu")
-    assert all(unit.name.startswith("blocks.") for unit in analysis.units)
-    assert not any(isinstance(module, Positions) for module in analysis.model.modules())
-
-
-@pytest.mark.parametrize(("changes", "said"), [({"folded": True}, "folded norms"), (UNITS, "smaller embeddings")])
-def test_it_cannot_be_nested(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        check_nestable(get_recipe("loss_aware").but(**changes))
-
-
-def test_single_layers_beside_embeddings_are_no_fallback() -> None:
-    """Nothing of a module with a gate on its values is asked for as a whole."""
-    model, data = KINDS["value norm"].make(), KINDS["value norm"].images(4)
-    analysis = analyse(model, [data], get_recipe("loss_aware").but(patches="two_sided"), device="cpu")
-    assert analysis.fallback is None
-    assert analysis.units[0].name == PATCHES

@@ -7,12 +7,11 @@ import copy
 import pytest
 import torch
 
-from lowrank_vit import InputError, analyse, get_recipe
+from lowrank_vit import analyse
 from lowrank_vit.methods.losparse import PlatonRows
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.records.split_rows import split_rank
 from lowrank_vit.stages.calibrate.statistics import Batch, Seen
 from lowrank_vit.stages.calibrate.statistics.gradient_abs import GradientAbs
 from tests.support.models import KINDS, images, outputs, tiny
@@ -86,14 +85,3 @@ def test_slopes_are_those_of_each_image() -> None:
     seen = Seen(Site("layer", 4, 2, bias=False), Batch(images=3), x, slopes, 0.0, gradient=slopes)
     GradientAbs()(seen, type("Sums", (), {"add": staticmethod(sums.__setitem__)})())
     torch.testing.assert_close(sums["gradient_abs"], truth)
-
-
-def test_ranks_are_the_share_rounded_up() -> None:
-    assert [split_rank(n, d, 0.05) for n, d in ((192, 768), (16, 48), (100, 100))] == [8, 1, 3]
-    assert split_rank(100, 100, 0.06) == 3
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
-def test_a_share_is_between_none_and_all(share: float) -> None:
-    with pytest.raises(InputError, match="between 0 and 1"):
-        get_recipe("losparse0").but(**{"rows.share": share})

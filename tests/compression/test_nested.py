@@ -16,7 +16,6 @@ from lowrank_vit.compression.nested import check_nestable
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.storage.checksums import CONFIG, NESTED
 from lowrank_vit.storage.folder import load_model_args, load_report, nested_entry, verify
 from tests.support.models import ARGUMENTS, images, tiny
@@ -89,21 +88,6 @@ def test_opened_at_a_reduction_it_is_what_compress_makes(recipe: Recipe, tmp_pat
         assert torch.equal(opened(images(3)), made(images(3)))
 
 
-def test_it_is_what_compress_makes_from_the_same_images(tmp_path: Path) -> None:
-    nested(tmp_path / "small", "exact")
-    assert_same(load(tmp_path / "small", reduction=0.5), compress(tiny(), [images(12)], "exact", 0.5)[0])
-    assert_same(load(tmp_path / "small", reduction=0.3), load(tmp_path / "small"))
-    larger = load(tmp_path / "small", reduction=0.1)  # than the one it was saved at
-    assert larger.compression_report["params"]["reduction"] < 0.12
-
-
-def test_windows_and_layers_that_stay_dense(tmp_path: Path) -> None:
-    analysis = nested(tmp_path / "small", "exact", "swin")
-    opened, (made, report) = load(tmp_path / "small", reduction=0.05), analysis.compress(0.05)
-    assert any(layer["rank"] is None for layer in report["layers"])
-    assert_same(opened, made)
-
-
 def test_what_is_taken_out_is_a_folder_of_its_own(tmp_path: Path) -> None:
     nested(tmp_path / "small", "loss_aware")
     opened = load(tmp_path / "small", reduction=0.5, dtype=torch.float64)
@@ -117,15 +101,6 @@ def test_what_is_taken_out_is_a_folder_of_its_own(tmp_path: Path) -> None:
     assert opened.compression_report["provenance"]["nested_sha256"] == came_from
     with pytest.raises(InputError, match="holds one size only: compress with --nested"):
         load(tmp_path / "smaller", reduction=0.6)
-
-
-def test_a_reduction_out_of_reach_names_the_range(tmp_path: Path) -> None:
-    nested(tmp_path / "small", "svd")
-    most = nested_entry(tmp_path / "small")["largest_reduction"]
-    load(tmp_path / "small", reduction=most)
-    for reduction in (0.0, -1.0, most + 0.01, float("nan")):
-        with pytest.raises(InputError, match=r"out of reach: .* from 0 \(not included\) to 0\.\d+"):
-            load(tmp_path / "small", reduction=reduction)
 
 
 def test_a_broken_nested_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,15 +140,3 @@ def test_a_nested_file_of_another_version_is_refused(change: dict, message: str,
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(InputError, match=message):
         load(folder, reduction=0.5)
-
-
-def test_only_the_model_that_the_analysis_made_is_nested(tmp_path: Path) -> None:
-    analysis = analysed("exact")
-    model, report = analysis.compress(0.3)
-    other, _ = compress(tiny(), [images(12)], "svd", 0.3)
-    for wrong in (quantize(model, 8)[0], other):
-        with pytest.raises(InputError, match="neither trained nor quantised"):
-            save(wrong, tmp_path / "small", nested=analysis)
-    with pytest.raises(InputError, match="neither trained nor quantised"):
-        save(model, tmp_path / "small", {**report, "protocol": "partial-ft"}, nested=analysis)
-    assert not list(tmp_path.iterdir())

@@ -16,17 +16,13 @@ from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.compression.resume import identity
 from lowrank_vit.methods.svd import PlainSVD
 from lowrank_vit.methods.svd_llm import Whitened
-from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.runtime.divide import split
 from lowrank_vit.runtime.launch import launch
 from lowrank_vit.runtime.processes import is_first, rank_and_world
-from lowrank_vit.runtime.serialization import from_bytes, to_bytes
 from tests.support.models import ARGUMENTS, images, tiny
 from tests.support.weights import same
 
-CPU = torch.device("cpu")
 RECIPES = {
     "exact": get_recipe("exact"),
     "paper": get_recipe("paper").but(steps=5),
@@ -78,23 +74,6 @@ def load_report(folder: Path) -> dict:
     from lowrank_vit.storage.folder import load_report
 
     return load_report(folder)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shares_are_disjoint_whole_and_even(world: int) -> None:
-    costs = {f"layer{i}": float((i * 7919) % 13 + 1) for i in range(20)}
-    shares = split(costs, world)
-    assert sorted(name for own in shares for name in own) == sorted(costs)
-    loads = [sum(costs[name] for name in own) for own in shares]
-    assert max(loads) - min(loads) <= max(costs.values())  # else the last one given would have gone elsewhere
-
-
-def test_nothing_but_records_comes_out_of_a_kept_phase() -> None:
-    factors = Factors(torch.eye(3), torch.eye(3), torch.ones(4), cap=2)
-    back = from_bytes(to_bytes({"x": factors}), CPU)["x"]
-    assert (type(back), back.cap, back.u.tolist()) == (Factors, 2, torch.eye(3).tolist())
-    with pytest.raises(Exception, match=r"[Ww]eights.only|[Uu]nsupported"):
-        from_bytes(to_bytes({"x": Recipe}), CPU)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import RECIPES, InputError, analyse, compress, get_recipe, load, save
+from lowrank_vit import RECIPES, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.columns import Columns
 from lowrank_vit.records.curves import RankPlan
@@ -176,8 +176,3 @@ def _map_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         bias = layer(torch.zeros(1, layer.in_features, dtype=torch.float64))[0]  # type: ignore[arg-type, call-overload]
         return layer(torch.eye(layer.in_features, dtype=torch.float64)) - bias, bias  # type: ignore[arg-type, call-overload]
-
-
-def test_a_rival_out_of_reach_says_how_far_it_reaches() -> None:
-    with pytest.raises(InputError, match="recipe 'vbp' on these layers reaches from"):
-        compress(tiny("vit"), [images(8, "vit")], "vbp", 0.9)

@@ -10,16 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import InputError, analyse, compress_with_fewer_tokens, get_recipe, load, save
+from lowrank_vit import analyse, compress_with_fewer_tokens, get_recipe, load, save
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.prices import price_of
 from lowrank_vit.compression.prices.fewer_tokens import FewerTokens
-from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.methods.tome import TokenMerging
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.records.curves import RankPlan
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)
@@ -56,24 +55,6 @@ def test_hidden_units_are_priced_by_the_tokens_that_reach_them(pairs: int) -> No
     assert hidden[0] > hidden[1]  # later blocks see fewer tokens
 
 
-def test_times_shrink_as_multiply_accumulates_do() -> None:
-    class Clock(FewerTokens):
-        """A machine on which each size of a unit takes as many nanoseconds as it has directions, times a hundred."""
-
-        def priced(self, curves: Any, decomposed: Any = ()) -> list[ErrorCurve]:
-            return [
-                ErrorCurve(each.name, each.errors, each.unit, each.dense, each.fixed, table=(100, 200, 800))
-                for each in curves
-            ]
-
-    analysis, rule = analysed(), TokenMerging(4)
-    clock: Any = Clock.of(price_of("macs", analysis.dense, analysis.setting), rule)
-    curves = FewerTokens.of(clock, rule).priced(analysis.priced_losses, analysis.decomposed)
-    tables = {curve.name: curve.table for curve in curves}
-    assert tables["blocks.0.mlp.hidden"] == tuple(round(cost * 13 / 17) for cost in (100, 200, 800))
-    assert tables["blocks.1.mlp.hidden"] == tuple(round(cost * 9 / 17) for cost in (100, 200, 800))
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(rule: str, tmp_path: Path) -> None:
     data, model = images(12, "vit"), tiny("vit")
@@ -93,24 +74,3 @@ def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(rule: s
     assert len(set(kept)) > 2
     save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
-
-
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ("macs=0.01", "fewer tokens .tome. do not reach it either"),
-        ("params=0.5", "fewer tokens save no parameters"),
-        ("bytes=0.5", "fewer tokens save no bytes"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused(budget: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        shared(analysed(), budget)
-
-
-def test_images_to_choose_by_and_tokens_to_merge_are_needed() -> None:
-    with pytest.raises(InputError, match="chosen on unseen images"):
-        shared(analysed(unseen=False), "macs=0.6")
-    data = images(6, "swin")
-    with pytest.raises(InputError, match="cannot become fewer"):
-        compress_with_fewer_tokens(tiny("swin"), [data], "macs=0.6", held_out=[data])

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_vit import InputError, MeanScan, channel_energy, compress, export, load, mean_scan, quantize, save
+from lowrank_vit import MeanScan, compress, export, load, mean_scan, quantize, save
 from lowrank_vit.architectures.vmamba import mixers
 from lowrank_vit.compression.scans.impact import Impact, impacts, most_within, ranked
 from lowrank_vit.modules.counting import parameter_count, scan_accumulates
 from lowrank_vit.modules.scans import SmallScan
 from lowrank_vit.stages.correct.regression import Regression
-from tests.support.models import outputs, tiny
+from tests.support.models import outputs
 from tests.support.vmambas import ARGUMENTS, maps, vmamba
 
 MADE = {name: value for name, value in ARGUMENTS["v2"].items() if name != "num_classes"}
@@ -67,16 +67,6 @@ def test_an_impact_is_what_the_model_loses() -> None:
     assert found.top1 == pytest.approx(float(100 * (hits[0] - hits[1])))
     logs = [each(images).double().log_softmax(-1) for each in (model, other)]
     assert found.kl == pytest.approx(float((logs[0].exp() * (logs[0] - logs[1])).sum(1).mean()))
-
-
-def test_without_labels_the_divergence_ranks() -> None:
-    images = [batch for batch, _ in labelled()]
-    _, report = mean_scan(vmamba(), images, layers=1, device="cpu")
-    impact = report["scan"]["impact"]
-    assert all(found["top1"] is None for found in impact.values())
-    assert report["scan"]["replaced"] == [min(impact, key=lambda name: impact[name]["kl"])]
-    with pytest.raises(InputError, match="labelled images"):
-        mean_scan(vmamba(), images, drop=1.0, device="cpu")
 
 
 def test_ranking_by_hand() -> None:
@@ -163,32 +153,3 @@ def test_exported_files_compute_the_same(method: MeanScan, form: str, tmp_path: 
     model = vmamba()
     small, _ = mean_scan(model, [maps(8)], layers=2, method=method, device="cpu")
     export(small, tmp_path / "file", form)
-
-
-def test_the_energy_that_channels_share() -> None:
-    model, x = vmamba(), torch.randn(2, 4, 6, 12)
-    mixer = model.layers[0].blocks[0].op
-    u, _ = mixer.read(mixer.in_proj(x))
-    y = mixer.scan(u)[0].double()
-    constant, rest = y.mean(-1, keepdim=True).expand_as(y), y - y.mean(-1, keepdim=True)
-    expected = constant.square().sum() / (constant.square().sum() + rest.square().sum())
-    assert channel_energy(mixer, x) == pytest.approx(float(expected))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"layers": 4}, "4 layers cannot be replaced: the model has 3 scans"),
-        ({"layers": 1, "drop": 2.0}, "exclude each other"),
-    ],
-)
-def test_a_number_that_makes_no_sense_is_refused(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        mean_scan(vmamba(), labelled(), device="cpu", **options)
-
-
-def test_methods_and_models_that_are_unknown_are_refused() -> None:
-    with pytest.raises(InputError, match=r"unknown mode of a scan 'input': did you mean 'inputs'"):
-        MeanScan("input")
-    with pytest.raises(InputError, match="has no scans"):
-        mean_scan(tiny(), [torch.randn(2, 1, 8, 8)], device="cpu")
