@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -123,15 +122,6 @@ def test_a_latent_model_is_that_of_diffusers(clip_folder: Path) -> None:
     )
 
 
-def test_a_new_word_is_one_token_of_clip(clip_folder: Path) -> None:
-    model = open_folder(clip_folder)
-    plain, new = model.text.tokens(["a photo of dog"]), model.text.tokens(["a photo of V* dog"], "V*")
-    assert new[0].tolist() == [*plain[0, :4].tolist(), model.text.encoder.config.vocab_size, *plain[0, 4:-1].tolist()]
-    long = model.text.tokens(["a photo of V* dog dog dog dog dog dog"], "V*")
-    assert long.shape == (1, 10)
-    assert long[0, -1] == model.text.tokenizer.eos_token_id
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["clip_folder", "digits_folder"])
 def test_customize_on_a_folder(
@@ -166,26 +156,6 @@ def test_customize_on_a_folder(
     drawn = sample(model, [prompt], "V*", steps=2)
     assert drawn.shape == (1, model.channels, model.side, model.side)
     assert drawn.isfinite().all()
-
-
-def test_samples_before_and_after(digits_folder: Path, photographs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "delta.safetensors"
-    given = [
-        "--images",
-        str(photographs),
-        "--prompt",
-        "normal V* digit",
-        "--steps",
-        "2",
-        "--samples",
-        "3",
-        "--out",
-        str(out),
-    ]
-    main(["customize", "--model", str(digits_folder), *given, "--rank", "1", "--method-args", "zero_start=false"])
-    picture = Image.open(tmp_path / "delta.png")
-    assert picture.size == (3 * 64, 2 * 64)
-    assert {path.name for path in tmp_path.iterdir()} == {"delta.safetensors", "delta.png"}
 
 
 def broken(folder: Path, tmp_path: Path, how: str) -> Path:
@@ -225,40 +195,4 @@ def test_a_folder_that_is_none_is_refused_in_one_line(
         capsys, "customize", "--model", folder, "--images", photographs, "--prompt", "normal V*", "--out", out
     )
     assert re.search(said, line), line
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"--method": "comcats"}, "did you mean 'comcat'"),
-        ({"--method": "dreambooth", "--rank": "2"}, "dreambooth has no setting 'rank'"),
-        ({"--prompt": "normal V* cat"}, "the model does not know 'cat'"),
-        ({"--prompt": "normal digit", "--method": "textual_inversion"}, "trains the vector of a new word"),
-        ({"--images": "nowhere"}, "there is no folder nowhere"),
-        ({"--steps": "0"}, "steps is 0"),
-        ({"--learning-rate": "-1"}, "learning rate -1"),
-        ({"--out": "delta.bin"}, "ends in .safetensors"),
-        ({"--rank": "0"}, "rank 0"),
-        ({"--method-args": "ranks=2"}, "comcat has no setting 'ranks'"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(
-    change: dict[str, Any],
-    said: str,
-    digits_folder: Path,
-    photographs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "delta.safetensors"
-    given = {
-        "--model": digits_folder,
-        "--images": photographs,
-        "--prompt": "normal V* digit",
-        "--steps": "1",
-        "--out": out,
-    }
-    words = [str(word) for pair in (given | change).items() for word in pair]
-    assert said in refused(capsys, "customize", *words)
     assert not out.exists()

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.measures.customize import BAR, old_digits
 from lowrank_vit.customize import digits
 from lowrank_vit.customize.digits import INVERTED, NORMAL, OLD, RECIPE, VOCABULARY, Recipe, digit_images, digits_model
-from lowrank_vit.customize.measure import Judge
-from lowrank_vit.models import load_model
 from lowrank_vit.runtime.files import cache_folder
 from tests.support.diffusion import outputs
 
@@ -55,12 +52,3 @@ def test_words_say_what_the_images_show() -> None:
 
 def cached() -> bool:
     return any((cache_folder() / "diffusion").glob("digits-seed0-*.safetensors"))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not cached(), reason="the small diffusion model is not trained: python -m experiments run table_customize"
-)
-def test_the_base_draws_old_digits_well_and_no_new_one() -> None:
-    judge = Judge(load_model("digits_deit_small", None))
-    assert old_digits(digits_model(), judge)["accuracy"] >= BAR

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import safetensors.torch
 import timm
@@ -14,7 +12,6 @@ from timm.data import resolve_model_data_config
 
 from lowrank_vit.models import load_model, model_arguments
 from lowrank_vit.runtime.errors import InputError
-from tests.support.weights import same
 
 PLAIN = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 
@@ -63,26 +60,3 @@ def test_what_is_given_wins_and_must_fit(tmp_path: Path) -> None:
         load_model("deit_tiny_patch16_224", arguments={"num_classes": 37}, option="--dense")
     with pytest.raises(InputError, match="does not take"):
         load_model("digits_deit_small", arguments={"num_classes": 37})
-
-
-def test_a_timm_model_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its own config.json: classes, arguments, and how images are prepared."""
-    name, arguments = "deit_tiny_patch16_224", {**PLAIN, "img_size": 64}
-    path = checkpoint(tmp_path, name, num_classes=37, img_size=64)
-    config = {
-        "architecture": name,
-        "num_classes": 37,
-        "model_args": arguments,
-        "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "classifier": "head"},
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    files = {"config.json": str(tmp_path / "config.json"), "model.safetensors": str(path)}
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file, revision: files.get(file))
-    model = load_model("hf_hub:timm/pets")
-    assert model.num_classes == 37
-    assert tuple(resolve_model_data_config(model)["mean"]) == (0.1, 0.2, 0.3)
-    assert same(model, load_model(name, path, arguments=PLAIN))
-    assert model_arguments("hf_hub:timm/pets", None, {}) == arguments
-    (tmp_path / "config.json").write_text(json.dumps({**config, "lowrank_vit": {}}))
-    with pytest.raises(InputError, match="in the place of DIR"):
-        load_model("hf_hub:timm/pets")

@@ -75,13 +75,3 @@ def test_it_is_saved_checked_and_exported(kernel: int, tmp_path: Path) -> None:
         file.write_text(json.dumps(config))
         with pytest.raises(InputError, match=r"config\.json|model\.safetensors"):
             load(tmp_path / "small")
-
-
-@pytest.mark.slow
-def test_it_is_exported_to_onnx(tmp_path: Path) -> None:
-    assert export(mixed(3), tmp_path / "model.onnx", "onnx")[3] < 1e-4
-
-
-def test_patches_that_make_no_square_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 patches make no square"):
-        ConvMixer(4, 2, 1)(torch.zeros(1, 7, 4))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 import lowrank_vit
 import lowrank_vit.models  # the stand-ins register with timm
-from lowrank_vit.data import ImageData
 from lowrank_vit.modules.plausible import implausible
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 from tests.support.hardware import on_cpu
@@ -42,21 +39,6 @@ def test_images_of_another_scale(kind: str, pixels: Tensor) -> None:
     assert "not normalised (mean 0.397, spread 0.298" in implausible(model, pixels)
     assert "hardly vary" in implausible(model, 0 * pixels)
     assert implausible(nn.Linear(1, 1), pixels) == ""  # it promises nothing
-
-
-def test_real_images_are_plausible() -> None:
-    model = timm.create_model("digits_deit_small")
-    data = ImageData("digits", timm.data.resolve_model_data_config(model), workers=0)
-    assert implausible(model, next(iter(data.calibration_dataloader()))[0]) == ""
-
-
-@pytest.mark.real_data
-def test_photographs_are_plausible(real_data: Path) -> None:
-    for name in ("deit_tiny_patch16_224", "vit_tiny_patch16_224"):
-        model = timm.create_model(name)
-        config = timm.data.resolve_model_data_config(model)
-        data = ImageData(f"imagefolder:{real_data}/imagenet-samples", config, batch_size=1, limit=60, workers=0)
-        assert not any(implausible(model, batch) for batch, _ in data.val_dataloader())
 
 
 def test_compress_and_evaluate_tell() -> None:

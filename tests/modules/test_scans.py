@@ -188,15 +188,3 @@ def test_the_weights_have_the_official_names() -> None:
         again.scan.Ds.zero_()
         again.load_state_dict(small.state_dict())
         assert torch.equal(again.scan.Ds, small.scan.Ds)
-
-
-def test_a_scan_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match="no scan is 'median'"):
-        SmallScan(4, 1, 1, 4, "inputs", "median")
-
-
-def test_half_precision_scans_in_float32() -> None:
-    module, x = mixer(gated=False, state=2), torch.randn(2, 5, 7, 12, dtype=torch.float64)
-    expected, found = module(x), module.to(torch.bfloat16)(x.bfloat16())
-    assert found.dtype == torch.bfloat16
-    assert (found - expected).norm() <= 0.05 * expected.norm()

@@ -38,12 +38,6 @@ def test_it_is_made_again_from_its_entry() -> None:
     assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize("kept", [[2, 1], [1, 1], [5], [-1]])
-def test_indices_that_are_none_are_refused(kept: list[int]) -> None:
-    with pytest.raises(ValueError, match="ascending indices below 5"):
-        ScatterOutput(3, 5, kept)
-
-
 def test_a_saved_model_with_fewer_outputs_is_loaded_and_checked(tmp_path: Path) -> None:
     model, data = tiny(), images(16)
     small, report = compress(model, [data], "wdp-gates", 0.3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,12 +38,6 @@ def test_it_is_made_again_from_its_entry() -> None:
     assert torch.equal(again(x), model(x))
     with pytest.raises(ValueError, match="in_features is 5, of a layer that is given 6"):
         empty_replacement(entry, nn.Linear(6, 3))
-
-
-@pytest.mark.parametrize("kept", [[2, 1], [1, 1], [5], [-1], [0.5], [True], ["1"], [[1]]])
-def test_indices_that_are_none_are_refused(kept: list[Any]) -> None:
-    with pytest.raises(ValueError, match="ascending indices below 5"):
-        SelectInput(5, 3, kept)
 
 
 def test_a_saved_model_with_fewer_inputs_is_loaded_and_checked(tmp_path: Path) -> None:

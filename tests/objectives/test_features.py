@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank_vit import InputError, analyse, calibrate, compare, compress, get_recipe
 from lowrank_vit.architectures.linears import find_sites
@@ -79,15 +76,6 @@ def test_variances_are_those_over_all_images_and_tokens(kind: str) -> None:
         Features().reading(rows)
 
 
-def test_sums_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three processes, one without an image."""
-    model, data = headless().double(), images(9).double()
-    shares = [torch.zeros(()), *(feature_sums(each, each) for each in outputs(model, data[:5]).split(3))]
-    whole = Features().fitted(model, [data])
-    monkeypatch.setattr("lowrank_vit.objectives.features.gathered", lambda mine: [mine, *shares])
-    assert Features().fitted(model, [data[5:]]).variances == pytest.approx(whole.variances, rel=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["pooled", "tokens"])
 def test_the_probe_has_the_curvature_of_the_divergence(kind: str) -> None:
     """The mean of its squared gradients over seeds is ``J^T D J``, D the divergence's second derivative, for one image."""
@@ -141,15 +129,6 @@ def test_it_is_chosen_where_there_is_no_classifier(caplog: pytest.LogCaptureFixt
         calibrate(headless(), find_sites(headless()), ["gradient_second"], [images(2)])
 
 
-def test_a_fitted_record_survives_json() -> None:
-    """So that a report says what was preserved, and an interrupted run goes on with the same."""
-    fitted = Features().fitted(headless(), [images(8)])
-    recipe = get_recipe("best").but(objective=fitted)
-    assert recipe_of(json.loads(json.dumps(recipe.record()))) == recipe
-    other = replace(fitted, variances=fitted.variances[::-1])
-    assert other.probe_name != fitted.probe_name  # statistics of other variances are others
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_best_keeps_more_of_the_features_than_exact(kind: str) -> None:
     """At the same size, on unseen images; and the refit brings them nearer still."""
@@ -186,32 +165,3 @@ def test_measured_losses_are_those_of_whole_models(kind: str) -> None:
             half = curve.name.rpartition(".")[0]
             found = replay.divergence(half, small.get_submodule(half))
             assert found == pytest.approx(relative(outputs(model, data), outputs(small, data)), rel=1e-3)
-
-
-def test_statistics_do_not_depend_on_the_batches() -> None:
-    model, data = headless().double(), images(24).double()
-    first, second = (compress(model, data.split(size), "best", 0.4) for size in (24, 7))
-    assert first[1]["recipe_fields"] == second[1]["recipe_fields"]
-    torch.testing.assert_close(outputs(first[0], data), outputs(second[0], data), rtol=0, atol=1e-4)
-
-
-def test_a_classifier_is_compressed_as_before() -> None:
-    """The objective asks nothing of the images there, and a model with a classifier keeps its predictions."""
-
-    def unseen() -> nn.Module:
-        raise AssertionError("an image was read")
-
-    objective = Classification("signs")
-    assert objective.fitted(tiny(), (unseen() for _ in range(1))) is objective
-    _, report = compress(tiny(), [images(8)], "best", 0.3)
-    assert report["recipe_fields"]["objective"] == "classification"
-    assert report["recipe_fields"]["hyperparameters"]["objective"] == {"sampling": "signs"}
-
-
-def test_logits_may_be_kept_as_features() -> None:
-    """Of a classifier, where the recipe asks for it."""
-    model, data = tiny(), images(16)
-    small, report = compress(model, [data], get_recipe("best").but(objective="features"), 0.3)
-    assert len(report["recipe_fields"]["hyperparameters"]["objective"]["variances"]) == 10
-    assert relative(outputs(model, data), outputs(small, data)) < 1
-    assert copy.deepcopy(small)(data).shape == (16, 10)

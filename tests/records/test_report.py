@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowrank_vit import compress
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.methods.svd import PlainSVD
-from lowrank_vit.records.report import LayerEntry, largest_size, overfit_entry, z_summary
+from lowrank_vit.records.report import LayerEntry, overfit_entry, z_summary
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.models import images, tiny
@@ -101,12 +101,6 @@ def test_curves_begin_without_z(solver: str) -> None:
         assert curve[0][1] == pytest.approx(with_z[name]["loss_before"], rel=1e-4)
 
 
-def test_without_z_there_is_nothing_to_say() -> None:
-    _, report = compress(tiny(), [images(12)], recipe(None, "closed_form"), 0.3)
-    assert report["compensation"] is None
-    assert z_summary(report["layers"]) is None
-
-
 def test_the_summary_worked_by_hand() -> None:
     def layer(params: int, before: float, loss: float, least: float) -> dict:
         z = {"kind": "diagonal", "params": params, "loss_before": before, "loss": loss, "loss_closed_form": least}
@@ -138,21 +132,3 @@ def test_the_overfit_worked_by_hand() -> None:
     assert overfit_entry([layer(1, 0.1, None)]) is None
     assert overfit_entry([layer(None, 0.0, 0.0)]) is None
     assert overfit_entry([layer(1, 0.0, 0.0)]) is None
-
-
-@pytest.mark.parametrize("name", ["exact", "best"])
-def test_every_report_with_unseen_images_has_it(name: str) -> None:
-    _, report = compress(tiny(), [images(8)], name, 0.3, held_out=[images(8) + 1], device="cpu")
-    means = [
-        sum(layer[kind] for layer in report["layers"] if layer["rank"] is not None)
-        for kind in ("relative_error", "relative_error_held_out")
-    ]
-    assert report["overfit"]["ratio"] == pytest.approx(means[1] / means[0])
-
-
-def test_the_largest_size_of_a_layer() -> None:
-    layer = {"in_features": 192, "out_features": 192}
-    assert largest_size(layer) == 192
-    assert largest_size({**layer, "details": {"ridge": 0.0}}) == 192
-    assert largest_size({**layer, "details": {"hidden": 694, "hidden_of": 768}}) == 768
-    assert largest_size({**layer, "details": {"query_key_of": 384, "value": 3, "value_of": 96}}) == 96

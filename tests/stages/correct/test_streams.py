@@ -15,7 +15,6 @@ from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct import output_refit
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Folds, Regression, cross_validated
-from lowrank_vit.stages.correct.streams import Streams
 from tests.support.models import model_and_images, modules_of
 
 
@@ -110,16 +109,3 @@ def test_nothing_stays_on_the_disk(
     assert len(Watched.files) >= (4 if where == "batches" else 5)
     assert all(file.closed for file in Watched.files)  # type: ignore[attr-defined]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_copy_is_what_the_streams_were() -> None:
-    with Streams() as streams, Streams() as before:
-        for turn in range(2):
-            pairs = [(torch.full((2, 3), 10.0 * turn + place), torch.full((2, 3), -1.0 * place)) for place in range(3)]
-            for place, pair in enumerate(pairs):
-                streams.put(place, *pair)
-            assert streams.copy_to(before) is before
-            streams.put(1, torch.zeros(9), torch.zeros(9))
-            assert len(before) == 3
-            for place, pair in enumerate(pairs):
-                assert all(map(torch.equal, before.at(place, torch.device("cpu")), pair))

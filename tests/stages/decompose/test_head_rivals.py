@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from lowrank_vit.methods.comcat import HeadProducts, product_bases
 from lowrank_vit.methods.corp import Coordinates
-from lowrank_vit.methods.s2vite import AttentionSalience, Magnitude
+from lowrank_vit.methods.s2vite import AttentionSalience
 from lowrank_vit.methods.vbp import Variance
 from lowrank_vit.methods.vtp import FirstOrderUnits
-from lowrank_vit.records.factors import Directions, Logits
+from lowrank_vit.records.factors import Directions
 from lowrank_vit.records.moments import Moments
 from tests.support.halves import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal
 from tests.support.layer import sample
@@ -28,26 +27,12 @@ def test_scores_by_hand() -> None:
     assert by_share.loss.tolist() == [1, 0.5, 0.125, 0]
 
 
-def test_magnitudes_by_hand() -> None:
-    made = torch.zeros(N, INNER).double(), torch.zeros(INNER).double()
-    made[0][0, :3] = torch.tensor([-1.0, 2.0, 0.5]).double()
-    weight = torch.zeros(INNER, N).double()
-    weight[:3, 1] = torch.tensor([4.0, -1.0, 0.0]).double()
-    part = Magnitude()(MLP, weight, NOTHING, made)  # 1 + 4, 2 + 1, 0.5
-    assert part.units.order[:3].tolist() == [0, 1, 2]
-    assert part.units.loss[:4].tolist() == pytest.approx([1, 3.5 / 8.5, 0.5 / 8.5, 0])
-
-
 def test_variances_are_those_of_the_tokens() -> None:
     layer = sample(INNER, N)
     part = Variance()(MLP, layer.weight, layer.moments, MADE)
     variance = layer.rows.var(0, correction=0)
     torch.testing.assert_close(part.units.loss[:-1], variance.sort(descending=True).values)
     torch.testing.assert_close(part.mean, layer.rows.mean(0))
-
-
-def attention_of(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    return (queries @ keys.mT / WIDTH**0.5).softmax(-1) @ values
 
 
 def test_the_salience_of_a_head_is_its_attention_times_the_slope_of_it() -> None:
@@ -106,12 +91,6 @@ def test_kept_coordinates_predict_the_others() -> None:
         torch.testing.assert_close(found[:50, :50], (guessed[0] @ guessed[1].T)[:50, :50], rtol=1e-6, atol=1e-8)
         energy = queries.square().mean(0) * keys.square().mean(0)
         assert set(energy.topk(2).indices.tolist()) == set(own.tolist())
-
-
-def test_whole_logits_stay() -> None:
-    whole = Logits.whole(HEADS, WIDTH, torch.zeros(1).double())
-    assert torch.equal(whole.query[1], torch.eye(WIDTH).double())
-    assert whole.units.kept(None).tolist() == list(range(INNER))
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -52,35 +52,6 @@ def test_labels_that_are_no_class_numbers_are_one_line(verb: str, form: str) -> 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_every_integer_type_is_the_same(kind: torch.dtype) -> None:
-    assert score(LABELS.to(kind)) == score(LABELS)
-    assert compare(tiny(), tiny(), [(IMAGES, LABELS.to(kind))])["top1"] == pytest.approx(score(LABELS)["top1"])
-    tuned(LABELS.to(kind))
-
-
-def test_batches_of_every_kind_are_evaluated() -> None:
-    kinds: list[Any] = [
-        [(IMAGES, LABELS)],
-        [[IMAGES, LABELS, ["a path"] * 6]],
-        [{"pixel_values": IMAGES, "labels": LABELS}],
-        ((IMAGES[i : i + 2], LABELS[i : i + 2]) for i in (0, 2, 4)),
-    ]
-    found = [evaluate(tiny(), kind, **on_cpu()) for kind in kinds]
-    assert all(each == pytest.approx(found[0]) for each in found)
-    assert compare(tiny(), tiny(), kinds[2])["top1"] == pytest.approx(found[0]["top1"])
-    for wrong in (IMAGES, 7, [IMAGES]):
-        with pytest.raises(InputError):
-            evaluate(tiny(), wrong, **on_cpu())
-
-
-def test_a_label_beyond_the_classes() -> None:
-    with pytest.raises(InputError, match="beyond the model's 10 classes"):
-        tuned(LABELS + 5)
-    found = compare(tiny(), tiny(), [(IMAGES, LABELS + 5)])
-    assert (found["top1"], found["agreement"]) == (None, 100)
-
-
 def test_classes_that_do_not_fit_are_told_of(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write(tmp_path / "pets" / "validation" / name, 1)
@@ -96,9 +67,3 @@ def test_classes_that_do_not_fit_are_told_of(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fitting(tiny(), ImageData("digits", CONFIG), batches) is batches
-
-
-def test_the_line_comes_before_the_number() -> None:
-    data = ImageData("digits", {**CONFIG, "input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}, limit=8, workers=0)
-    with pytest.warns(UserWarning, match="the data have 10 classes, the model has 37"):
-        assert evaluate(tiny(37), data, **on_cpu())["n"] == 8

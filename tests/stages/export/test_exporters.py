@@ -12,7 +12,6 @@ import torch
 from lowrank_vit import compress, get_recipe
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.runtime.extras import EXTRA_OF
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import EXPORTERS
@@ -20,17 +19,6 @@ from tests.support.models import images, tiny
 from tests.support.sources import ROOT
 
 FORMATS = EXPORTERS.names()
-
-
-def test_there_are_formats_with_suffixes_of_their_own() -> None:
-    suffixes = {EXPORTERS.get(name).suffix for name in FORMATS}
-    assert len(suffixes) == len(FORMATS) >= 2
-    assert all(suffix.startswith(".") for suffix in suffixes)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_an_extra_installs_what_it_needs(name: str) -> None:
-    assert set(EXPORTERS.get(name).packages) <= set(EXTRA_OF)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

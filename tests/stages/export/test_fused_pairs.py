@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import InputError, fuse_pairs
-from lowrank_vit.cli import main
+from lowrank_vit import fuse_pairs
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.stages.export import fused_pairs
 from lowrank_vit.stages.export.fused_pairs import FusedPair
@@ -75,13 +74,6 @@ def test_the_kernel_is_the_product_of_float64(shape: tuple[int, int, int, int], 
     assert ((y - truth).abs() <= 1.01 * rounded_once + 1e-3 * HALF).all()
 
 
-@pytest.mark.parametrize("shape", [(4, 20), (2, 3, 20), (2, 1, 3, 20), (20,)])
-def test_a_layer_keeps_the_leading_axes(shape: tuple[int, ...], calls: list[int]) -> None:
-    one, x = layer(), torch.randn(shape).half()
-    torch.testing.assert_close(fused(one)(x), one(x), rtol=2e-3, atol=2e-3)
-    assert calls == [x.numel() // 20]
-
-
 def test_without_a_bias_and_with_a_correction(calls: list[int]) -> None:
     x = torch.randn(7, 20).half()
     one = layer(bias=False, correction=nn.Linear(20, 30).half().requires_grad_(False))
@@ -104,11 +96,6 @@ def test_elsewhere_there_are_two_products(case: str, calls: list[int], monkeypat
     assert calls == []
 
 
-def test_on_a_processor_there_are_two_products() -> None:
-    one, x = layer(), torch.randn(4, 20).half()
-    assert torch.equal(fused(one)(x), one(x))
-
-
 def test_a_compressed_model_computes_the_same(calls: list[int]) -> None:
     model = small("digits_deit_small", "exact").half()
     ready, x = fuse_pairs(model), torch.randn(2, 1, 8, 8).half()
@@ -117,33 +104,6 @@ def test_a_compressed_model_computes_the_same(calls: list[int]) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(ready(x), model(x), rtol=5e-3, atol=5e-3)
     assert len(calls) == len(pairs)
-
-
-def test_what_cannot_be_fused_stays() -> None:
-    pivoted, wide, plain = layer(), layer(600, 300, 600), layer()
-    pivoted.float().pivot()
-    model = fuse_pairs(nn.Sequential(pivoted, wide, plain))
-    assert [type(module) for module in model] == [LowRankLinear, LowRankLinear, FusedPair]
-
-
-def test_a_model_without_pairs_is_refused() -> None:
-    with pytest.raises(InputError, match="no layer is a pair of thin products"):
-        fuse_pairs(nn.Sequential(nn.Linear(3, 3)))
-
-
-def test_triton_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_pairs, "installed", lambda package: False)
-    with pytest.raises(InputError, match="Triton"):
-        fuse_pairs(nn.Sequential(layer()))
-
-
-def test_the_command_wants_a_gpu(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    import lowrank_vit
-
-    lowrank_vit.save(small("digits_deit_small", "exact"), tmp_path / "small")
-    with pytest.raises(SystemExit):
-        main(["benchmark", str(tmp_path / "small"), "--fused", "--device", "cpu", "--modes", "eager"])
-    assert "--fused is for a GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rank", [16, 64, 256])

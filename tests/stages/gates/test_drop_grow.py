@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-
-import pytest
 import timm
 import torch
 
-from lowrank_vit import InputError
 from lowrank_vit.methods.s2vite import (
     DropAndGrow,
     LiveGate,
     exchange,
     kept_count,
     live_counts,
-    moving_share,
 )
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.sites import HEAD, HIDDEN
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import GatedLayer, Place, gated, places
-from lowrank_vit.stages.gates.learn_gates import learn_gates, make_gates, sites_of
-from tests.support.gradual import IMAGES
-from tests.support.hardware import CPU
+from lowrank_vit.stages.gates.learn_gates import make_gates, sites_of
 from tests.support.models import images, tiny
 
 
@@ -44,10 +37,6 @@ def test_the_deit_s_of_the_paper() -> None:
     assert prices.expected(opens).parameters == rest + 12 * block
     # the paper's count keeps the biases of keys and values, which the smaller attention does not have
     assert rest + 12 * (block + 2 * heads) == 14_011_540
-
-
-def test_dying_falls_by_a_cosine() -> None:
-    assert [moving_share(step, 10, 0.5, 0.1) for step in (0, 5, 10, 99)] == pytest.approx([0.5, 0.3, 0.1, 0.1])
 
 
 def layer_with(weight: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor, live: list[int]) -> GatedLayer:
@@ -86,17 +75,6 @@ def test_a_head_dies_by_the_slope_of_its_attention() -> None:
         torch.testing.assert_close(layer.inputs.worth.double(), scale.grad.abs(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_closed_mask_hides_weights_but_not_their_gradients() -> None:
-    model, data = tiny(), images(4)
-    gates = make_gates(model, DropAndGrow())
-    with gated(model, gates):
-        layer = model.blocks[1].mlp.fc2
-        layer.inputs.mask[3] = 0
-        model(data).square().sum().backward()
-        assert layer.layer.weight.grad[:, 3].abs().sum() > 0
-        assert model.blocks[1].mlp.fc1.weight.grad[3].abs().sum() == 0
-
-
 def test_the_largest_share_within_the_budget_lives() -> None:
     model = tiny()
     gates, prices = make_gates(model, DropAndGrow()), Prices.of(model, sites_of(model))
@@ -106,9 +84,3 @@ def test_the_largest_share_within_the_budget_lives() -> None:
     now = {name: torch.arange(gates[name].place.count) < count for name, count in counts.items()}
     limit = 0.7 * prices.whole.parameters
     assert prices.expected(now).parameters <= limit < prices.expected(more).parameters
-
-
-def test_weights_are_needed() -> None:
-    dense = tiny()
-    with pytest.raises(InputError, match="changes weights and gates together"):
-        learn_gates(copy.deepcopy(dense), DropAndGrow(), teacher=dense, images=IMAGES, hardware=CPU, progress=False)

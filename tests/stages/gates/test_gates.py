@@ -20,14 +20,10 @@ from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
-from tests.support.gradual import IMAGES, masks
+from tests.support.gradual import masks
 from tests.support.models import KINDS, images, outputs, tiny
 
 METHODS = GRADUAL.names()
-
-
-def test_something_is_registered() -> None:
-    assert "importance" in METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -69,10 +65,6 @@ def test_what_is_all_open_costs_what_it_is() -> None:
     # a row of fc1 with its bias and a column of fc2, of width 16, for 17 tokens
     assert whole.parameters - prices.expected(one).parameters == 16 + 1 + 16
     assert whole.macs - prices.expected(one).macs == 17 * 32
-
-
-def test_images_have_the_size_of_the_model() -> None:
-    assert IMAGES.shape[1:] == images(1).shape[1:]
 
 
 PRUNED = {  # units with gates: the recipe whose groups fold them

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lowrank_vit import InputError, Recipe, analyse, compress, get_recipe, learn
-from lowrank_vit.methods.losparse import LearntRows, SparseGate, SparseRows, best_rows, kept_share
+from lowrank_vit import Recipe, analyse, compress, get_recipe, learn
+from lowrank_vit.methods.losparse import LearntRows, SparseGate, best_rows, kept_share
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.gates import GRADUAL
@@ -117,34 +117,3 @@ def test_what_was_trained_is_what_is_folded() -> None:
     assert limit - 64 < learnt.described["expected"]["params"] <= limit
     assert limit - 64 < parameter_count(small) <= limit
     assert {layer["rank"] for layer in report["layers"]} <= {1, None}
-
-
-def test_rows_go_only_when_it_is_time_to() -> None:
-    """Up to the first step, and after the last one, with an interval longer than the training."""
-    model = tiny()
-    still = get_recipe("losparse").but(**{"gradual.interval": 1000, "gradual.last": 1.0})
-    learnt = learn(model, TinyData(noise=0.0), still, 0.4, **on_cpu(epochs=2))
-    assert learnt.described["expected"]["params"] <= 0.6 * parameter_count(model)
-
-
-def test_another_share_is_told() -> None:
-    model = tiny()
-    learnt = learn(model, TinyData(noise=0.0), "losparse", 0.4, **on_cpu(epochs=1))
-    other = get_recipe("losparse").but(**{"rows.share": 0.01})
-    compress(model, [IMAGES], other, 0.4, learnt=learnt)  # the same rank, 1
-    model = tiny()
-    wider = get_recipe("losparse").but(**{"gradual.share": 0.2})
-    learnt = learn(model, TinyData(noise=0.0), wider, 0.4, **on_cpu(epochs=1, lr=1e-2))
-    with pytest.raises(InputError, match=r"another share than 0\.05: give rows\.share and gradual\.share the same"):
-        compress(model, [IMAGES], wider, 0.4, learnt=learnt)
-
-
-def test_a_budget_without_a_row_is_told() -> None:
-    with pytest.raises(InputError, match=r"a target of 0\.1 of the parameters leaves no row"):
-        learn(tiny(), TinyData(), "losparse", 0.9, **on_cpu(epochs=1))
-
-
-@pytest.mark.parametrize("wrong", [{"interval": 0}, {"first": 0.8}, {"last": 1.1}, {"betas": (1.0, 0.5)}, {"share": 0}])
-def test_numbers_out_of_range_are_told(wrong: dict) -> None:
-    with pytest.raises(InputError):
-        SparseRows(**wrong)

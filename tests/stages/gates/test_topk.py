@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
-from lowrank_vit.methods.wdpruning import TopK, TopKGate, TopKGates, kept_by, remaining
+from lowrank_vit.methods.wdpruning import TopK, TopKGate, TopKGates, remaining
 from lowrank_vit.records.sites import HIDDEN, OUTPUT
 from lowrank_vit.stages.gates import Progress
 from lowrank_vit.stages.gates.expected import Prices
@@ -27,10 +25,6 @@ def test_the_best_are_kept_and_gradients_go_straight_through() -> None:
     (mask * slopes).sum().backward()
     assert scores.grad.tolist() == slopes.tolist()
     assert threshold.grad.item() == 2 + 8 + 16
-
-
-def test_a_threshold_keeps_its_share() -> None:
-    assert [kept_by(torch.tensor(t), 10) for t in (10.0, 0.0, math.log(3), -30.0)] == [10, 5, 8, 1]
 
 
 def test_scores_above_one_are_those_that_are_kept() -> None:

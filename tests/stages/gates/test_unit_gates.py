@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowrank_vit import InputError, compress
 from lowrank_vit.methods.spvit_he import UnitGates, remaining
 from lowrank_vit.modules.counting import input_size, multiply_accumulates
 from lowrank_vit.records.sites import HIDDEN
@@ -63,17 +62,3 @@ def test_gates_come_near_to_the_target() -> None:
     options = on_cpu(epochs=20, batch_size=16, target=0.75)
     learnt = learn_gates(tiny(), UnitGates(lr=0.2), teacher=tiny(), images=IMAGES, **options)
     assert 0.6 < learnt.described["expected"]["macs"] / 124_128 < 0.9
-
-
-def test_a_budget_in_multiply_accumulates_is_kept() -> None:
-    model = tiny()
-    small, report = compress(model, [IMAGES], "spvit-he-gates", budget={"macs": 0.7})
-    assert 0.66 < multiply_accumulates(small, input_size(model)) / multiply_accumulates(model, input_size(model)) <= 0.7
-    assert report["learnt"]["target"] == 0.7
-
-
-def test_bad_numbers_are_one_line() -> None:
-    with pytest.raises(InputError, match="both finite"):
-        UnitGates(lr=0.0)
-    with pytest.raises(InputError, match="does not say the size of its images"):
-        UnitGates().begin({}, Prices([], {}, Prices.of(tiny(), []).whole), 0.5, 0)

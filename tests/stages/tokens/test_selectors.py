@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from lowrank_vit import InputError, compress, dense_report, fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.token_selector import SelectingBlock
-from lowrank_vit.stages.export.export import export
-from lowrank_vit.stages.export.formats import EXPORTERS
 from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
@@ -94,18 +92,6 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_has_a_slope() -> None:
     assert (scores.grad[..., 0] > 0).any()
 
 
-def test_selectors_alone_leave_the_weights_as_they_were() -> None:
-    model, dense = tiny(), tiny()
-    small = short(model=model)
-    assert same(model, weights(dense))
-    state = small.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in dense.state_dict().items())
-    untrained = {block.selector.hidden.weight.std().item() for block in blocks_of(small)}
-    assert len(untrained) == 2
-    assert not small.training
-    assert all(parameter.requires_grad for parameter in small.parameters())
-
-
 def test_the_full_form_trains_the_weights_a_hundred_times_slower() -> None:
     """The first step of Adam moves every parameter that has a slope by its own learning rate."""
     model = tiny()
@@ -180,33 +166,3 @@ def test_it_is_loaded_as_it_was_saved(smaller: bool, tmp_path: Path) -> None:
         file.write_text(json.dumps(config))
         with pytest.raises(InputError, match=r"config\.json|model\.safetensors"):
             load(tmp_path / "small")
-
-
-@pytest.mark.parametrize("file_format", EXPORTERS.names())
-def test_it_is_exported(file_format: str, tmp_path: Path) -> None:
-    assert export(short(), tmp_path / "model", file_format)[3] < 1e-4
-
-
-@pytest.mark.parametrize(
-    ("rule", "options", "said"),
-    [
-        (ALONE, {}, "learns what to keep: give it batches of calibration images"),
-        (ALONE, {"learn_on": TinyData()}, "give it batches of calibration images"),
-        (FULL, {"learn_on": [IMAGES]}, "give it a data module of labelled images"),
-        ("tome", {"learn_on": [IMAGES]}, "'tome' learns nothing"),
-        (ALONE, {"learn_on": [IMAGES], "keep": 1.0}, "no selectors to train"),
-        (ALONE, {"learn_on": [IMAGES], "keep": 0.0}, "shares above 0"),
-        (ALONE, {"learn_on": [IMAGES], "training": on_cpu(lr=0.0)}, "lr must be positive"),
-        (FULL, {"learn_on": TinyData(unlabelled=True), "training": on_cpu()}, "some images have no labels"),
-    ],
-)
-def test_bad_settings_are_one_line(rule: str, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        fewer_tokens(tiny(), rule, **options)
-
-
-def test_a_model_without_a_class_token_is_refused() -> None:
-    model = tiny()
-    model.global_pool = "avg"
-    with pytest.raises(InputError, match="class token alone"):
-        fewer_tokens(model, ALONE, learn_on=[IMAGES])

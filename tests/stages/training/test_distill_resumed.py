@@ -40,15 +40,6 @@ def test_interrupted_and_resumed_equals_undisturbed(
     assert saved.keys() == {f"model.{name}" for name in model.state_dict()} | {"last_kl", "kl_held_out"}
 
 
-def test_the_seed_decides() -> None:
-    one, other, another = student(), student(), student()
-    run(one, seed=1)
-    run(other, seed=1)
-    run(another, seed=2)
-    assert same(one, other)
-    assert not same(one, another)
-
-
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     run(student(), epochs=1, checkpoint_dir=tmp_path)
     for message, options in {

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
@@ -17,16 +16,12 @@ from torch import nn
 from lowrank_vit.data import ImageData
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import Hardware
-from lowrank_vit.runtime.lightning_run import cosine
 from lowrank_vit.stages.training.finetune import (
     PartialFineTune,
-    _run_of,
     finetune,
     partial_parameters,
     trainable_share,
 )
-from tests.support import models
 from tests.support.finetuning import TinyData, tiny
 from tests.support.hardware import on_cpu
 from tests.support.image_folders import GREY, write
@@ -47,13 +42,6 @@ def test_selection_on_a_vit_with_low_rank_layers() -> None:
     assert all(name in ("cls_token", "pos_embed") or name.startswith("blocks.") for name in rest)
 
 
-def test_a_patch_embedding_of_another_name_is_trained() -> None:
-    """MLP-Mixer's is called ``stem``."""
-    names = partial_parameters(timm.create_model("small_mixer"))
-    assert "stem.proj.weight" in names
-    assert not any(name.startswith("blocks.") and name.endswith("fc1.weight") for name in names)
-
-
 def test_selection_on_a_swin() -> None:
     model = SwinTransformer(
         img_size=16, patch_size=2, in_chans=1, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=2
@@ -68,29 +56,6 @@ def test_selection_on_a_swin() -> None:
     assert expected <= names
     assert "layers.1.downsample.reduction.weight" not in names
     assert not any("table" in name for name in names)
-
-
-def test_selection_on_a_distilled_deit_has_both_heads() -> None:
-    with torch.device("meta"):
-        names = partial_parameters(timm.create_model("deit_tiny_distilled_patch16_224"))
-    assert {"head.weight", "head_dist.weight"} <= set(names)
-
-
-def test_share_of_deit_base() -> None:
-    with torch.device("meta"):
-        model = timm.create_model("deit_base_patch16_224")
-    assert 0.01 < trainable_share(model) < 0.03
-
-
-def test_a_model_without_a_classifier_is_refused() -> None:
-    with pytest.raises(InputError, match="timm"):
-        partial_parameters(nn.Linear(2, 2))
-
-
-def test_cosine_falls_to_zero() -> None:
-    assert cosine(0, 10) == 1
-    assert cosine(5, 10) == pytest.approx(0.5)
-    assert cosine(10, 10) == cosine(11, 10) == 0
 
 
 def test_distillation_loss_against_the_definition() -> None:
@@ -221,21 +186,6 @@ def test_bad_input_is_one_line(options: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_student_is_not_its_own_teacher() -> None:
-    model = tiny()
-    with pytest.raises(InputError, match="teacher"):
-        run(model, teacher=model)
-
-
-def test_quiet_but_for_the_bar_on_the_error_stream(capfd: pytest.CaptureFixture[str]) -> None:
-    run(tiny(), epochs=2, progress=True)
-    out, err = capfd.readouterr()
-    assert not out
-    assert "fine-tune, epoch 2 of 2" in err
-    assert "Tip" not in err
-    assert "workers" not in err
-
-
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
     # float64: the key's bias has no gradient but rounding, which AdamW would turn into whole steps
@@ -253,14 +203,6 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
     assert two.val_top1 == pytest.approx(one.val_top1, rel=1e-6)
 
 
-def test_stochastic_depth_is_in_the_record() -> None:
-    """Swin-B's own drop_path is active while it is fine-tuned, so it is part of what a result depends on."""
-    arguments = {"img_size": 16, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2)}
-    swin = SwinTransformer(window_size=2, drop_path_rate=0.3, num_classes=10, **arguments)
-    assert PartialFineTune(swin).describe()["drop_path"] == pytest.approx(0.3)
-    assert PartialFineTune(models.tiny()).describe()["drop_path"] == 0.0
-
-
 def test_free_choices_are_in_the_record(tmp_path: Path) -> None:
     """What the paper leaves open: optimiser, decay, smoothing, precision, batch, crops and flips; none for digits."""
     for split in ("train", "validation"):
@@ -274,8 +216,3 @@ def test_free_choices_are_in_the_record(tmp_path: Path) -> None:
         expected |= {"drop_path": 0.0, "processes": 1, "batch_size": 700, "augmentation": augmentation}
         assert {name: record[name] for name in expected} == expected
         assert json.loads(json.dumps(record)) == record
-
-
-def test_the_batch_is_that_of_all_processes() -> None:
-    data = ImageData("digits", GREY, batch_size=8)
-    assert _run_of(data, Hardware(devices=2, num_nodes=3))["batch_size"] == 8 * 6

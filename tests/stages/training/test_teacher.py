@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from lowrank_vit import InputError
-from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.stages.training import teacher
 from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.finetune import finetune
@@ -81,15 +80,6 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         run(student(), **options)
     assert "\n" not in str(caught.value)
-
-
-def test_neither_a_quantised_model_nor_the_teacher_itself_is_distilled() -> None:
-    quantised, _ = quantize(student(), 8)
-    with pytest.raises(InputError, match="then quantise that"):
-        run(quantised)
-    model = student()
-    with pytest.raises(InputError, match="are the same object"):
-        run(model, dense=model)
 
 
 def modes(model: nn.Module) -> list[bool]:
