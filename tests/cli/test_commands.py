@@ -10,13 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from lowrank_vit import compress, load, save
+from lowrank_vit import compress, save
 from lowrank_vit.cli import main
 from lowrank_vit.models import load_model
 from tests.support.commands import COMPRESS, STANDIN, json_of, refused
-from tests.support.models import ARGUMENTS, images, tiny
+from tests.support.models import images
 
 
 @pytest.mark.parametrize("module", ["lowrank_vit", "experiments"])
@@ -156,24 +155,6 @@ def test_a_nested_folder_is_shrunk(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not (tmp_path / "out").exists()
 
 
-def test_quantize_keeps_how_timm_made_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compressed, _ = compress(tiny(), [images(12)], "exact", 0.4)
-    save(compressed, tmp_path / "small", model_args=ARGUMENTS["vit"])
-    entry = json_of(capsys, "quantize", tmp_path / "small", "--bits", 5, "--out", tmp_path / "five")
-    assert entry["bits"] == 5
-    with torch.no_grad():
-        error = (load(tmp_path / "five")(images(3)) - compressed(images(3))).norm() / compressed(images(3)).norm()
-    assert 0 < error < 0.5
-
-
-def test_errors_are_fed_back_where_there_are_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fewer = ["quantize", "--model", STANDIN, "--bits", 3, "--method", "gptq", "--out", tmp_path / "three"]
-    assert "gptq looks at the layers' inputs: give --data" in refused(capsys, *fewer)
-    assert not (tmp_path / "three").exists()
-    fed_back = json_of(capsys, *fewer, "--data", "digits", "--calibration-samples", 64)
-    assert (fed_back["bits"], fed_back["method"], fed_back["calibration"]["samples"]) == (3, "gptq", 64)
-
-
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
 
@@ -207,49 +188,6 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "val").mkdir()
     assert "empty" in compress(data=f"imagefolder:{tmp_path / 'empty'}")
-
-
-def test_evaluate_wants_one_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "either DIR or --model" in refused(capsys, "evaluate", "--data", "digits")
-    assert "config.json is missing" in refused(capsys, "evaluate", tmp_path, "--data", "digits")
-    assert "config.json is missing" in refused(capsys, "inspect", tmp_path)
-
-
-def test_the_optimizer_of_z_is_in_the_report(tmp_path: Path) -> None:
-    steps = [
-        "--recipe",
-        "paper",
-        "--solver",
-        "moments",
-        "--optimizer",
-        "sgd",
-        "--steps",
-        "3",
-        "--held-out-samples",
-        "0",
-    ]
-    main([*COMPRESS, *steps, "--out", str(tmp_path / "small")])
-    report = json.loads((tmp_path / "small" / "report.json").read_text())
-    assert report["compensation"]["optimizer"] == report["recipe_fields"]["optimizer"] == "sgd"
-
-
-def test_the_papers_trajectory_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out = tmp_path / "small"
-    main([*COMPRESS, "--recipe", "paper", "--solver", "closed_form", "--held-out-samples", "0", "--out", str(out)])
-    main(["inspect", str(out), "--json", "--plot", str(tmp_path / "small.svg")])
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["trajectory"]
-    assert all(layer["relative_error_held_out"] is None for layer in report["layers"])
-    assert "step of Algorithm 1" in (tmp_path / "small.svg").read_text()
-    assert "end its name" in refused(capsys, "inspect", out, "--plot", tmp_path / "small.doc")
-
-
-@pytest.mark.parametrize("rule", ["spvit-kong-gates", "spvit-kong"])
-def test_tokens_that_are_learnt(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few = ["--data", "digits", "--calibration-samples", "64", "--epochs", "1"]
-    main(["tokens", "--model", STANDIN, "--rule", rule, "--keep", "0.7", *few, "--out", str(tmp_path / "kept")])
-    assert f"{rule} (keep 0.7" in capsys.readouterr().out
-    assert json_of(capsys, "evaluate", tmp_path / "kept", "--data", "digits")["top1"] > 30
 
 
 def test_tokens_of_a_folder_and_of_a_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,13 +85,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "lr" in line
     assert "mix is 0.6" in refused(capsys, *command, "--mix", "0.6", *other)
     assert not list(tmp_path.glob("*other*"))
-
-
-def test_losses_are_logged_and_a_rise_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small, out = tmp_path / "small", tmp_path / "distilled"
-    save(compress(load_model("digits_deit_small"), [images(64)], "exact", 0.4)[0], small)
-    command = ["distill", str(small), "--data", "digits", "--calibration-samples", "40", "--epochs", "1"]
-    main([*command, "--vector-learning-rate", "3", "--logger", "csv", "--out", str(out)])
-    assert f"the weights from before were better and are kept; saved to {out}" in capsys.readouterr().out
-    assert same(load(out), load(small))
-    assert "train_kl" in (tmp_path / "distilled.log" / "metrics.csv").read_text().splitlines()[0]

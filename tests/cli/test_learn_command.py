@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -68,8 +67,3 @@ def test_mistakes_are_one_line(
     few = ["--calibration-samples", "16", "--held-out-samples", "0"]
     assert said in refused(capsys, "learn", *MODEL, *few, *options, "--out", tmp_path / "small")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["list", "methods", "--json"])
-    assert {"vtp", "wdpruning", "s2vite", "losparse"} <= set(json.loads(capsys.readouterr().out))

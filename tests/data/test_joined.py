@@ -51,13 +51,6 @@ def test_calibration_and_held_out_images_are_of_both(spec: str) -> None:
     assert len(found.held_out_tensor()) == 1
 
 
-def test_labels_of_all_are_asked_for_where_they_are_needed(spec: str) -> None:
-    with pytest.raises(InputError, match=r"3 of the 5 train images of .* have no label, which fine-tuning needs"):
-        data(spec).train_dataloader()
-    with pytest.raises(InputError, match="stratified=False"):
-        data(spec, stratified=True).calibration_tensor()
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -62,10 +62,6 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     assert [text.count("\n") for text in texts(executed(path, tmp_path))] == [text.count("\n") for text in texts(kept)]
 
 
-def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 2
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_with_its_outputs(path: Path) -> None:
     book = nbformat.read(path, as_version=4)

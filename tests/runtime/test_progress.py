@@ -31,11 +31,3 @@ def test_short_phases_and_unshown_ones_say_nothing(
     assert capsys.readouterr().err == ""
     list(progress.track(iter(range(3)), "divergence", shown=True))
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()][-1] == "divergence 3 of 3"
-
-
-def test_bars_are_shown_in_a_terminal_unless_it_is_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not progress.shown_by_default(None)  # pytest's streams are no terminal
-    assert [progress.shown_by_default(each) for each in (True, False)] == [True, False]
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
-    assert progress.shown_by_default(None)
-    assert not progress.shown_by_default(False)

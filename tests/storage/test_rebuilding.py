@@ -14,8 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, analyse, compress, load, load_report, quantize, save
-from lowrank_vit.compression.report import dense_report
+from lowrank_vit import InputError, compress, load, load_report, quantize, save
 from tests.support.factories import NAME, mixer
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
@@ -82,39 +81,6 @@ def test_a_model_that_would_be_lost_is_refused(arguments: dict, difference: str,
     assert torch.equal(outputs(load(tmp_path / "small"), photos()), outputs(small, photos()))
 
 
-def test_a_setting_without_a_weight_counts(tmp_path: Path) -> None:
-    """As many heads, of another scale: all names and shapes agree."""
-    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL)
-    model.blocks[0].attn.scale = 1.0
-    with pytest.raises(InputError, match=r"blocks.0.attn: scale 0.35.*, here 1.0"):
-        save(compressed(model, photos()), tmp_path / "small")
-
-
-def test_dropout_does_not_count(tmp_path: Path) -> None:
-    model = timm.create_model(TINY, depth=1, img_size=32, drop_path_rate=0.2, proj_drop_rate=0.1, **SMALL)
-    save(compressed(model, photos()), tmp_path / "small")
-    load(tmp_path / "small")
-
-
-def test_arguments_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:
-    model = timm.create_model(TINY, depth=1, img_size=32, norm_layer=nn.LayerNorm, **SMALL)
-    with pytest.raises(InputError, match=r"norm_layer=.* cannot be written down: .*factory"):
-        save(compressed(model, photos()), tmp_path / "small", model_args={"norm_layer": nn.LayerNorm})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_check_draws_no_random_numbers(tmp_path: Path) -> None:
-    small = compressed(mixer(), images(6))
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    save(small, tmp_path / "small", factory=NAME)
-    save(compressed(tiny(), images(6)), tmp_path / "vit", model_args=ARGUMENTS["vit"])
-    torch.manual_seed(3)
-    save(small, tmp_path / "again", factory=NAME)
-    assert torch.equal(torch.rand(2), expected)
-
-
 def test_a_factory_is_called_by_whom_allows_it_only(tmp_path: Path) -> None:
     small = compressed(mixer(depth=1, slope=0.5), images(6))
     with pytest.raises(InputError, match=r"slope 1.0, here 0.5.*pass model_args"):
@@ -141,21 +107,6 @@ def test_nothing_is_imported_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "strangers" not in sys.modules
     load(tmp_path / "small", allow_factory="strangers:mixer")
     assert sys.modules.pop("strangers")
-
-
-@pytest.mark.parametrize(
-    ("factory", "said"),
-    [
-        ("tests.support.factories:none", "cannot be imported"),
-        ("no.such:thing", "cannot be imported"),
-        ("mixer", "cannot be imported"),
-        ("tests.support.factories:text", "returns a str"),
-    ],
-)
-def test_a_factory_that_makes_no_model_is_refused(factory: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=said):
-        save(compressed(mixer(), images(6)), tmp_path / "small", factory=factory)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_of_nobodys_is_loaded_into_the_dense_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,18 +153,3 @@ def test_load_train_save(wrapped: Callable[[nn.Module], nn.Module], tmp_path: Pa
         assert load_report(tmp_path / "twice") == load_report(tmp_path / "tuned")
         with pytest.raises(InputError, match="no entry"):
             save(again, tmp_path / "other", {})  # type: ignore[typeddict-item]
-
-
-def test_a_nested_folder_opened_smaller_is_saved_again(tmp_path: Path) -> None:
-    analysis = analyse(tiny(), [images(12)], "exact")
-    save(analysis.compress(0.3)[0], tmp_path / "small", model_args=ARGUMENTS["vit"], nested=analysis)
-    smaller = load(tmp_path / "small", reduction=0.5)
-    save(smaller, tmp_path / "smaller")
-    assert torch.equal(outputs(load(tmp_path / "smaller"), images(3)), outputs(smaller, images(3)))
-    assert load_report(tmp_path / "smaller") == smaller.compression_report
-
-
-def test_a_dense_model_is_saved_as_it_is(tmp_path: Path) -> None:
-    model = tiny("swin")
-    save(model, tmp_path / "dense", dense_report(model), model_args=ARGUMENTS["swin"])
-    assert torch.equal(outputs(load(tmp_path / "dense"), images(3, "swin")), outputs(model, images(3, "swin")))
