@@ -61,31 +61,6 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "out of reach" in beyond["reason"]
 
 
-def test_a_sweep_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    sweep = ("sweep", "--model", STANDIN, *FEW, "--recipe", "exact", "--limit", "50")
-    drawn = tmp_path / "pareto.svg"
-    told = json_of(capsys, *sweep, "--budget", "macs=0.8,0.5", "--plot", drawn)
-    (first, second), text = told["rows"], drawn.read_text()
-    for row in told["rows"]:
-        assert all(small < dense for dense, small in row["costs"].values())
-    assert first["costs"]["bytes"][1] > second["costs"]["bytes"][1]
-    assert (first["n"], first["asked"]) == (50, "macs=0.8")
-    assert first["kl"] < second["kl"]
-    for label in (
-        "top-1 (%)",
-        "parameters (% of dense)",
-        "multiply-accumulates (% of dense)",
-        "bytes on disk (% of dense)",
-    ):
-        assert label in text
-    main([*sweep, "--reduction", "0.3"])
-    out = capsys.readouterr().out
-    assert "on 50 images, dense top-1" in " ".join(out.split())
-    assert max(map(len, out.splitlines())) <= 80
-    assert "end its name in .png" in refused(capsys, *sweep, "--reduction", "0.3", "--plot", tmp_path / "x.gif")
-
-
 def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compress", "--model", STANDIN, *FEW, "--recipe", "exact", "--out", str(tmp_path / "small")]
     main([*command, "--max-loss", "5"])

@@ -83,37 +83,6 @@ def test_a_large_or_small_number_works(checkpoint: Path, tmp_path: Path, change:
     load(tmp_path / "out")
 
 
-def test_where_the_output_goes(checkpoint: Path, tmp_path: Path) -> None:
-    small, precious = tmp_path / "a" / "b" / "small", tmp_path / "precious"
-    assert outcome(*flags(checkpoint, small)) == (0, "")
-    precious.write_text("precious")
-    (tmp_path / "link").symlink_to(tmp_path / "dangling")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("precious")
-    before = sorted(tmp_path.rglob("*"))
-    for out in (precious, precious / "below", tmp_path / "link", tmp_path / "full", "..", ".", "/proc/out", "x" * 300):
-        refused(*flags(checkpoint, Path(out)))
-        refused("quantize", small, "--bits", "8", "--out", out)
-        assert sorted(tmp_path.rglob("*")) == before
-    assert precious.read_text() == (tmp_path / "full" / "file").read_text() == "precious"
-    inside = small / "eight"
-    assert outcome("quantize", small, "--bits", "8", "--out", inside) == (0, "")
-    assert outcome("inspect", inside) == outcome("inspect", small) == (0, "")
-    for bits in ("1", "9", "0", "-8", "16.0", "x"):
-        refused("quantize", small, "--bits", bits, "--out", tmp_path / "out")
-    for flag in ("--limit=0", "--limit=-1", "--devices=0", "--batch-size=0", "--split=test"):
-        refused("evaluate", small, "--data", "digits", flag)
-    for flag in ("--epochs=0", "--learning-rate=nan", "--learning-rate=inf", "--learning-rate=-1", "--devices=0"):
-        for verb in ("finetune", "distill"):
-            more = ["--teacher-checkpoint", checkpoint, "--data", "digits", "--workers", "0"]
-            refused(verb, small, *more, flag, "--out", tmp_path / "out")
-    refused("inspect", small, "--plot", tmp_path / "full")
-    refused("inspect", precious)
-    refused("finetune", small, "--data", "digits", "--out", small)
-    assert not list(tmp_path.glob(".*"))
-    assert not (tmp_path / "out").exists()
-
-
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -40,22 +40,6 @@ def test_a_model_in_half_precision_is_computed_in_float32(dtype: torch.dtype, tm
     assert model_hash(model) != model_hash(small)
 
 
-@pytest.mark.parametrize(
-    ("batch", "said"),
-    [
-        ({"pixels": images(4)}, r"entries \['pixels'\]: name one of them 'pixel_values' or 'image'"),
-        ((255 * images(4)).to(torch.uint8), "is torch.uint8: pass tensors of normalised floats"),
-        (["a.jpg"], "is str"),
-        (torch.zeros(4, 1, 9, 9), r"the images are \(1, 9, 9\) .*the model takes \(1, 8, 8\)"),
-        (torch.zeros(4, 3, 8, 8), r"the images are \(3, 8, 8\) .*the model takes \(1, 8, 8\)"),
-    ],
-)
-def test_a_batch_that_cannot_be_used_is_one_line(batch: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said) as refused:
-        compress(tiny(), [batch], "best", 0.3)
-    assert "\n" not in str(refused.value)
-
-
 class Wrapped(nn.Module):
     """A model that answers as Hugging Face's do."""
 

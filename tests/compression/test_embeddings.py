@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lowrank_vit import get_recipe, load, quantize, save
+from lowrank_vit import get_recipe
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.outlook import outlook
-from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes
-from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
-from tests.support.models import ARGUMENTS, images, model_and_images, outputs, tiny
+from tests.support.models import model_and_images, outputs
 
 UNITS = {"patches": "two_sided", "positions": "kronecker"}
 ALL = get_recipe("best").but(**UNITS, folded=True)
@@ -101,23 +98,3 @@ def test_the_refit_sees_what_smaller_embeddings_give() -> None:
     models = [replace(analysis, recipe=analysis.recipe.but(refit=refit)).apply(cut)[0] for refit in (False, True)]
     before, after = divergences(Classification(), analysis.dense, models, [data])
     assert after < 0.95 * before
-
-
-def test_it_is_saved_loaded_exported_and_quantised(tmp_path: Path) -> None:
-    model, data = tiny(), images(16)
-    analysis = analyse(model, [data], ALL, device="cpu")
-    small, report = analysis.apply(RankPlan({curve.name: max(1, len(curve.errors) // 2) for curve in analysis.curves}))
-    assert recipe_of(report["recipe_fields"]) == analysis.recipe
-    assert [layer["rank"] for layer in report["layers"] if layer["name"] in (PATCHES, POSITIONS)] == [2, 8]
-    save(small, tmp_path / "small", report, model_args=ARGUMENTS["vit"])
-    loaded = load(tmp_path / "small")
-    assert outputs(loaded, data).equal(outputs(small, data))
-    program = torch.export.export(small, (data,))
-    torch.testing.assert_close(outputs(program.module(), data), outputs(small, data))
-    rounded, _ = quantize(loaded, 8)
-    assert (outputs(rounded, data) - outputs(small, data)).norm() < 0.05 * outputs(small, data).norm()
-    quantized = [name for name, module in rounded.named_modules() if isinstance(module, QuantizedLinear)]
-    assert quantized
-    assert all(name.startswith("blocks.") for name in quantized)  # the embeddings are rounded to float16
-    save(rounded, tmp_path / "rounded", model_args=ARGUMENTS["vit"])
-    assert outputs(load(tmp_path / "rounded"), data).equal(outputs(rounded, data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from lowrank_vit.compression.nested import check_nestable
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.storage.checksums import CONFIG, NESTED
-from lowrank_vit.storage.folder import load_model_args, load_report, nested_entry, verify
+from lowrank_vit.storage.checksums import CONFIG
 from tests.support.models import ARGUMENTS, images, tiny
 
 REFUSED = {
@@ -86,42 +84,6 @@ def test_opened_at_a_reduction_it_is_what_compress_makes(recipe: Recipe, tmp_pat
         assert opened.compression_report[part] == report[part], part
     with torch.no_grad():
         assert torch.equal(opened(images(3)), made(images(3)))
-
-
-def test_what_is_taken_out_is_a_folder_of_its_own(tmp_path: Path) -> None:
-    nested(tmp_path / "small", "loss_aware")
-    opened = load(tmp_path / "small", reduction=0.5, dtype=torch.float64)
-    assert next(opened.parameters()).dtype == torch.float64
-    opened = load(tmp_path / "small", reduction=0.5)
-    save(opened, tmp_path / "smaller", model_args=load_model_args(tmp_path / "small"))
-    assert_same(load(tmp_path / "smaller"), opened)
-    assert load_report(tmp_path / "smaller") == opened.compression_report
-    assert nested_entry(tmp_path / "smaller") is None
-    came_from = hashlib.sha256((tmp_path / "small" / NESTED).read_bytes()).hexdigest()
-    assert opened.compression_report["provenance"]["nested_sha256"] == came_from
-    with pytest.raises(InputError, match="holds one size only: compress with --nested"):
-        load(tmp_path / "smaller", reduction=0.6)
-
-
-def test_a_broken_nested_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "small"
-    nested(folder, "svd")
-    data = (folder / NESTED).read_bytes()
-    for junk in (data[:-8], data[:100], b""):
-        (folder / NESTED).write_bytes(junk)
-        for check in (lambda: load(folder, reduction=0.5), lambda: verify(folder)):
-            with pytest.raises(InputError, match=r"nested\.safetensors does not have the checksum"):
-                check()
-        load(folder)  # the model itself is whole
-        monkeypatch.setattr(
-            "lowrank_vit.compression.nested.check_file", lambda config, path: None
-        )  # and without the checksum
-        with pytest.raises(InputError, match=r"nested\.safetensors cannot be read"):
-            load(folder, reduction=0.5)
-        monkeypatch.undo()
-    (folder / NESTED).unlink()
-    with pytest.raises(InputError, match=r"nested\.safetensors cannot be read"):
-        load(folder, reduction=0.5)
 
 
 @pytest.mark.parametrize(

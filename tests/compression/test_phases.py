@@ -10,7 +10,7 @@ from torch import nn
 
 from lowrank_vit import load, save
 from lowrank_vit.compression import resume as phases
-from lowrank_vit.compression.compress import analyse, compress
+from lowrank_vit.compression.compress import compress
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.compression.resume import identity
@@ -158,11 +158,3 @@ def test_phases_of_another_recipe_are_not_taken(tmp_path: Path) -> None:
     kept, alone = run(whitened, tmp_path), run(whitened, None)
     assert same(kept, alone)
     assert not same(kept, run(plain, None))
-
-
-@pytest.mark.parametrize("name", ["exact", "best"])
-def test_every_field_of_a_recipe_and_the_seed_make_other_phases(name: str, tmp_path: Path) -> None:
-    recipe, data = get_recipe(name), list(images(8).split(4))
-    for recipe_of_run, seed in ((recipe, 0), (recipe.but(rank_multiple=2), 0), (recipe, 1)):
-        analyse(tiny(), data, recipe_of_run, seed=seed, checkpoint_dir=tmp_path)
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith("decompose-")]) == 3

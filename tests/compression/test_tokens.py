@@ -87,13 +87,3 @@ def test_a_share_of_multiply_accumulates_is_met_by_the_least_strength(rule: str,
     assert macs(small) == next(count for count in counts if count <= 0.7 * macs(model))
     if smaller:
         assert small.compression_report["macs"] == {"dense": macs(model), "compressed": macs(small)}
-
-
-def test_merging_twice_the_same_tokens_is_their_attention() -> None:
-    """Images whose patches are all alike: merged tokens that count as often as before change nothing."""
-    model = tiny("vit").double()
-    with torch.no_grad():
-        model.pos_embed[:, 2:] = model.pos_embed[:, 1:2]
-    data = images(3, "vit").double().mean((2, 3), keepdim=True).expand(-1, -1, 8, 8)
-    small = fewer_tokens(model, "tome", r=2)
-    torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=1e-9, atol=1e-9)

@@ -76,29 +76,6 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
     assert "nested" not in text
 
 
-def test_what_was_done_later_is_told(tmp_path: Path) -> None:
-    config, report, _ = saved(tmp_path / "small", "best")
-    seen = {"source": "imagefolder:/home/me/pictures", "indices_sha256": "ab12", "samples": 1000}
-    later = {
-        **report,
-        "protocol": "partial-ft",
-        "provenance": {**report["provenance"], "calibration": seen},
-        "finetune": {"val_top1": 81.25},
-        "quantization": {"bits": 4, "relative_weight_error": 0.0625},
-    }
-    text = model_card(config, later, 1000)
-    assert "Protocol: partial-ft" in text
-    assert "Top-1 after fine-tuning, on the validation split of its data: 81.25 %" in text
-    assert "Weights differ by 6.25 %" in text
-    assert "No accuracy" not in text
-    assert "1,000 images of `imagefolder:pictures`" in text
-    assert "/home/me" not in text
-    assert "quantized" in ModelCard(text).data.tags
-    nested = {"largest_reduction": 0.9, "bytes": 2**21, "allocator": {"name": "knapsack"}}
-    text = model_card({**config, "lowrank_vit": {**config["lowrank_vit"], "nested": nested}}, report, 1000)
-    assert "up to 0.9\n(`nested.safetensors`, 2.0 MiB, by allocator `knapsack`)" in text
-
-
 HOSTILE = "</script><script>alert(1)</script>\n---\nlicense: mit\ntags: [x]\n"
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lowrank_vit import InputError, compress, load, save
 from lowrank_vit.compression.recipes import get_recipe
@@ -87,41 +86,6 @@ def test_a_quantised_compressed_model_survives(z: str, tmp_path: Path) -> None:
     again = tmp_path / "again"
     save(loaded, again, report, model_args=load_model_args(tmp_path / "six"))
     assert (again / "model.safetensors").read_bytes() == data
-
-
-def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
-    compressed = saved(tmp_path / "small")
-    save(quantize(compressed, 16)[0], tmp_path / "half", model_args=load_model_args(tmp_path / "small"))
-    sizes = []
-    for name in ("small", "half"):
-        data = (tmp_path / name / "model.safetensors").read_bytes()
-        sizes.append(len(data) - 8 - int.from_bytes(data[:8], "little"))
-    assert sizes[0] == 2 * sizes[1]
-    types = {
-        dtype: {p.dtype for p in load(tmp_path / "half", dtype=dtype).parameters()} for dtype in (None, torch.half)
-    }
-    assert types == {None: {torch.float32}, torch.half: {torch.half}}
-
-
-def test_what_does_not_fit_a_quantised_model_is_refused(tmp_path: Path) -> None:
-    compressed = saved(tmp_path / "small")
-    quantized, _ = quantize(compressed, 4)
-    with pytest.raises(InputError, match="'quantization'"):
-        save(quantized, tmp_path / "four", compressed.compression_report)
-    save(quantized, tmp_path / "four", model_args=load_model_args(tmp_path / "small"))
-    folder = tmp_path / "four"
-    layers = json.loads((folder / "config.json").read_text())["lowrank_vit"]["layers"]
-    name = next(name for name, layer in layers.items() if "bits" in layer)
-    for bits in (8, 9, "x"):
-        break_config(folder, layers={**layers, name: {**layers[name], "bits": bits}})
-        with pytest.raises(InputError):
-            load(folder)
-    break_config(folder, layers=layers)
-    tensors = load_file(folder / "model.safetensors")
-    break_config(folder)
-    save_file({**tensors, f"{name}.codes": tensors[f"{name}.codes"].float()}, folder / "model.safetensors")
-    with pytest.raises(InputError, match=rf"{name}\.codes is torch\.float32, not torch\.uint8"):
-        load(folder)
 
 
 def interrupted(path: Path) -> None:

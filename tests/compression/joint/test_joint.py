@@ -10,7 +10,7 @@ import timm
 import torch
 
 import lowrank_vit
-from lowrank_vit import InputError, compress
+from lowrank_vit import compress
 from lowrank_vit.compression.joint.forms import cut_form, linears
 from lowrank_vit.compression.joint.fronts import PAGE, Front
 from lowrank_vit.compression.joint.planning import JointPlan, JointPlanner
@@ -98,23 +98,3 @@ def test_a_plan_that_is_too_large_is_left_for_the_next_cheaper_one() -> None:
     plan, counted = planner._within(ONE_MODULE, limit, budget_of(f"bytes={limit}B"))
     assert plan.sizes.ranks == {"module": 1}
     assert counted <= limit
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"budget": "params=0.5"}, "in bytes"),
-        ({"reduction": 0.5}, "in bytes"),
-        ({}, "in bytes"),
-        ({"budget": "bytes=5KiB", "bits": 4}, "bits=4 leaves no choice"),
-        ({"budget": "bytes=5KiB", "bits": (1, 4)}, "2 to 8"),
-        ({"budget": "bytes=5KiB", "bits": ()}, "no numbers of bits"),
-        ({"budget": "bytes=1KiB"}, "out of reach: the smallest model"),
-        ({"budget": "bytes=30KiB"}, "out of reach: the model in float16"),
-        ({"budget": "bytes=5KiB", "recipe": "paper"}, "compensation"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(options: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said) as error:
-        compress(tiny(), [images(8)], **{"bits": BITS, **options})
-    assert "\n" not in str(error.value)

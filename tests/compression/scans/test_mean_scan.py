@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-from lowrank_vit import MeanScan, compress, export, load, mean_scan, quantize, save
+from lowrank_vit import MeanScan, mean_scan
 from lowrank_vit.architectures.vmamba import mixers
 from lowrank_vit.compression.scans.impact import Impact, impacts, most_within, ranked
-from lowrank_vit.modules.counting import parameter_count, scan_accumulates
+from lowrank_vit.modules.counting import scan_accumulates
 from lowrank_vit.modules.scans import SmallScan
 from lowrank_vit.stages.correct.regression import Regression
-from tests.support.models import outputs
-from tests.support.vmambas import ARGUMENTS, maps, vmamba
-
-MADE = {name: value for name, value in ARGUMENTS["v2"].items() if name != "num_classes"}
+from tests.support.vmambas import maps, vmamba
 
 
 def labelled(count: int = 24, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
@@ -109,32 +104,6 @@ def test_a_fit_without_bias_is_linear() -> None:
     assert fit.gain(weight, shift) == pytest.approx(float(gain), rel=1e-4)
 
 
-METHODS = [
-    MeanScan(),
-    MeanScan(skip="channel"),
-    MeanScan(mode="left_out"),
-    *(MeanScan(refit=name) for name in ("dropped", "mean", "directions", "pooled")),
-]
-
-
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_a_replaced_model_is_saved_quantised_and_compressed(method: MeanScan, tmp_path: Path) -> None:
-    model, images = vmamba(), maps(24)
-    small, report = mean_scan(model, images.split(8), layers=2, method=method, device="cpu")
-    assert parameter_count(small) == report["params"]["compressed"]
-    save(small, tmp_path / "small", report, model_args=MADE)
-    loaded = load(tmp_path / "small")
-    assert torch.equal(outputs(loaded, images), outputs(small, images))
-    coded, _ = quantize(loaded, 8)
-    save(coded, tmp_path / "coded", model_args=MADE)
-    assert torch.equal(outputs(load(tmp_path / "coded"), images), outputs(coded, images))
-    assert scan_accumulates(small, (1, 8, 12)) < scan_accumulates(model, (1, 8, 12))
-    less, after = compress(small, images.split(8), "exact", 0.2, device="cpu")
-    assert after["scan"] == report["scan"]
-    save(less, tmp_path / "less", after, model_args=MADE)
-    assert torch.equal(outputs(load(tmp_path / "less"), images), outputs(less, images))
-
-
 def test_recurrences_are_counted() -> None:
     """Of each scan: 9 L 4D N; two of 4 x 6 tokens and 12 channels, one of 2 x 3 and 24."""
     model = vmamba()
@@ -143,13 +112,3 @@ def test_recurrences_are_counted() -> None:
     assert scan_accumulates(small, (1, 8, 12)) == 9 * 4 * (2 * 24 + 6)
     gone, _ = mean_scan(model, [maps(4)], layers=3, method=MeanScan(mode="left_out"), device="cpu")
     assert scan_accumulates(gone, (1, 8, 12)) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [MeanScan(mode="left_out"), MeanScan(refit="mean")], ids=str)
-@pytest.mark.parametrize("form", ["torch-export", "onnx"])
-def test_exported_files_compute_the_same(method: MeanScan, form: str, tmp_path: Path) -> None:
-    """One scan stays whole: it is exported by doubling."""
-    model = vmamba()
-    small, _ = mean_scan(model, [maps(8)], layers=2, method=method, device="cpu")
-    export(small, tmp_path / "file", form)

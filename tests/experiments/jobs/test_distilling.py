@@ -14,7 +14,6 @@ from experiments.jobs.job import Job
 from experiments.jobs.protocol import protocol
 from experiments.jobs.run import run_job
 from experiments.report.details import command
-from experiments.runner.estimate import forward_passes
 from experiments.runner.plan import Options, make_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.storage import folder as storage
@@ -38,27 +37,6 @@ def test_what_is_distilled_is_not_fine_tuned() -> None:
         assert protocol(TABLE.runnable[1], tuned).startswith("partial-ft")
         assert "--epochs" not in command(TABLE, TABLE.runnable[0], [job])
     assert "distilled" in tags(job)
-
-
-def test_a_full_fine_tune_is_a_job_of_its_own_and_left_out_where_nothing_is_trained() -> None:
-    row = replace(ROW, full=True, protocol="full-ft+kd")
-    table = Table("table9", "Made up", "", (row,))
-    planned, untrained = (make_plan(table, Options(epochs=count), IMAGES)[0] for count in (3, 0))
-    assert not untrained.jobs
-    assert "epochs" in str(untrained.reason)
-    job = planned.jobs[0]
-    assert (job.full, planned.reason) == (True, None)
-    assert protocol(row, job) == "full-ft+kd, 3 epochs"
-    assert "fully fine-tuned" in tags(job)
-    train = int(job.images.split("+")[0])
-    assert forward_passes(job) - forward_passes(replace(job, full=False)) == 3 * train  # the teacher's
-
-
-def test_a_full_fine_tune_from_end_to_end(tmp_path: Path) -> None:
-    done = task(tmp_path, recipe="svd", epochs=1, full=True)
-    result = run_job(done, lambda text: None)
-    assert (result["trainable_share"], result["finetune"]["distilled"]) == (1.0, True)
-    assert storage.load_report(done.model_folder)["protocol"] == "full-ft+kd"
 
 
 def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None:
@@ -85,10 +63,3 @@ def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None
     assert again["distillation"] == entry
     one, other = (load_file(each.model_folder / "model.safetensors") for each in (whole, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_bits_are_those_of_the_distilled_model(tmp_path: Path) -> None:
-    settings = {"recipe": "svd", "epochs": 0, "distill_epochs": 1}
-    small = run_job(task(tmp_path, bits=8, **settings), lambda text: None)
-    distilled = run_job(task(tmp_path, **settings), lambda text: None)
-    assert small["top1_float"] == distilled["top1"]["after"]

@@ -7,30 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.jobs.job import Job
 from experiments.jobs.run import run_job
-from experiments.runner.plan import Options, make_plan
-from experiments.tables.rows import Row, Table
 from lowrank_vit import load
 from lowrank_vit.modules.token_block import TokenBlock
-from lowrank_vit.records.budgets import reduction_to
 from tests.experiments.jobs.test_run import task
-from tests.experiments.support.synthetic import IMAGES
-
-ROW = Row("m/best+tome-macs-40", "Model-M", "deit_tiny_patch16_224.fb_in1k", "m_small", "X", "svd", 0.4, cost="macs")
-
-
-def planned(row: Row, options: Options | None = None) -> Job:
-    return make_plan(Table("table9", "Made up", "", (row,)), options or Options(), IMAGES)[0].jobs[0]
-
-
-def test_the_recipe_gets_the_budget_and_the_tokens_the_rest() -> None:
-    plain, shortened = planned(ROW), planned(replace(ROW, tokens="tome", before_tokens=0.25))
-    assert (plain.reduction, plain.removed, plain.budget) == (0.4, 0.4, reduction_to(0.4, "macs"))
-    assert (shortened.reduction, shortened.budget) == (0.25, reduction_to(0.25, "macs"))
-    assert shortened.tokens == {"rule": "tome", "macs": 0.6}
-    assert shortened.removed == pytest.approx(0.4)
-    assert len({plain.key, shortened.key, planned(replace(ROW, cost="parameters")).key}) == 3
 
 
 @pytest.mark.parametrize("recipe", [None, "svd"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -127,28 +125,6 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
     return tell
 
 
-def test_bits_share_the_model_that_they_are_rounded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compressions = []
-    compress = stages.compress
-    monkeypatch.setattr(stages, "compress", lambda *args, **kw: compressions.append(1) or compress(*args, **kw))
-    results = {bits: run_job(task(tmp_path, "svd", bits=bits), lambda said: None) for bits in (16, 4)}
-    assert len(compressions) == 1
-    plain = find_result(tmp_path, task(tmp_path, "svd").job)
-    assert plain is not None
-    for bits, result in results.items():
-        own = task(tmp_path, "svd", bits=bits)
-        assert result["file_bytes"] == (own.model_folder / "model.safetensors").stat().st_size
-        assert result["top1_float"] == plain["top1"]["after"]
-        assert result["top1"]["after"] == evaluate_digits(own.model_folder)
-    assert results[4]["file_bytes"] < results[16]["file_bytes"]
-    assert results[16]["params"] == results[4]["params"] == plain["params"]
-    dense = run_job(task(tmp_path, None, epochs=0, bits=8), lambda said: None)
-    assert dense["top1_float"] == dense["top1"]["dense"]
-    assert dense["params"]["compressed"] == dense["params"]["dense"]
-    assert results[4]["finetune"]["epochs"] == TINY["epochs"]  # the record of what was rounded
-    assert dense["finetune"] is None
-
-
 def evaluate_digits(folder: Path) -> float:
     """Top-1 of a saved model on the images of the tests' jobs."""
     model = load(folder)
@@ -192,37 +168,6 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     assert run_job(whole, lambda text: None)["top1"] == result["top1"]
     one, other = (load_file(place.own_folder / "finetuned" / "model.safetensors") for place in (own, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_what_another_revision_began_is_not_gone_on_with(tmp_path: Path) -> None:
-    own, said = task(tmp_path, epochs=1), []
-    with pytest.raises(StoppedError):
-        run_job(own, stop_at("fine-tune", []))
-    description = json.loads((own.own_folder / "job.json").read_text())
-    (own.own_folder / "job.json").write_text(json.dumps({**description, "revisions": {"evaluate": 0}}))
-    run_job(own, said.append)
-    assert "compress by paper" in said
-
-
-def test_missing_weights_skip_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise InputError("the hub cannot be reached")
-
-    monkeypatch.setattr(stages, "load_model", fail)
-    own = task(tmp_path)
-    real = dataclasses.replace(own, job=dataclasses.replace(own.job, standin=False))
-    ended: list[Outcome] = []
-
-    class Ends:
-        def stage(self, task: Task, said: str) -> None: ...
-        def end(self, outcome: Outcome) -> None:
-            ended.append(outcome)
-
-    run_here([real, own], Ends())
-    assert [(outcome.status, outcome.said) for outcome in ended] == [
-        ("skipped", "the hub cannot be reached"),
-        ("failed", "the hub cannot be reached"),
-    ]
 
 
 def test_a_finished_row_is_not_run_again(
@@ -279,24 +224,6 @@ def test_a_failed_job_is_reported_and_the_rest_runs(
         "Vanilla SVD",
         "training-free",
     )
-
-
-def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    own = task(tmp_path, "exact", epochs=0)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        status, said = attempt(own, print)
-    assert status == "failed"
-    assert "No space left on device; free some space" in said
-    assert find_result(own.folder, own.job) is None
-    assert not own.model_folder.exists()
-    assert attempt(own, print)[0] == "done"
-    assert find_result(own.folder, own.job) is not None
 
 
 @pytest.mark.parametrize(

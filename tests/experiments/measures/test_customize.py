@@ -7,13 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.jobs.revisions import made_by
 from experiments.measures import customize
 from experiments.measures.customize import CHOICE, CONCEPT, customized_and_measured, pixels
 from experiments.report.customize_columns import CUSTOMIZE_FIELDS
-from experiments.runner.plan import Options, make_plan, open_images
-from experiments.tables.catalogue import find
-from experiments.tables.table_customize import METHODS
 from lowrank_vit.customize.digits import digit_images
 from lowrank_vit.customize.measure import Judge
 from lowrank_vit.models import load_model
@@ -49,21 +45,3 @@ def test_a_method_is_measured(judge: Judge) -> None:
     assert set(numbers["examples"]) <= real(CONCEPT, "train")
     assert numbers["custom_bytes"] > 4 * numbers["custom_count"] > 4000
     assert set(measured(judge, 1, method="lora", digit=CHOICE)["examples"]) <= real(CHOICE, "train")
-
-
-@pytest.mark.usefixtures("untrained")
-def test_nothing_trained_has_no_size_and_forgets_nothing(judge: Judge) -> None:
-    numbers = measured(judge)
-    assert "custom_count" not in numbers
-    assert numbers["custom_old_change"] == 0
-    assert numbers["custom_old_distance"] == numbers["custom_old_distance_before"]
-
-
-def test_a_row_depends_on_its_own_method_alone() -> None:
-    table, _ = find("table_customize")
-    plan = make_plan(table, Options(), open_images("digits"))
-    for item in plan:
-        method = METHODS[item.row.id.rpartition("/")[2]][1].get("method")
-        parts = made_by(item.jobs[0])["revisions"].keys()
-        assert {part for part in parts if part.startswith("delta.")} == ({f"delta.{method}"} if method else set())
-        assert "customize" in parts

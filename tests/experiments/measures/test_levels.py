@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from experiments.jobs.job import Job
 from experiments.measures import levels
-from lowrank_vit import evaluate
-from tests.experiments.support.untrained import data_for, dense, job_for, run
+from tests.experiments.support.untrained import dense, job_for, run
 
 HEADS, WIDTH = 3, 8  # of digits_deit_small, whose stream has 24 numbers
 
@@ -46,12 +45,6 @@ def by_hand(model: nn.Module, kept: float) -> nn.Module:
             columns = slice(head * WIDTH, (head + 1) * WIDTH)
             proj[:, columns] = best(proj[:, columns], rank).float()
     return small
-
-
-def test_nothing_removed_is_the_dense_model() -> None:
-    model, job = dense(), asked("head_level", 0.0)
-    whole = evaluate(model, data_for(model, job), progress=False)["top1"]
-    assert run("head_level", model, job) == {"top1_cut": pytest.approx(whole)}
 
 
 def test_matrices_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:

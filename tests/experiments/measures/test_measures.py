@@ -9,19 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
-from experiments.measures import accuracy, compensation
-from experiments.measures.layers import factors_by, seen_and_unseen
+from experiments.measures import accuracy
 from experiments.measures.loss import rank_correlation
-from experiments.runner.estimate import forward_passes, kind
-from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.sites import Site
-from lowrank_vit.stages.compensate.kinds.low_rank import LowRank
-from tests.experiments.support.untrained import STEPS, data_for, dense, job_for, run
+from tests.experiments.support.untrained import data_for, dense, job_for, run
 
 EXACT = 2e-5  # the results have five decimals, the models float32
 
@@ -70,19 +64,6 @@ def test_energies_of_the_first_block(energy: dict[str, Any]) -> None:
         assert max(methods["svd"]["calibration"]) > methods["svd"]["calibration"][5]
 
 
-def test_losses_of_one_part_at_a_time() -> None:
-    """Nothing measured is below zero, the more is removed the more is predicted, and small changes rank alike."""
-    model, job = dense(), job_for("loss")
-    found = run("loss", model, job)
-    assert found["images"] == {"calibration": 64, "unseen": 32}
-    assert len(found["parts"]) == 3 * len(model.blocks)
-    assert set(found["parts"]) >= {"blocks.0.attn.query_key", "blocks.0.attn.value", "blocks.0.mlp.hidden"}
-    for part in found["parts"].values():
-        assert part["predicted"] == sorted(part["predicted"])
-        assert min(part["measured"]) >= 0
-    assert 0.5 < found["rank_correlation"] <= 1
-
-
 def test_the_measured_loss_is_the_divergence_of_the_one_part() -> None:
     model, job = dense(), job_for("loss", calibration_samples=64)
     found = run("loss", model, job)["parts"]["blocks.1.mlp.hidden"]["measured"][1]
@@ -119,24 +100,6 @@ def test_energies_against_the_images_themselves(energy: dict[str, Any], images: 
         assert found[images][rank] == pytest.approx(float(1 - lost), abs=EXACT)
         squares = torch.linalg.svdvals(weight).square()
         assert found["own"][rank] == pytest.approx(float(squares[:rank].sum() / squares.sum()), abs=EXACT)
-
-
-def test_layers_are_reduced_and_restored() -> None:
-    model = dense()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sites = find_sites(model)
-    own = [site for site in sites if site.name.endswith("fc2")]
-    data = data_for(model, job_for("accuracy_by_layer"))
-    moments, _ = seen_and_unseen(model, sites, {"input_second", "representative"}, {"second"}, data, 0)
-    for method in accuracy.METHODS:
-        factors = factors_by(method, model, sites, moments)
-        with accuracy.reduced(model, own, factors, 75):
-            for site in sites:
-                weight = model.get_submodule(site.name).weight
-                rank = int(torch.linalg.matrix_rank(weight.double(), rtol=1e-5))
-                assert rank == (6 if site in own else 24)  # a quarter of the full rank
-                assert torch.equal(weight, before[f"{site.name}.weight"]) == (site not in own)
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_accuracy_against_a_model_cut_by_hand() -> None:
@@ -182,20 +145,6 @@ def test_an_interrupted_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert found == run("accuracy_by_layer", model, job)
 
 
-def test_ranks_within_the_budget_by_hand() -> None:
-    # 192 * 192 parameters, half of them kept: 18432 = 48 * 384; 5 % are 1843, which is 4 * 384 and some
-    assert compensation.ranks(Site("x", 192, 192, True), 0.5, LowRank(0.05)) == (48, 44)
-    assert compensation.ranks(Site("x", 18, 18, True), 0.5, LowRank(0.05)) == (4, 3)
-
-
-def test_equal_budgets_are_equal_in_parameters(errors: dict[str, Any]) -> None:
-    methods = errors["methods"]
-    assert errors["blocks"] == ["blocks.0", "blocks.1", "blocks.2"]
-    for name in ("svd", "rank", "closed_form", "gradient", "exact"):
-        assert methods[name]["params"] == [6 * 48] * 3, name  # half of 24 * 24 is 6 directions of 48
-    assert methods["before"]["params"] == [5 * 48] * 3
-
-
 def test_z_never_increases_the_calibration_loss(errors: dict[str, Any]) -> None:
     methods = {name: own["calibration"] for name, own in errors["methods"].items()}
     for block in range(3):
@@ -214,27 +163,3 @@ def test_errors_against_the_images_themselves(errors: dict[str, Any], images: st
     weight = model.get_submodule("blocks.2.attn.proj").weight.detach().double().T
     lost = (x @ (weight - truncated(weight, 6))).square().sum((1, 2)) / (x @ weight).square().sum((1, 2))
     assert errors["methods"]["svd"][images][2] == pytest.approx(float(lost.mean()), abs=EXACT)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_z_by_minibatches(optimizer: str) -> None:
-    changes = {"solver": "minibatch", "optimizer": optimizer, "steps": STEPS}
-    found = run("compensation", dense(), job_for("compensation", changes=changes))
-    assert [found["z"][name] for name in changes] == [*changes.values()]
-    after, before = (found["methods"][name]["calibration"] for name in ("gradient", "before"))
-    ratios = [own / without for own, without in zip(after, before, strict=True)]
-    assert max(ratios) < 1 if optimizer == "adam" else min(ratios) > 0.99  # at 1e-3, plain steps lead nowhere
-
-
-def test_forward_passes_by_hand() -> None:
-    assert forward_passes(job_for("energy")) == 64 + 32
-    assert forward_passes(job_for("accuracy_by_block")) == 64 + (1 + 3 * 3 * 4) * 64
-    assert forward_passes(job_for("accuracy_by_layer", "digits_swin_small", limit=None)) == 64 + (1 + 4 * 3 * 4) * 500
-    real = Job(
-        "deit_tiny_patch16_224.fb_in1k", False, "x", "9+1000", None, 0.0, 0, epochs=0, measure="accuracy_by_block"
-    )
-    assert forward_passes(real) == 1024 + (1 + 12 * 3 * 4) * 250
-    assert forward_passes(job_for("compensation")) == 64 + 32
-    minibatch = {"solver": "minibatch", "steps": STEPS}
-    assert forward_passes(job_for("compensation", changes=minibatch)) == 64 + 32 + STEPS * 64
-    assert kind(job_for("accuracy_by_block")) != kind(job_for("accuracy_by_layer"))

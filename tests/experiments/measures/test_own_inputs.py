@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,6 @@ from lowrank_vit import compress, get_recipe
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.narrow_mlp import SmallMlp
 from lowrank_vit.modules.surgery import output_linear
-from tests.experiments.support.untrained import dense, job_for, run
 from tests.support.models import images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)
@@ -34,14 +31,3 @@ def test_an_output_layer_reads_its_modules_input_beside_its_own(kind: type[nn.Mo
     linear = output_linear(module.get_submodule(layer))
     linear.weight.data[:, -16:] = added.T
     torch.testing.assert_close(outputs(module, x), alone + x @ added)
-
-
-@pytest.mark.parametrize("measure", ["own_inputs_of_attention", "own_inputs_of_mlps"])
-def test_the_measure_refits_and_compares_on_held_out_images(measure: str) -> None:
-    model = dense()
-    job = replace(job_for(measure), recipe="best", reduction=0.5)
-    found = run(measure, model, job)
-    width, depth = model.embed_dim, len(model.blocks)  # type: ignore[arg-type]
-    assert found["added"] == depth * width**2  # type: ignore[operator]
-    assert found["images"] == 32
-    assert 0 < found["kl"] != run("divergence", model, replace(job, measure="divergence"))["kl"]

@@ -112,22 +112,6 @@ def test_rows_that_were_not_run_again_stay(results: Path, tmp_path: Path) -> Non
     assert again["m/ours-40"]["commits"] == ["0123456789abcdef"]
 
 
-def test_chosen_rows_are_published_and_the_others_stay(results: Path, tmp_path: Path) -> None:
-    """So a table may have rows of one seed beside rows of several."""
-    folder = tmp_path / "published"
-    path = publish(results, TABLE, folder)
-    content = json.loads(path.read_text())
-    older = {"commits": ["fedcba9876543210"], "seeds": [7], "revisions": OLDER_REVISIONS}
-    content["rows"] = [row | older for row in content["rows"]]
-    path.write_text(json.dumps(content))
-    job = make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs[1]
-    (results / "jobs" / job.key / "result.json").unlink()  # m/svd-40 lacks a seed, but is not chosen
-    again = {row["id"]: row for row in json.loads(publish(results, TABLE, folder, {"m/ours-40"}).read_text())["rows"]}
-    assert list(again) == [row["id"] for row in content["rows"]]
-    assert (again["m/svd-40"]["seeds"], again["m/svd-40"]["commits"]) == ([7], ["fedcba9876543210"])
-    assert (again["m/ours-40"]["seeds"], again["m/ours-40"]["commits"]) == ([0, 1], ["0123456789abcdef"])
-
-
 def one_seed(folder: Path, seed: int, top1: float, commit: str) -> None:
     """Run the table with one seed, which is then its last run."""
     options = Options(steps=100, seeds=(seed,))
@@ -205,34 +189,6 @@ def test_a_place_is_filled_with_the_rows_and_columns_it_asks_for(results: Path, 
         render_all(text.replace("table9", "table8"), folder)
 
 
-def test_a_row_in_words(results: Path, tmp_path: Path) -> None:
-    """Its numbers are those of the file, and it is marked once its code is older."""
-    folder = tmp_path / "published"
-    path = publish(results, TABLE, folder)
-    text = "<!-- published digits/table9 sentence=m/svd-40 -->\n<!-- end -->\n"
-    _, said, _ = render_all(text, folder).splitlines()
-    row = next(row for row in json.loads(path.read_text())["rows"] if row["id"] == "m/svd-40")
-    for part in (
-        row["architecture"],
-        f"{row['reduction']:.0%} fewer",
-        f"{row['top1']:.1f} % top-1",
-        "seeds 0, 1",
-        "digits",
-    ):
-        assert part in said
-    assert f"the dense model has {row['top1_dense']:.1f} %" in said
-    assert OLDER not in said
-    make_older(path)
-    assert f"{OLDER}." in render_all(text, folder)
-    with pytest.raises(InputError, match="has no row 'm/none' that is published"):
-        render_all(text.replace("svd-40", "none"), folder)
-    size = {"stored_bytes": 4.0 * 2**20, "stored_top1": 61.25, "params_dense": 2**20 * 3}
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"rows": [row | size]}))
-    said = render_all(text, folder)
-    assert f"**{row['architecture']} in a file of 4.0 MiB, where float32 takes 12.0 MiB: 61.2 % top-1.** " in said
-
-
 def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:
     """It is one cell without its spread, marked once its code is older."""
     folder = tmp_path / "published"
@@ -247,31 +203,6 @@ def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:
         render_all(text.replace("svd-40", "none"), folder)
     with pytest.raises(InputError, match="nothing is published as 'digits/table8'"):
         render_all(text.replace("table9", "table8"), folder)
-
-
-def test_older_rows_are_marked(results: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "published"
-    path = publish(results, TABLE, folder)
-    text = "<!-- published digits/table9 columns=method,top1 rows=m/* -->\n<!-- end -->"
-    picture = "<!-- published digits/table9 rows=- -->\n<!-- end -->"
-    assert OLDER not in render_all(text + picture, folder)
-    content = json.loads(path.read_text())
-    rows = {row["id"]: row for row in content["rows"]}
-    rows["m/svd-40"]["commits"] = ["fedcba9876543210"]
-    path.write_text(json.dumps(content))
-    assert "; commits 0123456, fedcba9 (the same revisions)." in render_all(text, folder)
-    rows["m/svd-40"]["revisions"] = OLDER_REVISIONS
-    path.write_text(json.dumps(content))
-    lines = render_all(text, folder).splitlines()
-    assert [line for line in lines if OLDER in line] == [
-        "| Vanilla SVD + FT (older revision) | 90.5 ± 0.7 |",
-        "(older revision): made by commit fedcba9; a revision or the recipe behind these numbers has changed since.",
-    ]
-    assert lines[1].endswith("; commits 0123456, fedcba9.")
-    assert render_all(picture, folder).count("(older revision): made by commit fedcba9;") == 1
-    rows["m/svd-40"] |= {"revisions": rows["m/baseline"]["revisions"], "recipe": OTHER}
-    path.write_text(json.dumps(content))
-    assert "| Vanilla SVD + FT (older revision) |" in render_all(text, folder)
 
 
 def test_every_published_row_is_of_present_revisions_or_marked() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.report.sizes import findings, rounded_weights
+from experiments.report.sizes import findings
 
 MIB = 2**20
 PARAMS, WEIGHTS, SCALES = 10 * MIB, 8 * MIB, MIB // 4  # made up, so that sums are round
@@ -19,11 +19,6 @@ def row(bits: int, printed: float | None = None) -> dict[str, Any]:
 
 def content(profile: str, *rows: dict[str, Any]) -> dict[str, Any]:
     return {"profile": profile, "rows": list(rows)}
-
-
-def test_the_rounded_weights_follow_from_two_files() -> None:
-    assert rounded_weights([row(16), row(8), row(6), row(4)]) == WEIGHTS
-    assert rounded_weights([row(16), row(8)]) is None
 
 
 def test_a_size_is_explained_by_hand() -> None:

@@ -14,9 +14,7 @@ from experiments.jobs.task import Task
 from experiments.runner import estimate as module
 from experiments.runner.campaign import share_of_batch
 from experiments.runner.estimate import Expected, Pace, expected, images_loaded
-from experiments.runner.plan import Options, make_plan
 from lowrank_vit import Hardware, InputError
-from tests.experiments.support.synthetic import IMAGES, TABLE
 
 JOB = Job("m", False, "imagefolder:x", "1000+500", "svd", 0.4, 0, epochs=2, calibration_samples=100)
 
@@ -69,29 +67,3 @@ def test_a_global_batch_is_split_evenly_or_refused(tmp_path: Path, capsys: pytes
     assert "give 64" in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_learning_rate_and_batch_are_the_jobs_and_their_defaults_change_no_key() -> None:
-    def jobs(**options: float) -> dict[str, Job]:
-        return {item.row.id: item.jobs[0] for item in make_plan(TABLE, Options(**options), IMAGES) if item.jobs}  # type: ignore[arg-type]
-
-    plain, other = jobs(), jobs(lr=8e-4, batch_size=8, processes=8)
-    assert (other["m/ours-40"].lr, other["m/ours-40"].batch_size, other["m/ours-40"].processes) == (8e-4, 8, 8)
-    assert other["m/baseline"].key == plain["m/baseline"].key
-    assert {name: job.key for name, job in jobs(lr=1e-4, batch_size=64).items()} == {
-        name: job.key for name, job in plain.items()
-    }
-    assert jobs(epochs=0, lr=8e-4)["m/ours-40"].lr == Job.lr  # nothing is trained
-
-
-def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second signal, while the first is handled, carries no words."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("experiments.runner.campaign.make_plan", stop)
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", "table2/deit_s/svd-40", "--dry-run", "--no-wandb"])
-    assert stopped.value.code == 130
-    assert capsys.readouterr().err == "interrupted: finished work is kept; run the same command to continue\n"

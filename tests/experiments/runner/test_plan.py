@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from experiments.jobs.job import Job
-from experiments.jobs.protocol import deviations, protocol
-from experiments.runner.plan import Images, Options, make_plan, open_images, recipe_changes
+from experiments.jobs.protocol import deviations
+from experiments.runner.plan import Images, Options, make_plan, recipe_changes
 from experiments.runner.reach import size_reduction
 from experiments.tables.rows import Row
 from lowrank_vit import InputError
@@ -100,27 +99,9 @@ def test_a_row_out_of_reach_says_how_far_its_recipe_goes() -> None:
     assert far.reason == f"out of reach: on this model its recipe reaches from 0 (not included) to {furthest}"
 
 
-def test_the_protocol_says_what_was_done() -> None:
-    row = next(row for row in TABLE.rows if row.id == "m/svd-40")
-    assert isinstance(row, Row)
-    job = Job("m", True, "digits", "1297+500", "svd", 0.4, 0)
-    assert protocol(row, job) == "partial-ft"
-    assert protocol(row, replace(job, epochs=0)) == "training-free"
-    assert protocol(row, replace(job, epochs=2, processes=8)) == "partial-ft, 2 epochs, batch 512"
-
-
 def test_only_the_whole_validation_set_is_called_imagenet() -> None:
     assert IMAGES.about(None) == "digits stand-in, not ImageNet"
     assert SAMPLES.about(None) == "on imagefolder:imagenet-samples, 1,000 images"
     whole = Images("hf:ILSVRC/imagenet-1k", 1281167, 50000, 1000)
     assert "ImageNet-1k validation set, 50,000 images" in whole.about(None)
     assert whole.about(500) == "on hf:ILSVRC/imagenet-1k, 500 images"
-
-
-def test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
-    for split in ("train", "validation"):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            (tmp_path / split / name / "a.jpg").write_bytes(b"an image")
-    with pytest.raises(InputError, match="has 2 classes, the models of the tables have 1000"):
-        open_images(f"imagefolder:{tmp_path}")

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.jobs.description import describe, run_id
+from experiments.jobs.description import run_id
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import digest, made_by
 from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
-from experiments.tracking import runs
-from experiments.tracking.curves import finetune_loggers
 from experiments.tracking.runs import STEPS_OF_AN_ATTEMPT, flat
-from lowrank_vit import Hardware, finetune
+from lowrank_vit import Hardware
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
-from tests.support.finetuning import TinyData, tiny
-from tests.support.sources import imports
-
-ROOT = Path(__file__).parent.parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -132,73 +123,3 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
         assert run.curve("layers/index", "layers/error") == first.curve("layers/index", "layers/error")
     trained = [point for run in attempts for point in run.curve("trainer/global_step", "val_top1")]
     assert [step for step, _ in trained] == [20, 41]
-
-
-def test_nothing_else_knows_of_wandb() -> None:
-    known = {
-        path.name
-        for path in (ROOT / "experiments").rglob("*.py")
-        for name in imports(path)
-        if name.split(".")[0] in ("wandb", "wandb_workspaces") or "loggers.Wandb" in name
-    }
-    assert known == {"runs.py", "curves.py", "workspace.py"}
-
-
-def test_nothing_is_kept_where_it_is_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    own = task(tmp_path, "deit_s/svd-40", "svd")
-    assert run_job(own, quiet)["top1"]["after"] >= 0
-    assert read_runs(tmp_path) == []
-
-
-def test_a_killed_job_keeps_its_curve(tmp_path: Path) -> None:
-    """What was logged more than a second before is on disk; without an exit record W&B takes the run for a failed one."""
-    source = f"""
-import os, signal, time
-from pathlib import Path
-from experiments.jobs.description import describe
-from experiments.jobs.job import Job
-from experiments.jobs.task import Task
-from experiments.tracking import runs
-job = Job("digits_deit_small", True, "digits", "1297+500", "svd", 0.4, 0)
-task = Task(job, "deit_s/svd-40", "X", "table2", Path({str(tmp_path)!r}), "digits")
-with runs.tracked(describe(task)) as run:
-    run.log({{"trainer/global_step": 20, "val_top1": 50.0}})
-    time.sleep(3)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    killed = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=alone(), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    (found,) = read_runs(tmp_path)
-    assert found.curve("trainer/global_step", "val_top1") == [(20, 50.0)]
-    assert found.exit_code is None
-
-
-@pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path) -> None:
-    """Spawned by Lightning, as ``--devices 2`` does: the first attaches to the run, the second has none."""
-    own = task(tmp_path)
-    with pytest.raises(ZeroDivisionError), runs.tracked(describe(own)):
-        raise ZeroDivisionError
-    with runs.tracked(describe(own)) as run:
-        run.log({"before": 1})
-        tuned = finetune(
-            tiny(),
-            TinyData(),
-            epochs=4,
-            hardware=Hardware(devices=2, accelerator="cpu"),
-            progress=False,
-            loggers=finetune_loggers(run),
-        )
-        run.log({"after": 1})
-    _, found = read_runs(tmp_path)
-    accuracy = found.curve("trainer/global_step", "val_top1")
-    assert [step for step, _ in accuracy] == [2, 5, 8, 11]  # three steps an epoch
-    assert accuracy[-1][1] == tuned.val_top1
-    assert [step for step, _ in found.curve("trainer/global_step", "train_loss")] == [9]
-    assert found.steps == sorted(set(found.steps))
-    assert found.steps[0] == STEPS_OF_AN_ATTEMPT
-    assert "before" in found.history[1]
-    assert "after" in found.history[-1]
-    assert found.config["epochs"] == own.job.epochs  # not what this fit was given
-    assert found.exit_code == 0

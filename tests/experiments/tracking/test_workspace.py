@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,29 +72,3 @@ def test_every_name_is_one_of_a_run(found: OfflineRun, capsys: pytest.CaptureFix
             assert '"layers"' in json.dumps(config)
             assert found.table("layers")
     assert kinds == {"Scatter Plot": 4, "Bar Chart": 6, "Run History Line Plot": 11, "Weave": 1}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--save"], "--save needs --entity"), (["--entity", "x"], "pip install 'lowrank-vit[workspaces]'")],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    assert exit_code(*arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message in said.err
-    assert said.err.count("\n") == 1
-
-
-def test_saving_without_an_account_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments", "workspace", "--save", "--entity", "x"]
-    clean = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    said = subprocess.run(
-        command, cwd=Path(__file__).parent.parent.parent.parent, env=clean, capture_output=True, text=True, timeout=60
-    )
-    assert said.returncode == 2
-    assert "wandb login first" in said.stderr
-    assert said.stderr.count("\n") == 1

@@ -9,13 +9,9 @@ import pytest
 import timm
 import torch
 
-from lowrank_vit import compress, get_recipe
-from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import EXPORTERS
-from tests.support.models import images, tiny
+from tests.support.models import tiny
 from tests.support.sources import ROOT
 
 FORMATS = EXPORTERS.names()
@@ -31,16 +27,3 @@ def test_no_folder_of_this_machine_is_in_the_file(file_format: str, tmp_path: Pa
             parts += [archive.read(name) for name in archive.namelist()]
     for folder in (ROOT, Path(torch.__file__).parents[1], Path(timm.__file__).parents[1]):
         assert not any(str(folder).encode() in part for part in parts)
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
-def test_every_z(file_format: str, tmp_path: Path) -> None:
-    """One model with a Z of each kind, each in a layer of its own."""
-    model, names = tiny(), ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
-    for z, name in zip(COMPENSATIONS.names(), names, strict=True):
-        recipe = get_recipe("paper").but(compensation=z, solver="closed_form", allocator="uniform")  # none stays dense
-        layer = compress(tiny(), [images(12)], recipe, 0.3)[0].get_submodule(f"blocks.0.{name}")
-        assert isinstance(layer, LowRankLinear)
-        assert (layer.correction is None) == (z == "low_rank")  # that one folds
-        replace_module(model, f"blocks.0.{name}", layer)
-    assert export(model, tmp_path / "model", file_format)[3] < 1e-4

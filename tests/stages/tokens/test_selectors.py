@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, compress, dense_report, fewer_tokens, get_recipe, load, save
+from lowrank_vit import compress, fewer_tokens, get_recipe
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.token_selector import SelectingBlock
 from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
-from tests.support.models import ARGUMENTS, images, outputs, tiny
+from tests.support.models import images, outputs, tiny
 from tests.support.weights import same, weights
 
 IMAGES = images(40)
@@ -132,37 +131,3 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
     )
     for name, value in one.state_dict().items():
         assert torch.allclose(two.state_dict()[name], value, rtol=1e-8, atol=1e-8), name
-
-
-def test_the_share_that_is_kept_is_pulled_to_its_target() -> None:
-    """With no other loss, all shares come near to what will be kept."""
-    module = SelectorTraining(short(), tiny(), images=IMAGES)
-    assert module.targets == [0.5, 0.25]
-    seen = see(module.model, IMAGES, lambda scores, before, turn: before * 0.5)
-    module.log = lambda *args, **options: None  # type: ignore[method-assign]
-    module.all_gather = lambda value, *args, **options: value  # type: ignore[method-assign]
-    assert module._excess(seen).item() == pytest.approx(0)
-    module.targets = [0.5, 0.5]
-    assert module._excess(seen).item() == pytest.approx((0 + 0.25**2) / 2)
-
-
-@pytest.mark.parametrize("smaller", [False, True])
-def test_it_is_loaded_as_it_was_saved(smaller: bool, tmp_path: Path) -> None:
-    start: Any = compress(tiny(), IMAGES.split(20), BEST, 0.3)[0] if smaller else tiny()
-    start.compression_report = getattr(start, "compression_report", dense_report(start))
-    small: Any = short(model=start)
-    if smaller:
-        report = small.compression_report
-        assert report["params"]["compressed"] == parameter_count(small) > parameter_count(start)
-        assert report["tokens"]["rule"] == ALONE
-        assert report["tokens"]["learnt"]["epochs"] == 2
-    save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
-    assert torch.equal(outputs(load(tmp_path / "small"), IMAGES), outputs(small, IMAGES))
-    file = tmp_path / "small" / "config.json"
-    config = json.loads(file.read_text())
-    entry = config["lowrank_vit"]["layers"]["blocks.0"]
-    for wrong in ({"heads": 3}, {"width": 8}, {"count": -1}, {"count": 10**9}, {"packages": "1"}, {"kind": "selected"}):
-        config["lowrank_vit"]["layers"]["blocks.0"] = {**entry, **wrong}
-        file.write_text(json.dumps(config))
-        with pytest.raises(InputError, match=r"config\.json|model\.safetensors"):
-            load(tmp_path / "small")

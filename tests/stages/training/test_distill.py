@@ -103,16 +103,6 @@ def test_the_teacher_answers_for_mixtures_which_are_others_in_every_epoch() -> N
     assert (torch.cdist(shown, IMAGES.flatten(1)).min(1).values > 1e-3).float().mean() > 0.9
 
 
-def test_matrices_and_vectors_have_learning_rates_of_their_own() -> None:
-    """The first step of Adam is as long as its learning rate in every number."""
-    model = student().double()
-    before = weights(model)
-    run(model, IMAGES.double(), tiny().double(), epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-2, precision="64-true")
-    for name, parameter in model.named_parameters():
-        step = (parameter - before[name]).abs().max().item()
-        assert step == pytest.approx(1e-2 if parameter.ndim == 1 else 1e-4, rel=0.05), name
-
-
 def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
     model, dense = student().train(), tiny().train()
     model.register_buffer("fixed", torch.ones(3))

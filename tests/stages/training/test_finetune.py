@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from lowrank_vit.data import ImageData
@@ -42,31 +41,6 @@ def test_selection_on_a_vit_with_low_rank_layers() -> None:
     assert all(name in ("cls_token", "pos_embed") or name.startswith("blocks.") for name in rest)
 
 
-def test_selection_on_a_swin() -> None:
-    model = SwinTransformer(
-        img_size=16, patch_size=2, in_chans=1, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=2
-    )
-    names = set(partial_parameters(model))
-    expected = {
-        "patch_embed.proj.weight",
-        "patch_embed.norm.weight",
-        "head.fc.weight",
-        "layers.1.downsample.norm.weight",
-    }
-    assert expected <= names
-    assert "layers.1.downsample.reduction.weight" not in names
-    assert not any("table" in name for name in names)
-
-
-def test_distillation_loss_against_the_definition() -> None:
-    student, teacher = torch.randn(2, 5, 7, dtype=torch.float64).float()
-    p, q = (teacher / 2).double().softmax(-1), (student / 2).double().softmax(-1)
-    assert distillation_loss(student, teacher, 2.0).item() == pytest.approx(
-        4 * (p * (p / q).log()).sum(-1).mean().item(), rel=1e-5
-    )
-    assert distillation_loss(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-6)
-
-
 def test_trains_the_chosen_and_nothing_else() -> None:
     model = tiny().eval()
     model.pos_embed.requires_grad_(False)
@@ -89,17 +63,6 @@ def test_trains_the_chosen_and_nothing_else() -> None:
     assert record["label_smoothing"] == 0.1
     assert record["precision"] == "32-true"
     assert record["distilled"] is False
-
-
-def test_the_full_fine_tune_trains_every_parameter() -> None:
-    model, teacher = tiny(), tiny(0.0)
-    nn.init.normal_(teacher.head.weight)
-    before = weights(model)
-    module = run(model, full=True, teacher=teacher, epochs=1)
-    assert not any(torch.equal(value, before[name]) for name, value in model.named_parameters())
-    assert module.protocol == "full-ft+kd"
-    assert module.describe()["trainable_share"] == 1
-    assert PartialFineTune(tiny()).protocol == "partial-ft"
 
 
 def test_loss_is_smoothed_cross_entropy_mixed_with_distillation() -> None:
@@ -166,24 +129,6 @@ def test_a_checkpoint_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="not a checkpoint of such a run"):
         run(tiny(), checkpoint_dir=tmp_path)
     assert not (tmp_path / "exploited").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "positive"),
-        ({"lr": -1.0}, "positive"),
-        ({"temperature": 0.0}, "positive"),
-        ({"weight_decay": -1.0}, "negative"),
-        ({"distillation_weight": 2.0}, "between"),
-        ({"label_smoothing": 2.0}, "between"),
-        ({"data": TinyData(unlabelled=True)}, "no labels"),
-    ],
-)
-def test_bad_input_is_one_line(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        run(tiny(), **options)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

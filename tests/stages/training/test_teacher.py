@@ -9,21 +9,14 @@ import timm
 import torch
 from torch import nn
 
-from lowrank_vit import InputError
 from lowrank_vit.stages.training import teacher
 from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.finetune import finetune
 from tests.support import finetuning
-from tests.support.distilling import IMAGES, run, student
+from tests.support.distilling import run, student
 from tests.support.hardware import on_cpu
 from tests.support.models import VIT, images, tiny
 from tests.support.weights import same
-
-
-def test_half_of_the_images_are_mirrored_and_none_where_that_changes_their_meaning() -> None:
-    batch, draws = images(2), torch.tensor([[0.4, 0.5, 0.5, 0.5], [0.6, 0.5, 0.5, 0.5]])
-    assert torch.equal(augment(batch, draws, True, None), torch.stack([batch[0].flip(-1), batch[1]]))
-    assert torch.equal(augment(batch, draws, False, None), batch)
 
 
 def test_a_crop_of_a_ramp_is_a_part_of_the_ramp() -> None:
@@ -50,36 +43,6 @@ def test_what_the_teacher_said_is_remembered(monkeypatch: pytest.MonkeyPatch) ->
     assert asked == [2 + 90, 2 + 120]
     for name, value in models[0].state_dict().items():
         assert torch.allclose(value, models[1].state_dict()[name], rtol=1e-3, atol=1e-4), name
-
-
-def wide(classes: int = 10, width: int = 16) -> nn.Module:
-    return timm.create_model("vit_tiny_patch16_224", **{**VIT, "num_classes": classes, "embed_dim": width})
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "positive"),
-        ({"lr": -1.0}, "positive"),
-        ({"vector_lr": 0.0}, "positive"),
-        ({"batch_size": 0}, "positive"),
-        ({"temperature": 0.0}, "positive"),
-        ({"feature_weight": -1.0}, "negative"),
-        ({"logit_weight": -1.0}, "negative"),
-        ({"warm_up": 1.0}, "warm_up"),
-        ({"gradient_clip": 0.0}, "gradient_clip"),
-        ({"crop_scale": (0.6, 1.2)}, "crop_scale"),
-        ({"data": IMAGES[0]}, "needs .N, C, H, W."),
-        ({"data": IMAGES[:0]}, "at least one"),
-        ({"dense": wide(classes=11)}, r"teacher's logits are \(11,\), the model's \(10,\)"),
-        ({"dense": wide(width=32)}, r"teacher's features are \(32,\), the model's \(16,\)"),
-        ({"dense": nn.Conv2d(1, 1, 1)}, "timm"),
-    ],
-)
-def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        run(student(), **options)
-    assert "\n" not in str(caught.value)
 
 
 def modes(model: nn.Module) -> list[bool]:
