@@ -121,10 +121,10 @@ FAULTS: dict[
         ),
         ("stages/correct/output_refit.py", "weights.to(there) * there,", "weights.to(there) * torch.ones_like(there),"),
     ),
-    "stages/decompose/test_head_rivals.py": (("methods/s2vite.py", "fisher.sum((1, 3))", "fisher.amax((1, 3))"),),
-    "stages/decompose/test_table.py": (("methods/best.py", "/ (2 * energy)", "/ 2"),),
-    "stages/gates/test_mixing.py": (("stages/gates/mixing.py", "super().open().cumprod(0).bool()", "super().open()"),),
-    "stages/gates/test_sparse_rows.py": (
+    "methods/test_head_rivals.py": (("methods/s2vite.py", "fisher.sum((1, 3))", "fisher.amax((1, 3))"),),
+    "methods/test_best.py": (("methods/best.py", "/ (2 * energy)", "/ 2"),),
+    "methods/test_spvit_he.py": (("stages/gates/mixing.py", "super().open().cumprod(0).bool()", "super().open()"),),
+    "methods/test_losparse.py": (
         ("methods/losparse.py", "((weight - self.start) * slope)", "(weight * slope)"),
         (
             "methods/losparse.py",
@@ -132,7 +132,7 @@ FAULTS: dict[
             "torch.ones_like(entries)[order].cumsum(0)",
         ),
     ),
-    "stages/gates/test_topk.py": (("methods/wdpruning.py", "(slopes[0] * mask).sum()", "slopes[0].sum()"),),
+    "methods/test_wdpruning.py": (("methods/wdpruning.py", "(slopes[0] * mask).sum()", "slopes[0].sum()"),),
     "stages/quantize/test_gptq.py": (
         ("stages/quantize/gptq.py", "return codes[:, order.argsort()]", "return codes[:, order]"),
     ),

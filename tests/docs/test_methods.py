@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from lowrank_vit import RECIPES
-from tests.methods import pages, render, slots
+from tests.method_pages import pages, render, slots
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_a_page_is_up_to_date(page: Path) -> None:
-    """``python -m tests.methods`` writes it."""
+    """``python -m tests.method_pages`` writes it."""
     text = page.read_text(encoding="utf-8")
     assert text == render(text)
 

@@ -1,6 +1,6 @@
 """The tables of methods, recipes, statistics and formats in ``docs``, made from the registries and the dataclasses.
 
-``python -m tests.methods`` writes them between the marks ``<!-- generated NAME... -->`` and ``<!-- end -->`` of the pages; a
+``python -m tests.method_pages`` writes them between the marks ``<!-- generated NAME... -->`` and ``<!-- end -->`` of pages; a
 test holds the pages to what the code has.
 """
 
