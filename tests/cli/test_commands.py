@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_vit import compress, save
 from lowrank_vit.cli import main
-from lowrank_vit.models import load_model
 from tests.support.commands import COMPRESS, STANDIN, json_of, refused
-from tests.support.models import images
 
 
 @pytest.mark.parametrize("module", ["lowrank_vit", "experiments"])
@@ -89,38 +86,6 @@ def test_compress_inspect_evaluate(recipe: str, layer: str, tmp_path: Path, caps
     assert "of the parameters" in capsys.readouterr().out
     main(["inspect", str(tmp_path / "tuned"), "--json"])
     assert json.loads(capsys.readouterr().out)["protocol"] == "partial-ft"
-
-
-def test_quantize_inspect_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small, eight, half = tmp_path / "small", tmp_path / "eight", tmp_path / "half"
-    main([*COMPRESS, "--out", str(small)])
-    main(["quantize", str(small), "--bits", "8", "--out", str(eight)])
-    line = capsys.readouterr().out.splitlines()[-1]
-    before, after = ((folder / "model.safetensors").stat().st_size for folder in (small, eight))
-    assert "8 bits" in line
-    assert f"{before / 2**20:.2f} MiB -> {after / 2**20:.2f} MiB; saved to {eight}" in line
-    report = json_of(capsys, "inspect", eight)
-    assert report["file_bytes"] == report["quantization"]["file_bytes"] == report["bytes"]["file"] == after
-    assert report["layers"] == json_of(capsys, "inspect", small)["layers"]
-    main(["inspect", str(eight)])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "8 bits in" in text
-    assert f"{after / 2**20:.2f} MiB on disk" in text
-    scores = [json_of(capsys, "evaluate", folder, "--data", "digits") for folder in (small, eight)]
-    assert abs(scores[0]["top1"] - scores[1]["top1"]) < 1
-    dense = json_of(capsys, "quantize", "--model", STANDIN, "--bits", 16, "--out", half)
-    assert (dense["bits"], dense["layers"]) == (16, 0)
-    main(["inspect", str(half)])
-    assert "dense" in capsys.readouterr().out
-    assert json_of(capsys, "evaluate", half, "--data", "digits")["top1"] > 90
-    assert "no compressed layers" in refused(capsys, "inspect", half, "--plot", tmp_path / "x.png")
-    out = ("--out", tmp_path / "out")
-    assert "9 bits: choose 2 to 8" in refused(capsys, "quantize", small, "--bits", 9, *out)
-    assert "quantised already" in refused(capsys, "quantize", eight, "--bits", 4, *out)
-    assert "either DIR or --model" in refused(capsys, "quantize", "--bits", 4, *out)
-    assert "exists already" in refused(capsys, "quantize", small, "--bits", 4, "--out", eight)
-    assert "then quantise that" in refused(capsys, "finetune", eight, "--data", "digits", *out)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_nested_folder_is_shrunk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,28 +176,3 @@ def test_tokens_of_a_folder_and_of_a_dense_model(tmp_path: Path, capsys: pytest.
         capsys, "tokens", small, *kong, "--data", "digits", "--calibration-samples", 64, "--learning-rate", "nan"
     )
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("verb", "options", "option"),
-    [
-        ("evaluate", ["--dense"], "--dense"),
-        ("distill", ["--out", "distilled"], "--teacher-checkpoint"),
-        ("finetune", ["--distill", "--out", "tuned"], "--teacher-checkpoint"),
-    ],
-)
-def test_a_dense_model_that_cannot_be_fetched_names_the_option_of_the_verb(
-    verb: str,
-    options: list[str],
-    option: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    small, report = compress(load_model(STANDIN), [images(8)], "svd", 0.4)
-    save(small, "small", {**report, "model": "deit_tiny_patch16_224"})
-    monkeypatch.setattr("lowrank_vit.models.load.hub_reachable", lambda: False)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
-    said = refused(capsys, verb, "small", "--data", "digits", *options)
-    assert said.endswith(f": pass {option} FILE.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,30 +37,6 @@ def test_a_model_in_half_precision_is_computed_in_float32(dtype: torch.dtype, tm
     save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
     assert same(load(tmp_path / "small"), small)
     assert model_hash(model) != model_hash(small)
-
-
-class Wrapped(nn.Module):
-    """A model that answers as Hugging Face's do."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.vit, self.kind = tiny(), kind
-
-    def forward(self, pixel_values: Tensor) -> Any:
-        logits = self.vit(pixel_values)
-        if self.kind == "object":
-            return SimpleNamespace(loss=None, logits=logits)
-        return {"logits": logits} if self.kind == "dictionary" else (logits, None)
-
-
-@pytest.mark.parametrize("kind", ["object", "dictionary", "tuple"])
-def test_outputs_may_be_those_of_hugging_face(kind: str) -> None:
-    small, _ = compress(Wrapped(kind), [images(8)], "loss_aware", 0.3)
-    expected, _ = compress(tiny(), [images(8)], "loss_aware", 0.3)
-    assert torch.equal(outputs(small.vit, images(3)), outputs(expected, images(3)))
-    loader = [(images(4), torch.arange(4))]
-    pairs = DataLoader(list(zip(*loader[0], strict=True)), batch_size=4)
-    assert evaluate(small, pairs, progress=False) == evaluate(expected, pairs, progress=False)
 
 
 def test_features_have_no_accuracy() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from lowrank_vit.compression.nested import check_nestable
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.storage.checksums import CONFIG
 from tests.support.models import ARGUMENTS, images, tiny
 
 REFUSED = {
@@ -84,21 +82,3 @@ def test_opened_at_a_reduction_it_is_what_compress_makes(recipe: Recipe, tmp_pat
         assert opened.compression_report[part] == report[part], part
     with torch.no_grad():
         assert torch.equal(opened(images(3)), made(images(3)))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 3}, r"format 3, this version reads \(1, 2\)"),
-        ({"allocator": {"name": "uniform", "x": 1}}, "allocator"),
-    ],
-)
-def test_a_nested_file_of_another_version_is_refused(change: dict, message: str, tmp_path: Path) -> None:
-    folder = tmp_path / "small"
-    nested(folder, "svd")
-    config = json.loads((folder / CONFIG).read_text())
-    del config["lowrank_vit"]["sha256"]
-    config["lowrank_vit"]["nested"] |= change
-    (folder / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(InputError, match=message):
-        load(folder, reduction=0.5)

@@ -11,11 +11,8 @@ from torch import nn
 from lowrank_vit import load, save
 from lowrank_vit.compression import resume as phases
 from lowrank_vit.compression.compress import compress
-from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.compression.resume import identity
-from lowrank_vit.methods.svd import PlainSVD
-from lowrank_vit.methods.svd_llm import Whitened
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.launch import launch
@@ -144,17 +141,3 @@ def test_phases_of_other_images_are_not_taken(tmp_path: Path) -> None:
     kept, alone = run(2, tmp_path), run(2, None)
     assert same(kept, alone)
     assert not same(kept, run(1, None))
-
-
-def test_phases_of_another_recipe_are_not_taken(tmp_path: Path) -> None:
-    """The plain SVD and the whitened one read the same statistics, and find other directions."""
-    data = list(images(16).split(8))
-    plain, whitened = (Recipe(name="x", units={"decomposition": method}) for method in (PlainSVD(), Whitened()))
-
-    def run(recipe: Recipe, folder: Path | None) -> nn.Module:
-        return compress(tiny(), data, recipe, 0.4, checkpoint_dir=folder)[0]
-
-    run(plain, tmp_path)
-    kept, alone = run(whitened, tmp_path), run(whitened, None)
-    assert same(kept, alone)
-    assert not same(kept, run(plain, None))

@@ -90,19 +90,6 @@ def test_exact_attains_the_eckart_young_bound(model: nn.Module, images: Tensor) 
     assert seen == 8
 
 
-def test_loss_aware_keeps_its_accuracy(
-    model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
-) -> None:
-    """Without fine-tuning, on the sample set (dense 83.7): at least 52 at -25 % and 16 at -40 %."""
-    analysis = analyse(model, images.split(50), "loss_aware", moments=moments)
-    for reduction, least in ((0.25, 52), (0.4, 16)):
-        compressed, report = analysis.compress(reduction)
-        result = evaluate(compressed, data, progress=False)
-        assert result["n"] == 1000
-        assert report["params"]["reduction"] == pytest.approx(reduction, abs=2e-4)
-        assert least <= result["top1"] < 83.7
-
-
 def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
     """Percent of 1000 images."""
     with torch.inference_mode():

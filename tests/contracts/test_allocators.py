@@ -140,16 +140,6 @@ def test_algorithm_1_removes_what_the_schedule_says(start: str, size: int) -> No
     assert plan.ranks["wide"] == 17
 
 
-def test_algorithm_1_starts_at_full_rank_where_the_statistics_cap_it() -> None:
-    """A layer whose curve ends at rank 3 of 10 is dense until the schedule comes to it, not from the start."""
-    loss = torch.tensor([1.0, 0.5, 0.2, 0.0])
-    capped = ErrorCurve.in_parameters("capped", loss, 20, 100, full_rank=10)
-    assert GradualReduction()([capped], 100).ranks["capped"] is None
-    plan = GradualReduction(gamma=2.0, start="dense")([capped], 99)
-    assert plan.ranks["capped"] == 3
-    assert plan.trajectory[0]["rank"] == 9
-
-
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
 @pytest.mark.parametrize("name", NAMES)

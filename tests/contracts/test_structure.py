@@ -30,6 +30,7 @@ LAYERS = [  # lowest first: a folder imports none above it, not even by way of o
     "cli",
     "__main__",
 ]
+EXPERIMENTS = ["tables", "tracking", "jobs", "measures", "runner", "report", "__main__"]
 APART = "stages"  # its folders know none another
 PUBLIC = {
     "runtime",
@@ -61,6 +62,7 @@ def foreign_imports(root: Path, package: str) -> list[str]:
 
 def test_folders_import_in_one_direction() -> None:
     assert climbing(PACKAGE, LAYERS, APART) == []
+    assert climbing(ROOT / "experiments", EXPERIMENTS, "") == []
 
 
 def own_graph(root: Path) -> dict[str, set[str]]:
@@ -71,6 +73,7 @@ def own_graph(root: Path) -> dict[str, set[str]]:
 
 def test_there_is_no_circle() -> None:
     assert cycle_in(own_graph(PACKAGE)) == []
+    assert cycle_in(own_graph(ROOT / "experiments")) == []
 
 
 def test_a_circle_for_the_type_checker_is_reported(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
 
-from lowrank_vit.data import ImageData, open_source
+from lowrank_vit.data import open_source
 from lowrank_vit.data.classes import class_labels, imagenet_wnids
-from tests.support.image_folders import CONFIG, write
+from tests.support.image_folders import write
 
 TWELVE = [str(number) for number in range(12)]
 
@@ -29,19 +28,6 @@ def test_numbers_are_the_labels_themselves(twelve: Path) -> None:
     assert sorted(split.labels) == list(range(12))
     assert all(split[index][1] == split.labels[index] for index in range(12))
     assert [Path(file).parent.name for file in split.given.files] == [str(label) for label in split.labels]  # type: ignore[attr-defined]
-
-
-def test_an_order_is_chosen(twelve: Path, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        text = open_source(f"ordered:text,imagefolder:{twelve}").split("train")
-        natural = ImageData(f"imagefolder:{twelve}", CONFIG, class_order="natural").source.split("train")
-    assert list(text.labels) == list(range(12))  # files are listed as text
-    assert list(natural.labels) == [int(name) for name in sorted(TWELVE)]
-    (tmp_path / "names.txt").write_text("\n".join(reversed(TWELVE)) + "\nunseen\n")
-    source = open_source(f"ordered:{tmp_path / 'names.txt'},imagefolder:{twelve}")
-    assert source.num_classes == 13
-    assert list(source.split("train").labels) == [11 - int(name) for name in sorted(TWELVE)]
 
 
 def test_wnids_are_those_of_the_models_imagenet() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from lowrank_vit.data import open_source
 from lowrank_vit.data.splits import NO_LABEL
 from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import TENCH, TOILET_PAPER, data, images, labels, one_line, write
+from tests.support.image_folders import TENCH, TOILET_PAPER, one_line, write
 
 
 @pytest.fixture
@@ -37,18 +36,6 @@ def test_photographs_follow_the_training_images(spec: str) -> None:
     assert {train.content(index) for index in range(5)} == {Path(file).read_bytes() for file in files}
     assert [train[index][1] for index in range(5)] == list(train.labels)
     assert train.reduced(8)[4][0].size == train[4][0].size
-
-
-def test_what_is_evaluated_is_the_labelled_source_alone(spec: str) -> None:
-    joined, alone = data(spec), data(spec.partition(",")[2])
-    assert labels(joined.val_dataloader()) == labels(alone.val_dataloader()) == [999]
-    assert torch.equal(images(joined.val_dataloader()), images(alone.val_dataloader()))
-
-
-def test_calibration_and_held_out_images_are_of_both(spec: str) -> None:
-    found = data(spec, calibration_samples=4, held_out_samples=1)
-    assert len(found.calibration_tensor()) == 4
-    assert len(found.held_out_tensor()) == 1
 
 
 @pytest.mark.parametrize(

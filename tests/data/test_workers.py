@@ -13,10 +13,7 @@ import pytest
 import torch
 
 from lowrank_vit.data.loading import default_workers
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.evaluate.accuracy import evaluate
-from tests.support.hardware import on_cpu
-from tests.support.image_folders import data, images, labels
+from tests.support.image_folders import data, images
 
 
 def pids() -> set[int | None]:
@@ -58,23 +55,6 @@ def test_kept_workers_load_what_new_ones_load(folder: Path) -> None:
     assert epoch(kept, 0).equal(first)
     assert pids() - before == team  # the same processes in all of them
     del kept
-    assert left(before) == []
-
-
-def test_workers_end_with_an_error_and_with_a_run(folder: Path) -> None:
-    before = pids()
-    loader = data(folder, workers=1).val_dataloader()
-    file = folder / "validation" / "b" / "110.png"
-    whole = file.read_bytes()
-    file.write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"^cannot read the image [^\n]*110\.png[^\n]*$"):
-        labels(loader)
-    assert left(before) == []
-    file.write_bytes(whole)
-    assert labels(loader) == [0, 1, 1, 2, 2]  # it may be tried again
-    del loader
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 3))
-    assert evaluate(model, data(folder, workers=1), **on_cpu())["n"] == 5
     assert left(before) == []
 
 

@@ -13,7 +13,6 @@ pytest.importorskip("transformers")
 
 from lowrank_vit import InputError
 from lowrank_vit.models import load_model
-from lowrank_vit.models.hugging_face import prepared_images
 from lowrank_vit.modules.predicting import predict
 from tests.support.hugging_face import HUGGING_FACE
 
@@ -70,10 +69,3 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         load_model(f"hf:{tmp_path}")
-
-
-def test_how_images_are_prepared() -> None:
-    """Squashed to the model's size; or, by the shorter edge, cropped at the centre."""
-    assert prepared_images({"image_size": 224}, {"size": {"height": 224, "width": 224}})["crop_mode"] == "squash"
-    cropped = prepared_images({"vision_config": {"image_size": 336}}, {"size": {"shortest_edge": 336}})
-    assert (cropped["crop_mode"], cropped["crop_pct"], cropped["input_size"]) == ("center", 1.0, [3, 336, 336])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from pathlib import Path
 
@@ -91,16 +90,6 @@ def test_a_standin_is_trained_once(cache_folder: Path, trainings: list) -> None:
     assert same(first, second)
     assert not second.training
     assert [file.suffix for file in sorted(cache_folder.iterdir())] == [".safetensors", ".lock"]
-
-
-def test_who_asks_at_once_waits(cache_folder: Path, trainings: list) -> None:
-    threads = [threading.Thread(target=load_model, args=(SMALL,)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(trainings) == 1
-    assert not list(cache_folder.glob("*.tmp"))
 
 
 @pytest.mark.slow

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import Tensor
 
-from lowrank_vit import InputError, analyse, calibrate, compare, compress, get_recipe
-from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.compression.find import announce, find_units
+from lowrank_vit import InputError, analyse, compare, compress, get_recipe
 from lowrank_vit.compression.recipe import recipe_of
-from lowrank_vit.objectives import divergences, objective_for
-from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feature_sums, variances
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.headless import headless, token_model
-from tests.support.models import images, outputs, tiny
+from tests.support.models import images, outputs
 
 SEEDS = 1000
 MODELS = {"pooled": headless, "tokens": token_model, "swin": lambda: headless("swin")}
@@ -111,22 +106,6 @@ def test_signs_follow_the_image_and_the_seed_alone() -> None:
     torch.testing.assert_close(torch.cat([slopes(each, 3) for each in data.split(1)]), whole)
     assert not torch.equal(slopes(data, 4), whole)
     assert len({tuple(row.sign().tolist()) for row in whole}) > 1
-
-
-def test_it_is_chosen_where_there_is_no_classifier(caplog: pytest.LogCaptureFixture) -> None:
-    wanted = Classification("signs")
-    assert objective_for(tiny(), wanted) is wanted
-    assert objective_for(headless(), wanted) == Features()
-    with caplog.at_level(logging.WARNING):
-        for recipe in ("best", "loss_aware", "svd"):
-            announce(find_units(headless(), get_recipe(recipe)))
-            announce(find_units(tiny(), get_recipe(recipe)))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"recipe {name!r} by the objective 'features', as the model has no classifier (num_classes is 0)"
-        for name in ("best", "loss_aware")  # plain SVD asks for no loss
-    ]
-    with pytest.raises(InputError, match=r"no classifier .*pass objective=Features\(\)"):
-        calibrate(headless(), find_sites(headless()), ["gradient_second"], [images(2)])
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from lowrank_vit import compress
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.methods.svd import PlainSVD
-from lowrank_vit.records.report import LayerEntry, overfit_entry, z_summary
+from lowrank_vit.records.report import z_summary
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.models import images, tiny
@@ -84,23 +83,6 @@ def test_the_least_loss_is_that_of_a_run_in_closed_form(kind: str) -> None:
         assert descended["overhead"] == summary["overhead"] <= 0.1 + 1 / 16
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_curves_begin_without_z(solver: str) -> None:
-    _, report = compress(tiny(), [images(12)], recipe("low_rank", solver), 0.3)
-    entry = report["compensation"]
-    assert json.loads(json.dumps(entry)) == entry
-    if solver == "closed_form":
-        assert entry == {"solver": solver, "optimizer": None, "steps": None, "curves": {}}
-        return
-    assert (entry["solver"], entry["optimizer"], entry["steps"]) == (solver, "adam", 60)
-    with_z = {layer["name"]: layer["z"] for layer in report["layers"] if layer["z"] is not None}
-    assert entry["curves"].keys() == with_z.keys()
-    for name, curve in entry["curves"].items():
-        assert [step for step, _ in curve] == [0, 50]
-        # twelve images are one batch, so the first loss is that of all images
-        assert curve[0][1] == pytest.approx(with_z[name]["loss_before"], rel=1e-4)
-
-
 def test_the_summary_worked_by_hand() -> None:
     def layer(params: int, before: float, loss: float, least: float) -> dict:
         z = {"kind": "diagonal", "params": params, "loss_before": before, "loss": loss, "loss_closed_form": least}
@@ -118,17 +100,3 @@ def test_the_summary_worked_by_hand() -> None:
     summary = z_summary([layer(10, 0.0, 0.0, 0.0)])
     assert summary is not None
     assert summary["gap"] is None
-
-
-def test_the_overfit_worked_by_hand() -> None:
-    """The mean of the reduced layers alone, and nothing where there is nothing to compare."""
-
-    def layer(rank: int | None, seen: float, unseen: float | None) -> LayerEntry:
-        shape = {"name": "x", "in_features": 2, "out_features": 2, "rank": rank, "z": None, "params": 4}
-        return {**shape, "relative_error": seen, "relative_error_held_out": unseen}
-
-    found = overfit_entry([layer(1, 0.1, 0.2), layer(1, 0.3, 0.3), layer(None, 0.0, 0.0)])
-    assert found == pytest.approx({"relative_error": 0.2, "relative_error_held_out": 0.25, "ratio": 1.25})
-    assert overfit_entry([layer(1, 0.1, None)]) is None
-    assert overfit_entry([layer(None, 0.0, 0.0)]) is None
-    assert overfit_entry([layer(1, 0.0, 0.0)]) is None

@@ -155,13 +155,6 @@ def test_broken_folders_are_one_line(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_folder_from_before_there_were_checksums_loads(tmp_path: Path) -> None:
-    compressed = saved(tmp_path / "small")
-    break_config(tmp_path / "small")
-    with torch.no_grad():
-        assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
-
-
 def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 

@@ -86,22 +86,3 @@ def test_a_folder_goes_to_the_hub_and_comes_back(
     assert "nested" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"nested\.safetensors is missing"):
         push_to_hub(snapshot, "somebody/again")
-
-
-@pytest.mark.usefixtures("cache")
-def test_what_cannot_be_fetched_or_pushed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"hf_hub:no/where cannot be fetched: it is not cached, and the hub cannot be"):
-        load("hf_hub:no/where")
-    nested(tmp_path / "small")
-    with pytest.raises(InputError, match="the hub cannot be reached"):
-        push_to_hub(tmp_path / "small", "somebody/small")
-    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
-    for name in ("hf_hub:", "hf_hub:a/b/c", "hf_hub:no/where"):  # no name, a bad name, and the client's own refusal
-        with pytest.raises(InputError, match=r"cannot be fetched: .+") as refused:
-            load(name)
-        assert "\n" not in str(refused.value)
-    with pytest.raises(InputError, match=r"cannot be pushed to 'a/b/c': .+"):
-        push_to_hub(tmp_path / "small", "a/b/c")
-    (tmp_path / "small" / NESTED).write_bytes(b"junk")
-    with pytest.raises(InputError, match="checksum"):
-        push_to_hub(tmp_path / "small", "somebody/small")

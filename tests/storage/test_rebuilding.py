@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,15 +52,6 @@ def test_arguments_that_a_model_shows_need_not_be_given(
     assert known.items() <= {key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items()}.items()
 
 
-def test_a_head_of_ones_own_needs_no_argument(tmp_path: Path) -> None:
-    """The model itself still says that it has 1000 classes."""
-    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL)
-    model.head = nn.Linear(16, 37)
-    small = compressed(model, photos())
-    save(small, tmp_path / "small")
-    assert outputs(load(tmp_path / "small"), photos()).shape == (6, 37)
-
-
 HIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     "a narrower MLP": ({"mlp_ratio": 2}, r"mlp.fc1' is \(16, 32\)"),
     "normalised queries": ({"qk_norm": True}, "q_norm.weight has the shape None"),
@@ -107,25 +97,6 @@ def test_nothing_is_imported_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "strangers" not in sys.modules
     load(tmp_path / "small", allow_factory="strangers:mixer")
     assert sys.modules.pop("strangers")
-
-
-def test_a_model_of_nobodys_is_loaded_into_the_dense_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dense = mixer()
-    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    small = compressed(dense, images(6))
-    with caplog.at_level(logging.WARNING):
-        save(small, tmp_path / "small")
-    assert "model=dense" in caplog.text
-    assert "model=dense" in (tmp_path / "small" / "README.md").read_text()
-    with pytest.raises(InputError, match="model=dense"):
-        load(tmp_path / "small")
-    loaded = load(tmp_path / "small", model=dense)
-    assert torch.equal(outputs(loaded, images(6)), outputs(small, images(6)))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
-    with pytest.raises(InputError, match=r"does not fit .*pass the dense model"):
-        load(tmp_path / "small", model=tiny())
-    with pytest.raises(InputError, match="does not fit"):
-        load(tmp_path / "small", model=mixer(classes=9))
 
 
 def trained(model: nn.Module) -> nn.Module:

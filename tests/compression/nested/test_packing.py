@@ -16,9 +16,3 @@ def test_a_symmetric_matrix_is_whole_again(side: int) -> None:
     small = packed("covariance", matrix)
     assert (small.dtype, small.shape) == (torch.float32, (side * (side + 1) // 2,))
     assert torch.equal(unpacked("covariance", small), matrix.float().double())
-
-
-def test_losses_and_orders_keep_every_bit() -> None:
-    loss, order = torch.rand(9, dtype=torch.float64), torch.arange(8)
-    assert torch.equal(unpacked("loss", packed("loss", loss)), loss)
-    assert torch.equal(unpacked("order", packed("order", order)), order)

@@ -13,7 +13,7 @@ from experiments.report.agreement import agreement
 from experiments.report.publish import publish
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, as_json, make_plan
-from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, TABLE, result, write
+from tests.experiments.support.synthetic import IMAGES, TABLE, result, write
 
 OPTIONS = Options(steps=100, seeds=(0, 1))
 COUNT = 8  # jobs of the table: four rows, two seeds
@@ -72,22 +72,3 @@ def test_what_differs_most_is_named(published: Path, tmp_path: Path) -> None:
         "8 jobs of this run are published, too, 7 with equal numbers; top-1 differs by at most 0.5 points (m/svd-40); "
         "other numbers by at most 9.1e-02 of their value (m/svd-40)"
     )
-
-
-def test_only_jobs_of_one_code_and_one_kind_are_compared(published: Path, tmp_path: Path) -> None:
-    run(tmp_path)
-    path = published / "digits" / f"{TABLE.name}.json"
-    content = json.loads(path.read_text())
-    changes = {
-        "m/svd-40": {"revisions": OLDER_REVISIONS},
-        "m/ours-40": {"job": {**content["rows"][0]["job"], "lr": 1.0}},
-    }
-    content["rows"] = [row | changes.get(row["id"], {}) for row in content["rows"]]
-    path.write_text(json.dumps(content))
-    found = agreement(tmp_path, TABLE, published)
-    assert found is not None
-    assert found.jobs == COUNT - 4
-    content["rows"] = []
-    path.write_text(json.dumps(content))
-    assert agreement(tmp_path, TABLE, published) is None
-    assert agreement(tmp_path, TABLE, tmp_path / "none") is None

@@ -15,8 +15,3 @@ def test_every_name_is_known(table: Table) -> None:
     assert set(table.pictures) <= PICTURES.keys()
     assert table.drawing is None or table.drawing in DRAWINGS
     assert table.findings is None or table.findings in FINDINGS
-
-
-def test_every_picture_is_used() -> None:
-    assert {name for table in tables().values() for name in table.pictures} == PICTURES.keys()
-    assert {table.drawing for table in tables().values()} - {None} == DRAWINGS.keys()

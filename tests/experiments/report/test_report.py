@@ -22,8 +22,7 @@ from experiments.report.rows import FIELDS, table_json
 from experiments.report.seeds import aggregate
 from experiments.report.terminal import show
 from experiments.report.write import write_report
-from experiments.runner.plan import PLAN, Options, read_plan
-from lowrank_vit import InputError
+from experiments.runner.plan import Options, read_plan
 from tests.experiments.support.synthetic import TABLE, compare, fill
 
 
@@ -104,15 +103,6 @@ def test_markdown_is_as_it_was(table: dict[str, Any]) -> None:
     compare("table9.md", markdown(table, "python -m experiments run table9"))
 
 
-def test_a_report_shows_the_command_that_ran(table: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / TABLE.name / PLAN
-    plan = json.loads(path.read_text())
-    for command in ("python -m experiments run 'table9/m/*' --seeds 0,1", None):  # None: an earlier version's plan
-        path.write_text(json.dumps(plan if command is None else {**plan, "command": command}))
-        write_report(tmp_path, TABLE)
-        assert ("python -m experiments run 'table9/m/*'" in (path.parent / "table.md").read_text()) == bool(command)
-
-
 def test_a_report_is_all_files_that_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.tables.catalogue.tables", lambda: {TABLE.name: TABLE})
     fill(tmp_path)
@@ -124,11 +114,6 @@ def test_a_report_is_all_files_that_it_says(tmp_path: Path, monkeypatch: pytest.
     assert index.index('href="table9/table.html"') < index.index('href="table9/table.md"')
     assert (tmp_path / TABLE.name / "accuracy_vs_params.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / TABLE.name / "accuracy_vs_params.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_a_table_that_was_never_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="python -m experiments run table9"):
-        read_plan(tmp_path, TABLE)
 
 
 def test_overrides_are_in_the_table(tmp_path: Path) -> None:

@@ -1,12 +1,9 @@
 import itertools
 
 import pytest
-import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.compensate.batches import SeededBatches, count_images
+from lowrank_vit.stages.compensate.batches import SeededBatches
 
 
 def batches_of(count, batch_size, steps, seed):
@@ -39,17 +36,3 @@ def test_processes_share_each_batch(monkeypatch, world):
     for batch, *parts in zip(whole, *shares, strict=True):
         assert sorted(itertools.chain(*parts)) == sorted(batch)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_images_are_counted():
-    assert count_images(torch.zeros(5, 1, 2, 2)) == 5
-    assert count_images(DataLoader(TensorDataset(torch.zeros(7, 1)))) == 7
-    with pytest.raises(InputError, match="no calibration images"):
-        count_images(torch.zeros(0, 1, 2, 2))
-
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(())
-
-    with pytest.raises(InputError, match="not a stream"):
-        count_images(DataLoader(Stream()))

@@ -16,11 +16,9 @@ from lowrank_vit import InputError, compress, save
 from lowrank_vit.cli import main
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.modules.narrow_mlp import SmallMlp
-from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import Run
 from lowrank_vit.stages.export.formats.torch_export import TorchExport
-from lowrank_vit.stages.quantize.weights import quantize
 from tests.support.models import outputs, tiny
 
 STANDINS = {
@@ -74,17 +72,6 @@ def test_onnx(recipe: str, standin: str, tmp_path: Path) -> None:
     data = torch.randn(5, 1, 8, 8)
     found = torch.from_numpy(session.run(None, {"images": data.numpy()})[0])
     torch.testing.assert_close(found, outputs(model, data), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("bits", "file_format"), [(8, "onnx"), (5, "torch-export")])
-def test_quantised_codes_stay_packed_but_in_onnx(bits: int, file_format: str, tmp_path: Path) -> None:
-    model = quantize(small("digits_deit_small", "exact"), bits)[0]
-    assert export(model, tmp_path / "model", file_format)[3] < 1e-4
-    if file_format == "torch-export":
-        loaded = torch.export.load(tmp_path / "model")
-        codes = sum(tensor.numel() for tensor in loaded.state_dict.values() if tensor.dtype == torch.uint8)
-        layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
-        assert codes == sum(layer.codes.numel() + layer.zero_point.numel() for layer in layers) > 0
 
 
 def test_a_file_that_differs_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

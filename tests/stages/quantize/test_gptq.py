@@ -90,12 +90,3 @@ def test_between_the_best_codes_of_all_and_the_nearest() -> None:
         assert least * (1 - 1e-12) <= losses(
             weight[row : row + 1], tuple(part[row : row + 1] for part in codes), moment
         )
-
-
-def test_an_input_that_is_always_zero_does_no_harm() -> None:
-    weight, moment = problem(3, 6)
-    moment[2], moment[:, 2] = 0, 0
-    codes = ErrorFeedback()(weight, 4, moment=moment)
-    assert (losses(weight, codes, moment) <= losses(weight, quantize_tensor(weight, 4), moment)).all()
-    nothing = ErrorFeedback()(weight, 4, moment=torch.zeros_like(moment))
-    assert torch.equal(nothing[0], quantize_tensor(weight, 4)[0])

@@ -61,12 +61,6 @@ def test_every_error_is_at_most_half_a_step(array: np.ndarray, bits: int) -> Non
     assert (step <= ideal * (1 + 2**-9) + 2**-24).all()  # no coarser than (16) but for the scale's float16
 
 
-def test_a_constant_row_comes_back() -> None:
-    weight = torch.tensor([[0.0, 0.0], [3.0, 3.0], [-1.5, -1.5]])
-    codes, scale, zero_point = quantize_tensor(weight, 8)
-    torch.testing.assert_close(dequantize(codes, scale.float(), zero_point), weight, rtol=2**-10, atol=0)
-
-
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_layer_is_a_linear_layer_of_its_weights(bits: int, bias: bool) -> None:
@@ -126,19 +120,6 @@ def test_compressed_models(kind: str) -> None:
     names = linear_names(model)
     assert any(name.endswith(".down") for name in names)
     check_quantized(model, 4, kind)
-
-
-def test_sixteen_bits_round_everything_to_float16_and_run_in_float32() -> None:
-    model = compressed()
-    half, addition = quantize.quantize(model, 16)
-    assert linear_names(half) == linear_names(model)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(half.state_dict()[name], tensor.half().float())
-    with torch.no_grad():
-        assert half(images(2)).dtype == torch.float32
-    assert addition["quantization"]["codes_bytes"] == 0
-    assert addition["quantization"]["float_bytes"] == 2 * parameter_count(model)
-    assert 0 < addition["quantization"]["relative_weight_error"] < 2**-11
 
 
 def test_the_weight_error_is_that_of_all_layers_together() -> None:

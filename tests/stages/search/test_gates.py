@@ -17,7 +17,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.images import Images
 from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.search import Question, Sizes, Unit
-from lowrank_vit.stages.search.gates import Gates, even, gumbel_softmax, official, preferring
+from lowrank_vit.stages.search.gates import Gates, gumbel_softmax, preferring
 from tests.support.models import images, tiny
 
 QUICK = {"search.epochs": 2, "search.batch_size": 8}
@@ -25,14 +25,6 @@ QUICK = {"search.epochs": 2, "search.batch_size": 8}
 
 def curve(name: str = "a", ranks: int = 12, dense: int = 100) -> ErrorCurve:
     return ErrorCurve.in_parameters(name, torch.linspace(1, 0, ranks + 1), rank_cost=10, dense_cost=dense)
-
-
-def test_even_and_official_candidates() -> None:
-    """Official ranks as in the paper's code, for the widths 192, 384 and 768."""
-    assert even(64) == [8, 16, 24, 32, 40, 48, 56, 64]
-    assert official(192) == [32, 64, 96, 128, 160]
-    assert official(384) == [64, 128, 192, 256, 320]
-    assert official(768) == [128, 192, 256, 320, 384, 448, 512]
 
 
 def test_candidates_can_be_chosen_and_save_something() -> None:

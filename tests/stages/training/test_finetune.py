@@ -104,20 +104,6 @@ def test_interrupted_and_resumed_equals_undisturbed(workers: int, tmp_path: Path
     assert same(again, undisturbed)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    run(tiny(), epochs=1, checkpoint_dir=tmp_path)
-    with pytest.raises(InputError, match=r"trained with lr=0.01, not 0.02"):
-        run(tiny(), epochs=1, lr=2e-2, checkpoint_dir=tmp_path)
-    other, wider = tiny(), tiny()
-    wider.head = nn.Linear(16, 11)
-    nn.init.normal_(other.blocks[1].attn.proj.weight)
-    with pytest.raises(InputError, match=r"frozen model.blocks.1.attn.proj.weight differs"):
-        run(other, epochs=1, checkpoint_dir=tmp_path)
-    with pytest.raises(InputError, match="differs in shape"):
-        run(wider, epochs=1, checkpoint_dir=tmp_path)
-    run(other, epochs=1, checkpoint_dir=tmp_path, resume=False)
-
-
 class Exploit:
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("exploited"),))

@@ -10,25 +10,12 @@ import torch
 from torch import nn
 
 from lowrank_vit.stages.training import teacher
-from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.finetune import finetune
 from tests.support import finetuning
 from tests.support.distilling import run, student
 from tests.support.hardware import on_cpu
 from tests.support.models import VIT, images, tiny
 from tests.support.weights import same
-
-
-def test_a_crop_of_a_ramp_is_a_part_of_the_ramp() -> None:
-    across = (torch.arange(32) + 0.5) / 16 - 1  # -1 to 1
-    ramp = torch.stack([across.expand(32, 32), across[:, None].expand(32, 32)])[None]
-    draws = torch.tensor([[0.9, 0.5, 0.75, 0.25]])
-    cropped = augment(ramp, draws, True, (0.16, 0.56))  # the area 0.36: sides of 0.6, off by 0.4 times +-0.5
-    # bicubic weights keep a straight line to a tenth of a pixel, and less well at the border
-    inside = (slice(3, 29), slice(3, 29))
-    assert torch.allclose(cropped[0, 0][inside], (0.6 * ramp[0, 0] + 0.2)[inside], atol=5e-3)
-    assert torch.allclose(cropped[0, 1][inside], (0.6 * ramp[0, 1] - 0.2)[inside], atol=5e-3)
-    assert torch.allclose(augment(images(1), draws, False, (1.0, 1.0)), images(1), atol=1e-4)
 
 
 def test_what_the_teacher_said_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
