@@ -169,6 +169,7 @@ def test_the_losses_of_whole_modules_and_of_single_layers_are_in_one_currency() 
         torch.testing.assert_close(errors[0], single[name][0], rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 @compressible
 def test_it_is_saved_and_loaded_and_trained_in_part(kind: str, tmp_path: Path) -> None:
     model, data = made(kind)

@@ -127,6 +127,7 @@ def test_a_heads_logits_lose_what_they_say() -> None:
     torch.testing.assert_close(-units.loss.diff(), gains[units.order], rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_best_measures_saves_loads_and_exports_it(tmp_path: Path) -> None:
     model, data = KINDS["attention pooling"].make().float(), KINDS["attention pooling"].images(12).float()
     small, report = compress(model, [data[:6], data[6:]], BEST, 0.4, device="cpu")

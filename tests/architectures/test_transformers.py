@@ -70,6 +70,7 @@ class TestEveryClass:
                 torch.testing.assert_close(after if branches else x, x)
             torch.testing.assert_close(family.head(model, x), outputs(model, data))
 
+    @pytest.mark.slow
     def test_best_takes_it_whole(self, kind: str) -> None:
         """Heads' logits and values, and hidden units; measured and refitted, by the objective that its outputs have."""
         model, data = made(kind)
@@ -90,6 +91,7 @@ class TestEveryClass:
         expected = outputs(model, data)
         torch.testing.assert_close(outputs(analysis.apply(whole)[0], data), expected, rtol=1e-8, atol=1e-8)
 
+    @pytest.mark.slow
     def test_it_is_saved_and_loaded_and_exported(self, kind: str, tmp_path: Path) -> None:
         """Without a word on how it was made: the folder holds the class and its configuration."""
         model, data = made(kind)

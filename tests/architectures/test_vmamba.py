@@ -75,6 +75,7 @@ def test_the_predicted_loss_is_its_definition() -> None:
     assert decomposed.error(before) == pytest.approx(float(lost.square().mean() / energy), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("recipe", ["exact", "best"])
 def test_a_compressed_model_is_saved_and_loaded(version: str, recipe: str, tmp_path: Path) -> None:

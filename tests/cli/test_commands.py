@@ -14,6 +14,8 @@ import pytest
 from lowrank_vit.cli import main
 from tests.support.commands import COMPRESS, STANDIN, json_of, refused
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("module", ["lowrank_vit", "experiments"])
 def test_help_answers_at_once(module: str) -> None:

@@ -19,6 +19,8 @@ from tests.support.distilling import PowerCutError, interrupt
 from tests.support.models import images
 from tests.support.weights import same
 
+pytestmark = pytest.mark.slow
+
 
 class Unlabelled:
     """A split of which the labels cannot be looked at."""

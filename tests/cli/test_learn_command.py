@@ -11,6 +11,8 @@ from tests.cli.test_unfinished import saved
 from tests.support.commands import json_of, refused
 from tests.support.gradual import PowerCutError, interrupt
 
+pytestmark = pytest.mark.slow
+
 MODEL = ["--model", "digits_deit_small", "--data", "digits", "--workers", "0"]
 FEW = ["--calibration-samples", "64", "--held-out-samples", "16", "--epochs", "2", "--learning-rate", "1e-3"]
 

@@ -18,6 +18,8 @@ from lowrank_vit.storage import folder as storage
 from tests.support.commands import COMPRESS, refused
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def saved(folder: Path) -> tuple[bytes, Any]:
     """The weights, and what they are; the checksum of the report is another, since it tells seconds."""

@@ -73,6 +73,7 @@ def load_report(folder: Path) -> dict:
     return load_report(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_compression_goes_on_where_a_phase_ended(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after each phase in turn, it ends with the same bits, and computes no phase twice."""

@@ -64,6 +64,7 @@ def test_it_is_saved_loaded_and_quantised(tmp_path: Path) -> None:
     assert 0 < error < 0.05
 
 
+@pytest.mark.slow
 def test_it_is_distilled_in_all_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny("vit"), images(16)
     small, _ = compress(model, [batch], get_recipe("best").but(pivoted=True), 0.4, device="cpu")

@@ -140,8 +140,8 @@ def test_algorithm_1_removes_what_the_schedule_says(start: str, size: int) -> No
     assert plan.ranks["wide"] == 17
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("share", [0.35, 0.85])
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_of_a_table_as_times_are(name: str, share: float, seed: int) -> None:
     """Costs that rise unevenly, some not at all, against all choices; the budget is kept, and the knapsack exact."""

@@ -130,6 +130,7 @@ def test_experiments_use_public_names_only() -> None:
     assert foreign_imports(ROOT / "experiments", "lowrank_vit") == []
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there() -> None:
     for name in lowrank_vit.__all__:
         assert getattr(lowrank_vit, name) is not None

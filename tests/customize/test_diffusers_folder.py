@@ -16,6 +16,8 @@ from lowrank_vit.customize.sample import sample
 from lowrank_vit.runtime.errors import InputError
 from tests.support.diffusion import METHODS, outputs, small
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = [
     "a",
     "p",

@@ -15,6 +15,8 @@ import torch
 from lowrank_vit.data.loading import default_workers
 from tests.support.image_folders import data, images
 
+pytestmark = pytest.mark.slow
+
 
 def pids() -> set[int | None]:
     """This process's children."""

@@ -89,6 +89,7 @@ def test_the_pages_fetch_nothing(site: Path) -> None:
     } == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [

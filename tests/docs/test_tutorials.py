@@ -17,6 +17,8 @@ from nbclient import NotebookClient
 
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 ALLOWED = 100_000  # bytes of a notebook with its outputs
 

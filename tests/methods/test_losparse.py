@@ -109,6 +109,7 @@ def test_hardened_and_folded_is_what_was_masked(kind: str) -> None:
     assert expected.macs == multiply_accumulates(small, input_size(model))
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_what_is_folded() -> None:
     """The budget is met to less than a row by training alone, so that compressing loses nothing more."""
     model = tiny()

@@ -91,6 +91,7 @@ def test_what_is_drawn_is_drawn_by_its_probability_and_has_a_slope() -> None:
     assert (scores.grad[..., 0] > 0).any()
 
 
+@pytest.mark.slow
 def test_the_full_form_trains_the_weights_a_hundred_times_slower() -> None:
     """The first step of Adam moves every parameter that has a slope by its own learning rate."""
     model = tiny()
@@ -104,6 +105,7 @@ class PowerCutError(RuntimeError):
     """In the middle of an epoch."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [ALONE, FULL])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ def test_the_lagrangian_is_zero_below_the_target_and_rises_above() -> None:
     assert first.multipliers[0].item() == pytest.approx(1 + 3 * excess, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_comes_near_the_target() -> None:
     learnt = run("topk", epochs=40, target=0.7)
     share = learnt.described["expected"]["params"] / 7130

@@ -17,6 +17,8 @@ from lowrank_vit.models import standin_cache as cache
 from lowrank_vit.models.standin_training import Recipe, train_standin
 from tests.support.weights import same
 
+pytestmark = pytest.mark.slow
+
 SMALL = "digits_deit_small"
 
 

@@ -45,6 +45,7 @@ def edit(folder: Path, name: str, tree: Any) -> None:
     (folder / name).write_text(json.dumps(tree))
 
 
+@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_a_config_edited_at_random(folder: Path, data: st.DataObject) -> None:
@@ -59,6 +60,7 @@ def test_a_config_edited_at_random(folder: Path, data: st.DataObject) -> None:
             assert load(work)(images(2)).isfinite().all()
 
 
+@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_a_report_edited_at_random(folder: Path, data: st.DataObject) -> None:
@@ -70,6 +72,7 @@ def test_a_report_edited_at_random(folder: Path, data: st.DataObject) -> None:
         assert not code or "report.json" in line
 
 
+@pytest.mark.slow
 @QUICK
 @given(data=st.data())
 def test_weights_edited_at_random(folder: Path, data: st.DataObject) -> None:

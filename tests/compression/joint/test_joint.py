@@ -21,6 +21,8 @@ from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.quantize.gptq import ErrorFeedback
 from tests.support.models import VIT, images, outputs, tiny
 
+pytestmark = pytest.mark.slow
+
 BITS = (2, 3, 4, 8)
 
 

@@ -20,6 +20,8 @@ from lowrank_vit.storage import folder as storage
 from tests.experiments.jobs.test_run import StoppedError, evaluate_digits, stop_at, task
 from tests.experiments.support.synthetic import IMAGES
 
+pytestmark = pytest.mark.slow
+
 ROW = Row("m/best-distilled-60", "Model-M", "deit_tiny_patch16_224.fb_in1k", "m_small", "X", "svd", 0.6)
 TABLE = Table("table9", "Made up", "", (replace(ROW, distill_epochs=30), replace(ROW, id="m/svd-60")))
 

@@ -12,6 +12,8 @@ from lowrank_vit import load
 from lowrank_vit.modules.token_block import TokenBlock
 from tests.experiments.jobs.test_run import task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("recipe", [None, "svd"])
 def test_a_job_with_fewer_tokens_keeps_within_its_multiply_accumulates(recipe: str | None, tmp_path: Path) -> None:

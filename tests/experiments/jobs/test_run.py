@@ -30,6 +30,8 @@ from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent.parent
 TINY = {"epochs": 2, "limit": 64, "calibration_samples": 64, "held_out_samples": 32}
 SMALL = [

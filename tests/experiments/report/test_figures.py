@@ -21,6 +21,8 @@ from experiments.runner.pool import run_here
 from experiments.tables.catalogue import find
 from tests.experiments.support.untrained import dense, job_for, run
 
+pytestmark = pytest.mark.slow
+
 FIGURES = ("figure1", "figure2", "figure3", "figure_loss")
 
 

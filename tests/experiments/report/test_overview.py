@@ -11,6 +11,8 @@ from experiments.report.overview import THEMES, methods, write_figures
 from experiments.report.publish import ROOT
 from experiments.report.render import PUBLISHED
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = PUBLISHED / "imagenet-samples"
 FIGURES = sorted(f"{name}-{theme}.svg" for name in ("blocks", "pareto") for theme in THEMES)
 ROW = {

@@ -67,6 +67,7 @@ def test_rows_can_be_run(table: Table) -> None:
         assert (row.top1_reported is None and not row.printed) == (row.source is None)
 
 
+@pytest.mark.slow
 @every_table
 def test_every_reduction_is_within_reach_of_its_recipe(table: Table) -> None:
     """Or the row says how far its recipe reaches, which only those beyond the paper may."""

@@ -19,6 +19,8 @@ from experiments.tracking.runs import STEPS_OF_AN_ATTEMPT, flat
 from lowrank_vit import Hardware
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

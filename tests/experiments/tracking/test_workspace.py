@@ -14,6 +14,8 @@ from experiments.jobs.run import run_job
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
 from tests.experiments.tracking.test_runs import quiet, task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:

@@ -100,6 +100,7 @@ def preempt_after(model: Toy, steps: int) -> Toy:
     return model
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "lowrank_vit.stages.compensate.minibatch.REMEMBERED_BYTES", 0

@@ -21,6 +21,8 @@ from lowrank_vit.stages.export.formats import Run
 from lowrank_vit.stages.export.formats.torch_export import TorchExport
 from tests.support.models import outputs, tiny
 
+pytestmark = pytest.mark.slow
+
 STANDINS = {
     "digits_deit_small": {"depth": 1},
     "digits_vit_small": {"depth": 1},

@@ -14,6 +14,8 @@ from lowrank_vit import export_integers
 from lowrank_vit.stages.export import integers
 from tests.support.models import images, outputs, tiny
 
+pytestmark = pytest.mark.slow
+
 BATCHES = [images(8), images(8, seed=2)]
 
 

@@ -35,6 +35,7 @@ def test_gates_alone_leave_the_weights_as_they_were(name: str) -> None:
     assert all((scores >= 0).all() and len(scores.unique()) > 1 for scores in learnt.scores.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_an_interrupted_run_ends_with_the_same_bytes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

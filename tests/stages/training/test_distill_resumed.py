@@ -13,6 +13,8 @@ from tests.support.distilling import IMAGES, PowerCutError, interrupt, run, stud
 from tests.support.models import images, tiny
 from tests.support.weights import same, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("augmented", [{}, {"crop_scale": (0.6, 1.0)}, {"mix": 0.5}])
 def test_interrupted_and_resumed_equals_undisturbed(

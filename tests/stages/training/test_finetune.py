@@ -87,6 +87,7 @@ def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
     assert saved.keys() == {f"model.{name}" for name in model.state_dict()} | {"last_top1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_and_resumed_equals_undisturbed(workers: int, tmp_path: Path) -> None:
     undisturbed, model = tiny(), tiny()
