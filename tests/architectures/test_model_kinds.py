@@ -26,6 +26,7 @@ from lowrank_vit.stages.calibrate.statistics import STATISTICS
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.stages.training.finetune import partial_parameters
+from tests.support.cases import few
 from tests.support.kinds import KINDS
 from tests.support.models import tiny
 
@@ -39,7 +40,7 @@ COMPRESSIBLE = [name for name, kind in KINDS.items() if kind.layers is None]
 PAIRS = [(kind, SINGLE[place % len(SINGLE)]) for place, kind in enumerate(COMPRESSIBLE)]  # each kind with one in turn
 PAIRS += [(COMPRESSIBLE[0], recipe) for recipe in SINGLE if (COMPRESSIBLE[0], recipe) not in PAIRS]
 compressible = pytest.mark.parametrize("kind", COMPRESSIBLE)
-by_halves = pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.halves is None])
+by_halves = pytest.mark.parametrize("kind", few([name for name, kind in KINDS.items() if kind.halves is None], 5))
 
 
 @cache
@@ -118,7 +119,7 @@ def test_best_compresses_it(kind: str) -> None:
     assert distance(model, analysis.apply(whole)[0], data) < 1e-9
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.halves and not kind.layers])
+@pytest.mark.parametrize("kind", few([name for name, kind in KINDS.items() if kind.halves and not kind.layers]))
 def test_best_takes_the_rest_layer_by_layer(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Announced in one line and in the report; modules that are known are still taken as a whole."""
     model, data = made(kind)
@@ -191,7 +192,7 @@ def test_it_is_saved_and_loaded_and_trained_in_part(kind: str, tmp_path: Path) -
     assert any(name.startswith("patch_embed") for name in trained) == hasattr(model, "patch_embed")
 
 
-@compressible
+@pytest.mark.parametrize("kind", few(COMPRESSIBLE, 8))
 def test_statistics_do_not_depend_on_the_batches(kind: str) -> None:
     """That is, all rows of an image are neighbours in every layer's input."""
     model, data = made(kind)

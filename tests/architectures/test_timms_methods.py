@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import compress
+from tests.support.cases import few
 from tests.support.kinds import KINDS
 from tests.support.models import images, tiny
 
@@ -65,7 +66,7 @@ def described(model: Any, kind: str, data: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("call", [resized, checkpointed, fewer_blocks, other_classes, between, described])
-@pytest.mark.parametrize("kind", LARGER)
+@pytest.mark.parametrize("kind", few(LARGER))
 def test_the_smaller_model_answers_as_the_dense_one(kind: str, call: Callable[[Any, str, Tensor], Tensor]) -> None:
     dense, small, data = copy.deepcopy(made(kind))
     with torch.set_grad_enabled(call is checkpointed):

@@ -18,6 +18,7 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.compensate import COMPENSATIONS
+from tests.support.cases import few
 from tests.support.models import images, tiny
 
 NAMES = sorted(name for name, recipe in RECIPES.items() if recipe.kinds == ["decomposition"])  # those: test_best
@@ -42,7 +43,7 @@ def layer_inputs(model: nn.Module, data: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["vit", "swin"])
+@pytest.mark.parametrize("kind", few(["vit", "swin"], 1))
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryRecipe:
     def test_report_says_what_the_model_is(self, name: str, kind: str) -> None:
