@@ -35,7 +35,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadsco
 test: setup
 	$(PYTEST) -m "not slow"
 
-# what takes more than ten seconds a test; continuous integration runs both
+# processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both
 test-slow: setup
 	$(PYTEST) -m slow
 
