@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, compress, load, save
+from lowrank_vit import compress
 from tests.support.kinds import KINDS
 from tests.support.torch_kinds import TORCH, Headed
-
-X = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 class Nested(nn.Module):
@@ -51,13 +47,3 @@ def test_a_backbone_is_compressed_as_one(kind: str, hold: type, caplog: pytest.L
     assert any("hidden" in layer["details"] for layer in report["layers"])
     assert distance(small, model, data) < 0.6
     assert " inside the " in caplog.text or kind == "torchvision"  # whose blocks are known wherever they stand
-
-
-def test_it_is_loaded_with_the_dense_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = Headed(KINDS["vit"].make()).double().eval()
-    small, _ = compress(model, [X.double()], "best", 0.2, device="cpu")
-    save(small, tmp_path / "it")
-    assert "loaded with model=dense only" in caplog.text
-    assert distance(load(tmp_path / "it", model=model), small, X.double()) == 0
-    with pytest.raises(InputError, match="model=dense"):
-        load(tmp_path / "it")

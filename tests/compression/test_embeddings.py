@@ -16,8 +16,6 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, 
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.models import model_and_images, outputs
 
 UNITS = {"patches": "two_sided", "positions": "kronecker"}
@@ -44,18 +42,6 @@ def test_at_full_size_nothing_is_lost(kind: str) -> None:
     torch.testing.assert_close(outputs(small, data), outputs(analysis.dense, data), rtol=1e-8, atol=1e-8)
     whole = analysis.resized(plan(analysis))
     torch.testing.assert_close(outputs(whole, data), outputs(analysis.dense, data), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("unit", [PATCHES, POSITIONS])
-def test_a_unit_is_measured_as_the_whole_model_says(unit: str) -> None:
-    analysis, data = analysed(refit=False, measured=0)
-    small, _ = analysis.apply(plan(analysis, **{unit: 2}))
-    with Spill() as kept:
-        replay = Replay(analysis.model, Classification(), data.split(5), 7, kept)
-        found = replay.divergence(unit, small.get_submodule(unit))
-    truth = divergences(Classification(), analysis.dense, [small], [data[:7]])[0]
-    assert found == pytest.approx(truth, rel=1e-6)
-    assert found > 0
 
 
 @pytest.mark.parametrize(

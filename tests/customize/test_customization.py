@@ -84,14 +84,3 @@ def test_a_damaged_file_is_refused_and_the_base_stays(how: str, said: str, tmp_p
     with pytest.raises(InputError, match=said):
         load_delta(model, path)
     assert torch.equal(outputs(model, ["normal 3"]), before)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_delta_loads_on_a_gpu(tmp_path: Path) -> None:
-    expected = saved(tmp_path / "delta.safetensors")
-    model = small(torch.float32).to(torch.device("cuda"))
-    loaded = load_delta(model, tmp_path / "delta.safetensors")
-    assert all(tensor.is_cuda for tensor in loaded.tensors.values())
-    model.to(torch.device("cpu"))
-    assert torch.allclose(outputs(model), expected, atol=1e-6)

@@ -66,28 +66,3 @@ def test_tables_by_wnid_by_name_and_without_labels(tables: Any, tmp_path: Path) 
     assert list(unlabelled.split("train").labels) == [-1, -1]
     with pytest.raises(InputError, match="no validation split"):
         unlabelled.split("validation")
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        None,
-        {"bytes": b"", "path": None},
-        {"bytes": b"junk", "path": None},
-        {"bytes": None, "path": "/nowhere"},
-        {"bytes": None, "path": "."},
-        {"bytes": None, "path": "a\0b"},
-    ],
-    ids=str,
-)
-def test_a_row_without_an_image_is_named(tmp_path: Path, tables: Any, cell: dict[str, Any] | None) -> None:
-    import datasets
-
-    whole = tables["train"].cast_column("image", datasets.Image(decode=False))[0]["image"]
-    rows = {"image": [{"bytes": whole["bytes"], "path": None}, cell], "label": [0, 1]}
-    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
-    split = open_source(f"parquet:{tmp_path}").train
-    assert split is not None
-    assert split[0][1] == 0
-    with pytest.raises(InputError, match="row 1 of train"):
-        split[1]

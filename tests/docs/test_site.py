@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import yaml
 
 import lowrank_vit
 from tests.support.browser import CHROMIUM, FLAGS
@@ -87,29 +86,6 @@ def test_the_pages_fetch_nothing(site: Path) -> None:
     assert {
         str(path.relative_to(site)): found[0] for path, text in texts.items() if (found := REMOTE.search(text))
     } == {}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[a](nowhere.md)", "nowhere.md"),
-        ("[a](index.md#nowhere)", "nowhere"),
-        ("[a](/nowhere)", "absolute"),
-        ('--8<-- "tests/nowhere.py"', "nowhere.py"),
-        ("fine", ""),
-    ],
-)
-def test_a_broken_link_fails(text: str, said: str, tmp_path: Path) -> None:
-    """The project's own settings, on a page with one mistake."""
-    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{text}\n")
-    kept = {name: settings[name] for name in ("site_name", "strict", "validation", "markdown_extensions")}
-    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept))
-    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
-    assert (done.returncode == 0) == (not said)
-    assert said in done.stderr
 
 
 def test_the_reference_lists_every_public_name_and_no_other() -> None:

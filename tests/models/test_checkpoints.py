@@ -47,13 +47,6 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".pth.tar"])
-def test_every_suffix(tmp_path: Path, state: State, suffix: str) -> None:
-    file = tmp_path / f"weights{suffix}"
-    torch.save(state, file)
-    assert all(value.equal(state[key]) for key, value in load_model(SMALL, file).state_dict().items())
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_are_unwrapped(tmp_path: Path, state: State, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "weights.pth"

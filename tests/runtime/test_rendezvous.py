@@ -9,7 +9,6 @@ import pytest
 
 from lowrank_vit import InputError
 from lowrank_vit.runtime.launch import launch
-from lowrank_vit.runtime.rendezvous import check_rendezvous
 
 NOWHERE = "no-such-host.invalid"
 
@@ -49,15 +48,3 @@ def test_what_is_wrong_is_named_before_anybody_waits(taken: str, monkeypatch: py
             with pytest.raises(InputError) as found:
                 launch(print, "met", devices=devices or None)
             assert str(found.value).startswith(line)
-
-
-def test_where_torchrun_listens_itself_its_port_is_taken_rightly(taken: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASTER_PORT", taken)
-    with monkeypatch.context() as patch:
-        patch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-        check_rendezvous()
-    with monkeypatch.context() as patch:
-        patch.setenv("RANK", "3")  # it does not listen, but calls
-        check_rendezvous()
-    with pytest.raises(InputError, match="taken"):
-        check_rendezvous()

@@ -13,7 +13,6 @@ from experiments.jobs.results import read_json
 from experiments.jobs.revisions import digest, is_stale, made_by
 from experiments.report.render import PUBLISHED
 from experiments.tables.catalogue import tables
-from lowrank_vit import RECIPES
 from lowrank_vit.compression.revisions import ENGINE
 from lowrank_vit.methods.best import Interpolation
 from lowrank_vit.methods.tome import TokenMerging
@@ -79,14 +78,6 @@ def test_a_raised_revision_makes_stale_what_uses_it(
         monkeypatch.setattr(method, "revision", 2)
     assert {name for name, each in made.items() if is_stale(each)} == stale
     assert {name for name, each in jobs.items() if digest(made_by(each)) != before[name]} == stale
-
-
-def test_a_changed_recipe_makes_stale_what_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {name: {"job": (own := job(name)).as_json(), **made_by(own)} for name in ("best", "svd")}
-    monkeypatch.setitem(RECIPES, "best", replace(RECIPES["best"], about="other words"))
-    assert not is_stale(made["best"])
-    monkeypatch.setitem(RECIPES, "best", RECIPES["best"].but(**{"measured.trust": 0.25}))
-    assert {name for name, each in made.items() if is_stale(each)} == {"best"}
 
 
 def test_every_row_says_what_makes_it() -> None:

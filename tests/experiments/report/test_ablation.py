@@ -48,8 +48,3 @@ def test_a_row_of_another_draw_is_not_compared(content: dict[str, Any]) -> None:
     assert findings(with_lucky) == findings(content)
     lines = [[tuple(line.get_ydata()) for line in draw(some).axes[0].get_lines()] for some in (with_lucky, content)]
     assert lines[0] == lines[1]
-
-
-def test_without_the_row_of_rank_nothing_is_claimed(content: dict[str, Any]) -> None:
-    rows = [row for row in content["rows"] if row["z"] is not None or row["base"] != "representative"]
-    assert all("mean image" not in text for text in findings({**content, "rows": rows}))

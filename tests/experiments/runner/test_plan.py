@@ -54,17 +54,6 @@ def test_options_change_the_jobs_that_they_bear_on() -> None:
     assert deviations(rows["m/ours-40"], named("m/ours-40")) == ["1 epoch", "100 steps"]
 
 
-def test_recipe_changes_are_real_ones() -> None:
-    row = named("m/ours-40")
-    given = Options(steps=100, solver="moments", optimizer="sgd")
-    assert recipe_changes(replace(row, recipe="exact"), given) == {}  # it has no compensation
-    assert recipe_changes(row, Options(steps=2000, solver="minibatch", optimizer="adam")) == {}  # these are its own
-    assert recipe_changes(row, given) == {"solver": "moments", "optimizer": "sgd", "steps": 100}
-    assert recipe_changes(row, replace(given, solver="closed_form")) == {
-        "solver": "closed_form"
-    }  # which takes no steps
-
-
 def test_what_a_row_itself_changes_is_in_its_jobs_and_no_deviation() -> None:
     row = replace(named("m/ours-40"), changes={"solver": "moments", "budget": 0.1}, epochs=0, bits=8)
     assert recipe_changes(row, Options(steps=7, solver="closed_form")) == {"steps": 7}  # its solver stays

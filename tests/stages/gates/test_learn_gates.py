@@ -14,7 +14,6 @@ from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
 from tests.support.gradual import IMAGES, PowerCutError, interrupt, run
 from tests.support.hardware import on_cpu
 from tests.support.models import tiny
-from tests.support.weights import same, weights
 
 METHODS = [name for name in GRADUAL.names() if GRADUAL.get(name).alone]
 
@@ -23,16 +22,6 @@ def equal(one: LearntGates, other: LearntGates) -> bool:
     return one.described == other.described and all(
         torch.equal(scores, other.scores[unit]) for unit, scores in one.scores.items()
     )
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_gates_alone_leave_the_weights_as_they_were(name: str) -> None:
-    model, dense = tiny(), tiny()
-    learnt = learn_gates(model, GRADUAL.get(name)(), teacher=dense, images=IMAGES, **on_cpu(epochs=2, batch_size=16))
-    assert same(model, weights(dense))
-    assert not model.training
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all((scores >= 0).all() and len(scores.unique()) > 1 for scores in learnt.scores.values())
 
 
 @pytest.mark.slow
