@@ -40,27 +40,6 @@ def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in text.splitlines()] == names
 
 
-def test_several_reductions_are_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*COMPRESS, "--recipe", "svd", "--out", str(tmp_path), "--reduction"]
-    main([*arguments, "0.3,0.50"])
-    main([*arguments, "0.3,0.50,0.6", "--resume"])
-    said = capsys.readouterr().out
-    assert [said.count(f"{tmp_path / name} is finished already") for name in ("0.3", "0.50", "0.6")] == [1, 1, 0]
-    for name in ("0.3", "0.50", "0.6"):
-        assert f"saved to {tmp_path / name}" in said
-        report = json.loads((tmp_path / name / "report.json").read_text())
-        assert float(name) <= report["params"]["reduction"] < float(name) + 0.02
-    finished = tmp_path / "0.3"
-    for other in (["--recipe", "svd", "--reduction", "0.25"], ["--recipe", "asvd", "--reduction", "0.3"]):
-        said = refused(capsys, *COMPRESS, *other, "--out", finished, "--resume")
-        assert f"{finished} was made by svd to reduction 0.3: choose another --out" in said
-    assert "give 0.4 for 40 %" in refused(capsys, *arguments, "40")
-    assert "give --model digits_deit_small" in refused(capsys, "inspect", "digits_deit_small")
-    with pytest.raises(SystemExit):
-        main([*arguments, "0.3,half"])
-    assert "invalid shares value: '0.3,half'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(("recipe", "layer"), [("exact", "blocks.0.attn.qkv"), ("best", "blocks.0.attn ")])
 def test_compress_inspect_evaluate(recipe: str, layer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"

@@ -11,7 +11,6 @@ import torch
 from lowrank_vit import get_recipe
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.compress import analyse
-from lowrank_vit.compression.outlook import outlook
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
@@ -64,17 +63,6 @@ def test_budgets_are_kept(budget: dict[str, float], count: Any, changes: dict[st
     for layer in report["layers"]:
         beside = 16 if layer["name"] == PATCHES else 0  # a bias is not compressed
         assert layer["params"] + beside == parameter_count(small.get_submodule(layer["name"]))
-
-
-def test_folded_norms_buy_directions() -> None:
-    """Two blocks of two norms with scale and shift of 16: 128 parameters of the same function."""
-    plain, folded = (analysed(measured=0, refit=False, folded=share)[0] for share in (False, True))
-    sizes = [sum(size or 0 for size in each.plan(0.4).ranks.values()) for each in (plain, folded)]
-    assert parameter_count(plain.model) - parameter_count(folded.model) == 128
-    assert sizes[1] > sizes[0]
-    told = [outlook(each, [0.4])["sizes"][0] for each in (plain, folded)]
-    assert told[1]["predicted_loss"] < told[0]["predicted_loss"]
-    assert told[1]["parameters"] == parameter_count(folded.resized(folded.plan(0.4)))
 
 
 def test_the_refit_sees_what_smaller_embeddings_give() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import analyse, compress_with_fewer_tokens, get_recipe, load, save
-from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.prices import price_of
-from lowrank_vit.compression.prices.fewer_tokens import FewerTokens
-from lowrank_vit.methods.tome import TokenMerging
+from lowrank_vit import compress_with_fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.curves import RankPlan
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)
@@ -29,30 +23,6 @@ def macs(model: nn.Module) -> int:
     size = input_size(model)
     assert size is not None
     return multiply_accumulates(model, size)
-
-
-@cache
-def analysed(*, unseen: bool = True) -> Analysis:
-    data = images(12, "vit")
-    return analyse(tiny("vit"), data[:6].split(3), BEST, held_out=[data[6:]] if unseen else None)
-
-
-@pytest.mark.parametrize("pairs", [1, 3])
-def test_hidden_units_are_priced_by_the_tokens_that_reach_them(pairs: int) -> None:
-    """Nothing is padded in an MLP, so the prices of a whole model are what a forward pass counts."""
-    analysis, rule = analysed(), TokenMerging(pairs)
-    price = FewerTokens.of(price_of("macs", analysis.dense, analysis.setting), rule)
-    curves = price.priced(analysis.priced_losses, analysis.decomposed)
-    sizes = {curve.name: place + 9 if curve.name.endswith("hidden") else None for place, curve in enumerate(curves)}
-    cut = rule(analysis.resized(RankPlan(sizes)))
-    assert (
-        price.rest(curves) + sum(curve.cost(sizes[curve.name]) for curve in curves)
-        == macs(cut)
-        == price.count(analysis.resized(RankPlan(sizes)))
-    )
-    assert macs(cut) < macs(rule(analysis.model))
-    hidden = [curve.dense_cost for curve in curves if curve.name.endswith("hidden")]
-    assert hidden[0] > hidden[1]  # later blocks see fewer tokens
 
 
 @pytest.mark.parametrize("rule", RULES)

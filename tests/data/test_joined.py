@@ -8,8 +8,7 @@ import pytest
 
 from lowrank_vit.data import open_source
 from lowrank_vit.data.splits import NO_LABEL
-from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import TENCH, TOILET_PAPER, one_line, write
+from tests.support.image_folders import TENCH, TOILET_PAPER, write
 
 
 @pytest.fixture
@@ -36,24 +35,3 @@ def test_photographs_follow_the_training_images(spec: str) -> None:
     assert {train.content(index) for index in range(5)} == {Path(file).read_bytes() for file in files}
     assert [train[index][1] for index in range(5)] == list(train.labels)
     assert train.reduced(8)[4][0].size == train[4][0].size
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("joined:{}", "write joined:FOLDER,SPEC"),
-        ("joined:,digits", "write joined:FOLDER,SPEC"),
-        ("joined:{}/photos,", "write joined:FOLDER,SPEC"),
-        ("joined:{}/nowhere,digits", "there is no folder"),
-        ("joined:{}/labelled/empty,digits", "there are no images below"),
-        ("joined:{}/photos,digit", "did you mean 'digits'"),
-        ("joined:{}/photos,imagefolder:{}/evaluated", "has no train split"),
-    ],
-)
-def test_bad_specs(spec: str, message: str, tmp_path: Path) -> None:
-    write(tmp_path / "photos", 1)
-    write(tmp_path / "evaluated" / "validation" / TENCH, 2)
-    (tmp_path / "labelled" / "empty").mkdir(parents=True)
-    with pytest.raises(InputError) as error:
-        open_source(spec.replace("{}", str(tmp_path)))
-    assert message in one_line(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from lowrank_vit.data import ImageData
-from lowrank_vit.models import STANDINS, load_model
+from lowrank_vit.models import load_model
 from lowrank_vit.models import standin_cache as cache
 from lowrank_vit.models.standin_training import Recipe, train_standin
 from tests.support.weights import same
@@ -43,32 +41,6 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return asked
 
 
-def accuracy(model: nn.Module) -> float:
-    loader = ImageData("digits", timm.data.resolve_model_data_config(model), batch_size=500).val_dataloader()
-    with torch.inference_mode():
-        return sum(100 * (model(batch).argmax(1) == labels).double().mean().item() for batch, labels in loader)
-
-
-def truncated(model: nn.Module, reduction: float) -> nn.Module:
-    """Plain SVD of every block linear at one fraction of its break-even rank, so that the whole model loses that much."""
-    model = copy.deepcopy(model)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    linears = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "blocks." in name]
-    target = sum(linear.weight.numel() for linear in linears) - reduction * total
-
-    def ranks(fraction: float) -> list[int]:
-        return [max(1, int(fraction * w.numel() / sum(w.shape))) for w in (linear.weight for linear in linears)]
-
-    def cost(fraction: float) -> int:
-        return sum(rank * sum(linear.weight.shape) for rank, linear in zip(ranks(fraction), linears, strict=True))
-
-    fraction = max(step / 1000 for step in range(1000) if cost(step / 1000) <= target)
-    for rank, linear in zip(ranks(fraction), linears, strict=True):
-        U, S, V = torch.linalg.svd(linear.weight.data, full_matrices=False)
-        linear.weight.data = U[:, :rank] * S[:rank] @ V[:rank]
-    return model
-
-
 # --- stand-ins
 
 
@@ -92,12 +64,3 @@ def test_a_standin_is_trained_once(cache_folder: Path, trainings: list) -> None:
     assert same(first, second)
     assert not second.training
     assert [file.suffix for file in sorted(cache_folder.iterdir())] == [".safetensors", ".lock"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in STANDINS if "vmamba" not in name])  # these are tight in their scans
-def test_a_trained_standin_is_good_and_tight(name: str) -> None:
-    model = load_model(name)
-    dense = accuracy(model)
-    assert dense >= 94
-    assert accuracy(truncated(model, 0.6)) <= dense - 10

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lowrank_vit.models.vmamba import VSSM
-from lowrank_vit.models.weights import load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vmamba"
 SHAPES: dict[str, dict[str, list[int]]] = json.loads((GOLDEN / "shapes.json").read_text())
@@ -38,25 +37,3 @@ def test_logits_are_those_of_the_official_code(version: str) -> None:
 def test_names_and_shapes_are_the_official_ones(version: str) -> None:
     state = small(version).state_dict()
     assert {name: list(tensor.shape) for name, tensor in state.items()} == SHAPES[version]
-
-
-@pytest.mark.parametrize("version", SMALL)
-def test_a_file_of_the_official_names_is_a_checkpoint(version: str, tmp_path: Path) -> None:
-    """Also one with the names from before the releases, and with linear layers as convolutions."""
-    state, expected = (
-        load_file(GOLDEN / f"{version}.safetensors"),
-        load_file(GOLDEN / f"{version}_expected.safetensors"),
-    )
-    old = {
-        name.replace("blocks.0.norm.", "blocks.0.ln_1.")
-        .replace(".op.", ".self_attention.")
-        .replace("classifier.", ""): tensor[..., None, None] if "out_proj" in name else tensor
-        for name, tensor in state.items()
-    }
-    assert old.keys() != state.keys()
-    for number, tensors in enumerate((state, old)):
-        save_file(tensors, tmp_path / f"{number}.safetensors")
-        model = small(version)
-        load_checkpoint(model, tmp_path / f"{number}.safetensors", version)
-        with torch.no_grad():
-            assert (model(expected["images"]) - expected["logits"]).abs().max() <= 5e-7

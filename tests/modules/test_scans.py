@@ -133,25 +133,3 @@ def test_the_mean_channel_is_its_definition(mode: str) -> None:
 
 
 # --- what is added behind the norm, names, counts
-
-
-@pytest.mark.parametrize(("features", "width"), [("constant", 0), ("mean", 1), ("directions", 4), ("pooled", 12)])
-def test_features_are_added_behind_the_output_layer(features: str, width: int) -> None:
-    module, x = mixer(gated=False, state=2), torch.randn(2, 3, 4, 12, dtype=torch.float64)
-    mode = "inputs" if features in ("mean", "directions") else LEFT_OUT
-    small, left_out = smaller(module, mode, features=features), smaller(module, LEFT_OUT)
-    torch.testing.assert_close(small(x), left_out(x))  # nothing is added at first
-    bias = torch.randn(12, dtype=torch.float64)
-    small.scan.bias.data = bias
-    u, _ = small.read(small.in_proj(x))
-    added = bias.expand(2, 3, 4, -1)
-    if width:
-        weight, found = torch.randn(12, width, dtype=torch.float64), small.scan.found(u)
-        small.scan.weight.data = weight
-        added = found @ weight.T + bias
-    torch.testing.assert_close(small(x), left_out(x) + added)
-    if features == "directions":
-        merged = smaller(module, mode, features="mean").scan.found(u)
-        torch.testing.assert_close(found.sum(-1, keepdim=True), merged)
-    if features == "pooled":
-        assert torch.equal(found[0, 0, 0], found[0, 2, 3])

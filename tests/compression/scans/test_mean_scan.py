@@ -9,7 +9,6 @@ from torch import Tensor
 from lowrank_vit import MeanScan, mean_scan
 from lowrank_vit.architectures.vmamba import mixers
 from lowrank_vit.compression.scans.impact import Impact, impacts, most_within, ranked
-from lowrank_vit.modules.counting import scan_accumulates
 from lowrank_vit.modules.scans import SmallScan
 from lowrank_vit.stages.correct.regression import Regression
 from tests.support.vmambas import maps, vmamba
@@ -26,13 +25,6 @@ def labelled(count: int = 24, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
 def replaced(model: torch.nn.Module) -> list[str]:
     """The names of the smaller scans."""
     return [f"{name}.scan" for name, mixer in mixers(model).items() if isinstance(mixer.scan, SmallScan)]
-
-
-def test_no_layer_is_the_dense_model() -> None:
-    model, images = vmamba(), maps(5)
-    small, report = mean_scan(model, labelled(), layers=0, device="cpu")
-    assert torch.equal(small(images), model(images))
-    assert (report["scan"]["K"], report["scan"]["replaced"]) == (0, [])
 
 
 def test_the_least_important_scans_are_replaced() -> None:
@@ -102,13 +94,3 @@ def test_a_fit_without_bias_is_linear() -> None:
     torch.testing.assert_close(weight, torch.linalg.lstsq(h.double(), e.double()).solution, rtol=1e-4, atol=1e-5)
     gain = e.square().sum() - (e - h @ weight.float()).square().sum()
     assert fit.gain(weight, shift) == pytest.approx(float(gain), rel=1e-4)
-
-
-def test_recurrences_are_counted() -> None:
-    """Of each scan: 9 L 4D N; two of 4 x 6 tokens and 12 channels, one of 2 x 3 and 24."""
-    model = vmamba()
-    assert scan_accumulates(model, (1, 8, 12)) == 9 * 4 * (2 * 24 * 12 + 6 * 24)
-    small, _ = mean_scan(model, [maps(4)], layers=3, device="cpu")
-    assert scan_accumulates(small, (1, 8, 12)) == 9 * 4 * (2 * 24 + 6)
-    gone, _ = mean_scan(model, [maps(4)], layers=3, method=MeanScan(mode="left_out"), device="cpu")
-    assert scan_accumulates(gone, (1, 8, 12)) == 0

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from experiments.jobs.ledger import Ledger
 from experiments.measures import accuracy
-from experiments.measures.loss import rank_correlation
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
@@ -59,15 +58,6 @@ def test_the_measured_loss_is_the_divergence_of_the_one_part() -> None:
     with torch.inference_mode():
         p, q = (each(images).double().softmax(-1) for each in (model, small))
     assert found == pytest.approx(float((p * (p / q).log()).sum(-1).mean()), abs=1e-8)  # as rounded
-
-
-def test_rank_correlation_by_hand() -> None:
-    """Ranks 1, 2, 3, 4 against 1, 3, 2, 4: 1 - 6 * 2 / (4 * 15)."""
-    parts = {
-        "a": {"predicted": [0.1, 2.0], "measured": [1.0, 30.0]},
-        "b": {"predicted": [3.0, 9.0], "measured": [20.0, 1e9]},
-    }
-    assert rank_correlation(parts) == 0.8
 
 
 @pytest.mark.parametrize("images", ["calibration", "unseen"])

@@ -51,15 +51,6 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-def test_the_same_numbers_are_equal_whatever_the_time(published: Path, tmp_path: Path) -> None:
-    run(tmp_path, seconds={"total": 1e6}, speed={"1": 9.0})
-    found = agreement(tmp_path, TABLE, published)
-    assert found is not None
-    assert (found.jobs, found.equal, found.points[0], found.share[0]) == (COUNT, COUNT, 0.0, 0.0)
-    assert found.commits == ("0" * 16,)
-    assert found.sentence == "8 jobs of this run are published, too: all numbers are equal"
-
-
 def test_what_differs_most_is_named(published: Path, tmp_path: Path) -> None:
     """By hand: top-1 of 91 against 90.5, and an error of 0.11 against 0.1."""
     run(tmp_path, top1={"dense": 96.0, "before": None, "after": 90.5}, relative_error_held_out=0.1)

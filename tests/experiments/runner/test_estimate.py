@@ -12,9 +12,8 @@ from experiments.__main__ import main
 from experiments.jobs.job import Job
 from experiments.jobs.task import Task
 from experiments.runner import estimate as module
-from experiments.runner.campaign import share_of_batch
 from experiments.runner.estimate import Expected, Pace, expected, images_loaded
-from lowrank_vit import Hardware, InputError
+from lowrank_vit import Hardware
 
 JOB = Job("m", False, "imagefolder:x", "1000+500", "svd", 0.4, 0, epochs=2, calibration_samples=100)
 
@@ -53,17 +52,4 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert told.out == ""
     assert "table2/deit_s/svd-40     2 " in told.err
     assert "2 jobs to run" in told.err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_global_batch_is_split_evenly_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (share_of_batch(512, 8), share_of_batch(64, 1)) == (64, 64)
-    with pytest.raises(InputError, match=r"^--global-batch 100 cannot be split evenly among 8 devices: give 104$"):
-        share_of_batch(100, 8)
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", "table2/deit_s/svd-40", "--devices", "8", "--global-batch", "63", "--results", str(tmp_path)])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "give 64" in error
-    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import pytest
 import timm
 
 from experiments.runner.plan import Options, make_plan, open_images
-from experiments.tables.catalogue import find, find_all, tables
+from experiments.tables.catalogue import find, tables
 from experiments.tables.rows import Reported, Row, Table
 from experiments.tables.table1 import BUDGETS, SOLVERS
 from lowrank_vit import InputError, get_recipe
@@ -179,18 +179,6 @@ def test_table2_prints_what_the_paper_prints() -> None:
         row = rows[name]
         own = (row.params_printed, row.top1_reported) if isinstance(row, Row) else (row.params, row.top1)
         assert own == printed, name
-
-
-def test_targets_may_be_patterns_groups_and_all() -> None:
-    ((table, rows),) = find_all(["table2/deit_?/svd-40", "table2/deit_s/baseline", "table2/deit_s/svd-40"])
-    assert table.name == "table2"
-    assert [row.id for row in rows] == ["deit_b/svd-40", "deit_s/svd-40", "deit_t/svd-40", "deit_s/baseline"]
-    everything = find_all(["all"])
-    assert {table.name for table, _ in everything} == set(tables())
-    assert all(rows == table.runnable for table, rows in everything)
-    assert find_all(["table2"], whole=True)
-    with pytest.raises(InputError, match="'table2/deit_b' names rows, where a whole table is wanted: table2"):
-        find_all(["table2/deit_b"], whole=True)
 
 
 def look_up(target: str) -> list[Row]:
