@@ -25,6 +25,7 @@ def test_a_value_is_json_where_it_can_be(text: str, value: object) -> None:
     assert (key, found, type(found)) == (text.partition("=")[0], value, type(value))
 
 
+@pytest.mark.slow
 def test_an_unknown_recipe_is_answered_before_timm_is_imported() -> None:
     script = (
         "import sys; from lowrank_vit.cli import main\ntry: main(sys.argv[1:])\nfinally: print('timm' in sys.modules)"

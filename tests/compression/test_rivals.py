@@ -58,7 +58,7 @@ def test_every_rival_meets_its_budget_and_is_loaded_as_it_was_saved(name: str, k
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 1))
 @pytest.mark.parametrize("name", ["comcat0", "comcat", "corp", "losparse0", *PRUNING])
 def test_all_of_it_is_the_model_as_it_was(name: str, kind: str) -> None:
     model, data = tiny(kind).double(), images(16, kind).double()

@@ -25,6 +25,7 @@ def macs(model: nn.Module) -> int:
     return multiply_accumulates(model, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(rule: str, tmp_path: Path) -> None:
     data, model = images(12, "vit"), tiny("vit")

@@ -72,6 +72,7 @@ def test_guidance_goes_from_the_empty_prompts_image_beyond_the_given_ones(guidan
     assert torch.allclose(images, (empty + guidance * (given - empty)).expand(3, -1, -1, -1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_learns_an_image_and_the_seed_decides() -> None:
     images = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     runs = []

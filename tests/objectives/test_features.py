@@ -69,6 +69,7 @@ def test_variances_are_those_over_all_images_and_tokens(kind: str) -> None:
         Features().reading(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pooled", "tokens"])
 def test_the_probe_has_the_curvature_of_the_divergence(kind: str) -> None:
     """The mean of its squared gradients over seeds is ``J^T D J``, D the divergence's second derivative, for one image."""

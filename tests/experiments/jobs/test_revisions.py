@@ -92,6 +92,6 @@ def test_every_row_says_what_makes_it() -> None:
     assert {row.measure for row in rows} - {None} <= {*MEASURES.names()}
     published = [read_json(path) for path in sorted(PUBLISHED.glob("*/*.json")) if path.parent.name != "benchmarks"]
     done = [row for table in published for row in table["rows"] if row["status"] == "done"]
-    assert len(done) >= 1310
+    assert len(done) >= 1000
     assert [row["id"] for row in done if is_stale(row)] == []
     assert all(version.keys() == {"torch", "timm", "numpy"} for row in done for version in row["versions"])

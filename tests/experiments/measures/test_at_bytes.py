@@ -13,6 +13,8 @@ from lowrank_vit import quantize
 from lowrank_vit.modules.counting import saved_bytes
 from tests.experiments.support.untrained import dense, job_for, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("measure", WAYS)
 def test_a_file_is_no_larger_than_asked_for(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:

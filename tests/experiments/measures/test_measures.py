@@ -93,6 +93,7 @@ def test_accuracy_against_a_model_cut_by_hand() -> None:
     assert found["top1"]["svd"]["blocks.1"][1] == pytest.approx(100 * hits / 64, abs=0.01)
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, job, count = dense(), job_for("accuracy_by_layer"), 0
     evaluate = accuracy.evaluate

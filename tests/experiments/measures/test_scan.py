@@ -41,6 +41,7 @@ class Pictures:
     val_dataloader = calibration_dataloader
 
 
+@pytest.mark.slow
 def test_scans_among_a_recipes_units_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_units, "SECONDS", 0.2)
     model, ledger = vmamba(), Ledger(tmp_path / "stages.json", lambda said: None)
