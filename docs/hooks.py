@@ -77,5 +77,5 @@ def _page(name: str, table: dict[str, Any]) -> str:
     """Write a table's page: all of its rows, in a table that sorts."""
     rows = [dict.fromkeys(FIELDS) | row for row in table["rows"]]  # an older file lacks fields
     plots = [path.name for path in sorted((PUBLISHED / name).parent.glob(f"{Path(name).name}_*.png"))]
-    head = f"---\nsearch:\n  exclude: true\n---\n# {table['title']}\n\nA click on a column's head sorts the rows.\n\n"
+    head = f"---\nhide: [navigation, toc]\nsearch:\n  exclude: true\n---\n# {table['title']}\n\nA click on a column's head sorts the rows.\n\n"
     return head + body({**table, "rows": rows}, table["commands"], plots)
