@@ -16,6 +16,7 @@ from experiments.report.rows import FIELDS
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "experiments" / "published"
+WIDE = "---\nhide: [navigation, toc]\nsearch:\n  exclude: true\n---\n"  # of a table's own page
 SORTING = "tablesort.js"  # mkdocs.yml names it
 PICTURE = re.compile(r"\((?:\.\./)+experiments/published/")
 SORTABLE = re.compile(r"<!-- sortable (\S+) -->")  # on a page: a link to all rows of that table
@@ -77,5 +78,5 @@ def _page(name: str, table: dict[str, Any]) -> str:
     """Write a table's page: all of its rows, in a table that sorts."""
     rows = [dict.fromkeys(FIELDS) | row for row in table["rows"]]  # an older file lacks fields
     plots = [path.name for path in sorted((PUBLISHED / name).parent.glob(f"{Path(name).name}_*.png"))]
-    head = f"---\nhide: [navigation, toc]\nsearch:\n  exclude: true\n---\n# {table['title']}\n\nA click on a column's head sorts the rows.\n\n"
+    head = f"{WIDE}# {table['title']}\n\nA click on a column's head sorts the rows.\n\n"
     return head + body({**table, "rows": rows}, table["commands"], plots)
