@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import timm
 import torch
 from torch import Tensor
 
+from lowrank_vit import compress, save
+from lowrank_vit.cli import main
 from lowrank_vit.stages.evaluate import speed as benchmark
 from lowrank_vit.stages.evaluate.speed import quartiles, seconds_in_turns
+from tests.support.models import NAMES, VIT
+
+BYTES = 4
 
 
 def test_models_take_turns_and_a_ratio_is_one_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +38,41 @@ def test_models_take_turns_and_a_ratio_is_one_of_a_round(monkeypatch: pytest.Mon
     ratios = [one / other for one, other in zip(found["dense"], found["small"], strict=True)]
     assert quartiles(ratios)[1] == pytest.approx(2, rel=0.5)
     assert found["dense"][-1] > 3 * found["dense"][0]
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "small"
+    large = timm.create_model(
+        NAMES["vit"][0], **{**VIT, "img_size": 64}
+    ).eval()  # its activations exceed a page of memory
+    compressed, report = compress(large, [torch.randn(4, 1, 64, 64)], "svd", 0.1)
+    save(compressed, folder)
+    flags = ["--batches", "1,3", "--seconds", "0.01", "--device", "cpu"]
+    main(["benchmark", str(folder), "--modes", "eager", *flags, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["bytes"]["compressed"] == (folder / "model.safetensors").stat().st_size
+    assert found["macs"] == {"dense": report["macs"]["dense"], "compressed": report["macs"]["compressed"]}
+    assert found["params"]["dense"] > found["params"]["compressed"]
+    assert [row["batch"] for row in found["rows"]] == [1, 3]
+    for row in found["rows"]:
+        small, ratio = row["compressed"], found["macs"]["dense"] / found["macs"]["compressed"]
+        assert small["speedup"] == pytest.approx(small["share_of_mac_ratio"] * ratio)
+        assert small["speedup_quartiles"][0] <= small["speedup"] <= small["speedup_quartiles"][1]
+        for one in (row["dense"], small):
+            assert one["images_per_second"] == pytest.approx(row["batch"] / one["seconds"])
+            assert one["peak_memory_bytes"] > 0
+        assert row["dense"]["peak_memory_bytes"] > BYTES * found["params"]["dense"]
+    main(["benchmark", str(folder), "--modes", "eager", *flags])
+    assert "speed-up" in capsys.readouterr().out
+    for bad, message in (
+        (["--batches", "1,x"], "cannot be read"),
+        (["--modes", "x"], "unknown mode"),
+        (["--device", "x"], "x"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["benchmark", str(folder), *bad])
+        assert stopped.value.code == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
