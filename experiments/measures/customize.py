@@ -45,7 +45,7 @@ def forward_passes(job: Job) -> float:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``customize_columns``' numbers; some samples are kept, a byte in hexadecimal for each pixel.
+    """Measure ``measured_columns``' numbers; some samples are kept, a byte in hexadecimal for each pixel.
 
     The judge is the stand-in of seed 0 whatever the job's seed is, so that distances can be compared.
     """

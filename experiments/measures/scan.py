@@ -45,7 +45,7 @@ def forward_passes(job: Job) -> float:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``scan_columns``' numbers, and which scans were replaced."""
+    """Measure ``measured_columns``' numbers, and which scans were replaced."""
     given = dict(job.changes if job.recipe is None else REPLACED_FIRST)
     pruned, layers = given.pop("pruned", 0.0), given.pop("layers", 0)
     names = [name for name, module in model.named_modules() if isinstance(module, Scan)]

@@ -7,17 +7,6 @@ from math import sqrt
 from typing import Any
 
 Row = Mapping[str, Any]
-NOISY = (  # columns in which rows of fewer seeds are not ranked among the means of more
-    "top1_dense",
-    "top1_float",
-    "top1_before_finetune",
-    "top1",
-    "accuracy",
-    "relative_error",
-    "relative_error_held_out",
-    "gap",
-)
-NORMAL = 1.959964  # quantile of a 95 % interval
 
 
 def standard_error(percent: float, images: int) -> float:
@@ -27,18 +16,6 @@ def standard_error(percent: float, images: int) -> float:
     (0.97, 5.0)
     """
     return sqrt(percent * (100 - percent) / images)
-
-
-def interval(percent: float, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a top-1 by Wilson, in percent: it has a width also at 0 and 100 %.
-
-    >>> tuple(round(end, 1) for end in interval(100, 500))
-    (99.2, 100.0)
-    """
-    share, weight = percent / 100, NORMAL**2 / images
-    middle = (share + weight / 2) / (1 + weight)
-    half = NORMAL * sqrt(share * (1 - share) / images + weight / images / 4) / (1 + weight)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
 def fewer_seeds(rows: Sequence[Row]) -> dict[str, int]:

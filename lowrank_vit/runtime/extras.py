@@ -9,7 +9,7 @@ from lowrank_vit.runtime.errors import InputError
 EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "cluster": ("submitit",),
     "diffusion": ("diffusers",),
-    "experiments": ("jinja2", "matplotlib", "sklearn", "wandb"),
+    "experiments": ("matplotlib", "sklearn", "wandb"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "transformers": ("transformers",),
     "workspaces": ("wandb_workspaces",),

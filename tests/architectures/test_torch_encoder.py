@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import compress, load, quantize, save
+from lowrank_vit import compress
 from lowrank_vit.architectures.base import FAMILIES, family_of
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.step_inputs import enter, run_step
@@ -69,22 +68,3 @@ class TestEveryKind:
         assert ("refit" in report) == TORCH[kind].walks
         assert ("fallback" in report) != TORCH[kind].walks
         assert distance(small, model, data) < 0.6
-
-    def test_other_verbs_take_it(self, kind: str, tmp_path: Path) -> None:
-        model, data = made(kind)
-        assert distance(quantize(model, 8)[0], model, data) < 0.05
-        assert distance(quantize(model, 8, [data], quantizer="gptq")[0], model, data) < 0.05
-        for recipe in ("loss_aware", "exact"):
-            assert distance(compress(model, [data], recipe, 0.1, device="cpu")[0], model, data) < 0.9
-        small, _ = compress(model, [data], "best", 0.2, device="cpu")
-        save(small, tmp_path / "it")
-        assert distance(load(tmp_path / "it", model=model), small, data) == 0
-
-
-def test_torchvision_is_made_again_by_its_factory(tmp_path: Path) -> None:
-    model, data = made("torchvision's vit")
-    small, _ = compress(model, [data], "best", 0.2, device="cpu")
-    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64}
-    factory = "torchvision.models:VisionTransformer"
-    save(small, tmp_path / "it", factory=factory, model_args={**sizes, "num_classes": 10})
-    assert distance(load(tmp_path / "it", allow_factory=factory), small, data) == 0

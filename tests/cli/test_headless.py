@@ -53,6 +53,7 @@ def test_in_a_real_process(tmp_path: Path, weights: Path) -> None:
     assert 0 < found["feature_error"] < 1
 
 
+@pytest.mark.slow
 def test_the_verbs(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small, model = tmp_path / "small", ["--model", NAME, "--checkpoint", str(weights), *GIVEN, "--num-classes", "0"]
     main(["compress", *model, *DATA, *FEW, "--max-loss", "30", "--out", str(small)])

@@ -8,29 +8,10 @@ from torch import nn
 
 from lowrank_vit import InputError, analyse
 from lowrank_vit.compression import smallest as searching
-from lowrank_vit.compression.outlook import outlook
-from lowrank_vit.compression.smallest import points_lost, smallest
-from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
+from lowrank_vit.compression.smallest import smallest
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.stages.evaluate.comparison import compare
 from tests.support.models import images, outputs, tiny
-
-
-@pytest.mark.parametrize("recipe", ["exact", "best"])
-def test_the_outlook_costs_what_compressing_costs(recipe: str) -> None:
-    analysis = analyse(tiny(), images(24).split(8), recipe, device="cpu")
-    told = outlook(analysis, [0.2, 0.4, 0.999], "macs")
-    assert "out of reach" in told["sizes"][2]["reason"]
-    assert told["dense"]["parameters"] == parameter_count(analysis.model)
-    losses = [size["predicted_loss"] for size in told["sizes"][:2]]
-    assert 0 < losses[0] < losses[1]
-    unmeasured = analyse(tiny(), images(24).split(8), analysis.recipe.but(measured=0), device="cpu")
-    small, report = unmeasured.compress(0.4, cost="macs")
-    size = told["sizes"][1]
-    assert size["parameters"] == parameter_count(small) == report["params"]["compressed"]
-    assert size["macs"] <= 0.6 * told["dense"]["macs"]
-    padding = 1.0 if recipe == "exact" else 1.1  # heads of unequal widths are padded to one width
-    assert size["macs"] <= multiply_accumulates(small, (1, 8, 8)) <= padding * size["macs"]
-    assert size["bytes"] == 4 * size["parameters"]
 
 
 def test_a_comparison_counts_by_hand() -> None:
@@ -47,12 +28,6 @@ def test_a_comparison_counts_by_hand() -> None:
     assert compare(dense, small, [(x, labels - 2)])["top1"] is None
     with pytest.raises(InputError, match="no images"):
         compare(dense, small, [])
-
-
-def test_points_are_lost_of_top1_or_where_there_are_no_labels_of_agreement() -> None:
-    assert points_lost({"top1": 80.5, "top1_dense": 82.0, "agreement": 90.0}) == 1.5
-    assert points_lost({"top1": 83.0, "top1_dense": 82.0, "agreement": 90.0}) == -1.0  # a gain
-    assert points_lost({"top1": None, "top1_dense": None, "agreement": 90.0}) == 10.0
 
 
 def test_the_search_ends_at_the_last_size_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

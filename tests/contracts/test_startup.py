@@ -11,6 +11,8 @@ import pytest
 from benchmarks.startup import BESIDE, IMPORT, STARTS, TORCH, Start, small_model
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 LIBRARIES = {
     "datasets", "diffusers", "huggingface_hub", "lightning", "matplotlib", "numpy", "onnx", "pandas", "safetensors",
     "scipy", "sklearn", "timm", "torch", "torchmetrics", "torchvision", "transformers", "wandb",

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from lowrank_vit.data import open_source
-from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import (
-    one_line,
-)
 
 
 def test_the_digits_split_is_stratified() -> None:
@@ -21,23 +14,3 @@ def test_the_digits_split_is_stratified() -> None:
     assert np.bincount(validation.labels).min() >= 48
     contents = [{split.content(index) for index in range(len(split))} for split in (train, validation)]
     assert not contents[0] & contents[1]
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("digit", "did you mean 'digits'"),
-        ("digits:x", "takes no path"),
-        ("imagefolder:", "write imagefolder:PATH"),
-        ("imagefolder:{}/nowhere", "no folder"),
-        ("imagefolder:{}", "neither train/ nor validation/"),
-        ("parquet:{}/nowhere", "no folder"),
-        ("parquet:{}", "no train*.parquet"),
-        ("arrow:{}/nowhere", "no folder"),
-        ("arrow:{}", "cannot be read"),
-    ],
-)
-def test_bad_specs(tmp_path: Path, spec: str, message: str) -> None:
-    with pytest.raises(InputError) as error:
-        open_source(spec.format(tmp_path))
-    assert message in one_line(error)

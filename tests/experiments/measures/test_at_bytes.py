@@ -10,9 +10,11 @@ import torch
 
 from experiments.measures import at_bytes
 from experiments.tables.table4b import TABLE, WAYS
-from lowrank_vit import InputError, quantize
+from lowrank_vit import quantize
 from lowrank_vit.modules.counting import saved_bytes
 from tests.experiments.support.untrained import dense, job_for, run
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("measure", WAYS)
@@ -35,9 +37,3 @@ def test_a_row_asks_for_its_size_of_the_real_model() -> None:
     }
     assert wanted["deit_t/at-once-1.5"] == 1.5 * 2**20
     assert len(wanted) == 4 * 6 - 2
-
-
-def test_bits_alone_cannot_be_arbitrarily_small() -> None:
-    model = dense()
-    with pytest.raises(InputError, match="ask for more"):
-        at_bytes.bits(model, None, None, 1000, None)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit import analyse, compress, get_recipe
 from lowrank_vit.compression.measure import loss_of_plan
 from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import parameter_count
@@ -16,12 +16,8 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.measured_curves import FeatureRatio, MeasuredCurves
-from lowrank_vit.stages.correct.measured_losses import Replay
+from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
 from tests.support.models import KINDS, images, outputs, tiny
-
-FEW = MeasuredCurves(images=9, points=3, span=4)
 
 
 def features_of(model: nn.Module, data: Tensor) -> Tensor:
@@ -80,21 +76,6 @@ def test_a_curve_by_hand() -> None:
     assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)) == [4, 6, 10, 16, 25, 40, 64]
     assert MeasuredCurves(points=2).sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65, multiple=8)) == [8, 64]
     assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
-
-
-def test_the_ratio_divides_by_the_smaller_model() -> None:
-    dense, small = torch.tensor([[3.0, 4.0], [1.0, 0.0]]).double(), torch.tensor([[3.0, 2.0], [2.0, 0.0]]).double()
-    assert float(FeatureRatio().divergence(dense, small)) == pytest.approx(4 / 13 + 1 / 4)
-
-
-def test_curves_that_cannot_be_measured_are_refused() -> None:
-    with pytest.raises(InputError, match="did you mean 'feature'"):
-        MeasuredCurves(currency="features")
-    with pytest.raises(InputError, match="at least 1"):
-        MeasuredCurves(points=0)
-    model, data = tiny("vit"), images(4, "vit")
-    with Spill() as kept, pytest.raises(InputError, match="'norm' is in no block"):
-        Replay(model, Classification(), [data], 4, kept).divergence("norm", nn.Identity())
 
 
 @pytest.mark.parametrize("name", ["aafm", "flar", "fwsvd_search"])

@@ -33,6 +33,7 @@ def test_an_extra_installs_what_it_needs(name: str) -> None:
     assert set(EXPORTERS.get(name).packages) <= set(EXTRA_OF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_no_folder_of_this_machine_is_in_the_file(file_format: str, tmp_path: Path) -> None:
     path = tmp_path / "model"
@@ -45,6 +46,7 @@ def test_no_folder_of_this_machine_is_in_the_file(file_format: str, tmp_path: Pa
         assert not any(str(folder).encode() in part for part in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_every_z(file_format: str, tmp_path: Path) -> None:
     """One model with a Z of each kind, each in a layer of its own."""
