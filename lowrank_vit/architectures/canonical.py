@@ -11,9 +11,10 @@ def canonical(model: nn.Module) -> nn.Module:
     """Give a model the parts that the families describe, in place; its outputs are the same.
 
     Every layer is called as a module; attention and MLPs of Hugging Face's models, and blocks around torch's own attention,
-    become timm's.
+    become timm's. So do those of torchvision's Swin.
     """
     from lowrank_vit.architectures.encoder_parts import exchange_blocks
+    from lowrank_vit.architectures.torchvision_swin import exchange_windows
     from lowrank_vit.architectures.transformers_parts import exchange_parts
 
-    return exchange_blocks(exchange_parts(call_every_layer(model)))
+    return exchange_windows(exchange_blocks(exchange_parts(call_every_layer(model))))

@@ -147,7 +147,7 @@ def _mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: Sequence[nn.Mod
 def sequential_mlp(module: nn.Module) -> Mlp | None:
     """Make timm's MLP of a sequence: a linear layer, an activation, another linear layer, and dropout after each."""
     parts = [part for part in module.children() if not isinstance(part, nn.Dropout | nn.Identity)]
-    if not isinstance(module, nn.Sequential) or len(parts) != 3:
+    if type(module).forward is not nn.Sequential.forward or len(parts) != 3:
         return None
     drops = [part for part in module.children() if isinstance(part, nn.Dropout)]
     first, act, second = parts
