@@ -49,10 +49,10 @@ def _beside(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, An
 
 
 def run_step(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """Return the stream after a step; some steps return it first in a tuple."""
+    """Return the stream after a step; some steps return it first in a tuple, some what is added to it."""
     outputs = step(x, **given)
     after: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-    return after
+    return x + after if getattr(step, "adds", False) else after
 
 
 def enter(
@@ -72,6 +72,8 @@ def finish(model: nn.Module, last: nn.Module, x: Tensor) -> Tensor:
     """
 
     def hand_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if getattr(module, "adds", False):
+            return x - inputs[0]
         return (x, *outputs[1:]) if isinstance(outputs, tuple) else x
 
     size = input_size(model) or getattr(model, SEEN, None)

@@ -18,10 +18,10 @@ def padded(sides: Sequence[int], window: Sequence[int]) -> tuple[int, int]:
 
 def cut_windows(x: Tensor, window: Sequence[int], shift: Sequence[int]) -> Tensor:
     """Pad, shift and cut a feature map (B, H, W, n) into windows: (B, T, n), one window after the other."""
-    height, width = padded(x.shape[1:3], window)
+    (height, width), (down, across) = padded(x.shape[1:3], window), window
     x = F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
     x = torch.roll(x, [-each for each in shift], (1, 2))
-    return window_partition(x, tuple(window)).reshape(len(x), -1, x.shape[-1])
+    return window_partition(x, (down, across)).reshape(len(x), -1, x.shape[-1])
 
 
 def join_windows(tokens: Tensor, window: Sequence[int], shift: Sequence[int], sides: Sequence[int]) -> Tensor:
