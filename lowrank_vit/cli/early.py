@@ -30,9 +30,9 @@ def check_early(args: argparse.Namespace) -> None:
         raise InputError(
             f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
         )
-    for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
-        if isinstance(file, Path) and not entry_of(file)[0].exists():
-            raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
+    file = given.get("checkpoint")
+    if file is not None and not entry_of(file)[0].exists():
+        raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
     check_spec(str(given.get("data") or ""))
     for name in COUNTS:
         count = given.get(name)

@@ -59,8 +59,6 @@ def test_what_is_given_wins_and_must_fit(tmp_path: Path) -> None:
         load_model("deit_tiny_patch16_224", path, arguments={"pretrained": True})
     with pytest.raises(InputError, match=r"have 1000 classes, not 37: pass the fine-tuned ones, --checkpoint"):
         load_model("deit_tiny_patch16_224", arguments={"num_classes": 37})
-    with pytest.raises(InputError, match=r"the fine-tuned ones, --dense FILE\.safetensors$"):
-        load_model("deit_tiny_patch16_224", arguments={"num_classes": 37}, option="--dense")
     with pytest.raises(InputError, match="does not take"):
         load_model("digits_deit_small", arguments={"num_classes": 37})
 
