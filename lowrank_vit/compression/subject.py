@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import nn
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.rewrite import rewrite
 from lowrank_vit.modules import replacement_entries
@@ -88,19 +88,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if inner is not model:
         logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
     return inner
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model. Raises ``InputError`` where a tensor in it belongs to a graph, as that of pruning masks."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        if "deepcopy" not in str(error):
-            raise
-        raise InputError(
-            "the model cannot be copied, since it holds tensors that were computed from others: make them permanent first, "
-            "by torch.nn.utils.prune.remove or remove_weight_norm, or run it once under torch.no_grad()"
-        ) from None
 
 
 def stop_checkpointing(model: nn.Module) -> None:

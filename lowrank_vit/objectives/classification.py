@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import classifiers
 from lowrank_vit.architectures.origin import kind_of
-from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
+from lowrank_vit.objectives import OBJECTIVES, Outputs, compared_outputs, image_signs
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
 
@@ -162,7 +162,7 @@ class Classification:
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
         """Return the features before the classifier, the logits and, with ``blocks``, the output of each block."""
-        return timm_outputs(model, images, blocks)
+        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return ``distillation_loss``."""

@@ -16,7 +16,7 @@ from lowrank_vit.architectures.linears import beyond_linear, find_sites, is_line
 from lowrank_vit.modules.surgery import replace_module
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-WORD = {"adapter": "forward pass", "patched": "forward pass", "parametrized": "parametrizations", "hooked": "hook"}
+WORD = {"adapter": "forward pass", "hooked": "hook"}
 
 
 class Adapted(nn.Linear):
@@ -57,7 +57,6 @@ def hooked(layer: nn.Linear) -> nn.Linear:
 
 CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
     "adapter": adapter,
-    "parametrized": parametrized,
     "hooked": hooked,
 }
 
