@@ -20,6 +20,7 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.registry import Registry
 
 Outputs = tuple[Tensor, ...]  # features (B, width), what is compared (B, ...), then outputs of blocks (B, ..., width)
+SEVERAL = "multi_label_classification"  # what a configuration of transformers may say
 BLOCK = r"(?:.*\.)?blocks\.\d+"  # the names of blocks in timm
 LAYER = r"(?:.*\.)?(?:(?:layers?|resblocks)\.|encoder_layer_)\d+"  # and elsewhere
 
@@ -71,8 +72,11 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", __name__)
 
 
 def objective_for(model: nn.Module, wanted: Objective) -> Objective:
-    """Return the ``wanted`` objective, or ``features`` for a model that it cannot be measured on."""
-    return OBJECTIVES.get("features")() if wanted.lacks(model) else wanted
+    """Return the ``wanted`` objective, or for a model that it cannot be measured on ``multi_label`` or ``features``."""
+    if not wanted.lacks(model):
+        return wanted
+    several = getattr(getattr(model, "config", None), "problem_type", None) == SEVERAL
+    return OBJECTIVES.get("multi_label" if several else "features")()
 
 
 def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
