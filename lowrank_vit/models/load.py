@@ -14,7 +14,6 @@ from torch import nn
 
 import lowrank_vit.models.hugging_face as hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
-from lowrank_vit.models.standin_cache import trained_standin
 from lowrank_vit.models.standins import STANDINS, is_standin
 from lowrank_vit.models.weights import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
@@ -60,6 +59,8 @@ def load_model(
                 raise InputError(
                     f"the stand-in {name!r} does not take {given}: leave it out, or pass --checkpoint FILE"
                 )
+            from lowrank_vit.models.standin_cache import trained_standin  # with Lightning
+
             model = trained_standin(name, seed)
         else:
             model = _pretrained(name, given)

@@ -49,6 +49,14 @@ def test_a_start_imports_no_more_than_it_needs(start: Start, folder: Path) -> No
     assert libraries(start, folder) <= (WITH_TORCH if start.limit == TORCH else set())
 
 
+def test_a_list_of_models_imports_timm_and_little_else(folder: Path) -> None:
+    listed = Start("lowrank_vit list models", None)
+    assert libraries(listed, folder) <= libraries(Start("import timm", None), folder) | {
+        "safetensors",
+        "huggingface_hub",
+    }
+
+
 def test_the_package_imports_what_its_models_are_made_of_and_little_else(folder: Path) -> None:
     """Timm itself brings along what else is installed, such as wandb."""
     assert libraries(IMPORT, folder) <= libraries(BESIDE, folder)

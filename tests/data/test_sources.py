@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from lowrank_vit.data import open_source
+from lowrank_vit.data.kinds import source_kinds
+from lowrank_vit.data.splits import SOURCES
 from lowrank_vit.runtime.errors import InputError
 from tests.support.image_folders import (
     one_line,
@@ -41,3 +43,7 @@ def test_bad_specs(tmp_path: Path, spec: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         open_source(spec.format(tmp_path))
     assert message in one_line(error)
+
+
+def test_kinds_are_known_before_anything_is_imported() -> None:
+    assert source_kinds() == SOURCES.names()
