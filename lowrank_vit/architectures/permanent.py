@@ -1,4 +1,4 @@
-"""A copy of a model as it computes now: masks, norms of weights and peft's adapters become part of the weights."""
+"""A copy of a model as it computes now, without what surrounds it: masks, norms and adapters are part of the weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,46 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.predicting import logits_of
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
+WRAPPERS = (
+    "torch",
+    "timm",
+    "lightning",
+    "fairscale",
+    "deepspeed",
+    "accelerate",
+)  # packages whose wrappers only pass on
+WRAPPED = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)  # what these call the model inside
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Copy a model, whatever is computed from other tensors by its value, and make all of it permanent in the copy.
+    """Copy a model, or the one inside ``DataParallel``, an averaged model or what ``torch.compile`` made; it is told.
 
+    What is computed from other tensors is copied by its value, and made permanent.
     Raises ``InputError`` where it cannot be copied.
     """
+    inner = _inside(model)
+    if inner is not model:
+        logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
+    model = inner
+    lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
+    if lazy is not None:
+        raise InputError(f"{lazy} has no values yet, as its layer is lazy: call the model once, on a batch of images")
     memo: dict[int, Any] = {id(tensor): _value(tensor) for tensor in _computed(model)}
     try:
         made = copy.deepcopy(model, memo)
@@ -31,7 +56,37 @@ def copied(model: nn.Module) -> nn.Module:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"the model cannot be copied ({reason}): pass one that copy.deepcopy takes") from None
     whole: Any = made
+    for name, module in list(made.named_modules()):
+        if name and (inner := _inside(module)) is not module:  # of one block
+            replace_module(made, name, inner)
     return make_permanent(whole.get_base_model() if _is_adapted(made, "get_base_model") else made)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """Return the model inside wrappers that only pass on what it computes: by their package, or else by running both."""
+    names = [name for name, _ in model.named_children()]
+    if len(names) != 1 or names[0] not in WRAPPED:
+        return model
+    inner: nn.Module = getattr(model, names[0])
+    known = type(model).__module__.partition(".")[0] in WRAPPERS
+    return _inside(inner) if known or _same_outputs(model, inner) else model
+
+
+@torch.no_grad()
+def _same_outputs(model: nn.Module, inner: nn.Module) -> bool:
+    """Tell whether two models have the same outputs for random images of the size that the inner one takes."""
+    size, modes = input_size(inner), [(module, module.training) for module in model.modules()]
+    if size is None:
+        return False
+    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(next(inner.parameters()))
+    try:
+        model.eval()
+        return torch.equal(logits_of(model(x)), logits_of(inner(x)))
+    except Exception:  # it takes something else than images
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def make_permanent(model: nn.Module) -> nn.Module:

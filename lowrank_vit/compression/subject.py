@@ -22,7 +22,6 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
 
 logger = logging.getLogger(__name__)
-WRAPPED = ("module", "_orig_mod")  # what DataParallel, averaged models and torch.compile call the model inside
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Subject:
         ``device``: None leaves it where it is. Raises ``InputError`` for a model that was compressed already, and for one
         that cannot be copied.
         """
-        own = canonical(copied(unwrapped(model))).to(device).eval()
+        own = canonical(copied(model)).to(device).eval()
         stop_checkpointing(own)
         check_dense(own)
         if name := held(own):
@@ -78,16 +77,6 @@ class Subject:
         """Count the tokens that layers see of an image; nothing where images' size is not known."""
         size = input_size(self.model)
         return {} if size is None else tokens_per_image(self.model, names, size)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside ``DataParallel``, an averaged model, or what ``torch.compile`` made; it is told in one line."""
-    inner = model
-    while (names := [name for name, _ in inner.named_children()]) in ([name] for name in WRAPPED):
-        inner = getattr(inner, names[0])
-    if inner is not model:
-        logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
-    return inner
 
 
 def stop_checkpointing(model: nn.Module) -> None:

@@ -79,6 +79,8 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
     """Raise ``InputError`` for labels, (B,), that are missing (-1) or that a classifier of so many classes does not have."""
     if classes == 1:
         raise InputError("the model has a single output, which no class number can score: pass a classifier")
+    if not len(labels):
+        return
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0:
         raise InputError(f"some images have no labels ({smallest}): give labelled ones, such as --split validation")
@@ -105,10 +107,14 @@ def _remedy(labels: Tensor, count: int) -> str:
 
 
 def each_image(batches: Batches) -> Iterator[Tensor]:
-    """Yield the images of each batch, (B, C, H, W). Raises ``InputError`` where a process that loads them has died."""
+    """Yield the images of each batch that has any, (B, C, H, W).
+
+    Raises ``InputError`` where a process that loads them has died.
+    """
     try:
         for batch in batches:
-            yield images_in(batch)
+            if len(images := images_in(batch)):
+                yield images
     except RuntimeError as error:
         raise worker_died(error) or error from None
 

@@ -162,9 +162,11 @@ class PartialFineTune(SeededTraining):
             return labelled(predict(self.model, images))
         return towards_teacher(self.model, self._teacher[0], images, labelled, self.hparams, self.current_epoch)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch. Raises ``InputError`` for labels that are missing or foreign."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the loss of a batch, if it has images. Raises ``InputError`` for labels that are missing or foreign."""
         images, labels = images_in(batch), training_labels(batch, classes_of(self.model))
+        if not len(images):
+            return None
         loss = self.loss(images, labels)
         self.log("train_loss", loss, prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
