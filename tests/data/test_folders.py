@@ -101,3 +101,23 @@ def test_loose_images_beside_classes_are_warned_of(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         open_source("digits")
+
+
+@pytest.mark.parametrize("name", ["valid", "Val", "VALIDATION"])
+def test_other_names_of_validation(name: str, tmp_path: Path) -> None:
+    for split in ("Train" if name == "Val" else "train", name):
+        for value, kind in enumerate("ab"):
+            write(tmp_path / split / kind, value)
+    assert [int(label) for _, labels in data(tmp_path).val_dataloader() for label in labels] == [0, 1]
+    assert len(data(tmp_path).source.split("train")) == 2
+
+
+def test_an_empty_class_folder_is_told_and_what_archives_leave_is_no_class(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        for value, kind in enumerate("bc"):
+            write(tmp_path / split / kind, value)
+        (tmp_path / split / "__MACOSX").mkdir()
+    assert data(tmp_path).source.names == ("b", "c")
+    (tmp_path / "train" / "a").mkdir()
+    with pytest.warns(UserWarning, match="class folder 'a' has no images, and counts as a class all the same"):
+        assert data(tmp_path).source.names == ("a", "b", "c")
