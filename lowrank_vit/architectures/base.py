@@ -224,6 +224,8 @@ def checked_attention(site: AttentionSite) -> AttentionSite:
     inner = site.proj.in_features
     if site.qkv.out_features not in (inner, 3 * inner) or site.proj.out_features != site.qkv.in_features:
         raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
+    if site.head_width > site.in_features:
+        raise UnknownWholeError(f"{site.name!r} has heads that are wider than the stream")
     return site
 
 

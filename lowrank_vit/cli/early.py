@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from lowrank_vit.cli.arguments import check_one_model
+from lowrank_vit.data.kinds import check_kind
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
@@ -30,10 +31,12 @@ def check_early(args: argparse.Namespace) -> None:
         raise InputError(
             f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
         )
-    for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
-        if isinstance(file, Path) and not entry_of(file)[0].exists():
-            raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
-    check_spec(str(given.get("data") or ""))
+    file = given.get("checkpoint")
+    if file is not None and not entry_of(file)[0].exists():
+        raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
+    if given.get("data"):
+        check_kind(args.data)
+        check_spec(args.data)
     for name in COUNTS:
         count = given.get(name)
         if count is not None and count < 1:

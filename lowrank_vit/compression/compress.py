@@ -6,6 +6,7 @@ rest. What each file does is listed in CONTRIBUTING.md, in the order in which th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from lowrank_vit.compression.resume import ResumeStore, identity
 from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.compression.subject import Subject
 from lowrank_vit.compression.token_plan import merges
+from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.budgets import Budget, Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
@@ -40,6 +42,8 @@ from lowrank_vit.runtime.isolation import isolated
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_REDUCTION = 0.5
 
@@ -138,6 +142,17 @@ def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -
     return shared(analysis, size) if merges(analysis.model, analysis.recipe, size) else analysis.compress(size)
 
 
+def for_labels(recipe: Recipe, images: Images) -> Recipe:
+    """Return a recipe that keeps every label's probability, where the images come with several labels; it is told."""
+    if not isinstance(recipe.objective, Classification) or not images.several_labels:
+        return recipe
+    logger.warning(
+        "the images have several labels each: recipe %r keeps the probability of every label (objective 'multi_label')",
+        recipe.name,
+    )
+    return recipe.but(objective="multi_label")
+
+
 @isolated()
 def analyse(
     model: nn.Module,
@@ -177,6 +192,7 @@ def analyse(
     unseen = None if held_out is None else Images.of(held_out)
     services = Services(where, ResumeStore(None, "", where), seed, shown_by_default(progress))
     subject = Subject.of(model, recipe, sites, where, learnt)
+    recipe = for_labels(recipe, seen)
     found = find_units(subject.model, recipe, sites)
     check_sizes(subject, found, sizes)
     announce(found)

@@ -166,3 +166,7 @@ def train(
         **options,
     )
     trainer.fit(module, datamodule=data_module, ckpt_path=resumed, weights_only=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in module.trained_parameters()):
+        raise InputError(
+            f"the weights are not finite after the epochs ({module.doing}): check the images, or give a lower learning rate"
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import add_folder
+from lowrank_vit.cli.arguments import add_class_order, add_folder
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.wording import amount
 
@@ -53,6 +53,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", metavar="SPEC", help="measure top-1 of the --onnx files on its validation images, too"
     )
+    add_class_order(parser)
     parser.add_argument("--limit", type=int, default=200, help="use this many validation images")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -104,6 +105,7 @@ def _files(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.exported_files import compare_files
     from lowrank_vit.data import ImageData
     from lowrank_vit.modules.counting import input_size
+    from lowrank_vit.objectives.classification import classes_of
     from lowrank_vit.storage import folder as storage
 
     model = storage.load_wide(args.folder)
@@ -113,7 +115,12 @@ def _files(args: argparse.Namespace) -> None:
     labelled = None
     if args.data is not None:
         labelled = ImageData(
-            args.data, resolve_model_data_config(model), batch_size=16, limit=args.limit
+            args.data,
+            resolve_model_data_config(model),
+            batch_size=16,
+            limit=args.limit,
+            classes=classes_of(model),
+            class_order=args.class_order,
         ).val_dataloader()
     batches = _sizes(args.batches)
     rows = compare_files(args.onnx, size, batches, seconds=args.seconds, clock=args.clock, labelled=labelled)

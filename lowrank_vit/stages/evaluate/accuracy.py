@@ -135,6 +135,8 @@ class Evaluation(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
         images, labels = images_in(batch), labels_in(batch)
+        if not len(images):
+            return
         if batch_idx == 0:
             tell_implausible(self.model, images)
         logits = predict(self.model, images)
@@ -232,6 +234,8 @@ def evaluate(
     Raises ``InputError`` for no images, missing or foreign labels, devices that are not there, and a model without a
     classifier where there is no dense one.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError("the model is on the device 'meta', without weights: make it on the CPU, and load some")
     evaluation = _evaluation(model, dense)
     data = dataloader
     if not isinstance(data, LightningDataModule):
@@ -251,4 +255,7 @@ def evaluate(
         results = trainer.validate(evaluation, datamodule=data, verbose=False)
     if not results or not results[0]["n"]:
         raise InputError(EMPTY)
+    loss = results[0].get("loss", 0.0)
+    if loss != loss:  # NaN
+        raise InputError("the model's outputs are not numbers for some images: check the weights and the images")
     return {**results[0], "n": round(results[0]["n"])}

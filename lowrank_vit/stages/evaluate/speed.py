@@ -6,7 +6,6 @@ rounds, of the ratio within a round. Random weights and images: speed does not d
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules import counting as cost
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
@@ -156,7 +156,7 @@ def tensor_bytes(model: nn.Module) -> int:
 
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
     """Return a copy of the model on the device, in the type and in the mode of ``setting``."""
-    ready = copy.deepcopy(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
+    ready = copied(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
     if setting.mode == "compiled":
         ready.compile(dynamic=False)
     return ready

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import Predicting
 from lowrank_vit.objectives.classification import classes_of
@@ -52,7 +52,7 @@ def export(
         raise InputError("the model does not say the size of its images, so it cannot be traced")
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise InputError(f"the model is {parameter.dtype} on {parameter.device}: export it as float32 on the CPU")
-    described, model = preprocessing(model), Predicting(copy.deepcopy(model)).eval().requires_grad_(False)
+    described, model = preprocessing(model), Predicting(copied(model)).eval().requires_grad_(False)
     generator, differences = torch.Generator().manual_seed(0), {}
     with replacing(path) as temporary:
         found.write(model, torch.randn(TRACED, *size, generator=generator), temporary, described)

@@ -6,13 +6,13 @@ have the zeros in their weights, and queries and keys may be narrower than value
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.patches import Patches, is_plain
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
@@ -22,7 +22,7 @@ from lowrank_vit.modules.surgery import replace_module
 
 def straightened(model: nn.Module, channels: int) -> nn.Module:
     """Copy a model in such modules; ``channels``: of an image, by which its patch embedding is known."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
             replace_module(model, name, _dequantized(module))

@@ -15,6 +15,7 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.factors import expand
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
@@ -102,7 +103,7 @@ def quantize(
         check_bits(bits)
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = canonical(copy.deepcopy(model))
+    exact = canonical(copied(model))
     if bits != HALF:
         expand(exact)  # an identity in codes costs little, and rows have one scale each
     linears, quantized = _linears(exact, sites), copy.deepcopy(exact).eval()
