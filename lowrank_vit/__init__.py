@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.export import export
-    from lowrank_vit.stages.export.fused_pairs import fuse_pairs
     from lowrank_vit.stages.export.integers import export_integers
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
@@ -92,7 +91,6 @@ __all__ = [
     "find_sites",
     "finetune",
     "first_inputs",
-    "fuse_pairs",
     "get_recipe",
     "is_saved_model",
     "learn",
@@ -138,7 +136,6 @@ _HOMES = {
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.export": ("export",),
-    "stages.export.fused_pairs": ("fuse_pairs",),
     "stages.export.integers": ("export_integers",),
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),

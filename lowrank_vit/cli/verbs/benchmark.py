@@ -41,9 +41,6 @@ def add_parser(verbs: Any) -> None:
         help="torch.set_float32_matmul_precision, for both models",
     )
     parser.add_argument(
-        "--fused", action="store_true", help="run pairs of thin products as one Triton kernel each, on a GPU"
-    )
-    parser.add_argument(
         "--onnx",
         nargs="+",
         type=Path,
@@ -71,19 +68,14 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.progress import say
     from lowrank_vit.stages.evaluate.speed import benchmark, settings
-    from lowrank_vit.stages.export.fused_pairs import fuse_pairs
     from lowrank_vit.storage import folder as storage
 
     if args.device != "auto":
         resolve_device(args.device)
     chosen = settings(args.device, args.modes.split(","), _sizes(args.batches))
-    if args.fused and not any("cuda" in setting.device for setting in chosen):
-        raise InputError("--fused is for a GPU: there is none among the devices to be timed")
     if any(setting.mode == "compiled" for setting in chosen):
         say("settings with torch.compile are compiled first, for up to minutes each; that is not counted")
     compressed = storage.load_wide(args.folder)
-    if args.fused:
-        compressed = fuse_pairs(compressed)
     dense = storage.dense_architecture(args.folder)
     torch.set_float32_matmul_precision(args.matmul_precision)
     measured = benchmark(
