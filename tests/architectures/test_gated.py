@@ -80,4 +80,4 @@ class TestGates:
 def test_it_is_exported(kind: str, file_format: str, tmp_path: Path) -> None:
     model, data = (gated("packed").float(), images(12)) if kind == "gated" else (tiny(kind), images(12, kind))
     small, _ = compress(model, [data], "best", 0.3, device="cpu")
-    assert max(export(small, tmp_path / "model", file_format).values()) < 1e-4
+    assert max(export(small, tmp_path / f"model{EXPORTERS.get(file_format).suffix}", file_format).values()) < 1e-4

@@ -184,7 +184,7 @@ def test_it_is_loaded_as_it_was_saved(smaller: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file_format", EXPORTERS.names())
 def test_it_is_exported(file_format: str, tmp_path: Path) -> None:
-    assert export(short(), tmp_path / "model", file_format)[3] < 1e-4
+    assert export(short(), tmp_path / f"model{EXPORTERS.get(file_format).suffix}", file_format)[3] < 1e-4
 
 
 @pytest.mark.parametrize(
