@@ -221,7 +221,8 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
         "--budget",
         metavar="COST=VALUE[,VALUE...]",
         help="what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an amount, "
-        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own",
+        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own; "
+        "COST=VALUE,COST=VALUE is one size within both",
     )
 
 

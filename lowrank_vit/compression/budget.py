@@ -12,7 +12,7 @@ from lowrank_vit.compression.prices import Price, check_z, price_of, setting_of
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.subject import Subject
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budget_of
+from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budgets_of
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import least_cost
 
@@ -52,10 +52,10 @@ def check_sizes(subject: Subject, found: FoundUnits, sizes: Iterable[Size]) -> N
 
     Times are not known before they are measured.
     """
-    for budget in map(budget_of, sizes):
+    for budget, alone in [(each, len(all_of.parts) == 1) for all_of in map(budgets_of, sizes) for each in all_of.parts]:
         price = price_of(budget.cost, subject.dense, setting_of(subject.dense, subject.narrow), subject.model)
         check_z(price, found.recipe.compensation)
-        if price.before_images:
+        if price.before_images and (alone or budget.limit(price.dense) < price.dense):
             tokens = subject.tokens([unit.linears[0].name for unit in found.units]) if price.by_token else {}
             curves = [curve for unit in found.units for curve in unit.curves(tokens)]
             budget_within(price.priced(curves), found.recipe, budget, price)
