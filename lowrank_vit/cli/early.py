@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from lowrank_vit.cli.arguments import check_one_model
+from lowrank_vit.cli.recipe_file import is_file
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
@@ -47,7 +48,7 @@ def check_early(args: argparse.Namespace) -> None:
         parse_budgets(args.budget)
     if "check" in given:
         args.check(args)
-    if given.get("recipe") is not None:  # the last, as recipes need PyTorch
+    if given.get("recipe") is not None and not is_file(args.recipe):  # the last, as recipes need PyTorch
         from lowrank_vit.compression.recipes import RECIPES, RENAMED
 
         if RENAMED.get(args.recipe, args.recipe) not in RECIPES:

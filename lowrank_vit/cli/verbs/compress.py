@@ -21,6 +21,7 @@ from lowrank_vit.cli.arguments import (
     shares,
 )
 from lowrank_vit.cli.choices import add_choices, check_choices, check_size, made
+from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.cli.unfinished import check_new, unfinished
 from lowrank_vit.records.budgets import Size, budgets_of, parse_budgets
 from lowrank_vit.runtime.errors import InputError
@@ -45,7 +46,11 @@ def add_parser(verbs: Any) -> None:
     )
     add_model(parser, required=True)
     add_data(parser)
-    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    parser.add_argument(
+        "--recipe",
+        default="best",
+        help="see `list recipes`; or a report.json, which repeats what made it, or a TOML of these options",
+    )
     _add_size(parser)
     add_compile(parser)
     add_calibration(parser)
@@ -137,14 +142,13 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compress a model; every argument is checked before anything long begins."""
     from lowrank_vit.compression.nested import check_nestable
-    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import agreed
     from lowrank_vit.storage import folder as storage
 
     names = ("solver", "optimizer", "steps", "rank_multiple", "pivoted", "folded")
     changes = {name: getattr(args, name) for name in names} | (EMBEDDINGS if args.embeddings else {})
-    recipe = get_recipe(args.recipe).but(**changes)
+    recipe = recipe_from(args.recipe).but(**changes)
     resolve_device(args.device)
     wanted = _wanted(args)
     folders = {args.out / name if len(wanted) > 1 else args.out: size for name, size in wanted.items()}

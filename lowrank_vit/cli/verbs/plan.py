@@ -16,6 +16,7 @@ from lowrank_vit.cli.arguments import (
     calibration_images,
     named_model,
 )
+from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.records.budgets import Budget, budget_of, parse_budgets
 from lowrank_vit.records.costs import COSTS
 
@@ -59,10 +60,9 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.cli.view import show_plans
     from lowrank_vit.compression.compress import analyse
     from lowrank_vit.compression.outlook import outlook
-    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.processes import is_first
 
-    recipe = get_recipe(args.recipe)
+    recipe = recipe_from(args.recipe)
     model, _ = named_model(args)
     options = {} if args.sites is None else {"sites": args.sites}
     analysis = analyse(
