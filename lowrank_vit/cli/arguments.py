@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowrank_vit.runtime.hardware import Hardware
 
 
-FOLDER = "the folder of a compressed model, or hf_hub:OWNER/NAME"
+FOLDER = "the folder of a compressed model, hf_hub:OWNER/NAME, or deit_tiny_4mib, which comes with the package"
 
 
 def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -230,6 +230,12 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     """Add ``--compile``."""
     parser.add_argument(
         "--compile", action="store_true", help="measure a budget in time on the model as torch.compile runs it"
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "compile", "onnxruntime", "openvino"),
+        default="torch",
+        help="what will run the model, for a budget in time",
     )
 
 

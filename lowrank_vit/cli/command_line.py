@@ -14,6 +14,7 @@ from lowrank_vit.cli.parsers import OneLineParser, Verbs, fail
 from lowrank_vit.cli.recipe_file import expanded
 from lowrank_vit.cli.verbs import (
     benchmark,
+    classify,
     compress,
     customize,
     distill,
@@ -35,7 +36,7 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, sweep, shrink, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
+    compress, plan, sweep, shrink, classify, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
     export, benchmark, push, list_names,
 )  # fmt: skip
 

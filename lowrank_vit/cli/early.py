@@ -13,6 +13,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import check_spec, entry_of
 from lowrank_vit.runtime.registry import unknown
+from lowrank_vit.storage.shipped import shipped_folder
 
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
 HUB = "hf_hub:"
@@ -26,6 +27,7 @@ def check_early(args: argparse.Namespace) -> None:
     if "folder" in given and "model" in given:
         check_one_model(args)
     folder = given.get("folder")
+    folder = folder if folder is None else shipped_folder(folder) or folder
     if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
         remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
         raise InputError(

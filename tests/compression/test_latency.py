@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from lowrank_vit import InputError, analyse, compress, get_recipe
 from lowrank_vit.cli.view import budget_line
 from lowrank_vit.compression.prices.latency import SHARES, Grid
+from lowrank_vit.compression.runtimes import call_in
 from lowrank_vit.modules.counting import multiply_accumulates
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.evaluate import module_times, speed
-from tests.support.models import images, model_and_images, tiny
+from tests.support.models import images, model_and_images, outputs, tiny
 
 BATCH = 8
 
@@ -149,6 +151,32 @@ def test_compiled_models_need_a_compiler(clock: Clock, monkeypatch: pytest.Monke
     monkeypatch.setattr(speed.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
         compress(tiny(), [images(8)], "exact", budget={"latency": 0.7}, compiled=True)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_modules_are_timed_in_the_program_that_will_run_them(
+    kind: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program computes is what the module does; the times are those of this machine."""
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
+    model, data = model_and_images(kind, 16)
+    analysis = analyse(model.float(), [data.float()], get_recipe("best").but(measured=0, refit=False), runtime=runtime)
+    entry = analysis.plan({"latency": 0.9}).budget
+    assert entry is not None
+    assert entry["where"]["mode"] == runtime
+    assert entry["counted"] > 0
+    [kept] = (tmp_path / "cache" / "latency").iterdir()
+    assert runtime in json.loads(kept.read_text())["machine"]
+    module = analysis.model.get_submodule("blocks.0.mlp" if kind == "vit" else "layers.0.blocks.0.mlp")
+    x = torch.randn(2, 5, 5, module.fc1.in_features)
+    found = call_in(module, replace(analysis.setting, dtype="float32"), (x,), {})()
+    torch.testing.assert_close(found, outputs(module, x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_program_is_one_line(clock: Clock) -> None:
+    with pytest.raises(InputError, match="unknown runtime 'onnx': did you mean"):
+        compress(tiny(), [images(8)], "exact", budget={"latency": 0.7}, runtime="onnx")
 
 
 def test_a_time_is_told_beside_its_prediction() -> None:

@@ -221,7 +221,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
         progress=is_first(),
         checkpoint_dir=meanwhile,
         batch_size=args.batch_size,
-        compiled=args.compile,
+        runtime="compile" if args.compile else args.runtime,
         **options,
     )
     for folder, size in folders.items():

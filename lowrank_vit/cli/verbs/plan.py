@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         progress=is_first(),
         batch_size=args.batch_size,
-        compiled=args.compile,
+        runtime="compile" if args.compile else args.runtime,
         **options,
     )
     budgets = _budgets(args)

@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
     drawn = {"calibration_samples": args.calibration_samples, "held_out_samples": 0, "stratified": args.stratified}
     data = image_data(args, model, limit=args.limit, **drawn)
     options = {} if args.sites is None else {"sites": args.sites}
-    options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size, "compiled": args.compile}
+    options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size}
+    options["runtime"] = "compile" if args.compile else args.runtime
     rows, dense, batches = [], model.to(device).eval(), fitting(model, data, data.val_dataloader())
     for small, report in sweep(
         model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
