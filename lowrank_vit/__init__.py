@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.correct.output_refit import OutputRefit
     from lowrank_vit.stages.decompose import DECOMPOSITIONS
     from lowrank_vit.stages.evaluate.accuracy import evaluate
+    from lowrank_vit.stages.evaluate.classify import classify
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.export import export
-    from lowrank_vit.stages.export.fused_pairs import fuse_pairs
+    from lowrank_vit.stages.export.half import export_half
     from lowrank_vit.stages.export.integers import export_integers
     from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
@@ -73,6 +74,7 @@ __all__ = [
     "channel_energy",
     "check_budget",
     "check_reduction",
+    "classify",
     "collect",
     "compare",
     "compensate_minibatch",
@@ -84,6 +86,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "export_half",
     "export_integers",
     "family_of",
     "fewer_tokens",
@@ -91,7 +94,6 @@ __all__ = [
     "find_sites",
     "finetune",
     "first_inputs",
-    "fuse_pairs",
     "get_recipe",
     "is_saved_model",
     "learn",
@@ -133,10 +135,11 @@ _HOMES = {
     "stages.correct.output_refit": ("OutputRefit",),
     "stages.decompose": ("DECOMPOSITIONS",),
     "stages.evaluate.accuracy": ("evaluate",),
+    "stages.evaluate.classify": ("classify",),
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.export": ("export",),
-    "stages.export.fused_pairs": ("fuse_pairs",),
+    "stages.export.half": ("export_half",),
     "stages.export.integers": ("export_integers",),
     "stages.training.augmentation": ("augmentations",),
     "stages.training.distill": ("distill",),

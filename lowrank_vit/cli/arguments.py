@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowrank_vit.runtime.hardware import Hardware
 
 
-FOLDER = "the folder of a compressed model, or hf_hub:OWNER/NAME"
+FOLDER = "the folder of a compressed model, hf_hub:OWNER/NAME, or deit_tiny_4mib, which comes with the package"
 
 
 def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -245,7 +245,8 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
         "--budget",
         metavar="COST=VALUE[,VALUE...]",
         help="what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an amount, "
-        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own",
+        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own; "
+        "COST=VALUE,COST=VALUE is one size within both",
     )
 
 
@@ -253,6 +254,12 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     """Add ``--compile``."""
     parser.add_argument(
         "--compile", action="store_true", help="measure a budget in time on the model as torch.compile runs it"
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "compile", "onnxruntime", "openvino"),
+        default="torch",
+        help="what will run the model, for a budget in time",
     )
 
 

@@ -51,7 +51,8 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
     )
     console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
     if "budget" in report:
-        console.print(escape(budget_line(report["budget"])))
+        for entry in (report["budget"], *report["budget"].get("also", ())):
+            console.print(escape(budget_line(entry)))
     if nested is not None:
         console.print(
             f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from lowrank_vit.compression.case import Case
+from lowrank_vit.compression.combined import CombinedPlanner
 from lowrank_vit.compression.compensate import compensate
 from lowrank_vit.compression.correct import correct
 from lowrank_vit.compression.cut import cut, fold, pivots, resized
 from lowrank_vit.compression.measure import measure_plan, measured_curves
-from lowrank_vit.compression.plan import plan_within
+from lowrank_vit.compression.plan import planner_within
 from lowrank_vit.compression.report import make_report
 from lowrank_vit.modules.factors import pivot
 from lowrank_vit.modules.fold import balance_directions
-from lowrank_vit.records.budgets import Size, budget_of
+from lowrank_vit.records.budgets import Size, budgets_of
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import Report, plain
@@ -41,9 +42,14 @@ class Analysis(Case):
         """Choose every unit's size so that the whole model loses a share of its ``cost``, or keeps within a budget.
 
         ``size``: the share, or a budget: ``{"macs": 0.5}``, the share that remains, or ``{"bytes": "6MiB"}``.
+        Of several budgets, ``{"params": 0.5, "macs": 0.6}``, all hold.
         Raises ``InputError`` for a size that no choice can reach.
         """
-        return plan_within(self, budget_of(size, cost), self.priced_losses, self.measure)
+        budgets = budgets_of(size, cost).parts
+        pivoted = all(self.recipe.pivots(budget.cost) for budget in budgets)
+        case = replace(self, recipe=replace(self.recipe, pivoted=pivoted))
+        planners = [planner_within(case, budget, self.priced_losses, self.measure) for budget in budgets]
+        return (planners[0] if len(planners) == 1 else CombinedPlanner.of(planners)).plan()
 
     @isolated()
     def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:

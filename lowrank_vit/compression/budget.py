@@ -14,7 +14,7 @@ from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.subject import Subject
 from lowrank_vit.compression.token_plan import merges
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budget_of
+from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budgets_of
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import least_cost
 from lowrank_vit.units.base import Decomposed
@@ -63,12 +63,19 @@ def check_sizes(subject: Subject, found: FoundUnits, sizes: Iterable[Size]) -> N
 
     Times are not known before they are measured.
     """
-    for budget in map(budget_of, sizes):
-        if merges(subject.model, found.recipe, budget):
+    for size in sizes:
+        if merges(subject.model, found.recipe, size):
             continue  # tokens reach what sizes do not
+        check_size(subject, found, size)
+
+
+def check_size(subject: Subject, found: FoundUnits, size: Size) -> None:
+    """Raise ``InputError``, before an image is seen, for a budget that no choice of sizes meets."""
+    budgets = budgets_of(size).parts
+    for budget in budgets:
         price = price_of(budget.cost, subject.dense, setting_of(subject.dense, subject.narrow), subject.model)
         check_z(price, found.recipe.compensation)
-        if price.before_images:
+        if price.before_images and (len(budgets) == 1 or budget.limit(price.dense) < price.dense):
             tokens = subject.tokens([unit.linears[0].name for unit in found.units]) if price.by_token else {}
             curves = [curve for unit in found.units for curve in unit.curves(tokens)]
             budget_within(priced(found.recipe, price, curves), found.recipe, budget, price)

@@ -28,6 +28,7 @@ from lowrank_vit.compression.learn import gated, target_share
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
 from lowrank_vit.compression.resume import ResumeStore, identity
+from lowrank_vit.compression.runtimes import mode_of
 from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.compression.subject import Subject
 from lowrank_vit.compression.token_plan import merges
@@ -168,6 +169,7 @@ def analyse(
     checkpoint_dir: str | Path | None = None,
     batch_size: int = 8,
     compiled: bool = False,
+    runtime: str = "torch",
     learnt: LearntGates | None = None,
     target: float = 1 - DEFAULT_REDUCTION,
     sizes: Sequence[Size] = (),
@@ -180,11 +182,11 @@ def analyse(
     ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
     ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
-    the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
-    is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
-    share of the parameters that gates shall leave, where they are trained here. ``progress``: None shows bars in a
-    terminal and in a notebook. ``sizes``: those that will be asked for; one that is out of reach is refused before an image
-    is seen.
+    the batches, and all get the whole result. ``batch_size``, ``runtime`` (torch, compile, onnxruntime or openvino): how
+    the smaller model is to run, for a budget in time (``compiled`` is ``runtime="compile"``).
+    ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the share of the parameters that gates
+    shall leave, where they are trained here. ``progress``: None shows bars in a terminal and in a notebook. ``sizes``: those
+    that will be asked for; one that is out of reach is refused before an image is seen.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     check_model(model, calibration)
@@ -219,6 +221,6 @@ def analyse(
         services=services,
         fallback=found.fallback,
         batch_size=batch_size,
-        compiled=compiled,
+        mode=mode_of("compile" if compiled else runtime),
         learnt=learnt,
     )

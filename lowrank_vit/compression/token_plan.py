@@ -23,7 +23,7 @@ from lowrank_vit.architectures.base import family_of
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.recipe import MERGED, Recipe
 from lowrank_vit.modules.counting import input_size, model_size, multiply_accumulates
-from lowrank_vit.records.budgets import Size, budget_of
+from lowrank_vit.records.budgets import Size, budgets_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.spill import Spill
@@ -181,6 +181,9 @@ class TokenPlanner:
             best = min(measured, key=measured.__getitem__)
             for steps in track(ROUNDS, "exchange", shown=self.case.services.progress):
                 best = self._exchanged(replay, best, measured, steps * self.step, limit)
+        while self.counted(PlannedMerging(best)) > limit:  # by the little that comparing pairs takes
+            most = best.index(max(best))
+            best = tuple(count + (place == most) for place, count in enumerate(best))
         return PlannedMerging(best)
 
     def counted(self, rule: PlannedMerging) -> int:
@@ -280,12 +283,12 @@ def merges(model: nn.Module, recipe: Recipe, size: Size) -> bool:
 
     Raises ``InputError`` where the recipe asks for that, and the model or the budget does not allow it.
     """
-    cost = budget_of(size).cost
-    if not recipe.merges(cost):
+    costs = [budget.cost for budget in budgets_of(size).parts]
+    if not any(map(recipe.merges, costs)):
         return False
     try:
-        if cost not in MERGED:
-            raise InputError(f"fewer tokens save no {cost}: give a budget such as macs=0.6 or latency=0.6")
+        if len(costs) > 1 or costs[0] not in MERGED:
+            raise InputError(f"fewer tokens share no budget of {' and '.join(costs)}: give macs=0.6 or latency=0.6")
         check_mergeable(model)
     except InputError:
         if recipe.tokens:

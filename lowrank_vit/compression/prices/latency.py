@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.prices import PRICES, Price
+from lowrank_vit.compression.runtimes import call_in, settings_in
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.records.budgets import LATENCY
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.evaluate.module_times import Call, ModuleTimes, in_turns
-from lowrank_vit.stages.evaluate.speed import prepared, settings
+from lowrank_vit.stages.evaluate.speed import prepared
 from lowrank_vit.units.base import Decomposed
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed
@@ -56,7 +57,7 @@ class Latency(Price):
         size = input_size(self.model)
         if size is None:
             raise InputError("the model does not say what images it takes, so it cannot be timed: give params or bytes")
-        settings(self.setting.device, [self.setting.mode], [self.setting.batch])
+        settings_in(self.setting.device, [self.setting.mode], [self.setting.batch])
         dtype = getattr(torch, self.setting.dtype)
         return torch.randn(self.setting.batch, *size, device=self.setting.device, dtype=dtype)
 
@@ -112,7 +113,7 @@ class Latency(Price):
         return [replace(curve, table=tables[curve.name]) for curve in curves]
 
     def _call(self, module: nn.Module, inputs: Inputs) -> Call:
-        return partial(prepared(module, self.setting), *inputs[0], **inputs[1])
+        return call_in(module, self.setting, *inputs)
 
     def _folded(self, grid: Grid, sizes: Sizes, inputs: Inputs) -> Call:
         return self._call(grid.folded(sizes), inputs)

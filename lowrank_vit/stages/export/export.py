@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,19 @@ def preprocessing(model: nn.Module) -> str:
     return json.dumps({name: {**config, **own}[name] for name in PREPROCESSING if name in config})
 
 
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """Yield a path elsewhere, of the same name; if the block succeeds, files written there go to ``path`` and beside it."""
+    with replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / path.name
+        for written in Path(folder).iterdir():
+            if written.name == path.name:
+                shutil.copyfile(written, temporary)
+                continue
+            with replacing(path.with_name(written.name)) as other:
+                shutil.copyfile(written, other)
+
+
 def export(
     model: nn.Module,
     path: Path,
@@ -54,9 +70,9 @@ def export(
         raise InputError(f"the model is {parameter.dtype} on {parameter.device}: export it as float32 on the CPU")
     described, model = preprocessing(model), Predicting(copied(model)).eval().requires_grad_(False)
     generator, differences = torch.Generator().manual_seed(0), {}
-    with replacing(path) as temporary:
-        found.write(model, torch.randn(TRACED, *size, generator=generator), temporary, described)
-        run = found.run(temporary)
+    with placed(path) as written:
+        found.write(model, torch.randn(TRACED, *size, generator=generator), written, described)
+        run = found.run(written)
         for batch in batches:
             images = torch.randn(batch, *size, generator=generator)
             with torch.no_grad():

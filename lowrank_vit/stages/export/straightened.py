@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.permanent import copied
@@ -72,12 +73,10 @@ class EvenAttention(LowRankAttention):
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """Return the output of the heads' queries, keys and values; ``bias`` is added to the logits."""
-        logits = query @ key.mT  # what exporters make of torch's fused attention has more steps
-        if bias is not None:
-            logits = logits + bias
-        if is_causal:
-            logits = logits + logits.new_full(logits.shape[-2:], -torch.inf).triu(1)
-        joined: Tensor = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        if bias is not None and is_causal:  # torch takes one of the two
+            bias, is_causal = bias + bias.new_full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1), False
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
+        joined: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return joined
 
 
