@@ -13,7 +13,7 @@ from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import measured
 from experiments.measures import at_bytes
 from experiments.tables.table4b import SIZES, SMALLEST, TABLE, WAYS
-from lowrank_vit import InputError, quantize
+from lowrank_vit import InputError, compare, quantize
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.records.images import Images
@@ -31,7 +31,9 @@ def test_a_file_is_no_larger_than_asked_for(measure: str, monkeypatch: pytest.Mo
     assert at_bytes.allowed(model, job) == size
     found = run(measure, model, job)
     assert 0.9 * size < found["stored_bytes"] <= size
-    assert found["kl"] >= 0
+    crude = compare(model, quantize(model, 2, outside=2)[0], data_for(model, job).held_out_dataloader())
+    assert 0 <= found["kl"] < 0.5 * crude["kl"]
+    assert found["agreement"] > crude["agreement"]
 
 
 def rounded(small: nn.Module) -> set[str]:

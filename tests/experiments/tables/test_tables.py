@@ -174,7 +174,7 @@ def test_table3_aims_at_the_printed_size_too_where_it_is_another() -> None:
         if f"{pair}/paper-printed" in rows:
             aims[pair] = printed / true
             assert {row.target_params for row in table.select(f"{pair}/*-printed")} == {printed}
-            assert len(table.select(f"{pair}/*-printed")) == 5
+            assert len(table.select(f"{pair}/*-printed")) == 6
     jobs = {item.row.id: item.jobs for item in make_plan(table, Options(seeds=(0,)), open_images("digits"))}
     for pair, share in aims.items():  # the stand-ins at the same share of the smaller one
         (job,), small = jobs[f"{pair}/paper-printed"], str(rows[f"{pair}/paper"].standin_target)
