@@ -82,7 +82,7 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     patterns = options.get("rows", "*").split(",")
     known = [dict.fromkeys(FIELDS) | row for row in content["rows"]]  # an older file lacks fields
     rows = [row for row in known if any(fnmatch.fnmatchcase(row["id"], pattern) for pattern in patterns)]
-    real = content["profile"] != "embedded"
+    real = content.get("profile", "embedded") != "embedded"
     rows = [with_image_errors(row) for row in rows] if real else rows
     names = options["columns"].split(",") if "columns" in options else content["columns"]
     behind = rows or known  # without rows, a picture of all of them follows
