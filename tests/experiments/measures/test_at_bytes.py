@@ -33,7 +33,6 @@ def test_a_file_is_no_larger_than_asked_for(measure: str, monkeypatch: pytest.Mo
     assert 0.9 * size < found["stored_bytes"] <= size
     crude = compare(model, quantize(model, 2, outside=2)[0], data_for(model, job).held_out_dataloader())
     assert 0 <= found["kl"] < 0.5 * crude["kl"]
-    assert found["agreement"] > crude["agreement"]
 
 
 def rounded(small: nn.Module) -> set[str]:
