@@ -89,11 +89,12 @@ class GradualReduction:
     ``start``: what ``N_0`` is. ``"factored"``: all layers at full rank as pairs of factors, which hold more than the dense
     weights. ``"dense"``: the dense weights, though the ranks stand for more.
     ``until``: when it stops. The algorithm's own count is ``N_0`` less all that it has removed; the model is smaller, as it
-    holds layers above break-even dense. ``"counted"``: once the model fits, which is long before the schedule's end (before 300
-    of 500 steps, the own count still well above the target), so that more ``iterations`` change nothing. ``"schedule"``: once the own count is at the target, or ``iterations`` are over, which leaves
-    ``exp(-iterations / gamma)`` of ``N_0 - N``: 0.2 % for 500 and 80; a step then removes what the own count has above
-    tau(t), and nothing where it is below already. In either case single ranks follow while the model does not fit, and
-    what was removed too much is filled in.
+    holds layers above break-even dense. ``"counted"``: once the model fits, which is long before the schedule's end (before
+    300 of 500 steps, the own count still well above the target), so that more ``iterations`` change nothing.
+    ``"schedule"``: once the own count is at the target, or ``iterations`` are over, which leaves ``exp(-iterations /
+    gamma)`` of ``N_0 - N``: 0.2 % for 500 and 80; a step then removes what the own count has above tau(t), and nothing
+    where it is below already. In either case single ranks follow while the model does not fit, and what was removed too
+    much is filled in.
     """
 
     revision: ClassVar[int] = 1
