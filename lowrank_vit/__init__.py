@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
-    from lowrank_vit.compression.quantize import quantize
+    from lowrank_vit.compression.quantize import quantize, quantize_within
     from lowrank_vit.compression.recipe import Recipe, recipe_of
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
@@ -102,6 +102,7 @@ __all__ = [
     "mean_scan",
     "push_to_hub",
     "quantize",
+    "quantize_within",
     "recipe_of",
     "revisions_of",
     "save",
@@ -116,7 +117,7 @@ _HOMES = {
     "compression.compress": ("analyse", "compress", "compress_and_quantize", "sweep"),
     "compression.budget": ("check_budget", "check_reduction"),
     "compression.learn": ("learn",),
-    "compression.quantize": ("quantize",),
+    "compression.quantize": ("quantize", "quantize_within"),
     "compression.recipe": ("Recipe", "recipe_of"),
     "compression.recipes": ("RECIPES", "get_recipe"),
     "compression.report": ("dense_report",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.stages.allocate import Allocator, cheapest, fill, least_cost, total_cost
 
+logger = logging.getLogger(__name__)
 Measure = Callable[[RankPlan, Iterable[Tensor], int], dict[str, tuple[int, float]]]
 
 
@@ -99,16 +101,26 @@ class Planner:
         return found
 
     def _kept(self, curves: Sequence[ErrorCurve], plan: RankPlan) -> tuple[RankPlan, list[int]]:
-        """Plan again with less while the model misses its budget; return the plan, and its model's cost, by budget."""
+        """Plan again with less, or more, while the model misses its budget; return the plan, and its model's cost, by budget.
+
+        Where costs are measured, the last plan may miss it, too: then the most expensive of those within the budget counts.
+        """
         limit, left = self.budget.limit(self.price.dense), self.price.corrections
-        counted = self.counted(plan)
+        counted, within = self.counted(plan), list[tuple[int, RankPlan]]()
         while left > 0 and self.price.misses(counted, limit):
+            within += [(counted, plan)] if counted <= limit else []
             units, left = total_cost(curves, plan.ranks) - math.ceil(counted - limit), left - 1
+            if units < least_cost(curves) and within:
+                break
             if units < least_cost(curves):
                 least = self.counted(RankPlan({curve.name: cheapest(curve) for curve in curves}))
                 raise out_of_reach(self.budget, self.case.recipe, least, self.price.dense)
             plan = self._allocate(curves, units)
             counted = self.counted(plan)
+        if counted > limit and within:
+            counted, plan = max(within, key=lambda one: one[0])
+        if self.price.corrections and counted > limit:
+            logger.warning("the smaller model takes %.1f %% more than its budget", 100 * (counted / limit - 1))
         return plan, [counted]
 
     def _predicted(self, plan: RankPlan) -> int:

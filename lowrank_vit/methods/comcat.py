@@ -91,7 +91,7 @@ def _stacked(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 add_recipe(
     "comcat0",
-    units={"attention": HeadProducts(), "decomposition": PlainSVD()},
+    units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
     sense=MeasuredCurves(),
     about="plain SVD of head products and of the MLPs' layers, ranks by measured KL: where COMCAT begins (Xiao et al.)",
 )

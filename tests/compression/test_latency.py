@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lowrank_vit.compression.runtimes import call_in
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit import InputError, analyse, compress, get_recipe
-from lowrank_vit.compression.prices.latency import SHARES, Grid
+from lowrank_vit.compression.prices.latency import SHARES, Grid, Latency
+from lowrank_vit.compression.runtimes import call_in
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.evaluate import module_times
 from tests.support.models import images, model_and_images, outputs, tiny
@@ -47,6 +47,47 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(module_times, "seconds_in_turns", clock)
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
     return clock
+
+
+@pytest.mark.parametrize("slower", [1.25, 0.75])
+def test_a_plan_that_misses_is_made_again(slower: float, clock: Clock) -> None:
+    """A machine on which the whole model takes another time than its modules together."""
+    model, data = tiny(), images(16)
+    analysis = analyse(model, [data], "exact", device="cpu", batch_size=BATCH)
+    asked = analysis.plan({"latency": 0.6}).budget
+    clock.slower = slower
+    clock.timed.clear()
+    entry = analysis.plan({"latency": 0.6}).budget
+    assert asked is not None
+    assert entry is not None
+    assert 2 <= clock.timed.count("small") <= 5
+    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
+    assert abs(slower * asked["counted"] - entry["limit"]) > 0.1 * entry["limit"]
+    assert (entry["predicted"] < asked["predicted"]) == (slower > 1)
+
+
+def test_a_budget_is_kept_however_near_the_first_plan_was(clock: Clock) -> None:
+    clock.slower = 1.09
+    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
+    entry = analysis.plan({"latency": 0.6}).budget
+    assert entry is not None
+    assert clock.timed.count("small") > 1
+    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
+
+
+def test_of_plans_that_end_above_the_budget_the_last_one_within_counts(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock that jumps: far below the budget first, above it ever after; or never below it, which is told."""
+    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
+    limit = analysis.plan({"latency": 0.6}).budget["limit"]  # type: ignore[index]
+    for first, kept in ((0.8, True), (1.02, False)):
+        times = iter([first, 1.02, 1.02, 1.02, 1.02])
+        monkeypatch.setattr(Latency, "count", lambda self, small, times=times: round(limit * next(times)))
+        entry = analysis.plan({"latency": 0.6}).budget
+        assert entry is not None
+        assert (entry["counted"] <= limit) == kept
+    assert "more than its budget" in caplog.text
 
 
 def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

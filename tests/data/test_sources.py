@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from lowrank_vit.data.kinds import source_kinds
 
 from lowrank_vit.data import open_source
+from lowrank_vit.data.kinds import source_kinds
 from lowrank_vit.data.splits import SOURCES
 
 

@@ -31,7 +31,8 @@ from lowrank_vit.units.base import Decomposed
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed
 NANO = 1e9
 GRAINS = 100_000  # of the dense model's time, in which prices are rounded: allocators take long over finer ones
-TOLERANCE, TOLERANCE_OF_ONE = 0.1, 0.2  # by which a measured time may miss its budget, of many images and of one
+TOLERANCE, TOLERANCE_OF_ONE = 0.1, 0.2  # by which a measured time may be below its budget, of many images and of one
+CORRECTIONS = 4  # plans more, with what the last one missed the budget by
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Sizes = tuple[int, ...]  # of a module's units, in their order
@@ -44,7 +45,7 @@ class Latency(Price):
 
     before_images: ClassVar[bool] = False
     knows_z: ClassVar[bool] = False
-    corrections: ClassVar[float] = 1
+    corrections: ClassVar[float] = CORRECTIONS
 
     @property
     def where(self) -> dict[str, Any]:
@@ -87,9 +88,9 @@ class Latency(Price):
         return round(self.dense * ratio)
 
     def misses(self, counted: int, limit: float) -> bool:
-        """Tell whether a measured time is too far from the budget, above or below."""
+        """Tell whether a measured time is above the budget, or too far below it."""
         tolerance = TOLERANCE_OF_ONE if self.setting.batch == 1 else TOLERANCE
-        return abs(counted - limit) > tolerance * limit
+        return not (1 - tolerance) * limit <= counted <= limit
 
     def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
         """Return the curves with times for costs, measured where the machine's table does not have them."""

@@ -69,7 +69,8 @@ class OutputRefit:
     ) -> dict[str, float | None]:
         """Change the output layers of ``small`` in place; return the ridge of each, ``None`` where nothing was gained.
 
-        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,). ``batches``: the
+        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,); none are needed where they
+        weigh nothing. ``batches``: the
         calibration images, (B, C, H, W). Raises ``InputError`` for blocks of an unknown kind.
         """
         family, device = family_of(dense), next(dense.parameters()).device
@@ -96,7 +97,8 @@ class OutputRefit:
                         shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
                         sources = streams.copy_to(before) if shared else streams
                     output = f"{name}.{branch_pair[0].output_name}"
-                    ridges[output] = self._branch(*branch_pair, streams, sources, sensitivities[output], given[name])
+                    weights = self._weights(sensitivities[output]) if self.sensitivity else torch.ones(())
+                    ridges[output] = self._branch(*branch_pair, streams, sources, weights, given[name])
                 if not branches:
                     for place in range(len(streams)):
                         x, y = streams.at(place, device)
@@ -109,15 +111,16 @@ class OutputRefit:
         new: Branch,
         streams: Streams,
         sources: Streams,
-        sensitivity: Tensor,
+        weights: Tensor,
         given: dict[str, Any],
     ) -> float | None:
-        """Refit one branch, which sees ``sources``, and return the ridge. The streams are replaced by those after it.
+        """Refit one branch, which sees ``sources``, by the ``weights`` of positions; return the ridge.
 
-        Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
+        The streams are replaced by those after it. Both models run it once; then what the change adds to the layer's outputs
+        is added (behind a norm: it runs again).
         """
         layer, device = new.output_layer, new.output_layer.weight.device
-        folds, weights = Folds(layer, self.folds), self._weights(sensitivity)
+        folds = Folds(layer, self.folds)
         with Spill() as inputs:
             for place in range(len(streams)):
                 pair = streams.at(place, device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -32,6 +34,15 @@ def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Count the labels, (batch,), that are among the k largest logits, (batch, classes)."""
     k = min(k, logits.shape[-1])
     return (logits.topk(k, dim=-1).indices == labels[:, None]).sum()
+
+
+def pack_hits(hits: Tensor) -> str:
+    """Write which images were hit, (n,) booleans, as text: one bit for each, in base64.
+
+    >>> pack_hits(torch.tensor([True, False, True]))
+    'oA=='
+    """
+    return base64.b64encode(np.packbits(hits.cpu().numpy()).tobytes()).decode()
 
 
 class ClassificationScore(Metric):
@@ -131,6 +142,7 @@ class Evaluation(LightningModule):
         super().__init__()
         self.model, self.dense = model, dense
         self.score = score or (ClassificationScore() if dense is None else ComparedScore())
+        self.hits: list[Tensor] = []  # of this process's images, in their order
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
@@ -141,6 +153,7 @@ class Evaluation(LightningModule):
             tell_implausible(self.model, images)
         logits = predict(self.model, images)
         check_labels(labels, logits.shape[-1])
+        self.hits.append(logits.topk(1, dim=-1).indices[:, 0] == labels)
         beside = [] if self.dense is None else [predict(self.dense, images)]
         self.score.update(logits, labels, *beside)
 
@@ -219,8 +232,12 @@ def evaluate(
     dense: nn.Module | None = None,
     hardware: Hardware = ONE_PROCESS,
     progress: bool = True,
+    hits: bool = False,
 ) -> dict[str, Any]:
     """Return ``{"top1", "top5", "loss", "n"}``: percent, percent, mean cross-entropy, number of images.
+
+    ``hits``: add which images of a classifier were hit, as ``pack_hits`` writes it, so that two models can be compared
+    image by image; one process alone knows them all, several add nothing.
 
     With the ``dense`` model, add its ``top1_dense``, and ``agreement`` and ``kl`` as ``comparison.compare`` returns them.
     Of a model without a classifier, return ``{"feature_error", "n"}``: the mean over all features of
@@ -258,4 +275,7 @@ def evaluate(
     loss = results[0].get("loss", 0.0)
     if loss != loss:  # NaN
         raise InputError("the model's outputs are not numbers for some images: check the weights and the images")
-    return {**results[0], "n": round(results[0]["n"])}
+    found = {**results[0], "n": round(results[0]["n"])}
+    if hits and sum(map(len, evaluation.hits)) == found["n"]:
+        found["hits"] = pack_hits(torch.cat(evaluation.hits))
+    return found

@@ -73,7 +73,7 @@ def round_to_half(model: nn.Module) -> None:
             tensor.data = rounded.to(tensor.dtype)
 
 
-def _linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
+def block_linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
     """Find the linear layers that match ``sites``, and those inside all compressed layers but the patch embedding."""
     chosen = {site.name for site in find_sites(model, sites)}
     patches = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Patches))
@@ -106,7 +106,7 @@ def quantize(
     exact = canonical(copied(model))
     if bits != HALF:
         expand(exact)  # an identity in codes costs little, and rows have one scale each
-    linears, quantized = _linears(exact, sites), copy.deepcopy(exact).eval()
+    linears, quantized = block_linears(exact, sites), copy.deepcopy(exact).eval()
     if bits != HALF:
         _replace(quantized, linears, bits, quantizer, observe)
     round_to_half(quantized)
