@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
+    from lowrank_vit.compression.mean_scan import MeanScan, channel_energy, mean_scan
     from lowrank_vit.compression.quantize import quantize, quantize_within
     from lowrank_vit.compression.recipe import Recipe, recipe_of
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
     from lowrank_vit.compression.revisions import revisions_of
     from lowrank_vit.compression.save import load, push_to_hub, save
-    from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
-    from lowrank_vit.compression.scans.refit import channel_energy
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
     from lowrank_vit.stages.calibrate.stream import calibrate
@@ -48,9 +47,9 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.export.export import export
     from lowrank_vit.stages.export.half import export_half
     from lowrank_vit.stages.export.integers import export_integers
-    from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
+    from lowrank_vit.stages.training.teacher import augmentations
     from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
 __version__ = "0.2.0"
@@ -123,8 +122,8 @@ _HOMES = {
     "compression.report": ("dense_report",),
     "compression.revisions": ("revisions_of",),
     "compression.save": ("load", "push_to_hub", "save"),
-    "compression.scans.mean_scan": ("MeanScan", "mean_scan"),
-    "compression.scans.refit": ("channel_energy",),
+    "compression.mean_scan": ("MeanScan", "mean_scan"),
+    "compression.mean_scan": ("channel_energy",),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
@@ -142,7 +141,7 @@ _HOMES = {
     "stages.export.export": ("export",),
     "stages.export.half": ("export_half",),
     "stages.export.integers": ("export_integers",),
-    "stages.training.augmentation": ("augmentations",),
+    "stages.training.teacher": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),
     "storage.contents": ("file_bytes", "is_saved_model", "load_report"),

@@ -26,8 +26,7 @@ from experiments.report.origins import OLDER, commits_of, marked, marked_alike, 
 from experiments.report.rows import FIELDS
 from experiments.report.uncertainty import said_of_errors, said_of_pairs, with_image_errors
 from experiments.tables.rows import Table
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import InputError, amount
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 SHOWN = {"top1", "accuracy", "top1_dense", "top1_before_finetune", "top1_tuned", "stored_top1"}  # with standard errors

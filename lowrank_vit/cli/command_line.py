@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Sequence
 
 from lowrank_vit import __version__
+from lowrank_vit.cli.command_line import OneLineParser, Verbs, fail
 from lowrank_vit.cli.early import check_early
-from lowrank_vit.cli.parsers import OneLineParser, Verbs, fail
 from lowrank_vit.cli.recipe_file import expanded
 from lowrank_vit.cli.verbs import (
     benchmark,

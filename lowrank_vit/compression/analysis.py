@@ -12,18 +12,17 @@ from torch import Tensor, nn
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.combined import CombinedPlanner
 from lowrank_vit.compression.compensate import compensate
-from lowrank_vit.compression.correct import correct
-from lowrank_vit.compression.cut import cut, fold, pivots, resized
+from lowrank_vit.compression.cut import correct, cut, fold, pivots, resized
 from lowrank_vit.compression.measure import measure_plan, measured_curves
 from lowrank_vit.compression.plan import planner_within
 from lowrank_vit.compression.report import make_report
-from lowrank_vit.modules.factors import pivot
 from lowrank_vit.modules.fold import balance_directions
+from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.records.budgets import Size, budgets_of
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import Report, plain
-from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.runtime.hardware import isolated
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.tokens.merging import PlannedMerging
 

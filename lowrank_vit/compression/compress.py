@@ -21,10 +21,10 @@ from lowrank_vit.compression.budget import check_budget, check_sizes
 from lowrank_vit.compression.calibrate import calibrated
 from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.decompose import decompose
-from lowrank_vit.compression.estimate import estimate, tell
 from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.learn import gated, target_share
+from lowrank_vit.compression.outlook import estimate, tell
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
 from lowrank_vit.compression.resume import ResumeStore, identity
@@ -38,8 +38,7 @@ from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import resolve_device
-from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.runtime.hardware import isolated, resolve_device
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates

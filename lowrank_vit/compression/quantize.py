@@ -14,7 +14,7 @@ from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.joint.forms import outside_blocks
 from lowrank_vit.compression.recipes import get_recipe
-from lowrank_vit.modules.factors import expand
+from lowrank_vit.modules.pivoted_linear import expand
 from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
 from lowrank_vit.records.budgets import Size
 from lowrank_vit.records.images import Batches, Images
@@ -25,7 +25,7 @@ from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize import weights as stage
 from lowrank_vit.stages.quantize.inputs import InputMoments, Observe, input_moments
 from lowrank_vit.stages.quantize.mixed import quantize_each
-from lowrank_vit.units.patches import PatchUnit
+from lowrank_vit.units.embeddings import PatchUnit
 
 UNCUT = "svd"  # a recipe that needs no statistics; nothing is cut by it
 

@@ -26,7 +26,7 @@ from lowrank_vit.modules.counting import input_size, model_size, multiply_accumu
 from lowrank_vit.records.budgets import Size, budgets_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import LEAST, MeasuredLosses, Replay
 from lowrank_vit.stages.tokens.merging import PlannedMerging
 

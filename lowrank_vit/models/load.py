@@ -14,10 +14,10 @@ from torch import nn
 
 import lowrank_vit.models.hugging_face as hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
+from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.models.standins import STANDINS, is_standin
-from lowrank_vit.models.weights import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.network import hub_reachable
+from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.registry import unknown
 
 HUB = "hf_hub:"
@@ -59,7 +59,7 @@ def load_model(
                 raise InputError(
                     f"the stand-in {name!r} does not take {given}: leave it out, or pass --checkpoint FILE"
                 )
-            from lowrank_vit.models.standin_cache import trained_standin  # with Lightning
+            from lowrank_vit.models.standin_training import trained_standin  # with Lightning
 
             model = trained_standin(name, seed)
         else:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.network import hub_reachable
-from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS
+from lowrank_vit.runtime.extras import hub_reachable
+from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
 from lowrank_vit.storage.shipped import shipped_folder
 
 FILES = [CONFIG, WEIGHTS, REPORT, CARD]

@@ -18,7 +18,7 @@ from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import empty_module
-from lowrank_vit.storage.validation import check_architecture, check_layer
+from lowrank_vit.storage.skeleton import check_architecture, check_layer
 
 PORTABLE = (str, int, float, bool, list, tuple, type(None))
 

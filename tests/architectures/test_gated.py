@@ -9,7 +9,7 @@ from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from torch import Tensor, nn
 
 from lowrank_vit import analyse, get_recipe
-from lowrank_vit.modules.narrow_mlp import SmallGatedMlp
+from lowrank_vit.modules.low_rank_linear import SmallGatedMlp
 from lowrank_vit.records.curves import RankPlan
 from tests.support.models import VIT, images, outputs
 

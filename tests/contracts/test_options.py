@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import lowrank_vit
-from lowrank_vit.cli.command_line import VERBS, make_parser
-from lowrank_vit.cli.parsers import Verbs
+from lowrank_vit.cli.command_line import VERBS, Verbs, make_parser
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9](?![\w-]*=)")
 ELSEWHERE = re.compile(r"`[^`]*`")  # a command in full, perhaps another one

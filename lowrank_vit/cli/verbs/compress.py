@@ -247,7 +247,7 @@ def _smallest(
     """Find the smallest model that loses no more than ``--max-loss``, and show what was tried."""
     from lowrank_vit.cli.view import show_trials
     from lowrank_vit.compression.smallest import smallest
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
 
     compressed, report, trials = smallest(
         analysis, args.max_loss, fitting(analysis.model, data, data.held_out_dataloader()), within=within

@@ -17,8 +17,7 @@ from lowrank_vit.cli.arguments import (
     check_out,
     chosen_model,
 )
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import InputError, amount
 from lowrank_vit.stages.export.formats import EXPORTERS, NARROWED, exporter, files
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.compress import sweep
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
     from lowrank_vit.stages.evaluate.comparison import compare
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         return
     result = {"model": args.model, "recipe": recipe.name, "rows": rows}
     if args.plot is not None:
-        from lowrank_vit.cli.pareto import plot_sweep
+        from lowrank_vit.cli.plot import plot_sweep
 
         plot_sweep(result, args.plot)
     if args.json:

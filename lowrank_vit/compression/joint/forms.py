@@ -13,7 +13,7 @@ from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.units.base import Decomposed
-from lowrank_vit.units.patches import EMBEDDING
+from lowrank_vit.units.embeddings import EMBEDDING
 
 Affine = NDArray[np.int64]  # (1 + units,): a constant, and what one more of each unit adds
 SCALE_BYTES = 3  # of each row: a scale in float16 and a zero point

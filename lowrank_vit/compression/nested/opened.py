@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import out_of_reach, priced
-from lowrank_vit.compression.nested.changes import check_change, narrowed, widened
-from lowrank_vit.compression.nested.sizes import KnownSize, dense_size, known_sizes, needs_sizes, parameters_of
+from lowrank_vit.compression.nested.opened import (
+    KnownSize,
+    check_change,
+    dense_size,
+    known_sizes,
+    narrowed,
+    needs_sizes,
+    parameters_of,
+    widened,
+)
 from lowrank_vit.compression.prices import price_of
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import get_linear

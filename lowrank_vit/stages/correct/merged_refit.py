@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import Branch
 from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.modules.token_block import TokenBlock
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.regression import Folds
-from lowrank_vit.stages.correct.streams import Streams
+from lowrank_vit.runtime.tensors import Spill
+from lowrank_vit.stages.correct.regression import Folds, Streams
 
 Fit = Callable[[Branch, nn.Linear, Folds], float | None]
 

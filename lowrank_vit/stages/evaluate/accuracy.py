@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torchmetrics import Metric
 
-from lowrank_vit.modules.plausible import tell_implausible
-from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.predicting import predict, tell_implausible
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
 from lowrank_vit.records.images import Batch, Batches, Images, check_labels, each_batch, images_in, labels_in
@@ -24,7 +23,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
-from lowrank_vit.stages.evaluate.classes import tell_misfit
+from lowrank_vit.stages.evaluate.accuracy import tell_misfit
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
 EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
