@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from benchmarks.output import show, write
 from lowrank_vit import BLOCK_LINEARS, quantize
 from lowrank_vit.modules.counting import input_size
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
 
 BITS = (8, 7, 6, 4, 2)
 COMPILED = ("float32", "ours 8", "torchao int8 weights", "torchao int8 both")

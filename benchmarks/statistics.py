@@ -42,7 +42,7 @@ from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
 from lowrank_vit.stages.calibrate.observe import needs_gradient, resolve
 from lowrank_vit.stages.correct import output_refit as refit
 from lowrank_vit.stages.correct.regression import Regression, cross_validated

@@ -25,8 +25,7 @@ from experiments.report.markdown import across_lines, lines_of, table_lines
 from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, torch_of, versions_of
 from experiments.report.rows import FIELDS
 from experiments.tables.rows import Table
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import InputError, amount
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)

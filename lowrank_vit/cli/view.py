@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lowrank_vit.records.costs.bytes import FLOAT32
+from lowrank_vit.records.costs import FLOAT32
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, QUERY_KEY, ROW, VALUE
-from lowrank_vit.runtime.console import make_console
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
+from lowrank_vit.runtime.progress import make_console
 
 AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "parameters": "{:,} parameters".format,

@@ -22,7 +22,7 @@ from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import Report
-from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.runtime.hardware import isolated
 from lowrank_vit.runtime.progress import track
 
 

@@ -33,8 +33,7 @@ from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import resolve_device
-from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.runtime.hardware import isolated, resolve_device
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates

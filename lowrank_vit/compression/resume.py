@@ -16,7 +16,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.files import write_bytes
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.runtime.provenance import source_hash
-from lowrank_vit.runtime.serialization import from_bytes, to_bytes
+from lowrank_vit.runtime.tensors import from_bytes, to_bytes
 
 T = TypeVar("T")
 

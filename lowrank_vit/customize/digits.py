@@ -25,7 +25,7 @@ from lowrank_vit.data.digits import CLASSES, load_split
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.weight_cache import trained_once
+from lowrank_vit.runtime.tensors import trained_once
 
 HELD_OUT = (4, 7)  # the concept, and the digit that learning rates are chosen on
 OLD = tuple(digit for digit in range(CLASSES) if digit not in HELD_OUT)

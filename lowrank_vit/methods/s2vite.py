@@ -18,7 +18,7 @@ from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.seeds import derived_seed
+from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.allocate.equal_error import EqualError
 from lowrank_vit.stages.allocate.uniform import Uniform
 from lowrank_vit.stages.decompose import MLPS, WHOLE_HEADS, Weights, learnt_scores

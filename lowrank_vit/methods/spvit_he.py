@@ -16,7 +16,7 @@ from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, MIXER, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.seeds import derived_seed
+from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.allocate.equal_error import EqualError
 from lowrank_vit.stages.decompose import MLPS, Weights, learnt_scores
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates

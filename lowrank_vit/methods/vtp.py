@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.columns import Columns
-from lowrank_vit.records.factors import Directions, InputSubset, Logits
+from lowrank_vit.records.factors import Columns, Directions, InputSubset, Logits
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, INPUT, VALUE, AttentionSite, MlpSite

@@ -18,7 +18,7 @@ from lowrank_vit.models.standin_cache import trained_standin
 from lowrank_vit.models.standins import STANDINS, is_standin
 from lowrank_vit.models.weights import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.network import hub_reachable
+from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.registry import unknown
 
 HUB = "hf_hub:"

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank_vit.models.standin_training import RECIPE, train_standin
 from lowrank_vit.runtime.files import cache_folder
-from lowrank_vit.runtime.weight_cache import trained_once
+from lowrank_vit.runtime.tensors import trained_once
 
 
 def trained_standin(name: str, seed: int = 0) -> nn.Module:

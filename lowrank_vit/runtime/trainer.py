@@ -1,31 +1,82 @@
-"""How stages start Lightning: quietly, on one device or many, with the progress bar on the error stream."""
+"""How stages start Lightning: quietly, on one device or many, with the progress bar on the error stream.
+
+Checkpoints are written whole after each epoch; only the run that wrote one can resume from it.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rich
+import torch
 from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from lowrank_vit.runtime.checkpoints import WholeCheckpoints
-from lowrank_vit.runtime.console import console_options
 from lowrank_vit.runtime.errors import InputError, worker_died
+from lowrank_vit.runtime.files import write_bytes
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
+from lowrank_vit.runtime.progress import console_options
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write checkpoints whole: a crash leaves either the old one or the new one.
+
+    Lightning's own writer moves a file from the temporary folder, which copies it if that folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file whole; Lightning calls this in the first process only."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(Path(path), buffer.getbuffer())
+
+
+class LastCheckpoint(Checkpoint):
+    """Write the whole state to ``path`` after each epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the whole state."""
+        trainer.save_checkpoint(self.path)
+
+
+def check_resumable(module: LightningModule, path: Path, trained: Collection[str]) -> None:
+    """Raise ``InputError`` unless the checkpoint has the settings, shapes and frozen parameters of this run."""
+    remedy = "remove it, or resume the run that wrote it"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        settings, state = dict(saved["hyper_parameters"]), saved["state_dict"]
+    except Exception as error:
+        raise InputError(f"{path} is not a checkpoint of such a run ({type(error).__name__}): {remedy}") from None
+    for name, value in module.hparams.items():
+        if settings.get(name) != value:
+            raise InputError(f"{path} was trained with {name}={settings.get(name)}, not {value}: {remedy}")
+    for name, parameter in module.named_parameters():
+        other = state.get(name)
+        if other is None or other.shape != parameter.shape:
+            raise InputError(f"{path} is of another model, {name} differs in shape: {remedy}")
+        if name not in trained and not torch.equal(other, parameter.detach().cpu()):
+            raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
+
 
 OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.network import hub_reachable
+from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS
 
 FILES = [CONFIG, WEIGHTS, REPORT, CARD]

@@ -22,10 +22,9 @@ from lowrank_vit.modules.fold import AttentionWeights, MlpWeights, fold_mlp
 from lowrank_vit.modules.scatter_output import ScatterOutput
 from lowrank_vit.modules.select_input import SelectInput
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.columns import Columns, input_reader
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.factors import Directions, GatedParts, InputSubset, WholeHeads
+from lowrank_vit.records.factors import Columns, Directions, GatedParts, InputSubset, WholeHeads, input_reader
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site

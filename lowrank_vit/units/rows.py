@@ -17,10 +17,10 @@ from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.records.factors import SplitRows, SplitSite
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import ROW, Site
-from lowrank_vit.records.split_rows import SplitRows, SplitSite
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.compensate.kinds.structured import StructuredCorrection
 from lowrank_vit.stages.decompose.rows import ROWS, RowChoice

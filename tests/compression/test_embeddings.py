@@ -22,7 +22,7 @@ from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.kinds import KINDS
 from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, outputs, tiny

@@ -10,9 +10,9 @@ import torch
 from lowrank_vit import InputError, analyse, get_recipe
 from lowrank_vit.methods.losparse import PlatonRows
 from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.records.factors import split_rank
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.records.split_rows import split_rank
 from lowrank_vit.stages.calibrate.statistics import Batch, Seen
 from lowrank_vit.stages.calibrate.statistics.gradient_abs import GradientAbs
 from tests.support.models import KINDS, images, outputs, tiny

@@ -19,10 +19,9 @@ from lowrank_vit.methods.svd_llm import Whitened
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.runtime.divide import split
 from lowrank_vit.runtime.launch import launch
-from lowrank_vit.runtime.processes import is_first, rank_and_world
-from lowrank_vit.runtime.serialization import from_bytes, to_bytes
+from lowrank_vit.runtime.processes import is_first, rank_and_world, split
+from lowrank_vit.runtime.tensors import from_bytes, to_bytes
 from tests.support.models import ARGUMENTS, images, tiny
 from tests.support.weights import same
 

@@ -19,7 +19,7 @@ from lowrank_vit.objectives import divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feature_sums, variances
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.headless import headless, token_model
 from tests.support.models import images, outputs, tiny

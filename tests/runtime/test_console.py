@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.table import Table
 
-from lowrank_vit.runtime.console import make_console
+from lowrank_vit.runtime.progress import make_console
 from tests.support.sources import ROOT
 
 LAYER = "stages.0.blocks.0.attn.qkv and more " * 6
@@ -35,4 +35,4 @@ def test_consoles_are_made_in_one_place() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if " Console(" in path.read_text()
     ]
-    assert made == ["lowrank_vit/runtime/console.py"]
+    assert made == ["lowrank_vit/runtime/progress.py"]

@@ -14,8 +14,7 @@ import pytest
 
 from lowrank_vit import InputError
 from lowrank_vit.runtime.launch import launch
-from lowrank_vit.runtime.processes import launched_from_outside, rank_and_world
-from lowrank_vit.runtime.rendezvous import TIMEOUT, check_rendezvous
+from lowrank_vit.runtime.processes import TIMEOUT, check_rendezvous, launched_from_outside, rank_and_world
 from lowrank_vit.stages.calibrate.stream import calibrate
 from tests.support.models import images, tiny
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_vit.cli.arguments import add_folder
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import InputError, amount
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,7 +141,7 @@ def _mebibytes(count: int | None) -> str:
 
 def _show(results: Mapping[str, Any]) -> None:
     from lowrank_vit.cli.view import mebibytes
-    from lowrank_vit.runtime.console import make_console
+    from lowrank_vit.runtime.progress import make_console
 
     macs, params, size = results["macs"], results["params"], results["bytes"]
     console = make_console()

@@ -13,11 +13,10 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lowrank_vit.runtime.checkpoints import LastCheckpoint
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed
-from lowrank_vit.runtime.trainer import make_trainer, quiet_run
+from lowrank_vit.runtime.trainer import LastCheckpoint, make_trainer, quiet_run
 from lowrank_vit.stages.compensate import Compensation, State
 from lowrank_vit.stages.compensate.batches import SeededBatches, count_images, make_loader
 from lowrank_vit.stages.compensate.inputs import LayerInputs, batch_loss, full_precision

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import progress_bars
 from lowrank_vit.runtime.registry import unknown
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import Compensation, State, quadratic, squared_error
 from lowrank_vit.stages.compensate.optimizers import ADAM, make_optimizer
 

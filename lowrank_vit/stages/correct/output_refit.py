@@ -20,7 +20,7 @@ from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.regression import Folds, add_affine
 from lowrank_vit.stages.correct.streams import Streams
 

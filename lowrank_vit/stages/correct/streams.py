@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 
 
 class Streams:

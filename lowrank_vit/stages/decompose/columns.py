@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Protocol
 
-from lowrank_vit.records.columns import Columns
+from lowrank_vit.records.factors import Columns
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.registry import Registry
 

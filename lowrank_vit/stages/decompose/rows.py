@@ -6,8 +6,8 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from lowrank_vit.records.factors import SplitRows
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.records.split_rows import SplitRows
 from lowrank_vit.runtime.registry import Registry
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.runtime.seeds import derived_seed
+from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.gates.gates import Gate, Place
 
 START = 1.5  # of the thresholds, whose sigmoid is 0.82

@@ -23,9 +23,8 @@ from lowrank_vit.modules.factors import expanded
 from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
-from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware, derived_seed
 from lowrank_vit.runtime.lightning_run import SeededTraining, Start, run_record, train, warm_up_cosine
-from lowrank_vit.runtime.seeds import derived_seed
 from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.teacher import check_pair, check_settings, inputs_hash, remember

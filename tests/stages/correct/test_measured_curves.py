@@ -16,7 +16,7 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_curves import FeatureRatio, MeasuredCurves
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.models import KINDS, images, outputs, tiny

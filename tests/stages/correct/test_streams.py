@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of, first_inputs
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct import output_refit
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Folds, Regression, cross_validated

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State
 from lowrank_vit.stages.compensate.support import FixedSupport
 

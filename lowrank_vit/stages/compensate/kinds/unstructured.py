@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State, check_budget, share
 from lowrank_vit.stages.compensate.support import FixedSupport, solve_support
 

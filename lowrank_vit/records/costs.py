@@ -1,4 +1,4 @@
-"""What a size costs, and the kinds of cost in which a budget can be given; one file for each kind."""
+"""What a size costs, and the kinds of cost in which a budget can be given."""
 
 from __future__ import annotations
 
@@ -41,4 +41,25 @@ class UnitCosts:
 
 
 PARAMETERS = "parameters"  # the cost in which a reduction is given unless another is named
-COSTS: Registry[Callable[[Cost], int]] = Registry("cost", __name__)
+COSTS: Registry[Callable[[Cost], int]] = Registry("cost")
+
+
+@COSTS.register(PARAMETERS)
+def parameters(cost: Cost) -> int:
+    """Count parameters."""
+    return cost.parameters
+
+
+@COSTS.register("macs")
+def macs(cost: Cost) -> int:
+    """Count the multiply-accumulates of one image."""
+    return cost.macs
+
+
+FLOAT32 = 4  # bytes
+
+
+@COSTS.register("bytes")
+def stored_bytes(cost: Cost) -> int:
+    """Count the bytes of the parameters in float32."""
+    return FLOAT32 * cost.parameters
