@@ -16,8 +16,8 @@ from lowrank_vit.compression.cut import cut, fold, resized
 from lowrank_vit.compression.measure import measure_plan, measured_curves
 from lowrank_vit.compression.plan import plan_within
 from lowrank_vit.compression.report import make_report
-from lowrank_vit.modules.factors import pivot
 from lowrank_vit.modules.fold import balance_directions
+from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve, RankPlan

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_vit.compression.case import Case
-from lowrank_vit.modules.factors import pivot
+from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.curves import RankPlan
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.customize.words import Text
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.runtime.errors import InputError
 
 PREDICTIONS = ("epsilon", "v_prediction")

@@ -18,24 +18,19 @@ class Text(Protocol):
     @property
     def encoder(self) -> nn.Module:
         """Return the module with all weights."""
-        ...
 
     def tokens(self, prompts: Sequence[str], new_word: str | None = None) -> Tensor:
         """Return the words' numbers, (N, L); ``new_word`` has the number after the last known one."""
-        ...
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Return the vectors that the U-Net attends to, (N, L, m)."""
-        ...
 
     @property
     def embedding(self) -> Any:
         """Return the module that looks up the words' vectors."""
-        ...
 
     def use(self, embedding: nn.Module) -> None:
         """Put another module in its place."""
-        ...
 
 
 class WordTable:
@@ -62,16 +57,13 @@ class WordTable:
         return torch.tensor(rows, device=next(self.encoder.parameters()).device)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Look the vectors up."""
         return self.encoder(tokens)
 
     @property
     def embedding(self) -> Any:
-        """Return the table."""
         return self.encoder[0]
 
     def use(self, embedding: nn.Module) -> None:
-        """Put another table in its place."""
         self.encoder[0] = embedding
 
 
@@ -97,16 +89,13 @@ class ClipText:
         return torch.tensor(rows, device=next(self.encoder.parameters()).device)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Return the last layer's vectors."""
         return self.encoder(tokens).last_hidden_state
 
     @property
     def embedding(self) -> Any:
-        """Return the table of the tokens."""
         return self.encoder.get_input_embeddings()
 
     def use(self, embedding: nn.Module) -> None:
-        """Put another table in its place."""
         self.encoder.set_input_embeddings(embedding)
 
 

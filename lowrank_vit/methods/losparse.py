@@ -47,7 +47,6 @@ class PlatonRows:
         check_share(self.share)
 
     def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
-        """Split ``weight``, (n, d)."""
         u, v = project_output(weight, weight).cut(rank)
         scores = ((weight - u @ v.T).abs() * moments.mean("gradient_abs")).mean(0)
         return SplitRows(u, v, Directions.by_score(scores))
@@ -73,7 +72,6 @@ class LearntRows:
         check_share(self.share)
 
     def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
-        """Split ``weight``, (n, d)."""
         scores = learnt_scores(moments, "learnt_outputs")
         others = scores < 1
         low = weight[:, others] if others.any() else weight
@@ -202,7 +200,6 @@ class SparseRows(StillGates):
             raise InputError(f"{self}: interval from 1 on; first, last from 0 to 1, in order; betas from 0 to below 1")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return SparseGate(place, self.share)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
@@ -211,7 +208,6 @@ class SparseRows(StillGates):
         return [{"params": factors, "lr": lr, "weight_decay": 0.0}]
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return zero."""
         return torch.zeros(())
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:

@@ -36,7 +36,6 @@ class TwoSided:
     currency: ClassVar[str] = "loss increase"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         metric = output_metric(weight, moments, centred=self.centred)
         gradient_root, ridge = cholesky_root(moments.mean("gradient_second"), self.damping)
         _, singular_values, qt = torch.linalg.svd(metric.root @ gradient_root, full_matrices=False)

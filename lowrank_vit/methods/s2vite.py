@@ -42,7 +42,6 @@ class AttentionSalience:
     needs: ClassVar[frozenset[str]] = frozenset({"gate_fisher"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
-        """Order the heads."""
         fisher = moments.mean("gate_fisher").unflatten(0, (-1, site.head_width)).unflatten(2, (-1, site.head_width))
         scores = fisher.sum((1, 3)).diagonal().clamp_min(0).sqrt()
         return WholeHeads(Directions.by_share(scores))
@@ -60,7 +59,6 @@ class Magnitude:
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset(),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         rows = made[0].abs().sum(0).unflatten(0, (site.rows, -1)).sum(0)
         return InputSubset.pruned(Directions.by_share(rows + weight.abs().sum(1)), weight)
 
@@ -74,7 +72,6 @@ class LearntHeads:
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
-        """Order the heads."""
         scores = learnt_scores(moments)[:: site.head_width]  # all dimensions of a head have its score
         return WholeHeads(Directions.by_score(scores), moments.mean("input_sum"))
 
@@ -135,15 +132,12 @@ class DropAndGrow(StillGates):
             raise InputError(f"{self}: at least one update; until up to 1; end, first from 0 to 1, and end the lesser")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return LiveGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return nothing: masks are not trained."""
         return []
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return zero."""
         return torch.zeros(())
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:

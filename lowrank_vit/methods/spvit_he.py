@@ -35,7 +35,6 @@ class LearntUnits:
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         return InputSubset.pruned(Directions.by_score(learnt_scores(moments)), weight, moments.mean("input_sum"))
 
 
@@ -63,11 +62,9 @@ class UnitGates(StillGates):
             raise InputError(f"strength={self.strength}, lr={self.lr}: from 0 on, and above 0; both finite")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return DrawnGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return one group, which does not decay."""
         parameters = [each for gate in gates.values() for each in gate.parameters()]
         return [{"params": parameters, "lr": self.lr, "weight_decay": 0.0}]
 
@@ -81,11 +78,9 @@ class UnitGates(StillGates):
             gate.draw(0)
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return the squared distance from the target, in shares of the dense model's multiply-accumulates."""
         return self.strength * (remaining(gates, progress.prices) - progress.target).square()
 
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Draw the units of the next step."""
         for layer in layers:
             if isinstance(layer.inputs, DrawnGate):
                 layer.inputs.draw(progress.step)
@@ -127,7 +122,6 @@ class UnitAndMixerGates(UnitGates):
     alone: ClassVar[bool] = False
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return MixerGate(place) if place.unit == MIXER else DrawnGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:

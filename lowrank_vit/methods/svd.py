@@ -25,7 +25,6 @@ class PlainSVD:
     currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         return project_output(weight, weight)
 
 

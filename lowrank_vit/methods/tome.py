@@ -34,7 +34,6 @@ class TokenMerging:
             raise InputError(f"r={self.r}: the number of pairs merged in a block is not negative")
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """Return a copy whose blocks merge tokens."""
         small = copy.deepcopy(model)
         names = family_of(small).token_blocks(small)
         prefix = getattr(small, "num_prefix_tokens", 1)

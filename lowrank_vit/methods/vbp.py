@@ -28,7 +28,6 @@ class Variance:
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         mean = moments.mean("input_sum")
         variance = moments.mean("input_second").diagonal() - mean.square()
         return InputSubset.pruned(Directions.by_score(variance.clamp_min(0)), weight, mean)

@@ -61,7 +61,6 @@ class FirstOrderUnits:
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"gate_fisher"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         scores = moments.mean("gate_fisher").diagonal().clamp_min(0).sqrt()
         return InputSubset.pruned(Directions.by_score(scores), weight)
 
@@ -75,7 +74,6 @@ class LearntColumns:
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, output: Moments, first: Moments | None) -> Columns:
-        """Order the parts."""
         inner, inner_mean = learnt_scores(output), output.mean("input_sum")
         if first is None:
             return Columns.by_score(inner, None, inner_mean)
@@ -90,15 +88,12 @@ class SoftGate(Gate):
         self.value = nn.Parameter(torch.ones(place.count))
 
     def forward(self) -> Tensor:
-        """Return the multipliers, (count,)."""
         return self.value
 
     def scores(self) -> Tensor:
-        """Return the multipliers' sizes, (count,)."""
         return self.value.detach().abs()
 
     def open(self) -> Tensor:
-        """Tell which multipliers are above a half, (count,)."""
         return self.scores() > 0.5
 
 
@@ -127,11 +122,9 @@ class ImportanceGates(StillGates):
             raise InputError(f"sparsity={self.sparsity}, lr={self.lr}: from 0 on, and above 0; both finite")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return SoftGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return one group, whose gates do not decay."""
         return [
             {
                 "params": [each for gate in gates.values() for each in gate.parameters()],
@@ -141,7 +134,6 @@ class ImportanceGates(StillGates):
         ]
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return ``sparsity * sum |a|``."""
         return self.sparsity * torch.stack([gate().abs().sum() for gate in gates.values()]).sum()
 
 

@@ -39,7 +39,6 @@ class LastBlocks:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, count: int) -> Directions:
-        """Order ``count`` blocks."""
         return Directions(torch.arange(count), torch.linspace(1, 0, count + 1, dtype=torch.float64))
 
 
@@ -52,7 +51,6 @@ class LearntParts:
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
-        """Order the parts."""
         width = site.head_width if isinstance(site, AttentionSite) else 1
         return GatedParts.by_score(
             learnt_scores(moments)[::width], learnt_scores(moments, "learnt_outputs"), moments.mean("input_sum")
@@ -72,7 +70,6 @@ class TopK(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, threshold: Tensor) -> Tensor:
-        """Return the mask."""
         kept = scores.argsort(descending=True, stable=True)[: kept_by(threshold, len(scores))]
         mask = torch.zeros_like(scores).index_fill(0, kept, 1.0)
         ctx.save_for_backward(mask)
@@ -97,12 +94,10 @@ class TopKGate(Gate):
         self.register_buffer("multipliers", torch.full((2,), multiplier))
 
     def forward(self) -> Tensor:
-        """Return the mask, (count,)."""
         mask: Tensor = TopK.apply(self.score, self.threshold)
         return mask
 
     def open(self) -> Tensor:
-        """Tell which parts are kept, (count,)."""
         return self().detach() > 0
 
     def scores(self) -> Tensor:
@@ -146,11 +141,9 @@ class TopKGates(StillGates):
             raise InputError(f"{self}: rates must be positive, multiplier and ascent not negative; all finite")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return TopKGate(place, self.multiplier)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return scores and thresholds, which do not decay."""
         named = [pair for gate in gates.values() for pair in gate.named_parameters()]
         return [
             {"params": [each for name, each in named if name == kind], "lr": rate, "weight_decay": 0.0, "betas": betas}

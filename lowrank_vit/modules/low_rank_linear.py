@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.balance import balance
-from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
 from lowrank_vit.records.moments import as_float64
 
 
 @REPLACEMENTS.register("linear")
-class LowRankLinear(nn.Module):
+class LowRankLinear(Replacement):
     """Compute ``y = (x U) V^T + b`` in two matrix products, plus ``x Z`` where a correction did not fold into U and V.
 
     ``down.weight`` is ``U^T`` (rank, n), ``up.weight`` is ``V`` (d, rank).
@@ -26,12 +23,13 @@ class LowRankLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.config = {"in_features": in_features, "out_features": out_features, "rank": rank, "bias": bias}
+        self.config["correction"] = getattr(correction, "config", None)  # of which ``empty`` is given the module itself
         self.down: nn.Linear | PivotedLinear = nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias=bias)
         self.correction = correction
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: (..., n) to (..., d)."""
         y: Tensor = self.up(self.down(x))
         return y if self.correction is None else y + self.correction(x)
 
@@ -42,22 +40,6 @@ class LowRankLinear(nn.Module):
             raise TypeError("the factors are pivoted already")
         self.down, (square,) = as_pivoted(self.down, [self.rank])
         self.up.weight.data = (as_float64(self.up.weight) @ square.T).to(self.up.weight)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the shape, and that of the correction."""
-        correction = getattr(self.correction, "config", None)
-        shape = {"in_features": self.in_features, "out_features": self.out_features, "rank": self.rank}
-        return {**shape, "bias": self.up.bias is not None, "correction": correction}
-
-    @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> LowRankLinear:
-        """Make a layer of this shape; the entry ``correction`` is the module itself, or None."""
-        return cls(**config)
-
-    def extra_repr(self) -> str:
-        """Return shape and rank for the printed module."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
 def low_rank_linear(

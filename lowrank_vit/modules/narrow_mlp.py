@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules import REPLACEMENTS, Replacement
 
 
 @REPLACEMENTS.register("mlp")
-class SmallMlp(nn.Module):
+class SmallMlp(Replacement):
     """Compute an MLP with fewer hidden units; the layers are called ``fc1`` and ``fc2``, as timm's are."""
 
     rows: ClassVar[int] = 1  # of the first layer, for each hidden unit
@@ -24,12 +24,11 @@ class SmallMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, out_features)
 
     @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> Self:
+    def empty(cls, config: Mapping[str, Any], dense: Any) -> Self:
         """Make an MLP of this shape with the activation function of ``dense``."""
         return cls(act=getattr(dense, "act", nn.Identity()), **config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: (..., n) to (..., d)."""
         y: Tensor = self.fc2(self.act(self.fc1(x)))
         return y
 
@@ -41,7 +40,6 @@ class SmallGatedMlp(SmallMlp):
     rows: ClassVar[int] = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: (..., n) to (..., d)."""
         gates, values = self.fc1(x).chunk(2, -1)
         y: Tensor = self.fc2(self.act(gates) * values)
         return y

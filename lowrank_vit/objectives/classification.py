@@ -137,11 +137,9 @@ class Classification:
 
     @property
     def probe_name(self) -> str:
-        """Return the name of the probe."""
         return self.sampling
 
     def lacks(self, model: nn.Module) -> str:
-        """Return ``without_classifier``."""
         return without_classifier(model)
 
     def fitted(self, model: nn.Module, batches: Batches) -> Classification:
@@ -165,5 +163,4 @@ class Classification:
         return timm_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
-        """Return ``distillation_loss``."""
         return distillation_loss(small, dense, temperature)

@@ -117,7 +117,6 @@ class Features:
         return (dense - small).square().flatten(1).mean(1).sum()
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        """Return ``timm_outputs``."""
         return timm_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:

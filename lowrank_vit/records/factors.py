@@ -281,12 +281,10 @@ class SplitSite:
 
     @property
     def name(self) -> str:
-        """Return the layer's name."""
         return self.layer.name
 
     @property
     def linears(self) -> tuple[Site, ...]:
-        """Return the layer."""
         return (self.layer,)
 
     @property

@@ -55,7 +55,6 @@ class LastCheckpoint(Checkpoint):
         self.path = path
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the whole state."""
         trainer.save_checkpoint(self.path)
 
 

@@ -15,7 +15,7 @@ from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import without_biases
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.pooled_attention import fold_pool
+from lowrank_vit.modules.narrow_values import fold_pool
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.moments import Moments, as_float64
@@ -44,7 +44,6 @@ class DecomposedAttention(DecomposedModule[Part]):
     unit: AttentionUnit
 
     def cut(self, ranks: Ranks) -> ModuleCut:
-        """Make the smaller attention module at the sizes of its parts."""
         site, model, (value, query_key) = self.unit.site, self.model, map(self.unit.named, (VALUE, QUERY_KEY))
         weight, bias = dense_linear(model, site.proj)
         every = torch.arange(len(weight), device=weight.device)
@@ -109,7 +108,6 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
     def find(
         cls, model: nn.Module, method: AttentionDecomposition, settings: Settings, sites: str
     ) -> list[AttentionUnit]:
-        """Find the attention modules of all blocks that have parts for the method."""
         found = [site for site in whole_modules(model, settings) if isinstance(site, AttentionSite)]
         units = [cls(site, method, settings) for site in found if method.pools or not isinstance(site, PoolSite)]
         return [unit for unit in units if unit.costs()]
@@ -132,7 +130,6 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
         return {site.name: names for site, names in zip(self.linears, needs, strict=True)}
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Part]:
-        """Decompose what the method makes smaller: logits, unless they stay dense, values, or both."""
         site, parts = self.site, dict[str, Part]()
         weight, bias = dense_linear(model, site.qkv)
         if QUERY_KEY in self.costs():

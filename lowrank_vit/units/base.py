@@ -33,7 +33,6 @@ class Asking(Protocol):
     @property
     def needs(self) -> frozenset[str] | tuple[frozenset[str], ...]:
         """Return the statistics that it reads; of several layers, in their order."""
-        ...
 
 
 Method = TypeVar("Method", bound=Asking)
@@ -65,7 +64,6 @@ class Named(Protocol):
     @property
     def name(self) -> str:
         """Return the name of the module that is replaced."""
-        ...
 
 
 class Cut(Protocol):
@@ -74,11 +72,9 @@ class Cut(Protocol):
     @property
     def residual(self) -> Tensor | None:
         """Return what the weight loses, (n, d), where a compensation Z can be fitted to it."""
-        ...
 
     def fold(self) -> nn.Module:
         """Make the smaller module."""
-        ...
 
 
 @dataclass(frozen=True)

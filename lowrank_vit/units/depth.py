@@ -137,5 +137,4 @@ class DepthUnit(Unit[BlockChoice, Directions]):
         return [ErrorCurve(self.part, units.loss, unit, dense, multiple=self.settings.rank_multiple, saved=saved)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
-        """Order the blocks."""
         return {self.part: self.method(len(self.site.blocks))}

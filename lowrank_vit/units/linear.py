@@ -86,7 +86,6 @@ class DecomposedLinear(Decomposed[Factors, LinearCut]):
 
     @cached_property
     def mean(self) -> Tensor | None:
-        """Return the mean input, (n,), where the bias takes up the mean of what is lost."""
         moments = self.moments[self.unit.name]
         return moments.mean("input_sum") if self.unit.settings.bias_correction else None
 
@@ -129,7 +128,6 @@ class DecomposedLinear(Decomposed[Factors, LinearCut]):
         return mixed_rank(self.model, self.unit.site, self.found, self.mean, sizes)
 
     def probe_rank(self, part: str) -> int:
-        """Return the middle of the ranks."""
         ranks = self.curve.ranks
         return ranks[len(ranks) // 2] if ranks else self.unit.site.full_rank
 

@@ -19,8 +19,7 @@ from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights, fold_mlp
-from lowrank_vit.modules.scatter_output import ScatterOutput
-from lowrank_vit.modules.select_input import SelectInput
+from lowrank_vit.modules.partial_linear import ScatterOutput, SelectInput
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
@@ -54,7 +53,6 @@ class Ordered(Directed, Protocol):
     @property
     def mean(self) -> Tensor | None:
         """Return the mean of the output layer's inputs, if its bias takes up what those that go add on average."""
-        ...
 
 
 Found = TypeVar("Found", bound=Ordered)
@@ -84,7 +82,6 @@ class DecomposedParts(DecomposedModule[Found]):
     unit: PartUnit[Any, Found]
 
     def cut(self, ranks: Ranks) -> ModuleCut:
-        """Make the smaller module of the parts that stay."""
         site, (*_, layer) = self.unit.site, self.unit.linears
         kept = self.unit.kept(self.found, ranks[self.unit.part])
         output = self.unit.output(self.found, kept.inner, *dense_linear(self.model, layer))
@@ -101,7 +98,6 @@ class DecomposedParts(DecomposedModule[Found]):
         return cut
 
     def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
-        """Return the dense module's parameters, given the shares of several sizes."""
         layer = self.unit.linears[-1]
         read = self.unit.read(self.found, dense_linear(self.model, layer)[0])
         if read is None:
@@ -221,7 +217,6 @@ class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
         return Kept(found.units.kept(rank))
 
     def output(self, found: InputSubset, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Refit the second layer."""
         rows, approximation = refitted(found, kept)
         return rows, bias + found.mean @ (weight - approximation)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.modules.patches import Patches, is_plain
+from lowrank_vit.modules.embeddings import Patches, is_plain
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.stages.decompose import Decomposition
 from lowrank_vit.units.base import UNITS, Needs, Settings

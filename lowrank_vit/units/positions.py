@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.positions import Positions
+from lowrank_vit.modules.embeddings import Positions
 from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
@@ -96,7 +96,6 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
 
     @classmethod
     def find(cls, model: nn.Module, method: TableDecomposition, settings: Settings, sites: str) -> list[PositionUnit]:
-        """Find the position embedding, where there is one."""
         site = table_site(model)
         return [] if site is None else [cls(site, method, settings)]
 

@@ -81,7 +81,6 @@ class DecomposedRows(Decomposed[SplitRows, RowCut]):
 
     @cached_property
     def mean(self) -> Tensor | None:
-        """Return the mean input, (n,), where the bias takes up the mean of what is lost."""
         return self.moments[self.unit.name].mean("input_sum") if self.unit.settings.bias_correction else None
 
     def cut(self, ranks: Ranks) -> RowCut:

@@ -98,7 +98,6 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
 
     @classmethod
     def find(cls, model: nn.Module, method: ScanDecomposition, settings: Settings, sites: str) -> list[ScanUnit]:
-        """Find the scans that are whole."""
         units = []
         for name, mixer in mixers(model).items():
             scan = mixer.scan
@@ -120,7 +119,6 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
         return {self.linears[0].name: frozenset({"scan_change"})}
 
     def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Directions] | None = None) -> list[ErrorCurve]:
-        """Return the loss and cost of leaving the scan out."""
         site, count = self.site, tokens.get(self.linears[0].name, 0)
         kept, dense = Cost(site.inner, count * site.inner), Cost(site.parameters, count * site.products)
         blank = Directions(torch.zeros(1, dtype=torch.long), torch.zeros(2))
@@ -128,6 +126,5 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
         return [directions.curve(self.name, UnitCosts(1, unit=kept, dense=dense), 1)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
-        """Predict what leaving it out costs."""
         weight = dense_weight(model, self.linears[-1])
         return {self.name: self.method(weight, *(moments[site.name] for site in self.linears))}

@@ -13,7 +13,7 @@ from lowrank_vit import Analysis, InputError, Recipe, analyse, fewer_tokens, get
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.methods.vtp import ImportanceGates, LearntColumns
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.modules.select_input import SelectInput
+from lowrank_vit.modules.partial_linear import SelectInput
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.gates.expected import Prices

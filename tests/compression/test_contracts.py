@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lowrank_vit import InputError, compare, compress, evaluate, load, quantize, save
 from lowrank_vit.linalg.metric import cholesky_root
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.objectives.classification import without_classifier
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 

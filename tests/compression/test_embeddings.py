@@ -17,7 +17,7 @@ from lowrank_vit.compression.nested import check_nestable
 from lowrank_vit.compression.outlook import outlook
 from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes
-from lowrank_vit.modules.positions import Positions
+from lowrank_vit.modules.embeddings import Positions
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.patches import Patches, is_plain
+from lowrank_vit.modules.embeddings import Patches, is_plain
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lowrank_vit
 import lowrank_vit.models  # the stand-ins register with timm
 from lowrank_vit.data import ImageData
-from lowrank_vit.modules.plausible import implausible
+from lowrank_vit.modules.predicting import implausible
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny

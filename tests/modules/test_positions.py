@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.positions import Positions
+from lowrank_vit.modules.embeddings import Positions
 from lowrank_vit.modules.surgery import exchanged, part, replace_module
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank_vit import InputError, compress, load, save
 from lowrank_vit.modules import empty_replacement, replacement_entries
-from lowrank_vit.modules.scatter_output import ScatterOutput
+from lowrank_vit.modules.partial_linear import ScatterOutput
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lowrank_vit import InputError, compress, load, save
 from lowrank_vit.modules import empty_replacement, replacement_entries
-from lowrank_vit.modules.select_input import SelectInput
+from lowrank_vit.modules.partial_linear import SelectInput
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of, first_inputs
-from lowrank_vit.modules.scans import SmallScan
-from lowrank_vit.modules.ss2d import SS2D
+from lowrank_vit.modules.scans import SS2D, SmallScan
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.correct.regression import Regression

@@ -38,11 +38,9 @@ class Delta(Protocol):
     @property
     def learning_rate(self) -> float:
         """Return the learning rate at the start, where none is given."""
-        ...
 
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
         """Put the method's tensors into a U-Net; ``generator``, of the CPU, draws the initial values."""
-        ...
 
 
 DELTAS: Registry[type[Delta]] = Registry("customisation", __name__)

@@ -32,7 +32,6 @@ class Lora:
     trains_word: ClassVar[bool] = False
 
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
-        """Put a layer with the product around each of the four."""
         check_rank(self.rank)
         swaps, added = Swaps(), {}
         for name, attention in attentions(unet, self.layers).items():
@@ -61,7 +60,6 @@ class LinearWithProduct(nn.Module):
         self.up = nn.Parameter(torch.zeros(dense.out_features, rank).to(dense.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
         return self.dense(x) + F.linear(F.linear(x, self.down), self.up)
 
     @torch.no_grad()

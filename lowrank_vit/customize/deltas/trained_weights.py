@@ -27,7 +27,6 @@ class KeyValue:
     trains_word: ClassVar[bool] = True
 
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
-        """Unfreeze the two matrices of each attention to the prompt."""
         found = attentions(unet, "cross")
         return unfrozen(
             {
@@ -50,7 +49,6 @@ class Everything:
     trains_word: ClassVar[bool] = False
 
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
-        """Unfreeze all parameters."""
         return unfrozen(dict(unet.named_parameters()))
 
 

@@ -44,7 +44,6 @@ class GreedyMarginal:
     revision: ClassVar[int] = 1
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
-        """Choose a rank for every curve."""
         ranks: dict[str, int | None] = {curve.name: cheapest(curve) for curve in curves}
         steps = []
         for index, curve in enumerate(curves):

@@ -95,7 +95,6 @@ class Knapsack:
     revision: ClassVar[int] = 1
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
-        """Choose a rank for every curve."""
         if sum(curve.dense_cost for curve in curves) <= budget:
             return RankPlan({curve.name: None for curve in curves})
         layers = [_Choices.of(curve) for curve in curves]

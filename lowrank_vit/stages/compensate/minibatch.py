@@ -97,7 +97,6 @@ class LayerwiseCompensation(LightningModule):
         self._states = self.states()
 
     def on_fit_end(self) -> None:
-        """Remove the hooks."""
         self.inputs.detach()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -32,11 +32,9 @@ class FeatureRatio:
     unit: ClassVar[str] = "shares of the features' energy"
 
     def reading(self, outputs: Tensor) -> Tensor:
-        """Return the features, (B, n), float64."""
         return outputs.double().flatten(1)
 
     def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
-        """Return the ratio, summed over the batch."""
         energy = small.square().sum(1).clamp_min(torch.finfo(small.dtype).tiny)
         return ((dense - small).square().sum(1) / energy).sum()
 

@@ -63,11 +63,9 @@ class Comparison(Protocol):
 
     def reading(self, outputs: Tensor) -> Tensor:
         """Return the values that ``divergence`` compares, float64."""
-        ...
 
     def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
         """Return how far the small model's reading is from the dense one's, summed over the batch."""
-        ...
 
 
 class Replay:

@@ -31,7 +31,6 @@ class Decomposition(Protocol):
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         """Decompose ``weight``, (n, d)."""
-        ...
 
 
 class AttentionDecomposition(Protocol):
@@ -45,15 +44,12 @@ class AttentionDecomposition(Protocol):
     @property
     def biases(self) -> bool:
         """Tell whether the smaller attention has the biases of the dense one."""
-        ...
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Decompose the product of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
-        ...
 
     def values(self, site: AttentionSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Decompose the product of values, ``made`` by (n, h s) and (h s,), and the output layer; weight: (h s, n)."""
-        ...
 
 
 class HeadChoice(Protocol):
@@ -64,7 +60,6 @@ class HeadChoice(Protocol):
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
         """Order the heads, by the statistics of the output layer, whose inputs they make."""
-        ...
 
 
 class PartChoice(Protocol):
@@ -75,7 +70,6 @@ class PartChoice(Protocol):
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
         """Order the parts, by the statistics of the output layer."""
-        ...
 
 
 class MlpDecomposition(Protocol):
@@ -86,7 +80,6 @@ class MlpDecomposition(Protocol):
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Decompose the second layer, weight: (hidden, d); ``made``: of the first, (n, rows hidden) and (rows hidden,)."""
-        ...
 
 
 class TableDecomposition(Protocol):
@@ -97,7 +90,6 @@ class TableDecomposition(Protocol):
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
         """Decompose ``table``, (t, n)."""
-        ...
 
 
 class ScanDecomposition(Protocol):
@@ -108,7 +100,6 @@ class ScanDecomposition(Protocol):
 
     def __call__(self, weight: Tensor, change: Moments, output: Moments) -> Directions:
         """Decompose a scan; weight: (D, n), of the layer after it."""
-        ...
 
 
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.methods")

@@ -16,7 +16,6 @@ class ColumnChoice(Protocol):
 
     def __call__(self, output: Moments, first: Moments | None) -> Columns:
         """Order the parts, by the statistics of the output layer and of the first one; None where all inputs stay."""
-        ...
 
 
 COLUMNS: Registry[type[ColumnChoice]] = Registry("choice of columns", "lowrank_vit.methods")

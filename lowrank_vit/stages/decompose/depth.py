@@ -15,7 +15,6 @@ class BlockChoice(Protocol):
 
     def __call__(self, count: int) -> Directions:
         """Order ``count`` blocks, those that stay longest first."""
-        ...
 
 
 DEPTHS: Registry[type[BlockChoice]] = Registry("choice of blocks", "lowrank_vit.methods")

@@ -19,11 +19,9 @@ class RowChoice(Protocol):
     @property
     def share(self) -> float:
         """Return the share of the layer's parameters that its low-rank part has."""
-        ...
 
     def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
         """Split ``weight``, (n, d), into a part of this rank, and rows in their order."""
-        ...
 
 
 ROWS: Registry[type[RowChoice]] = Registry("choice of rows", "lowrank_vit.methods")

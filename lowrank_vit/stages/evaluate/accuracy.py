@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torchmetrics import Metric
 
-from lowrank_vit.modules.plausible import tell_implausible
-from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.predicting import predict, tell_implausible
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
 from lowrank_vit.records.images import Batch, Batches, Images, check_labels, each_batch, images_in, labels_in
@@ -100,7 +99,6 @@ class FeatureScore:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
         self.sums, self.n = torch.tensor(0.0, dtype=PRECISE), 0
 
     def update(self, features: Tensor, dense: Tensor) -> None:
@@ -156,7 +154,6 @@ class FeatureEvaluation(Evaluation):
         super().__init__(model, dense, FeatureScore())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch."""
         assert self.dense is not None
         images = images_in(batch)
         if batch_idx == 0:

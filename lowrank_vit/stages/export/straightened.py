@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules.embeddings import Patches, is_plain
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.patches import Patches, is_plain
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module

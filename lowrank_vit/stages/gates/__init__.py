@@ -43,27 +43,21 @@ class GradualMethod(Protocol):
 
     def gate(self, place: Place) -> Gate:
         """Make the gates of a unit, all open: the model's function stays as it was, bit by bit."""
-        ...
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
         """Return the gates' parameters in groups for AdamW, with their learning rates; ``lr``: that of the weights."""
-        ...
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
         """Return what is added to the loss of a step."""
-        ...
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Close the parts that the training begins without; most methods begin with all gates open."""
-        ...
 
     def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
         """Change masks, or gradients, by the gradients of the step to be taken."""
-        ...
 
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
         """Change masks or weights after a step."""
-        ...
 
 
 class StillGates:

@@ -48,5 +48,4 @@ class DrawnGate(Gate):
         return self.theta.detach() > 0
 
     def scores(self) -> Tensor:
-        """Return the probabilities, (count,)."""
         return self.theta.detach().sigmoid()

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification, classes_of, distillation_loss
@@ -132,17 +132,14 @@ class GradualTraining(SeededTraining):
         self._share = self.expected.parameters / self.prices.whole.parameters
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch, with the method's penalty."""
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss + self.method.penalty(self.gates, self.progress())
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Let the method read, or change, the gradients of the step."""
         self.method.before_step(self.layers, self.progress())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the method change its masks, and count what they leave."""
         self.method.after_step(self.layers, self.progress())
         self._share = self.expected.parameters / self.prices.whole.parameters
 

@@ -16,11 +16,10 @@ from torch import nn
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
 from lowrank_vit.modules.counting import stored_bytes
-from lowrank_vit.modules.factors import expand
+from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.packing import dequantize, pack
-from lowrank_vit.modules.patches import Patches
-from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
+from lowrank_vit.modules.pivoted_linear import expand
+from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits, dequantize, pack
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.report import Quantization, QuantizationAddition, plain

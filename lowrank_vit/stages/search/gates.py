@@ -70,7 +70,6 @@ class Gates:
 
     @property
     def labelled(self) -> bool:
-        """Tell whether labels are read."""
         return self.target == LABELS
 
     def passes(self, images: int) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
-from lowrank_vit.modules.factors import expanded
+from lowrank_vit.modules.pivoted_linear import expanded
 from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
@@ -136,7 +136,6 @@ class Distillation(SeededTraining):
         return loss, self.objective.pull(logits.detach(), target[1], 1.0)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch of ``train_dataloader``."""
         positions, images = batch
         draws = self._draws[positions]
         images = augment(images, draws, self.hparams["flips"], self.hparams["crop_scale"])
@@ -162,7 +161,6 @@ class Distillation(SeededTraining):
         return torch.lerp(images, added, shares.to(images)[:, None, None, None])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make AdamW over all parameters, and its schedule."""
         matrices, vectors = ([p for p in self.trained_parameters() if (p.ndim == 1) is flat] for flat in (False, True))
         groups = [{"params": matrices, "lr": self.hparams["lr"]}, {"params": vectors, "lr": self.hparams["vector_lr"]}]
         factor = partial(warm_up_cosine, warm_up=self.hparams["warm_up"])

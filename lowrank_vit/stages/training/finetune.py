@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 
 from lowrank_vit.architectures.linears import patch_embedding
 from lowrank_vit.data.batches import as_data_module
-from lowrank_vit.modules.factors import expanded
+from lowrank_vit.modules.pivoted_linear import expanded
 from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.records.images import Batch, Batches, images_in, labels_in, training_labels
 from lowrank_vit.runtime.errors import InputError
@@ -177,12 +177,10 @@ class PartialFineTune(SeededTraining):
         self.top1.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch's accuracy."""
         self.last_top1.copy_(self.top1.compute())
         self.log("val_top1", self.last_top1, prog_bar=True, sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make AdamW over the trained parameters, and its schedule."""
         settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
         return self.adamw([{"params": self.trained_parameters()}], **settings)
 
@@ -194,7 +192,6 @@ class FullFineTune(PartialFineTune):
 
     @staticmethod
     def names(model: nn.Module) -> list[str]:
-        """Name all parameters."""
         return [name for name, _ in model.named_parameters()]
 
 

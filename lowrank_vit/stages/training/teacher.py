@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import Objective, Outputs
 from lowrank_vit.runtime.errors import InputError

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lowrank_vit import compress, fewer_tokens, quantize
 from lowrank_vit.compression.recipes import get_recipe
+from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.patches import Patches
 from lowrank_vit.modules.pivoted_linear import PivotedLinear
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.stages.export.straightened import EvenAttention, straightened

@@ -16,8 +16,7 @@ from torch import nn
 from lowrank_vit import InputError, compress
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.packing import dequantize
-from lowrank_vit.modules.quantized_linear import QuantizedLinear
+from lowrank_vit.modules.quantized_linear import QuantizedLinear, dequantize
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.quantize import weights as quantize

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, dense_report, fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.modules.token_selector import SelectingBlock
+from lowrank_vit.modules.token_block import SelectingBlock
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import EXPORTERS
 from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see

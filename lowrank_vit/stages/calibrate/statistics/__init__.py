@@ -57,7 +57,6 @@ class Seen:
 
     @property
     def images(self) -> int:
-        """Return the number of images."""
         return self.batch.images
 
     @cached_property
@@ -91,11 +90,9 @@ class Sums(Protocol):
 
     def add(self, name: str, value: Tensor) -> None:
         """Add to a sum."""
-        ...
 
     def add_second(self, name: str, panels: list[Tensor]) -> None:
         """Add the panels of a second moment."""
-        ...
 
 
 class Statistic(Protocol):
@@ -105,7 +102,6 @@ class Statistic(Protocol):
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
         """Add the sums of a batch."""
-        ...
 
 
 STATISTICS: Registry[type[Statistic]] = Registry("statistic", __name__)

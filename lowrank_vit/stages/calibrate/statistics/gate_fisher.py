@@ -18,7 +18,6 @@ class GateFisher:
     gradient: ClassVar[bool] = True
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         assert seen.weight is not None
         slopes = (seen.by_image * (seen.slopes @ seen.weight)).sum(1)
         sums.add("gate_fisher", slopes.T @ slopes)

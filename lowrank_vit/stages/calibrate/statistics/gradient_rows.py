@@ -14,5 +14,4 @@ class GradientRows:
     gradient: ClassVar[bool] = True
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add("gradient_rows", (seen.slopes @ seen.slopes.mT).sum(0))

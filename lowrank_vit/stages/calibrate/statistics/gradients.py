@@ -15,7 +15,6 @@ class GradientSecond:
     gradient: ClassVar[bool] = True
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add_second("gradient_second", gram_panels(seen.slopes.flatten(0, 1)))
 
 
@@ -26,7 +25,6 @@ class SensitiveSecond:
     gradient: ClassVar[bool] = True
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         weights = seen.slopes.flatten(0, 1).square().sum(1)
         sums.add("sensitive_weight", weights.sum())
         sums.add("sensitive_tokens", weights.view(seen.images, -1).sum(0))

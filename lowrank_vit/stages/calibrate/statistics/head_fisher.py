@@ -20,7 +20,6 @@ class HeadFisher:
     gradient: ClassVar[bool] = True
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         output = seen.output.detach().float() + seen.later_bias
         output = output.reshape(seen.images, -1, output.shape[-1])
         heads, width = seen.site.heads, output.shape[-1] // seen.site.parts

@@ -14,5 +14,4 @@ class InputAbs:
     gradient: ClassVar[bool] = False
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add("input_abs", seen.shared("abs", lambda: seen.rows.abs().sum(0)))

@@ -27,7 +27,6 @@ class NormalisedInputSecond:
     gradient: ClassVar[bool] = False
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add_second("normalised_input_second", gram_panels(seen.rows, _weights(seen, sums)))
 
 
@@ -38,5 +37,4 @@ class NormalisedOutputSecond:
     gradient: ClassVar[bool] = False
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add_second("normalised_output_second", gram_panels(seen.products, _weights(seen, sums)))

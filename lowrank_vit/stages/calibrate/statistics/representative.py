@@ -16,6 +16,5 @@ class Representative:
     gradient: ClassVar[bool] = False
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add("representative", seen.shared("representative", lambda: seen.by_image.sum(0)))
         sums.add("representative_windows", torch.tensor(float(len(seen.x)), device=seen.x.device))

@@ -15,7 +15,6 @@ class InputSecond:
     gradient: ClassVar[bool] = False
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add_second("input_second", seen.shared("second", lambda: gram_panels(seen.rows)))
 
 
@@ -26,5 +25,4 @@ class OutputSecond:
     gradient: ClassVar[bool] = False
 
     def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
         sums.add_second("output_second", gram_panels(seen.products))

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_vit.modules import Replacement
 from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State
 from lowrank_vit.stages.compensate.support import FixedSupport
 
 
-class DiagonalCorrection(nn.Module):
+class DiagonalCorrection(Replacement):
     """Scale the first min(n, d) inputs; pad with zeros where d is larger."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.config = {"kind": "diagonal", "in_features": in_features, "out_features": out_features}
+        self.out_features = out_features
         self.values = nn.Parameter(torch.zeros(min(in_features, out_features)))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the module without its values."""
-        return {"kind": "diagonal", "in_features": self.in_features, "out_features": self.out_features}
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map x, (..., n), to (..., d)."""
         count = len(self.values)
         return F.pad(x[..., :count] * self.values, (0, self.out_features - count))
 
@@ -50,7 +46,6 @@ class Diagonal(FixedSupport):
     module_type: ClassVar[type[nn.Module]] = DiagonalCorrection
 
     def parameter_count(self, n: int, d: int) -> int:
-        """Return ``min(n, d)``."""
         return min(n, d)
 
     def support(self, residual: Tensor, moment: Tensor) -> dict[str, Tensor]:
@@ -60,7 +55,6 @@ class Diagonal(FixedSupport):
         return {"positions": positions.repeat(count, 1)}
 
     def module(self, state: State, index: int) -> DiagonalCorrection:
-        """Make the deployable module of one layer."""
         module = DiagonalCorrection(*state.shape)
         module.values.data = state.trainable["entries"][index].detach().clone()
         return module

@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_vit.modules import Replacement
 from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State, check_budget, share
 from lowrank_vit.stages.compensate.support import FixedSupport, solve_semidefinite
 
 
-class StructuredCorrection(nn.Module):
+class StructuredCorrection(Replacement):
     """Map some inputs to all outputs (``axis="rows"``), or all inputs to some outputs (``axis="columns"``)."""
 
     index: Tensor
 
     def __init__(self, in_features: int, out_features: int, axis: str, count: int) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.axis = in_features, out_features, axis
+        self.config = {"kind": "structured_sparse", "in_features": in_features, "out_features": out_features}
+        self.config |= {"axis": axis, "count": count}
+        self.out_features, self.axis = out_features, axis
         self.values = nn.Parameter(torch.zeros(count, out_features if axis == "rows" else in_features))
         self.register_buffer("index", torch.zeros(count, dtype=torch.int32))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the module without its values."""
-        shape = {"in_features": self.in_features, "out_features": self.out_features}
-        return {"kind": "structured_sparse", **shape, "axis": self.axis, "count": len(self.index)}
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map x, (..., n), to (..., d)."""
         if self.axis == "rows":
             return x.index_select(-1, self.index) @ self.values
         y = F.linear(x, self.values)
@@ -108,7 +104,6 @@ class StructuredSparse(FixedSupport):
         return State((n, d), {"entries": values}, fixed)
 
     def module(self, state: State, index: int) -> StructuredCorrection:
-        """Make the deployable module of one layer."""
         n, d = state.shape
         by_rows = bool(state.fixed["by_rows"][index])
         values = state.trainable["entries"][index].detach().view(-1, d if by_rows else n)

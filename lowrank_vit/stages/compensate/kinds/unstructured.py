@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.modules import Replacement
 from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State, check_budget, share
 from lowrank_vit.stages.compensate.support import FixedSupport, solve_support
 
 
-class UnstructuredCorrection(nn.Module):
+class UnstructuredCorrection(Replacement):
     """Compute ``x Z``, with Z built from its entries at every call: small to store, as slow as a dense layer."""
 
     positions: Tensor
 
     def __init__(self, in_features: int, out_features: int, count: int) -> None:
         super().__init__()
+        self.config = {"kind": "unstructured_sparse", "in_features": in_features, "out_features": out_features}
+        self.config["count"] = count
         self.in_features, self.out_features = in_features, out_features
         self.values = nn.Parameter(torch.zeros(count))
         self.register_buffer("positions", torch.zeros(count, dtype=torch.int32))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the module without its values."""
-        shape = {"in_features": self.in_features, "out_features": self.out_features}
-        return {"kind": "unstructured_sparse", **shape, "count": len(self.values)}
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map x, (..., n), to (..., d)."""
         flat = self.values.new_zeros(self.in_features * self.out_features)
         return x @ flat.scatter(0, self.positions.long(), self.values).view(self.in_features, self.out_features)
 
@@ -83,7 +79,6 @@ class UnstructuredSparse(FixedSupport):
         return positions.sort().values
 
     def module(self, state: State, index: int) -> UnstructuredCorrection:
-        """Make the deployable module of one layer."""
         values = state.trainable["entries"][index].detach()
         module = UnstructuredCorrection(*state.shape, len(values))
         module.values.data = values.clone()

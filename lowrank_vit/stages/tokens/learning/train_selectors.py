@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lowrank_vit.architectures.base import first_inputs
-from lowrank_vit.modules.token_selector import SelectingBlock, masked, packed
+from lowrank_vit.modules.token_block import SelectingBlock, masked, packed
 from lowrank_vit.objectives.classification import classes_of, distillation_loss
 from lowrank_vit.records.images import images_in, training_labels
 from lowrank_vit.records.report import plain
