@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.export.export import export
     from lowrank_vit.stages.export.fused_pairs import fuse_pairs
     from lowrank_vit.stages.export.integers import export_integers
-    from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
+    from lowrank_vit.stages.training.teacher import augmentations
     from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
 __version__ = "0.2.0"
@@ -140,7 +140,7 @@ _HOMES = {
     "stages.export.export": ("export",),
     "stages.export.fused_pairs": ("fuse_pairs",),
     "stages.export.integers": ("export_integers",),
-    "stages.training.augmentation": ("augmentations",),
+    "stages.training.teacher": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),
     "storage.contents": ("file_bytes", "is_saved_model", "load_report"),

@@ -15,10 +15,9 @@ from lowrank_vit.stages.allocate import ALLOCATORS, Allocator
 from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
-from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer
+from lowrank_vit.stages.compensate.solve import ADAM, check_optimizer
 from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
-from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.gates import GRADUAL, GradualMethod
 from lowrank_vit.stages.search import SEARCHES, Search

@@ -15,7 +15,7 @@ from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import QUERY_KEY, VALUE, AttentionSite
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
 from lowrank_vit.stages.decompose import ATTENTIONS, Weights, tail_energy
 from lowrank_vit.stages.search.gates import Gates
 

@@ -16,7 +16,7 @@ from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import QUERY_KEY, AttentionSite, MlpSite
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.decompose import ATTENTIONS, MLPS, Weights
 
 

@@ -17,9 +17,8 @@ from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import ROW
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.allocate.equal_error import EqualError
-from lowrank_vit.stages.decompose import learnt_scores, project_output
-from lowrank_vit.stages.decompose.rows import ROWS
+from lowrank_vit.stages.allocate.rules import EqualError
+from lowrank_vit.stages.decompose import ROWS, learnt_scores, project_output
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place, RowGate

@@ -12,7 +12,7 @@ from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lowrank_vit.linalg.balance import balance
+from lowrank_vit.linalg.pairs import balance
 from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.modules.surgery import output_layer
 from lowrank_vit.records.moments import as_float64

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.linalg.pivots import pivoted_pair
+from lowrank_vit.linalg.pairs import pivoted_pair
 from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64

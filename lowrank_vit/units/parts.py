@@ -29,8 +29,16 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.decompose import GATED, MLPS, WHOLE_HEADS, HeadChoice, MlpDecomposition, PartChoice
-from lowrank_vit.stages.decompose.columns import COLUMNS, ColumnChoice
+from lowrank_vit.stages.decompose import (
+    COLUMNS,
+    GATED,
+    MLPS,
+    WHOLE_HEADS,
+    ColumnChoice,
+    HeadChoice,
+    MlpDecomposition,
+    PartChoice,
+)
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.units.base import UNITS, Method, Needs, Ranks, Settings
 from lowrank_vit.units.mixtures import mixed_outputs

@@ -22,8 +22,8 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import ROW, Site
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.compensate.kinds.structured import StructuredCorrection
-from lowrank_vit.stages.decompose.rows import ROWS, RowChoice
+from lowrank_vit.stages.compensate.kinds.sparse import StructuredCorrection
+from lowrank_vit.stages.decompose import ROWS, RowChoice
 from lowrank_vit.units.base import UNITS, Decomposed, Needs, Ranks, Settings, Unit
 
 

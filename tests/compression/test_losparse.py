@@ -13,8 +13,7 @@ from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.factors import split_rank
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.stages.calibrate.statistics import Batch, Seen
-from lowrank_vit.stages.calibrate.statistics.gradient_abs import GradientAbs
+from lowrank_vit.stages.calibrate.statistics import Batch, Seen, gradient_abs
 from tests.support.models import KINDS, images, outputs, tiny
 
 
@@ -84,7 +83,7 @@ def test_slopes_are_those_of_each_image() -> None:
         truth += weight.grad.abs()
     sums = {}
     seen = Seen(Site("layer", 4, 2, bias=False), Batch(images=3), x, slopes, 0.0, gradient=slopes)
-    GradientAbs()(seen, type("Sums", (), {"add": staticmethod(sums.__setitem__)})())
+    gradient_abs(seen, type("Sums", (), {"add": staticmethod(sums.__setitem__)})())
     torch.testing.assert_close(sums["gradient_abs"], truth)
 
 

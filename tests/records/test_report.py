@@ -13,7 +13,7 @@ from lowrank_vit import compress
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.methods.svd import PlainSVD
 from lowrank_vit.records.report import LayerEntry, largest_size, overfit_entry, z_summary
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.models import images, tiny
 

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, folder: Path) -> None:
-    from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
+    from lowrank_vit.stages.training.teacher import augmentations
 
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")

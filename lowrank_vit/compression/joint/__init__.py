@@ -17,7 +17,7 @@ from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
 from lowrank_vit.stages.quantize.mixed import quantize_each
-from lowrank_vit.units.patches import PatchUnit
+from lowrank_vit.units.embeddings import PatchUnit
 
 BITS = (2, 3, 4, 5, 6, 8)
 

@@ -30,7 +30,7 @@ from lowrank_vit.stages.allocate import least_cost, total_cost
 from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.quantize import Quantizer
-from lowrank_vit.units.patches import EMBEDDING, PatchUnit
+from lowrank_vit.units.embeddings import EMBEDDING, PatchUnit
 
 if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis

@@ -12,8 +12,8 @@ from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.modules.scans import SS2D, SmallScan
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.progress import track
+from lowrank_vit.stages.correct.output_refit import Streams
 from lowrank_vit.stages.correct.regression import Regression
-from lowrank_vit.stages.correct.streams import Streams
 
 RIDGE = 1e-3  # of the mean second moment of the features
 

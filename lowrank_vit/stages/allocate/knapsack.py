@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, total_cost
-from lowrank_vit.stages.allocate.greedy import GreedyMarginal
+from lowrank_vit.stages.allocate.rules import GreedyMarginal
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of, first_inputs, pool_modules
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.surgery import exchanged
+from lowrank_vit.objectives import Objective
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
+from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.runtime.tensors import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
@@ -187,3 +189,74 @@ def corrected(curve: ErrorCurve, points: Sequence[tuple[int, float]], trust: flo
     factors = np.exp(np.interp(range(len(curve.errors)), counts, trust * np.log([ratios[count] for count in counts])))
     errors = curve.errors * torch.from_numpy(factors).to(curve.errors)
     return replace(curve, errors=errors.flip(0).cummax(0).values.flip(0))
+
+
+KL, FEATURE = "kl", "feature"
+
+
+class FeatureRatio:
+    """Measure the relative error of the classifier's input, ``||f - f'||^2 / ||f'||^2``, f' that of the smaller model.
+
+    The denominator is FLAR-SVD's (Thoma et al., CVPRW 2025; read in its code): the smaller model's features.
+    """
+
+    unit: ClassVar[str] = "shares of the features' energy"
+
+    def reading(self, outputs: Tensor) -> Tensor:
+        return outputs.double().flatten(1)
+
+    def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
+        energy = small.square().sum(1).clamp_min(torch.finfo(small.dtype).tiny)
+        return ((dense - small).square().sum(1) / energy).sum()
+
+
+@dataclass(frozen=True)
+class MeasuredCurves:
+    """Measure every unit's loss at ``points`` sizes, spaced geometrically from 1/``span`` of its largest size up to it.
+
+    ``currency``: ``"kl"``, the objective's divergence from the dense model (for a classifier ``KL(dense || small)`` in
+    nats per image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
+    The logarithm of the loss is interpolated linearly in that of the size, and constant beyond the sizes; the running
+    minimum from the smallest size on never rises. The dense choice loses nothing.
+    """
+
+    revision: ClassVar[int] = 1
+
+    currency: str = KL
+    images: int = 96
+    points: int = 7
+    span: int = 16
+
+    def __post_init__(self) -> None:
+        if self.currency not in (KL, FEATURE):
+            raise unknown("currency of measured curves", self.currency, (KL, FEATURE))
+        if self.images < 1 or self.points < 1 or self.span < 1:
+            raise InputError(f"images={self.images}, points={self.points}, span={self.span}: all must be at least 1")
+
+    def comparison(self, objective: Objective) -> Comparison:
+        """Return the comparison of outputs to use; ``objective``: the recipe's."""
+        return objective if self.currency == KL else FeatureRatio()
+
+    @property
+    def of_features(self) -> bool:
+        """Tell whether the classifier's inputs are compared, not its outputs."""
+        return self.currency == FEATURE
+
+    def sizes(self, curve: ErrorCurve) -> list[int]:
+        """Return the sizes to measure, ascending, each of them one that an allocator may choose."""
+        if not curve.ranks:
+            return []
+        largest = curve.ranks[-1]
+        wanted = np.geomspace(max(largest / self.span, curve.ranks[0]), largest, self.points)
+        places = np.rint((wanted - curve.ranks[0]) / curve.ranks.step).astype(int)
+        return sorted({curve.ranks[int(place)] for place in places})
+
+    def __call__(self, curve: ErrorCurve, points: Sequence[tuple[int, float]]) -> ErrorCurve:
+        """Return the curve with measured losses in place of its own; ``points``: (size, loss), at least one."""
+        if not points:
+            return curve
+        sizes, losses = zip(*sorted(points), strict=True)
+        logs = np.log(np.maximum(losses, LEAST))
+        ranks = np.log(np.maximum(np.arange(len(curve.errors)), 1))
+        errors = np.minimum.accumulate(np.exp(np.interp(ranks, np.log(sizes), logs)))
+        return replace(curve, errors=torch.from_numpy(errors).to(curve.errors))

@@ -8,9 +8,10 @@ without labels, and without extra parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import tee
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,6 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.regression import Folds, add_affine
-from lowrank_vit.stages.correct.streams import Streams
 
 
 def check_refit(model: nn.Module, batches: object) -> None:
@@ -174,3 +174,37 @@ def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | Non
         gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
     add_affine(layer, change, shift)
+
+
+class Streams:
+    """Keep the streams of both models on disk, batch by batch, (B, ..., n), until the ``with`` block ends."""
+
+    def __init__(self) -> None:
+        self.dense, self.small = Spill(), Spill()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            opened.enter_context(self.dense)
+            opened.enter_context(self.small)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def at(self, place: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return both streams of one batch."""
+        return self.dense[place].to(device), self.small[place].to(device)
+
+    def put(self, place: int, dense: Tensor, small: Tensor) -> None:
+        """Set both streams of one batch."""
+        self.dense[place], self.small[place] = dense, small
+
+    def copy_to(self, other: Streams) -> Streams:
+        """Copy both streams to ``other``, and return it."""
+        for place, pair in enumerate(zip(self.dense, self.small, strict=True)):
+            other.put(place, *pair)
+        return other

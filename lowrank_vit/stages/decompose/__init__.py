@@ -13,7 +13,16 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.factors import Directions, Factors, GatedParts, InputSubset, Logits, WholeHeads
+from lowrank_vit.records.factors import (
+    Columns,
+    Directions,
+    Factors,
+    GatedParts,
+    InputSubset,
+    Logits,
+    SplitRows,
+    WholeHeads,
+)
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -136,3 +145,43 @@ def project_output(weight: Tensor, root: Tensor) -> Factors:
     singular_values, v = singular_values[:rank], vt[:rank].T
     total = root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
     return Factors(weight @ v, v, tail_energy(singular_values, total))
+
+
+class ColumnChoice(Protocol):
+    """Define the interface of a choice of inputs and inner parts."""
+
+    needs: ClassVar[frozenset[str]]  # of the output layer
+
+    def __call__(self, output: Moments, first: Moments | None) -> Columns:
+        """Order the parts, by the statistics of the output layer and of the first one; None where all inputs stay."""
+
+
+COLUMNS: Registry[type[ColumnChoice]] = Registry("choice of columns", "lowrank_vit.methods")
+
+
+class BlockChoice(Protocol):
+    """Define the interface of a choice of blocks."""
+
+    needs: ClassVar[frozenset[str]]  # nothing yet
+
+    def __call__(self, count: int) -> Directions:
+        """Order ``count`` blocks, those that stay longest first."""
+
+
+DEPTHS: Registry[type[BlockChoice]] = Registry("choice of blocks", "lowrank_vit.methods")
+
+
+class RowChoice(Protocol):
+    """Define the interface of a choice of rows."""
+
+    needs: ClassVar[frozenset[str]]
+
+    @property
+    def share(self) -> float:
+        """Return the share of the layer's parameters that its low-rank part has."""
+
+    def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
+        """Split ``weight``, (n, d), into a part of this rank, and rows in their order."""
+
+
+ROWS: Registry[type[RowChoice]] = Registry("choice of rows", "lowrank_vit.methods")

@@ -26,8 +26,7 @@ from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware, derived_seed
 from lowrank_vit.runtime.lightning_run import SeededTraining, Start, run_record, train, warm_up_cosine
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.stages.training.augmentation import augment
-from lowrank_vit.stages.training.teacher import check_pair, check_settings, inputs_hash, remember
+from lowrank_vit.stages.training.teacher import augment, check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"
 CLASSIFICATION = Classification()

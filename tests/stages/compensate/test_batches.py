@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.compensate.batches import SeededBatches, count_images, make_loader
+from lowrank_vit.stages.compensate.inputs import SeededBatches, count_images, make_loader
 
 
 def batches_of(count, batch_size, steps, seed):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.compensate.batches import SeededBatches, make_loader
+from lowrank_vit.stages.compensate.inputs import SeededBatches, make_loader
 from lowrank_vit.stages.compensate.minibatch import LAST, LayerwiseCompensation, compensate_minibatch
 from lowrank_vit.stages.compensate.solve import by_shape, solve
 from tests.support.compensation_problems import LAYERS, Toy, toy_images, toy_inputs, toy_problem

@@ -17,8 +17,7 @@ from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.tensors import Spill
-from lowrank_vit.stages.correct.measured_curves import FeatureRatio, MeasuredCurves
-from lowrank_vit.stages.correct.measured_losses import Replay
+from lowrank_vit.stages.correct.measured_losses import FeatureRatio, MeasuredCurves, Replay
 from tests.support.models import KINDS, images, outputs, tiny
 
 FEW = MeasuredCurves(images=9, points=3, span=4)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct import output_refit
-from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.output_refit import OutputRefit, Streams
 from lowrank_vit.stages.correct.regression import Folds, Regression, cross_validated
-from lowrank_vit.stages.correct.streams import Streams
 from tests.support.models import model_and_images, modules_of
 
 
@@ -85,7 +84,7 @@ def test_nothing_stays_on_the_disk(
     """After the end, after an error, and after Ctrl-C: while images are read, or within a branch."""
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path))
     monkeypatch.setattr(Watched, "files", [], raising=False)
-    monkeypatch.setattr("lowrank_vit.stages.correct.streams.Spill", Watched)
+    monkeypatch.setattr("lowrank_vit.stages.correct.output_refit.Spill", Watched)
     monkeypatch.setattr(output_refit, "Spill", Watched)
     model, data = model_and_images("vit")
 

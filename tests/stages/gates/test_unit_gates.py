@@ -10,10 +10,10 @@ from lowrank_vit.methods.spvit_he import UnitGates, remaining
 from lowrank_vit.modules.counting import input_size, multiply_accumulates
 from lowrank_vit.records.sites import HIDDEN
 from lowrank_vit.stages.gates import Progress
-from lowrank_vit.stages.gates.drawn import START, DrawnGate
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place
 from lowrank_vit.stages.gates.learn_gates import learn_gates, make_gates, sites_of
+from lowrank_vit.stages.gates.mixing import START, DrawnGate
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu
 from tests.support.models import tiny

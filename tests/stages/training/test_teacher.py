@@ -12,8 +12,8 @@ from torch import nn
 from lowrank_vit import InputError
 from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.stages.training import teacher
-from lowrank_vit.stages.training.augmentation import augment
 from lowrank_vit.stages.training.finetune import finetune
+from lowrank_vit.stages.training.teacher import augment
 from tests.support import finetuning
 from tests.support.distilling import IMAGES, run, student
 from tests.support.hardware import on_cpu

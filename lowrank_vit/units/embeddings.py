@@ -1,4 +1,4 @@
-"""The rank of the position embedding."""
+"""The ranks of the patch embedding, as a linear layer over patches, and of the position embedding."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
+from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.embeddings import Positions
+from lowrank_vit.modules.embeddings import Patches, Positions, is_plain
 from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
@@ -20,8 +21,39 @@ from lowrank_vit.records.moments import Moments, as_float64
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site, TableSite
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.decompose import TABLES, TableDecomposition
+from lowrank_vit.stages.decompose import TABLES, Decomposition, TableDecomposition
 from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, cubic_work
+from lowrank_vit.units.linear import LinearUnit
+
+EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convolution for it
+
+
+@UNITS.register("patches")
+@dataclass(frozen=True)
+class PatchUnit(LinearUnit):
+    """Describe the patch embedding, whose only part is its rank; ``prepare`` makes a linear layer of the convolution."""
+
+    revision: ClassVar[int] = 1
+    ahead: ClassVar[bool] = True
+
+    @classmethod
+    def prepare(cls, model: nn.Module) -> None:
+        """Exchange the convolution of patches that do not overlap for a linear layer, in place."""
+        convolution = dict(model.named_modules()).get(EMBEDDING)
+        if is_plain(convolution):
+            assert isinstance(convolution, nn.Conv2d)
+            replace_module(model, EMBEDDING, Patches.of(convolution))
+
+    @classmethod
+    def find(cls, model: nn.Module, method: Decomposition, settings: Settings, sites: str) -> list[LinearUnit]:
+        """Find the patch embedding, where it is one that ``prepare`` knows."""
+        if not isinstance(dict(model.named_modules()).get(EMBEDDING), Patches):
+            return []
+        return [cls(site, method, settings) for site in find_sites(model, rf"^{EMBEDDING}\.linear$")]
+
+    def needs(self) -> Needs:
+        """Return the statistics that the method, the report and Z read; the patch embedding is not refitted."""
+        return {name: needs - {"sensitive_second"} for name, needs in super().needs().items()}
 
 
 def table_site(model: nn.Module) -> TableSite | None:

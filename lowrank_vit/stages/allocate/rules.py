@@ -1,14 +1,95 @@
-"""Allocation by one threshold on the error of every unit, for the whole model."""
+"""Allocators beside the exact one: uniform shares, the largest gain first, one threshold on errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.stages.allocate import ALLOCATORS, fill, least_cost, total_cost
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate import ALLOCATORS, cheapest, fill, least_cost, total_cost
+
+
+def _at_share(curves: Sequence[ErrorCurve], share: float) -> dict[str, int | None]:
+    """Return the largest rank of each layer that costs at most ``share`` of the dense cost; a share of 1 is dense."""
+    ranks: dict[str, int | None] = {}
+    for curve in curves:
+        affordable = [rank for rank in curve.ranks if curve.cost(rank) <= share * curve.dense_cost]
+        ranks[curve.name] = None if share >= 1 else affordable[-1] if affordable else cheapest(curve)
+    return ranks
+
+
+@ALLOCATORS.register("uniform")
+@dataclass(frozen=True)
+class Uniform:
+    """Keep the same share of all layers, the largest that fits; what rounding leaves over is filled in rank by rank."""
+
+    revision: ClassVar[int] = 1
+
+    def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
+        """Choose a rank for every curve. The caller guarantees that the budget is at least ``least_cost``."""
+        assert budget >= least_cost(curves)
+        if total_cost(curves, _at_share(curves, 1.0)) <= budget:
+            return RankPlan(_at_share(curves, 1.0))
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            fits = total_cost(curves, _at_share(curves, middle)) <= budget
+            low, high = (middle, high) if fits else (low, middle)
+        return RankPlan(fill(curves, _at_share(curves, low), budget))
+
+
+Point = tuple[int, float, "int | None"]  # cost, error, rank
+
+
+def gain(before: Point, after: Point) -> float:
+    """Return the loss avoided per parameter spent on the step."""
+    return (before[1] - after[1]) / (after[0] - before[0])
+
+
+def lower_hull(curve: ErrorCurve) -> list[Point]:
+    """Return the choices on the lower convex hull of error over cost, cheapest first: each step gains less than the last."""
+    choices: list[Point] = [(curve.cost(rank), curve.error(rank), rank) for rank in curve.ranks]
+    hull: list[Point] = []
+    for point in [*choices, (curve.dense_cost, 0.0, None)]:
+        if hull and point[1] >= hull[-1][1]:
+            continue
+        if hull and point[0] == hull[-1][0]:  # more for the same, as a table of times may have it
+            hull.pop()
+        while len(hull) >= 2 and gain(hull[-2], hull[-1]) <= gain(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+@ALLOCATORS.register("greedy")
+@dataclass(frozen=True)
+class GreedyMarginal:
+    """Step along all layers' lower hulls in the order of gain per parameter, until the budget is spent.
+
+    Optimal for the relaxed problem; short of the exact optimum by less than one hull step.
+    """
+
+    revision: ClassVar[int] = 1
+
+    def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
+        ranks: dict[str, int | None] = {curve.name: cheapest(curve) for curve in curves}
+        steps = []
+        for index, curve in enumerate(curves):
+            hull = lower_hull(curve)
+            for position, (before, after) in enumerate(pairwise(hull)):
+                steps.append((-gain(before, after), index, position, after[0] - before[0], after[2]))
+        left, closed = budget - total_cost(curves, ranks), set()
+        for _, index, _, cost, rank in sorted(steps, key=lambda step: step[:3]):
+            if index in closed:
+                continue
+            if cost > left:
+                closed.add(index)  # this layer's later steps depend on this one
+                continue
+            ranks[curves[index].name], left = rank, left - cost
+        return RankPlan(fill(curves, ranks, budget))
+
 
 STEPS = 50  # of the bisection of the common factor
 
