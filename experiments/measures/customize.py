@@ -21,13 +21,13 @@ from lowrank_vit.customize.customization import Customization, customized, save_
 from lowrank_vit.customize.deltas import DELTAS
 from lowrank_vit.customize.digits import ANY, HELD_OUT, INVERTED, NORMAL, OLD, digit_images, digits_model
 from lowrank_vit.customize.measure import Judge, accuracy, distance_to_nearest, frechet_distance
-from lowrank_vit.customize.prior import draw_prior
-from lowrank_vit.customize.sample import sample
+from lowrank_vit.customize.sample import draw_prior, sample
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.train import Training, train
 from lowrank_vit.data import ImageData
 from lowrank_vit.models import load_model
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import revision_of
 
 CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
 WORD = "V*"
@@ -133,7 +133,7 @@ def pixels(image: Tensor) -> str:
 def delta(job: Job) -> dict[str, int]:
     """Return the revision of the delta that a job trains."""
     name = job.changes.get("method")
-    return {} if name is None else {f"delta.{name}": DELTAS.get(name).revision}
+    return {} if name is None else {f"delta.{name}": revision_of(DELTAS.get(name))}
 
 
 MEASURES.register("customize")(Measure(measure, forward_passes, ("customize",), methods=delta))

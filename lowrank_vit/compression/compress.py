@@ -20,10 +20,10 @@ from lowrank_vit.compression.budget import check_budget, check_sizes
 from lowrank_vit.compression.calibrate import calibrated
 from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.decompose import decompose
-from lowrank_vit.compression.estimate import estimate, tell
 from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.learn import gated, target_share
+from lowrank_vit.compression.outlook import estimate, tell
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
 from lowrank_vit.compression.resume import ResumeStore, identity

@@ -10,7 +10,7 @@ from lowrank_vit.objectives import OBJECTIVES, Objective
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.registry import Registry, unknown
+from lowrank_vit.runtime.registry import Registry, revision_of, unknown
 from lowrank_vit.stages.allocate import ALLOCATORS, Allocator
 from lowrank_vit.stages.allocate.knapsack import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
@@ -141,12 +141,12 @@ class Recipe:
     @property
     def revisions(self) -> dict[str, int]:
         """Return the revision of each of its methods, as ``slot.name``, and of its kinds of units, as ``unit.kind``."""
-        found = {f"unit.{kind}": int(UNITS.get(kind).revision) for kind in self.units}
+        found = {f"unit.{kind}": revision_of(UNITS.get(kind)) for kind in self.units}
         for slot in slots():
             method = self.method(slot)
             name = CLASSIFIER if isinstance(method, ClassifierRefit) else _name(slot, method)
             if method is not None:
-                found[f"{slot}.{name}" if name else slot] = int(method.revision)
+                found[f"{slot}.{name}" if name else slot] = revision_of(method)
         return found
 
     def record(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.storage import folder as storage
 from lowrank_vit.storage import hub
-from lowrank_vit.storage.checksums import NESTED, checksums
+from lowrank_vit.storage.contents import NESTED, checksums
 from lowrank_vit.storage.rebuilding import attach
 
 

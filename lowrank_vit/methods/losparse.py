@@ -36,8 +36,6 @@ class PlatonRows:
     Raises ``InputError`` for a share out of range.
     """
 
-    revision: ClassVar[int] = 1
-
     share: float = 0.05
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_abs"})
@@ -60,8 +58,6 @@ class LearntRows:
     rows are what they are, however they are split; a smaller budget leaves the last of them to their low-rank part.
     Raises ``InputError`` where the others have a higher rank: they were trained with another ``share``.
     """
-
-    revision: ClassVar[int] = 1
 
     share: float = 0.05
 
@@ -181,8 +177,6 @@ class SparseRows(StillGates):
     entries: theirs counts those of repeated scores. Weight decay does not act on U and V.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     share: float = 0.05
     interval: int = 10

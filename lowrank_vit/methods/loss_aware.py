@@ -27,8 +27,6 @@ class TwoSided:
     The loss is in nats per image, so layers compare without normalising.
     """
 
-    revision: ClassVar[int] = 1
-
     centred: bool = True
     damping: float = 0.3  # of the mean eigenvalue of G; held-out KL on DeiT-Tiny favoured 0.1 and 0.5 over 0.01
 

@@ -37,7 +37,6 @@ class AttentionSalience:
     zero. What is lost is the share of the module's scores that is left out, so that modules compare.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"gate_fisher"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
@@ -54,7 +53,6 @@ class Magnitude:
     With gates both rows count. What is lost is the share of the MLP's scores that is left out.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset(),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
@@ -67,7 +65,6 @@ class Magnitude:
 class LearntHeads:
     """Score a head by its gate; the output's bias takes up the mean of those removed."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
@@ -115,8 +112,6 @@ class DropAndGrow(StillGates):
     live. Dead units keep their rows of fc1, and heads those of qkv: they make nothing, and are removed in the end.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     updates: int = 40
     until: float = 0.8

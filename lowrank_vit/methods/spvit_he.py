@@ -30,7 +30,6 @@ from lowrank_vit.stages.gates.mixing import DrawnGate, MixerGate
 class LearntUnits:
     """Score a hidden unit by its gate; the second layer's bias takes up the mean of those removed."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
@@ -47,8 +46,6 @@ class UnitGates(StillGates):
     squared, are 31, 63 and 25 of shares. ``lr``: of theta, which theirs trains for 10 epochs of ImageNet by 0.001.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     strength: float = 30.0
     lr: float = 5e-2
@@ -116,7 +113,6 @@ class UnitAndMixerGates(UnitGates):
     first convolution makes is normalised over the batch. Only attention behind a lone class token has such gates.
     """
 
-    revision: ClassVar[int] = 1
     units: ClassVar[tuple[str, ...]] = (HIDDEN, MIXER)
     alone: ClassVar[bool] = False
 

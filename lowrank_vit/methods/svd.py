@@ -20,7 +20,6 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 class PlainSVD:
     """Minimise ``||W - U V^T||_F``, without statistics (Eckart and Young, 1936)."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
     currency: ClassVar[str] = "energy fraction"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import nn
 
@@ -24,8 +23,6 @@ class TokenMerging:
     Keys of all heads are compared side by side; the official code compares their mean over the heads, which smaller heads
     of unequal widths do not have. ``r`` 0 is the model as it was.
     """
-
-    revision: ClassVar[int] = 1
 
     r: int = 8
 

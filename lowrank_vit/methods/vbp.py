@@ -24,7 +24,6 @@ class Variance:
     Variance-based pruning (VBP, ICCV 2025), whose threshold is one for all layers.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:

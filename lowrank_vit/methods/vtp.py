@@ -32,7 +32,6 @@ class FirstOrderValues:
     over images, for labels that the model draws itself: the KL has no slope at the dense model. Nothing is refitted.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset({"gate_fisher"}))
     units: ClassVar[tuple[str, ...]] = (VALUE,)
     pools: ClassVar[bool] = False
@@ -56,7 +55,6 @@ class FirstOrderUnits:
     Root mean square over images, for labels that the model draws itself: the KL has no slope at the dense model.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"gate_fisher"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
@@ -69,7 +67,6 @@ class FirstOrderUnits:
 class LearntColumns:
     """Score inputs, and dimensions of values or hidden units, by their gates; biases take up the mean of those removed."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, output: Moments, first: Moments | None) -> Columns:
@@ -107,8 +104,6 @@ class ImportanceGates(StillGates):
     1000 steps of Adam, which is enough for its 100 epochs of ImageNet, not for a short run.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     sparsity: float = 1e-3
     lr: float = 5e-2

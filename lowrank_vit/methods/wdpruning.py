@@ -34,7 +34,6 @@ class LastBlocks:
     What is lost is told as the share of blocks that are left out.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, count: int) -> Directions:
@@ -46,7 +45,6 @@ class LastBlocks:
 class LearntParts:
     """Score heads or hidden units, and outputs, by their gates; kept outputs' biases take up the mean of removed inputs."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
@@ -123,8 +121,6 @@ class TopKGates(StillGates):
     ``lr``: of scores; the code's 0.0025 is for 100 epochs of ImageNet, and trains scores at another rate by a mistyped name.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     lr: float = 0.05
     threshold_lr: float = 0.3

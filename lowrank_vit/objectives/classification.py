@@ -124,8 +124,6 @@ class Classification:
     ``sampling``: how its Fisher information is probed, ``"labels"`` or ``"signs"`` (the same expectation, less noise).
     """
 
-    revision: ClassVar[int] = 1
-
     sampling: str = "labels"
 
     measures: ClassVar[str] = "kl"

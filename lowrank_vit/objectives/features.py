@@ -63,8 +63,6 @@ class Features:
     mean; ``fitted`` measures them, so that the record says all that its numbers depend on.
     """
 
-    revision: ClassVar[int] = 1
-
     variances: tuple[float, ...] = ()
     floor: float = FLOOR
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import hub_reachable
-from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS
+from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
 
 FILES = [CONFIG, WEIGHTS, REPORT, CARD]
 PREFIXES = ("hf_hub:", "hf-hub:")  # as in timm's model names

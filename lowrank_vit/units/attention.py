@@ -97,8 +97,6 @@ class DecomposedAttention(DecomposedModule[Part]):
 class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
     """Describe one attention module, with the parts ``query_key`` and ``value``, or with ``value`` alone."""
 
-    revision: ClassVar[int] = 1
-
     site: AttentionSite
 
     methods: ClassVar[Registry[type[AttentionDecomposition]]] = ATTENTIONS

@@ -157,7 +157,6 @@ class Unit(Generic[Method, Found]):
     method: Method
     settings: Settings = PLAIN
 
-    revision: ClassVar[int] = 1
     methods: ClassVar[Registry[Any]]  # decompositions of such a module
     result: ClassVar[type[Decomposed[Any, Any]]]  # what ``decomposed`` makes
     ahead: ClassVar[bool] = False

@@ -84,8 +84,6 @@ class DepthUnit(Unit[BlockChoice, Directions]):
     Steps between stages stay, too.
     """
 
-    revision: ClassVar[int] = 1
-
     site: DepthSite
 
     methods: ClassVar[Registry[type[BlockChoice]]] = DEPTHS

@@ -33,7 +33,6 @@ EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convol
 class PatchUnit(LinearUnit):
     """Describe the patch embedding, whose only part is its rank; ``prepare`` makes a linear layer of the convolution."""
 
-    revision: ClassVar[int] = 1
     ahead: ClassVar[bool] = True
 
     @classmethod
@@ -101,8 +100,6 @@ class DecomposedPositions(Decomposed[Factors, Folded]):
 @dataclass(frozen=True)
 class PositionUnit(Unit[TableDecomposition, Factors]):
     """Describe the position embedding, whose only part, under its name, is its rank."""
-
-    revision: ClassVar[int] = 1
 
     site: TableSite
 

@@ -162,8 +162,6 @@ class DecomposedLinear(Decomposed[Factors, LinearCut]):
 class LinearUnit(Unit[Decomposition, Factors]):
     """Describe one linear layer, whose only part, under the layer's name, is its rank."""
 
-    revision: ClassVar[int] = 1
-
     site: Site
 
     methods: ClassVar[Registry[type[Decomposition]]] = DECOMPOSITIONS

@@ -206,8 +206,6 @@ def _headed(site: AttentionSite) -> bool:
 class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
     """Describe the hidden units of one MLP, on which the second layer may be refitted."""
 
-    revision: ClassVar[int] = 1
-
     site: MlpSite
 
     methods: ClassVar[Registry[type[MlpDecomposition]]] = MLPS
@@ -236,8 +234,6 @@ class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
 @dataclass(frozen=True)
 class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
     """Describe the heads of one attention module: what is left is the dense module with fewer of them."""
-
-    revision: ClassVar[int] = 1
 
     site: AttentionSite
 
@@ -306,8 +302,6 @@ class OneOrder(PartUnit[Method, Found]):
 class GatedUnit(OneOrder[PartChoice, GatedParts]):
     """Describe the heads of one attention module, or the hidden units of an MLP, and its outputs."""
 
-    revision: ClassVar[int] = 1
-
     methods: ClassVar[Registry[type[PartChoice]]] = GATED
 
     @classmethod
@@ -361,8 +355,6 @@ class DecomposedColumns(DecomposedParts[Columns]):
 @dataclass(frozen=True)
 class ColumnUnit(OneOrder[ColumnChoice, Columns]):
     """Describe the values' dimensions of one attention module, or the hidden units of an MLP, and its inputs."""
-
-    revision: ClassVar[int] = 1
 
     methods: ClassVar[Registry[type[ColumnChoice]]] = COLUMNS
     result: ClassVar[type[DecomposedColumns]] = DecomposedColumns

@@ -107,8 +107,6 @@ class DecomposedRows(Decomposed[SplitRows, RowCut]):
 class RowUnit(Unit[RowChoice, SplitRows]):
     """Describe one linear layer, whose only part is the rows beside its low-rank part, at least one."""
 
-    revision: ClassVar[int] = 1
-
     site: Site
 
     methods: ClassVar[Registry[type[RowChoice]]] = ROWS

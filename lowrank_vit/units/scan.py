@@ -84,8 +84,6 @@ class DecomposedScan(Decomposed[Directions, Folded]):
 class ScanUnit(Unit[ScanDecomposition, Directions]):
     """Describe one scan. Its only part, under the scan's name, has the sizes 1, which is the skip alone, and dense."""
 
-    revision: ClassVar[int] = 1
-
     site: ScanSite
 
     methods: ClassVar[Registry[type[ScanDecomposition]]] = SCANS

@@ -17,7 +17,7 @@ from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.quantize.weights import quantize
-from lowrank_vit.storage.checksums import CONFIG, NESTED
+from lowrank_vit.storage.contents import CONFIG, NESTED
 from lowrank_vit.storage.folder import load_model_args, load_report, nested_entry, verify
 from tests.support.models import ARGUMENTS, images, tiny
 

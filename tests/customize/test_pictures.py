@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lowrank_vit.customize.pictures import load_images, save_grid
+from lowrank_vit.customize.sample import load_images, save_grid
 from lowrank_vit.customize.words import WordTable
 from lowrank_vit.runtime.errors import InputError
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank_vit.customize.prior import Prior, draw_prior
-from lowrank_vit.customize.sample import sample
+from lowrank_vit.customize.sample import Prior, draw_prior, sample
 from lowrank_vit.customize.train import Training, train
 from lowrank_vit.runtime.errors import InputError
 from tests.customize.test_train_and_sample import knowing

@@ -21,7 +21,7 @@ from lowrank_vit import RECIPES, InputError, check_budget, load
 from lowrank_vit.data import open_source
 from lowrank_vit.models import STANDINS, load_model
 from lowrank_vit.records.budgets import Budget, parse_budget, parse_budgets
-from lowrank_vit.storage.checksums import CONFIG, REPORT, WEIGHTS, sealed
+from lowrank_vit.storage.contents import CONFIG, REPORT, WEIGHTS, sealed
 from tests.fuzz.values import changed_bytes, changed_tree, mixed, odd_text, odd_value
 from tests.support.hostile import outcome
 from tests.support.kinds import KINDS as MODELS

@@ -32,7 +32,6 @@ class Attached:
 class Delta(Protocol):
     """Define the interface of a method. ``trains_word``: the new word's vector is trained, too, instead of staying random."""
 
-    revision: ClassVar[int]
     trains_word: ClassVar[bool]
 
     @property

@@ -23,8 +23,6 @@ class Lora:
     Merged, the sum of matrices stands in the dense place, and inference costs nothing more.
     """
 
-    revision: ClassVar[int] = 1
-
     rank: int = 4
     layers: str = "all"
     learning_rate: float = 1e-4

@@ -20,8 +20,6 @@ class KeyValue:
     Without that paper's regularisation images.
     """
 
-    revision: ClassVar[int] = 1
-
     learning_rate: float = 1e-5
 
     trains_word: ClassVar[bool] = True
@@ -42,8 +40,6 @@ class KeyValue:
 class Everything:
     """Train all weights of the U-Net (Ruiz et al. 2022), without that paper's prior preservation."""
 
-    revision: ClassVar[int] = 1
-
     learning_rate: float = 5e-6
 
     trains_word: ClassVar[bool] = False
@@ -56,8 +52,6 @@ class Everything:
 @dataclass(frozen=True)
 class WordAlone:
     """Train the new word's vector alone (Gal et al. 2022)."""
-
-    revision: ClassVar[int] = 1
 
     learning_rate: float = 5e-4
 

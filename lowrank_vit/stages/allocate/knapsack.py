@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +90,6 @@ class Knapsack:
     The Lagrangian dual bounds the optimum from below, the greedy plan from above; a choice whose reduced cost exceeds
     the gap between them is in no optimal plan. A dynamic programme over the few choices that remain is exact.
     """
-
-    revision: ClassVar[int] = 1
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         if sum(curve.dense_cost for curve in curves) <= budget:

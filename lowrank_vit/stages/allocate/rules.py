@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, cheapest, fill, least_cost, total_cost
@@ -24,8 +23,6 @@ def _at_share(curves: Sequence[ErrorCurve], share: float) -> dict[str, int | Non
 @dataclass(frozen=True)
 class Uniform:
     """Keep the same share of all layers, the largest that fits; what rounding leaves over is filled in rank by rank."""
-
-    revision: ClassVar[int] = 1
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         """Choose a rank for every curve. The caller guarantees that the budget is at least ``least_cost``."""
@@ -71,8 +68,6 @@ class GreedyMarginal:
     Optimal for the relaxed problem; short of the exact optimum by less than one hull step.
     """
 
-    revision: ClassVar[int] = 1
-
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         ranks: dict[str, int | None] = {curve.name: cheapest(curve) for curve in curves}
         steps = []
@@ -111,8 +106,6 @@ class EqualError:
     too much, they are cut from their largest rank on, too. What rounding leaves over is filled in rank by rank.
     ``from_uniform``: the threshold is what the whole model loses with uniform ranks, divided by the number of units.
     """
-
-    revision: ClassVar[int] = 1
 
     threshold: float | None = None
     from_uniform: bool = False

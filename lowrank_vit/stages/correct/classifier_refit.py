@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,6 @@ class ClassifierRefit:
     z: the dense model's logits for an image; z^: the smaller model's; f: its features, which the classifier is given. No
     label is read. The ridge is chosen by cross-validation over ``folds`` groups of images.
     """
-
-    revision: ClassVar[int] = 1
 
     ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     folds: int = 4

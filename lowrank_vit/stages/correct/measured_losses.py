@@ -41,8 +41,6 @@ class MeasuredLosses:
     ``trust``: the weight of the measured loss; 0.5 is the geometric mean of predicted and measured.
     """
 
-    revision: ClassVar[int] = 1
-
     rounds: int = 1
     images: int = 96
     trust: float = 0.5
@@ -219,8 +217,6 @@ class MeasuredCurves:
     The logarithm of the loss is interpolated linearly in that of the size, and constant beyond the sizes; the running
     minimum from the smallest size on never rises. The dense choice loses nothing.
     """
-
-    revision: ClassVar[int] = 1
 
     currency: str = KL
     images: int = 96

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import tee
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,6 @@ class OutputRefit:
     are kept on the disk, ``4 N T (2 n + k)`` bytes for N images of T tokens (float32; k: that layer's inputs, after
     reduction).
     """
-
-    revision: ClassVar[int] = 1
 
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
     sensitivity: float = 0.5

@@ -34,7 +34,6 @@ Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
 class Decomposition(Protocol):
     """Define the interface of a decomposition."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]
     currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
 
@@ -45,7 +44,6 @@ class Decomposition(Protocol):
 class AttentionDecomposition(Protocol):
     """Define the interface of a decomposition of a whole attention module."""
 
-    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
     units: ClassVar[tuple[str, ...]]  # what is made smaller: QUERY_KEY, VALUE, or both; the other stays whole
     pools: ClassVar[bool]  # whether it takes attention pooling, too
@@ -64,7 +62,6 @@ class AttentionDecomposition(Protocol):
 class HeadChoice(Protocol):
     """Define the interface of a choice among the heads of an attention module."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # of the output layer
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
@@ -74,7 +71,6 @@ class HeadChoice(Protocol):
 class PartChoice(Protocol):
     """Define the interface of a choice among inner parts and outputs of an attention module or an MLP."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # of the output layer
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
@@ -84,7 +80,6 @@ class PartChoice(Protocol):
 class MlpDecomposition(Protocol):
     """Define the interface of a decomposition of a whole MLP."""
 
-    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
@@ -94,7 +89,6 @@ class MlpDecomposition(Protocol):
 class TableDecomposition(Protocol):
     """Define the interface of a decomposition of a table that is added to the stream."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # at the sum
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
@@ -104,7 +98,6 @@ class TableDecomposition(Protocol):
 class ScanDecomposition(Protocol):
     """Define the interface of what makes a scan smaller."""
 
-    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the layer before the scan; of the one behind it
 
     def __call__(self, weight: Tensor, change: Moments, output: Moments) -> Directions:

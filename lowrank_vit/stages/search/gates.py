@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +39,6 @@ class Gates:
     Alpha takes one step of Adam with ``lr`` for each ``batch_size`` images, ``epochs`` times all; the temperature of the
     shares falls from ``hot`` to ``cold``. Noise and order come from the seed.
     """
-
-    revision: ClassVar[int] = 1
 
     objective: str = LAGRANGIAN
     target: str = TEACHER

@@ -20,7 +20,7 @@ from lowrank_vit.compression.nested import unpack
 from lowrank_vit.compression.nested.opened import Opened, with_sizes
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.storage.checksums import CONFIG, NESTED
+from lowrank_vit.storage.contents import CONFIG, NESTED
 from lowrank_vit.storage.folder import nested_entry
 from tests.support import models
 from tests.support.kinds import KINDS

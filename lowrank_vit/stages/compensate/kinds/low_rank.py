@@ -40,8 +40,6 @@ class LowRank:
     the other singular values (Eckart and Young). No inverse, so M may be singular.
     """
 
-    revision: ClassVar[int] = 1
-
     budget: float = 0.05  # share of the layer's weight parameters
     scale: float = 0.02  # standard deviation of the random factor; the solvers end at the same loss from 0.001 to 0.05
 

@@ -39,8 +39,6 @@ class Diagonal(FixedSupport):
     Column j has one entry, so the minimiser of (10) is ``z_j = (M R)_jj / M_jj``.
     """
 
-    revision: ClassVar[int] = 1
-
     budget: float = 0.05  # no effect, as there is nothing to choose; all kinds have this field
 
     kind: ClassVar[str] = "diagonal"
@@ -94,8 +92,6 @@ class StructuredSparse(FixedSupport):
     The best columns are those of the largest ``(R^T M R)_jj`` (exact: a free column loses nothing). Rows are picked one
     by one, each the one that lowers (10) most given those before it (orthogonal least squares).
     """
-
-    revision: ClassVar[int] = 1
 
     budget: float = 0.05  # share of the layer's weight parameters
 
@@ -213,8 +209,6 @@ class UnstructuredSparse(FixedSupport):
     ``(M (R - Z))_ij^2 / M_ii``, and refits Z on the entries taken so far. One round ignores that inputs are correlated
     (DeiT-Tiny: eight rounds leave 1 to 26% less loss than one).
     """
-
-    revision: ClassVar[int] = 1
 
     budget: float = 0.05  # share of the layer's weight parameters
     rounds: int = 8
