@@ -229,6 +229,29 @@ def united(needs: Iterable[Needs]) -> Needs:
     return joined
 
 
+def layer_entry(
+    name: str,
+    shape: tuple[int, int],
+    rank: int | None,
+    params: int,
+    errors: Sequence[float],
+    details: Mapping[str, Any],
+    z: Any = None,
+) -> LayerEntry:
+    """Make an entry of the report; ``errors``: on the calibration images and, where there are any, on unseen ones."""
+    return {
+        "name": name,
+        "in_features": shape[0],
+        "out_features": shape[1],
+        "rank": rank,
+        "z": z,
+        "params": params,
+        "relative_error": errors[0],
+        "relative_error_held_out": errors[1] if len(errors) > 1 else None,
+        "details": dict(details),
+    }
+
+
 def tokens_of_an_image(moments: Moments) -> int:
     """Return how many tokens of an image a layer saw while statistics were collected."""
     return moments.tokens // max(moments.images, 1)

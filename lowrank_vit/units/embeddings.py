@@ -22,8 +22,8 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site, TableSite
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import TABLES, Decomposition, TableDecomposition
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, cubic_work
-from lowrank_vit.units.linear import LinearUnit
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, cubic_work, layer_entry
+from lowrank_vit.units.linear import LayerUnit, LinearUnit
 
 EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convolution for it
 
@@ -44,7 +44,9 @@ class PatchUnit(LinearUnit):
             replace_module(model, EMBEDDING, Patches.of(convolution))
 
     @classmethod
-    def find(cls, model: nn.Module, method: Decomposition, settings: Settings, sites: str) -> list[LinearUnit]:
+    def find(
+        cls, model: nn.Module, method: Decomposition, settings: Settings, sites: str
+    ) -> list[LayerUnit[Decomposition, Factors]]:
         """Find the patch embedding, where it is one that ``prepare`` knows."""
         if not isinstance(dict(model.named_modules()).get(EMBEDDING), Patches):
             return []
@@ -83,17 +85,8 @@ class DecomposedPositions(Decomposed[Factors, Folded]):
             "ridge": self.found.ridge,
             "objective": None if rank is None else float(self.found.loss[rank]),
         }
-        return {
-            "name": site.name,
-            "in_features": site.tokens,
-            "out_features": site.width,
-            "rank": rank,
-            "z": None,
-            "params": parameter_count(compressed.get_submodule(site.name)),
-            "relative_error": error,
-            "relative_error_held_out": error,
-            "details": details,
-        }
+        parameters = parameter_count(compressed.get_submodule(site.name))
+        return layer_entry(site.name, (site.tokens, site.width), rank, parameters, [error, error], details)
 
 
 @UNITS.register("positions")

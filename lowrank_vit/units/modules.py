@@ -21,7 +21,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
-from lowrank_vit.units.base import Decomposed, Folded, Method, Needs, Ranks, Settings, Unit
+from lowrank_vit.units.base import Decomposed, Folded, Method, Needs, Ranks, Settings, Unit, layer_entry
 
 
 class Directed(Protocol):
@@ -84,17 +84,9 @@ class DecomposedModule(Decomposed[Part, ModuleCut]):
             for moments in self.statistics(output.name)
         ]
         whole, params = (parameter_count(model.get_submodule(site.name)) for model in (self.model, compressed))
-        return {
-            "name": site.name,
-            "in_features": site.in_features,
-            "out_features": output.out_features,
-            "rank": None if cut is None else ranks[self.unit.named(list(self.unit.costs())[-1])],
-            "z": None,
-            "params": params,
-            "relative_error": errors[0],
-            "relative_error_held_out": errors[1] if len(errors) > 1 else None,
-            "details": {"dense_params": whole, **self.details(ranks)},
-        }
+        rank = None if cut is None else ranks[self.unit.named(list(self.unit.costs())[-1])]
+        details = {"dense_params": whole, **self.details(ranks)}
+        return layer_entry(site.name, (site.in_features, output.out_features), rank, params, errors, details)
 
     def details(self, ranks: Ranks) -> dict[str, float | int | None]:
         """Return what the report tells of each part."""

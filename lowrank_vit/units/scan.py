@@ -22,7 +22,7 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import SCANS, ScanDecomposition
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, layer_entry
 
 
 @dataclass(frozen=True)
@@ -62,21 +62,14 @@ class DecomposedScan(Decomposed[Directions, Folded]):
         site, rank = self.unit.site, ranks[self.unit.name]
         before = self.statistics(self.unit.linears[0].name)
         errors = [0.0 if cut is None else self.error(moments) for moments in before]
-        return {
-            "name": site.name,
-            "in_features": site.inner,
-            "out_features": site.inner,
-            "rank": None if cut is None else rank,
-            "z": None,
-            "params": parameter_count(compressed.get_submodule(site.name)),
-            "relative_error": errors[0],
-            "relative_error_held_out": errors[1] if len(errors) > 1 else None,
-            "details": {
-                "dense_params": site.parameters,
-                "scan": "whole" if cut is None else "left out",
-                "scan_predicted_loss": float(self.found.loss[1]) if cut is not None else 0.0,
-            },
+        details = {
+            "dense_params": site.parameters,
+            "scan": "whole" if cut is None else "left out",
+            "scan_predicted_loss": float(self.found.loss[1]) if cut is not None else 0.0,
         }
+        parameters = parameter_count(compressed.get_submodule(site.name))
+        shape = site.inner, site.inner
+        return layer_entry(site.name, shape, None if cut is None else rank, parameters, errors, details)
 
 
 @UNITS.register("scan")
