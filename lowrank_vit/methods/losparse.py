@@ -19,7 +19,7 @@ from lowrank_vit.records.sites import ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import ROWS, learnt_scores, project_output
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place, RowGate
 
@@ -166,7 +166,7 @@ def best_rows(scores: Sequence[Tensor], widths: Sequence[int], room: float) -> t
 
 @GRADUAL.register("sparse_rows")
 @dataclass(frozen=True)
-class SparseRows(StillGates):
+class SparseRows(GradualMethod):
     """Train U, V and S of ``W = U V^T + S``, with fewer and fewer rows in S (LoSparse, Li et al. 2023).
 
     U and V, of ``share`` of each layer's parameters, begin with the SVD, S with all that is left. Rows are scored by the mean

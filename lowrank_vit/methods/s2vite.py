@@ -21,7 +21,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.allocate.rules import EqualError, Uniform
 from lowrank_vit.stages.decompose import MLPS, WHOLE_HEADS, Weights, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, MaskGate, Place
 
@@ -102,7 +102,7 @@ def moving_share(step: int, last: int, first: float, end: float) -> float:
 
 @GRADUAL.register("drop_grow")
 @dataclass(frozen=True)
-class DropAndGrow(StillGates):
+class DropAndGrow(GradualMethod):
     """Train with the same share of every layer's heads and hidden units; now and then some die, and as many grow.
 
     S2ViTE (Chen et al. 2021), ``updates`` times until the share ``until`` of the steps. Those hidden units die whose

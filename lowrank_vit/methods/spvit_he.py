@@ -19,7 +19,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import MLPS, Weights, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices, mixer_costs
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 from lowrank_vit.stages.gates.mixing import DrawnGate, MixerGate
@@ -38,7 +38,7 @@ class LearntUnits:
 
 @GRADUAL.register("unit_gates")
 @dataclass(frozen=True)
-class UnitGates(StillGates):
+class UnitGates(GradualMethod):
     """Draw hidden units with probabilities ``sigmoid(theta)``, theta starting at 1.5; those above a half stay.
 
     The loss gets ``strength ((F - target) / dense)^2``, F the multiply-accumulates that open units leave (SPViT, He et al.

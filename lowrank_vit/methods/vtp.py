@@ -19,7 +19,7 @@ from lowrank_vit.records.sites import HIDDEN, INPUT, VALUE, AttentionSite, MlpSi
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import ATTENTIONS, COLUMNS, MLPS, Weights, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.gates import Gate, Place
 
 
@@ -95,7 +95,7 @@ class SoftGate(Gate):
 
 @GRADUAL.register("importance")
 @dataclass(frozen=True)
-class ImportanceGates(StillGates):
+class ImportanceGates(GradualMethod):
     """Multiply what qkv, proj, fc1 and fc2 read by gates a1 to a4; loss plus ``sparsity * sum |a|`` (Zhu et al. 2021).
 
     VTP, "Visual Transformer Pruning": a1 and a3 on the channels of the stream that a module reads, a2 on the values'

@@ -19,7 +19,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
 from lowrank_vit.stages.decompose import DEPTHS, GATED, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 
@@ -111,7 +111,7 @@ class TopKGate(Gate):
 
 @GRADUAL.register("topk")
 @dataclass(frozen=True)
-class TopKGates(StillGates):
+class TopKGates(GradualMethod):
     """Keep the best heads, hidden units, and outputs of proj and fc2 (WDPruning's width, Yu et al. 2022, released code).
 
     Each matrix has scores s, from 0, and a threshold t, from 10: the ``ceil(sigmoid(t) N)`` best stay. The loss gets

@@ -114,30 +114,28 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a Z; it is not an error, and not slower
 
 
-class QuietFabricDDP(FabricDDPStrategy):
-    """Run Fabric's processes, which execute a whole run together, so that they print nothing."""
+class _Quiet:
+    """Have processes print nothing."""
 
     def setup_environment(self) -> None:
         """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
         silence()
-        super().setup_environment()
+        super().setup_environment()  # type: ignore[misc]  # of the strategy
         leave_at_exit()
 
 
-class QuietDDP(DDPStrategy):
-    """Run data-parallel processes that print nothing, and in which no forward pass waits for another process.
+class QuietFabricDDP(_Quiet, FabricDDPStrategy):
+    """Run Fabric's processes, which execute a whole run together."""
+
+
+class QuietDDP(_Quiet, DDPStrategy):
+    """Run data-parallel processes in which no forward pass waits for another process.
 
     Buffers are equal in all processes and need no broadcast; with one, ranks with fewer batches would hang.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(broadcast_buffers=False, **options)
-
-    def setup_environment(self) -> None:
-        """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
-        silence()
-        super().setup_environment()
-        leave_at_exit()
 
 
 def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> str | Strategy:
