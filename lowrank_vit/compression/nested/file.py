@@ -131,6 +131,7 @@ def _read_later(moments: Moments, recipe: Recipe) -> list[str]:
 
 Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
 UNITS = ("order", "loss", "multiple")  # the fields of directions
+PARTS: dict[str, Any] = {kind.__name__: kind for kind in (Factors, InputSubset, Logits)}
 
 
 def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Analysis:
@@ -176,22 +177,17 @@ def _units(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]])
 
 def _part(kind: str, unit: str, values: Mapping[str, Any], tensors: Tensors) -> Factors | InputSubset | Logits:
     """Make what a decomposition found of a unit; ``kind``: the name of its class."""
-
-    def tensor(field: str) -> Tensor:
-        return unpacked(field, tensors[field][unit])
-
-    if kind == Factors.__name__:
-        return Factors(tensor("u"), tensor("v"), tensor("loss"), **values)
-    directions = Directions(tensor("order"), tensor("loss"), values["multiple"])
-    count = len(directions.order)
-    if directions.order.sort().values.tolist() != list(range(count)) or len(directions.loss) != count + 1:
-        raise ValueError(f"there are no directions of {unit}")
-    if kind == Logits.__name__:
-        return Logits(directions, tensor("query"), tensor("key"))
-    if kind != InputSubset.__name__:
+    if kind not in PARTS:
         raise ValueError(f"{unit} is of an unknown kind {kind!r}")
-    basis = tensor("basis") if "basis" not in values else None
-    return InputSubset(directions, basis, tensor("covariance"), tensor("mean"), tensor("weight"), values["ridge"])
+    names = {field.name for made in (PARTS[kind], Directions) for field in fields(made)} - {"units", "moments"}
+    known = {name: unpacked(name, tensors[name][unit]) for name in names & tensors.keys() if unit in tensors[name]}
+    found: dict[str, Any] = {**values, **known}
+    if kind != Factors.__name__:
+        found["units"] = directions = Directions(*(found.pop(name) for name in UNITS))
+        count = len(directions.order)
+        if directions.order.sort().values.tolist() != list(range(count)) or len(directions.loss) != count + 1:
+            raise ValueError(f"there are no directions of {unit}")
+    return PARTS[kind](**found)
 
 
 def _moments(tensors: Mapping[str, Tensor], counts: Mapping[str, Sequence[int]]) -> dict[str, Moments]:

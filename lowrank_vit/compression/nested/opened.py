@@ -25,13 +25,14 @@ from lowrank_vit.linalg.elimination import refit
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.budgets import Budget, Size, budget_of, reduction_to
 from lowrank_vit.records.costs import COSTS, PARAMETERS
-from lowrank_vit.records.curves import ErrorCurve, RankPlan
+from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.allocate import total_cost
 from lowrank_vit.stages.correct.measured_losses import LEAST
+from lowrank_vit.stages.correct.regression import add_affine
 from lowrank_vit.units.base import Decomposed, Ranks
 
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
@@ -107,16 +108,6 @@ class KnownSize:
     changes: Mapping[str, Change]
 
 
-def dense_size(curves: Sequence[ErrorCurve]) -> KnownSize:
-    """Return the size of the dense model, with nothing left out, measured or changed."""
-    return KnownSize({curve.name: None for curve in curves}, {}, {})
-
-
-def parameters_of(curves: Sequence[ErrorCurve], known: KnownSize) -> int:
-    """Count the parameters of all units at a size."""
-    return total_cost(curves, known.ranks)
-
-
 def needs_sizes(analysis: Analysis) -> bool:
     """Tell whether the recipe looks at images once a size is chosen."""
     return analysis.recipe.measured is not None or analysis.recipe.refit is not None
@@ -127,8 +118,6 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
 
     ``made_for``: the budget in that model's report.
     """
-    if not needs_sizes(analysis):
-        return []
     most = largest_reduction(analysis.curves, analysis.dense, analysis.model)
     budgets = [reduction_to(share) for share in GRID if share <= most]
     if made_for is not None and made_for["cost"] in COSTS.names():
@@ -137,7 +126,7 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
     quiet = replace(analysis.services, progress=False)
     alone = replace(analysis, unseen=None, services=quiet)  # no divergence on unseen images
     sizes = [_known_size(alone, budget) for budget in track(budgets, "sizes", shown=analysis.services.progress)]
-    by_cost = {parameters_of(analysis.curves, size): size for size in sizes}
+    by_cost = {total_cost(analysis.curves, size.ranks): size for size in sizes}
     return [by_cost[cost] for cost in sorted(by_cost, reverse=True)]
 
 
@@ -236,17 +225,15 @@ class Opened(Analysis):
                     sums = [total.to(part) + share * part for total, part in zip(sums, wide, strict=True)]
             if sums[0].ndim:
                 layer = get_linear(compressed, decomposed.unit.linears[-1])
-                weight, bias = narrowed(decomposed, ranks, (sums[0], sums[1]))
-                layer.weight.data = (as_float64(layer.weight) + weight.T).to(layer.weight)
-                layer.bias.data = (as_float64(layer.bias) + bias).to(layer.bias)
+                add_affine(layer, *narrowed(decomposed, ranks, (sums[0], sums[1])))
         return {"refit": {"between": [self.reduction(size) for size, _ in shares]}}
 
     def _shares(self, ranks: Mapping[str, int | None]) -> list[tuple[KnownSize, float]]:
         """Return the known sizes around a plan, by parameters, with their shares; the dense model is one of them."""
         curves = self.curves
-        wanted = total_cost(curves, ranks)
-        for larger, smaller in pairwise([dense_size(curves), *self.sizes]):
-            most, least = (parameters_of(curves, size) for size in (larger, smaller))
+        wanted, dense = total_cost(curves, ranks), KnownSize({curve.name: None for curve in curves}, {}, {})
+        for larger, smaller in pairwise([dense, *self.sizes]):
+            most, least = (total_cost(curves, size.ranks) for size in (larger, smaller))
             if wanted >= least:
                 share = min(1.0, (most - wanted) / (most - least))
                 return [(size, part) for size, part in ((larger, 1 - share), (smaller, share)) if part]
@@ -254,6 +241,5 @@ class Opened(Analysis):
 
     def reduction(self, size: KnownSize) -> float:
         """Return the share of all parameters that is removed at a known size."""
-        curves = self.curves
-        saved = sum(curve.dense_cost for curve in curves) - parameters_of(curves, size)
+        saved = sum(curve.dense_cost for curve in self.curves) - total_cost(self.curves, size.ranks)
         return round(saved / self.dense_cost.parameters, 4)
