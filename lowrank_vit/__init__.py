@@ -25,14 +25,13 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
+    from lowrank_vit.compression.mean_scan import MeanScan, channel_energy, mean_scan
     from lowrank_vit.compression.quantize import quantize
     from lowrank_vit.compression.recipe import Recipe, recipe_of
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
     from lowrank_vit.compression.revisions import revisions_of
     from lowrank_vit.compression.save import load, push_to_hub, save
-    from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
-    from lowrank_vit.compression.scans.refit import channel_energy
     from lowrank_vit.compression.share_tokens import compress_with_fewer_tokens
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
@@ -67,8 +66,7 @@ _HOMES = {  # of the public names: the same as above, imported on first use
     "compression.report": ("dense_report",),
     "compression.revisions": ("revisions_of",),
     "compression.save": ("load", "push_to_hub", "save"),
-    "compression.scans.mean_scan": ("MeanScan", "mean_scan"),
-    "compression.scans.refit": ("channel_energy",),
+    "compression.mean_scan": ("MeanScan", "channel_energy", "mean_scan"),
     "compression.share_tokens": ("compress_with_fewer_tokens",),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),

@@ -12,7 +12,7 @@ from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry, revision_of, unknown
 from lowrank_vit.stages.allocate import ALLOCATORS, Allocator
-from lowrank_vit.stages.allocate.knapsack import Knapsack
+from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.stages.compensate.solve import ADAM, check_optimizer

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.customize.text_to_image import TextToImage
+from lowrank_vit.customize.text_to_image import TextToImage, WordTable
 from lowrank_vit.customize.train import noise_loss
-from lowrank_vit.customize.words import WordTable
 from lowrank_vit.data.digits import CLASSES, load_split
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import cache_folder

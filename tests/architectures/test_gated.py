@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import analyse, compress, get_recipe
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.modules.narrow_mlp import SmallGatedMlp
+from lowrank_vit.modules.low_rank_linear import SmallGatedMlp
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import EXPORTERS

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lowrank_vit.customize.sample import load_images, save_grid
-from lowrank_vit.customize.words import WordTable
+from lowrank_vit.customize.text_to_image import WordTable
 from lowrank_vit.runtime.errors import InputError
 
 

@@ -230,7 +230,7 @@ def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> 
     """Find the smallest model that loses no more than ``--max-loss``, and show what was tried."""
     from lowrank_vit.cli.view import show_trials
     from lowrank_vit.compression.smallest import smallest
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
 
     compressed, report, trials = smallest(
         analysis, args.max_loss, fitting(analysis.model, data, data.held_out_dataloader())

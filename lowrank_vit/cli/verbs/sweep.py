@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
     from lowrank_vit.stages.evaluate.comparison import compare
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction

@@ -27,7 +27,7 @@ from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.stages.allocate import least_cost, total_cost
-from lowrank_vit.stages.allocate.knapsack import Knapsack
+from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.quantize import Quantizer
 from lowrank_vit.units.embeddings import EMBEDDING, PatchUnit

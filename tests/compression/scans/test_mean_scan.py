@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_vit import InputError, MeanScan, channel_energy, compress, export, load, mean_scan, quantize, save
 from lowrank_vit.architectures.vmamba import mixers
-from lowrank_vit.compression.scans.mean_scan import Impact, impacts, most_within, ranked
+from lowrank_vit.compression.mean_scan import Impact, impacts, most_within, ranked
 from lowrank_vit.modules.counting import parameter_count, scan_accumulates
 from lowrank_vit.modules.scans import SmallScan
 from lowrank_vit.stages.correct.regression import Regression

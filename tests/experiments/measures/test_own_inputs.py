@@ -11,7 +11,7 @@ from torch import nn
 from experiments.measures.own_inputs import widen
 from lowrank_vit import compress, get_recipe
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.modules.surgery import output_linear
 from tests.experiments.support.untrained import dense, job_for, run
 from tests.support.models import images, outputs, tiny

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.stages.allocate.knapsack import Knapsack
+from lowrank_vit.stages.allocate.rules import Knapsack
 
 
 def straight(name: str, width: int, slope: float) -> ErrorCurve:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from lowrank_vit.data import ImageData
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.evaluate.accuracy import evaluate
-from lowrank_vit.stages.evaluate.classes import fitting, misfit
+from lowrank_vit.stages.evaluate.accuracy import evaluate, fitting, misfit
 from lowrank_vit.stages.evaluate.comparison import compare
 from lowrank_vit.stages.training.finetune import finetune
 from tests.stages.evaluate.test_accuracy import tiny

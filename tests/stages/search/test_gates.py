@@ -15,7 +15,7 @@ from lowrank_vit.linalg.mixtures import Gated, Mixture, first_kept
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.images import Images
-from lowrank_vit.stages.allocate.knapsack import Knapsack
+from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.search import SEARCHES, Question, Sizes, Unit
 from lowrank_vit.stages.search.gates import Gates, even, gumbel_softmax, official, preferring
 from tests.support.models import images, tiny
