@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 import warnings
@@ -11,31 +12,13 @@ from collections.abc import Sequence
 from lowrank_vit import __version__
 from lowrank_vit.cli.early import check_early
 from lowrank_vit.cli.parsers import OneLineParser, Verbs, fail
-from lowrank_vit.cli.verbs import (
-    benchmark,
-    compress,
-    customize,
-    distill,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    learn,
-    plan,
-    push,
-    quantize,
-    scan,
-    shrink,
-    sweep,
-    tokens,
-)  # fmt: skip
-from lowrank_vit.cli.verbs import list as list_names
+from lowrank_vit.cli.verbs import shrink
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
-VERBS = (
-    compress, plan, sweep, shrink, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
-    export, benchmark, push, list_names,
+VERBS = (  # in the order of the help
+    "compress", "plan", "sweep", "shrink", "evaluate", "learn", "finetune", "distill", "quantize", "tokens", "scan",
+    "customize", "inspect", "export", "benchmark", "push", "list",
 )  # fmt: skip
 
 
@@ -46,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
     verbs = Verbs(parser)
     for verb in VERBS:
-        verb.add_parser(verbs)
+        importlib.import_module(f"lowrank_vit.cli.verbs.{verb}").add_parser(verbs)
     return parser
 
 

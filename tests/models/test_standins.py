@@ -14,7 +14,7 @@ from torch import nn
 
 from lowrank_vit.data import ImageData
 from lowrank_vit.models import STANDINS, is_standin, load_model
-from lowrank_vit.models import standin_cache as cache
+from lowrank_vit.models import standin_training as cache
 from lowrank_vit.models.standin_training import Recipe, train_standin
 from lowrank_vit.modules.counting import parameter_count
 from tests.support.weights import same

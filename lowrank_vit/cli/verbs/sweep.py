@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         return
     result = {"model": args.model, "recipe": recipe.name, "rows": rows}
     if args.plot is not None:
-        from lowrank_vit.cli.pareto import plot_sweep
+        from lowrank_vit.cli.plot import plot_sweep
 
         plot_sweep(result, args.plot)
     if args.json:
