@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.output import show, write
 from experiments.measures.customize import CHOICE, customized_and_measured
 from experiments.tables.table_customize import METHODS
-from lowrank_vit.customize.measure import Judge
+from lowrank_vit.customize.digits import Judge
 from lowrank_vit.models import load_model
 from lowrank_vit.runtime.progress import say
 

@@ -37,7 +37,7 @@ from lowrank_vit import (
     get_recipe,
 )
 from lowrank_vit.compression.find import find_units
-from lowrank_vit.linalg.gram import gram_panels
+from lowrank_vit.linalg.metric import gram_panels
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.moments import Moments

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.compensate import compensate
-from lowrank_vit.compression.correct import correct
-from lowrank_vit.compression.cut import cut, fold, resized
+from lowrank_vit.compression.cut import correct, cut, fold, resized
 from lowrank_vit.compression.measure import measure_plan, measured_curves
 from lowrank_vit.compression.plan import plan_within
 from lowrank_vit.compression.report import make_report

@@ -49,7 +49,7 @@ def learn(
     ``checkpoint_dir``, ``loggers``, ``seed``, ``progress`` and others.
     Raises ``InputError`` for another recipe, for images without labels, and for bad settings.
     """
-    from lowrank_vit.data.batches import as_data_module  # with Lightning
+    from lowrank_vit.data.loading import as_data_module  # with Lightning
     from lowrank_vit.stages.gates.train_gates import GradualTraining
 
     check_model(model, data_module)

@@ -12,9 +12,8 @@ from torch import Tensor
 from lowrank_vit.compression.budget import budget_within, out_of_reach
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.cut import resized
-from lowrank_vit.compression.measure import loss_of_plan
+from lowrank_vit.compression.measure import loss_of_plan, preferred, search_sizes
 from lowrank_vit.compression.prices import Price, check_z, price_of
-from lowrank_vit.compression.search import preferred, search_sizes
 from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry

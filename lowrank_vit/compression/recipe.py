@@ -16,9 +16,8 @@ from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
 from lowrank_vit.stages.compensate.solve import ADAM, check_optimizer
-from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, MeasuredLosses
-from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.output_refit import ClassifierRefit, OutputRefit
 from lowrank_vit.stages.gates import GRADUAL, GradualMethod
 from lowrank_vit.stages.search import SEARCHES, Search
 from lowrank_vit.units.base import UNITS

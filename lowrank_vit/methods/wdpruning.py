@@ -17,7 +17,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, OUTPUT, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
-from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
+from lowrank_vit.stages.correct.output_refit import ClassifierRefit
 from lowrank_vit.stages.decompose import DEPTHS, GATED, learnt_scores
 from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import dense_cost, pruned

@@ -14,9 +14,9 @@ from torch import nn
 
 import lowrank_vit.models.hugging_face as hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
+from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.models.standin_training import trained_standin
 from lowrank_vit.models.standins import STANDINS, is_standin
-from lowrank_vit.models.weights import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.registry import unknown

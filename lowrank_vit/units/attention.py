@@ -24,12 +24,13 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 from lowrank_vit.units.base import UNITS, Needs, Ranks, Settings
-from lowrank_vit.units.mixtures import mixed_logits, mixed_outputs
 from lowrank_vit.units.modules import (
     DecomposedModule,
     ModuleCut,
     ModuleUnit,
     OutputApproximation,
+    mixed_logits,
+    mixed_outputs,
     smaller_attention,
     whole_modules,
 )

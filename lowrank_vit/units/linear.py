@@ -27,7 +27,7 @@ from lowrank_vit.stages.compensate.kinds.sparse import StructuredCorrection
 from lowrank_vit.stages.compensate.solve import Solution
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, ROWS, Decomposition, RowChoice
 from lowrank_vit.units.base import UNITS, AnyCut, Decomposed, Found, Method, Needs, Ranks, Settings, Unit, layer_entry
-from lowrank_vit.units.mixtures import mixed_rank
+from lowrank_vit.units.modules import mixed_rank
 
 
 @dataclass(frozen=True)

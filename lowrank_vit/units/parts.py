@@ -41,13 +41,13 @@ from lowrank_vit.stages.decompose import (
 )
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.units.base import UNITS, Method, Needs, Ranks, Settings
-from lowrank_vit.units.mixtures import mixed_outputs
 from lowrank_vit.units.modules import (
     DecomposedModule,
     Directed,
     ModuleCut,
     ModuleUnit,
     OutputApproximation,
+    mixed_outputs,
     smaller_attention,
     whole_modules,
 )

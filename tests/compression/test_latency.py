@@ -16,7 +16,8 @@ from lowrank_vit.cli.view import budget_line
 from lowrank_vit.compression.prices.latency import SHARES, Grid
 from lowrank_vit.modules.counting import multiply_accumulates
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.stages.evaluate import module_times, speed
+from lowrank_vit.stages.evaluate import speed
+from lowrank_vit.stages.evaluate import speed as module_times
 from tests.support.models import images, model_and_images, tiny
 
 BATCH = 8

@@ -201,5 +201,5 @@ def test_docstrings_of_classes_begin_with_a_verb() -> None:
     assert not any(noun_phrases(wrong.format(word)) for word in ("Hold", "Cut,", "Pass", "Add"))
     files = [path for root in ("lowrank_vit", "experiments", "benchmarks") for path in (ROOT / root).rglob("*.py")]
     found = {path.relative_to(ROOT).as_posix(): noun_phrases(path.read_text(encoding="utf-8")) for path in files}
-    assert len(found) > 400
+    assert len(found) > 300
     assert {name: classes for name, classes in found.items() if classes} == {}

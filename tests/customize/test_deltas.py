@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowrank_vit.customize.customization import customized
 from lowrank_vit.customize.deltas import DELTAS, attentions
 from lowrank_vit.customize.deltas.head_products import HeadProducts
-from lowrank_vit.customize.deltas.lora import Lora
+from lowrank_vit.customize.deltas.weights import Lora
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.runtime.errors import InputError
 from tests.support.diffusion import METHODS, attached, moved, outputs, small

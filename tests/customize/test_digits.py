@@ -9,8 +9,17 @@ import torch
 
 from experiments.measures.customize import BAR, old_digits
 from lowrank_vit.customize import digits
-from lowrank_vit.customize.digits import INVERTED, NORMAL, OLD, RECIPE, VOCABULARY, Recipe, digit_images, digits_model
-from lowrank_vit.customize.measure import Judge
+from lowrank_vit.customize.digits import (
+    INVERTED,
+    NORMAL,
+    OLD,
+    RECIPE,
+    VOCABULARY,
+    Judge,
+    Recipe,
+    digit_images,
+    digits_model,
+)
 from lowrank_vit.models import load_model
 from lowrank_vit.runtime.files import cache_folder
 from tests.support.diffusion import outputs

@@ -7,8 +7,15 @@ import pytest
 import scipy.linalg
 import torch
 
-from lowrank_vit.customize.digits import HELD_OUT, OLD, digit_images
-from lowrank_vit.customize.measure import Judge, accuracy, distance_to_nearest, frechet_distance
+from lowrank_vit.customize.digits import (
+    HELD_OUT,
+    OLD,
+    Judge,
+    accuracy,
+    digit_images,
+    distance_to_nearest,
+    frechet_distance,
+)
 from lowrank_vit.models import load_model
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowrank_vit.models import VMAMBAS
+from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.models.vmamba import VSSM, checkpoint_filter_fn
-from lowrank_vit.models.weights import load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vmamba"
 SHAPES: dict[str, dict[str, list[int]]] = json.loads((GOLDEN / "shapes.json").read_text())

@@ -23,8 +23,7 @@ from lowrank_vit.records.budgets import LATENCY
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import agreed, is_first
-from lowrank_vit.stages.evaluate.module_times import Call, ModuleTimes, in_turns
-from lowrank_vit.stages.evaluate.speed import prepared, settings
+from lowrank_vit.stages.evaluate.speed import Call, ModuleTimes, in_turns, prepared, settings
 from lowrank_vit.units.base import Decomposed
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.linalg.gram import gram_panels, weighted_sum
+from lowrank_vit.linalg.metric import gram_panels, weighted_sum
 from lowrank_vit.modules.scans import SS2D
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.registry import Registry

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lowrank_vit.architectures.linears import patch_embedding
-from lowrank_vit.data.batches import as_data_module
+from lowrank_vit.data.loading import as_data_module
 from lowrank_vit.modules.pivoted_linear import expanded
 from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.records.images import Batch, Batches, images_in, labels_in, training_labels
@@ -28,7 +28,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.stages.training.imitation import check_imitation, towards_teacher
+from lowrank_vit.stages.training.teacher import check_imitation, towards_teacher
 
 
 def _classifier_parameters(model: nn.Module) -> set[int]:

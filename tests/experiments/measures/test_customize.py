@@ -15,8 +15,7 @@ from experiments.report.pictures import draw_figure
 from experiments.runner.plan import Options, make_plan, open_images
 from experiments.tables.catalogue import find
 from experiments.tables.table_customize import METHODS
-from lowrank_vit.customize.digits import digit_images
-from lowrank_vit.customize.measure import Judge
+from lowrank_vit.customize.digits import Judge, digit_images
 from lowrank_vit.models import load_model
 from lowrank_vit.runtime.errors import InputError
 from tests.support.diffusion import small

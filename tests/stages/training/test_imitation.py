@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import InputError
 from lowrank_vit.stages.training.finetune import FullFineTune, PartialFineTune
-from lowrank_vit.stages.training.imitation import align_factor, apart
+from lowrank_vit.stages.training.teacher import align_factor, apart
 from tests.support.models import images, tiny
 
 LABELS = torch.arange(6) % 10
