@@ -21,6 +21,10 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 COUNTS = (int, natural)
+VERBS = (  # in the order of the help
+    "compress", "plan", "sweep", "shrink", "evaluate", "learn", "finetune", "distill", "quantize", "tokens", "scan",
+    "customize", "inspect", "export", "benchmark", "push", "list",
+)  # fmt: skip
 
 
 class DefaultsFormatter(argparse.HelpFormatter):
@@ -66,12 +70,6 @@ def fail(message: str) -> int:
     """Print a mistake on the error stream; returns the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2
-
-
-VERBS = (  # in the order of the help
-    "compress", "plan", "sweep", "shrink", "evaluate", "learn", "finetune", "distill", "quantize", "tokens", "scan",
-    "customize", "inspect", "export", "benchmark", "push", "list",
-)  # fmt: skip
 
 
 def make_parser() -> argparse.ArgumentParser:

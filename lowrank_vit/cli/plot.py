@@ -15,6 +15,7 @@ from lowrank_vit.runtime.files import replacing
 
 GREYS = ("#000000", "#7f7f7f", "#b3b3b3", "#4d4d4d")
 HATCHES = ("", "//", "..", "xx")
+AXES = {"params": "parameters", "macs": "multiply-accumulates", "bytes": "bytes on disk", "latency": "time of a batch"}
 
 
 def _kind(name: str) -> str:
@@ -81,9 +82,6 @@ def plot_report(report: Report, path: Path) -> None:
         _plot_trajectory(axes[2], trajectory, ranks)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".").lower() or "png", dpi=120)
-
-
-AXES = {"params": "parameters", "macs": "multiply-accumulates", "bytes": "bytes on disk", "latency": "time of a batch"}
 
 
 def plot_sweep(result: Mapping[str, Any], path: Path) -> None:

@@ -45,6 +45,8 @@ REFITS = {  # the features of the scan that the output layer is fitted on, besid
     "directions": "directions",
     "pooled": "pooled",
 }
+Modules = Mapping[str, nn.Module]
+RIDGE = 1e-3  # of the mean second moment of the features
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,6 @@ def _chosen(
     return [name for name in small if name in names], together
 
 
-Modules = Mapping[str, nn.Module]
-
-
 @dataclass(frozen=True)
 class Impact:
     """Hold what replacing some scans costs: ``top1``, percentage points lost, None without labels; ``kl`` in nats."""
@@ -242,9 +241,6 @@ def most_within(
             break
         chosen, last = list(order[:place]), found
     return chosen, last
-
-
-RIDGE = 1e-3  # of the mean second moment of the features
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ UNET: dict[str, Any] = {
     "attention_head_dim": 4,  # the number of heads, in spite of its name
     "norm_num_groups": 8,
 }
+Judged = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,6 @@ def _examples(
     styles = torch.where(inverted, inverted_word, normal_word)
     tokens = torch.stack([styles, torch.where(generic, any_word, words), torch.zeros_like(words)], 1)
     return torch.where(inverted.view(-1, 1, 1, 1), -scans, scans), tokens.masked_fill(empty[:, None], 0)
-
-
-Judged = tuple[Tensor, Tensor]
 
 
 class Judge:

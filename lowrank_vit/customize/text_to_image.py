@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.runtime.errors import InputError
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
 
 class Text(Protocol):
     """Define the interface of a text model."""
@@ -114,9 +116,6 @@ class NewWord(nn.Module):
         """Look up (N, L), giving (N, L, m)."""
         new = tokens == self.table.num_embeddings
         return torch.where(new.unsqueeze(-1), self.vector, self.table(tokens.masked_fill(new, 0)))
-
-
-PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass

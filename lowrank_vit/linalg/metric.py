@@ -19,6 +19,8 @@ from lowrank_vit.records.moments import Moments
 
 PANEL = 128  # columns: narrower panels save more work, but their products are slower
 PIECE = 64  # rows that are added up in float32
+# the last ones are for inputs that hardly vary, such as CaiT's even attention: their covariance is rounding
+RIDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2)
 
 
 def gram_panels(x: Tensor, weights: Tensor | None = None) -> list[Tensor]:
@@ -59,10 +61,6 @@ def assembled(panels: Sequence[Tensor]) -> Tensor:
 def gram(x: Tensor, weights: Tensor | None = None) -> Tensor:
     """Compute the full ``X^T diag(w) X``, (n, n); see ``gram_panels``."""
     return assembled(gram_panels(x, weights))
-
-
-# the last ones are for inputs that hardly vary, such as CaiT's even attention: their covariance is rounding
-RIDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2)
 
 
 def cholesky_root(moment: Tensor, damping: float = 0.0, scale: Tensor | None = None) -> tuple[Tensor, float]:

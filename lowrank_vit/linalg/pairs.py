@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BOUND = 1.05  # of the coefficients
+SWAPS = 100  # at most, for each column
+
 
 def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``U, V`` of the same product with ``U^T U = V^T V`` diagonal: ``sqrt(S)`` on both sides.
@@ -20,10 +23,6 @@ def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     root = squared.clamp_min(1e-16 * squared[-1]).clamp_min(torch.finfo(squared.dtype).tiny).pow(0.25).flip(0)
     rotation = rotation.flip(1)
     return left @ rotation / root, right @ rotation * root
-
-
-BOUND = 1.05  # of the coefficients
-SWAPS = 100  # at most, for each column
 
 
 def pivot_rows(factor: Tensor) -> Tensor:

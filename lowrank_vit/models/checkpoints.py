@@ -25,6 +25,8 @@ PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
 REFUSED = (".npy", ".npz", ".pickle", ".pkl")
 SHARE = 0.5  # of a model's tensors: fewer are no weights of it
 PLAIN: list[Any] = [argparse.Namespace]  # the arguments of a training, in many checkpoints: it holds values and no code
+logger = logging.getLogger(__name__)
+SHOWN = 3  # how many culprits an error names
 
 
 @dataclass(frozen=True)
@@ -164,10 +166,6 @@ def _chosen(sets: Mapping[str, Mapping[str, Tensor]], entry: str, names: set[str
                 return Checkpoint(below, entry)
     known = {place or key.partition(".")[0] for place, tensors in sets.items() for key in tensors}
     raise InputError(f"checkpoint {file} has no {entry!r}: it has {', '.join(sorted(known)[:8]) or 'no tensors'}")
-
-
-logger = logging.getLogger(__name__)
-SHOWN = 3  # how many culprits an error names
 
 
 def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:

@@ -14,6 +14,9 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import is_first
 
 OUTPUTS = ("logits", "image_embeds", "pooler_output", "last_hidden_state")  # as Hugging Face calls them, the first one
+WIDEST = 1.5  # times the spread of images that are half black and half white
+FLATTEST = 0.05  # of that spread
+SLACK = 0.05  # around 0 .. 1
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
@@ -64,11 +67,6 @@ class Predicting(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to ``logits_of`` the model's outputs."""
         return logits_of(self.model(images))
-
-
-WIDEST = 1.5  # times the spread of images that are half black and half white
-FLATTEST = 0.05  # of that spread
-SLACK = 0.05  # around 0 .. 1
 
 
 def implausible(model: nn.Module, images: Tensor) -> str:

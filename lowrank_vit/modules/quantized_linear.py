@@ -16,6 +16,7 @@ from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.runtime.errors import InputError
 
 WIDTHS = (8, 4, 2, 1)
+BITS = range(2, 9)  # of a code
 
 
 def _plane_bytes(count: int, bits: int) -> list[tuple[int, int]]:
@@ -76,9 +77,6 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     [[-0.5, 1.0]]
     """
     return codes.to(scale.dtype).sub_(zero_point[:, None]).mul_(scale[:, None])
-
-
-BITS = range(2, 9)  # of a code
 
 
 @REPLACEMENTS.register("quantized")

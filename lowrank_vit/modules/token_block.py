@@ -15,6 +15,7 @@ from lowrank_vit.modules.low_rank_attention import LowRankAttention
 
 MERGE, FUSE = "merge", "fuse"
 PARTS = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")  # of a block, by timm's names
+LEAST = 1e-9  # added to weights of zero
 
 
 def merged(x: Tensor, keys: Tensor, count: int, prefix: int = 1) -> Tensor:
@@ -124,9 +125,6 @@ def attended(attention: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     queries, keys, values = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=attention.scale)
     return attention.proj(mixed.transpose(1, 2).flatten(2)), queries, keys, attention.scale
-
-
-LEAST = 1e-9  # added to weights of zero
 
 
 class HeadLinear(nn.Module):

@@ -19,6 +19,7 @@ EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "workspaces": ("wandb_workspaces",),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
+TIMEOUT = 5.0  # seconds
 
 
 def installed(package: str) -> bool:
@@ -40,9 +41,6 @@ def not_installed(error: ModuleNotFoundError) -> InputError | None:
     if package not in EXTRA_OF:
         return None
     return InputError(f"this needs {package}: pip install 'lowrank-vit[{EXTRA_OF[package]}]'")
-
-
-TIMEOUT = 5.0  # seconds
 
 
 def hub_reachable() -> bool:

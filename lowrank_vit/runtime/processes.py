@@ -24,6 +24,7 @@ from lowrank_vit.runtime.tensors import from_bytes, to_bytes
 
 TIMEOUT = "LOWRANK_VIT_TIMEOUT"  # variable: seconds that the name of a host may take to be found
 SECONDS = 30.0
+T = TypeVar("T")
 
 
 def count_of(variable: str, default: int = 1) -> int:
@@ -96,9 +97,6 @@ def _check_address(address: str) -> None:
     search.join(seconds)
     if failure:
         raise InputError(f"MASTER_ADDR={address}: the host cannot be found ({failure[0]}): name the first machine")
-
-
-T = TypeVar("T")
 
 
 def _together() -> bool:

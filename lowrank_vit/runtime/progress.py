@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 WIDE = 1000  # columns: more than any line has
+T = TypeVar("T")
+EVERY = 10.0  # seconds between two lines; shorter phases say nothing
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
@@ -30,10 +32,6 @@ def console_options(*, stderr: bool = False) -> dict[str, Any]:
     console = Console(stderr=stderr)
     known = console.is_terminal or console.is_jupyter or "COLUMNS" in os.environ
     return {"stderr": stderr, "width": None if known else WIDE}
-
-
-T = TypeVar("T")
-EVERY = 10.0  # seconds between two lines; shorter phases say nothing
 
 
 class ProgressLines(Progress):

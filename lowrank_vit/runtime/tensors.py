@@ -28,6 +28,7 @@ CODES = {  # of a safetensors file
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+R = TypeVar("R", bound=type)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -54,7 +55,6 @@ def tensor_bytes_count(tensors: Mapping[str, Tensor], metadata: dict[str, str] |
     return 8 + math.ceil(len(header) / 8) * 8 + end
 
 
-R = TypeVar("R", bound=type)
 _STORABLE: list[type] = []
 
 

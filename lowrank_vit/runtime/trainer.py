@@ -34,6 +34,9 @@ from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
 from lowrank_vit.runtime.progress import console_options
 
+OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
+LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Write checkpoints whole: a crash leaves either the old one or the new one.
@@ -75,10 +78,6 @@ def check_resumable(module: LightningModule, path: Path, trained: Collection[str
             raise InputError(f"{path} is of another model, {name} differs in shape: {remedy}")
         if name not in trained and not torch.equal(other, parameter.detach().cpu()):
             raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
-
-
-OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
-LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
 
 
 class StderrProgressBar(RichProgressBar):

@@ -23,6 +23,8 @@ CARD = "README.md"
 NESTED = "nested.safetensors"  # what other sizes are cut from: several times as large as the rest
 KEY = "sha256"
 REMEDY = "it is truncated or was edited; fetch or save the folder again"
+FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
+FILES = (CONFIG, WEIGHTS, REPORT)
 
 
 def file_hash(path: Path) -> str:
@@ -130,9 +132,6 @@ def _check_plain(value: object, expected: type, where: str) -> None:
         raise ValueError(f"{where} is {value!r}")
 
 
-FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file. Raises ``InputError`` for a missing, broken or foreign file."""
     try:
@@ -165,9 +164,6 @@ def nested_entry(folder: str | Path) -> dict[str, Any] | None:
     """Return the entry of ``config.json`` on the other sizes that the folder opens at; ``None`` if it is not nested."""
     entry = read_config(Path(folder))["lowrank_vit"].get("nested")
     return entry if isinstance(entry, dict) else None
-
-
-FILES = (CONFIG, WEIGHTS, REPORT)
 
 
 def is_saved_model(folder: Path) -> bool:

@@ -25,6 +25,8 @@ from lowrank_vit.units.linear import LinearUnit
 
 SYMMETRIC = ("covariance", "input_second", "output_second")
 EXACT = ("loss",)  # an allocator's choice may hang on the last bit
+Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
+UNITS = ("order", "loss", "multiple")  # the fields of directions
 
 
 def packed(name: str, tensor: Tensor) -> Tensor:
@@ -129,8 +131,6 @@ def _read_later(moments: Moments, recipe: Recipe) -> list[str]:
     return [*names, z] if recipe.compensation is not None and moments.has(z) else names
 
 
-Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
-UNITS = ("order", "loss", "multiple")  # the fields of directions
 PARTS: dict[str, Any] = {kind.__name__: kind for kind in (Factors, InputSubset, Logits)}
 
 

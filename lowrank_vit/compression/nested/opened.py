@@ -36,6 +36,7 @@ from lowrank_vit.stages.correct.regression import add_affine
 from lowrank_vit.units.base import Decomposed, Ranks
 
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
 
 
 def widened(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
@@ -90,9 +91,6 @@ def check_change(decomposed: Decomposed, ranks: Ranks, change: Change) -> None:
     count = len(subset.weight) if dense or ranks[units[-1]] is None else ranks[units[-1]]
     if (change[0].shape, change[1].shape) != ((count, subset.weight.shape[1]), (subset.weight.shape[1],)):
         raise ValueError(f"the change of {decomposed.unit.name} is {tuple(change[0].shape)}, not of {count} directions")
-
-
-GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lowrank_vit.customize.deltas import DELTAS, Attached, Swaps, attentions, check_rank, drawn
 
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
+
 
 @DELTAS.register("custom_diffusion")
 @dataclass(frozen=True)
@@ -76,9 +78,6 @@ def unfrozen(parameters: Mapping[str, nn.Parameter]) -> Attached:
             parameter.requires_grad_(False)
 
     return Attached(dict(parameters), lambda: None, detach)
-
-
-LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @DELTAS.register("lora")

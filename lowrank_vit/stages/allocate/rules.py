@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, cheapest, fill, least_cost, total_cost
 
+Point = tuple[int, float, "int | None"]  # cost, error, rank
+STEPS = 50  # of the bisection of the common factor
+
 
 def _at_share(curves: Sequence[ErrorCurve], share: float) -> dict[str, int | None]:
     """Return the largest rank of each layer that costs at most ``share`` of the dense cost; a share of 1 is dense."""
@@ -40,9 +43,6 @@ class Uniform:
             fits = total_cost(curves, _at_share(curves, middle)) <= budget
             low, high = (middle, high) if fits else (low, middle)
         return RankPlan(fill(curves, _at_share(curves, low), budget))
-
-
-Point = tuple[int, float, "int | None"]  # cost, error, rank
 
 
 def gain(before: Point, after: Point) -> float:
@@ -89,9 +89,6 @@ class GreedyMarginal:
                 continue
             ranks[curves[index].name], left = rank, left - cost
         return RankPlan(fill(curves, ranks, budget))
-
-
-STEPS = 50  # of the bisection of the common factor
 
 
 def smallest_within(curve: ErrorCurve, threshold: float) -> int | None:

@@ -16,6 +16,7 @@ from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import Compensation, State, quadratic, squared_error
 
 ADAM, SGD = "adam", "sgd"
+SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and Lightning, is in ``minibatch.py``
 
 
 def _adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
@@ -43,9 +44,6 @@ def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.
     """
     check_optimizer(name)
     return OPTIMIZERS[name](parameters, lr)
-
-
-SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and Lightning, is in ``minibatch.py``
 
 
 @storable

@@ -31,6 +31,7 @@ LEAST = 1e-12  # nats: smaller predictions are ignored
 IMAGES = "images"  # the key of what both models see
 AFTER = "after"  # the key of the stream behind the last step
 DENSE = "dense"  # the key of what is read off the dense model
+KL, FEATURE = "kl", "feature"
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,6 @@ def corrected(curve: ErrorCurve, points: Sequence[tuple[int, float]], trust: flo
     factors = np.exp(np.interp(range(len(curve.errors)), counts, trust * np.log([ratios[count] for count in counts])))
     errors = curve.errors * torch.from_numpy(factors).to(curve.errors)
     return replace(curve, errors=errors.flip(0).cummax(0).values.flip(0))
-
-
-KL, FEATURE = "kl", "feature"
 
 
 class FeatureRatio:

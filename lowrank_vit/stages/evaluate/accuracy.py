@@ -37,6 +37,7 @@ from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
 
 SEEN = 0.9  # of a model's classes: numbers without names may lack the last few
+EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
 
 
 def misfit(model: nn.Module, data: Any) -> str:
@@ -77,7 +78,6 @@ def fitting(model: nn.Module, data: Any, batches: Batches) -> Batches:
 
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
-EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
 
 
 def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -41,6 +41,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 100
 WARM_UP = 2  # calls before each block
 
 Run = Callable[[Tensor], Tensor]
+Call = Callable[[], object]
 
 
 def finished() -> float:
@@ -235,9 +236,6 @@ def benchmark(
             for setting in track(chosen, "benchmark", shown=progress)
         ],
     }
-
-
-Call = Callable[[], object]
 
 
 def processor() -> str:

@@ -15,6 +15,7 @@ from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 
 START = 1.5  # of the thresholds, whose sigmoid is 0.82
+MOMENTUM, SMALLEST = 0.1, 1e-5
 
 
 class DrawnGate(Gate):
@@ -55,9 +56,6 @@ class DrawnGate(Gate):
 
     def scores(self) -> Tensor:
         return self.theta.detach().sigmoid()
-
-
-MOMENTUM, SMALLEST = 0.1, 1e-5
 
 
 class SharedNorm(nn.Module):

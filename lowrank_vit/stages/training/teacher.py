@@ -19,6 +19,10 @@ from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 
 CROPS = (0.25, 1.0)  # shares of a photograph's area, within which a crop keeps its meaning
+KNOWN_BYTES = 2**30  # the teacher's outputs are kept in memory up to this size, instead of computed every epoch
+BATCH = 64
+ALIGNED = (0, 1, -2, -1)  # blocks whose outputs are compared, as in COMCAT's code
+LEAST = 0.01  # of the weight of that comparison, as training goes on
 
 
 def augment(images: Tensor, draws: Tensor, flips: bool, crop_scale: tuple[float, float] | None) -> Tensor:
@@ -40,10 +44,6 @@ def augment(images: Tensor, draws: Tensor, flips: bool, crop_scale: tuple[float,
 def augmentations(mirrors: bool) -> dict[str, Any]:
     """Return the fields of ``Distillation`` for images that keep their meaning when mirrored and cropped, or for others."""
     return {"flips": mirrors, "crop_scale": CROPS if mirrors else None}
-
-
-KNOWN_BYTES = 2**30  # the teacher's outputs are kept in memory up to this size, instead of computed every epoch
-BATCH = 64
 
 
 def check_settings(
@@ -118,10 +118,6 @@ def remember(
         for batch in (part.to(device) for part in images.split(BATCH))
     ]
     return tuple(torch.cat(parts).unflatten(0, (1 + flips, -1)) for parts in zip(*answers, strict=True))
-
-
-ALIGNED = (0, 1, -2, -1)  # blocks whose outputs are compared, as in COMCAT's code
-LEAST = 0.01  # of the weight of that comparison, as training goes on
 
 
 def check_imitation(teacher: nn.Module | None, hard_teacher: bool, align_weight: float) -> None:
