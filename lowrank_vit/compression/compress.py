@@ -194,6 +194,7 @@ def analyse(
     unseen = None if held_out is None else Images.of(held_out)
     services = Services(where, ResumeStore(None, "", where), seed, shown_by_default(progress))
     subject = Subject.of(model, recipe, sites, where, learnt)
+    subject.learn_size(seen)
     recipe = for_labels(recipe, seen)
     found = find_units(subject.model, recipe, sites)
     check_sizes(subject, found, sizes)
