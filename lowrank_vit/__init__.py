@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis
     from lowrank_vit.compression.budget import check_budget, check_reduction
     from lowrank_vit.compression.calibrate import collect
-    from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
+    from lowrank_vit.compression.compress import (
+        analyse,
+        compress,
+        compress_and_quantize,
+        compress_with_fewer_tokens,
+        sweep,
+    )
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
     from lowrank_vit.compression.quantize import quantize, quantize_within
@@ -114,7 +120,7 @@ _HOMES = {
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "compression.analysis": ("Analysis",),
-    "compression.compress": ("analyse", "compress", "compress_and_quantize", "sweep"),
+    "compression.compress": ("analyse", "compress", "compress_and_quantize", "compress_with_fewer_tokens", "sweep"),
     "compression.budget": ("check_budget", "check_reduction"),
     "compression.learn": ("learn",),
     "compression.quantize": ("quantize", "quantize_within"),
