@@ -74,11 +74,13 @@ def exchange_windows(model: nn.Module) -> nn.Module:
     """Exchange the attention and MLPs of torchvision's Swin blocks, in place, and return the model."""
     for block in [module for module in model.modules() if _kind(module) in BLOCKS]:
         attention: Any = block.get_submodule("attn")
+        if _kind(attention) != BLOCKS[_kind(block)]:  # exchanged before, or of another kind
+            continue
         parts = (block, attention, block.get_submodule("mlp"))
         plain = all(is_linear(layer) for layer in (attention.qkv, attention.proj))
         mlp = sequential_mlp(parts[-1])
         hooks = any(each._forward_hooks or each._forward_pre_hooks for each in parts)
-        if _kind(attention) != BLOCKS[_kind(block)] or mlp is None or hooks or not plain:
+        if mlp is None or hooks or not plain:
             continue
         replace_module(block, "mlp", mlp.train(block.training))
         made = ShiftedWindows(_core(attention), attention.window_size, attention.shift_size)

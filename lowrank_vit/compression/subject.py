@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,9 +17,11 @@ from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.rewrite import rewrite
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
 from lowrank_vit.records.costs import Cost
+from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
 from lowrank_vit.units.base import UNITS
@@ -78,6 +81,15 @@ class Subject:
         dense = own if narrow is None else own.float()
         start = dense if learnt is None else with_mixers(dense, learnt)
         return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS)
+
+    def learn_size(self, images: Images) -> None:
+        """Let a model that does not say what images it takes remember the size of these, as its smaller form will."""
+        if input_size(self.dense) is not None or isinstance(images.batches, Iterator):
+            return
+        first = next(iter(images.each()), None)
+        if first is not None and first.ndim == 4:
+            for model in (self.dense, self.model):
+                model.image_size = tuple(first.shape[-2:])  # type: ignore[assignment]  # as torchvision's ViT calls it
 
     @cached_property
     def size(self) -> tuple[int, int | None]:

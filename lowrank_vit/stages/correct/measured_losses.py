@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of, first_inputs, pool_modules
+from lowrank_vit.architectures.linears import classifiers
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.objectives import Objective
@@ -25,6 +26,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.registry import unknown
+from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.runtime.tensors import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
@@ -167,7 +169,10 @@ class Replay:
 
 
 def _classifier_of(model: Any) -> str | None:
-    """Return the name of a timm model's classifier; None where it has none."""
+    """Return the name of a model's classifier; None where it has none, or several."""
+    if not hasattr(model, "get_classifier"):
+        names = list(classifiers(model))
+        return names[0] if len(names) == 1 else None
     classifier = model.get_classifier()
     return next((name for name, module in model.named_modules() if name and module is classifier), None)
 
