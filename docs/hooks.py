@@ -11,17 +11,16 @@ from typing import Any
 import griffe
 from mkdocs.structure.files import File, Files
 
+from experiments.report.page import body, script
+from experiments.report.rows import FIELDS
+
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "experiments" / "published"
+WIDE = "---\nhide: [navigation, toc]\nsearch:\n  exclude: true\n---\n"  # of a table's own page
+SORTING = "tablesort.js"  # mkdocs.yml names it
 PICTURE = re.compile(r"\((?:\.\./)+experiments/published/")
-SORTABLE = re.compile(r"<!-- sortable (\S+) -->")  # on a page: that table, to sort and filter
-FRAME = """??? example "Sort and filter all rows"
-
-    <iframe class="sortable" src="{address}" title="{title}" loading="lazy"></iframe>
-
-    [In a tab of its own]({address}){{ target=_blank }}
-"""
-TABLES = "<!-- tables -->"  # on a page: a list of the tables that can be sorted and filtered
+SORTABLE = re.compile(r"<!-- sortable (\S+) -->")  # on a page: a link to all rows of that table
+TABLES = "<!-- tables -->"  # on a page: a list of the published tables
 MERMAID = re.compile(
     r"<script type=\"module\">(?:(?!</script>).)*?mermaid.*?</script>", re.DOTALL
 )  # a notebook's, remote
@@ -46,21 +45,21 @@ def on_files(files: Files, config: Any) -> Files:
         name = f"published/{path.relative_to(PUBLISHED).as_posix()}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
     for name, table in _tables().items():
-        files.append(File.generated(config, name, content=_page(table)))
+        files.append(File.generated(config, f"published/{name}.md", content=_page(name, table)))
+    files.append(File.generated(config, SORTING, content=script()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **options: Any) -> str:
-    """Point to published pictures where the site has them, embed tables to sort and filter, and list them."""
+    """Point to published pictures where the site has them, and to the published tables."""
     up, found = "../" * page.file.src_uri.count("/"), _tables()
-    entries = (f"- [{table['title']}]({up}{name}){{ target=_blank }}" for name, table in found.items())
 
-    def frame(place: re.Match[str]) -> str:
-        name = f"published/{place[1]}.html"
-        return FRAME.format(address=f"{up}{name}", title=found[name]["title"])
+    def link(name: str) -> str:
+        return f"[{found[name]['title']}]({up}published/{name}.md)"
 
     markdown = PICTURE.sub(f"({up}published/", markdown)
-    return SORTABLE.sub(frame, markdown).replace(TABLES, "\n".join(entries))
+    markdown = SORTABLE.sub(lambda place: f"All rows, to sort: {link(place[1])}", markdown)
+    return markdown.replace(TABLES, "\n".join(f"- {link(name)}" for name in found))
 
 
 def on_post_page(output: str, **options: Any) -> str:
@@ -70,18 +69,14 @@ def on_post_page(output: str, **options: Any) -> str:
 
 @cache  # every page asks, and they are megabytes
 def _tables() -> dict[str, dict[str, Any]]:
-    """Read the published tables, by the address of their page; figures have no rows to sort."""
-    found = {}
-    for path in sorted(PUBLISHED.glob("*/table*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found[f"published/{path.parent.name}/{path.stem}.html"] = content
-    return found
+    """Read the published tables, by the name of their file; figures have no rows."""
+    paths = sorted(PUBLISHED.glob("*/table*.json"))
+    return {f"{path.parent.name}/{path.stem}": json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def _page(table: dict[str, Any]) -> str:
-    from experiments.report.page import page
-    from experiments.report.rows import FIELDS
-
+def _page(name: str, table: dict[str, Any]) -> str:
+    """Write a table's page: all of its rows, in a table that sorts."""
     rows = [dict.fromkeys(FIELDS) | row for row in table["rows"]]  # an older file lacks fields
-    told = {name: {"command": command} for name, command in table["commands"].items()}
-    return page({**table, "rows": rows}, told, imagenet=False, command=None)
+    plots = [path.name for path in sorted((PUBLISHED / name).parent.glob(f"{Path(name).name}_*.png"))]
+    head = f"{WIDE}# {table['title']}\n\nA click on a column's head sorts the rows.\n\n"
+    return head + body({**table, "rows": rows}, table["commands"], plots)

@@ -23,7 +23,7 @@ from lowrank_vit.runtime.files import check_spec
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
-REPORTING = ("jinja2", "matplotlib")
+REPORTING = ("matplotlib",)
 KEPT = "finished work is kept; run the same command to continue"
 LR = """(default: 1e-4, the paper's for a batch that it does not name; it stays as it is, whatever the batch. 64 images on
 each of eight devices are a batch of 512: --global-batch 64 keeps the steps of one device; to scale the rate linearly with

@@ -22,17 +22,22 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis
     from lowrank_vit.compression.budget import check_budget, check_reduction
     from lowrank_vit.compression.calibrate import collect
-    from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
+    from lowrank_vit.compression.compress import (
+        analyse,
+        compress,
+        compress_and_quantize,
+        compress_with_fewer_tokens,
+        sweep,
+    )
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
     from lowrank_vit.compression.mean_scan import MeanScan, channel_energy, mean_scan
-    from lowrank_vit.compression.quantize import quantize
+    from lowrank_vit.compression.quantize import quantize, quantize_within
     from lowrank_vit.compression.recipe import Recipe, recipe_of
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
     from lowrank_vit.compression.revisions import revisions_of
     from lowrank_vit.compression.save import load, push_to_hub, save
-    from lowrank_vit.compression.share_tokens import compress_with_fewer_tokens
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
     from lowrank_vit.stages.calibrate.stream import calibrate
@@ -42,10 +47,11 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.correct.output_refit import OutputRefit
     from lowrank_vit.stages.decompose import DECOMPOSITIONS
     from lowrank_vit.stages.evaluate.accuracy import evaluate
+    from lowrank_vit.stages.evaluate.classify import classify
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.export import export
-    from lowrank_vit.stages.export.fused_pairs import fuse_pairs
+    from lowrank_vit.stages.export.half import export_half
     from lowrank_vit.stages.export.integers import export_integers
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
@@ -57,17 +63,16 @@ _HOMES = {  # of the public names: the same as above, imported on first use
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "compression.analysis": ("Analysis",),
-    "compression.compress": ("analyse", "compress", "compress_and_quantize", "sweep"),
+    "compression.compress": ("analyse", "compress", "compress_and_quantize", "compress_with_fewer_tokens", "sweep"),
     "compression.budget": ("check_budget", "check_reduction"),
     "compression.learn": ("learn",),
-    "compression.quantize": ("quantize",),
+    "compression.quantize": ("quantize", "quantize_within"),
     "compression.recipe": ("Recipe", "recipe_of"),
     "compression.recipes": ("RECIPES", "get_recipe"),
     "compression.report": ("dense_report",),
     "compression.revisions": ("revisions_of",),
     "compression.save": ("load", "push_to_hub", "save"),
     "compression.mean_scan": ("MeanScan", "channel_energy", "mean_scan"),
-    "compression.share_tokens": ("compress_with_fewer_tokens",),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
@@ -79,10 +84,11 @@ _HOMES = {  # of the public names: the same as above, imported on first use
     "stages.correct.output_refit": ("OutputRefit",),
     "stages.decompose": ("DECOMPOSITIONS",),
     "stages.evaluate.accuracy": ("evaluate",),
+    "stages.evaluate.classify": ("classify",),
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.export": ("export",),
-    "stages.export.fused_pairs": ("fuse_pairs",),
+    "stages.export.half": ("export_half",),
     "stages.export.integers": ("export_integers",),
     "stages.training.teacher": ("augmentations",),
     "stages.training.distill": ("distill",),

@@ -41,12 +41,26 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import revision_of
 
 CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
+
+
 WORD = "V*"
+
+
 EXAMPLES, STEPS, BATCH = 8, 300, 4
+
+
 PRIOR = 200  # images that the base draws for the prompts of a prior
+
+
 DRAWN, DRAWN_OF_OLD = 180, 20  # images of the concept, and of each old digit
+
+
 SHOWN = 8  # kept for the picture
+
+
 BAR = 85.0  # percent of the old digits that the base must draw well before anything is said of customising it
+
+
 DIGITS = 4
 
 
@@ -56,7 +70,7 @@ def forward_passes(job: Job) -> float:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``customize_columns``' numbers; some samples are kept, a byte in hexadecimal for each pixel.
+    """Measure ``measured_columns``' numbers; some samples are kept, a byte in hexadecimal for each pixel.
 
     The judge is the stand-in of seed 0 whatever the job's seed is, so that distances can be compared.
     """

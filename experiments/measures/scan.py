@@ -31,8 +31,14 @@ from lowrank_vit.modules.scans import SS2D, Scan
 from lowrank_vit.records.images import Images
 
 REPLACED_FIRST = {"layers": "all", "refit": "dropped"}  # where a recipe compresses the rest
+
+
 BATCHES = (1, 8)
+
+
 SECONDS = 4.0  # of timing, for each batch size
+
+
 DIGITS = 6
 
 
@@ -44,7 +50,7 @@ def forward_passes(job: Job) -> float:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``scan_columns``' numbers, and which scans were replaced."""
+    """Measure ``measured_columns``' numbers, and which scans were replaced."""
     given = dict(job.changes if job.recipe is None else REPLACED_FIRST)
     pruned, layers = given.pop("pruned", 0.0), given.pop("layers", 0)
     names = [name for name, module in model.named_modules() if isinstance(module, Scan)]

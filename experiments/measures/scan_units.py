@@ -24,7 +24,7 @@ def forward_passes(job: Job) -> float:
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``scan_columns``' numbers; the scans are those that the recipe left out."""
+    """Measure ``measured_columns``' numbers; the scans are those that the recipe left out."""
     device = str(next(model.parameters()).device)
     images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     ledger.tell(f"compress by {job.recipe}")

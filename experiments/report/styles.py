@@ -50,11 +50,6 @@ class Style:
         """Return marker, line and colour."""
         return self.marker, self.line, self.colour
 
-    def as_json(self) -> dict[str, str]:
-        """Return what the page's script draws with."""
-        light, dark = COLOURS[self.name]
-        return {"marker": self.marker, "dashes": " ".join(map(str, self.dashes)), "light": light, "dark": dark}
-
 
 STYLES = {  # by the name of a recipe or token rule, and of what is none
     **{name.replace("-", "_"): Style(look.marker, look.dashes, look.colour) for name, look in KNOWN.items()},

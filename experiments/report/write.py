@@ -33,7 +33,7 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
 
 
 def _write_table(results: Path, table: Table, plan: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    from experiments.report.details import details, on_imagenet
+    from experiments.report.details import commands
     from experiments.report.page import page
     from experiments.report.pictures import PICTURES
     from experiments.report.plots import save_figure
@@ -43,7 +43,8 @@ def _write_table(results: Path, table: Table, plan: Mapping[str, Any], content: 
     write_text(folder / "table.md", markdown(content, command, table.pictures))
     write_text(folder / "table.csv", csv_text(content))
     write_text(folder / "table.tex", latex(content, table.name))
-    write_text(folder / "table.html", page(content, details(results, table, plan), on_imagenet(plan), command))
+    pictures = [f"{name}.png" for name in table.pictures]
+    write_text(folder / "table.html", page(content, commands(table, plan), command, pictures))
     for name in table.pictures:
         save_figure(folder / name, PICTURES[name](content))
 

@@ -38,9 +38,11 @@ DISTILLED = {  # row: method, step
     "distilled": ("+ distilled (best)", "best"),
     "all_distilled": ("+ all, factors pivoted, distilled", "embeddings_pivoted"),
 }
+UNTRAINED = ("svd_llm", "loss_aware", "halves", "measured", "best", "pivoted", "embeddings_pivoted")
 EPOCHS = 9  # of 1000 images, 20 a step
 PROTOCOL = "calibration-distilled"
-REDUCTIONS = (25, 40, 50, 60, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
+REDUCTIONS = (50, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
+MORE = {DEIT_B: (25, 40, 60), DEIT_T: (25, 40, 60)}  # of `best` on DeiT-B; of what is not trained on DeiT-Tiny
 COLUMNS = (
     "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "macs", "seconds",
     "status",
@@ -48,8 +50,11 @@ COLUMNS = (
 
 
 def rows(model: Architecture) -> list[Row]:
-    """List all steps at all sizes."""
-    return [row for percent in REDUCTIONS for row in _steps(model, percent)]
+    """List all steps at some sizes, and the most important ones at others."""
+    more = [row for percent in MORE.get(model, ()) for row in _steps(model, percent)]
+    names = ("best",) if model is DEIT_B else UNTRAINED
+    kept = [row for row in more if row.id.partition("/")[2].rpartition("-")[0] in names]
+    return [*kept, *(row for percent in REDUCTIONS for row in _steps(model, percent))]
 
 
 def _steps(model: Architecture, percent: int) -> list[Row]:

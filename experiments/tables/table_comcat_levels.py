@@ -10,7 +10,7 @@ MLPs dense) or of MLPs (attention dense). Without biases, as in the paper's code
 
 from __future__ import annotations
 
-from experiments.tables.architectures import DEIT_B, DEIT_S, DEIT_T, Architecture
+from experiments.tables.architectures import DEIT_S, DEIT_T, Architecture
 from experiments.tables.rows import Reported, Row, Table
 
 ATTENTION, MLPS = (20, 40, 60, 80), (10, 20, 30, 40, 50)  # percent removed
@@ -56,7 +56,7 @@ TABLE = Table(
     name="table_comcat_levels",
     title="Table C, levels: heads, matrices, MLPs",
     about=__doc__ or "",
-    rows=tuple(row for model in (DEIT_S, DEIT_B, DEIT_T) for row in rows(model)),
+    rows=tuple(row for model in (DEIT_S, DEIT_T) for row in rows(model)),
     columns=("architecture", "method", "reduction", "params_printed", "top1_reported", "accuracy", "seconds", "status"),
     pictures=(),
 )

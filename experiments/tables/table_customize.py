@@ -3,7 +3,6 @@
 Sources   Xiao et al. 2023 (COMCAT, arXiv 2305.17235), tables 5 and 6, whose models and images are other ones; Hu et al. 2021
           (LoRA); Kumari et al. 2022 (Custom Diffusion); Ruiz et al. 2022 (DreamBooth); Gal et al. 2022 (textual inversion)
 Command   python -m experiments run table_customize
-          python -m benchmarks.customize_rates      (how the learning rates were chosen, on another digit)
 
 A U-Net of diffusers draws 8 x 8 digits from three words; 4 and 7 were held out of its training. Eight training images of a 4
 are called ``normal V* digit``; 300 steps of 4 images. With a prior (Ruiz et al. 2022, section 3.3), 200 images that the base

@@ -33,9 +33,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "pooled": ("Pooled mean behind the norm", {"refit": "pooled"}),
 }
 PRUNED = ("written", "dropped", "refitted")
-LAYERS: tuple[int | str, ...] = (2, 4, "all")
+LAYERS: tuple[int | str, ...] = (2, "all")
 RECIPES = ("exact", "loss_aware", "best")
-REDUCTIONS = (25, 40, 50)
+REDUCTIONS = (25, 50)
 
 
 def rows(model: Architecture) -> list[Row]:

@@ -1,8 +1,7 @@
 """Table T, beyond the paper: the settings of our own recipes, tried on training images that are held out.
 
 Source    of this project
-Command   python -m experiments run table_tries
-          python -m experiments run table_tries/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS --seeds 0,1
+Command   python -m experiments run table_tries --data imagefolder:IMAGES --checkpoints WEIGHTS --seeds 0,1
 
 Neither labels nor images that are evaluated are looked at. Each row changes one setting of ``best`` or ``loss_aware``,
 which is named as the recipe's record has it; rows without a change are the recipes as they are. Own inputs: output layers
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
+from experiments.tables.architectures import DEIT_T
 from experiments.tables.rows import Row, Table
 
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by recipe
@@ -28,14 +27,13 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by recipe
 }
 OWN_INPUTS = {"attention": "own_inputs_of_attention", "MLPs": "own_inputs_of_mlps"}  # measures
 REDUCTIONS = {"loss_aware": (25, 40), "best": (25, 50)}
-STANDIN_REDUCTION = 80  # where the stand-ins begin to lose
 
 
-def row(model: Architecture, recipe: str, percent: int, setting: str = "", value: Any = None) -> Row:
+def row(recipe: str, percent: int, setting: str = "", value: Any = None) -> Row:
     """Return the row of one changed setting; without one, of the recipe as it is."""
     name = f"{setting}={value:g}" if setting else "as it is"
     return Row.measuring(
-        model,
+        DEIT_T,
         f"{recipe}-{name.replace(' ', '-')}-{percent}",
         f"{recipe}: {name}",
         "divergence",
@@ -46,11 +44,11 @@ def row(model: Architecture, recipe: str, percent: int, setting: str = "", value
     )
 
 
-def own_inputs(model: Architecture, percent: int) -> list[Row]:
+def own_inputs(percent: int) -> list[Row]:
     """List ``best`` with output layers that read their modules' inputs, too."""
     return [
         Row.measuring(
-            model,
+            DEIT_T,
             f"{measure.replace('_', '-')}-{percent}",
             f"best: own inputs of {kind}, not counted",
             measure,
@@ -62,26 +60,25 @@ def own_inputs(model: Architecture, percent: int) -> list[Row]:
     ]
 
 
-def rows(model: Architecture) -> list[Row]:
-    """List all tries on a model."""
-    percents = REDUCTIONS["best"] if model is DEIT_T else (STANDIN_REDUCTION,)
+def rows() -> list[Row]:
+    """List all tries on DeiT-Tiny."""
     tries = [
         tried
         for recipe, settings in SETTINGS.items()
-        for percent in (REDUCTIONS[recipe] if model is DEIT_T else (STANDIN_REDUCTION,))
+        for percent in REDUCTIONS[recipe]
         for tried in (
-            row(model, recipe, percent),
-            *(row(model, recipe, percent, setting, value) for setting, values in settings.items() for value in values),
+            row(recipe, percent),
+            *(row(recipe, percent, setting, value) for setting, values in settings.items() for value in values),
         )
     ]
-    return [*tries, *(row for percent in percents for row in own_inputs(model, percent))]
+    return [*tries, *(row for percent in REDUCTIONS["best"] for row in own_inputs(percent))]
 
 
 TABLE = Table(
     name="table_tries",
     title="Table T: settings tried on held-out training images",
     about=__doc__ or "",
-    rows=(*rows(DEIT_B), *rows(DEIT_T)),
+    rows=tuple(rows()),
     columns=("architecture", "method", "reduction", "kl_unseen", "agreement_unseen", "seconds", "status"),
     pictures=(),
 )

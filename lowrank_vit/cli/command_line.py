@@ -16,14 +16,17 @@ from typing import Any, NoReturn
 from lowrank_vit import __version__
 from lowrank_vit.cli.arguments import natural
 from lowrank_vit.cli.early import check_early
+from lowrank_vit.cli.recipe_file import expanded
 from lowrank_vit.cli.verbs import shrink
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 COUNTS = (int, natural)
+
+
 VERBS = (  # in the order of the help
-    "compress", "plan", "sweep", "shrink", "evaluate", "learn", "finetune", "distill", "quantize", "tokens", "scan",
-    "customize", "inspect", "export", "benchmark", "push", "list",
+    "compress", "plan", "sweep", "shrink", "classify", "evaluate", "learn", "finetune", "distill", "quantize", "tokens",
+    "scan", "customize", "inspect", "export", "benchmark", "push", "list",
 )  # fmt: skip
 
 
@@ -89,7 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     empty = next((text for text in given if text.startswith("--") and text.endswith("=--")), None)
     if empty is not None:  # argparse would make an empty list of it
         parser.error(f"argument {empty.partition('=')[0]}: a value is expected, not '--'")
-    args = parser.parse_args(given)
+    try:
+        given = expanded(given)
+        args = parser.parse_args(given)
+    except InputError as error:
+        sys.exit(fail(str(error)))
+    if arguments is None:
+        sys.argv[1:] = given  # which a report records: with the words of its recipe's file
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )

@@ -21,6 +21,8 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "bytes": lambda count: mebibytes(count),
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
+
+
 UNITS = {
     QUERY_KEY: "logits",
     VALUE: "values",
@@ -29,6 +31,8 @@ UNITS = {
     INPUT: "inputs",
     "depth": "blocks",
 }  # in the words of a table
+
+
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 
@@ -51,7 +55,8 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
     )
     console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
     if "budget" in report:
-        console.print(escape(budget_line(report["budget"])))
+        for entry in (report["budget"], *report["budget"].get("also", ())):
+            console.print(escape(budget_line(entry)))
     if nested is not None:
         console.print(
             f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "

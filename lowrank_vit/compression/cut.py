@@ -39,12 +39,17 @@ def fold(case: Case, cuts: Mapping[str, Any]) -> nn.Module:
 def resized(case: Case, plan: RankPlan) -> nn.Module:
     """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""
     small = fold(case, cut(case, plan))
-    if case.recipe.pivoted:
+    if pivots(case, plan):
         pivot(small)
     return small
 
 
-def correct(case: Case, small: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
+def pivots(case: Case, plan: RankPlan) -> bool:
+    """Tell whether a plan's factors are pivoted; what depends on the budget is settled in the plan."""
+    return bool(case.recipe.pivoted if plan.pivoted is None else plan.pivoted)
+
+
+def correct(case: Case, small: nn.Module, ranks: Mapping[str, Any]) -> dict[str, Any]:
     """Refit outputs branch by branch, in place; return the report's entry: ridges, and the divergence on unseen images."""
     method, recipe, services = case.recipe.refit, case.recipe, case.services
     if method is None:

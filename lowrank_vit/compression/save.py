@@ -53,6 +53,8 @@ def load(
 ) -> nn.Module:
     """Load the model in a folder, in eval mode; ``folder`` may be ``"hf_hub:OWNER/NAME"``, with ``@REVISION`` at its end.
 
+    It may also be ``"deit_tiny_4mib"``, which comes with the package: DeiT-Tiny in 4 MiB.
+
     ``device``: as torch names it, or ``"auto"``. ``dtype``: as in ``storage.load``. ``reduction``: open a nested folder
     at this share of the parameters removed, or at a ``budget``, given as ``compress`` takes it: the model, with its report
     attached, that ``compress`` would have made from the same images, recipe and seed. For recipes of single layers this

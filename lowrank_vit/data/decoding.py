@@ -22,7 +22,6 @@ def read_image(content: bytes, where: str, side: int | None = None) -> Image.Ima
     What it changes in the tensors is below the difference between two good filters for the resize: a root mean square of
     0.012 (of unit variance) against 0.019 between bicubic and Lanczos, 0.033 between bicubic and bilinear. Without the
     margin it would be 0.016 to 0.040, so files below 4 ``side``, ImageNet's among them, are decoded whole.
-    ``python -m benchmarks.loading`` measures both.
     """
     try:
         image = Image.open(io.BytesIO(content))

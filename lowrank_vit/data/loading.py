@@ -6,6 +6,7 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -26,8 +27,13 @@ from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import own_cores
 
 MOST_WORKERS = 16
+
+
 LARGEST, SMALLEST_CROP = 8192, 0.05  # pixels; share of the side
+
+
 CROP_AREA, CROP_RATIO, FLIPS = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # share of the area, width by height, share of images
+
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -182,6 +188,9 @@ def as_data_module(data: LightningDataModule | Batches, hardware: Hardware) -> L
     batches = Images.of(data).batches
     if isinstance(batches, Iterator) or not hasattr(batches, "__len__"):
         raise InputError("the training images are gone through more than once: pass a list or a data loader")
+    with suppress(TypeError):  # a loader of a stream has no length
+        if not len(batches):  # type: ignore[arg-type]
+            raise InputError("no images to train on: the data set is empty")
     if hardware.processes > 1:
         raise InputError("several processes cannot share a list of batches: pass a data module, such as ImageData")
     return GivenBatches(batches)

@@ -253,6 +253,8 @@ add_recipe(
     objective=Classification(sampling="signs"),
     about="plain SVD at one small rank, and rows beside it by one threshold on their slopes: LoSparse, untrained",
 )
+
+
 add_recipe(
     "losparse",
     units={"rows": LearntRows()},
@@ -261,10 +263,14 @@ add_recipe(
     labelled=True,
     about="a low-rank part and rows beside it, both trained on labelled images while rows go (LoSparse, Li et al.)",
 )
+
+
 look(
     "losparse0", "h", (2, 3), "grey", "LoSparse's start",
     "rows by slopes of the dense model, no training; biases take up means",
 )  # fmt: skip
+
+
 look(
     "losparse", "h", (), "blue", "LoSparse",
     "5% for the low-rank part; the schedule's shares are ours; half of the epochs while rows go",

@@ -198,6 +198,8 @@ add_recipe(
     objective=Classification(sampling="signs"),
     about="one-shot salience pruning of heads and hidden units, S2ViTE's baseline (Chen et al.)",
 )
+
+
 add_recipe(
     "s2vite",
     units={"whole_heads": LearntHeads(), "mlp": LearntUnits()},
@@ -207,16 +209,32 @@ add_recipe(
     about="heads and hidden units that drop and grow while the model is trained on labelled images "
     "(S2ViTE, Chen et al.)",
 )
+
+
 look("ssp", "s", (4, 2), "brown", "S2ViTE's one-shot baseline", "without the training that follows")
+
+
 look("ssp, multiply-accumulates", "s", (2, 2), "red", labels=("s2vite's one-shot baseline, macs as budget (ssp)",))
+
+
 look(
     "s2vite", "s", (), "olive", "S2ViTE's schedule, from trained weights",
     "it starts from random ones; half of the epochs while units change",
 )  # fmt: skip
+
+
 look("s2vite, from scratch", "s", (3, 3), "green", labels=("s2vite, from scratch (s2vite)",))
+
+
 KEPT = "attention outputs and biases uncounted as pruned: 54.5M if what is pruned is physically removed"
+
+
 FULL = ("Chen et al. 2021", "full-ft", "600, from scratch")
+
+
 ONE_SHOT = ("Chen et al. 2021, as quoted in SAViT", "full-ft", "not found", "none", "training follows the pruning")
+
+
 PRINTED.add(
     "s2vite",
     (

@@ -135,6 +135,8 @@ GATES_ALONE = add_recipe(
     gradual=UnitGates(),
     about="SPViT's gates of hidden units, drawn and pulled towards multiply-accumulates, trained alone (He et al.)",
 )
+
+
 add_recipe(
     "spvit-he",
     GATES_ALONE,
@@ -142,14 +144,20 @@ add_recipe(
     labelled=True,
     about="hidden units, and attention or a convolution, by gates trained with the weights on labelled images (He et al.)",
 )
+
+
 look(
     "spvit-he-gates", ">", (2, 2), "green", "He's SPViT, gates of hidden units alone",
     "no mixers; the weights stay frozen",
 )  # fmt: skip
+
+
 look(
     "spvit-he-gates, multiply-accumulates", "p", (2, 2), "red",
     labels=("he's spvit, gates alone, macs as budget (spvit-he-gates)",),
 )  # fmt: skip
+
+
 look(
     "spvit-he", ">", (), "violet", "He's SPViT",
     "weights go on from the search; strength and rates are ours; half of the epochs with gates",

@@ -77,4 +77,6 @@ look(
     "spvit-kong-gates", ">", (4, 2), "red", "Kong's SPViT, selectors alone",
     "on calibration images, towards the dense model; adds the selectors' parameters",
 )  # fmt: skip
+
+
 look("spvit-kong", ">", (), "pink", "Kong's SPViT", "the weights at a hundredth of the rate")

@@ -33,4 +33,6 @@ add_recipe(
     allocator=Uniform(),
     about="plain SVD of the weight, the same share of every layer",
 )
+
+
 look("svd", "s", (2, 3), "grey", "Plain SVD", labels=("vanilla svd + ft", "vanilla svd"))

@@ -38,5 +38,9 @@ add_recipe(
     allocator=EqualError(),
     about="hidden units of least variance removed, their mean into the bias: VBP before its distillation",
 )
+
+
 look("vbp", "D", (3, 3), "green", "VBP's pruning", "before its distillation")
+
+
 look("vbp, distilled", "o", (2, 2), "green", labels=("vbp's pruning, distilled",))

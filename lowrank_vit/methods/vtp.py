@@ -138,6 +138,8 @@ add_recipe(
     objective=Classification(sampling="signs"),
     about="values' dimensions and hidden units by first-order scores of VTP's gates, untrained (Zhu et al.)",
 )
+
+
 GATES_ALONE = add_recipe(
     "vtp-gates",
     units={"columns": LearntColumns()},
@@ -145,18 +147,28 @@ GATES_ALONE = add_recipe(
     gradual=ImportanceGates(),
     about="VTP's gates on modules' inputs, values' dimensions and hidden units, trained alone (Zhu et al.)",
 )
+
+
 add_recipe(
     "vtp",
     GATES_ALONE,
     labelled=True,
     about="VTP's gates a1 to a4, trained with the weights on labelled images (Zhu et al.)",
 )
+
+
 look("vtp-taylor", "^", (2, 2), "pink", "VTP's gates, first order", "gates a2 and a4 alone, never trained")
+
+
 look(
     "vtp-gates", "^", (4, 2), "blue", "VTP's gates alone",
     "gates a1 to a4 on calibration images; the weights stay frozen",
 )  # fmt: skip
+
+
 look("vtp", "^", (), "red", "VTP", "L1 and learning rate of gates a1 to a4 are ours; half of the epochs with gates")
+
+
 PRINTED.add(
     "vtp",
     (

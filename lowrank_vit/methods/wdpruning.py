@@ -189,6 +189,8 @@ add_recipe(
     refit=ClassifierRefit(),
     about="the last blocks left out, the classifier refitted to the dense one: WDPruning's depth in closed form",
 )
+
+
 GATES_ALONE = add_recipe(
     "wdp-gates",
     units={"gated": LearntParts()},
@@ -196,20 +198,28 @@ GATES_ALONE = add_recipe(
     gradual=TopKGates(),
     about="WDPruning's scores and thresholds of heads, hidden units and outputs, trained alone (Yu et al.)",
 )
+
+
 add_recipe(
     "wdpruning",
     GATES_ALONE,
     labelled=True,
     about="WDPruning's width, trained with the weights on labelled images (Yu et al.)",
 )
+
+
 look(
     "wd-depth", "X", (2, 3), "black", "WDPruning's depth, closed form",
     "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
 )  # fmt: skip
+
+
 look(
     "wdp-gates", "X", (4, 2), "brown", "WDPruning's gates alone",
     "scores and thresholds on calibration images, width alone",
 )  # fmt: skip
+
+
 look(
     "wdpruning", "X", (), "violet", "WDPruning, width",
     "no classifiers after inner blocks; rates are ours; half of the epochs with gates",

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
+from lowrank_vit.objectives import OBJECTIVES, Outputs, compared_outputs, image_signs
 from lowrank_vit.records.images import Batches, each_image
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 
 FLOOR = 1e-3  # of the mean variance: a feature that hardly varies is no reason to keep a model large
+
+
 DIGITS = 6  # of a variance: fewer than rounding errors reach, whatever the batch size
 
 
@@ -64,9 +66,11 @@ class Features:
     """
 
     variances: tuple[float, ...] = ()
+
     floor: float = FLOOR
 
     measures: ClassVar[str] = "feature_error"
+
     unit: ClassVar[str] = "shares of the features' variance"
 
     @property
@@ -115,7 +119,7 @@ class Features:
         return (dense - small).square().flatten(1).mean(1).sum()
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        return timm_outputs(model, images, blocks)
+        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return the divergence, a mean over the batch; features know no temperature."""

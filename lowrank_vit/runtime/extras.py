@@ -13,12 +13,17 @@ from lowrank_vit.runtime.errors import InputError
 EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "cluster": ("submitit",),
     "diffusion": ("diffusers",),
-    "experiments": ("jinja2", "matplotlib", "sklearn", "wandb"),
+    "experiments": ("matplotlib", "sklearn", "wandb"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
     "transformers": ("transformers",),
     "workspaces": ("wandb_workspaces",),
 }
+
+
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
+
+
 TIMEOUT = 5.0  # seconds
 
 

@@ -22,7 +22,11 @@ from lowrank_vit.runtime.processes import agreed, rank_and_world
 from lowrank_vit.runtime.trainer import LastCheckpoint, check_resumable, make_trainer
 
 logger = logging.getLogger(__name__)
+
+
 LAST = "last.ckpt"
+
+
 ORDER = 1  # the stream of random numbers, of one seed, that shuffles images
 
 
@@ -164,3 +168,7 @@ def train(
         **options,
     )
     trainer.fit(module, datamodule=data_module, ckpt_path=resumed, weights_only=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in module.trained_parameters()):
+        raise InputError(
+            f"the weights are not finite after the epochs ({module.doing}): check the images, or give a lower learning rate"
+        )

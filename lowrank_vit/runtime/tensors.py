@@ -24,10 +24,14 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder, write_bytes
 
 METADATA = {"format": "pt"}  # of a model's safetensors file
+
+
 CODES = {  # of a safetensors file
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+
+
 R = TypeVar("R", bound=type)
 
 
@@ -108,6 +112,9 @@ class Spill:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._places
 
     def __len__(self) -> int:
         return len(self._places)

@@ -37,7 +37,7 @@ from lowrank_vit.storage.contents import (
     read_config,
     sealed,
 )
-from lowrank_vit.storage.contents import is_saved_model as is_saved_model  # known here, too
+from lowrank_vit.storage.contents import is_saved_model as is_saved_model
 from lowrank_vit.storage.contents import load_model_args as load_model_args
 from lowrank_vit.storage.contents import nested_entry as nested_entry
 from lowrank_vit.storage.rebuilding import CHANGED, attach, dense_record, was_changed

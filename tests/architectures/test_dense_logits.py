@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import Analysis, InputError, analyse, compress, get_recipe
+from lowrank_vit import Analysis, analyse, get_recipe
 from lowrank_vit.architectures.base import Branch, family_of
 from lowrank_vit.architectures.step_inputs import enter
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
@@ -20,8 +18,8 @@ from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.sites import VALUE, AttentionSite
-from lowrank_vit.stages.correct.output_refit import OutputRefit, Streams
-from lowrank_vit.stages.export.export import export
+from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.regression import Streams
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 
@@ -38,9 +36,17 @@ REASONS = {  # why queries and keys stay dense
     "perception encoder": "rotated by their positions",
     "swin v2": "compared by their cosine",
 }
+
+
 WALKED = [*REASONS, "parallel things", "beit", "beit, shared"]
+
+
 BEST = get_recipe("best").but(measured=0)
+
+
 partial = pytest.mark.parametrize("kind", REASONS)
+
+
 walked = pytest.mark.parametrize("kind", WALKED)
 
 
@@ -95,15 +101,6 @@ class TestValuesAlone:
         torch.testing.assert_close(outputs(small, data), expected, rtol=1e-8, atol=1e-8)
         assert (expected - dense).norm() > 1e-4 * dense.norm()
 
-    def test_queries_and_keys_are_untouched(self, kind: str) -> None:
-        analysis, _ = analysed(kind)
-        small = at_sizes(analysis, 0.4)
-        for site, _ in values_of(analysis).values():
-            before, after = (model.get_submodule(site.qkv.name) for model in (analysis.model, small))
-            others = after.others
-            assert others == (0 if kind == "eva02, apart" else 2 * site.proj.in_features)
-            assert torch.equal(after.linear.weight[:others], before.weight[:others])
-
     def test_costs_are_those_of_the_module(self, kind: str) -> None:
         """Of parameters to the last one; the multiply-accumulates of the layers, as attention's own stay."""
         analysis, data = analysed(kind)
@@ -117,19 +114,6 @@ class TestValuesAlone:
         units = [curves[name] for name in values_of(analysis)]
         lost = sum(c.dense.macs - c.fixed.macs - int(0.4 * (len(c.errors) - 1)) * c.unit.macs for c in units)
         assert macs[0] - macs[1] == lost
-
-    def test_it_is_told_why_and_nothing_is_left_out(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-        data = KINDS[kind].images(6)
-        with caplog.at_level(logging.WARNING):
-            _, report = compress(KINDS[kind].make(), [data], reduction=0.05, device="cpu")
-        told = report["left_dense"]["logits"]
-        assert set(told.values()) == {REASONS[kind]}
-        lines = [record.getMessage() for record in caplog.records if "queries and keys" in record.getMessage()]
-        assert len(lines) == 1
-        assert lines[0].endswith(f"({len(told)} in all), as they are {REASONS[kind]}")
-        assert report.get("fallback", {"left_out": []})["left_out"] == []
-        assert report["measured_losses"]
-        assert report["refit"]["ridges"]
 
 
 @walked
@@ -213,20 +197,3 @@ def test_behind_a_norm_the_layers_own_output_is_fitted(kind: str) -> None:
     OutputRefit(ridges=(0.0,), sensitivity=0.0)(model, small, tokens, [data])
     scale = float(truth.abs().max())
     torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "file_format"), [("q and k norm", "onnx"), ("swin v2", "torch-export"), ("rotary vit", "torch-export")]
-)
-def test_it_is_exported(kind: str, file_format: str, tmp_path: Path) -> None:
-    data = KINDS[kind].images(6).float()
-    small, _ = compress(KINDS[kind].make().float(), [data], reduction=0.1, device="cpu")
-    assert export(small, tmp_path / "model", file_format)[3] < 1e-4
-
-
-def test_heads_that_share_keys_are_refused() -> None:
-    """Fewer heads of keys and values than of queries: a layer's values are no longer a head's own."""
-    arguments = {**KINDS["mixed rotation"].arguments, "qkv_fused": False, "num_kv_heads": 2}
-    kind = KINDS["mixed rotation"].__class__("vit_small_patch16_rope_mixed_224", arguments)
-    with pytest.raises(InputError, match="different widths"):
-        compress(kind.make(), [kind.images(2)], get_recipe("best").only("attention", "mlp"), 0.1)

@@ -10,9 +10,9 @@ from torch import nn
 
 from lowrank_vit.architectures.folding import fold_norms
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.skipped import PlainNorm, Unscaled
+from lowrank_vit.modules.skipped import Unscaled
 from tests.support.kinds import KINDS
-from tests.support.models import model_and_images, outputs
+from tests.support.models import outputs
 
 # parameters of scales and shifts, and of LayerScale, that linear layers take up: 2 n for each norm, n for each LayerScale
 SAVED = {
@@ -42,29 +42,6 @@ def test_the_outputs_are_the_same(kind: str) -> None:
     torch.testing.assert_close(outputs(folded, data), outputs(model, data), rtol=1e-8, atol=1e-8)
     saved = parameter_count(model) - parameter_count(folded)
     assert saved == SAVED.get(kind, saved)
-
-
-def test_what_users_read_of_the_last_norm_stays() -> None:
-    model, data = KINDS["vit"].make(), KINDS["vit"].images(2)
-    folded = copy.deepcopy(model)
-    fold_norms(folded)
-    with torch.no_grad():
-        torch.testing.assert_close(folded.forward_features(data), model.forward_features(data))  # type: ignore[operator]
-    plain = [name for name, module in folded.named_modules() if isinstance(module, PlainNorm)]
-    assert plain == ["blocks.0.norm1", "blocks.0.norm2"]
-
-
-def test_windows_with_padding_keep_their_norm() -> None:
-    """Zeros beyond the edge are no normalised tokens: attention there would see the shift."""
-    model, data = model_and_images("padded")
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    folded = copy.deepcopy(model)
-    fold_norms(folded)
-    torch.testing.assert_close(outputs(folded, data), outputs(model, data))
-    kinds = {name.rpartition(".")[2]: type(m) for name, m in folded.named_modules() if "layers.0" in name}
-    assert issubclass(kinds["norm2"], PlainNorm)
-    assert not issubclass(kinds["norm1"], PlainNorm)
 
 
 def test_layer_scale_by_hand() -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations
 
-from lowrank_vit import InputError, compress, quantize
-from lowrank_vit.architectures.linears import beyond_linear, find_sites, is_linear
+from lowrank_vit import compress
 from lowrank_vit.modules.surgery import replace_module
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-WORD = {"adapter": "forward pass", "patched": "forward pass", "parametrized": "parametrizations", "hooked": "hook"}
+
+
+WORD = {"adapter": "forward pass", "hooked": "hook"}
 
 
 class Adapted(nn.Linear):
@@ -57,7 +57,6 @@ def hooked(layer: nn.Linear) -> nn.Linear:
 
 CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
     "adapter": adapter,
-    "parametrized": parametrized,
     "hooked": hooked,
 }
 
@@ -89,42 +88,3 @@ def test_compress_leaves_it_dense(change: str, name: str, caplog: pytest.LogCapt
     assert same_layer(small, dense, name)
     with torch.no_grad():
         assert float((small(X) - dense(X)).norm() / dense(X).norm()) < 0.2
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_quantize_leaves_it_dense(change: str, caplog: pytest.LogCaptureFixture) -> None:
-    name = "blocks.0.attn.qkv"
-    dense = model(CHANGES[change], name)
-    for quantizer in ("nearest", "gptq"):
-        small, addition = quantize(dense, 8, [X], quantizer=quantizer)
-        assert WORD[change] in addition["quantization"]["left_dense"][name]
-        with torch.no_grad():
-            assert float((small(X) - dense(X)).norm() / dense(X).norm()) < 0.02
-    assert f"left dense: {name}" in caplog.text
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_model_without_plain_layers_is_refused(change: str) -> None:
-    dense = model(CHANGES[change])
-    for refused in (lambda: compress(dense, [X], "loss_aware", 0.1, device="cpu"), lambda: quantize(dense, 8)):
-        with pytest.raises(InputError, match="merge the adapter first"):
-            refused()
-
-
-def test_what_a_plain_layer_is() -> None:
-    plain = nn.Linear(4, 3)
-    plain.register_forward_hook(lambda module, inputs, output: None)
-    assert is_linear(plain)
-    assert is_linear(timm.layers.Linear(4, 3))
-    assert is_linear(nn.Linear(4, 3, bias=False))
-    masked = prune.random_unstructured(nn.Linear(4, 3), "weight", 0.5)
-    for layer in (adapter(nn.Linear(4, 3)), patched(nn.Linear(4, 3)), parametrized(nn.Linear(4, 3)), masked):
-        assert not is_linear(layer)
-        assert beyond_linear(layer)
-    assert not is_linear(nn.MultiheadAttention(4, 2).out_proj)
-
-
-def test_layers_that_only_watch_are_compressed() -> None:
-    dense, seen = model(copy.copy, "head"), []
-    dense.get_submodule("blocks.0.attn.qkv").register_forward_hook(lambda *call: seen.append(1))
-    assert len(find_sites(dense)) == 8

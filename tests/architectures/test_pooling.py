@@ -127,6 +127,7 @@ def test_a_heads_logits_lose_what_they_say() -> None:
     torch.testing.assert_close(-units.loss.diff(), gains[units.order], rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_best_measures_saves_loads_and_exports_it(tmp_path: Path) -> None:
     model, data = KINDS["attention pooling"].make().float(), KINDS["attention pooling"].images(12).float()
     small, report = compress(model, [data[:6], data[6:]], BEST, 0.4, device="cpu")
@@ -138,22 +139,3 @@ def test_best_measures_saves_loads_and_exports_it(tmp_path: Path) -> None:
     save(small, tmp_path / "small", model_args=KINDS["attention pooling"].arguments)
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
     assert export(small, tmp_path / "file", "torch-export")[3] < 1e-4
-
-
-def test_normalised_queries_stay_dense() -> None:
-    data = KINDS["attention pooling"].images(6)
-    analysis = analyse(pooled(qk_norm=True), [data], PLAIN, device="cpu")
-    names = {curve.name for curve in analysis.curves}
-    assert VALUE in names
-    assert QUERY_KEY not in names
-    assert analysis.compress(0.1)[1]["left_dense"]["logits"] == {"attn_pool": "normalised"}
-
-
-@pytest.mark.parametrize("recipe", ["ssp", "vtp-taylor", "vbp", "corp", "comcat0"])
-def test_methods_that_know_no_pooling_leave_its_attention_as_it_is(recipe: str) -> None:
-    data, model = KINDS["attention pooling"].images(12), pooled()
-    small, report = compress(model, [data], recipe, 0.2)
-    assert outputs(small, data).isfinite().all()
-    for name in ("q", "kv", "proj"):
-        assert torch.equal(small.attn_pool.get_submodule(name).weight, model.attn_pool.get_submodule(name).weight)
-    assert any(layer["name"].startswith("blocks.") for layer in report["layers"])

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -16,19 +14,14 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
-from lowrank_vit.architectures.base import FAMILIES, family_of
+from lowrank_vit import analyse, compress, get_recipe, load, save
+from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.step_inputs import enter, run_step
-from lowrank_vit.cli import main
-from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import input_size, parameter_count
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.objectives.classification import without_classifier
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.evaluate.speed import Setting, benchmark
 from lowrank_vit.stages.export.export import export
-from lowrank_vit.stages.quantize.weights import quantize
 from tests.support.hugging_face import HUGGING_FACE, Kind
 
 each = pytest.mark.parametrize("kind", HUGGING_FACE)
@@ -77,6 +70,7 @@ class TestEveryClass:
                 torch.testing.assert_close(after if branches else x, x)
             torch.testing.assert_close(family.head(model, x), outputs(model, data))
 
+    @pytest.mark.slow
     def test_best_takes_it_whole(self, kind: str) -> None:
         """Heads' logits and values, and hidden units; measured and refitted, by the objective that its outputs have."""
         model, data = made(kind)
@@ -97,6 +91,7 @@ class TestEveryClass:
         expected = outputs(model, data)
         torch.testing.assert_close(outputs(analysis.apply(whole)[0], data), expected, rtol=1e-8, atol=1e-8)
 
+    @pytest.mark.slow
     def test_it_is_saved_and_loaded_and_exported(self, kind: str, tmp_path: Path) -> None:
         """Without a word on how it was made: the folder holds the class and its configuration."""
         model, data = made(kind)
@@ -106,16 +101,6 @@ class TestEveryClass:
         assert torch.equal(outputs(again, data), outputs(small, data))
         save(again, tmp_path / "again")
         assert export(again, tmp_path / "file", "torch-export")[3] < 1e-4
-
-
-def test_it_is_quantised_and_benchmarked(tmp_path: Path) -> None:
-    model, data = made("swin")
-    small, _ = compress(copy.deepcopy(model).float(), [data.float()], BEST.but(refit=False, measured=0), 0.2)
-    rounded, _ = quantize(small, 8)
-    save(rounded, tmp_path / "eight")
-    assert torch.equal(outputs(load(tmp_path / "eight"), data), outputs(rounded, data))
-    measured = benchmark({"dense": model, "small": small}, [Setting("cpu", "float32", "eager", 1)], seconds=0.1)
-    assert measured["macs"]["small"] < measured["macs"]["dense"]
 
 
 def twins() -> tuple[nn.Module, nn.Module, Tensor]:
@@ -167,21 +152,6 @@ def test_both_libraries_forms_of_a_model_become_the_same() -> None:
     torch.testing.assert_close(outputs(one, data), outputs(two, data), rtol=1e-6, atol=1e-6)
 
 
-def test_texts_are_refused() -> None:
-    import transformers
-
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.CLIPConfig(vision_config={**small, "image_size": 32, "patch_size": 8}, text_config=small)
-    with pytest.raises(InputError, match="reads texts, too: pass its vision_model alone"):
-        compress(transformers.CLIPModel(config), [torch.zeros(2, 3, 32, 32)], BEST, 0.1, device="cpu")
-
-
-def test_what_has_no_classifier() -> None:
-    assert without_classifier(made("clip")[0]) == "has no classifier"
-    assert without_classifier(made("deit, distilled")[0]) == ""
-    assert {"transformers_vit", "transformers_swin"} <= set(FAMILIES.names())
-
-
 class TestFolders:
     """What a folder says is not trusted."""
 
@@ -190,21 +160,6 @@ class TestFolders:
         small, _ = compress(copy.deepcopy(model).float(), [data.float()], "svd", 0.1, device="cpu")
         save(small, path / "small")
         return path / "small"
-
-    @pytest.mark.parametrize(
-        ("changes", "said"),
-        [
-            ({"kind": "AutoModel"}, "unknown class of transformers 'AutoModel'"),
-            ({"trust_remote_code": True}, "unknown argument 'trust_remote_code'"),
-        ],
-    )
-    def test_another_class_is_not_made(self, changes: dict[str, object], said: str, tmp_path: Path) -> None:
-        from lowrank_vit.models.hugging_face import make, recorded
-
-        arguments = recorded(made("vit")[0]) or {}
-        assert type(make(**arguments)) is type(made("vit")[0])
-        with pytest.raises(InputError, match=said):
-            make(**{**arguments, **changes})
 
     def test_no_kernel_and_no_code_is_named(self, tmp_path: Path) -> None:
         from lowrank_vit.models.hugging_face import make, recorded
@@ -218,31 +173,3 @@ class TestFolders:
         saved = json.loads((self.folder(tmp_path) / "config.json").read_text())
         assert saved["model_args"]["kind"] == "ViTForImageClassification"
         assert not bad.keys() & saved["model_args"]["config"].keys()
-
-
-def test_what_is_told_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    model, data = made("dinov2")
-    with caplog.at_level(logging.WARNING):
-        compress(model, [data], BEST.but(refit=False, measured=0), 0.1, device="cpu")
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "recipe 'best' by the objective 'features', as the model has no classifier"
-
-
-@pytest.mark.parametrize("kind", ["vit", "clip"])
-def test_onnx_files_hold_dense_and_smaller_models(kind: str, tmp_path: Path) -> None:
-    """The patch embedding is asked for its weight's type."""
-    pytest.importorskip("onnxruntime")
-    model, data = copy.deepcopy(made(kind)[0]).float(), made(kind)[1].float()
-    small, _ = compress(model, [data], BEST.but(refit=False, measured=0), 0.2)
-    for number, each_model in enumerate((model, small)):
-        assert export(each_model, tmp_path / f"{number}.onnx", "onnx")[3] < 1e-3
-
-
-def test_a_folder_is_compared_with_its_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, folder = tmp_path / "dense", tmp_path / "small"
-    model: Any = HUGGING_FACE["vit"].make().float()
-    model.save_pretrained(source)
-    small, _ = compress(load_model(f"hf:{source}"), [made("vit")[1].float()], BEST, 0.2, device="cpu")
-    save(small, folder)
-    main(["evaluate", str(folder), "--dense", "--data", "digits", "--limit", "20", "--json", "--device", "cpu"])
-    assert "kl" in json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
-from timm.data import resolve_model_data_config
 
-from lowrank_vit import compress, load, save
+from lowrank_vit import compress, save
 from lowrank_vit.cli import main
-from lowrank_vit.data import ImageData
-from lowrank_vit.data.splits import NO_LABEL, ImageSplit
 from lowrank_vit.models import load_model
 from tests.support.commands import json_of, refused
 from tests.support.distilling import PowerCutError, interrupt
 from tests.support.models import images
-from tests.support.weights import same
 
-
-class Unlabelled:
-    """A split of which the labels cannot be looked at."""
-
-    def __init__(self, split: ImageSplit) -> None:
-        self.split, self.content = split, split.content
-
-    @property
-    def labels(self) -> list[int]:
-        raise AssertionError("the labels were read")
-
-    def reduced(self, side: int) -> Unlabelled:
-        return self
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.split[index][0], NO_LABEL
-
-
-def test_no_label_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = load_model("digits_deit_small")
-    save(compress(dense, [images(8)], "svd", 0.5)[0], tmp_path / "small")
-    command = ["distill", str(tmp_path / "small"), "--data", "digits", "--calibration-samples", "40", "--epochs", "1"]
-    main([*command, "--out", str(tmp_path / "labelled")])
-    labelled = ImageData("digits", resolve_model_data_config(dense)).source
-    splits = {name: Unlabelled(labelled.split(name)) for name in ("train", "validation")}
-    monkeypatch.setattr(ImageData, "source", dataclasses.replace(labelled, num_classes=None, **splits))
-    main([*command, "--out", str(tmp_path / "unlabelled")])
-    assert same(load(tmp_path / "labelled"), load(tmp_path / "unlabelled"))
+pytestmark = pytest.mark.slow
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,13 +49,3 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "lr" in line
     assert "mix is 0.6" in refused(capsys, *command, "--mix", "0.6", *other)
     assert not list(tmp_path.glob("*other*"))
-
-
-def test_losses_are_logged_and_a_rise_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small, out = tmp_path / "small", tmp_path / "distilled"
-    save(compress(load_model("digits_deit_small"), [images(64)], "exact", 0.4)[0], small)
-    command = ["distill", str(small), "--data", "digits", "--calibration-samples", "40", "--epochs", "1"]
-    main([*command, "--vector-learning-rate", "3", "--logger", "csv", "--out", str(out)])
-    assert f"the weights from before were better and are kept; saved to {out}" in capsys.readouterr().out
-    assert same(load(out), load(small))
-    assert "train_kl" in (tmp_path / "distilled.log" / "metrics.csv").read_text().splitlines()[0]

@@ -13,6 +13,8 @@ from lowrank_vit import load
 from lowrank_vit.cli import main
 from tests.support.commands import json_of, refused
 
+pytestmark = pytest.mark.slow
+
 NAME = "vit_tiny_patch16_224"
 ARGUMENTS = {"in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
 GIVEN = [part for key, value in ARGUMENTS.items() for part in ("--model-args", f"{key}={value}")]

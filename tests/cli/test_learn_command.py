@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from lowrank_vit.cli import main
 from tests.cli.test_unfinished import saved
 from tests.support.commands import json_of, refused
 from tests.support.gradual import PowerCutError, interrupt
+
+pytestmark = pytest.mark.slow
 
 MODEL = ["--model", "digits_deit_small", "--data", "digits", "--workers", "0"]
 FEW = ["--calibration-samples", "64", "--held-out-samples", "16", "--epochs", "2", "--learning-rate", "1e-3"]
@@ -46,30 +47,3 @@ def test_the_command(
     capsys.readouterr()
     assert "exists already" in refused(capsys, *command, "--reduction", "0.4", "--out", tmp_path / "small")
     assert json_of(capsys, "evaluate", tmp_path / "small", "--data", "digits")["top1"] > 50
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--method", "vpt", "--reduction", "0.4"], "unknown method 'vpt': did you mean 'vtp'?"),
-        (["--method", "vtp-gates", "--reduction", "0.4"], "unknown method 'vtp-gates'"),
-        (["--method", "vtp", "--budget", "macs=0.5"], "parameters are aimed at, as in --budget params=0.6"),
-        (["--method", "vtp", "--budget", "params=1.5"], "out of reach"),
-        (["--method", "vtp", "--reduction", "0.99"], "out of reach"),
-        (["--method", "losparse", "--reduction", "0.9"], "out of reach"),
-        (["--method", "vtp", "--reduction", "0.4", "--epochs", "0"], "epochs is 0"),
-        (["--method", "vtp", "--reduction", "0.4", "--learning-rate", "-1"], "lr must be positive"),
-        (["--method", "vtp"], "--reduction --budget is required"),
-    ],
-)
-def test_mistakes_are_one_line(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    few = ["--calibration-samples", "16", "--held-out-samples", "0"]
-    assert said in refused(capsys, "learn", *MODEL, *few, *options, "--out", tmp_path / "small")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["list", "methods", "--json"])
-    assert {"vtp", "wdpruning", "s2vite", "losparse"} <= set(json.loads(capsys.readouterr().out))

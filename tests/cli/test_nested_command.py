@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.commands import COMPRESS, json_of, refused
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What a command prints, and how it ends."""

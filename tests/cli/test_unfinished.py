@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from filelock import FileLock
 from lowrank_vit.cli import main
 from lowrank_vit.storage import folder as storage
 from tests.support.commands import COMPRESS, refused
-from tests.support.disks import full_disk
 from tests.support.sources import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def saved(folder: Path) -> tuple[bytes, Any]:
@@ -75,15 +75,6 @@ def test_of_two_processes_with_one_folder_one_is_refused(tmp_path: Path, capsys:
         assert "another --out" in line
         assert (state / "lock").exists()
     assert "unknown recipe" in refused(capsys, *COMPRESS, "--recipe", "x", "--out", tmp_path / "small")
-
-
-def test_a_full_disk_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full_disk)
-        assert "No space left on device" in refused(capsys, *COMPRESS, "--out", tmp_path / "small")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

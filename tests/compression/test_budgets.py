@@ -13,6 +13,7 @@ from lowrank_vit import InputError, analyse, check_budget, compress, get_recipe,
 from lowrank_vit.compression import calibrate as statistics
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes, tokens_per_image
 from lowrank_vit.records.curves import RankPlan
+from tests.support.cases import few
 from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, tiny
 
 PADDED = ["vit", "swin", "padded"]
@@ -53,8 +54,8 @@ def test_no_choice_of_sizes_within_the_budget_loses_less(cost: str, share: float
     assert loss == pytest.approx(min(losses)) if cost != "bytes" else loss <= sorted(losses)[2]  # the header has a size
 
 
-@pytest.mark.parametrize("share", [0.8, 0.6, 0.4])
-@pytest.mark.parametrize("kind", PADDED)
+@pytest.mark.parametrize("share", few([0.6, 0.8, 0.4], 1))
+@pytest.mark.parametrize("kind", few(PADDED))
 @pytest.mark.parametrize("recipe", ["best", "exact"])
 def test_counted_multiply_accumulates_keep_within_the_budget(recipe: str, kind: str, share: float) -> None:
     """Stages with different numbers of tokens, windows that are padded, and heads padded to one width."""
@@ -67,18 +68,6 @@ def test_counted_multiply_accumulates_keep_within_the_budget(recipe: str, kind: 
     assert (entry["dense"], entry["limit"], entry["where"]) == (dense, int(share * dense), {})
     assert 0.95 * share * dense < counted <= share * dense
     assert entry["predicted"] == counted if recipe == "exact" else entry["predicted"] <= counted
-
-
-def test_padded_heads_would_exceed_the_budget_by_their_prices_alone() -> None:
-    """What the test above relies on: without the correction, the model costs more than is allowed."""
-    model, data = model_and_images("vit", 16)
-    analysis = analyse(model, [data], get_recipe("best").but(measured=0, refit=False), device="cpu")
-    plan = analysis.plan(0.4, cost="parameters")
-    assert plan.budget is not None
-    assert plan.budget["counted"] == plan.budget["predicted"] == parameter_count(analysis.resized(plan))
-    predicted = analysis.plan({"macs": 0.6}).budget
-    assert predicted is not None
-    assert predicted["predicted"] < predicted["counted"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -124,15 +113,3 @@ def test_a_budget_out_of_reach_names_the_range_before_an_image_is_seen(
     _, report = compress(tiny(), [images(8)], "exact", budget={cost: float(least) + slack})
     if not slack:
         assert all(layer["rank"] == 1 for layer in report["layers"])
-
-
-def test_an_amount_out_of_reach_is_named_in_its_unit() -> None:
-    with pytest.raises(InputError, match=r"budget bytes=1KiB is out of reach: .* from \d+\.?\d*KiB to \d+\.\d+KiB \("):
-        compress(tiny(), [images(4)], "exact", budget={"bytes": "1KiB"})
-    with pytest.raises(InputError, match="budget bytes=3GiB is out of reach"):
-        compress(tiny(), [images(4)], "exact", budget={"bytes": "3GiB"})
-
-
-def test_bytes_of_a_z_are_not_promised() -> None:
-    with pytest.raises(InputError, match=r"compensation Z .* give a budget of params or macs"):
-        compress(tiny(), [images(4)], "paper", budget={"bytes": 0.7})

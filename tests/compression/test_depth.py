@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import InputError, analyse, compress, get_recipe, load, save
-from lowrank_vit.compression.recipe import recipe_of
+from lowrank_vit import analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.skipped import Skipped
 from lowrank_vit.records.curves import RankPlan
@@ -74,21 +73,3 @@ def test_costs_of_blocks_in_multiply_accumulates_are_kept_within() -> None:
     model, data = tiny("swin"), images(16, "swin")
     _, report = compress(model, data.split(8), "wd-depth", budget={"macs": 0.7})
     assert report["macs"]["compressed"] <= 0.7 * report["macs"]["dense"]
-
-
-def test_the_record_tells_its_refit() -> None:
-    recipe = get_recipe("wd-depth").but(**{"refit.folds": 5})
-    assert recipe_of(recipe.record()) == recipe
-    assert recipe.record()["refit"] == "classifier"
-
-
-def test_what_cannot_be_cut_is_told() -> None:
-    headless, short = tiny(), tiny()
-    headless.reset_classifier(0)
-    with pytest.raises(InputError, match="no linear classifier to refit"):
-        compress(headless, [images(16)], "wd-depth", 0.3)
-    short.blocks = short.blocks[:1]
-    with pytest.raises(InputError, match="has 1 blocks: none of them can go"):
-        compress(short, [images(16)], "wd-depth", 0.3)
-    with pytest.raises(ValueError, match="Skipped has no rank"):
-        Skipped.empty({"rank": 1}, nn.Linear(1, 1))

@@ -10,22 +10,16 @@ from torch import nn
 
 from lowrank_vit import load, save
 from lowrank_vit.compression import resume as phases
-from lowrank_vit.compression.compress import analyse, compress
-from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.compress import compress
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.compression.resume import identity
-from lowrank_vit.methods.svd import PlainSVD
-from lowrank_vit.methods.svd_llm import Whitened
-from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.launch import launch
-from lowrank_vit.runtime.processes import is_first, rank_and_world, split
-from lowrank_vit.runtime.tensors import from_bytes, to_bytes
+from lowrank_vit.runtime.processes import is_first, rank_and_world
 from tests.support.models import ARGUMENTS, images, tiny
 from tests.support.weights import same
 
-CPU = torch.device("cpu")
 RECIPES = {
     "exact": get_recipe("exact"),
     "paper": get_recipe("paper").but(steps=5),
@@ -79,23 +73,7 @@ def load_report(folder: Path) -> dict:
     return load_report(folder)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shares_are_disjoint_whole_and_even(world: int) -> None:
-    costs = {f"layer{i}": float((i * 7919) % 13 + 1) for i in range(20)}
-    shares = split(costs, world)
-    assert sorted(name for own in shares for name in own) == sorted(costs)
-    loads = [sum(costs[name] for name in own) for own in shares]
-    assert max(loads) - min(loads) <= max(costs.values())  # else the last one given would have gone elsewhere
-
-
-def test_nothing_but_records_comes_out_of_a_kept_phase() -> None:
-    factors = Factors(torch.eye(3), torch.eye(3), torch.ones(4), cap=2)
-    back = from_bytes(to_bytes({"x": factors}), CPU)["x"]
-    assert (type(back), back.cap, back.u.tolist()) == (Factors, 2, torch.eye(3).tolist())
-    with pytest.raises(Exception, match=r"[Ww]eights.only|[Uu]nsupported"):
-        from_bytes(to_bytes({"x": Recipe}), CPU)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_compression_goes_on_where_a_phase_ended(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted after each phase in turn, it ends with the same bits, and computes no phase twice."""
@@ -164,25 +142,3 @@ def test_phases_of_other_images_are_not_taken(tmp_path: Path) -> None:
     kept, alone = run(2, tmp_path), run(2, None)
     assert same(kept, alone)
     assert not same(kept, run(1, None))
-
-
-def test_phases_of_another_recipe_are_not_taken(tmp_path: Path) -> None:
-    """The plain SVD and the whitened one read the same statistics, and find other directions."""
-    data = list(images(16).split(8))
-    plain, whitened = (Recipe(name="x", units={"decomposition": method}) for method in (PlainSVD(), Whitened()))
-
-    def run(recipe: Recipe, folder: Path | None) -> nn.Module:
-        return compress(tiny(), data, recipe, 0.4, checkpoint_dir=folder)[0]
-
-    run(plain, tmp_path)
-    kept, alone = run(whitened, tmp_path), run(whitened, None)
-    assert same(kept, alone)
-    assert not same(kept, run(plain, None))
-
-
-@pytest.mark.parametrize("name", ["exact", "best"])
-def test_every_field_of_a_recipe_and_the_seed_make_other_phases(name: str, tmp_path: Path) -> None:
-    recipe, data = get_recipe(name), list(images(8).split(4))
-    for recipe_of_run, seed in ((recipe, 0), (recipe.but(rank_multiple=2), 0), (recipe, 1)):
-        analyse(tiny(), data, recipe_of_run, seed=seed, checkpoint_dir=tmp_path)
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith("decompose-")]) == 3

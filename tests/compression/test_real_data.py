@@ -10,18 +10,14 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, analyse, compress
+from lowrank_vit import analyse, compress
 from lowrank_vit.architectures.linears import dense_weight, find_sites
 from lowrank_vit.data import ImageData
-from lowrank_vit.linalg.metric import output_metric
-from lowrank_vit.methods.exact import WhitenedCentred
 from lowrank_vit.models import load_model
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.evaluate.accuracy import evaluate
-from lowrank_vit.stages.quantize.weights import quantize
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
@@ -94,53 +90,6 @@ def test_exact_attains_the_eckart_young_bound(model: nn.Module, images: Tensor) 
     assert seen == 8
 
 
-def test_exact_generalises_to_unseen_images(
-    model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
-) -> None:
-    """Its error there is close to that of the best affine map of its rank, which knows the unseen images."""
-    unseen = Images(data.held_out_dataloader())
-    exact = analyse(model, images.split(50), "exact", moments=moments, held_out=unseen)
-    assert exact.held_out is not None
-    _, report = exact.compress(0.4)
-    ratios = []
-    for site, layer in zip([unit.site for unit in exact.units], report["layers"], strict=True):
-        if layer["rank"] is not None:
-            best = WhitenedCentred()(dense_weight(model, site), exact.held_out[site.name]).loss[layer["rank"]]
-            ratios.append(layer["relative_error_held_out"] / float(best))
-    assert len(ratios) > 20
-    assert all(ratio > 0.999 for ratio in ratios)
-    assert sorted(ratios)[len(ratios) // 2] < 1.15
-
-
-def test_loss_aware_keeps_its_accuracy(
-    model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
-) -> None:
-    """Without fine-tuning, on the sample set (dense 83.7): at least 52 at -25 % and 16 at -40 %."""
-    analysis = analyse(model, images.split(50), "loss_aware", moments=moments)
-    for reduction, least in ((0.25, 52), (0.4, 16)):
-        compressed, report = analysis.compress(reduction)
-        result = evaluate(compressed, data, progress=False)
-        assert result["n"] == 1000
-        assert report["params"]["reduction"] == pytest.approx(reduction, abs=2e-4)
-        assert least <= result["top1"] < 83.7
-
-
-def test_eight_bits_cost_next_to_nothing(
-    model: nn.Module, data: ImageData, images: Tensor, moments: dict[str, Moments]
-) -> None:
-    """Dense and compressed, 8-bit against float16: under 0.3 points of top-1, for little over half of the bytes."""
-    pictures = list(data.val_dataloader())  # decoded once for four evaluations
-    compressed, _ = analyse(model, images.split(50), "loss_aware", moments=moments).compress(0.25)
-    for whole in (model, compressed):
-        score, size = {}, {}
-        for bits in (16, 8):
-            quantized, addition = quantize(whole, bits)
-            score[bits] = top1(quantized, pictures)
-            size[bits] = sum(count for kind, count in addition["quantization"].items() if kind.endswith("_bytes"))
-        assert score[16] - score[8] < 0.3
-        assert size[8] < 0.57 * size[16]
-
-
 def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
     """Percent of 1000 images."""
     with torch.inference_mode():
@@ -151,33 +100,10 @@ def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
 
 @pytest.mark.timeout(1800)  # minutes on an idle machine, many of them on a busy one
 def test_best_keeps_most_of_its_accuracy(model: nn.Module, data: ImageData, images: Tensor) -> None:
-    """Without fine-tuning, on the sample set (dense 83.7), from a quarter of the calibration images: at least 65."""
-    small, report = compress(model, images[:256].split(32), "best", 0.25)
+    """Without fine-tuning, on the sample set (dense 83.7): 79 at -25 % is published, here at least 77."""
+    small, report = compress(model, images.split(50), "best", 0.25)
     assert report["params"]["compressed"] <= 0.75 * report["params"]["dense"]
     assert report["params"]["reduction"] == pytest.approx(0.25, abs=1e-4)
     result = evaluate(small, data, progress=False)
     assert result["n"] == 1000
-    assert 65 <= result["top1"] < 83.7
-
-
-def test_the_mean_image_caps_and_loses(model: nn.Module, images: Tensor) -> None:
-    """Why ``paper`` is weak on its own: its objective says that little is lost where the outputs lose much."""
-    analysis = analyse(model, [images[:30]], "paper")
-    name = "blocks.0.mlp.fc2"
-    factors = analysis.parts[name][name]
-    assert factors.cap == 192
-    rank = 64
-    site = next(unit.site for unit in analysis.units if unit.name == name)
-    metric = output_metric(dense_weight(analysis.model, site), analysis.moments[name], centred=False)
-    literal = factors.loss - factors.loss[-1]  # without what the mean image cannot see
-    assert metric.error_curve(factors)[rank] > 5 * literal[rank]
-    assert factors.loss[-1] > 0.05
-
-
-def test_a_truncated_checkpoint_is_refused(real_data: Path, tmp_path: Path) -> None:
-    whole = (real_data / "weights" / "deit_tiny_patch16_224.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[:1_000_000])
-    with pytest.raises(InputError, match=r"cut\.safetensors"):
-        load_model("deit_tiny_patch16_224", tmp_path / "cut.safetensors")
-    with pytest.raises(InputError, match="deit_small"):
-        load_model("deit_small_patch16_224", real_data / "weights" / "deit_tiny_patch16_224.safetensors")
+    assert 77 <= result["top1"] < 83.7

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import InputError, analyse, compress_with_fewer_tokens, get_recipe, load, save
-from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.prices import price_of
-from lowrank_vit.compression.prices.fewer_tokens import FewerTokens
-from lowrank_vit.compression.share_tokens import shared
-from lowrank_vit.methods.tome import TokenMerging
+from lowrank_vit import compress_with_fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)
@@ -32,48 +25,7 @@ def macs(model: nn.Module) -> int:
     return multiply_accumulates(model, size)
 
 
-@cache
-def analysed(*, unseen: bool = True) -> Analysis:
-    data = images(12, "vit")
-    return analyse(tiny("vit"), data[:6].split(3), BEST, held_out=[data[6:]] if unseen else None)
-
-
-@pytest.mark.parametrize("pairs", [1, 3])
-def test_hidden_units_are_priced_by_the_tokens_that_reach_them(pairs: int) -> None:
-    """Nothing is padded in an MLP, so the prices of a whole model are what a forward pass counts."""
-    analysis, rule = analysed(), TokenMerging(pairs)
-    price = FewerTokens.of(price_of("macs", analysis.dense, analysis.setting), rule)
-    curves = price.priced(analysis.priced_losses, analysis.decomposed)
-    sizes = {curve.name: place + 9 if curve.name.endswith("hidden") else None for place, curve in enumerate(curves)}
-    cut = rule(analysis.resized(RankPlan(sizes)))
-    assert (
-        price.rest(curves) + sum(curve.cost(sizes[curve.name]) for curve in curves)
-        == macs(cut)
-        == price.count(analysis.resized(RankPlan(sizes)))
-    )
-    assert macs(cut) < macs(rule(analysis.model))
-    hidden = [curve.dense_cost for curve in curves if curve.name.endswith("hidden")]
-    assert hidden[0] > hidden[1]  # later blocks see fewer tokens
-
-
-def test_times_shrink_as_multiply_accumulates_do() -> None:
-    class Clock(FewerTokens):
-        """A machine on which each size of a unit takes as many nanoseconds as it has directions, times a hundred."""
-
-        def priced(self, curves: Any, decomposed: Any = ()) -> list[ErrorCurve]:
-            return [
-                ErrorCurve(each.name, each.errors, each.unit, each.dense, each.fixed, table=(100, 200, 800))
-                for each in curves
-            ]
-
-    analysis, rule = analysed(), TokenMerging(4)
-    clock: Any = Clock.of(price_of("macs", analysis.dense, analysis.setting), rule)
-    curves = FewerTokens.of(clock, rule).priced(analysis.priced_losses, analysis.decomposed)
-    tables = {curve.name: curve.table for curve in curves}
-    assert tables["blocks.0.mlp.hidden"] == tuple(round(cost * 13 / 17) for cost in (100, 200, 800))
-    assert tables["blocks.1.mlp.hidden"] == tuple(round(cost * 9 / 17) for cost in (100, 200, 800))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(rule: str, tmp_path: Path) -> None:
     data, model = images(12, "vit"), tiny("vit")
@@ -93,24 +45,3 @@ def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(rule: s
     assert len(set(kept)) > 2
     save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
-
-
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ("macs=0.01", "fewer tokens .tome. do not reach it either"),
-        ("params=0.5", "fewer tokens save no parameters"),
-        ("bytes=0.5", "fewer tokens save no bytes"),
-    ],
-)
-def test_what_cannot_be_shared_is_refused(budget: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        shared(analysed(), budget)
-
-
-def test_images_to_choose_by_and_tokens_to_merge_are_needed() -> None:
-    with pytest.raises(InputError, match="chosen on unseen images"):
-        shared(analysed(unseen=False), "macs=0.6")
-    data = images(6, "swin")
-    with pytest.raises(InputError, match="cannot become fewer"):
-        compress_with_fewer_tokens(tiny("swin"), [data], "macs=0.6", held_out=[data])

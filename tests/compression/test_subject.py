@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
-from lowrank_vit import InputError, analyse, compress
-from lowrank_vit.compression.subject import Subject
+from lowrank_vit import analyse, compress
 from tests.support.models import images, tiny
 from tests.support.weights import same
 
 RECIPES = ["best", "loss_aware"]
+
+
 DATA = images(24).split(8)
 
 
@@ -38,12 +38,6 @@ def test_gradient_checkpointing_counts_no_image_twice(recipe: str, plain: Any) -
     assert {moments.images for moments in analysis.moments.values()} == {24}
     assert same(made(model, recipe), plain[recipe])
     assert model.grad_checkpointing is True
-
-
-def test_training_mode_is_the_caller_s(plain: Any) -> None:
-    model = tiny().train()
-    assert same(made(model), plain["best"])
-    assert model.training
 
 
 class Averaged(torch.optim.swa_utils.AveragedModel):
@@ -87,17 +81,3 @@ def test_the_random_state_is_the_caller_s(recipe: str) -> None:
     before = torch.get_rng_state()
     made(model, recipe)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("trainable", [True, False])
-def test_a_smaller_model_can_be_trained_where_the_dense_one_can(trainable: bool) -> None:
-    small, _ = compress(tiny().requires_grad_(trainable), DATA, "best", 0.4, device="cpu")
-    assert {parameter.requires_grad for parameter in small.parameters()} == {trainable}
-
-
-def test_a_model_that_cannot_be_copied_is_refused_in_one_line() -> None:
-    model = tiny()
-    prune.l1_unstructured(model.blocks[0].mlp.fc1, "weight", amount=0.5)  # type: ignore[union-attr, index]
-    model(DATA[0])
-    with pytest.raises(InputError, match="cannot be copied, since it holds tensors that were computed from others"):
-        Subject.of(model, analyse(tiny(), DATA, "svd", device="cpu").recipe)

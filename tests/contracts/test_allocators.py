@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from lowrank_vit.methods.azizi import GradualReduction
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate import ALLOCATORS, least_cost, next_rank
 
 NAMES = ALLOCATORS.names()
@@ -52,10 +51,6 @@ def brute_force(curves: list[ErrorCurve], budget: int) -> float:
     return min(sum(c.error(r) for c, r in zip(curves, ranks, strict=True)) for spent, ranks in costs if spent <= budget)
 
 
-def test_something_is_registered() -> None:
-    assert len(NAMES) >= 4
-
-
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.75, 0.9, 0.97, 1.0])
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryAllocator:
@@ -73,11 +68,6 @@ class TestEveryAllocator:
                 raised = next_rank(c, rank)
                 if rank is not None and c.error(rank) > c.error(raised):
                     assert c.cost(raised) - c.cost(rank) > left
-
-    def test_the_smallest_budget_can_be_met(self, name: str, share: float) -> None:
-        curves = random_curves(1)
-        plan = ALLOCATORS.get(name)()(curves, least_cost(curves))
-        assert cost(curves, plan) == least_cost(curves)
 
     def test_ranks_are_multiples(self, name: str, share: float) -> None:
         curves = random_curves(2, multiple=4)
@@ -150,32 +140,8 @@ def test_algorithm_1_removes_what_the_schedule_says(start: str, size: int) -> No
     assert plan.ranks["wide"] == 17
 
 
-def test_algorithm_1_starts_at_full_rank_where_the_statistics_cap_it() -> None:
-    """A layer whose curve ends at rank 3 of 10 is dense until the schedule comes to it, not from the start."""
-    loss = torch.tensor([1.0, 0.5, 0.2, 0.0])
-    capped = ErrorCurve.in_parameters("capped", loss, 20, 100, full_rank=10)
-    assert GradualReduction()([capped], 100).ranks["capped"] is None
-    plan = GradualReduction(gamma=2.0, start="dense")([capped], 99)
-    assert plan.ranks["capped"] == 3
-    assert plan.trajectory[0]["rank"] == 9
-
-
-def test_algorithm_1_counts_a_capped_layer_by_the_directions_that_there_are() -> None:
-    """Below break-even, but above the cap, further ranks do not exist: 60 parameters at ranks 4 and 3, not 80."""
-    loss = torch.tensor([1.0, 0.5, 0.2, 0.1])
-    capped = ErrorCurve.in_parameters("capped", loss, 20, 100, full_rank=10)
-    plan = GradualReduction(gamma=1e9)([capped], 99)
-    assert [(step["rank"], step["parameters"]) for step in plan.trajectory][-2:] == [(5, 100), (4, 60)]
-    assert plan.ranks["capped"] == 3
-
-
-def test_algorithm_1_refuses_another_start() -> None:
-    with pytest.raises(InputError, match="start is factored or dense"):
-        GradualReduction(start="zero")
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("share", [0.35, 0.6, 0.85])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("share", [0.35, 0.85])
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_of_a_table_as_times_are(name: str, share: float, seed: int) -> None:
     """Costs that rise unevenly, some not at all, against all choices; the budget is kept, and the knapsack exact."""

@@ -26,6 +26,8 @@ from lowrank_vit.stages.quantize.nearest import grid
 from tests.support.extending import registered
 from tests.support.models import images, outputs, tiny
 
+pytestmark = pytest.mark.slow
+
 
 # --8<-- [start:source]
 class Stripes:

@@ -53,11 +53,6 @@ def output_loss(layer: Sample, whole: Tensor, sensitivity: float, gradient_dampi
     return 0.5 * float(weights @ (error @ metric * error).sum(1))
 
 
-def test_something_is_registered() -> None:
-    assert "heads" in ATTENTIONS.names()
-    assert "interpolative" in MLPS.names()
-
-
 @each_fitted
 class TestEveryFittedPart:
     @pytest.mark.parametrize("sensitivity", [0.0, 0.5, 1.0])
@@ -140,15 +135,6 @@ def test_values_turn_with_the_heads() -> None:
     other = Sample(weight, inputs, layer.gradients, dense_moments(weight, inputs, layer.gradients))
     one, two = (part_of("values", "heads", own, damping=0.0).units for own in (layer, other))
     torch.testing.assert_close(two.loss, one.loss, rtol=1e-5, atol=1e-10)
-
-
-def test_one_rank_for_all_heads_of_a_layer() -> None:
-    units = part_of("values", "heads", sample(INNER, N), each_head=False).units
-    assert units.multiple == HEADS
-    for count in range(HEADS, INNER + 1, HEADS):
-        assert (torch.bincount(units.kept(count) // WIDTH, minlength=HEADS) == count // HEADS).all()
-    ranks = units.curve("attn.value", ATTENTION.costs()[VALUE], 2).ranks
-    assert ranks.step == 2 * HEADS
 
 
 def test_costs_are_those_of_the_layers() -> None:

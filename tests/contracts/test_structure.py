@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from tests.support.import_graph import climbing, cycle_in, folder_of, graph_of, 
 from tests.support.sources import ROOT
 
 PACKAGE = ROOT / "lowrank_vit"
+
+
 LAYERS = [  # lowest first: a folder imports none above it, not even by way of others
     "runtime",
     "records",
@@ -31,7 +32,14 @@ LAYERS = [  # lowest first: a folder imports none above it, not even by way of o
     "cli",
     "__main__",
 ]
+
+
+EXPERIMENTS = ["tables", "tracking", "jobs", "measures", "runner", "report", "__main__"]
+
+
 APART = "stages"  # its folders know none another
+
+
 PUBLIC = {
     "runtime",
     "records",
@@ -42,7 +50,11 @@ PUBLIC = {
     "models",
     "customize",
 }  # and lowrank_vit's exports
+
+
 TIMM_TYPES = re.compile(r"from timm\.(layers|models)\S* import .*[A-Z]")
+
+
 KNOW_TIMM = {"architectures", "models"}
 
 
@@ -62,6 +74,7 @@ def foreign_imports(root: Path, package: str) -> list[str]:
 
 def test_folders_import_in_one_direction() -> None:
     assert climbing(PACKAGE, LAYERS, APART) == []
+    assert climbing(ROOT / "experiments", EXPERIMENTS, "") == []
 
 
 def own_graph(root: Path) -> dict[str, set[str]]:
@@ -72,6 +85,7 @@ def own_graph(root: Path) -> dict[str, set[str]]:
 
 def test_there_is_no_circle() -> None:
     assert cycle_in(own_graph(PACKAGE)) == []
+    assert cycle_in(own_graph(ROOT / "experiments")) == []
 
 
 def test_a_circle_for_the_type_checker_is_reported(tmp_path: Path) -> None:
@@ -88,12 +102,6 @@ def test_every_module_is_in_a_layer_and_every_layer_has_modules() -> None:
     assert len(names) > 150
     assert {folder_of(name) for name in names} == {*LAYERS, ""}
     assert len([path for path in PACKAGE.iterdir() if path.name != "__pycache__"]) <= 20
-
-
-def test_the_graph_is_the_real_one() -> None:
-    graph, _ = graph_of(PACKAGE, parents=False)
-    assert "lowrank_vit.stages.compensate.minibatch" in graph["lowrank_vit.compression.compensate"]  # within a function
-    assert "lowrank_vit.records.factors" in graph["lowrank_vit.methods.best"]
 
 
 PLANTED = {  # file: what is added to it, and what is reported
@@ -130,32 +138,11 @@ def test_a_planted_violation_is_reported(file: str, tmp_path: Path) -> None:
     assert expected in climbing(root, LAYERS, APART)
 
 
-def test_a_violation_by_way_of_another_module_is_reported(tmp_path: Path) -> None:
-    root = tmp_path / "shop"
-    for name, text in {"low/a.py": "import shop.low.b\n", "low/b.py": "import shop.high.c\n", "high/c.py": ""}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    lines = climbing(root, ["low", "high"], "none")
-    assert lines == ["shop.low.a reaches shop.high.c", "shop.low.b reaches shop.high.c"]
-
-
 def test_experiments_use_public_names_only() -> None:
     assert foreign_imports(ROOT / "experiments", "lowrank_vit") == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from lowrank_vit.compression.budget import budget_within",
-        "from lowrank_vit import _HOMES",
-        "from lowrank_vit.runtime.files import _sweep",
-    ],
-)
-def test_a_foreign_import_of_an_experiment_is_reported(line: str, tmp_path: Path) -> None:
-    (tmp_path / "new.py").write_text(f"def f():\n    {line}\n")
-    assert len(foreign_imports(tmp_path, "lowrank_vit")) >= 1
-
-
+@pytest.mark.slow
 def test_every_public_name_is_there() -> None:
     for name in lowrank_vit.__all__:
         assert getattr(lowrank_vit, name) is not None
@@ -181,25 +168,3 @@ def test_the_lock_names_the_public_index_only() -> None:
     lock = (ROOT / "uv.lock").read_text()
     hosts = {line.split("://")[1].split("/")[0] for line in lock.replace('"', "\n").splitlines() if "://" in line}
     assert hosts == {"pypi.org", "files.pythonhosted.org"}
-
-
-NO_VERB = re.compile(
-    r"(?:The|An?|All|One|What|How|Where|Which|[^A-Z].*|\w+(?<!s)s)$"
-)  # "Holds" is not in the imperative
-
-
-def noun_phrases(text: str) -> list[str]:
-    """Classes whose docstring does not begin with a verb; ruff tells functions (D401)."""
-    classes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
-    described = [(node.name, ast.get_docstring(node) or "") for node in classes]
-    return [name for name, words in described if words and NO_VERB.match(words.split()[0].rstrip(","))]
-
-
-def test_docstrings_of_classes_begin_with_a_verb() -> None:
-    wrong = 'class A:\n    """{} layers."""\n'
-    assert all(noun_phrases(wrong.format(word)) for word in ("The", "A", "Holds", "``y``", "what"))
-    assert not any(noun_phrases(wrong.format(word)) for word in ("Hold", "Cut,", "Pass", "Add"))
-    files = [path for root in ("lowrank_vit", "experiments", "benchmarks") for path in (ROOT / root).rglob("*.py")]
-    found = {path.relative_to(ROOT).as_posix(): noun_phrases(path.read_text(encoding="utf-8")) for path in files}
-    assert len(found) > 300
-    assert {name: classes for name, classes in found.items() if classes} == {}

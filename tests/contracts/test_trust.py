@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -81,12 +80,6 @@ def test_what_could_run_code_is_reported(line: str) -> None:
     assert len(dangers(f"def f():\n    {line}\n")) == 1
 
 
-def test_what_is_harmless_is_not_reported() -> None:
-    assert (
-        dangers("torch.load(path, weights_only=True)\nmodel.eval()\nyaml.safe_load(text)\ntrainer.fit(module)\n") == []
-    )
-
-
 OFFLINE = """
 import socket, sys
 
@@ -113,14 +106,3 @@ def test_importing_the_package_opens_no_socket(names: str) -> None:
     command = [sys.executable, "-c", OFFLINE, names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("imported "), done.stderr
-
-
-def test_every_locked_file_has_a_hash() -> None:
-    locked = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
-    files = [
-        file
-        for package in locked
-        for file in (*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else []))
-    ]
-    assert len(files) > 500
-    assert [file["url"] for file in files if not file.get("hash", "").startswith("sha256:")] == []

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +14,9 @@ from lowrank_vit.customize.customization import load_delta
 from lowrank_vit.customize.diffusers_folder import open_folder, save_folder
 from lowrank_vit.customize.sample import sample
 from lowrank_vit.runtime.errors import InputError
-from tests.support.commands import refused
 from tests.support.diffusion import METHODS, outputs, small
+
+pytestmark = pytest.mark.slow
 
 VOCABULARY = [
     "a",
@@ -103,35 +101,6 @@ def test_the_small_model_comes_back(digits_folder: Path) -> None:
         save_folder(expected, digits_folder)
 
 
-def test_a_latent_model_is_that_of_diffusers(clip_folder: Path) -> None:
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    model = open_folder(clip_folder)
-    assert (model.side, model.channels) == (16, 3)
-    tokenizer = CLIPTokenizer.from_pretrained(clip_folder / "tokenizer")
-    ids = tokenizer(
-        ["a photo of a dog", ""], padding="max_length", truncation=True, max_length=10, return_tensors="pt"
-    ).input_ids
-    assert torch.equal(model.text.tokens(["a photo of a dog", ""]), ids)
-    expected = CLIPTextModel.from_pretrained(clip_folder / "text_encoder")(ids).last_hidden_state
-    assert torch.allclose(model.prompt(["a photo of a dog", ""]), expected, atol=1e-6)
-    code = model.to_latents(torch.rand(2, 3, 16, 16), torch.Generator().manual_seed(0))
-    assert code.shape == (2, 4, 8, 8)
-    mean = model.autoencoder.encode(torch.zeros(1, 3, 16, 16)).latent_dist.mean
-    assert torch.allclose(
-        model.to_images(0.18215 * mean), model.autoencoder.decode(mean).sample.clamp(-1, 1), atol=1e-5
-    )
-
-
-def test_a_new_word_is_one_token_of_clip(clip_folder: Path) -> None:
-    model = open_folder(clip_folder)
-    plain, new = model.text.tokens(["a photo of dog"]), model.text.tokens(["a photo of V* dog"], "V*")
-    assert new[0].tolist() == [*plain[0, :4].tolist(), model.text.encoder.config.vocab_size, *plain[0, 4:-1].tolist()]
-    long = model.text.tokens(["a photo of V* dog dog dog dog dog dog"], "V*")
-    assert long.shape == (1, 10)
-    assert long[0, -1] == model.text.tokenizer.eos_token_id
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["clip_folder", "digits_folder"])
 def test_customize_on_a_folder(
@@ -166,99 +135,3 @@ def test_customize_on_a_folder(
     drawn = sample(model, [prompt], "V*", steps=2)
     assert drawn.shape == (1, model.channels, model.side, model.side)
     assert drawn.isfinite().all()
-
-
-def test_samples_before_and_after(digits_folder: Path, photographs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "delta.safetensors"
-    given = [
-        "--images",
-        str(photographs),
-        "--prompt",
-        "normal V* digit",
-        "--steps",
-        "2",
-        "--samples",
-        "3",
-        "--out",
-        str(out),
-    ]
-    main(["customize", "--model", str(digits_folder), *given, "--rank", "1", "--method-args", "zero_start=false"])
-    picture = Image.open(tmp_path / "delta.png")
-    assert picture.size == (3 * 64, 2 * 64)
-    assert {path.name for path in tmp_path.iterdir()} == {"delta.safetensors", "delta.png"}
-
-
-def broken(folder: Path, tmp_path: Path, how: str) -> Path:
-    """A copy of a folder with something wrong."""
-    copy = tmp_path / "model"
-    shutil.copytree(folder, copy)
-    if how == "unet":
-        shutil.rmtree(copy / "unet")
-    elif how == "kind":
-        config = json.loads((copy / "unet" / "config.json").read_text())
-        (copy / "unet" / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-    elif how == "weights":
-        path = copy / "unet" / "diffusion_pytorch_model.safetensors"
-        path.write_bytes(path.read_bytes()[:1000])
-    elif how == "words":
-        (copy / "words.safetensors").unlink()
-    elif how == "schedule":
-        (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "sample"}))
-    return copy
-
-
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("unet", "unet/config.json is missing"),
-        ("kind", "is of a UNet2DModel"),
-        ("weights", "cannot load .*unet"),
-        ("words", "has neither text_encoder nor words.safetensors"),
-        ("schedule", "the model predicts 'sample'"),
-    ],
-)
-def test_a_folder_that_is_none_is_refused_in_one_line(
-    how: str, said: str, digits_folder: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, folder = tmp_path / "delta.safetensors", broken(digits_folder, tmp_path, how)
-    line = refused(
-        capsys, "customize", "--model", folder, "--images", photographs, "--prompt", "normal V*", "--out", out
-    )
-    assert re.search(said, line), line
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"--method": "comcats"}, "did you mean 'comcat'"),
-        ({"--method": "dreambooth", "--rank": "2"}, "dreambooth has no setting 'rank'"),
-        ({"--prompt": "normal V* cat"}, "the model does not know 'cat'"),
-        ({"--prompt": "normal digit", "--method": "textual_inversion"}, "trains the vector of a new word"),
-        ({"--images": "nowhere"}, "there is no folder nowhere"),
-        ({"--steps": "0"}, "steps is 0"),
-        ({"--learning-rate": "-1"}, "learning rate -1"),
-        ({"--out": "delta.bin"}, "ends in .safetensors"),
-        ({"--rank": "0"}, "rank 0"),
-        ({"--method-args": "ranks=2"}, "comcat has no setting 'ranks'"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(
-    change: dict[str, Any],
-    said: str,
-    digits_folder: Path,
-    photographs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "delta.safetensors"
-    given = {
-        "--model": digits_folder,
-        "--images": photographs,
-        "--prompt": "normal V* digit",
-        "--steps": "1",
-        "--out": out,
-    }
-    words = [str(word) for pair in (given | change).items() for word in pair]
-    assert said in refused(capsys, "customize", *words)
-    assert not out.exists()

@@ -8,12 +8,9 @@ import scipy.linalg
 import torch
 
 from lowrank_vit.customize.digits import (
-    HELD_OUT,
-    OLD,
     Judge,
     accuracy,
     digit_images,
-    distance_to_nearest,
     frechet_distance,
 )
 from lowrank_vit.models import load_model
@@ -43,18 +40,6 @@ def test_frechet_distance_by_the_matrix_square_root() -> None:
     assert frechet_distance(first, second) == pytest.approx(truth)
 
 
-def test_distance_to_nearest() -> None:
-    known = torch.tensor([[0.0, 0.0], [10.0, 0.0]]).view(2, 1, 1, 2)
-    images = torch.tensor([[3.0, 4.0], [10.0, 1.0]]).view(2, 1, 1, 2)
-    assert distance_to_nearest(images, known) == pytest.approx((5 + 1) / 2)
-    assert distance_to_nearest(known, known) == 0
-
-
-def test_accuracy_in_percent() -> None:
-    assert accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 0, 0])) == 50
-    assert accuracy(torch.tensor([4, 4, 3]), 4) == pytest.approx(200 / 3)
-
-
 def test_the_judge_knows_the_real_digits() -> None:
     classifier = load_model("digits_deit_small", None)
     images, digits = digit_images(range(10), "validation")
@@ -62,13 +47,3 @@ def test_the_judge_knows_the_real_digits() -> None:
     assert accuracy(answers, digits) > 95
     assert pooled.shape == (500, 24)
     assert accuracy(Judge(classifier)(-images)[0], digits) < 50
-
-
-def test_the_digits_of_the_model_and_those_held_out() -> None:
-    images, digits = digit_images(HELD_OUT)
-    assert set(digits.tolist()) == set(HELD_OUT)
-    assert set(HELD_OUT) | set(OLD) == set(range(10))
-    assert set(digit_images(OLD)[1].tolist()) == set(OLD)
-    assert images.shape[1:] == (1, 8, 8)
-    assert images.amin() == -1
-    assert images.amax() == 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pytest
 
-from lowrank_vit.data import ImageData, open_source
+from lowrank_vit.data import open_source
 from lowrank_vit.data.classes import class_labels, imagenet_wnids
-from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import CONFIG, one_line, write
+from tests.support.image_folders import write
 
 TWELVE = [str(number) for number in range(12)]
 
@@ -30,50 +28,6 @@ def test_numbers_are_the_labels_themselves(twelve: Path) -> None:
     assert sorted(split.labels) == list(range(12))
     assert all(split[index][1] == split.labels[index] for index in range(12))
     assert [Path(file).parent.name for file in split.given.files] == [str(label) for label in split.labels]  # type: ignore[attr-defined]
-
-
-def test_some_numbers_are_labels_of_a_model_that_has_them() -> None:
-    assert class_labels(["3", "7"], "some", classes=10) == ({"3": 3, "7": 7}, 10)
-    assert class_labels(["3", "7"], "some") == ({"3": 0, "7": 1}, 2)
-    assert class_labels(["1", "2"], "from one", classes=2) == ({"1": 0, "2": 1}, 2)
-    assert class_labels(["00", "01"], "padded") == ({"00": 0, "01": 1}, 2)
-
-
-def test_an_order_is_chosen(twelve: Path, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        text = open_source(f"ordered:text,imagefolder:{twelve}").split("train")
-        natural = ImageData(f"imagefolder:{twelve}", CONFIG, class_order="natural").source.split("train")
-    assert list(text.labels) == list(range(12))  # files are listed as text
-    assert list(natural.labels) == [int(name) for name in sorted(TWELVE)]
-    (tmp_path / "names.txt").write_text("\n".join(reversed(TWELVE)) + "\nunseen\n")
-    source = open_source(f"ordered:{tmp_path / 'names.txt'},imagefolder:{twelve}")
-    assert source.num_classes == 13
-    assert list(source.split("train").labels) == [11 - int(name) for name in sorted(TWELVE)]
-
-
-def test_names_of_another_natural_order_are_told_of_once() -> None:
-    with pytest.warns(UserWarning, match=r"as text \(b10, b9\).*natural order \(b9, b10\)") as told:
-        assert class_labels(["b9", "b10"], "birds") == ({"b10": 0, "b9": 1}, 2)
-    assert len(told) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert class_labels(["b09", "b10"], "birds") == ({"b09": 0, "b10": 1}, 2)
-
-
-@pytest.mark.parametrize(("content", "said"), [("a\nb\n", "lacks '0'"), ("0\n0\n", "twice")])
-def test_a_file_of_names_that_does_not_fit(twelve: Path, tmp_path: Path, content: str, said: str) -> None:
-    (tmp_path / "names.txt").write_text(content)
-    with pytest.raises(InputError, match=said) as error:
-        open_source(f"ordered:{tmp_path / 'names.txt'},imagefolder:{twelve}")
-    one_line(error)
-
-
-def test_an_order_that_is_none(twelve: Path) -> None:
-    for spec in (f"ordered:alphabetic,imagefolder:{twelve}", "ordered:natural,digits", "ordered:natural"):
-        with pytest.raises(InputError) as error:
-            open_source(spec)
-        one_line(error)
 
 
 def test_wnids_are_those_of_the_models_imagenet() -> None:

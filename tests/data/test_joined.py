@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from lowrank_vit.data import open_source
 from lowrank_vit.data.splits import NO_LABEL
-from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import TENCH, TOILET_PAPER, data, images, labels, one_line, write
+from tests.support.image_folders import TENCH, TOILET_PAPER, write
 
 
 @pytest.fixture
@@ -37,43 +35,3 @@ def test_photographs_follow_the_training_images(spec: str) -> None:
     assert {train.content(index) for index in range(5)} == {Path(file).read_bytes() for file in files}
     assert [train[index][1] for index in range(5)] == list(train.labels)
     assert train.reduced(8)[4][0].size == train[4][0].size
-
-
-def test_what_is_evaluated_is_the_labelled_source_alone(spec: str) -> None:
-    joined, alone = data(spec), data(spec.partition(",")[2])
-    assert labels(joined.val_dataloader()) == labels(alone.val_dataloader()) == [999]
-    assert torch.equal(images(joined.val_dataloader()), images(alone.val_dataloader()))
-
-
-def test_calibration_and_held_out_images_are_of_both(spec: str) -> None:
-    found = data(spec, calibration_samples=4, held_out_samples=1)
-    assert len(found.calibration_tensor()) == 4
-    assert len(found.held_out_tensor()) == 1
-
-
-def test_labels_of_all_are_asked_for_where_they_are_needed(spec: str) -> None:
-    with pytest.raises(InputError, match=r"3 of the 5 train images of .* have no label, which fine-tuning needs"):
-        data(spec).train_dataloader()
-    with pytest.raises(InputError, match="stratified=False"):
-        data(spec, stratified=True).calibration_tensor()
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("joined:{}", "write joined:FOLDER,SPEC"),
-        ("joined:,digits", "write joined:FOLDER,SPEC"),
-        ("joined:{}/photos,", "write joined:FOLDER,SPEC"),
-        ("joined:{}/nowhere,digits", "there is no folder"),
-        ("joined:{}/labelled/empty,digits", "there are no images below"),
-        ("joined:{}/photos,digit", "did you mean 'digits'"),
-        ("joined:{}/photos,imagefolder:{}/evaluated", "has no train split"),
-    ],
-)
-def test_bad_specs(spec: str, message: str, tmp_path: Path) -> None:
-    write(tmp_path / "photos", 1)
-    write(tmp_path / "evaluated" / "validation" / TENCH, 2)
-    (tmp_path / "labelled" / "empty").mkdir(parents=True)
-    with pytest.raises(InputError) as error:
-        open_source(spec.replace("{}", str(tmp_path)))
-    assert message in one_line(error)

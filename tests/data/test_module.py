@@ -6,39 +6,18 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
 from torch.utils.data import DataLoader
 
-from lowrank_vit.data import ImageData, open_source
+from lowrank_vit.data import open_source
 from lowrank_vit.data.loading import training_transform
-from lowrank_vit.runtime.errors import InputError
 from tests.support.image_folders import (
     CONFIG,
-    GREY,
     data,
     images,
-    labels,
-    one_line,
-    write,
 )
-
-
-def test_unlabelled_images_calibrate_but_do_not_evaluate(tmp_path: Path) -> None:
-    write(tmp_path / "train", *range(7))
-    write(tmp_path / "validation", 50, 51)
-    loose = data(tmp_path)
-    assert loose.num_classes is None
-    assert labels(loose.calibration_dataloader()) == [-1] * 6
-    assert labels(loose.held_out_dataloader()) == [-1]
-    for loader, purpose in ((loose.val_dataloader, "evaluation"), (loose.train_dataloader, "fine-tuning")):
-        with pytest.raises(InputError, match=f"which {purpose} needs") as error:
-            loader()
-        one_line(error)
-    with pytest.raises(InputError, match="labels"):
-        data(tmp_path, stratified=True).calibration_dataloader()
 
 
 def test_the_evaluation_transform_is_timms(folder: Path) -> None:
@@ -77,40 +56,9 @@ def test_training_is_resumed_in_the_same_order(folder: Path) -> None:
     assert not epoch(2, augment=False).equal(first)
 
 
-def test_loading_leaves_the_global_randomness_alone(folder: Path) -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    for loader in (data(folder).train_dataloader(), data(folder).val_dataloader()):
-        images(loader)
-    assert torch.rand(3).equal(expected)
-
-
-def test_digits_are_neither_mirrored_nor_cropped() -> None:
-    digits = ImageData("digits", GREY, batch_size=2000)
-    (train, target), *_ = digits.train_dataloader()
-    order = [draw.position for draw in digits.train_dataloader().sampler]
-    split = digits.source.split("train")
-    plain = torch.stack([torch.from_numpy(np.array(split[index][0])) for index in order])
-    assert train.equal((plain.float() / 255 - 0.5).div(0.5).unsqueeze(1))
-    assert target.tolist() == [split.labels[index] for index in order]
-
-
-def test_digits_in_colour() -> None:
-    batch, _ = next(iter(ImageData("digits", CONFIG, batch_size=3).val_dataloader()))
-    assert batch.shape == (3, 3, 16, 16)
-    assert batch[:, 0].equal(batch[:, 2])
-
-
 @pytest.mark.slow
 def test_spawned_workers(folder: Path) -> None:
     loader = data(folder).val_dataloader()
     pickle.loads(pickle.dumps(data(folder)))
     spawned = DataLoader(loader.dataset, 5, num_workers=1, multiprocessing_context="spawn")
     assert images(spawned).equal(images(loader))
-
-
-@pytest.mark.parametrize("size", [None, (4, 8, 8), (8, 8)])
-def test_a_data_config_for_other_channels(folder: Path, size: tuple[int, ...] | None) -> None:
-    with pytest.raises(InputError, match="input_size"):
-        data(folder, {**CONFIG, "input_size": size})

@@ -7,23 +7,19 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from lowrank_vit.data import ImageData
-from lowrank_vit.data.sampling import CALIBRATION, EVALUATION, TRAINING, draw, hold_out
+from lowrank_vit.data.sampling import CALIBRATION, EVALUATION, TRAINING, draw
 from lowrank_vit.runtime.errors import InputError
 from tests.support.image_folders import (
-    CONFIG,
     GREY,
     data,
     images,
-    labels,
     one_line,
-    picture,
     write,
 )
 
@@ -42,10 +38,6 @@ def test_the_calibration_subset_is_reproducible(folder: Path) -> None:
     assert tensor.equal(images(first.calibration_dataloader()))  # and again
 
 
-def test_a_smaller_calibration_is_a_prefix(folder: Path) -> None:
-    assert data(folder, calibration_samples=3).calibration_indices == data(folder).calibration_indices[:3]
-
-
 def test_known_digits_subset() -> None:
     digits = ImageData("digits", GREY, calibration_samples=4)
     assert digits.calibration_indices == [
@@ -58,54 +50,10 @@ def test_known_digits_subset() -> None:
     assert digits.calibration_record == {"source": "digits", "indices_sha256": expected, "samples": 4}
 
 
-def test_the_fingerprint_follows_content_transform_and_draw(folder: Path, tmp_path_factory: Any) -> None:
-    reference = data(folder).calibration_fingerprint
-    copy = tmp_path_factory.mktemp("elsewhere") / "moved"
-    folder.rename(copy)
-    assert data(copy, batch_size=2).calibration_fingerprint == reference
-    assert data(copy, {**CONFIG, "crop_pct": 1.0}).calibration_fingerprint != reference
-    assert data(copy, seed=1).calibration_fingerprint != reference
-    chosen = data(copy).source.split("train").files[data(copy).calibration_indices[0]]
-    picture(99).save(chosen)
-    assert data(copy).calibration_fingerprint != reference
-
-
-def test_stratified_calibration_is_balanced(folder: Path) -> None:
-    assert sorted(labels(data(folder, stratified=True).calibration_dataloader())) == [0, 0, 1, 1, 2, 2]
-    seven = data(folder, stratified=True, calibration_samples=8)
-    assert sorted(labels(seven.calibration_dataloader())) == [0, 0, 1, 1, 1, 2, 2, 2]
-
-
 def test_calibration_on_the_evaluation_split_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="refused") as error:
         data(folder, calibration_split="validation")
     one_line(error)
-
-
-def test_more_samples_than_there_are(folder: Path) -> None:
-    many = data(folder, calibration_samples=1024)
-    with pytest.warns(
-        UserWarning, match="9 training images less 1 that are held out: calibrating on 8 instead of 1024"
-    ):
-        assert many.calibration_record["samples"] == 8
-    with pytest.warns(UserWarning, match="9 training images: calibrating on 9 instead of 1024"):
-        assert data(folder, calibration_samples=1024, held_out_samples=0).calibration_record["samples"] == 9
-
-
-@pytest.mark.parametrize("name", ["batch_size", "calibration_samples", "limit"])
-def test_counts_below_one_are_refused(folder: Path, name: str) -> None:
-    with pytest.raises(InputError, match=name):
-        data(folder, **{name: 0})
-    with pytest.raises(InputError, match="held_out_samples is -1"):
-        data(folder, held_out_samples=-1)
-
-
-def test_evaluation_sees_all_or_a_seeded_part(folder: Path) -> None:
-    assert labels(data(folder).val_dataloader()) == [0, 1, 1, 2, 2]
-    three = data(folder, limit=3)
-    assert len(labels(three.val_dataloader())) == 3
-    assert images(three.val_dataloader()).equal(images(data(folder, limit=3).val_dataloader()))
-    assert len(labels(data(folder, limit=99).val_dataloader())) == 5
 
 
 @pytest.mark.parametrize("name", ["val_dataloader", "calibration_dataloader", "held_out_dataloader"])
@@ -131,12 +79,6 @@ def test_training_shares_are_of_one_size(folder: Path, as_rank: Callable[..., No
         shares.append([draw.position for draw in sampler])
         assert len(sampler) == len(shares[-1]) == 5
     assert set(shares[0] + shares[1]) == set(range(9))
-
-
-def test_the_calibration_tensor_is_whole_on_every_process(folder: Path, as_rank: Callable[..., None]) -> None:
-    whole = data(folder).calibration_tensor()
-    as_rank(1, 2)
-    assert data(folder).calibration_tensor().equal(whole)
 
 
 STREAMS = (CALIBRATION, EVALUATION, TRAINING)
@@ -178,30 +120,6 @@ def test_held_out_images_are_training_images_that_calibration_does_not_use(strat
     assert contents.isdisjoint(validation.content(index) for index in range(len(validation)))
     assert digits.held_out_tensor().equal(images(digits.held_out_dataloader()))
     assert torch.cdist(digits.held_out_tensor().flatten(1), digits.calibration_tensor().flatten(1)).min() > 0.1
-
-
-def test_how_many_images_are_held_out() -> None:
-    assert [
-        list(map(len, hold_out(range(1000), *counts))) for counts in ((1024, 256), (10, 256), (10, 0), (2000, 0))
-    ] == [
-        [900, 100],
-        [10, 100],
-        [10, 0],
-        [1000, 0],
-    ]
-    assert hold_out([7], 1, 1) == ([7], [])
-    assert hold_out(range(2), 2, 2) == ([0], [1])
-    smaller, larger = (hold_out(draw(50, 50, 3, CALIBRATION), count, 5) for count in (10, 30))
-    assert smaller[0] == larger[0][:10]
-    assert smaller[1] == larger[1]
-
-
-def test_no_image_to_hold_out(tmp_path: Path) -> None:
-    write(tmp_path / "train", 1)
-    for held_out in (0, 1):
-        with pytest.raises(InputError, match="no image is held out") as error:
-            data(tmp_path, held_out_samples=held_out).held_out_dataloader()
-        one_line(error)
 
 
 def test_a_limit_draws_by_the_seed_from_all_over_the_split() -> None:

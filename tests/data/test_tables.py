@@ -15,7 +15,6 @@ from tests.support.image_folders import (
     TENCH,
     TOILET_PAPER,
     data,
-    one_line,
     picture,
 )
 
@@ -67,59 +66,3 @@ def test_tables_by_wnid_by_name_and_without_labels(tables: Any, tmp_path: Path) 
     assert list(unlabelled.split("train").labels) == [-1, -1]
     with pytest.raises(InputError, match="no validation split"):
         unlabelled.split("validation")
-
-
-@pytest.mark.real_data
-def test_real_cifar(real_data: Path) -> None:
-    if not (real_data / "cifar10").is_dir():
-        pytest.skip(f"{real_data} has no cifar10")
-    source = open_source(f"parquet:{real_data}/cifar10")
-    assert (len(source.split("train")), len(source.split("validation")), source.num_classes) == (50_000, 10_000, 10)
-    assert source.split("validation")[3][0].size == (32, 32)
-
-
-@pytest.mark.parametrize("label", [[1], {"a": 1}, b"x", 1.5])
-def test_labels_that_are_none(tmp_path: Path, tables: Any, label: object) -> None:
-    table = tables["train"].select(range(2)).remove_columns("label")
-    table.add_column("label", [label, label]).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(InputError, match="a number or a class name, not "):
-        open_source(f"parquet:{tmp_path}")
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        None,
-        {"bytes": b"", "path": None},
-        {"bytes": b"junk", "path": None},
-        {"bytes": None, "path": "/nowhere"},
-        {"bytes": None, "path": "."},
-        {"bytes": None, "path": "a\0b"},
-    ],
-    ids=str,
-)
-def test_a_row_without_an_image_is_named(tmp_path: Path, tables: Any, cell: dict[str, Any] | None) -> None:
-    import datasets
-
-    whole = tables["train"].cast_column("image", datasets.Image(decode=False))[0]["image"]
-    rows = {"image": [{"bytes": whole["bytes"], "path": None}, cell], "label": [0, 1]}
-    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
-    split = open_source(f"parquet:{tmp_path}").train
-    assert split is not None
-    assert split[0][1] == 0
-    with pytest.raises(InputError, match="row 1 of train"):
-        split[1]
-
-
-def test_a_junk_parquet_file(tmp_path: Path, tables: Any) -> None:
-    (tmp_path / "train.parquet").write_bytes(b"junk")
-    with pytest.raises(InputError, match="cannot be read") as error:
-        open_source(f"parquet:{tmp_path}")
-    one_line(error)
-
-
-def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowrank_vit.data.tables.hub_reachable", lambda: False)
-    with pytest.raises(InputError, match="hub cannot be reached") as error:
-        open_source("hf:ILSVRC/imagenet-1k")
-    one_line(error)

@@ -66,20 +66,9 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.
             assert exit_code(arguments) == 0, f"{name_of(page)}.md: {shlex.join([program, *arguments])}"
 
 
-def test_most_pages_have_something_to_run() -> None:
-    assert len(WITH_BLOCKS) >= 9
-    assert sum(len(list(commands(text))) for page in PAGES for kind, text in blocks(page) if kind == "sh") >= 25
-
-
 def test_a_block_is_skipped_only_with_a_reason(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     skipped = "<!-- not run: slow -->\n```sh\ng\n```\n"
     page.write_text(f"```sh\na --b 'c d' \\\n  e  # f\n```\n{skipped}    ```python\n    h\n    ```\n```text\ni\n```\n")
     assert list(blocks(page)) == [("sh", "a --b 'c d' \\\n  e  # f\n"), ("python", "h\n")]
     assert list(commands("a --b 'c d' \\\n  e  # f\n")) == [["a", "--b", "c d", "e"]]
-
-
-def test_every_fence_of_the_guides_is_known() -> None:
-    """So that no block escapes by a language that is not run."""
-    fences = {found for page in PAGES for found in re.findall(r"^ *```(\w*)", page.read_text(), re.MULTILINE)}
-    assert fences <= {"", "sh", "python", "text"}

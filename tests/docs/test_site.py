@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-import yaml
 
 import lowrank_vit
-from tests.experiments.report.test_page import CHROMIUM, FLAGS
+from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"
+
+
 PAGES = (
     "index.html", "guides/budgets.html", "methods/layers.html", "results/table_best.html", "open-questions.html",
     "reference/index.html", "tutorials/five-minutes.html",
 )  # fmt: skip
+
+
 LOCAL = ("file:", "data:", "blob:")
+
+
 REMOTE = re.compile(
     r"<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=[\"'](?:https?:)?//[^\"']*"
     r"|<link\b[^>]*?\bhref=[\"'](?:https?:)?//[^\"']*"
@@ -72,15 +77,6 @@ def test_the_pages_build_strictly_and_have_every_public_name(site: Path) -> None
         assert (site / page).stat().st_size > 1000
 
 
-@pytest.mark.slow
-def test_worked_examples_show_the_code_of_their_tests(site: Path) -> None:
-    page = (site / "contribute" / "examples.html").read_text(encoding="utf-8")
-    text = (DOCS / "contribute" / "examples.md").read_text(encoding="utf-8")
-    assert page.count("<details") == text.count("???")
-    assert all(name in page for name in ("RowScaled", "test_a_new_allocator", "test_a_new_source"))
-    assert "--" + "8" not in page
-
-
 def test_snippets_are_written_so_that_they_are_found() -> None:
     """A formatter of code took the arrow of a snippet for operators, and the pages showed the line instead of the code."""
     lines = [line for page in DOCS.rglob("*.md") for line in page.read_text(encoding="utf-8").splitlines()]
@@ -96,49 +92,6 @@ def test_the_pages_fetch_nothing(site: Path) -> None:
     assert {
         str(path.relative_to(site)): found[0] for path, text in texts.items() if (found := REMOTE.search(text))
     } == {}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        '<script async src="https://a.example/x.js">',
-        "<link rel=stylesheet href='//fonts.example/css'>",
-        "@import url(https://a.example/x.css)",
-        'const x = await import("https://a.example/x.mjs")',
-        'import x from "https://a.example/x.mjs"',
-    ],
-)
-def test_what_is_fetched_is_seen(line: str) -> None:
-    assert REMOTE.search(line)
-    assert not REMOTE.search('<a href="https://a.example/">see there</a> <script src="assets/x.js">')
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[a](nowhere.md)", "nowhere.md"),
-        ("[a](index.md#nowhere)", "nowhere"),
-        ("[a](/nowhere)", "absolute"),
-        ('--8<-- "tests/nowhere.py"', "nowhere.py"),
-        ("fine", ""),
-    ],
-)
-def test_a_broken_link_fails(text: str, said: str, tmp_path: Path) -> None:
-    """The project's own settings, on a page with one mistake."""
-    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text(f"# Page\n\n{text}\n")
-    kept = {name: settings[name] for name in ("site_name", "strict", "validation", "markdown_extensions")}
-    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept))
-    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
-    assert (done.returncode == 0) == (not said)
-    assert said in done.stderr
-
-
-def test_make_docs_builds_as_these_tests_do() -> None:
-    """mkdocs counts no warning under --quiet, so that a broken link would pass."""
-    done = subprocess.run(["make", "--dry-run", "docs"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.search(r"-m mkdocs build --strict$", done.stdout, re.MULTILINE)
 
 
 def test_the_reference_lists_every_public_name_and_no_other() -> None:

@@ -17,6 +17,8 @@ from nbclient import NotebookClient
 
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 ALLOWED = 100_000  # bytes of a notebook with its outputs
 
@@ -60,10 +62,6 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     """And prints as much as what is kept: another machine may have other digits."""
     kept = nbformat.read(path, as_version=4)
     assert [text.count("\n") for text in texts(executed(path, tmp_path))] == [text.count("\n") for text in texts(kept)]
-
-
-def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 2
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -29,9 +29,9 @@ def problem(positions: int, states: int, delta: float, seed: int = 0) -> tuple[T
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("positions", [1, 2, 3, 49, 50])
+@pytest.mark.parametrize("positions", [1, 3, 50])
 @pytest.mark.parametrize("states", [1, 16])
-@pytest.mark.parametrize("delta", [1e-4, 1.0, 30.0])
+@pytest.mark.parametrize("delta", [1e-4, 30.0])
 def test_a_scan_is_the_recurrence(way, positions: int, states: int, delta: float) -> None:
     a, x = problem(positions, states, delta)
     expected = truth(a, x)

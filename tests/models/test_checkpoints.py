@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor
@@ -48,13 +47,6 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".pth.tar"])
-def test_every_suffix(tmp_path: Path, state: State, suffix: str) -> None:
-    file = tmp_path / f"weights{suffix}"
-    torch.save(state, file)
-    assert all(value.equal(state[key]) for key, value in load_model(SMALL, file).state_dict().items())
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_are_unwrapped(tmp_path: Path, state: State, layout: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "weights.pth"
@@ -62,13 +54,6 @@ def test_weights_are_unwrapped(tmp_path: Path, state: State, layout: str, caplog
     model = load_model(SMALL, file)
     assert all(value.equal(state[key]) for key, value in model.state_dict().items())
     assert len(caplog.messages) == (0 if layout == "plain" else 1)
-
-
-def test_an_old_file_and_a_prefix_in_safetensors(tmp_path: Path, state: State) -> None:
-    torch.save({"state_dict": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    safetensors.torch.save_file(under("module", state), tmp_path / "new.safetensors")
-    for name in ("old.pth", "new.safetensors"):
-        assert load_model(SMALL, tmp_path / name).head.weight.equal(state["head.weight"])
 
 
 @pytest.mark.parametrize(

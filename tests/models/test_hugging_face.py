@@ -13,7 +13,6 @@ pytest.importorskip("transformers")
 
 from lowrank_vit import InputError
 from lowrank_vit.models import load_model
-from lowrank_vit.models.hugging_face import prepared_images, recorded
 from lowrank_vit.modules.predicting import predict
 from tests.support.hugging_face import HUGGING_FACE
 
@@ -47,15 +46,6 @@ def test_a_folder_is_loaded(kind: str, tmp_path: Path) -> None:
     assert told["input_size"] == [3, *data.shape[2:]]
 
 
-def test_without_weights_of_the_pooler_there_is_none(tmp_path: Path) -> None:
-    model = HUGGING_FACE["vit, pooled"].make().float()
-    model.pooler = None
-    model.save_pretrained(tmp_path)
-    loaded = load_model(f"hf:{tmp_path}")
-    assert loaded.pooler is None
-    assert (recorded(loaded) or {})["add_pooling_layer"] is False
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -79,19 +69,3 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         load_model(f"hf:{tmp_path}")
-
-
-def test_no_folder_and_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowrank_vit.models.hugging_face.hub_reachable", lambda: False)
-    with pytest.raises(InputError, match=r"has no config.json that can be read .*name a folder or OWNER/NAME"):
-        load_model("hf:no/such-model")
-    saved("vit", tmp_path)
-    with pytest.raises(InputError, match="says how its model is made"):
-        load_model(f"hf:{tmp_path}", arguments={"num_classes": 3})
-
-
-def test_how_images_are_prepared() -> None:
-    """Squashed to the model's size; or, by the shorter edge, cropped at the centre."""
-    assert prepared_images({"image_size": 224}, {"size": {"height": 224, "width": 224}})["crop_mode"] == "squash"
-    cropped = prepared_images({"vision_config": {"image_size": 336}}, {"size": {"shortest_edge": 336}})
-    assert (cropped["crop_mode"], cropped["crop_pct"], cropped["input_size"]) == ("center", 1.0, [3, 336, 336])

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, dense_report, load, save
 from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer, mixer_cost, shared_weights
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.stages.export.export import export
-from tests.support.models import ARGUMENTS, images, outputs, tiny
+from tests.support.models import tiny
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -58,30 +53,3 @@ def test_it_costs_what_is_counted(kernel: int) -> None:
     assert parameter_count(small) == parameter_count(dense) - attention + parameters
     whole = multiply_accumulates(dense, input_size(dense))
     assert multiply_accumulates(small, input_size(dense)) == whole - (17 * 4 * 16 * 16 + 2 * 17 * 17 * 16) + macs
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_it_is_saved_checked_and_exported(kernel: int, tmp_path: Path) -> None:
-    small = mixed(kernel)
-    save(small, tmp_path / "small", dense_report(small), model_args=ARGUMENTS["vit"])
-    assert torch.equal(outputs(load(tmp_path / "small"), images(3)), outputs(small, images(3)))
-    assert export(small, tmp_path / "model", "torch-export")[3] < 1e-4
-    file = tmp_path / "small" / "config.json"
-    config = json.loads(file.read_text())
-    entry = config["lowrank_vit"]["layers"]["blocks.1.attn"]
-    assert entry == {"kind": "mixer", "width": 16, "inner": 8, "kernel": kernel}
-    for wrong in ({"kernel": 2}, {"kernel": "3"}, {"inner": 0}, {"width": 10**9}, {"kind": "mixed"}):
-        config["lowrank_vit"]["layers"]["blocks.1.attn"] = {**entry, **wrong}
-        file.write_text(json.dumps(config))
-        with pytest.raises(InputError, match=r"config\.json|model\.safetensors"):
-            load(tmp_path / "small")
-
-
-@pytest.mark.slow
-def test_it_is_exported_to_onnx(tmp_path: Path) -> None:
-    assert export(mixed(3), tmp_path / "model.onnx", "onnx")[3] < 1e-4
-
-
-def test_patches_that_make_no_square_are_refused() -> None:
-    with pytest.raises(ValueError, match="6 patches make no square"):
-        ConvMixer(4, 2, 1)(torch.zeros(1, 7, 4))

@@ -124,10 +124,3 @@ class TestEveryKind:
 def test_what_does_not_go_unit_by_unit_is_refused(module: nn.Module, message: str) -> None:
     with pytest.raises(InputError, match=message):
         described_mlp("mlp", module)
-
-
-def test_a_subclass_may_compute_something_else() -> None:
-    class Other(GluMlp):
-        pass
-
-    assert described_mlp("mlp", Other(4)) is None

@@ -22,18 +22,3 @@ def test_it_is_the_convolution(size: tuple[int, int], bias: bool) -> None:
     made = Patches.empty(patches.config, convolution).double()
     made.load_state_dict(patches.state_dict())
     assert made(images).equal(patches(images))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        nn.Conv2d(4, 4, 4, stride=2),
-        nn.Conv2d(4, 4, 4, stride=4, padding=1),
-        nn.Conv2d(4, 4, 4, stride=4, dilation=2),
-        nn.Conv2d(4, 4, 4, stride=4, groups=2),
-        nn.Linear(4, 4),
-        None,
-    ],
-)
-def test_others_are_not_plain(other: nn.Module | None) -> None:
-    assert not is_plain(other)

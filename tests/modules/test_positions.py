@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -42,16 +40,3 @@ def test_it_is_added_as_the_product() -> None:
         torch.testing.assert_close(model(x), before)
     assert part(model, "pos_embed") is positions
     torch.testing.assert_close(positions.rows.T @ positions.rows, positions.columns @ positions.columns.T)  # balanced
-
-
-def test_it_is_copied_loaded_and_exported() -> None:
-    model, x = Adding(), torch.randn(3, 5, 4).double()
-    replace_module(model, "pos_embed", product()[0])
-    other = copy.deepcopy(model)
-    made = Positions.empty(model.get_submodule("pos_embed").config, model).double()  # type: ignore[arg-type]
-    replace_module(other, "pos_embed", made)
-    other.load_state_dict(model.state_dict())
-    assert other(x).equal(model(x))
-    assert torch.export.export(model, (x,)).module()(x).equal(model(x))
-    model(x).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -70,9 +70,6 @@ def test_the_mixer_is_its_definition(gated: bool, state: int) -> None:
     assert not torch.allclose(left_out(x), module(x), rtol=0.01)
 
 
-# --- the theorem: what is the same for all channels is annihilated by the norm behind the scan
-
-
 def spread(module: nn.Module, x: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the scale of what a scan with all channels gives."""
     return float((module(x) - expected).abs().max() / expected.abs().max())
@@ -109,22 +106,6 @@ def test_with_the_skip_by_channel_it_is_no_scan_at_all(mode: str, gated: bool) -
     assert spread(written, x, left_out(x)) > 1e-3
 
 
-def test_what_is_averaged_differs_before_the_norm() -> None:
-    """The three readings are three functions, one of them the exact mean; only the norm makes them one."""
-    module, u = mixer(gated=False, state=2), torch.rand(1, 3, 4, 12, dtype=torch.float64)
-    found = {mode: smaller(module, mode, "mean").scan(u)[0] for mode in SCANNED}
-    torch.testing.assert_close(found["output"], scanned_mean(module, u), rtol=1e-9, atol=1e-9)
-    for one, other in itertools.combinations(found.values(), 2):
-        assert not torch.allclose(one, other, rtol=1e-3)
-
-
-def scanned_mean(module: SS2D, u: Tensor) -> Tensor:
-    """The mean over channels of the whole scan's states, and the mean skip of the mean channel."""
-    states = module.scan(u)[0] - u * module.scan.Ds.view(4, -1).sum(0)
-    skip = module.scan.Ds.view(4, -1).mean(1).sum() * u.mean(-1, keepdim=True)
-    return (states.mean(-1, keepdim=True) + skip).expand_as(u)
-
-
 @pytest.mark.parametrize("mode", ["inputs", "discretised"])
 def test_the_mean_channel_is_its_definition(mode: str) -> None:
     """Means of u, delta and A, or of exp(delta A) and delta u; position by position."""
@@ -145,57 +126,3 @@ def test_the_mean_channel_is_its_definition(mode: str) -> None:
                 factor, added = (delta[:, None] * a).exp().mean(0), (delta * here).mean()
             state = factor * state + added * seen.b[position, 0, k]
             torch.testing.assert_close(found[position, 0, k, 0], seen.c[position, 0, k] @ state)
-
-
-# --- what is added behind the norm, names, counts
-
-
-@pytest.mark.parametrize(("features", "width"), [("constant", 0), ("mean", 1), ("directions", 4), ("pooled", 12)])
-def test_features_are_added_behind_the_output_layer(features: str, width: int) -> None:
-    module, x = mixer(gated=False, state=2), torch.randn(2, 3, 4, 12, dtype=torch.float64)
-    mode = "inputs" if features in ("mean", "directions") else LEFT_OUT
-    small, left_out = smaller(module, mode, features=features), smaller(module, LEFT_OUT)
-    torch.testing.assert_close(small(x), left_out(x))  # nothing is added at first
-    bias = torch.randn(12, dtype=torch.float64)
-    small.scan.bias.data = bias
-    u, _ = small.read(small.in_proj(x))
-    added = bias.expand(2, 3, 4, -1)
-    if width:
-        weight, found = torch.randn(12, width, dtype=torch.float64), small.scan.found(u)
-        small.scan.weight.data = weight
-        added = found @ weight.T + bias
-    torch.testing.assert_close(small(x), left_out(x) + added)
-    if features == "directions":
-        merged = smaller(module, mode, features="mean").scan.found(u)
-        torch.testing.assert_close(found.sum(-1, keepdim=True), merged)
-    if features == "pooled":
-        assert torch.equal(found[0, 0, 0], found[0, 2, 3])
-
-
-def test_the_weights_have_the_official_names() -> None:
-    module = mixer(gated=True, state=2)
-    names = {"x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds", "in_proj.weight", "out_proj.weight"}
-    block = nn.ModuleDict({"op": module})
-    assert {f"op.{name}" for name in names} <= block.state_dict().keys()
-    assert not any("scan" in name for name in block.state_dict())
-    other = nn.ModuleDict({"op": mixer(gated=True, state=2, seed=1)})
-    other.load_state_dict(block.state_dict())
-    torch.testing.assert_close(other["op"].scan.A_logs, module.scan.A_logs)
-    for mode in MODES:
-        small = smaller(module, mode, features="pooled")
-        again = copy.deepcopy(small)
-        again.scan.Ds.zero_()
-        again.load_state_dict(small.state_dict())
-        assert torch.equal(again.scan.Ds, small.scan.Ds)
-
-
-def test_a_scan_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ValueError, match="no scan is 'median'"):
-        SmallScan(4, 1, 1, 4, "inputs", "median")
-
-
-def test_half_precision_scans_in_float32() -> None:
-    module, x = mixer(gated=False, state=2), torch.randn(2, 5, 7, 12, dtype=torch.float64)
-    expected, found = module(x), module.to(torch.bfloat16)(x.bfloat16())
-    assert found.dtype == torch.bfloat16
-    assert (found - expected).norm() <= 0.05 * expected.norm()

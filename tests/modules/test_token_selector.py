@@ -79,11 +79,6 @@ def test_masked_tokens_have_the_slope_of_being_seen_a_little() -> None:
         assert abs(change.item()) > 1e-9
 
 
-def test_nothing_is_dropped_where_there_are_no_more_patches() -> None:
-    dense, x = tiny().blocks[1], images(2).flatten(1)[:, :64].view(2, 4, 16)
-    assert torch.equal(SelectingBlock(dense, 16, 2, count=3)(x), dense(x))
-
-
 def test_it_is_made_again_from_its_entry() -> None:
     model = tiny()
     model.blocks[1] = SelectingBlock(model.blocks[1], 16, 2, count=5)
@@ -93,9 +88,3 @@ def test_it_is_made_again_from_its_entry() -> None:
     again.blocks[1] = empty_replacement(entry, again.blocks[1])
     again.load_state_dict(model.state_dict())
     assert torch.equal(again(images(2)), model(images(2)))
-
-
-@pytest.mark.parametrize(("width", "heads"), [(16, 3), (16, 0)])
-def test_heads_that_do_not_share_the_width_are_refused(width: int, heads: int) -> None:
-    with pytest.raises(ValueError, match=f"{heads} heads cannot share a width of {width}"):
-        TokenSelector(width, heads)

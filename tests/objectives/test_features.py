@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import logging
-from dataclasses import replace
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowrank_vit import InputError, analyse, calibrate, compare, compress, get_recipe
-from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.compression.find import announce, find_units
-from lowrank_vit.compression.recipe import recipe_of
-from lowrank_vit.objectives import divergences, objective_for
-from lowrank_vit.objectives.classification import Classification
+from lowrank_vit import InputError, analyse, get_recipe
 from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feature_sums, variances
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.headless import headless, token_model
-from tests.support.models import images, outputs, tiny
+from tests.support.models import images, outputs
 
 SEEDS = 1000
+
+
 MODELS = {"pooled": headless, "tokens": token_model, "swin": lambda: headless("swin")}
 
 
@@ -79,15 +71,7 @@ def test_variances_are_those_over_all_images_and_tokens(kind: str) -> None:
         Features().reading(rows)
 
 
-def test_sums_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three processes, one without an image."""
-    model, data = headless().double(), images(9).double()
-    shares = [torch.zeros(()), *(feature_sums(each, each) for each in outputs(model, data[:5]).split(3))]
-    whole = Features().fitted(model, [data])
-    monkeypatch.setattr("lowrank_vit.objectives.features.gathered", lambda mine: [mine, *shares])
-    assert Features().fitted(model, [data[5:]]).variances == pytest.approx(whole.variances, rel=1e-5)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pooled", "tokens"])
 def test_the_probe_has_the_curvature_of_the_divergence(kind: str) -> None:
     """The mean of its squared gradients over seeds is ``J^T D J``, D the divergence's second derivative, for one image."""
@@ -125,53 +109,6 @@ def test_signs_follow_the_image_and_the_seed_alone() -> None:
     assert len({tuple(row.sign().tolist()) for row in whole}) > 1
 
 
-def test_it_is_chosen_where_there_is_no_classifier(caplog: pytest.LogCaptureFixture) -> None:
-    wanted = Classification("signs")
-    assert objective_for(tiny(), wanted) is wanted
-    assert objective_for(headless(), wanted) == Features()
-    with caplog.at_level(logging.WARNING):
-        for recipe in ("best", "loss_aware", "svd"):
-            announce(find_units(headless(), get_recipe(recipe)))
-            announce(find_units(tiny(), get_recipe(recipe)))
-    assert [record.getMessage() for record in caplog.records] == [
-        f"recipe {name!r} by the objective 'features', as the model has no classifier (num_classes is 0)"
-        for name in ("best", "loss_aware")  # plain SVD asks for no loss
-    ]
-    with pytest.raises(InputError, match=r"no classifier .*pass objective=Features\(\)"):
-        calibrate(headless(), find_sites(headless()), ["gradient_second"], [images(2)])
-
-
-def test_a_fitted_record_survives_json() -> None:
-    """So that a report says what was preserved, and an interrupted run goes on with the same."""
-    fitted = Features().fitted(headless(), [images(8)])
-    recipe = get_recipe("best").but(objective=fitted)
-    assert recipe_of(json.loads(json.dumps(recipe.record()))) == recipe
-    other = replace(fitted, variances=fitted.variances[::-1])
-    assert other.probe_name != fitted.probe_name  # statistics of other variances are others
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_best_keeps_more_of_the_features_than_exact(kind: str) -> None:
-    """At the same size, on unseen images; and the refit brings them nearer still."""
-    dense, family = MODELS[kind](), "swin" if kind == "swin" else "vit"
-    data, unseen = images(64, family), images(32, family, seed=2)
-    small, report = compress(dense, data.split(16), "best", 0.4, held_out=[unseen])
-    exact, other = compress(dense, data.split(16), "exact", 0.4)
-    assert report["recipe"] == "best"
-    assert "fallback" not in report
-    assert report["recipe_fields"]["objective"] == other["recipe_fields"]["objective"] == "features"
-    assert report["measured_losses"]
-    refit = report["refit"]
-    assert refit["feature_error_held_out"] < refit["feature_error_held_out_before"]
-    objective = recipe_of(report["recipe_fields"]).objective
-    assert refit["feature_error_held_out"] == pytest.approx(
-        divergences(objective, dense, [small], [unseen])[0], rel=1e-4
-    )
-    errors = [relative(outputs(dense, unseen), outputs(each, unseen)) for each in (small, exact)]
-    assert errors[0] < errors[1]
-    assert compare(dense, small, [unseen]) == {"n": 32, "feature_error": pytest.approx(errors[0])}
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_measured_losses_are_those_of_whole_models(kind: str) -> None:
     """On the calibration images the objective is the definition."""
@@ -186,32 +123,3 @@ def test_measured_losses_are_those_of_whole_models(kind: str) -> None:
             half = curve.name.rpartition(".")[0]
             found = replay.divergence(half, small.get_submodule(half))
             assert found == pytest.approx(relative(outputs(model, data), outputs(small, data)), rel=1e-3)
-
-
-def test_statistics_do_not_depend_on_the_batches() -> None:
-    model, data = headless().double(), images(24).double()
-    first, second = (compress(model, data.split(size), "best", 0.4) for size in (24, 7))
-    assert first[1]["recipe_fields"] == second[1]["recipe_fields"]
-    torch.testing.assert_close(outputs(first[0], data), outputs(second[0], data), rtol=0, atol=1e-4)
-
-
-def test_a_classifier_is_compressed_as_before() -> None:
-    """The objective asks nothing of the images there, and a model with a classifier keeps its predictions."""
-
-    def unseen() -> nn.Module:
-        raise AssertionError("an image was read")
-
-    objective = Classification("signs")
-    assert objective.fitted(tiny(), (unseen() for _ in range(1))) is objective
-    _, report = compress(tiny(), [images(8)], "best", 0.3)
-    assert report["recipe_fields"]["objective"] == "classification"
-    assert report["recipe_fields"]["hyperparameters"]["objective"] == {"sampling": "signs"}
-
-
-def test_logits_may_be_kept_as_features() -> None:
-    """Of a classifier, where the recipe asks for it."""
-    model, data = tiny(), images(16)
-    small, report = compress(model, [data], get_recipe("best").but(objective="features"), 0.3)
-    assert len(report["recipe_fields"]["hyperparameters"]["objective"]["variances"]) == 10
-    assert relative(outputs(model, data), outputs(small, data)) < 1
-    assert copy.deepcopy(small)(data).shape == (16, 10)

@@ -8,9 +8,8 @@ from torch import nn
 
 import lowrank_vit
 from lowrank_vit.objectives import objective_for
-from lowrank_vit.objectives.classification import Classification, classes_of, distillation_loss, without_classifier
+from lowrank_vit.objectives.classification import Classification, distillation_loss, without_classifier
 from lowrank_vit.objectives.features import Features
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 from lowrank_vit.stages.evaluate.comparison import compare
 from tests.support.hardware import on_cpu
@@ -34,13 +33,6 @@ def test_its_squared_error_is_measured() -> None:
     assert evaluate(small, [(images(8), torch.zeros(8))], dense=model, **on_cpu())["feature_error"] > 0
 
 
-def test_it_has_no_accuracy() -> None:
-    with pytest.raises(InputError, match="a single output"):
-        evaluate(single(), [(images(8), torch.zeros(8, dtype=torch.long))], **on_cpu())
-    with pytest.raises(InputError, match="a single output"):
-        lowrank_vit.finetune(single(), [(images(8), torch.zeros(8, dtype=torch.long))], epochs=1, **on_cpu())
-
-
 def test_one_that_does_not_say_so_is_a_yes_or_a_no() -> None:
     objective, dense, small = Classification(), torch.tensor([[2.0], [0.5]]), torch.tensor([[1.0], [-0.5]])
     p, q = (torch.sigmoid(each.double()) for each in (dense, small))
@@ -51,10 +43,3 @@ def test_one_that_does_not_say_so_is_a_yes_or_a_no() -> None:
         logits = dense.clone().requires_grad_()
         Classification(sampling).probe(logits, torch.randn(2, 1, 4, 4), 0).backward()
         assert logits.grad is not None and logits.grad.abs().min() > 0  # noqa: PT018
-
-
-def test_a_configuration_of_several_labels_is_no_choice() -> None:
-    model = nn.Linear(4, 3)
-    model.num_classes, model.config = 3, type("Config", (), {"problem_type": "multi_label_classification"})()  # type: ignore[assignment]
-    assert "multi_label_classification" in without_classifier(model)
-    assert classes_of(model) == 3

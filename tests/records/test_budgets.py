@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowrank_vit.records.budgets import Budget, budget_of, parse_budget, parse_budgets
+from lowrank_vit.records.budgets import Budget, budget_of
 from lowrank_vit.runtime.errors import InputError
 
 
@@ -54,11 +54,6 @@ def test_a_budget_that_cannot_be_read_is_one_line(size: object, message: str) ->
     with pytest.raises(InputError, match=message) as refused:
         budget_of(size)
     assert "\n" not in str(refused.value)
-
-
-def test_several_are_named_by_their_texts() -> None:
-    assert parse_budgets("macs=0.75, 0.5") == {"0.75": Budget("macs", 0.75), "0.5": Budget("macs", 0.5)}
-    assert parse_budgets("bytes=6MiB") == {"6MiB": parse_budget("bytes=6MiB")}
 
 
 def test_the_range_is_named_as_the_budget_is_given() -> None:

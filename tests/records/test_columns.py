@@ -22,17 +22,3 @@ def test_the_best_of_either_kind_come_first_and_then_one_order() -> None:
     torch.testing.assert_close(columns.units.loss[1:], torch.tensor([0.2, 0.1, 0.05, 0.0]))
     inner, inputs = columns.counts()
     assert (inner[1:].tolist(), inputs[1:].tolist()) == ([1, 2, 3, 3], [1, 1, 1, 2])
-
-
-def test_a_part_of_the_other_kind_that_is_worth_less_comes_first_all_the_same() -> None:
-    columns = Columns.by_score(INNER, INPUTS - 1, torch.zeros(3), torch.zeros(2))
-    assert [each.tolist() for each in columns.kept(1)] == [[1], [0]]
-
-
-def test_where_all_inputs_stay_ranks_count_inner_parts() -> None:
-    columns = Columns.by_score(INNER, None, torch.zeros(3))
-    kept = [columns.kept(rank) for rank in (0, 1, 2, 3)]
-    assert [each[0].tolist() for each in kept] == [[], [1], [0, 1], [0, 1, 2]]
-    assert all(inputs is None for _, inputs in kept)
-    torch.testing.assert_close(columns.units.loss, torch.tensor([0.9, 0.2, 0.1, 0.0]))
-    assert columns.counts()[0].tolist() == [0, 1, 2, 3]

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from lowrank_vit import InputError
 from lowrank_vit.runtime.files import TEMPORARY, replacing, write_json, write_text
-from lowrank_vit.runtime.tensors import tensor_bytes, tensor_bytes_count
 from tests.support.disks import full_disk
 
 
@@ -104,15 +102,3 @@ def test_a_name_is_on_the_disk_after_its_content(folder: bool, tmp_path: Path, m
     else:
         write_text(tmp_path / "x", "text")
     assert events == ["content"] * (2 if folder else 1) + ["rename", "folder around"]
-
-
-def test_a_file_is_counted_before_it_is_made() -> None:
-    """Names beyond ASCII, several types, no elements, and headers of every length modulo eight."""
-    tensors = {"b.weight": torch.zeros(3, 5), "a": torch.zeros(7, dtype=torch.int64), "é": torch.zeros(2).bfloat16()}
-    tensors |= {"empty": torch.zeros(0, 4), "half": torch.zeros(3, 3).half(), "flags": torch.zeros(3, dtype=torch.bool)}
-    for length in range(12):
-        named = {**tensors, "x" * (length + 1): torch.zeros(10**length if length < 6 else 1)}
-        for metadata in (None, {"format": "pt"}):
-            assert tensor_bytes_count(named, metadata) == len(tensor_bytes(named, metadata))
-            shapes = {name: tensor.to("meta") for name, tensor in named.items()}
-            assert tensor_bytes_count(shapes, metadata) == len(tensor_bytes(named, metadata))

@@ -12,6 +12,8 @@ import pytest
 
 from lowrank_vit.runtime import launch
 
+pytestmark = pytest.mark.slow
+
 PARENT = """
 import multiprocessing, os, time
 from lowrank_vit.runtime.processes import die_with_parent

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowrank_vit import InputError
-from lowrank_vit.runtime import tensors as spill
 from lowrank_vit.runtime.tensors import Spill
 
 
@@ -48,14 +44,6 @@ def test_tensors_come_back_bit_for_bit(cache: Path) -> None:
                     assert torch.equal(again, tensor)
 
 
-def test_a_place_is_used_again(cache: Path) -> None:
-    with Spill() as kept:
-        for size in (100, 10, 100):
-            kept["x"] = torch.randn(size)
-            kept["y"] = torch.randn(5)
-        assert os.fstat(kept._file.fileno()).st_size == 4 * 105
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc names the files that are open")
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_nothing_is_left_behind(cache: Path, error: type[BaseException] | None) -> None:
@@ -78,38 +66,3 @@ def test_a_killed_process_leaves_nothing_behind(cache: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     assert list(cache.iterdir()) == []
-
-
-def test_a_full_disk_is_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full:
-        """A disk that takes some bytes, and then no more."""
-
-        def __init__(self, left: int) -> None:
-            self.left = left
-
-        def seek(self, place: int) -> None:
-            pass
-
-        def write(self, data: memoryview) -> int:
-            if not self.left:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            written = min(len(data), self.left)
-            self.left -= written
-            return written
-
-        def close(self) -> None:
-            pass
-
-    monkeypatch.setattr(spill.tempfile, "TemporaryFile", lambda **options: Full(2**20))
-    with (
-        Spill() as kept,
-        pytest.raises(InputError, match=r"cannot take 2 MiB .*No space left.*LOWRANK_VIT_CACHE") as told,
-    ):
-        kept[0] = torch.zeros(2**19)
-    assert "\n" not in str(told.value)
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(cache: Path) -> None:
-    cache.write_text("in the way")
-    with pytest.raises(InputError, match=r"cannot take .*\(File exists\): free"), Spill():
-        pass

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
 from lowrank_vit import compress, save
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
-from lowrank_vit.compression.report import dense_report
-from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.stages.quantize.weights import quantize
-from lowrank_vit.storage.card import model_card, shortened
+from lowrank_vit.storage.card import model_card
 from lowrank_vit.storage.folder import load_report, read_config
 from tests.support.markup import poisoned
 from tests.support.models import ARGUMENTS, images, tiny
@@ -78,67 +74,6 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
     assert ("no label was read" in text) == ("learnt" in report)
     assert "No accuracy: the report holds none" in text
     assert "nested" not in text
-
-
-def test_what_is_unknown_is_said_to_be(tmp_path: Path) -> None:
-    config, report, _ = saved(tmp_path / "small", "svd")
-    config = {**config, "pretrained_cfg": {"architecture": "vit"}}
-    report = copy.deepcopy(report) | {"macs": None}
-    for layer in report["layers"]:
-        layer["relative_error_held_out"] = None
-    text = model_card(config, report, 1000)
-    assert yaml.safe_load(text.split("---")[1])["license"] == "unknown"
-    assert ModelCard(text).data.base_model is None
-    assert "Unknown: timm's configuration" in text
-    assert cells(text)["MACs of one image"] == ["unknown", "unknown"]
-    assert cells(text)[report["layers"][0]["name"]][-1] == "not measured"
-    for source in ("timm/", "", None):
-        config["pretrained_cfg"]["hf_hub_id"] = source
-        assert ModelCard(model_card(config, report, 1000)).data.base_model is None
-
-
-def test_what_was_done_later_is_told(tmp_path: Path) -> None:
-    config, report, _ = saved(tmp_path / "small", "best")
-    seen = {"source": "imagefolder:/home/me/pictures", "indices_sha256": "ab12", "samples": 1000}
-    later = {
-        **report,
-        "protocol": "partial-ft",
-        "provenance": {**report["provenance"], "calibration": seen},
-        "finetune": {"val_top1": 81.25},
-        "quantization": {"bits": 4, "relative_weight_error": 0.0625},
-    }
-    text = model_card(config, later, 1000)
-    assert "Protocol: partial-ft" in text
-    assert "Top-1 after fine-tuning, on the validation split of its data: 81.25 %" in text
-    assert "Weights differ by 6.25 %" in text
-    assert "No accuracy" not in text
-    assert "1,000 images of `imagefolder:pictures`" in text
-    assert "/home/me" not in text
-    assert "quantized" in ModelCard(text).data.tags
-    nested = {"largest_reduction": 0.9, "bytes": 2**21, "allocator": {"name": "knapsack"}}
-    text = model_card({**config, "lowrank_vit": {**config["lowrank_vit"], "nested": nested}}, report, 1000)
-    assert "up to 0.9\n(`nested.safetensors`, 2.0 MiB, by allocator `knapsack`)" in text
-
-
-def test_a_dense_model_has_a_card_too(tmp_path: Path) -> None:
-    dense = tiny()
-    quantized, addition = quantize(dense, 8)
-    save(quantized, tmp_path / "eight", {**dense_report(dense), **addition}, model_args=ARGUMENTS["vit"])
-    text = (tmp_path / "eight" / "README.md").read_text()
-    assert "low-rank" not in ModelCard(text).data.tags
-    assert "linear layers in 8 bits" in text
-    assert "Calibration" not in text
-    assert f"{parameter_count(dense):,}" in text
-    assert f"{multiply_accumulates(dense, (1, 8, 8)):,}" in text
-
-
-def test_a_specification_keeps_the_last_part_of_its_path() -> None:
-    specs = {
-        "digits": "digits",
-        "imagefolder:/a/b/c/": "imagefolder:c",
-        "hf:ILSVRC/imagenet-1k": "hf:ILSVRC/imagenet-1k",
-    }
-    assert {spec: shortened(spec) for spec in specs} == specs
 
 
 HOSTILE = "</script><script>alert(1)</script>\n---\nlicense: mit\ntags: [x]\n"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from lowrank_vit import InputError, analyse, compress, load, push_to_hub, save
+from lowrank_vit import InputError, analyse, load, push_to_hub, save
 from lowrank_vit.cli import main
 from lowrank_vit.storage import hub
 from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
@@ -86,47 +86,3 @@ def test_a_folder_goes_to_the_hub_and_comes_back(
     assert "nested" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"nested\.safetensors is missing"):
         push_to_hub(snapshot, "somebody/again")
-
-
-def test_a_model_is_pushed_without_a_folder(uploads: list) -> None:
-    model, _ = compress(tiny(), [images(12)], "svd", 0.3)
-    assert push_to_hub(model, "somebody/svd", model_args=ARGUMENTS["vit"]) == "https://hub/somebody/svd"
-    with torch.no_grad():
-        assert torch.equal(load("hf_hub:somebody/svd")(images(3)), model(images(3)))
-
-
-def test_the_large_file_is_fetched_where_it_is_needed_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def fetched(repository: str, **options: Any) -> str:
-        asked.append((repository, options))
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
-    assert hub.local_folder("hf_hub:somebody/small@v2") == tmp_path
-    assert hub.local_folder("hf-hub:somebody/small", nested=True) == tmp_path
-    assert [repository for repository, _ in asked] == ["somebody/small"] * 2
-    assert [options["revision"] for _, options in asked] == ["v2", None]
-    assert [NESTED in options["allow_patterns"] for _, options in asked] == [False, True]
-    assert hub.local_folder("a/folder") == Path("a/folder")
-    assert len(asked) == 2
-
-
-@pytest.mark.usefixtures("cache")
-def test_what_cannot_be_fetched_or_pushed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"hf_hub:no/where cannot be fetched: it is not cached, and the hub cannot be"):
-        load("hf_hub:no/where")
-    nested(tmp_path / "small")
-    with pytest.raises(InputError, match="the hub cannot be reached"):
-        push_to_hub(tmp_path / "small", "somebody/small")
-    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
-    for name in ("hf_hub:", "hf_hub:a/b/c", "hf_hub:no/where"):  # no name, a bad name, and the client's own refusal
-        with pytest.raises(InputError, match=r"cannot be fetched: .+") as refused:
-            load(name)
-        assert "\n" not in str(refused.value)
-    with pytest.raises(InputError, match=r"cannot be pushed to 'a/b/c': .+"):
-        push_to_hub(tmp_path / "small", "a/b/c")
-    (tmp_path / "small" / NESTED).write_bytes(b"junk")
-    with pytest.raises(InputError, match="checksum"):
-        push_to_hub(tmp_path / "small", "somebody/small")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, analyse, compress, load, load_report, quantize, save
-from lowrank_vit.compression.report import dense_report
+from lowrank_vit import InputError, compress, load, load_report, quantize, save
 from tests.support.factories import NAME, mixer
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
@@ -54,15 +52,6 @@ def test_arguments_that_a_model_shows_need_not_be_given(
     assert known.items() <= {key: list(v) if isinstance(v, tuple) else v for key, v in arguments.items()}.items()
 
 
-def test_a_head_of_ones_own_needs_no_argument(tmp_path: Path) -> None:
-    """The model itself still says that it has 1000 classes."""
-    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL)
-    model.head = nn.Linear(16, 37)
-    small = compressed(model, photos())
-    save(small, tmp_path / "small")
-    assert outputs(load(tmp_path / "small"), photos()).shape == (6, 37)
-
-
 HIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     "a narrower MLP": ({"mlp_ratio": 2}, r"mlp.fc1' is \(16, 32\)"),
     "normalised queries": ({"qk_norm": True}, "q_norm.weight has the shape None"),
@@ -80,39 +69,6 @@ def test_a_model_that_would_be_lost_is_refused(arguments: dict, difference: str,
     assert list(tmp_path.iterdir()) == []
     save(small, tmp_path / "small", model_args={"depth": 1, "img_size": 32, **SMALL, **arguments, "num_classes": 1000})
     assert torch.equal(outputs(load(tmp_path / "small"), photos()), outputs(small, photos()))
-
-
-def test_a_setting_without_a_weight_counts(tmp_path: Path) -> None:
-    """As many heads, of another scale: all names and shapes agree."""
-    model = timm.create_model(TINY, depth=1, img_size=32, **SMALL)
-    model.blocks[0].attn.scale = 1.0
-    with pytest.raises(InputError, match=r"blocks.0.attn: scale 0.35.*, here 1.0"):
-        save(compressed(model, photos()), tmp_path / "small")
-
-
-def test_dropout_does_not_count(tmp_path: Path) -> None:
-    model = timm.create_model(TINY, depth=1, img_size=32, drop_path_rate=0.2, proj_drop_rate=0.1, **SMALL)
-    save(compressed(model, photos()), tmp_path / "small")
-    load(tmp_path / "small")
-
-
-def test_arguments_that_no_file_can_hold_are_refused(tmp_path: Path) -> None:
-    model = timm.create_model(TINY, depth=1, img_size=32, norm_layer=nn.LayerNorm, **SMALL)
-    with pytest.raises(InputError, match=r"norm_layer=.* cannot be written down: .*factory"):
-        save(compressed(model, photos()), tmp_path / "small", model_args={"norm_layer": nn.LayerNorm})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_check_draws_no_random_numbers(tmp_path: Path) -> None:
-    small = compressed(mixer(), images(6))
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    save(small, tmp_path / "small", factory=NAME)
-    save(compressed(tiny(), images(6)), tmp_path / "vit", model_args=ARGUMENTS["vit"])
-    torch.manual_seed(3)
-    save(small, tmp_path / "again", factory=NAME)
-    assert torch.equal(torch.rand(2), expected)
 
 
 def test_a_factory_is_called_by_whom_allows_it_only(tmp_path: Path) -> None:
@@ -143,40 +99,6 @@ def test_nothing_is_imported_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sys.modules.pop("strangers")
 
 
-@pytest.mark.parametrize(
-    ("factory", "said"),
-    [
-        ("tests.support.factories:none", "cannot be imported"),
-        ("no.such:thing", "cannot be imported"),
-        ("mixer", "cannot be imported"),
-        ("tests.support.factories:text", "returns a str"),
-    ],
-)
-def test_a_factory_that_makes_no_model_is_refused(factory: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=said):
-        save(compressed(mixer(), images(6)), tmp_path / "small", factory=factory)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_of_nobodys_is_loaded_into_the_dense_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    dense = mixer()
-    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    small = compressed(dense, images(6))
-    with caplog.at_level(logging.WARNING):
-        save(small, tmp_path / "small")
-    assert "model=dense" in caplog.text
-    assert "model=dense" in (tmp_path / "small" / "README.md").read_text()
-    with pytest.raises(InputError, match="model=dense"):
-        load(tmp_path / "small")
-    loaded = load(tmp_path / "small", model=dense)
-    assert torch.equal(outputs(loaded, images(6)), outputs(small, images(6)))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
-    with pytest.raises(InputError, match=r"does not fit .*pass the dense model"):
-        load(tmp_path / "small", model=tiny())
-    with pytest.raises(InputError, match="does not fit"):
-        load(tmp_path / "small", model=mixer(classes=9))
-
-
 def trained(model: nn.Module) -> nn.Module:
     """One step of a training loop of one's own."""
     optimiser = torch.optim.SGD(model.train().parameters(), 0.1)
@@ -202,18 +124,3 @@ def test_load_train_save(wrapped: Callable[[nn.Module], nn.Module], tmp_path: Pa
         assert load_report(tmp_path / "twice") == load_report(tmp_path / "tuned")
         with pytest.raises(InputError, match="no entry"):
             save(again, tmp_path / "other", {})  # type: ignore[typeddict-item]
-
-
-def test_a_nested_folder_opened_smaller_is_saved_again(tmp_path: Path) -> None:
-    analysis = analyse(tiny(), [images(12)], "exact")
-    save(analysis.compress(0.3)[0], tmp_path / "small", model_args=ARGUMENTS["vit"], nested=analysis)
-    smaller = load(tmp_path / "small", reduction=0.5)
-    save(smaller, tmp_path / "smaller")
-    assert torch.equal(outputs(load(tmp_path / "smaller"), images(3)), outputs(smaller, images(3)))
-    assert load_report(tmp_path / "smaller") == smaller.compression_report
-
-
-def test_a_dense_model_is_saved_as_it_is(tmp_path: Path) -> None:
-    model = tiny("swin")
-    save(model, tmp_path / "dense", dense_report(model), model_args=ARGUMENTS["swin"])
-    assert torch.equal(outputs(load(tmp_path / "dense"), images(3, "swin")), outputs(model, images(3, "swin")))

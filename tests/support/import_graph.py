@@ -1,4 +1,4 @@
-"""The real import graph of a package, and what in it breaks a declared order of its folders."""
+"""The real import graph of a package, and what in it climbs against the order of its folders."""
 
 from __future__ import annotations
 
@@ -69,29 +69,6 @@ def cycle_in(graph: Mapping[str, set[str]]) -> list[str]:
         return []
 
     return next((cycle for name in sorted(graph) if (cycle := visit(name, []))), [])
-
-
-def faults(root: Path, layers: Mapping[str, tuple[str, ...]], libraries: Mapping[str, str]) -> list[str]:
-    """What breaks the order, a line each."""
-    inside, outside = graph_of(root)
-    lines = []
-    for place, (folder, allowed) in enumerate(layers.items()):
-        late = [name for name in allowed if name not in list(layers)[:place]]
-        lines += [f"{folder} may import {name}, which is not below it" for name in late]
-    cycle = cycle_in(inside)
-    if cycle:
-        lines.append(f"cycle: {' -> '.join(cycle)}")
-    for name, targets in inside.items():
-        folder = folder_of(name)
-        if folder not in layers and folder:
-            lines.append(f"{name} is in no layer")
-            continue
-        allowed = (folder, *layers[folder], "") if folder else ("",)
-        lines += [f"{name} imports {target}" for target in sorted(targets) if folder_of(target) not in allowed]
-    for name, targets in outside.items():
-        folder = folder_of(name)
-        lines += [f"{name} imports {target}" for target in sorted(targets) if libraries.get(target, folder) != folder]
-    return lines
 
 
 def folder_of(name: str) -> str:

@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
 
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")
-    teacher = dense_model(args.folder, report, args.teacher_checkpoint)
+    teacher = dense_model(args.folder, report, args.checkpoint)
     data = image_data(
         args,
         model,

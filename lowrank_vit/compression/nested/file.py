@@ -15,7 +15,7 @@ from lowrank_vit.compression.find import find_units
 from lowrank_vit.compression.nested.opened import KnownSize, Opened, needs_sizes
 from lowrank_vit.compression.recipe import SINGLE, Recipe, recipe_of
 from lowrank_vit.compression.resume import ResumeStore
-from lowrank_vit.compression.subject import Subject
+from lowrank_vit.compression.subject import Subject, rewrite
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
@@ -24,8 +24,14 @@ from lowrank_vit.units.base import Settings
 from lowrank_vit.units.linear import LinearUnit
 
 SYMMETRIC = ("covariance", "input_second", "output_second")
+
+
 EXACT = ("loss",)  # an allocator's choice may hang on the last bit
+
+
 Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
+
+
 UNITS = ("order", "loss", "multiple")  # the fields of directions
 
 
@@ -102,7 +108,7 @@ def named_tensors(analysis: Analysis, *, exact: bool) -> Iterator[tuple[str, Ten
         yield f"dense|{name}", tensor
     for name, tensor in _found(analysis):
         yield name, tensor if exact else packed(name.partition("|")[0], tensor)
-    outputs = {unit.linears[-1].name for unit in analysis.units}
+    outputs = {unit.linears[-1].name for unit in analysis.units if unit.report_needs()}
     for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {})):
         for name in outputs & moments.keys():
             for statistic in _read_later(moments[name], analysis.recipe):
@@ -134,12 +140,14 @@ def _read_later(moments: Moments, recipe: Recipe) -> list[str]:
 PARTS: dict[str, Any] = {kind.__name__: kind for kind in (Factors, InputSubset, Logits)}
 
 
-def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Analysis:
-    """Make the analysis of a dense model.
+def analysis_of(empty: nn.Module, record: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Analysis:
+    """Make the analysis of a dense model, whose weights are read into the form that units are cut from.
 
     Raises ``LookupError``, ``TypeError``, ``ValueError`` or ``RuntimeError`` for what does not fit together.
     """
     recipe = recipe_of(record["recipe"])
+    model = rewrite(empty, recipe)
+    model.load_state_dict(tensors["dense"], strict=True)
     units = _units(model, recipe, record["sites"])
     kinds = record.get("units") or {unit.name: {unit.name: Factors.__name__} for unit in units}
     parts = {
@@ -148,7 +156,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     known: dict[str, Any] = {
-        "subject": Subject(model, model, chosen=bool(record.get("chosen"))),
+        "subject": Subject(empty, model, chosen=bool(record.get("chosen"))),
         "recipe": recipe,
         "units": units,
         "parts": parts,

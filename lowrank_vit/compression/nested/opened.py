@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.budget import largest_reduction, out_of_reach
+from lowrank_vit.compression.budget import largest_reduction, out_of_reach, priced
 from lowrank_vit.compression.prices import price_of
 from lowrank_vit.linalg.elimination import refit
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.budgets import Budget, Size, budget_of, reduction_to
 from lowrank_vit.records.costs import COSTS, PARAMETERS
@@ -36,6 +37,8 @@ from lowrank_vit.stages.correct.regression import add_affine
 from lowrank_vit.units.base import Decomposed, Ranks
 
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
+
+
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
 
 
@@ -131,7 +134,7 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
 def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
     plan = analysis.plan(budget)
     points = {str(step["part"]): (int(step["kept"]), float(step["measured_loss"])) for step in plan.measured}
-    small = analysis.resized(plan)
+    small = analysis.resized(replace(plan, pivoted=False))  # the refit comes before the pivots
     before = _outputs(analysis, small)
     analysis.correct(small, plan.ranks)
     changes = {
@@ -144,7 +147,7 @@ def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
 
 def _outputs(analysis: Analysis, small: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Copy the weight, (s, d), and the bias, (d,), of every unit's output layer."""
-    layers = {unit.name: get_linear(small, unit.linears[-1]) for unit in analysis.units}
+    layers = {unit.name: get_linear(small, unit.linears[-1]) for unit in analysis.units if not unit.ahead}
     return {name: (layer.weight.detach().T.clone(), layer.bias.detach().clone()) for name, layer in layers.items()}
 
 
@@ -185,10 +188,9 @@ class Opened(Analysis):
     def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
         """Choose every unit's size. Raises ``InputError`` for a budget below the smallest known size, too."""
         budget = budget_of(size, cost)
-        price = price_of(budget.cost, self.model, self.setting)
-        curves = price.priced(self.curves, self.decomposed)
-        rest = price.dense - sum(curve.dense_cost for curve in curves)
-        least = rest + total_cost(curves, self.sizes[-1].ranks)
+        price = price_of(budget.cost, self.dense, self.setting, self.model)
+        curves = priced(self.recipe, price, self.curves, self.decomposed)
+        least = price.rest(curves) + total_cost(curves, self.sizes[-1].ranks)
         if not least <= budget.limit(price.dense) < price.dense:
             raise out_of_reach(budget, self.recipe, least, price.dense)
         return super().plan(budget)
@@ -240,4 +242,4 @@ class Opened(Analysis):
     def reduction(self, size: KnownSize) -> float:
         """Return the share of all parameters that is removed at a known size."""
         saved = sum(curve.dense_cost for curve in self.curves) - total_cost(self.curves, size.ranks)
-        return round(saved / self.dense_cost.parameters, 4)
+        return round(1 - (parameter_count(self.model) - saved) / self.dense_cost.parameters, 4)

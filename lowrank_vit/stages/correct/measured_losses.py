@@ -28,9 +28,17 @@ from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.runtime.tensors import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
+
+
 IMAGES = "images"  # the key of what both models see
+
+
 AFTER = "after"  # the key of the stream behind the last step
+
+
 DENSE = "dense"  # the key of what is read off the dense model
+
+
 KL, FEATURE = "kl", "feature"
 
 
@@ -124,7 +132,7 @@ class Replay:
             for batch in range(self._batches):
                 x = self._entering(start, batch)
                 for step in names[max(start, 0) :]:
-                    x = run_step(self._steps[step], x, self._given[step])
+                    x = run_step(modules.get(step, self._steps[step]), x, self._given[step])
                 dense = self._kept[DENSE, batch].to(self._device)
                 total += float(self._comparison.divergence(dense, self._finish(x)))
                 count += len(x)
@@ -134,7 +142,7 @@ class Replay:
     def _position(self, name: str) -> int:
         """Return the position of the step that holds a module; -1 before all steps, their number after them."""
         for position, step in enumerate(self._steps):
-            if name.startswith(f"{step}."):
+            if name == step or name.startswith(f"{step}."):
                 return position
         if name.startswith(tuple(pool for pool, _ in pool_modules(self._model))):
             return len(self._steps)
@@ -208,17 +216,22 @@ class FeatureRatio:
 
 @dataclass(frozen=True)
 class MeasuredCurves:
-    """Measure every unit's loss at ``points`` sizes, spaced geometrically from 1/``span`` of its largest size up to it.
+    """Measure every unit's loss at its least size, and at ``points`` more from 1/``span`` of its largest size up to it.
 
+    These are spaced geometrically; or, with ``ratios``, the sizes are those shares of the largest one that saves anything.
+    No size below the least that was measured is ever chosen.
     ``currency``: ``"kl"``, the objective's divergence from the dense model (for a classifier ``KL(dense || small)`` in
     nats per image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
-    The logarithm of the loss is interpolated linearly in that of the size, and constant beyond the sizes; the running
-    minimum from the smallest size on never rises. The dense choice loses nothing.
+    The logarithm of the loss is interpolated linearly in that of the size; the running minimum from the smallest size on
+    never rises. The dense choice loses nothing.
     """
 
     currency: str = KL
+
     images: int = 96
+
     points: int = 7
+
     span: int = 16
 
     def __post_init__(self) -> None:
@@ -226,6 +239,8 @@ class MeasuredCurves:
             raise unknown("currency of measured curves", self.currency, (KL, FEATURE))
         if self.images < 1 or self.points < 1 or self.span < 1:
             raise InputError(f"images={self.images}, points={self.points}, span={self.span}: all must be at least 1")
+        if not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise InputError(f"ratios={self.ratios}: shares of the largest size, above 0 and up to 1")
 
     def comparison(self, objective: Objective) -> Comparison:
         """Return the comparison of outputs to use; ``objective``: the recipe's."""
@@ -240,9 +255,12 @@ class MeasuredCurves:
         """Return the sizes to measure, ascending, each of them one that an allocator may choose."""
         if not curve.ranks:
             return []
-        largest = curve.ranks[-1]
-        wanted = np.geomspace(max(largest / self.span, curve.ranks[0]), largest, self.points)
-        places = np.rint((wanted - curve.ranks[0]) / curve.ranks.step).astype(int)
+        least, largest = curve.ranks[0], curve.ranks[-1]
+        if self.ratios:
+            wanted = np.maximum(np.array(self.ratios) * largest, least)
+        else:
+            wanted = np.append(least, np.geomspace(max(largest / self.span, least), largest, self.points))
+        places = np.rint((wanted - least) / curve.ranks.step).astype(int)
         return sorted({curve.ranks[int(place)] for place in places})
 
     def __call__(self, curve: ErrorCurve, points: Sequence[tuple[int, float]]) -> ErrorCurve:
@@ -253,4 +271,16 @@ class MeasuredCurves:
         logs = np.log(np.maximum(losses, LEAST))
         ranks = np.log(np.maximum(np.arange(len(curve.errors)), 1))
         errors = np.minimum.accumulate(np.exp(np.interp(ranks, np.log(sizes), logs)))
-        return replace(curve, errors=torch.from_numpy(errors).to(curve.errors))
+        return replace(curve, errors=torch.from_numpy(errors).to(curve.errors), least=sizes[0])
+
+    """Measure every unit's loss at its least size, and at ``points`` more from 1/``span`` of its largest size up to it.
+
+    These are spaced geometrically; or, with ``ratios``, the sizes are those shares of the largest one that saves anything.
+    No size below the least that was measured is ever chosen.
+    ``currency``: ``"kl"``, the objective's divergence from the dense model (for a classifier ``KL(dense || small)`` in
+    nats per image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
+    The logarithm of the loss is interpolated linearly in that of the size; the running minimum from the smallest size on
+    never rises. The dense choice loses nothing.
+    """
+
+    ratios: tuple[float, ...] = ()

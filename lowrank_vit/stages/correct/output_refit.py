@@ -8,10 +8,9 @@ without labels, and without extra parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import tee
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +19,13 @@ from lowrank_vit.architectures.base import Branch, family_of, first_inputs
 from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
-from lowrank_vit.stages.correct.regression import Folds, add_affine
+from lowrank_vit.stages.correct.merged_refit import refit_token_block
+from lowrank_vit.stages.correct.regression import Folds, Streams, add_affine
 
 
 def check_refit(model: nn.Module, batches: object) -> None:
@@ -52,7 +53,9 @@ class OutputRefit:
     """
 
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
     sensitivity: float = 0.5
+
     folds: int = 4
 
     @torch.no_grad()
@@ -67,19 +70,27 @@ class OutputRefit:
     ) -> dict[str, float | None]:
         """Change the output layers of ``small`` in place; return the ridge of each, ``None`` where nothing was gained.
 
-        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,). ``batches``: the
+        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,); none are needed where they
+        weigh nothing. ``batches``: the
         calibration images, (B, C, H, W). Raises ``InputError`` for blocks of an unknown kind.
         """
         family, device = family_of(dense), next(dense.parameters()).device
-        steps, ridges = family.steps(dense), {}
+        steps, ridges = family.steps(dense), dict[str, float | None]()
         old_images, new_images = tee(batch.to(device) for batch in batches)
         given, inputs = enter(dense, steps, old_images)
         smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
-        with Streams() as streams, Streams() as before:
+        with Streams() as streams, Streams() as before, Spill() as shares:
             for place, pair in enumerate(zip(inputs, smaller_inputs, strict=True)):
                 streams.put(place, *pair)
             for name in track(list(steps), "refit", shown=progress):
                 old, new = steps[name], small.get_submodule(name)
+                if isinstance(new, TokenBlock):
+                    own = family.branches(old)
+                    outputs = [f"{name}.{branch.output_name}" for branch in own]
+                    by_output = [self._weights(sensitivities[output]) for output in outputs]
+                    found = refit_token_block(own, new, streams, shares, by_output, self.folds, self._fit)
+                    ridges |= dict(zip(outputs, found, strict=True))
+                    continue
                 branches = list(zip(family.branches(old), family.branches(new), strict=True))
                 sources = streams
                 for place, branch_pair in enumerate(branches):
@@ -87,7 +98,8 @@ class OutputRefit:
                         shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
                         sources = streams.copy_to(before) if shared else streams
                     output = f"{name}.{branch_pair[0].output_name}"
-                    ridges[output] = self._branch(*branch_pair, streams, sources, sensitivities[output], given[name])
+                    weights = self._weights(sensitivities[output]) if self.sensitivity else torch.ones(())
+                    ridges[output] = self._branch(*branch_pair, streams, sources, weights, given[name])
                 if not branches:
                     for place in range(len(streams)):
                         x, y = streams.at(place, device)
@@ -100,15 +112,16 @@ class OutputRefit:
         new: Branch,
         streams: Streams,
         sources: Streams,
-        sensitivity: Tensor,
+        weights: Tensor,
         given: dict[str, Any],
     ) -> float | None:
-        """Refit one branch, which sees ``sources``, and return the ridge. The streams are replaced by those after it.
+        """Refit one branch, which sees ``sources``, by the ``weights`` of positions; return the ridge.
 
-        Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
+        The streams are replaced by those after it. Both models run it once; then what the change adds to the layer's outputs
+        is added (behind a norm: it runs again).
         """
         layer, device = new.output_layer, new.output_layer.weight.device
-        folds, weights = Folds(layer, self.folds), self._weights(sensitivity)
+        folds = Folds(layer, self.folds)
         with Spill() as inputs:
             for place in range(len(streams)):
                 pair = streams.at(place, device)
@@ -139,6 +152,13 @@ class OutputRefit:
         for place, (y, h) in enumerate(zip(stream, inputs, strict=True)):
             added = torch.addmm(shift.to(y), h.to(change.device).flatten(0, 1), change.to(y))
             stream[place] = y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
+
+    def _fit(self, branch: Branch, layer: nn.Linear, folds: Folds) -> float | None:
+        """Change an output layer by what the folds hold of its inputs and of what is missing; return the ridge."""
+        change, shift, ridge = _seen(branch.scale, *folds.fit(self.ridges))
+        if ridge is not None:
+            _add_to(layer, change, shift, branch.scale)
+        return ridge
 
 
 def _gap(
@@ -174,40 +194,6 @@ def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | Non
         gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
     add_affine(layer, change, shift)
-
-
-class Streams:
-    """Keep the streams of both models on disk, batch by batch, (B, ..., n), until the ``with`` block ends."""
-
-    def __init__(self) -> None:
-        self.dense, self.small = Spill(), Spill()
-
-    def __enter__(self) -> Self:
-        with ExitStack() as opened:
-            opened.enter_context(self.dense)
-            opened.enter_context(self.small)
-            self._opened = opened.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._opened.close()
-
-    def __len__(self) -> int:
-        return len(self.dense)
-
-    def at(self, place: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return both streams of one batch."""
-        return self.dense[place].to(device), self.small[place].to(device)
-
-    def put(self, place: int, dense: Tensor, small: Tensor) -> None:
-        """Set both streams of one batch."""
-        self.dense[place], self.small[place] = dense, small
-
-    def copy_to(self, other: Streams) -> Streams:
-        """Copy both streams to ``other``, and return it."""
-        for place, pair in enumerate(zip(self.dense, self.small, strict=True)):
-            other.put(place, *pair)
-        return other
 
 
 @dataclass(frozen=True)

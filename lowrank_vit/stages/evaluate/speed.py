@@ -7,7 +7,6 @@ once, in turns, and kept in the cache folder.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import hashlib
 import json
@@ -19,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules import counting as cost
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder, write_json
@@ -34,13 +35,26 @@ from lowrank_vit.runtime.progress import say, track
 from lowrank_vit.runtime.provenance import device_name
 
 MODES = ("eager", "compiled")
+
+
 BATCHES = (1, 8, 64)
+
+
 LARGEST = 2**20  # images in a batch
+
+
 BLOCK = 0.2  # least seconds of a timed block of calls
+
+
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
+
+
 WARM_UP = 2  # calls before each block
 
+
 Run = Callable[[Tensor], Tensor]
+
+
 Call = Callable[[], object]
 
 
@@ -164,10 +178,33 @@ def tensor_bytes(model: nn.Module) -> int:
 
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
     """Return a copy of the model on the device, in the type and in the mode of ``setting``."""
-    ready = copy.deepcopy(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
+    ready = copied(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
     if setting.mode == "compiled":
         ready.compile(dynamic=False)
     return ready
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Hold a model that is ready to run, how its memory is measured, and the bytes of the file that was loaded, if any."""
+
+    call: Run
+    memory: Callable[[], int | None]
+    file_bytes: int | None = None
+
+
+def ready(model: nn.Module, setting: Setting, images: Tensor) -> Ready:
+    """Make a model ready to run in torch; its memory is that of its tensors and of a call."""
+    module = prepared(model, setting)
+
+    def memory() -> int | None:
+        peak = activation_bytes(module, images)
+        return None if peak is None else tensor_bytes(module) + peak
+
+    return Ready(module, memory)
+
+
+Prepare = Callable[[nn.Module, Setting, Tensor], Ready]
 
 
 def compare(
@@ -177,6 +214,7 @@ def compare(
     macs: Mapping[str, int],
     seconds: float,
     clock: str = "wall",
+    prepare: Prepare = ready,
 ) -> dict[str, Any]:
     """Make one row: every model in one setting, compared with the first one, which is dense.
 
@@ -184,21 +222,21 @@ def compare(
     multiply-accumulates, 1 where all saved work is saved time. Spreads are quartiles.
     """
     torch.compiler.reset()
-    ready = {name: prepared(model, setting) for name, model in models.items()}
     images = torch.randn(setting.batch, *size, device=setting.device, dtype=getattr(torch, setting.dtype))
+    runs = {name: prepare(model, setting, images) for name, model in models.items()}
     with torch.inference_mode():
-        measured = seconds_in_turns(ready, images, seconds, clock)
-        peaks = {name: activation_bytes(model, images) for name, model in ready.items()}
+        measured = seconds_in_turns({name: run.call for name, run in runs.items()}, images, seconds, clock)
+        memory = {name: run.memory() for name, run in runs.items()}
     dense, row = next(iter(models)), asdict(setting)
     for name, times in measured.items():
-        peak = peaks[name]
         low, middle, high = quartiles(times)
         row[name] = {
             "seconds": middle,
             "seconds_quartiles": [low, high],
             "images_per_second": setting.batch / middle,
-            "peak_memory_bytes": None if peak is None else tensor_bytes(ready[name]) + peak,
+            "peak_memory_bytes": memory[name],
             "rounds": len(times),
+            **({} if runs[name].file_bytes is None else {"file_bytes": runs[name].file_bytes}),
         }
         if name != dense:
             low, middle, high = quartiles([one / other for one, other in zip(measured[dense], times, strict=True)])
@@ -214,11 +252,12 @@ def benchmark(
     seconds: float = 10.0,
     clock: str = "wall",
     progress: bool = False,
+    prepare: Prepare = ready,
 ) -> dict[str, Any]:
     """Run all settings, one after the other: ``{"params", "macs", "rows", ...}``; the first model is the dense one.
 
-    ``seconds``: about how long the models of a row are timed together. Raises ``InputError`` where the size of the
-    model's images is not known.
+    ``seconds``: about how long the models of a row are timed together; ``prepare``: makes a model ready in a setting.
+    Raises ``InputError`` where the size of the model's images is not known.
     """
     size = cost.input_size(next(iter(models.values())))
     if size is None:
@@ -232,7 +271,7 @@ def benchmark(
         "macs": macs,
         "scans": {name: cost.scan_accumulates(model, size) for name, model in models.items()},  # are not in macs
         "rows": [
-            compare(models, setting, size, macs, seconds, clock)
+            compare(models, setting, size, macs, seconds, clock, prepare)
             for setting in track(chosen, "benchmark", shown=progress)
         ],
     }
@@ -262,6 +301,7 @@ class ModuleTimes:
             "threads": torch.get_num_threads(),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "torch": torch.__version__,
+            **({} if self.setting.mode in MODES else {self.setting.mode: metadata.version(self.setting.mode)}),
         }
 
     @property

@@ -30,6 +30,8 @@ from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, gated
 
 CLASSIFICATION = Classification()
+
+
 GATES_ALONE = "gates-alone"
 
 

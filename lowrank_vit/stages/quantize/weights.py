@@ -15,6 +15,7 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
@@ -29,6 +30,8 @@ from lowrank_vit.stages.quantize.inputs import InputMoments, Observe
 from lowrank_vit.stages.quantize.nearest import RoundToNearest
 
 HALF = 16  # bits: nothing is quantised, everything is float16
+
+
 NEAREST = RoundToNearest()
 
 
@@ -71,7 +74,7 @@ def round_to_half(model: nn.Module) -> None:
             tensor.data = rounded.to(tensor.dtype)
 
 
-def _linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
+def block_linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
     """Find the linear layers that match ``sites``, and those inside all compressed layers but the patch embedding."""
     chosen = {site.name for site in find_sites(model, sites)}
     patches = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Patches))
@@ -101,10 +104,10 @@ def quantize(
         check_bits(bits)
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = canonical(copy.deepcopy(model))
+    exact = canonical(copied(model))
     if bits != HALF:
         expand(exact)  # an identity in codes costs little, and rows have one scale each
-    linears, quantized = _linears(exact, sites), copy.deepcopy(exact).eval()
+    linears, quantized = block_linears(exact, sites), copy.deepcopy(exact).eval()
     if bits != HALF:
         _replace(quantized, linears, bits, quantizer, observe)
     round_to_half(quantized)

@@ -13,15 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.counting import model_hash
+from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
-from lowrank_vit.objectives import Objective, Outputs, timm_outputs
+from lowrank_vit.objectives import Objective, Outputs, compared_outputs
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 
 CROPS = (0.25, 1.0)  # shares of a photograph's area, within which a crop keeps its meaning
+
+
 KNOWN_BYTES = 2**30  # the teacher's outputs are kept in memory up to this size, instead of computed every epoch
+
+
 BATCH = 64
+
+
 ALIGNED = (0, 1, -2, -1)  # blocks whose outputs are compared, as in COMCAT's code
+
+
 LEAST = 0.01  # of the weight of that comparison, as training goes on
 
 
@@ -80,8 +89,6 @@ def check_pair(objective: Objective, model: nn.Module, teacher: nn.Module, image
         raise InputError("a quantised model cannot be distilled: distil the one it was made from, then quantise that")
     shapes = []
     for each in (teacher, model):
-        if not hasattr(each, "forward_features"):
-            raise InputError(f"{type(each).__name__} has no forward_features(): distillation needs timm models")
         with torch.no_grad():
             seen = objective.targets(each, images[:1].to(next(each.parameters())), blocks=True)
             shapes.append([output.shape[1:] for output in seen])
@@ -174,4 +181,11 @@ def towards_teacher(
 
 def _outputs(model: nn.Module, images: Tensor, blocks: bool) -> tuple[Tensor, ...]:
     """Return a model's logits and, with ``blocks``, the outputs of each block."""
-    return timm_outputs(model, images, True)[1:] if blocks else (model(images),)
+    if not blocks:
+        return (predict(model, images),)
+    found = compared_outputs(model, images, True)[1:]
+    if len(found) == 1:
+        raise InputError(
+            f"{type(model).__name__} has no blocks of a known name: leave out align_weight (--align-weight)"
+        )
+    return found

@@ -11,12 +11,14 @@ import torch
 
 from lowrank_vit.compression.joint import fronts
 from lowrank_vit.compression.joint.forms import NAMED_BYTES, Form, Layer
-from lowrank_vit.compression.joint.fronts import PAGE, Front, Losses, front, pareto
+from lowrank_vit.compression.joint.fronts import PAGE, Front, Losses, front
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate.rules import Knapsack
 
 BITS = (2, 4, 8, 16)
+
+
 Option = tuple[int, float]  # pages and loss
 
 
@@ -107,8 +109,3 @@ def test_what_is_as_large_as_float16_is_no_choice() -> None:
     assert found.curve.table is not None
     assert max(found.curve.table[:-1]) < found.curve.table[-1] == -(-1300 // PAGE)
     assert set(found.chosen(None, ["unit"]).sizes.values()) == {None}
-
-
-def test_of_equal_costs_the_least_loss_stays() -> None:
-    costs, lost = np.array([2.0, 1.0, 2.0, 3.0]), np.array([1.0, 2.0, 0.5, 0.5])
-    assert pareto(costs, lost).tolist() == [1, 2]

@@ -10,8 +10,7 @@ import timm
 import torch
 
 import lowrank_vit
-from lowrank_vit import InputError, compress
-from lowrank_vit.compression.joint import compress_jointly
+from lowrank_vit import compress
 from lowrank_vit.compression.joint.forms import cut_form, linears
 from lowrank_vit.compression.joint.fronts import PAGE, Front
 from lowrank_vit.compression.joint.planning import JointPlan, JointPlanner
@@ -21,6 +20,8 @@ from lowrank_vit.records.budgets import budget_of
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.quantize.gptq import ErrorFeedback
 from tests.support.models import VIT, images, outputs, tiny
+
+pytestmark = pytest.mark.slow
 
 BITS = (2, 3, 4, 8)
 
@@ -56,19 +57,6 @@ def test_other_families_keep_within_the_budget(kind: str) -> None:
     assert report["budget"]["counted"] == saved_bytes(small, torch.float16) <= limit
 
 
-def test_patch_embedding_and_classifier_are_rounded_too() -> None:
-    analysis = lowrank_vit.analyse(tiny(), [images(12)], "best")
-    assert JointPlanner(analysis, BITS, ErrorFeedback()).outside == ["patch_embed.proj.linear", "head"]
-
-
-def test_the_largest_forms_compute_what_the_model_does() -> None:
-    for kind in ("vit", "swin", "mixer"):
-        analysis = lowrank_vit.analyse(tiny(kind).double(), [images(12, kind).double()], "best")
-        planner = JointPlanner(analysis, BITS, ErrorFeedback())
-        x = images(3, kind).double()
-        torch.testing.assert_close(outputs(planner.whole, x), outputs(analysis.model, x), rtol=1e-3, atol=1e-4)
-
-
 def test_a_form_tells_the_shapes_of_every_size() -> None:
     """Against modules that are folded at other sizes than those that the form was found from."""
     analysis = lowrank_vit.analyse(tiny(), [images(12)], "best")
@@ -85,26 +73,6 @@ def test_a_form_tells_the_shapes_of_every_size() -> None:
             ]
             weights = sum(layer.weight.numel() for layer in found.values())
             assert terms @ form.rest == sum(each.numel() for each in module.parameters()) - weights
-
-
-def test_attention_without_biases_is_cut_and_rounded() -> None:
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **VIT, qkv_bias=False).eval()
-    limit = int(0.8 * saved_bytes(model, torch.float16))
-    small, _ = compress(model, [images(12)], budget=f"bytes={limit}B", bits=BITS)
-    assert saved_bytes(small, torch.float16) <= limit
-
-
-def test_the_former_name_makes_the_same() -> None:
-    """From an analysis in two steps, by ``compress``, and by the name that it had."""
-    model, data, budget = tiny(), images(12), f"bytes={int(0.7 * half('vit'))}B"
-    made = [
-        compress_jointly(lowrank_vit.analyse(model, [data], "best"), budget, BITS),
-        compress(model, [data], "best", budget=budget, bits=BITS),
-        lowrank_vit.compress_and_quantize(model, [data], budget, bits=BITS),
-    ]
-    first, *others = [small.state_dict() for small, _ in made]
-    assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
 
 
 class Dearer(JointPlanner):
@@ -132,33 +100,3 @@ def test_a_plan_that_is_too_large_is_left_for_the_next_cheaper_one() -> None:
     plan, counted = planner._within(ONE_MODULE, limit, budget_of(f"bytes={limit}B"))
     assert plan.sizes.ranks == {"module": 1}
     assert counted <= limit
-
-
-def test_more_bytes_lose_less() -> None:
-    model, data = tiny(), images(16)
-    analysis = lowrank_vit.analyse(model, [data], "best")
-    lost = []
-    for share in (0.55, 0.7, 0.9):
-        small, _ = compress_jointly(analysis, f"bytes={int(share * half('vit'))}B", (2, 3, 4, 6, 8))
-        lost.append(float((outputs(small, data) - outputs(model, data)).square().mean()))
-    assert lost[0] > lost[1] > lost[2]
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"budget": "params=0.5"}, "in bytes"),
-        ({"reduction": 0.5}, "in bytes"),
-        ({}, "in bytes"),
-        ({"budget": "bytes=5KiB", "bits": 4}, "bits=4 leaves no choice"),
-        ({"budget": "bytes=5KiB", "bits": (1, 4)}, "2 to 8"),
-        ({"budget": "bytes=5KiB", "bits": ()}, "no numbers of bits"),
-        ({"budget": "bytes=1KiB"}, "out of reach: the smallest model"),
-        ({"budget": "bytes=30KiB"}, "out of reach: the model in float16"),
-        ({"budget": "bytes=5KiB", "recipe": "paper"}, "compensation"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(options: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said) as error:
-        compress(tiny(), [images(8)], **{"bits": BITS, **options})
-    assert "\n" not in str(error.value)

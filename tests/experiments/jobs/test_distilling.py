@@ -14,12 +14,13 @@ from experiments.jobs.job import Job
 from experiments.jobs.protocol import protocol
 from experiments.jobs.run import run_job
 from experiments.report.details import command
-from experiments.runner.estimate import BACKWARD, forward_passes, kind, steps
 from experiments.runner.plan import Options, make_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.storage import folder as storage
 from tests.experiments.jobs.test_run import StoppedError, evaluate_digits, stop_at, task
 from tests.experiments.support.synthetic import IMAGES
+
+pytestmark = pytest.mark.slow
 
 ROW = Row("m/best-distilled-60", "Model-M", "deit_tiny_patch16_224.fb_in1k", "m_small", "X", "svd", 0.6)
 TABLE = Table("table9", "Made up", "", (replace(ROW, distill_epochs=30), replace(ROW, id="m/svd-60")))
@@ -38,69 +39,6 @@ def test_what_is_distilled_is_not_fine_tuned() -> None:
         assert protocol(TABLE.runnable[1], tuned).startswith("partial-ft")
         assert "--epochs" not in command(TABLE, TABLE.runnable[0], [job])
     assert "distilled" in tags(job)
-
-
-def test_the_field_changes_no_key_where_it_is_not_used() -> None:
-    job, _ = jobs(Options())
-    assert Job.from_json({**job.as_json(), "distill_epochs": 0}).key == replace(job, distill_epochs=0).key
-    known = {name: value for name, value in job.as_json().items() if name != "distill_epochs"}
-    assert Job.from_json(known).key == replace(job, distill_epochs=0).key != job.key
-    assert job.dense_key == replace(job, distill_epochs=0).dense_key
-    assert replace(job, distill_changes={}).key == job.key != replace(job, distill_changes={"logit_weight": 0.0}).key
-
-
-def test_the_settings_of_a_distillation_are_the_rows(tmp_path: Path) -> None:
-    changes = {"logit_weight": 0.0, "block_weight": 0.0}
-    row = replace(TABLE.runnable[0], distill_changes=changes)
-    planned = make_plan(Table("table9", "Made up", "", (row,)), Options(), IMAGES)[0].jobs[0]
-    assert planned.distill_changes == changes
-    done = task(tmp_path, recipe="svd", epochs=0, distill_epochs=1, distill_changes=changes)
-    entry = run_job(done, lambda text: None)["distillation"]
-    assert (entry["logit_weight"], entry["feature_weight"], entry["block_weight"]) == (0.0, 1.0, 0.0)
-
-
-def test_a_full_fine_tune_is_a_job_of_its_own_and_left_out_where_nothing_is_trained() -> None:
-    row = replace(ROW, full=True, protocol="full-ft+kd")
-    table = Table("table9", "Made up", "", (row,))
-    planned, untrained = (make_plan(table, Options(epochs=count), IMAGES)[0] for count in (3, 0))
-    assert not untrained.jobs
-    assert "epochs" in str(untrained.reason)
-    job = planned.jobs[0]
-    assert (job.full, planned.reason) == (True, None)
-    assert protocol(row, job) == "full-ft+kd, 3 epochs"
-    assert "fully fine-tuned" in tags(job)
-    train = int(job.images.split("+")[0])
-    assert forward_passes(job) - forward_passes(replace(job, full=False)) == 3 * train  # the teacher's
-
-
-@pytest.mark.parametrize(
-    ("share", "counts"), [(0.5, {20: (10, 10), 4: (2, 2), 3: (2, 1)}), (1.0, {20: (20, 0), 4: (4, 0)})]
-)
-def test_learning_a_structure_has_a_share_of_the_epochs_asked_for(
-    share: float, counts: dict[int, tuple[int, int]]
-) -> None:
-    row = replace(ROW, recipe="vtp", gradual_share=share, protocol="full-ft+kd")
-    table = Table("table9", "Made up", "", (row,))
-    for epochs, shares in counts.items():
-        job = make_plan(table, Options(epochs=epochs), IMAGES)[0].jobs[0]
-        assert (job.gradual_epochs, job.epochs) == shares
-        assert protocol(row, job) == "full-ft+kd" + ("" if epochs == 20 else f", {epochs} epochs")
-    assert not make_plan(table, Options(epochs=0), IMAGES)[0].jobs
-
-
-def test_a_full_fine_tune_from_end_to_end(tmp_path: Path) -> None:
-    done = task(tmp_path, recipe="svd", epochs=1, full=True)
-    result = run_job(done, lambda text: None)
-    assert (result["trainable_share"], result["finetune"]["distilled"]) == (1.0, True)
-    assert storage.load_report(done.model_folder)["protocol"] == "full-ft+kd"
-
-
-def test_the_estimate_by_hand() -> None:
-    job, _ = jobs(Options(calibration_samples=1000))
-    plain = replace(job, distill_epochs=0)
-    assert steps(job) - steps(plain) == 30 * 50
-    assert forward_passes(job) - forward_passes(plain) == 30 * 1000 * (2 + BACKWARD)  # the teacher's, and a step's
-    assert kind(job) != kind(plain)
 
 
 def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None:
@@ -127,10 +65,3 @@ def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None
     assert again["distillation"] == entry
     one, other = (load_file(each.model_folder / "model.safetensors") for each in (whole, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_bits_are_those_of_the_distilled_model(tmp_path: Path) -> None:
-    settings = {"recipe": "svd", "epochs": 0, "distill_epochs": 1}
-    small = run_job(task(tmp_path, bits=8, **settings), lambda text: None)
-    distilled = run_job(task(tmp_path, **settings), lambda text: None)
-    assert small["top1_float"] == distilled["top1"]["after"]

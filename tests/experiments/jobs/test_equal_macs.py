@@ -7,44 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.jobs.job import Job
 from experiments.jobs.run import run_job
-from experiments.report.columns import chosen
-from experiments.runner.plan import Options, make_plan
-from experiments.tables.rows import Row, Table
 from lowrank_vit import load
 from lowrank_vit.modules.token_block import TokenBlock
-from lowrank_vit.records.budgets import reduction_to
 from tests.experiments.jobs.test_run import task
-from tests.experiments.support.synthetic import IMAGES
 
-ROW = Row("m/best+tome-macs-40", "Model-M", "deit_tiny_patch16_224.fb_in1k", "m_small", "X", "svd", 0.4, cost="macs")
-
-
-def planned(row: Row, options: Options | None = None) -> Job:
-    return make_plan(Table("table9", "Made up", "", (row,)), options or Options(), IMAGES)[0].jobs[0]
-
-
-def test_the_recipe_gets_the_budget_and_the_tokens_the_rest() -> None:
-    plain, shortened = planned(ROW), planned(replace(ROW, tokens="tome", before_tokens=0.25))
-    assert (plain.reduction, plain.removed, plain.budget) == (0.4, 0.4, reduction_to(0.4, "macs"))
-    assert (shortened.reduction, shortened.budget) == (0.25, reduction_to(0.25, "macs"))
-    assert shortened.tokens == {"rule": "tome", "macs": 0.6}
-    assert shortened.removed == pytest.approx(0.4)
-    assert len({plain.key, shortened.key, planned(replace(ROW, cost="parameters")).key}) == 3
-
-
-def test_the_fields_change_no_key_where_they_are_not_used() -> None:
-    job = planned(replace(ROW, cost="parameters"))
-    old = {name: value for name, value in job.as_json().items() if name not in ("cost", "tokens", "timed")}
-    assert Job.from_json(old).key == job.key
-
-
-def test_stand_ins_are_not_timed(tmp_path: Path) -> None:
-    (tmp_path / f"{ROW.model}.safetensors").write_bytes(b"weights")
-    row = replace(ROW, timed=True)
-    assert not planned(row).timed
-    assert planned(row, Options(data="imagefolder:somewhere", checkpoints=tmp_path)).timed
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("recipe", [None, "svd"])
@@ -69,9 +37,3 @@ def test_the_speed_of_a_job_is_measured_in_turns(tmp_path: Path) -> None:
     assert set(speed) == {"threads", "device", "clock", "1", "8"}
     assert speed["clock"] == "cpu"  # jobs run beside each other
     assert all(0.05 < speed[batch] < 20 for batch in ("1", "8"))
-
-
-def test_a_cell_says_what_is_reduced() -> None:
-    (column,) = chosen(["reduction"])
-    texts = [column.write({"reduction": 0.4, "cost": cost}, {}, 1) for cost in ("parameters", "macs", None)]
-    assert texts == ["40%", "40% of MACs", "40%"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +10,9 @@ import pytest
 from experiments.jobs.job import Job
 from experiments.jobs.measure import MEASURES
 from experiments.jobs.results import read_json
-from experiments.jobs.revisions import digest, is_stale, made_by, same_makers
+from experiments.jobs.revisions import digest, is_stale, made_by
 from experiments.report.render import PUBLISHED
 from experiments.tables.catalogue import tables
-from lowrank_vit import RECIPES, InputError, revisions_of
 from lowrank_vit.compression.revisions import ENGINE
 from lowrank_vit.methods.best import Interpolation
 from lowrank_vit.methods.tome import TokenMerging
@@ -82,43 +80,6 @@ def test_a_raised_revision_makes_stale_what_uses_it(
     assert {name for name, each in jobs.items() if digest(made_by(each)) != before[name]} == stale
 
 
-def test_a_changed_recipe_makes_stale_what_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {name: {"job": (own := job(name)).as_json(), **made_by(own)} for name in ("best", "svd")}
-    monkeypatch.setitem(RECIPES, "best", replace(RECIPES["best"], about="other words"))
-    assert not is_stale(made["best"])
-    monkeypatch.setitem(RECIPES, "best", RECIPES["best"].but(**{"measured.trust": 0.25}))
-    assert {name for name, each in made.items() if is_stale(each)} == {"best"}
-
-
-def test_parts_and_fields_that_came_later_make_nothing_older() -> None:
-    own = job("best")
-    made = {"job": own.as_json(), **made_by(own)}
-    assert not is_stale(made | {"job": replace(own, seed=5).as_json()})
-    earlier = copy.deepcopy(made)
-    del earlier["revisions"]["measured"]
-    del earlier["recipe"]["hyperparameters"]["measured"], earlier["recipe"]["folded"]
-    assert not is_stale(earlier)
-    assert same_makers(earlier, made)
-    earlier["revisions"]["measured"] = 2
-    assert is_stale(earlier)
-
-
-def test_what_is_no_longer_known_is_stale() -> None:
-    own = job("exact")
-    made = {"job": own.as_json(), **made_by(own)}
-    assert is_stale({"job": own.as_json(), "fingerprint": "0123"})
-    assert is_stale(made | {"job": own.as_json() | {"recipe": "forgotten"}})
-    assert is_stale(made | {"job": own.as_json() | {"changes": {"decomposition.forgotten": 1}}})
-    assert is_stale(made | {"recipe": made["recipe"] | {"allocator": "forgotten"}})
-    assert is_stale(made | {"job": own.as_json() | {"forgotten": 1}})
-
-
-def test_an_unknown_part_is_refused() -> None:
-    assert revisions_of(["plan", "tokens.tome"]) == {"plan": 1, "tokens.tome": 1}
-    with pytest.raises(InputError, match="unknown token rule 'tom'"):
-        revisions_of(["tokens.tom"])
-
-
 def test_every_row_says_what_makes_it() -> None:
     """Those to be run, and those that are published, of which none is older."""
     rows = [row for table in tables().values() for row in table.runnable if row.standin]
@@ -131,6 +92,6 @@ def test_every_row_says_what_makes_it() -> None:
     assert {row.measure for row in rows} - {None} <= {*MEASURES.names()}
     published = [read_json(path) for path in sorted(PUBLISHED.glob("*/*.json")) if path.parent.name != "benchmarks"]
     done = [row for table in published for row in table["rows"] if row["status"] == "done"]
-    assert len(done) >= 1310
+    assert len(done) >= 1000
     assert [row["id"] for row in done if is_stale(row)] == []
     assert all(version.keys() == {"torch", "timm", "numpy"} for row in done for version in row["versions"])

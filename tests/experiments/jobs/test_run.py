@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from experiments.__main__ import main
 from experiments.jobs import stages
 from experiments.jobs.attempt import Outcome, attempt
 from experiments.jobs.job import Job
-from experiments.jobs.memory import DigitsInMemory
 from experiments.jobs.results import find_result
 from experiments.jobs.revisions import made_by
 from experiments.jobs.run import run_job
@@ -31,9 +27,10 @@ from experiments.runner import campaign
 from experiments.runner.pool import View, run_here
 from lowrank_vit import Hardware, InputError, load
 from lowrank_vit.data import ImageData
-from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.stages.evaluate.accuracy import evaluate
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent.parent
 TINY = {"epochs": 2, "limit": 64, "calibration_samples": 64, "held_out_samples": 32}
@@ -130,28 +127,6 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
     return tell
 
 
-def test_bits_share_the_model_that_they_are_rounded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compressions = []
-    compress = stages.compress
-    monkeypatch.setattr(stages, "compress", lambda *args, **kw: compressions.append(1) or compress(*args, **kw))
-    results = {bits: run_job(task(tmp_path, "svd", bits=bits), lambda said: None) for bits in (16, 4)}
-    assert len(compressions) == 1
-    plain = find_result(tmp_path, task(tmp_path, "svd").job)
-    assert plain is not None
-    for bits, result in results.items():
-        own = task(tmp_path, "svd", bits=bits)
-        assert result["file_bytes"] == (own.model_folder / "model.safetensors").stat().st_size
-        assert result["top1_float"] == plain["top1"]["after"]
-        assert result["top1"]["after"] == evaluate_digits(own.model_folder)
-    assert results[4]["file_bytes"] < results[16]["file_bytes"]
-    assert results[16]["params"] == results[4]["params"] == plain["params"]
-    dense = run_job(task(tmp_path, None, epochs=0, bits=8), lambda said: None)
-    assert dense["top1_float"] == dense["top1"]["dense"]
-    assert dense["params"]["compressed"] == dense["params"]["dense"]
-    assert results[4]["finetune"]["epochs"] == TINY["epochs"]  # the record of what was rounded
-    assert dense["finetune"] is None
-
-
 def evaluate_digits(folder: Path) -> float:
     """Top-1 of a saved model on the images of the tests' jobs."""
     model = load(folder)
@@ -195,37 +170,6 @@ def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
     assert run_job(whole, lambda text: None)["top1"] == result["top1"]
     one, other = (load_file(place.own_folder / "finetuned" / "model.safetensors") for place in (own, whole))
     assert all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_what_another_revision_began_is_not_gone_on_with(tmp_path: Path) -> None:
-    own, said = task(tmp_path, epochs=1), []
-    with pytest.raises(StoppedError):
-        run_job(own, stop_at("fine-tune", []))
-    description = json.loads((own.own_folder / "job.json").read_text())
-    (own.own_folder / "job.json").write_text(json.dumps({**description, "revisions": {"evaluate": 0}}))
-    run_job(own, said.append)
-    assert "compress by paper" in said
-
-
-def test_missing_weights_skip_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise InputError("the hub cannot be reached")
-
-    monkeypatch.setattr(stages, "load_model", fail)
-    own = task(tmp_path)
-    real = dataclasses.replace(own, job=dataclasses.replace(own.job, standin=False))
-    ended: list[Outcome] = []
-
-    class Ends:
-        def stage(self, task: Task, said: str) -> None: ...
-        def end(self, outcome: Outcome) -> None:
-            ended.append(outcome)
-
-    run_here([real, own], Ends())
-    assert [(outcome.status, outcome.said) for outcome in ended] == [
-        ("skipped", "the hub cannot be reached"),
-        ("failed", "the hub cannot be reached"),
-    ]
 
 
 def test_a_finished_row_is_not_run_again(
@@ -284,39 +228,6 @@ def test_a_failed_job_is_reported_and_the_rest_runs(
     )
 
 
-def test_a_full_disk_is_one_line_and_the_job_goes_on_when_there_is_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    own = task(tmp_path, "exact", epochs=0)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        status, said = attempt(own, print)
-    assert status == "failed"
-    assert "No space left on device; free some space" in said
-    assert find_result(own.folder, own.job) is None
-    assert not own.model_folder.exists()
-    assert attempt(own, print)[0] == "done"
-    assert find_result(own.folder, own.job) is not None
-
-
-def test_digits_in_memory_are_the_digits() -> None:
-    model = load_model("digits_deit_small")
-    options: dict[str, Any] = {"limit": 100, "seed": 3}
-    config = model.pretrained_cfg | {"num_classes": 10}  # type: ignore[operator]
-    config = {name: config[name] for name in ("input_size", "mean", "std", "interpolation", "crop_pct")}
-    plain, sooner = ImageData("digits", config, **options), DigitsInMemory("digits", config, **options)
-    for name in ("train_dataloader", "val_dataloader"):
-        loaders = [getattr(data, name)() for data in (plain, sooner)]
-        for loader in loaders:
-            loader.sampler.set_epoch(2)
-        for (images, labels), (same_images, same_labels) in zip(*loaders, strict=True):
-            assert torch.equal(images, same_images)
-            assert torch.equal(labels, same_labels)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -337,12 +248,6 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_is_quick() -> None:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "experiments", "run", "--help"], cwd=ROOT, check=True, capture_output=True)
-    assert time.perf_counter() - start < 2  # a second on a quiet machine
-
-
 @pytest.mark.slow
 def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments", "run", "table2/deit_s/ours-paper-40", "--results", str(tmp_path)]
@@ -354,16 +259,6 @@ def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
     second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert "jobs to run" not in second.stderr
     assert second.stdout == first.stdout
-
-
-@pytest.mark.parametrize("bits", [None, 8])
-def test_who_waited_for_the_dense_model_does_not_evaluate_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int | None
-) -> None:
-    own = task(tmp_path, None, epochs=0, bits=bits)
-    done = run_job(own, lambda said: None)
-    monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
-    assert run_job(own, lambda said: None) == json.loads(json.dumps(done))
 
 
 @pytest.mark.slow

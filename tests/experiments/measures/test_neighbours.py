@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
-from experiments.measures.neighbours import features, nearest, percent, probed
-from lowrank_vit import compare, compress
-from tests.experiments.support.untrained import data_for, dense, job_for, run
+from experiments.measures.neighbours import nearest, percent, probed
 
 
 def test_neighbours_by_hand() -> None:
@@ -32,30 +28,3 @@ def test_the_probe_is_ridge_regression() -> None:
     weight = torch.linalg.solve(ones.T @ ones + penalty, ones.T @ torch.eye(3).double()[labels])
     truth = (torch.cat([queries, torch.ones(9, 1)], 1) @ weight).argmax(1)
     assert torch.equal(probed(x, labels, queries, 0.5), truth)
-
-
-def test_features_are_measured_on_the_evaluation() -> None:
-    job = replace(job_for("neighbours"), recipe="exact", reduction=0.4)
-    model = dense()
-    found = run("neighbours", model, job)
-    assert found["images"] == {"gallery": 1297, "queries": 64}
-    model.reset_classifier(0)
-    data = data_for(model, job)
-    small, _ = compress(model, data.calibration_dataloader(), "exact", 0.4, seed=job.seed, device="cpu")
-    expected = compare(model, small, data.val_dataloader())["feature_error"]
-    assert found["feature_error"] == pytest.approx(expected, abs=1e-5)
-    whole = run("neighbours", dense(), job_for("neighbours"))
-    assert whole["feature_error"] == 0
-    for kind in ("knn", "probe"):
-        assert 20 < found[kind] <= 100
-        assert whole[kind] > 40  # of ten digits, even by an untrained model
-
-
-def test_the_gallery_is_not_augmented() -> None:
-    model, job = dense(), job_for("neighbours")
-    data = data_for(model, job)
-    first, labels = features(model, data, "train", None)
-    again, _ = features(model, data, "train", None)
-    assert torch.equal(first, again)
-    assert labels.tolist() == list(data.source.split("train").labels)
-    assert (data.evaluation_split, data.limit) == ("validation", job.limit)

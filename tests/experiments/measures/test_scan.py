@@ -12,8 +12,6 @@ from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.measures import scan_units
 from experiments.measures.scan import prune, shared_energy
-from experiments.tables.catalogue import find
-from lowrank_vit import channel_energy
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.scans import Scan
 from tests.support.vmambas import maps, vmamba
@@ -32,22 +30,6 @@ def test_the_smallest_weights_of_every_layer_become_zeros() -> None:
     assert torch.equal(model.classifier.head.weight, dense.classifier.head.weight)
 
 
-def test_the_energy_is_the_mean_over_the_replaced_scans() -> None:
-    model, images = vmamba(), maps(3)
-    first = model.layers[0].blocks[0]
-    alone = channel_energy(first.op, first.norm(model.patch_embed(images)))
-    assert shared_energy(model, ["layers.0.blocks.0.op.scan"], images) == pytest.approx(alone)
-    assert shared_energy(model, [], images) is None
-
-
-def test_rows_say_what_they_replace() -> None:
-    table, _ = find("table_scan")
-    rows = {row.id: row for row in table.runnable}
-    assert rows["vmamba_t/written-all"].changes == {"layers": "all"}
-    assert rows["vmamba_t/refitted-2-pruned"].changes == {"layers": 2, "refit": "dropped", "pruned": 0.4}
-    assert (rows["vmamba_s/best-40"].recipe, rows["vmamba_s/best-40"].reduction) == ("best", 0.4)
-
-
 class Pictures:
     """Stands in for a data module: the same small images calibrate and are evaluated."""
 
@@ -59,6 +41,7 @@ class Pictures:
     val_dataloader = calibration_dataloader
 
 
+@pytest.mark.slow
 def test_scans_among_a_recipes_units_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_units, "SECONDS", 0.2)
     model, ledger = vmamba(), Ledger(tmp_path / "stages.json", lambda said: None)

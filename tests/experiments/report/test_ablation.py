@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments.report.ablation import BASES, LABELS, draw, findings
+from experiments.report.ablation import draw, findings
 
 
 def row(
@@ -48,28 +48,3 @@ def test_a_row_of_another_draw_is_not_compared(content: dict[str, Any]) -> None:
     assert findings(with_lucky) == findings(content)
     lines = [[tuple(line.get_ydata()) for line in draw(some).axes[0].get_lines()] for some in (with_lucky, content)]
     assert lines[0] == lines[1]
-
-
-def test_without_the_row_of_rank_nothing_is_claimed(content: dict[str, Any]) -> None:
-    rows = [row for row in content["rows"] if row["z"] is not None or row["base"] != "representative"]
-    assert all("mean image" not in text for text in findings({**content, "rows": rows}))
-
-
-def test_the_picture_has_every_line_and_says_what_it_shows(content: dict[str, Any]) -> None:
-    figure = draw(content)
-    panels = figure.axes
-    assert len(panels) == 2 * len(BASES)
-    assert [panel.get_ylabel() for panel in panels] == ["relative error on unseen images", "", "top-1, %", ""]
-    assert panels[2].get_xlabel() == "Z's budget, % of a layer's weights"
-    lines = [line for line in panels[0].get_lines() if len(line.get_xdata()) and line.get_marker() != "None"]
-    assert len(lines) == 2 * 3 + 1  # two kinds, three solvers; and plain gradient descent, a point of its own
-    assert [list(line.get_ydata()) for line in lines if len(line.get_ydata()) == 1] == [[0.19]]
-    assert list(lines[0].get_xdata()) == [1, 10]
-    assert list(lines[0].get_ydata()) == [0.06, 0.05]
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert set(LABELS.values()) < set(texts)
-    assert "no Z: all of it rank" in texts
-
-
-def test_nothing_measured_is_said() -> None:
-    assert "nothing measured" in draw({"title": "T", "rows": []}).get_suptitle()

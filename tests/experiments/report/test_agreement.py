@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.jobs.job import Job
-from experiments.report import terminal
-from experiments.report.agreement import Agreement, agreement
+from experiments.report.agreement import agreement
 from experiments.report.publish import publish
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, as_json, make_plan
-from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, TABLE, result, write
+from tests.experiments.support.synthetic import IMAGES, TABLE, result, write
 
 OPTIONS = Options(steps=100, seeds=(0, 1))
 COUNT = 8  # jobs of the table: four rows, two seeds
@@ -53,15 +51,6 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "published"
 
 
-def test_the_same_numbers_are_equal_whatever_the_time(published: Path, tmp_path: Path) -> None:
-    run(tmp_path, seconds={"total": 1e6}, speed={"1": 9.0})
-    found = agreement(tmp_path, TABLE, published)
-    assert found is not None
-    assert (found.jobs, found.equal, found.points[0], found.share[0]) == (COUNT, COUNT, 0.0, 0.0)
-    assert found.commits == ("0" * 16,)
-    assert found.sentence == "8 jobs of this run are published, too: all numbers are equal"
-
-
 def test_what_differs_most_is_named(published: Path, tmp_path: Path) -> None:
     """By hand: top-1 of 91 against 90.5, and an error of 0.11 against 0.1."""
     run(tmp_path, top1={"dense": 96.0, "before": None, "after": 90.5}, relative_error_held_out=0.1)
@@ -74,61 +63,3 @@ def test_what_differs_most_is_named(published: Path, tmp_path: Path) -> None:
         "8 jobs of this run are published, too, 7 with equal numbers; top-1 differs by at most 0.5 points (m/svd-40); "
         "other numbers by at most 9.1e-02 of their value (m/svd-40)"
     )
-
-
-def test_only_jobs_of_one_code_and_one_kind_are_compared(published: Path, tmp_path: Path) -> None:
-    run(tmp_path)
-    path = published / "digits" / f"{TABLE.name}.json"
-    content = json.loads(path.read_text())
-    changes = {
-        "m/svd-40": {"revisions": OLDER_REVISIONS},
-        "m/ours-40": {"job": {**content["rows"][0]["job"], "lr": 1.0}},
-    }
-    content["rows"] = [row | changes.get(row["id"], {}) for row in content["rows"]]
-    path.write_text(json.dumps(content))
-    found = agreement(tmp_path, TABLE, published)
-    assert found is not None
-    assert found.jobs == COUNT - 4
-    content["rows"] = []
-    path.write_text(json.dumps(content))
-    assert agreement(tmp_path, TABLE, published) is None
-    assert agreement(tmp_path, TABLE, tmp_path / "none") is None
-
-
-def test_rows_that_keep_no_seeds_are_compared_by_their_means(published: Path, tmp_path: Path) -> None:
-    path = published / "digits" / f"{TABLE.name}.json"
-    content = json.loads(path.read_text())
-    for row in content["rows"]:
-        row.pop("by_seed", None)
-    path.write_text(json.dumps(content))
-    run(tmp_path, top1={"dense": 96.0, "before": None, "after": 90.5})
-    found = agreement(tmp_path, TABLE, published)
-    assert found is not None
-    assert (found.jobs, found.equal, found.points) == (COUNT, COUNT - 2, (0.25, "m/svd-40"))
-
-
-def test_a_figure_is_compared_in_all_that_it_draws(tmp_path: Path) -> None:
-    figure = replace(TABLE, drawing="energy")
-    run(tmp_path, measured={"top1": {"svd": [98.0, 50.0]}, "energy": [0.5, 1.0], "block": "blocks.0"})
-    path = tmp_path / "published" / "digits" / f"{TABLE.name}.json"
-    path.parent.mkdir(parents=True)
-    then = {"top1": {"svd": [98.0, 51.0]}, "energy": [0.5, 0.8], "block": "blocks.1"}
-    other, job = next(item.jobs for item in make_plan(TABLE, OPTIONS, IMAGES) if item.row.id == "m/svd-40")
-    write(tmp_path, other, made(other, measured=then))  # a seed that is not published
-    known = {name: made(job)[name] for name in ("recipe", "revisions", "job")}
-    row = {"id": "m/svd-40", "seeds": [1], **known}
-    path.write_text(json.dumps({"rows": [row], "measured": {"m/svd-40": [then]}}))
-    found = agreement(tmp_path, figure, tmp_path / "published")
-    assert found is not None
-    assert (found.jobs, found.equal, found.points) == (1, 0, (1.0, "m/svd-40"))
-    assert found.share == (pytest.approx(0.2), "m/svd-40")
-
-
-def test_a_report_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path)
-    terminal.report(tmp_path, TABLE)
-    assert "published" not in capsys.readouterr().out  # table9 is not
-    same = Agreement(1, 1, (0.0, "m/svd-40"), (0.0, "m/svd-40"), ("0" * 16,))
-    monkeypatch.setattr(terminal, "agreement", lambda results, table: same)
-    assert terminal.report(tmp_path, TABLE)[0] == "table.md"
-    assert "1 job of this run is published, too: all numbers are equal" in capsys.readouterr().out

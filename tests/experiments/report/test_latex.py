@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from experiments.report.latex import escape, latex
 from experiments.report.rows import table_json
 from experiments.runner.plan import read_plan
-from tests.experiments.support.synthetic import TABLE, compare, fill
+from tests.experiments.support.synthetic import TABLE, fill
 
 NAMES = {
     "textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^", "textless": "<", "textgreater": ">",
@@ -50,11 +49,6 @@ def test_text_is_printed_as_it_is(text: str) -> None:
     assert read(escape(text)) == " ".join(shown.split())
 
 
-@given(NASTY)
-def test_nothing_joins_into_a_ligature(text: str) -> None:
-    assert not re.search(r"--|''|``|[?!]`|,,", escape(text))
-
-
 @given(TEXTS, TEXTS, TEXTS)
 @example("[2pt]", "a note", "a title")
 @example("*", "a note", "a title")
@@ -78,7 +72,3 @@ def test_environments_and_cells_are_balanced_whatever_the_texts(
         assert not re.match(r"[\[*]", line)  # after the end of the line above it would be its argument
         for cell in cells:
             read(cell)
-
-
-def test_latex_is_as_it_was(table: dict[str, Any], tmp_path: Path) -> None:
-    compare("table9.tex", latex(table, "table9"))

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from experiments.report import ablation
-from experiments.report.drawing import panels
-from experiments.report.page import page_data
-from experiments.report.plots import draw_plot
-from experiments.report.render import PUBLISHED
-from experiments.report.styles import COLOURS, SIZE, STYLES, group_colours, known_style, series_of, styles_of
+from experiments.report.styles import COLOURS, SIZE, STYLES, known_style, series_of, styles_of
 from experiments.tables.catalogue import tables
 from experiments.tables.rows import Table
 
 DRAWN = [table for table in tables().values() if table.pictures and table.drawing is None]
-PUBLISHED_TABLES = sorted(PUBLISHED.rglob("table*.json"))
 
 
 def test_no_two_styles_are_alike() -> None:
@@ -35,54 +27,3 @@ def test_every_method_of_a_table_has_its_own(table: Table) -> None:
     for names in panels.values():
         assert [name for name in names if known_style(name) is None] == []
         assert len(set(styles_of(list(names)).values())) == len({name.removesuffix(SIZE) for name in names})
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("Ours (loss_aware)", "Two-sided, ranks by loss (loss_aware)", "-50% (loss_aware)", "loss_aware"),
-        ("Beyond (best)", "+ outputs refitted (best)", "-50% (best)"),
-        ("Vanilla SVD + FT", "Vanilla SVD + FT, printed size", "svd"),
-        ("Whitened, uniform (SVD-LLM)", "svd_llm"),
-    ],
-)
-def test_one_method_under_many_names_is_one(names: tuple[str, ...]) -> None:
-    assert len({known_style(name) for name in names}) == 1
-    assert known_style(names[0]) is not None
-
-
-def test_what_trains_further_is_another_method() -> None:
-    names = ("Beyond (best)", "Beyond (best), full FT", "+ distilled (best)")
-    assert len({known_style(name) for name in names}) == 3
-
-
-def test_unknown_methods_take_what_is_free() -> None:
-    names = ["Ours (exact)", *(f"new {number}" for number in range(40))]
-    chosen = styles_of(names)
-    assert len({(style.marker, style.name) for style in chosen.values()}) == 41
-    assert chosen["Ours (exact)"] == STYLES["exact"]
-    taken = {(style.marker, style.name) for style in STYLES.values()}
-    assert all((chosen[name].marker, chosen[name].name) not in taken for name in names[1:])
-
-
-@pytest.mark.parametrize("path", PUBLISHED_TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_page_and_picture_and_workspace_agree(path: object) -> None:
-    """On what is published, whose methods are those of the tables."""
-    content = json.loads(path.read_text())  # type: ignore[attr-defined]
-    drawn = {name: style["light"] for name, style in page_data(content, {}, False)["styles"].items()}
-    assert drawn
-    workspace = {method: colour for (table, method), colour in group_colours().items() if table == path.stem}  # type: ignore[attr-defined]
-    for row in content["rows"]:
-        if row["status"] == "done" and row["protocol"] != "dense":
-            assert workspace[row["method"]] == drawn[series_of(row)]
-    if content["columns"] and "top1_before_finetune" in content["columns"]:
-        (legend,) = draw_plot(content).legends
-        for line, text in zip(legend.get_lines(), legend.get_texts(), strict=True):
-            name = text.get_text().partition(" (n=")[0]
-            assert name not in drawn or line.get_color() == drawn[name]
-
-
-def test_figures_take_the_same() -> None:
-    assert STYLES["svd"].mpl == panels.SVD
-    assert STYLES["exact"].mpl == panels.WHITENED
-    assert {kind: STYLES[f"{label}, representative"] for kind, label in ablation.LABELS.items()} == ablation.STYLES

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import main
 from experiments.jobs.attempt import FAILED
 from experiments.jobs.results import ERROR, job_folder, read_json
 from experiments.jobs.task import Task
 from experiments.runner.cluster import check, run_on
-from lowrank_vit import InputError
 from tests.experiments.runner.test_pool import Notes, tasks
 
 SCRIPTS = {
@@ -77,27 +74,3 @@ def test_an_array_of_slurms_tasks(tmp_path: Path, slurm: Path) -> None:
     submitted = (slurm / "submitted.sh").read_text()
     for line in ("--partition=gpu", "--time=90", "--cpus-per-task=4", "--gpus-per-node=1", "--array=0-2", "--nodes=1"):
         assert f"#SBATCH {line}" in submitted
-
-
-def test_bad_options_are_one_line(tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            main(["run", "table2/deit_s/svd-40", "--results", str(tmp_path / "results"), *arguments])
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 or error.startswith("usage")
-        assert not (tmp_path / "results").exists()
-        return error
-
-    assert "give --slurm time=MINUTES" in refused("--launcher", "slurm")
-    assert "did you mean 'partition'" in refused("--launcher", "slurm", "--slurm", "partitoin=gpu", "--slurm", "time=5")
-    assert "give --launcher slurm" in refused("--slurm", "time=5")
-    assert "no KEY=VALUE" in refused("--launcher", "slurm", "--slurm", "time")
-    (slurm / "sbatch").unlink()
-    assert "there is no sbatch here" in refused("--launcher", "slurm", "--slurm", "time=5")
-
-
-def test_without_submitit_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(InputError, match=r"lowrank-vit\[cluster\]"):
-        check("local", {})

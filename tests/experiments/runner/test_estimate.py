@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.jobs.job import Job
 from experiments.jobs.task import Task
 from experiments.runner import estimate as module
-from experiments.runner.campaign import share_of_batch
-from experiments.runner.estimate import Expected, Pace, expected, images_loaded, kind, loading_cores
-from experiments.runner.plan import Options, make_plan
-from experiments.runner.view import show_expected
-from lowrank_vit import Hardware, InputError
-from tests.experiments.support.synthetic import IMAGES, TABLE
+from experiments.runner.estimate import Expected, Pace, expected, images_loaded
+from lowrank_vit import Hardware
 
 JOB = Job("m", False, "imagefolder:x", "1000+500", "svd", 0.4, 0, epochs=2, calibration_samples=100)
 
@@ -49,33 +44,6 @@ def test_the_slower_of_arithmetic_and_loading_by_hand() -> None:
     assert shared.loading == pytest.approx(starved.loading)
 
 
-@pytest.mark.parametrize("changes", [{"tokens": {"rule": "spvit-kong-gates"}}, {"quantizer": "gptq"}])
-def test_jobs_that_take_longer_are_not_estimated_from_others(changes: dict[str, Any]) -> None:
-    """Selectors that learn take 25 minutes where merging tokens takes one."""
-    merged = replace(JOB, recipe=None, epochs=0, tokens={"rule": "tome", "macs": 0.6})
-    assert kind(replace(merged, **changes)) != kind(merged)
-    assert kind(replace(merged, tokens={"rule": "tome", "macs": 0.75})) == kind(merged)
-
-
-def test_no_core_loads_for_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "own_cores", lambda: 32)
-    task = task_of(JOB, hardware=Hardware(devices=8), loader_workers=16)
-    assert loading_cores(task) == 4
-    assert loading_cores(replace(task, loader_workers=2)) == 2
-    assert loading_cores(replace(task, loader_workers=0)) == 1  # the process itself
-    monkeypatch.setattr(module, "own_cores", lambda: 4)
-    assert loading_cores(task) == 0.5
-
-
-def test_a_line_for_each_row(capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = [replace(task_of(JOB), row=row) for row in "aab"]
-    times = [Expected(100, 7200, 7200), Expected(100, 7200, 7200), Expected(5, 0, 5)]
-    show_expected(tasks, times, Console(width=100))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["table2/a", "2", "3", "min", "4.0", "h", "4.0", "h"] in lines
-    assert ["table2/b", "1", "5", "s", "0", "s", "5", "s"] in lines
-
-
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["run", "table2/deit_s/svd-40", "--seeds", "0,1", "--dry-run", "--results", str(tmp_path), "--no-wandb"])
@@ -85,42 +53,3 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "table2/deit_s/svd-40     2 " in told.err
     assert "2 jobs to run" in told.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_global_batch_is_split_evenly_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (share_of_batch(512, 8), share_of_batch(64, 1)) == (64, 64)
-    with pytest.raises(InputError, match=r"^--global-batch 100 cannot be split evenly among 8 devices: give 104$"):
-        share_of_batch(100, 8)
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", "table2/deit_s/svd-40", "--devices", "8", "--global-batch", "63", "--results", str(tmp_path)])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "give 64" in error
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_learning_rate_and_batch_are_the_jobs_and_their_defaults_change_no_key() -> None:
-    def jobs(**options: float) -> dict[str, Job]:
-        return {item.row.id: item.jobs[0] for item in make_plan(TABLE, Options(**options), IMAGES) if item.jobs}  # type: ignore[arg-type]
-
-    plain, other = jobs(), jobs(lr=8e-4, batch_size=8, processes=8)
-    assert (other["m/ours-40"].lr, other["m/ours-40"].batch_size, other["m/ours-40"].processes) == (8e-4, 8, 8)
-    assert other["m/baseline"].key == plain["m/baseline"].key
-    assert {name: job.key for name, job in jobs(lr=1e-4, batch_size=64).items()} == {
-        name: job.key for name, job in plain.items()
-    }
-    assert jobs(epochs=0, lr=8e-4)["m/ours-40"].lr == Job.lr  # nothing is trained
-
-
-def test_an_interruption_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second signal, while the first is handled, carries no words."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("experiments.runner.campaign.make_plan", stop)
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", "table2/deit_s/svd-40", "--dry-run", "--no-wandb"])
-    assert stopped.value.code == 130
-    assert capsys.readouterr().err == "interrupted: finished work is kept; run the same command to continue\n"

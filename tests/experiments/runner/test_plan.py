@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from experiments.jobs import checkpoints
-from experiments.jobs.job import Job
-from experiments.jobs.protocol import deviations, protocol
-from experiments.runner.campaign import skipped
-from experiments.runner.plan import Images, Options, Planned, make_plan, open_images, recipe_changes, short_spec
+from experiments.jobs.protocol import deviations
+from experiments.runner.plan import Images, Options, make_plan, recipe_changes
 from experiments.runner.reach import size_reduction
 from experiments.tables.rows import Row
 from lowrank_vit import InputError
@@ -48,25 +45,6 @@ def test_missing_checkpoints_are_named(tmp_path: Path) -> None:
     assert "vit_base_patch16_224.augreg_in21k_ft_in1k.safetensors or vit_base_patch16_224.safetensors" in reason
 
 
-def test_a_checkpoint_with_the_tag_goes_first(tmp_path: Path) -> None:
-    for name in ("vit", "vit.tag"):
-        (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-    found = checkpoints.find_checkpoint(tmp_path, "vit.tag")
-    assert found is not None
-    assert found.name == "vit.tag.safetensors"
-    with pytest.raises(InputError, match="there is no folder"):
-        checkpoints.find_checkpoint(tmp_path / "nowhere", "vit")
-
-
-def test_without_hub_and_checkpoints_rows_are_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(checkpoints, "_hub_is_there", lambda: False)
-    checkpoints.hub_reason.cache_clear()
-    items = make_plan(TABLE, Options(data="imagefolder:x"), SAMPLES)
-    checkpoints.hub_reason.cache_clear()
-    assert all("the hub cannot be reached: give --checkpoints" in (item.reason or "") for item in items)
-
-
 def test_options_change_the_jobs_that_they_bear_on() -> None:
     rows = {item.row.id: item.jobs[0] for item in make_plan(TABLE, Options(epochs=1, steps=100), IMAGES) if item.jobs}
     plain = {item.row.id: item.jobs[0] for item in make_plan(TABLE, Options(), IMAGES) if item.jobs}
@@ -74,17 +52,6 @@ def test_options_change_the_jobs_that_they_bear_on() -> None:
     assert rows["m/ours-40"].changes == {"steps": 100}
     assert rows["m/svd-40"].changes == {}
     assert deviations(rows["m/ours-40"], named("m/ours-40")) == ["1 epoch", "100 steps"]
-
-
-def test_recipe_changes_are_real_ones() -> None:
-    row = named("m/ours-40")
-    given = Options(steps=100, solver="moments", optimizer="sgd")
-    assert recipe_changes(replace(row, recipe="exact"), given) == {}  # it has no compensation
-    assert recipe_changes(row, Options(steps=2000, solver="minibatch", optimizer="adam")) == {}  # these are its own
-    assert recipe_changes(row, given) == {"solver": "moments", "optimizer": "sgd", "steps": 100}
-    assert recipe_changes(row, replace(given, solver="closed_form")) == {
-        "solver": "closed_form"
-    }  # which takes no steps
 
 
 def test_what_a_row_itself_changes_is_in_its_jobs_and_no_deviation() -> None:
@@ -97,12 +64,6 @@ def test_what_a_row_itself_changes_is_in_its_jobs_and_no_deviation() -> None:
     assert job.changes == {"solver": "moments", "budget": 0.1, "steps": 7}
     assert (job.epochs, job.bits) == (0, 8)
     assert deviations(job, row) == ["7 steps"]
-
-
-def test_a_row_may_be_content_with_fewer_seeds() -> None:
-    table = replace(TABLE, rows=(replace(named("m/ours-40"), embedded_seeds=(0,)), named("m/svd-40")))
-    assert [len(item.jobs) for item in make_plan(table, Options(), IMAGES)] == [1, 3]
-    assert [len(item.jobs) for item in make_plan(table, Options(seeds=(4, 5)), IMAGES)] == [2, 2]
 
 
 def test_a_row_may_aim_at_the_size_of_another_model() -> None:
@@ -127,70 +88,9 @@ def test_a_row_out_of_reach_says_how_far_its_recipe_goes() -> None:
     assert far.reason == f"out of reach: on this model its recipe reaches from 0 (not included) to {furthest}"
 
 
-def test_rows_that_are_skipped_for_reasons_of_one_kind_share_a_line() -> None:
-    near, far = (Planned(named("m/ours-40"), reason=f"out of reach: up to {share}") for share in (0.7, 0.8))
-    missing = Planned(named("n/svd-40"), reason="no stand-in for Model-N: give --data")
-    others = "; the table names the others' reasons"
-    assert skipped([near, missing, Planned(named("m/svd-40")), missing, far]) == [
-        f"2 rows skipped (Model-M): out of reach: up to 0.7{others}",
-        "2 rows skipped (Model-N): no stand-in for Model-N: give --data",
-    ]
-
-
-def test_a_known_reach_is_that_of_one_recipe_and_spares_no_larger_reduction() -> None:
-    """A part of the MLPs alone reaches less far; 0.9 is too much for either."""
-    row = replace(named("m/ours-40"), standin="digits_deit_base")
-    chosen = [("exact", 0.8), ("vbp", 0.5), ("exact", 0.9), ("exact", 0.3), ("vbp", 0.4), ("vbp", 0.9)]
-    rows = tuple(
-        replace(row, id=f"m/{index}", recipe=recipe, reduction=reduction)
-        for index, (recipe, reduction) in enumerate(chosen)
-    )
-    plan = make_plan(replace(TABLE, rows=rows), Options(), IMAGES)
-    assert [item.row.id for item in plan] == [item.id for item in rows]
-    assert [len(item.jobs) for item in plan] == [3, 0, 0, 3, 3, 0]
-
-
-def test_the_protocol_says_what_was_done() -> None:
-    row = next(row for row in TABLE.rows if row.id == "m/svd-40")
-    assert isinstance(row, Row)
-    job = Job("m", True, "digits", "1297+500", "svd", 0.4, 0)
-    assert protocol(row, job) == "partial-ft"
-    assert protocol(row, replace(job, epochs=0)) == "training-free"
-    assert protocol(row, replace(job, epochs=2, processes=8)) == "partial-ft, 2 epochs, batch 512"
-
-
 def test_only_the_whole_validation_set_is_called_imagenet() -> None:
     assert IMAGES.about(None) == "digits stand-in, not ImageNet"
     assert SAMPLES.about(None) == "on imagefolder:imagenet-samples, 1,000 images"
     whole = Images("hf:ILSVRC/imagenet-1k", 1281167, 50000, 1000)
     assert "ImageNet-1k validation set, 50,000 images" in whole.about(None)
     assert whole.about(500) == "on hf:ILSVRC/imagenet-1k, 500 images"
-
-
-def test_specs_lose_their_path() -> None:
-    assert short_spec("imagefolder:/data/sets/imagenet/") == "imagefolder:imagenet"
-    assert short_spec("hf:ILSVRC/imagenet-1k") == "hf:ILSVRC/imagenet-1k"
-    assert short_spec("digits") == "digits"
-
-
-def test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
-    for split in ("train", "validation"):
-        for name in ("cat", "dog"):
-            (tmp_path / split / name).mkdir(parents=True)
-            (tmp_path / split / name / "a.jpg").write_bytes(b"an image")
-    with pytest.raises(InputError, match="has 2 classes, the models of the tables have 1000"):
-        open_images(f"imagefolder:{tmp_path}")
-
-
-def test_a_row_with_more_images_than_there_are_is_skipped(tmp_path: Path) -> None:
-    (tmp_path / "deit_tiny_patch16_224.safetensors").write_bytes(b"weights")
-    options = Options(data="imagefolder:/somewhere/imagenet-samples", checkpoints=tmp_path)
-    rows = tuple(replace(named("m/svd-40"), id=str(count), calibration_images=count) for count in (125, 900, 901))
-    few, all_of_them, more = make_plan(replace(TABLE, rows=rows), options, SAMPLES)
-    assert [item.jobs[0].calibration_samples for item in (few, all_of_them)] == [125, 900]
-    assert more.jobs == ()
-    assert more.reason == "901 images to calibrate on, of which imagefolder:imagenet-samples has 900"
-
-
-def test_joined_images_are_named_without_their_paths() -> None:
-    assert short_spec("joined:/a/photos,imagefolder:/b/samples") == "joined:photos,imagefolder:samples"

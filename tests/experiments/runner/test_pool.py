@@ -15,6 +15,8 @@ from experiments.jobs.results import ERROR, job_folder, read_json
 from experiments.jobs.task import Task
 from experiments.runner.pool import run_pool
 
+pytestmark = pytest.mark.slow
+
 
 class Notes:
     """A view that remembers."""

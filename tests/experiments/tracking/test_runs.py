@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.jobs.description import describe, models_of, run_id
+from experiments.jobs.description import run_id
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import digest, made_by
 from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
-from experiments.tracking import runs
-from experiments.tracking.curves import finetune_loggers
-from experiments.tracking.runs import ATTACHED_BYTES, STEPS_OF_AN_ATTEMPT, flat
-from lowrank_vit import Hardware, finetune, load
-from lowrank_vit.compression.revisions import ENGINE
+from experiments.tracking.runs import STEPS_OF_AN_ATTEMPT, flat
+from lowrank_vit import Hardware
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
-from tests.support.finetuning import TinyData, tiny
-from tests.support.sources import imports
 
-ROOT = Path(__file__).parent.parent.parent.parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -96,108 +85,6 @@ def test_a_run_says_what_was_run(whole: tuple[Task, dict[str, Any], OfflineRun])
     assert not any(isinstance(value, dict) and value for value in found.config.values())
 
 
-def test_the_summary_is_the_result(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
-    own, _, found = whole
-    written = json.loads((own.own_folder / "result.json").read_text())
-    own_keys = ("format", "table", "row", "job", "recipe", "revisions", "layers")
-    expected = flat({name: value for name, value in written.items() if name not in own_keys})
-    assert len(expected) > 30
-    assert {name: found.summary[name] for name in expected} == expected
-    assert found.summary["status"] == "done"
-    params, top1 = written["params"], written["top1"]
-    assert found.summary["params/reduction"] == pytest.approx(
-        (params["dense"] - params["compressed"]) / params["dense"]
-    )
-    assert 0.39 < found.summary["params/reduction"] < 0.42  # asked for: 40 %
-    assert found.summary["top1/drop"] == pytest.approx(top1["dense"] - top1["after"])
-    assert found.summary["top1/drop_before"] == pytest.approx(top1["dense"] - top1["before"])
-
-
-def test_what_was_not_measured_has_no_gain() -> None:
-    assert runs.gains({"params": {"dense": 8, "compressed": 8}, "top1": {}, "macs": None}) == {"params/reduction": 0.0}
-
-
-def test_the_layers_are_a_table_and_curves(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
-    own, _, found = whole
-    report = json.loads((own.own_folder / "compressed" / "report.json").read_text())
-    table = found.table("layers")
-    assert len(table) == len(report["layers"]) == 12
-    for index, (row, layer) in enumerate(zip(table, report["layers"], strict=True)):
-        z = layer["z"] or dict.fromkeys(("kind", "params", "loss_before", "loss", "loss_closed_form"))
-        full = min(layer["in_features"], layer["out_features"])
-        assert row == {
-            "index": index,
-            "layer": layer["name"],
-            "in": layer["in_features"],
-            "out": layer["out_features"],
-            "rank": layer["rank"],
-            "rank_share": pytest.approx((layer["rank"] or full) / full),
-            "params": layer["params"],
-            "error": pytest.approx(layer["relative_error"]),
-            "error_unseen": pytest.approx(layer["relative_error_held_out"]),
-            "z_kind": z["kind"],
-            "z_params": z["params"],
-            "z_loss_before": pytest.approx(z["loss_before"]),
-            "z_loss": pytest.approx(z["loss"]),
-            "z_loss_closed_form": pytest.approx(z["loss_closed_form"]),
-        }
-    drawn = found.curve("layers/index", "layers/error")
-    assert drawn == [(row["index"], pytest.approx(row["error"])) for row in table]
-
-
-def test_curves_have_axes_of_their_own(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
-    own, result, found = whole
-    report = json.loads((own.own_folder / "compressed" / "report.json").read_text())
-    curves = report["compensation"]["curves"]
-    assert len(curves) == 11  # of twelve layers: Algorithm 1 leaves one dense
-    for name, curve in curves.items():
-        logged = found.curve("compensation/step", f"compensation/{name.replace('.', '/')}")
-        assert logged == [(step, pytest.approx(loss)) for step, loss in curve]
-        assert [step for step, _ in logged] == [0, 50]
-    trajectory = found.curve("allocation/step", "allocation/parameters")
-    assert trajectory == [(entry["step"], entry["parameters"]) for entry in report["trajectory"]]
-    assert len(trajectory) > 10
-    (accuracy,) = found.curve("trainer/global_step", "val_top1")
-    assert accuracy == (20, result["finetune"]["val_top1"])  # 1297 images by 64, the last batch left out
-    for metric, axis in runs.AXES.items():
-        assert found.axes[metric] == axis
-    # 12 curves and 12 layers are no numbers of the run
-    assert not any(name.startswith(("compensation/blocks", "layers/error")) for name in found.summary)
-
-
-def test_the_models_are_an_artifact(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
-    own, result, found = whole
-    (artifact,) = [item for item in found.artifacts if item["type"] == "model"]
-    files = {item["path"]: Path(item["local_path"]) for item in artifact["manifest"]["contents"]}
-    names = ("README.md", "config.json", "model.safetensors", "report.json")
-    assert set(files) == {f"{stage}/{name}" for stage in ("compressed", "finetuned") for name in names}
-    for name, path in files.items():
-        assert path == own.own_folder / name  # not a copy
-    assert json.loads(artifact["metadata"])["params"] == result["params"]
-    load(files["finetuned/model.safetensors"].parent)
-
-
-def test_a_large_model_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ATTACHED_BYTES == 64 * 2**20
-    monkeypatch.setattr(runs, "ATTACHED_BYTES", 1000)
-    checkpoint = tmp_path / "weights.safetensors"
-    checkpoint.write_bytes(b"weights")
-    own = dataclasses.replace(task(tmp_path, "deit_s/svd-40", "svd", epochs=0), checkpoint=None)
-    run_job(own, quiet)
-    again = dataclasses.replace(own, checkpoint=checkpoint)
-    with runs.tracked(describe(again)) as run:
-        measured = {"params": {"dense": 2, "compressed": 1}}
-        runs.log_result(run, measured, models_of(again, measured))
-    _, found = read_runs(tmp_path)
-    (artifact,) = [item for item in found.artifacts if item["type"] == "model"]
-    contents = {item["path"]: item["ref"] for item in artifact["manifest"]["contents"]}
-    model = own.own_folder / "compressed" / "model.safetensors"
-    assert contents["compressed/model.safetensors"] == model.as_uri()
-    assert contents["dense/weights.safetensors"] == checkpoint.as_uri()
-    checked = subprocess.run(["sha256sum", str(model)], check=True, capture_output=True, text=True).stdout.split()[0]
-    assert json.loads(artifact["metadata"])["sha256"]["compressed/model.safetensors"] == checked
-
-
 def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
     own = task(tmp_path, "deit_s/svd-40", "svd", epochs=2)
     with pytest.raises(ZeroDivisionError):
@@ -220,125 +107,3 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
         assert run.curve("layers/index", "layers/error") == first.curve("layers/index", "layers/error")
     trained = [point for run in attempts for point in run.curve("trainer/global_step", "val_top1")]
     assert [step for step, _ in trained] == [20, 41]
-
-
-def test_nothing_else_knows_of_wandb() -> None:
-    known = {
-        path.name
-        for path in (ROOT / "experiments").rglob("*.py")
-        for name in imports(path)
-        if name.split(".")[0] in ("wandb", "wandb_workspaces") or "loggers.Wandb" in name
-    }
-    assert known == {"runs.py", "curves.py", "workspace.py"}
-
-
-def test_another_revision_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = task(Path()).job
-    before = run_id(job)
-    monkeypatch.setitem(ENGINE, "evaluate", 2)
-    assert run_id(job).startswith(job.key)
-    assert run_id(job) != before
-
-
-def test_the_dense_model_has_no_layers(tmp_path: Path) -> None:
-    own = task(tmp_path, "deit_s/baseline", None, epochs=0)
-    run_job(own, quiet)
-    (found,) = read_runs(tmp_path)
-    assert (found.run["job_type"], found.exit_code) == ("dense", 0)
-    assert found.config["protocol"] == "dense"
-    assert found.history == found.artifacts == []
-    assert found.summary["top1/after"] == found.summary["top1/dense"]
-
-
-def test_nothing_is_kept_where_it_is_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    own = task(tmp_path, "deit_s/svd-40", "svd")
-    assert run_job(own, quiet)["top1"]["after"] >= 0
-    assert read_runs(tmp_path) == []
-
-
-def test_a_killed_job_keeps_its_curve(tmp_path: Path) -> None:
-    """What was logged more than a second before is on disk; without an exit record W&B takes the run for a failed one."""
-    source = f"""
-import os, signal, time
-from pathlib import Path
-from experiments.jobs.description import describe
-from experiments.jobs.job import Job
-from experiments.jobs.task import Task
-from experiments.tracking import runs
-job = Job("digits_deit_small", True, "digits", "1297+500", "svd", 0.4, 0)
-task = Task(job, "deit_s/svd-40", "X", "table2", Path({str(tmp_path)!r}), "digits")
-with runs.tracked(describe(task)) as run:
-    run.log({{"trainer/global_step": 20, "val_top1": 50.0}})
-    time.sleep(3)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    killed = subprocess.run([sys.executable, "-c", source], cwd=ROOT, env=alone(), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    (found,) = read_runs(tmp_path)
-    assert found.curve("trainer/global_step", "val_top1") == [(20, 50.0)]
-    assert found.exit_code is None
-
-
-def test_only_the_first_process_has_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "experiments.jobs.run._alone", lambda *_: nullcontext()
-    )  # a lock is waited for until a first has it
-    monkeypatch.setattr("experiments.jobs.run.is_first", lambda: False)
-    run_job(task(tmp_path, "deit_s/baseline", None, epochs=0), quiet)
-    assert read_runs(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path) -> None:
-    """Spawned by Lightning, as ``--devices 2`` does: the first attaches to the run, the second has none."""
-    own = task(tmp_path)
-    with pytest.raises(ZeroDivisionError), runs.tracked(describe(own)):
-        raise ZeroDivisionError
-    with runs.tracked(describe(own)) as run:
-        run.log({"before": 1})
-        tuned = finetune(
-            tiny(),
-            TinyData(),
-            epochs=4,
-            hardware=Hardware(devices=2, accelerator="cpu"),
-            progress=False,
-            loggers=finetune_loggers(run),
-        )
-        run.log({"after": 1})
-    _, found = read_runs(tmp_path)
-    accuracy = found.curve("trainer/global_step", "val_top1")
-    assert [step for step, _ in accuracy] == [2, 5, 8, 11]  # three steps an epoch
-    assert accuracy[-1][1] == tuned.val_top1
-    assert [step for step, _ in found.curve("trainer/global_step", "train_loss")] == [9]
-    assert found.steps == sorted(set(found.steps))
-    assert found.steps[0] == STEPS_OF_AN_ATTEMPT
-    assert "before" in found.history[1]
-    assert "after" in found.history[-1]
-    assert found.config["epochs"] == own.job.epochs  # not what this fit was given
-    assert found.exit_code == 0
-
-
-@pytest.mark.slow
-def test_processes_started_from_outside_make_one_run(tmp_path: Path, free_port: int) -> None:
-    command = [sys.executable, "-m", "experiments", "run", "table2/deit_s/svd-40", "--results", str(tmp_path)]
-    command += ["--devices", "2", "--seeds", "0", "--epochs", "1", "--limit", "64", "--calibration-samples", "64"]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
-    shared |= {"TORCHELASTIC_RUN_ID": "test", "OMP_NUM_THREADS": "1", "GROUP_RANK": "0"}
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**alone(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=200)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    (found,) = read_runs(tmp_path)
-    assert [step for step, _ in found.curve("trainer/global_step", "val_top1")] == [10]
-    assert len(found.table("layers")) == 12
-    assert found.exit_code == 0

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 
 from experiments.__main__ import main
 from experiments.jobs.run import run_job
-from experiments.report.styles import STYLES, group_colours
-from experiments.tracking import workspace
 from tests.experiments.support.offline_runs import OfflineRun, read_runs
 from tests.experiments.tracking.test_runs import quiet, task
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -78,60 +74,3 @@ def test_every_name_is_one_of_a_run(found: OfflineRun, capsys: pytest.CaptureFix
             assert '"layers"' in json.dumps(config)
             assert found.table("layers")
     assert kinds == {"Scatter Plot": 4, "Bar Chart": 6, "Run History Line Plot": 11, "Weave": 1}
-
-
-def test_runs_are_grouped_by_table_and_method(found: OfflineRun, capsys: pytest.CaptureFixture[str]) -> None:
-    description = described(capsys, "--entity", "somebody", "--project", "mine")
-    assert (description["entity"], description["project"]) == ("somebody", "mine")
-    (runs,) = description["spec"]["section"]["runSets"]
-    names = [group["name"].removesuffix(".value") for group in runs["grouping"]]
-    assert names == ["table", "method"]
-    assert all(name in found.config for name in names)
-    assert '"status"' in json.dumps(runs["filters"])
-    assert found.summary["status"] == "done"
-    for column in runs["runFeed"]["columnPinned"]:
-        section, _, name = column.partition(":")
-        if section != "run":
-            assert name.removesuffix(".value") in {"summary": found.summary, "config": found.config}[section], column
-
-
-def test_a_method_has_the_colour_of_the_plots(capsys: pytest.CaptureFixture[str]) -> None:
-    section = described(capsys, "--entity", "somebody")["spec"]["section"]
-    said = {}
-    for name, colour in section["customRunColors"].items():
-        if name.startswith("run-color-group:"):
-            path = json.loads(unquote(name.rpartition(":")[2]))
-            said[tuple(level["value"] for level in path)] = colour
-            assert [level["key"] for level in path] == ["config:table.value", "config:method.value"]
-    assert said == group_colours()
-    assert said["table2", "Ours (exact)"] == said["table3", "Ours (exact)"] == STYLES["exact"].colour
-
-
-def test_it_builds_for_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    assert described(capsys)["displayName"] == workspace.NAME
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--save"], "--save needs --entity"), (["--entity", "x"], "pip install 'lowrank-vit[workspaces]'")],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
-    assert exit_code(*arguments) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message in said.err
-    assert said.err.count("\n") == 1
-
-
-def test_saving_without_an_account_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments", "workspace", "--save", "--entity", "x"]
-    clean = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    said = subprocess.run(
-        command, cwd=Path(__file__).parent.parent.parent.parent, env=clean, capture_output=True, text=True, timeout=60
-    )
-    assert said.returncode == 2
-    assert "wandb login first" in said.stderr
-    assert said.stderr.count("\n") == 1

@@ -7,27 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_vit.architectures.linears import find_sites
-from lowrank_vit.compression.calibrate import collect
-from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate import cache
 from tests.support.disks import full_disk
-from tests.support.models import images, tiny
-
-
-def test_files_of_recipes_without_a_probe_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = []
-    monkeypatch.setattr(cache, "cached_moments", lambda key, compute: keys.append(key) or {})
-    model, seen = tiny(), Images([images(2)], "fingerprint")
-    sites = find_sites(model)
-    needs = frozenset({"second", "gradient_second"})
-    collect(model, sites, needs, seen, 3, False)
-    collect(model, sites, needs, seen, 3, False, Classification("signs"))
-    collect(model, sites, dict.fromkeys((site.name for site in sites), needs), seen, 3, False)
-    assert keys[0] == cache.moments_key(model, "fingerprint", [site.name for site in sites], needs, 3)
-    assert len(set(keys)) == 3
+from tests.support.models import tiny
 
 
 def test_the_name_of_a_file_follows_all_that_its_statistics_depend_on() -> None:

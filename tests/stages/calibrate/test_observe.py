@@ -31,12 +31,6 @@ def test_statistics_leave_no_graph_behind() -> None:
         gc.enable()
 
 
-def test_head_fisher_is_left_out_where_there_are_no_heads() -> None:
-    site = find_sites(tiny())[0]
-    assert site.heads == 0
-    assert "head_fisher" not in resolve({"head_fisher", "second"}, site)
-
-
 def test_only_what_is_needed_is_collected() -> None:
     model = tiny()
     sites = find_sites(model)

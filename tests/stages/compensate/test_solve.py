@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.compensate.solve import by_shape, solve
+from lowrank_vit.stages.compensate.solve import solve
 from tests.support.compensation_problems import SHAPES, loss, make, problem
 
 NAMES = COMPENSATIONS.names()
@@ -37,23 +36,6 @@ def test_solutions_say_what_they_are(kind, solver):
         assert [step for step, _ in solution.curve] == ([0, 10, 20, 30] if solver == "moments" else [])
         if solver == "moments":
             assert solution.curve[0][1] == pytest.approx(solution.loss_before)
-
-
-# With the paper's learning rate and steps, on residuals as large as those of real weights (0.05). Measured, worst of the
-# five layers: diagonal 0, structured 7e-11 (convex, and well within reach), low-rank 1.6e-3 and unstructured 2.4e-3 (the
-# flat directions between close singular values, or of ill-conditioned columns, are slow). DeiT-Tiny's: at most 4e-4.
-GAPS = {"diagonal": 1e-8, "structured_sparse": 1e-8}
-
-
-@every_kind
-def test_moments_approach_the_closed_form_from_above(kind):
-    residuals, moments = layers()
-    residuals = {name: 0.05 * residual for name, residual in residuals.items()}
-    closed = solve(make(kind), residuals, moments)
-    descended = solve(make(kind), residuals, moments, "moments")
-    for name in residuals:
-        gap = descended[name].loss_after / closed[name].loss_after - 1
-        assert -1e-9 < gap < GAPS.get(kind, 1e-2), name
 
 
 def test_gradient_descent_by_hand():
@@ -93,25 +75,6 @@ def test_gradient_descent_falls_towards_the_closed_form(kind):
             assert (excess[1:] <= bound + 1e-12).all()
 
 
-def test_steps_of_two_over_the_curvature_are_too_long():
-    """The diagonal's curvature is 2 M_jj: just below 2/L the loss falls, just above it grows."""
-    residual, moment = problem(10, 10)
-    curvature = 2 * float(moment[0].diagonal().max())
-    for factor, falls in ((1.99, True), (2.01, False)):
-        options = {"steps": 3000, "lr": factor / curvature, "optimizer": "sgd"}
-        found = solve(make("diagonal", 1.0), {"a": residual[0]}, {"a": moment[0]}, "moments", **options)["a"]
-        assert (found.loss_after < found.loss_before) is falls
-
-
-@every_kind
-def test_a_layer_does_not_depend_on_the_layers_beside_it(kind):
-    residuals, moments = layers()
-    together = solve(make(kind), residuals, moments, "moments", steps=60, lr=1e-2, seed=4)
-    for name in residuals:
-        alone = solve(make(kind), {name: residuals[name]}, moments, "moments", steps=60, lr=1e-2, seed=4)
-        torch.testing.assert_close(alone[name].dense(), together[name].dense(), rtol=1e-9, atol=1e-12)
-
-
 def test_the_seed_counts_and_so_does_the_name():
     residual, moment = problem(12, 36)
     residuals, moments = {"a": residual[0], "b": residual[0]}, {"a": moment[0], "b": moment[0]}
@@ -120,59 +83,3 @@ def test_the_seed_counts_and_so_does_the_name():
     assert torch.equal(one["a"].dense(), again["a"].dense())
     assert not torch.equal(one["a"].dense(), two["a"].dense())
     assert not torch.equal(one["a"].dense(), one["b"].dense())
-
-
-@every_kind
-def test_float32_ends_at_the_same_loss(kind):
-    residuals, moments = layers()
-    double = solve(make(kind), residuals, moments, "moments", steps=300, lr=1e-2)
-    single = solve(make(kind), residuals, moments, "moments", steps=300, lr=1e-2, dtype=torch.float32)
-    for name in residuals:
-        assert single[name].dense().dtype == torch.float64
-        assert single[name].loss_after == pytest.approx(double[name].loss_after, rel=1e-2)
-
-
-@every_kind
-def test_rank_deficient_moments_descend(kind):
-    residuals, moments = layers(deficient=True)
-    for solution in solve(make(kind), residuals, moments, "moments", steps=100, lr=1e-2).values():
-        assert solution.dense().isfinite().all()
-        assert solution.loss_after < solution.loss_before
-
-
-def test_the_inputs_are_left_alone():
-    residuals, moments = layers()
-    before = {name: (residuals[name].clone(), moments[name].clone()) for name in residuals}
-    solve(make("unstructured_sparse"), residuals, moments, "moments", steps=5)
-    for name, (residual, moment) in before.items():
-        assert torch.equal(residual, residuals[name])
-        assert torch.equal(moment, moments[name])
-        assert not residuals[name].requires_grad
-
-
-def test_groups_hold_the_layers_of_one_shape():
-    groups = list(by_shape(*layers()))
-    assert [group.names for group in groups] == [
-        ("blocks.0",),
-        ("blocks.1", "blocks.4"),
-        ("blocks.2",),
-        ("blocks.3",),
-    ]
-    assert groups[1].residual.shape == (2, 12, 36)
-    assert groups[1].moment.shape == (2, 12, 12)
-
-
-def test_bad_input_is_named():
-    residuals, moments = layers()
-    with pytest.raises(InputError, match="did you mean 'closed_form'"):
-        solve(make("low_rank"), residuals, moments, "closedform")
-    with pytest.raises(InputError, match="unknown optimizer 'sdg': did you mean 'sgd'"):
-        solve(make("low_rank"), residuals, moments, "moments", optimizer="sdg")
-    with pytest.raises(InputError, match=r"blocks\.4"):
-        solve(make("low_rank"), residuals, {k: v for k, v in moments.items() if k != "blocks.4"})
-    with pytest.raises(InputError, match=r"blocks\.2.*not finite"):
-        solve(make("low_rank"), residuals, moments | {"blocks.2": torch.full((36, 36), torch.nan)}, "moments")
-    with pytest.raises(InputError, match="steps=0"):
-        solve(make("low_rank"), residuals, moments, "moments", steps=0)
-    with pytest.raises(InputError, match="lr=0"):
-        solve(make("low_rank"), residuals, moments, "moments", lr=0.0)

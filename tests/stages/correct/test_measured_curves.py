@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -16,11 +17,10 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.runtime.tensors import Spill
-from lowrank_vit.stages.correct.measured_losses import FeatureRatio, MeasuredCurves, Replay
+from lowrank_vit.stages.allocate import least_cost, total_cost
+from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
 from tests.support.models import KINDS, images, outputs, tiny
-
-FEW = MeasuredCurves(images=9, points=3, span=4)
 
 
 def features_of(model: nn.Module, data: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def test_a_measured_loss_is_that_of_a_model_compressed_by_hand(kind: str, curren
     analysis = analyse(model, data.split(4), get_recipe("aafm").but(sense=sense))
     for before, after in list(zip(analysis.curves, analysis.priced_losses, strict=True))[::3]:
         sizes = sense.sizes(before)
-        assert 1 < len(sizes) <= 3
-        assert before.ranks[-1] in sizes
+        assert 1 < len(sizes) <= 4
+        assert {before.ranks[0], before.ranks[-1]} <= set(sizes)
         found = []
         for rank in sizes:
             small = copy.deepcopy(analysis.model)
@@ -76,27 +76,51 @@ def test_a_curve_by_hand() -> None:
     sensed = MeasuredCurves()(curve, [(4, 2.0), (1, 8.0), (8, 3.0)])
     assert sensed.errors.tolist() == pytest.approx([8, 8, 4, 8 / 3, 2, 2, 2, 2, 2])
     assert MeasuredCurves()(curve, []) is curve
-    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)) == [4, 6, 10, 16, 25, 40, 64]
+    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)) == [
+        1,
+        4,
+        6,
+        10,
+        16,
+        25,
+        40,
+        64,
+    ]
     assert MeasuredCurves(points=2).sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65, multiple=8)) == [8, 64]
     assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
 
 
-def test_the_ratio_divides_by_the_smaller_model() -> None:
-    dense, small = torch.tensor([[3.0, 4.0], [1.0, 0.0]]).double(), torch.tensor([[3.0, 2.0], [2.0, 0.0]]).double()
-    assert float(FeatureRatio().divergence(dense, small)) == pytest.approx(4 / 13 + 1 / 4)
+@pytest.mark.parametrize("sense", [MeasuredCurves(), MeasuredCurves(points=2), MeasuredCurves(ratios=(0.4, 0.7, 0.9))])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_no_size_below_the_least_measured_is_chosen(sense: MeasuredCurves, multiple: int) -> None:
+    """The loss there is not known: neither one threshold, nor the knapsack, nor what is cheapest takes such a size."""
+    generator = torch.Generator().manual_seed(0)
+    curves = []
+    for name in "abc":
+        before = ErrorCurve.in_parameters(name, torch.zeros(97, dtype=torch.float64), 2, 200, multiple=multiple)
+        losses = torch.rand(len(sense.sizes(before)), generator=generator).sort(descending=True).values.tolist()
+        curves.append(sense(before, list(zip(sense.sizes(before), losses, strict=True))))
+    for curve in curves:
+        least = sense.sizes(ErrorCurve.in_parameters("x", curve.errors, 2, 200, multiple=multiple))[0]
+        assert curve.ranks[0] == least
+        for threshold in (*curve.errors.tolist(), 0.0, math.inf):
+            assert (smallest_within(curve, threshold) or least) >= least
+    for allocator in (EqualError(), Knapsack(), GreedyMarginal(), Uniform()):
+        for budget in (least_cost(curves), 300, 500):
+            plan = allocator(curves, budget)
+            assert total_cost(curves, plan.ranks) <= budget
+            assert all(rank is None or rank >= curves[0].ranks[0] for rank in plan.ranks.values())
 
 
-def test_curves_that_cannot_be_measured_are_refused() -> None:
-    with pytest.raises(InputError, match="did you mean 'feature'"):
-        MeasuredCurves(currency="features")
-    with pytest.raises(InputError, match="at least 1"):
-        MeasuredCurves(points=0)
-    model, data = tiny("vit"), images(4, "vit")
-    with Spill() as kept, pytest.raises(InputError, match="'norm' is in no block"):
-        Replay(model, Classification(), [data], 4, kept).divergence("norm", nn.Identity())
+def test_the_least_size_is_measured_or_not_offered() -> None:
+    curve = ErrorCurve.in_parameters("x", torch.zeros(101), 1, 101)
+    assert MeasuredCurves().sizes(curve)[0] == curve.ranks[0] == 1
+    assert MeasuredCurves(ratios=(0.9, 0.4)).sizes(curve) == [40, 90]
+    with pytest.raises(InputError, match="ratios"):
+        MeasuredCurves(ratios=(0.0,))
 
 
-@pytest.mark.parametrize("name", ["aafm", "flar", "fwsvd_search"])
+@pytest.mark.parametrize("name", ["aafm", "flar", "fwsvd_search", "asvd_search", "comcat0"])
 def test_a_recipe_with_measured_curves_meets_its_budget(name: str) -> None:
     model, data = tiny("vit"), images(12, "vit")
     recipe = get_recipe(name).but(**{"sense.images": 8, "sense.points": 3})

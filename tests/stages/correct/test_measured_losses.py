@@ -19,6 +19,8 @@ from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay, c
 from tests.support.models import LONE, images, tiny
 
 KL = Classification()
+
+
 UNMEASURED = get_recipe("best").but(refit=False, measured=0)
 
 
@@ -79,13 +81,3 @@ def test_a_wrong_prediction_is_put_right() -> None:
     assert {step["part"] for step in measured.measured} == set(right.ranks)
     own = next(step for step in measured.measured if step["part"] == victim)
     assert own["predicted_loss"] > 100 * own["measured_loss"] > 0
-
-
-def test_a_unit_that_stays_dense_is_measured_at_a_size_that_it_could_have() -> None:
-    model, data = tiny(), images(8)
-    analysis = analyse(model, data.split(4), UNMEASURED)
-    points = analysis.measure(RankPlan(dict.fromkeys(curve.name for curve in analysis.curves)), data.split(4), 8)
-    assert {curve.name: points[curve.name][0] in curve.ranks for curve in analysis.curves} == dict.fromkeys(
-        points, True
-    )
-    assert all(loss > 0 for _, loss in points.values())

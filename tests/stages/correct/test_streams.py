@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of, first_inputs
-from lowrank_vit.runtime.tensors import Spill
-from lowrank_vit.stages.correct import output_refit
-from lowrank_vit.stages.correct.output_refit import OutputRefit, Streams
-from lowrank_vit.stages.correct.regression import Folds, Regression, cross_validated
+from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from tests.support.models import model_and_images, modules_of
 
 
@@ -63,62 +59,3 @@ def test_the_refit_is_the_one_in_memory(sizes: list[int]) -> None:
         torch.testing.assert_close(
             other.state_dict()[name], weight, rtol=1e-4, atol=1e-4
         )  # sums are of float32 products
-
-
-class Watched(Spill):
-    """Remembers its files."""
-
-    files: list[object]
-
-    def __enter__(self) -> Watched:
-        super().__enter__()
-        self.files.append(self._file)
-        return self
-
-
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["batches", "branch"])
-def test_nothing_stays_on_the_disk(
-    where: str, error: type[BaseException] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the end, after an error, and after Ctrl-C: while images are read, or within a branch."""
-    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(Watched, "files", [], raising=False)
-    monkeypatch.setattr("lowrank_vit.stages.correct.output_refit.Spill", Watched)
-    monkeypatch.setattr(output_refit, "Spill", Watched)
-    model, data = model_and_images("vit")
-
-    def fail(*_: object) -> None:
-        assert error is not None
-        raise error
-
-    def batches() -> Iterator[Tensor]:
-        yield data
-        if where == "batches" and error is not None:
-            fail()
-
-    if where == "branch" and error is not None:
-        monkeypatch.setattr(Folds, "fit", fail)
-    small, sensitivities = halved(model)
-    refit, given = OutputRefit(), list(batches()) if error is None else batches()
-    if error is None:
-        refit(model, small, sensitivities, given)
-    else:
-        with pytest.raises(error):
-            refit(model, small, sensitivities, given)
-    assert len(Watched.files) >= (4 if where == "batches" else 5)
-    assert all(file.closed for file in Watched.files)  # type: ignore[attr-defined]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_copy_is_what_the_streams_were() -> None:
-    with Streams() as streams, Streams() as before:
-        for turn in range(2):
-            pairs = [(torch.full((2, 3), 10.0 * turn + place), torch.full((2, 3), -1.0 * place)) for place in range(3)]
-            for place, pair in enumerate(pairs):
-                streams.put(place, *pair)
-            assert streams.copy_to(before) is before
-            streams.put(1, torch.zeros(9), torch.zeros(9))
-            assert len(before) == 3
-            for place, pair in enumerate(pairs):
-                assert all(map(torch.equal, before.at(place, torch.device("cpu")), pair))

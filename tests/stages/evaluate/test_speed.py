@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +10,13 @@ import timm
 import torch
 from torch import Tensor
 
-from lowrank_vit import InputError, compress, save
+from lowrank_vit import compress, save
 from lowrank_vit.cli import main
 from lowrank_vit.stages.evaluate import speed as benchmark
-from lowrank_vit.stages.evaluate.speed import activation_bytes, quartiles, seconds_in_turns, settings
+from lowrank_vit.stages.evaluate.speed import quartiles, seconds_in_turns
 from tests.support.models import NAMES, VIT
 
 BYTES = 4
-
-
-def test_quartiles() -> None:
-    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
 
 
 def test_models_take_turns_and_a_ratio_is_one_of_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,32 +40,7 @@ def test_models_take_turns_and_a_ratio_is_one_of_a_round(monkeypatch: pytest.Mon
     assert found["dense"][-1] > 3 * found["dense"][0]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own count of a process's memory is Linux's")
-def test_activations_are_counted_while_they_live() -> None:
-    x = torch.zeros(2**20)
-    for model, alive in ((lambda x: (x + 1) + 1, 2), (lambda x: (x + 1) + (x + 2), 3), (lambda x: x.relu_(), 0)):
-        assert activation_bytes(model, x) == pytest.approx(alive * x.nbytes, abs=x.nbytes / 4)
-
-
-def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if name == "g++" else None)
-    assert [(one.mode, one.batch) for one in settings("cpu", batches=[1, 2])] == [
-        ("eager", 1),
-        ("eager", 2),
-        ("compiled", 1),
-        ("compiled", 2),
-    ]
-    assert {one.dtype for one in settings("cuda")} == {"bfloat16"}
-    with pytest.raises(InputError, match="unknown mode 'eagre'"):
-        settings("cpu", ["eagre"])
-    with pytest.raises(InputError, match=r"batches \[0\]"):
-        settings("cpu", batches=[0])
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"needs a C\+\+ compiler"):
-        settings("cpu")
-    assert settings("cpu", ["eager"])
-
-
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "small"
     large = timm.create_model(
@@ -96,9 +65,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert row["dense"]["peak_memory_bytes"] > BYTES * found["params"]["dense"]
     main(["benchmark", str(folder), "--modes", "eager", *flags])
     assert "speed-up" in capsys.readouterr().out
+    main(["benchmark", str(folder), "--runtime", "torch,onnxruntime,openvino", "--batches", "3", *flags[2:], "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["mode"], row["batch"]) for row in rows] == [("eager", 3), ("onnxruntime", 3), ("openvino", 3)]
+    for row in rows:
+        files = [one.get("file_bytes") for one in (row["dense"], row["compressed"])]
+        if row["mode"] == "eager":
+            assert files == [None, None]
+        else:
+            assert files[0] > files[1] > BYTES * found["params"]["compressed"]
     for bad, message in (
         (["--batches", "1,x"], "cannot be read"),
-        (["--modes", "x"], "unknown mode"),
+        (["--modes", "x"], "unknown runtime 'x': choose from torch, compile, onnxruntime, openvino"),
+        (["--runtime", "openvin"], "did you mean 'openvino'"),
         (["--device", "x"], "x"),
     ):
         with pytest.raises(SystemExit) as stopped:

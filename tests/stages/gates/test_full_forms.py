@@ -16,6 +16,8 @@ from tests.support.gradual import IMAGES, PowerCutError, interrupt
 from tests.support.hardware import on_cpu
 from tests.support.models import tiny
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("recipe", FULL_FORMS)
 def test_a_full_form_is_resumed_and_compressed(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,21 +13,16 @@ from lowrank_vit.methods.spvit_he import LearntUnits
 from lowrank_vit.methods.vtp import LearntColumns
 from lowrank_vit.methods.wdpruning import LearntParts
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, OUTPUT, VALUE
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
-from tests.support.gradual import IMAGES, masks
+from tests.support.gradual import masks
 from tests.support.models import KINDS, images, outputs, tiny
 
 METHODS = GRADUAL.names()
-
-
-def test_something_is_registered() -> None:
-    assert "importance" in METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -54,25 +49,6 @@ def test_a_closed_gate_is_a_zero_column(unit: str, kind: str) -> None:
         same.get_submodule(gate.place.layer).weight.data[:, closed] = 0
     with gated(model, gates):
         torch.testing.assert_close(outputs(model, data), outputs(same, data), rtol=1e-12, atol=1e-12)
-
-
-def test_what_is_all_open_costs_what_it_is() -> None:
-    model = tiny()
-    prices = Prices.of(model, sites_of(model))
-    whole = prices.whole
-    assert whole == Cost(parameter_count(model), multiply_accumulates(model, input_size(model)))
-    opens = {name: torch.ones_like(gate.open()) for name, gate in masks(model, [HEAD, HIDDEN]).items()}
-    assert prices.expected(opens) == whole
-    one = dict(opens)
-    one["blocks.0.mlp.hidden"] = opens["blocks.0.mlp.hidden"].clone()
-    one["blocks.0.mlp.hidden"][0] = False
-    # a row of fc1 with its bias and a column of fc2, of width 16, for 17 tokens
-    assert whole.parameters - prices.expected(one).parameters == 16 + 1 + 16
-    assert whole.macs - prices.expected(one).macs == 17 * 32
-
-
-def test_images_have_the_size_of_the_model() -> None:
-    assert IMAGES.shape[1:] == images(1).shape[1:]
 
 
 PRUNED = {  # units with gates: the recipe whose groups fold them

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.modules.quantized_linear import dequantize
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.quantize import QUANTIZERS, Codes
 from lowrank_vit.stages.quantize.gptq import PANEL, ErrorFeedback
 from lowrank_vit.stages.quantize.nearest import quantize_tensor
@@ -28,10 +27,6 @@ def problem(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def losses(weight: Tensor, codes: Codes, moment: Tensor) -> Tensor:
     error = weight - dequantize(codes[0], codes[1].double(), codes[2])
     return ((error @ moment) * error).sum(1)
-
-
-def test_what_is_registered() -> None:
-    assert QUANTIZERS.names() == ["gptq", "nearest"]
 
 
 @pytest.mark.parametrize("name", QUANTIZERS.names())
@@ -95,31 +90,3 @@ def test_between_the_best_codes_of_all_and_the_nearest() -> None:
         assert least * (1 - 1e-12) <= losses(
             weight[row : row + 1], tuple(part[row : row + 1] for part in codes), moment
         )
-
-
-def test_an_input_that_is_always_zero_does_no_harm() -> None:
-    weight, moment = problem(3, 6)
-    moment[2], moment[:, 2] = 0, 0
-    codes = ErrorFeedback()(weight, 4, moment=moment)
-    assert (losses(weight, codes, moment) <= losses(weight, quantize_tensor(weight, 4), moment)).all()
-    nothing = ErrorFeedback()(weight, 4, moment=torch.zeros_like(moment))
-    assert torch.equal(nothing[0], quantize_tensor(weight, 4)[0])
-
-
-def test_a_cut_range_helps_where_one_weight_stands_out() -> None:
-    weight, moment = problem(5, 40)
-    weight[:, 3] *= 4
-    moment[3], moment[:, 3] = moment[3] * 1e-3, moment[:, 3] * 1e-3
-    uncut, cut = (ErrorFeedback(shrinkages=shares)(weight, 3, moment=moment) for shares in (UNCUT, (1.0, 0.6)))
-    assert losses(weight, cut, moment).sum() < losses(weight, uncut, moment).sum()
-
-
-def test_what_is_refused() -> None:
-    weight, moment = problem(2, 3)
-    with pytest.raises(InputError, match="fc1 needs the second moment"):
-        ErrorFeedback()(weight, 4, "fc1")
-    with pytest.raises(InputError, match="fc1 holds values that are not finite"):
-        ErrorFeedback()(weight * torch.inf, 4, "fc1", moment)
-    for damping, shares in [(0.0, UNCUT), (0.1, ()), (0.1, (1.2,))]:
-        with pytest.raises(InputError, match="need more than 0"):
-            ErrorFeedback(damping=damping, shrinkages=shares)

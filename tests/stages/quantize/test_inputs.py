@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import InputError, compress
+from lowrank_vit import compress
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.compression.quantize import quantize
 from lowrank_vit.stages.calibrate.stream import calibrate
@@ -54,12 +54,6 @@ def test_they_come_from_blocks_as_they_have_become(kind: str) -> None:
     assert not torch.allclose(during[names[-1]].second, before[names[-1]].second, rtol=1e-2)
 
 
-def test_layers_outside_the_blocks_are_seen_first() -> None:
-    model = tiny("vit")
-    first = next(input_moments(model, ["head", "blocks.0.attn.qkv"], [images(4)]))
-    assert list(first) == ["head"]
-
-
 def divergence(model: nn.Module, other: nn.Module) -> float:
     with torch.no_grad():
         return float((model(images(12)) - other(images(12))).square().mean())
@@ -83,13 +77,6 @@ def test_the_bias_takes_up_the_mean_of_what_is_lost() -> None:
     dense, rounded = model.get_submodule("blocks.0.attn.qkv"), quantized.get_submodule("blocks.0.attn.qkv")
     inputs = next(input_moments(model, ["blocks.0.attn.qkv"], [images(12)]))["blocks.0.attn.qkv"].mean.float()
     torch.testing.assert_close(rounded(inputs), dense(inputs), atol=2e-3, rtol=0)  # biases are stored as float16
-
-
-def test_images_are_asked_for() -> None:
-    with pytest.raises(InputError, match="quantizer 'gptq' looks at the layers' inputs: pass images"):
-        quantize(tiny("vit"), 4, quantizer="gptq")
-    with pytest.raises(InputError, match="did you mean 'gptq'"):
-        quantize(tiny("vit"), 4, quantizer="gptk")
 
 
 def test_the_covariance_is_what_the_weight_keeps() -> None:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import math
 
 import pytest
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from lowrank_vit import compress
-from lowrank_vit.data import ImageData
-from lowrank_vit.models import load_model
-from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.runtime.lightning_run import warm_up_cosine
-from lowrank_vit.stages.evaluate.accuracy import evaluate
 from lowrank_vit.stages.training.distill import Distillation, feature_error
 from tests.support.distilling import IMAGES, run, student
-from tests.support.hardware import CPU
-from tests.support.models import VIT, images, tiny
+from tests.support.models import images, tiny
 from tests.support.weights import same, weights
 
 
@@ -89,15 +78,6 @@ def test_the_blocks_errors_by_their_definition() -> None:
     assert losses[1] - losses[0] == pytest.approx(3 * sum(errors) / len(errors), rel=1e-4)
 
 
-def test_warm_up_then_cosine() -> None:
-    factors = [warm_up_cosine(step, 12, 0.17) for step in range(13)]
-    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert factors[7] == pytest.approx(0.5)
-    assert factors[12] == 0
-    assert all(a > b for a, b in itertools.pairwise(factors[2:]))
-    assert warm_up_cosine(0, 1, 0.99) == 1
-
-
 def test_a_mixture_is_an_image_and_a_share_of_another_each_as_it_was_augmented() -> None:
     data = images(3)
     module = Distillation(student(), tiny(), data, mix=0.4)
@@ -123,25 +103,6 @@ def test_the_teacher_answers_for_mixtures_which_are_others_in_every_epoch() -> N
     assert (torch.cdist(shown, IMAGES.flatten(1)).min(1).values > 1e-3).float().mean() > 0.9
 
 
-def test_a_step_reduces_the_loss() -> None:
-    model, dense = student(), tiny()
-    target = tuple(output.detach() for output in Classification().targets(dense, IMAGES, blocks=True))
-    before = Distillation(model, dense, IMAGES).loss(IMAGES, target)[0]
-    module = run(model, epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-4, flips=False)
-    assert module.trainer.global_step == 1
-    assert module.loss(IMAGES, target)[0] < 0.999 * before
-
-
-def test_matrices_and_vectors_have_learning_rates_of_their_own() -> None:
-    """The first step of Adam is as long as its learning rate in every number."""
-    model = student().double()
-    before = weights(model)
-    run(model, IMAGES.double(), tiny().double(), epochs=1, batch_size=45, lr=1e-4, vector_lr=1e-2, precision="64-true")
-    for name, parameter in model.named_parameters():
-        step = (parameter - before[name]).abs().max().item()
-        assert step == pytest.approx(1e-2 if parameter.ndim == 1 else 1e-4, rel=0.05), name
-
-
 def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
     model, dense = student().train(), tiny().train()
     model.register_buffer("fixed", torch.ones(3))
@@ -160,62 +121,6 @@ def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
     assert all(p.grad is None for p in dense.parameters())
     assert module.trainer.global_step == 6
     assert module.trainer.optimizers[0].param_groups[0]["lr"] == 0
-
-
-@pytest.mark.parametrize("kind", ["vit", "swin"])
-def test_smaller_heads_and_position_tables_are_trained_too(kind: str) -> None:
-    dense = tiny(kind)
-    model, _ = compress(dense, [images(32, kind)], "best", 0.4)
-    before = weights(model)
-    run(model, images(40, kind), dense, epochs=1)
-    assert kind == "vit" or any("position_bias_table" in name for name in before)
-    assert not any(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-
-
-def test_dropout_is_off() -> None:
-    torch.manual_seed(0)
-    noisy = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.5, proj_drop_rate=0.5, **VIT)
-    quiet = timm.create_model("vit_tiny_patch16_224", **VIT)
-    quiet.load_state_dict(noisy.state_dict())
-    run(noisy, epochs=1)
-    run(quiet, epochs=1)
-    assert same(noisy, quiet)
-
-
-def test_the_entry_of_the_report() -> None:
-    model, dense, unseen = student(), tiny(), images(30, seed=2)
-    (before,) = divergences(Classification(), dense, [model], [unseen])
-    entry = run(model, dense=dense, held_out=unseen, crop_scale=(0.6, 1.0), seed=3).describe()
-    assert json.loads(json.dumps(entry, allow_nan=False)) == entry
-    assert entry["kl_held_out"]["before"] == pytest.approx(before, rel=1e-5)
-    (after,) = divergences(Classification(), dense, [model], [unseen])
-    assert entry["kl_held_out"]["after"] == pytest.approx(after, rel=1e-5)
-    assert entry["train_kl"] > 0
-    assert entry["trained_parameters"] == entry["parameters"] == sum(p.numel() for p in model.parameters())
-    expected = {"optimizer": "AdamW", "lr": 1e-3, "weight_decay": 0.0, "batch_size": 20, "epochs": 3, "images": 45}
-    expected |= {"held_out_images": 30, "crop_scale": [0.6, 1.0], "flips": True, "seed": 3, "precision": "32-true"}
-    assert entry.items() >= expected.items()
-    assert run(student(), epochs=1).describe()["kl_held_out"] is None
-
-
-def test_distilled_digits_are_much_better_than_cut_ones() -> None:
-    dense = load_model("digits_deit_base")
-    data = ImageData("digits", resolve_model_data_config(dense), calibration_samples=512)
-    calibration = data.calibration_tensor()
-    model, _ = compress(dense, [calibration], "svd", 0.6)
-    before = evaluate(model, data, hardware=CPU, progress=False)["top1"]
-    entry = run(model, calibration, dense, lr=1e-3, flips=False, held_out=data.held_out_tensor()).describe()
-    after = evaluate(model, data, hardware=CPU, progress=False)["top1"]
-    assert after > before + 30  # seen: from 47.6 to 94.0
-    assert entry["train_kl"] < entry["kl_held_out"]["after"] < 0.2 * entry["kl_held_out"]["before"]
-
-
-def test_quiet_but_for_the_bar_on_the_error_stream(capfd: pytest.CaptureFixture[str]) -> None:
-    run(student(), epochs=2, progress=True)
-    out, err = capfd.readouterr()
-    assert not out
-    assert "distil, epoch 2 of 2" in err
-    assert "Tip" not in err
 
 
 def test_where_unseen_images_diverge_more_the_weights_stay(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,8 @@ from tests.support.distilling import IMAGES, PowerCutError, interrupt, run, stud
 from tests.support.models import images, tiny
 from tests.support.weights import same, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("augmented", [{}, {"crop_scale": (0.6, 1.0)}, {"mix": 0.5}])
 def test_interrupted_and_resumed_equals_undisturbed(
@@ -38,31 +40,6 @@ def test_interrupted_and_resumed_equals_undisturbed(
     assert finished.describe() == whole.describe()
     saved = torch.load(tmp_path / "b" / "last.ckpt", weights_only=True)["state_dict"]
     assert saved.keys() == {f"model.{name}" for name in model.state_dict()} | {"last_kl", "kl_held_out"}
-
-
-def test_the_seed_decides() -> None:
-    one, other, another = student(), student(), student()
-    run(one, seed=1)
-    run(other, seed=1)
-    run(another, seed=2)
-    assert same(one, other)
-    assert not same(one, another)
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    run(student(), epochs=1, checkpoint_dir=tmp_path)
-    for message, options in {
-        "lr=0.001, not 0.002": {"lr": 2e-3},
-        "inputs_sha256": {"data": images(45, seed=9)},
-        "held_out_images=0, not 3": {"held_out": images(3)},
-    }.items():
-        with pytest.raises(InputError, match=message):
-            run(student(), epochs=1, checkpoint_dir=tmp_path, **options)
-    changed = student()
-    changed.cls_token.data += 1
-    with pytest.raises(InputError, match="inputs_sha256"):
-        run(changed, epochs=1, checkpoint_dir=tmp_path)
-    run(changed, epochs=1, checkpoint_dir=tmp_path, resume=False)
 
 
 @pytest.mark.slow

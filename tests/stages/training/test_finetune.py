@@ -7,26 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from lowrank_vit.data import ImageData
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import Hardware
-from lowrank_vit.runtime.lightning_run import cosine
-from lowrank_vit.stages.training.finetune import (
-    PartialFineTune,
-    _run_of,
-    finetune,
-    partial_parameters,
-    trainable_share,
-)
-from tests.support import models
+from lowrank_vit.stages.training.finetune import PartialFineTune, finetune, partial_parameters, trainable_share
 from tests.support.finetuning import TinyData, tiny
 from tests.support.hardware import on_cpu
 from tests.support.image_folders import GREY, write
@@ -45,61 +34,6 @@ def test_selection_on_a_vit_with_low_rank_layers() -> None:
     rest = {name for name, _ in tiny().named_parameters()} - set(names)
     assert {"cls_token", "pos_embed", "blocks.0.attn.qkv.up.weight", "blocks.0.attn.qkv.down.weight"} <= rest
     assert all(name in ("cls_token", "pos_embed") or name.startswith("blocks.") for name in rest)
-
-
-def test_a_patch_embedding_of_another_name_is_trained() -> None:
-    """MLP-Mixer's is called ``stem``."""
-    names = partial_parameters(timm.create_model("small_mixer"))
-    assert "stem.proj.weight" in names
-    assert not any(name.startswith("blocks.") and name.endswith("fc1.weight") for name in names)
-
-
-def test_selection_on_a_swin() -> None:
-    model = SwinTransformer(
-        img_size=16, patch_size=2, in_chans=1, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=2
-    )
-    names = set(partial_parameters(model))
-    expected = {
-        "patch_embed.proj.weight",
-        "patch_embed.norm.weight",
-        "head.fc.weight",
-        "layers.1.downsample.norm.weight",
-    }
-    assert expected <= names
-    assert "layers.1.downsample.reduction.weight" not in names
-    assert not any("table" in name for name in names)
-
-
-def test_selection_on_a_distilled_deit_has_both_heads() -> None:
-    with torch.device("meta"):
-        names = partial_parameters(timm.create_model("deit_tiny_distilled_patch16_224"))
-    assert {"head.weight", "head_dist.weight"} <= set(names)
-
-
-def test_share_of_deit_base() -> None:
-    with torch.device("meta"):
-        model = timm.create_model("deit_base_patch16_224")
-    assert 0.01 < trainable_share(model) < 0.03
-
-
-def test_a_model_without_a_classifier_is_refused() -> None:
-    with pytest.raises(InputError, match="timm"):
-        partial_parameters(nn.Linear(2, 2))
-
-
-def test_cosine_falls_to_zero() -> None:
-    assert cosine(0, 10) == 1
-    assert cosine(5, 10) == pytest.approx(0.5)
-    assert cosine(10, 10) == cosine(11, 10) == 0
-
-
-def test_distillation_loss_against_the_definition() -> None:
-    student, teacher = torch.randn(2, 5, 7, dtype=torch.float64).float()
-    p, q = (teacher / 2).double().softmax(-1), (student / 2).double().softmax(-1)
-    assert distillation_loss(student, teacher, 2.0).item() == pytest.approx(
-        4 * (p * (p / q).log()).sum(-1).mean().item(), rel=1e-5
-    )
-    assert distillation_loss(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_trains_the_chosen_and_nothing_else() -> None:
@@ -126,17 +60,6 @@ def test_trains_the_chosen_and_nothing_else() -> None:
     assert record["distilled"] is False
 
 
-def test_the_full_fine_tune_trains_every_parameter() -> None:
-    model, teacher = tiny(), tiny(0.0)
-    nn.init.normal_(teacher.head.weight)
-    before = weights(model)
-    module = run(model, full=True, teacher=teacher, epochs=1)
-    assert not any(torch.equal(value, before[name]) for name, value in model.named_parameters())
-    assert module.protocol == "full-ft+kd"
-    assert module.describe()["trainable_share"] == 1
-    assert PartialFineTune(tiny()).protocol == "partial-ft"
-
-
 def test_loss_is_smoothed_cross_entropy_mixed_with_distillation() -> None:
     model, teacher = tiny(0.0), tiny(0.0, classes=10)
     nn.init.normal_(teacher.head.weight)
@@ -159,6 +82,7 @@ def test_the_teacher_is_neither_trained_nor_saved(tmp_path: Path) -> None:
     assert saved.keys() == {f"model.{name}" for name in model.state_dict()} | {"last_top1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_interrupted_and_resumed_equals_undisturbed(workers: int, tmp_path: Path) -> None:
     undisturbed, model = tiny(), tiny()
@@ -176,20 +100,6 @@ def test_interrupted_and_resumed_equals_undisturbed(workers: int, tmp_path: Path
     assert same(again, undisturbed)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    run(tiny(), epochs=1, checkpoint_dir=tmp_path)
-    with pytest.raises(InputError, match=r"trained with lr=0.01, not 0.02"):
-        run(tiny(), epochs=1, lr=2e-2, checkpoint_dir=tmp_path)
-    other, wider = tiny(), tiny()
-    wider.head = nn.Linear(16, 11)
-    nn.init.normal_(other.blocks[1].attn.proj.weight)
-    with pytest.raises(InputError, match=r"frozen model.blocks.1.attn.proj.weight differs"):
-        run(other, epochs=1, checkpoint_dir=tmp_path)
-    with pytest.raises(InputError, match="differs in shape"):
-        run(wider, epochs=1, checkpoint_dir=tmp_path)
-    run(other, epochs=1, checkpoint_dir=tmp_path, resume=False)
-
-
 class Exploit:
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("exploited"),))
@@ -201,39 +111,6 @@ def test_a_checkpoint_is_never_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(InputError, match="not a checkpoint of such a run"):
         run(tiny(), checkpoint_dir=tmp_path)
     assert not (tmp_path / "exploited").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "positive"),
-        ({"lr": -1.0}, "positive"),
-        ({"temperature": 0.0}, "positive"),
-        ({"weight_decay": -1.0}, "negative"),
-        ({"distillation_weight": 2.0}, "between"),
-        ({"label_smoothing": 2.0}, "between"),
-        ({"data": TinyData(unlabelled=True)}, "no labels"),
-    ],
-)
-def test_bad_input_is_one_line(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        run(tiny(), **options)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_student_is_not_its_own_teacher() -> None:
-    model = tiny()
-    with pytest.raises(InputError, match="teacher"):
-        run(model, teacher=model)
-
-
-def test_quiet_but_for_the_bar_on_the_error_stream(capfd: pytest.CaptureFixture[str]) -> None:
-    run(tiny(), epochs=2, progress=True)
-    out, err = capfd.readouterr()
-    assert not out
-    assert "fine-tune, epoch 2 of 2" in err
-    assert "Tip" not in err
-    assert "workers" not in err
 
 
 @pytest.mark.slow
@@ -253,14 +130,6 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
     assert two.val_top1 == pytest.approx(one.val_top1, rel=1e-6)
 
 
-def test_stochastic_depth_is_in_the_record() -> None:
-    """Swin-B's own drop_path is active while it is fine-tuned, so it is part of what a result depends on."""
-    arguments = {"img_size": 16, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2)}
-    swin = SwinTransformer(window_size=2, drop_path_rate=0.3, num_classes=10, **arguments)
-    assert PartialFineTune(swin).describe()["drop_path"] == pytest.approx(0.3)
-    assert PartialFineTune(models.tiny()).describe()["drop_path"] == 0.0
-
-
 def test_free_choices_are_in_the_record(tmp_path: Path) -> None:
     """What the paper leaves open: optimiser, decay, smoothing, precision, batch, crops and flips; none for digits."""
     for split in ("train", "validation"):
@@ -274,8 +143,3 @@ def test_free_choices_are_in_the_record(tmp_path: Path) -> None:
         expected |= {"drop_path": 0.0, "processes": 1, "batch_size": 700, "augmentation": augmentation}
         assert {name: record[name] for name in expected} == expected
         assert json.loads(json.dumps(record)) == record
-
-
-def test_the_batch_is_that_of_all_processes() -> None:
-    data = ImageData("digits", GREY, batch_size=8)
-    assert _run_of(data, Hardware(devices=2, num_nodes=3))["batch_size"] == 8 * 6

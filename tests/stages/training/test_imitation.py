@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit import InputError
-from lowrank_vit.stages.training.finetune import FullFineTune, PartialFineTune
+from lowrank_vit.stages.training.finetune import FullFineTune
 from lowrank_vit.stages.training.teacher import align_factor, apart
 from tests.support.models import images, tiny
 
@@ -53,16 +52,3 @@ def test_hard_answers_and_aligned_blocks() -> None:
     torch.testing.assert_close(hard.loss(data, LABELS), expected)
     hard.loss(data, LABELS).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
-
-
-def test_by_default_nothing_is_aligned() -> None:
-    model, teacher, data = tiny(seed=1), tiny(), images(6)
-    plain = PartialFineTune(model, teacher=teacher, label_smoothing=0.0)
-    kl = F.kl_div(model(data).log_softmax(1), teacher(data).log_softmax(1), reduction="batchmean", log_target=True)
-    torch.testing.assert_close(plain.loss(data, LABELS), (F.cross_entropy(model(data), LABELS) + kl) / 2)
-
-
-@pytest.mark.parametrize("wrong", [{"hard_teacher": True}, {"align_weight": 0.5}, {"align_weight": -1.0}])
-def test_what_needs_a_teacher_is_refused_without(wrong: dict) -> None:
-    with pytest.raises(InputError, match=r"teacher|negative"):
-        PartialFineTune(tiny(), **wrong)

@@ -1,1 +1,0 @@
-"""Random inputs to everything that reads what a user, or a folder from elsewhere, gives."""

@@ -1,1 +1,0 @@
-"""A campaign of jobs on a machine where everything goes wrong now and then."""

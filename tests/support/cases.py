@@ -1,0 +1,18 @@
+"""Cases of a parametrised test: a few run always, the others with the slow tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def few(cases: Iterable[Any], fast: int = 2) -> list[Any]:
+    """The cases, of which all but the first ones are marked as slow."""
+    return [case if place < fast else _slow(case) for place, case in enumerate(cases)]
+
+
+def _slow(case: Any) -> Any:
+    values = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*values, marks=pytest.mark.slow)
