@@ -25,7 +25,12 @@ class Replacement(nn.Module):
 
     @classmethod
     def empty(cls, config: Mapping[str, Any], dense: Any) -> Self:
-        """Make a module of this shape for a strict state dict; ``dense``: the module, or the parameter, that it replaces."""
+        """Make a module of this shape for a strict state dict; ``dense``: the module, or the parameter, that it replaces.
+
+        Raises ``ValueError`` for values that its shape does not have.
+        """
+        if foreign := config.keys() - inspect.signature(cls).parameters.keys():
+            raise ValueError(f"{cls.__name__} has no {', '.join(sorted(foreign))}")
         return cls(**config)
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -41,9 +42,10 @@ def parsers() -> dict[str, tuple[argparse.ArgumentParser, Path]]:
     found = {}
     for verb in VERBS:
         one = One()
-        verb.add_parser(one)
+        module = importlib.import_module(f"lowrank_vit.cli.verbs.{verb}")
+        module.add_parser(one)
         for name, parser in one.made.items():
-            found[name] = parser, Path(str(verb.__file__))
+            found[name] = parser, Path(str(module.__file__))
     return found
 
 

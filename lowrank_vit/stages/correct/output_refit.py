@@ -75,7 +75,7 @@ class OutputRefit:
         calibration images, (B, C, H, W). Raises ``InputError`` for blocks of an unknown kind.
         """
         family, device = family_of(dense), next(dense.parameters()).device
-        steps, ridges = family.steps(dense), {}
+        steps, ridges = family.steps(dense), dict[str, float | None]()
         old_images, new_images = tee(batch.to(device) for batch in batches)
         given, inputs = enter(dense, steps, old_images)
         smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
@@ -87,8 +87,8 @@ class OutputRefit:
                 if isinstance(new, TokenBlock):
                     own = family.branches(old)
                     outputs = [f"{name}.{branch.output_name}" for branch in own]
-                    weights = [self._weights(sensitivities[output]) for output in outputs]
-                    found = refit_token_block(own, new, streams, shares, weights, self.folds, self._fit)
+                    by_output = [self._weights(sensitivities[output]) for output in outputs]
+                    found = refit_token_block(own, new, streams, shares, by_output, self.folds, self._fit)
                     ridges |= dict(zip(outputs, found, strict=True))
                     continue
                 branches = list(zip(family.branches(old), family.branches(new), strict=True))

@@ -327,7 +327,7 @@ def evaluate(
     loss = results[0].get("loss", 0.0)
     if loss != loss:  # NaN
         raise InputError("the model's outputs are not numbers for some images: check the weights and the images")
-    found = {**results[0], "n": round(results[0]["n"])}
+    found: dict[str, Any] = {**results[0], "n": round(results[0]["n"])}
     if hits and sum(map(len, evaluation.hits)) == found["n"]:
         found["hits"] = pack_hits(torch.cat(evaluation.hits))
     return found
