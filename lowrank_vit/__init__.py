@@ -58,58 +58,8 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.training.teacher import augmentations
     from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
-
-if TYPE_CHECKING:
-    from lowrank_vit.architectures.base import family_of, first_inputs
-    from lowrank_vit.architectures.linears import BLOCK_LINEARS, dense_weight, find_sites
-    from lowrank_vit.compression.analysis import Analysis
-    from lowrank_vit.compression.budget import check_budget, check_reduction
-    from lowrank_vit.compression.calibrate import collect
-    from lowrank_vit.compression.compress import (
-        analyse,
-        compress,
-        compress_and_quantize,
-        compress_with_fewer_tokens,
-        sweep,
-    )
-    from lowrank_vit.compression.fewer_tokens import fewer_tokens
-    from lowrank_vit.compression.learn import learn
-    from lowrank_vit.compression.quantize import quantize, quantize_within
-    from lowrank_vit.compression.recipe import Recipe, recipe_of
-    from lowrank_vit.compression.recipes import RECIPES, get_recipe
-    from lowrank_vit.compression.report import dense_report
-    from lowrank_vit.compression.revisions import revisions_of
-    from lowrank_vit.compression.save import load, push_to_hub, save
-    from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
-    from lowrank_vit.compression.scans.refit import channel_energy
-    from lowrank_vit.runtime.errors import InputError
-    from lowrank_vit.runtime.hardware import Hardware
-    from lowrank_vit.stages.calibrate.stream import calibrate
-    from lowrank_vit.stages.compensate import Compensation
-    from lowrank_vit.stages.compensate.minibatch import compensate_minibatch
-    from lowrank_vit.stages.compensate.solve import Solution, solve
-    from lowrank_vit.stages.correct.output_refit import OutputRefit
-    from lowrank_vit.stages.decompose import DECOMPOSITIONS
-    from lowrank_vit.stages.evaluate.accuracy import evaluate
-    from lowrank_vit.stages.evaluate.classify import classify
-    from lowrank_vit.stages.evaluate.comparison import compare
-    from lowrank_vit.stages.evaluate.speed import Setting, benchmark
-    from lowrank_vit.stages.export.export import export
-    from lowrank_vit.stages.export.half import export_half
-    from lowrank_vit.stages.export.integers import export_integers
-    from lowrank_vit.stages.training.augmentation import augmentations
-    from lowrank_vit.stages.training.distill import distill
-    from lowrank_vit.stages.training.finetune import finetune
-    from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
-
-
 __version__ = "0.2.0"
-
-
-__all__ = [name for names in _HOMES.values() for name in names]
-
-
-_HOMES = {
+_HOMES = {  # of the public names: the same as above, imported on first use
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "compression.analysis": ("Analysis",),
@@ -122,8 +72,7 @@ _HOMES = {
     "compression.report": ("dense_report",),
     "compression.revisions": ("revisions_of",),
     "compression.save": ("load", "push_to_hub", "save"),
-    "compression.scans.mean_scan": ("MeanScan", "mean_scan"),
-    "compression.scans.refit": ("channel_energy",),
+    "compression.mean_scan": ("MeanScan", "channel_energy", "mean_scan"),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
@@ -141,11 +90,12 @@ _HOMES = {
     "stages.export.export": ("export",),
     "stages.export.half": ("export_half",),
     "stages.export.integers": ("export_integers",),
-    "stages.training.augmentation": ("augmentations",),
+    "stages.training.teacher": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),
     "storage.contents": ("file_bytes", "is_saved_model", "load_report"),
 }
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,6 @@ from lowrank_vit.compression.budget import check_budget, check_sizes
 from lowrank_vit.compression.calibrate import calibrated
 from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.decompose import decompose
-from lowrank_vit.compression.estimate import estimate, tell
 from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.learn import gated, target_share
@@ -40,7 +39,6 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import isolated, resolve_device
-from lowrank_vit.runtime.isolation import isolated
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates

@@ -17,7 +17,6 @@ from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.rewrite import rewrite
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
 from lowrank_vit.records.costs import Cost

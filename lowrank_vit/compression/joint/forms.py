@@ -65,7 +65,8 @@ class Form:
 
 def outside_blocks(model: nn.Module) -> list[str]:
     """Return the layers outside all blocks that can be rounded: the patch embedding's, made linear, and the classifier."""
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    get_classifier: Any = getattr(model, "get_classifier", None)
+    classifier = None if get_classifier is None else get_classifier()
     return [
         name
         for name, module in model.named_modules()

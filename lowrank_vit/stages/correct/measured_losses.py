@@ -26,7 +26,6 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.registry import unknown
-from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.runtime.tensors import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored

@@ -61,11 +61,11 @@ class EvenAttention(LowRankAttention):
         even.scale = 1.0
         return even.eval()
 
-    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the heads' queries, which hold the scale, keys and values, (B, live, T, width)."""
+    def projected(self, x: Tensor, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the heads' queries, which hold the scale, of the first ``count`` tokens or all, keys and values."""
         query, key, value = (
-            layer(x).unflatten(-1, (len(self.live), -1)).transpose(1, 2)
-            for layer in (self.query, self.key, self.values)
+            layer(tokens).unflatten(-1, (len(self.live), -1)).transpose(1, 2)
+            for layer, tokens in ((self.query, x[:, :count]), (self.key, x), (self.values, x))
         )
         return query, key, value
 
