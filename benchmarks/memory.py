@@ -28,8 +28,8 @@ from lowrank_vit import Analysis, OutputRefit, analyse, get_recipe
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay
 from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from lowrank_vit.stages.evaluate.speed import resident_peak

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lowrank_vit.runtime import provenance
-from lowrank_vit.runtime.console import WIDE
 from lowrank_vit.runtime.files import write_json
+from lowrank_vit.runtime.progress import WIDE
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

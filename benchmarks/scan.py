@@ -19,8 +19,8 @@ from benchmarks.output import show, write
 from lowrank_vit import MeanScan, Setting, benchmark, compress, get_recipe, mean_scan
 from lowrank_vit.models import VMAMBAS
 from lowrank_vit.records.images import Images
+from lowrank_vit.runtime.errors import amount
 from lowrank_vit.runtime.progress import say
-from lowrank_vit.runtime.wording import amount
 
 COLUMNS = ("model", "batch", "ms", "quartiles", "speed-up", "quartiles", "params M", "MACs M", "scans M")
 KINDS = {"as written": MeanScan(), "left out": MeanScan(mode="left_out")}

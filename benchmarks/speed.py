@@ -23,10 +23,9 @@ from benchmarks.output import show, write
 from lowrank_vit import benchmark, find_sites
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.low_rank_linear import LowRankLinear, SmallMlp
 from lowrank_vit.modules.surgery import get_linear, replace_module
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
 from lowrank_vit.stages.evaluate.speed import CLOCKS, settings
 
 HEAD, HIDDEN = 64, 768  # of DeiT-Tiny

@@ -52,6 +52,8 @@ STARTS = (
     Start(f"{COMPRESS} --out DIR", code=2),
     Start("lowrank_vit evaluate DIR --model digits_deit_small --data digits", code=2),
     Start("lowrank_vit evaluate DIR --data imagefolder:nowhere", code=2),
+    Start("lowrank_vit evaluate DIR --data imagefloder:nowhere", code=2),
+    Start("lowrank_vit evaluate DIR --data ordered:natural,joined:photos,foo:bar", code=2),
     Start("lowrank_vit quantize DIR --bits 8 --out DIR", code=2),
     Start("lowrank_vit finetune DIR --data digits --out DIR", code=2),
     Start("experiments --help"),

@@ -25,15 +25,13 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
-    from lowrank_vit.compression.quantize import quantize
+    from lowrank_vit.compression.mean_scan import MeanScan, channel_energy, mean_scan
+    from lowrank_vit.compression.quantize import quantize, quantize_within
     from lowrank_vit.compression.recipe import Recipe, recipe_of
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
     from lowrank_vit.compression.revisions import revisions_of
     from lowrank_vit.compression.save import load, push_to_hub, save
-    from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
-    from lowrank_vit.compression.scans.refit import channel_energy
-    from lowrank_vit.compression.share_tokens import compress_with_fewer_tokens
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
     from lowrank_vit.stages.calibrate.stream import calibrate
@@ -43,14 +41,15 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.correct.output_refit import OutputRefit
     from lowrank_vit.stages.decompose import DECOMPOSITIONS
     from lowrank_vit.stages.evaluate.accuracy import evaluate
+    from lowrank_vit.stages.evaluate.classify import classify
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.stages.evaluate.speed import Setting, benchmark
     from lowrank_vit.stages.export.export import export
-    from lowrank_vit.stages.export.fused_pairs import fuse_pairs
+    from lowrank_vit.stages.export.half import export_half
     from lowrank_vit.stages.export.integers import export_integers
-    from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
     from lowrank_vit.stages.training.finetune import finetune
+    from lowrank_vit.stages.training.teacher import augmentations
     from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
 __version__ = "0.2.0"
@@ -74,6 +73,7 @@ __all__ = [
     "channel_energy",
     "check_budget",
     "check_reduction",
+    "classify",
     "collect",
     "compare",
     "compensate_minibatch",
@@ -85,6 +85,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "export_half",
     "export_integers",
     "family_of",
     "fewer_tokens",
@@ -92,7 +93,6 @@ __all__ = [
     "find_sites",
     "finetune",
     "first_inputs",
-    "fuse_pairs",
     "get_recipe",
     "is_saved_model",
     "learn",
@@ -101,6 +101,7 @@ __all__ = [
     "mean_scan",
     "push_to_hub",
     "quantize",
+    "quantize_within",
     "recipe_of",
     "revisions_of",
     "save",
@@ -115,15 +116,13 @@ _HOMES = {
     "compression.compress": ("analyse", "compress", "compress_and_quantize", "sweep"),
     "compression.budget": ("check_budget", "check_reduction"),
     "compression.learn": ("learn",),
-    "compression.quantize": ("quantize",),
+    "compression.quantize": ("quantize", "quantize_within"),
     "compression.recipe": ("Recipe", "recipe_of"),
     "compression.recipes": ("RECIPES", "get_recipe"),
     "compression.report": ("dense_report",),
     "compression.revisions": ("revisions_of",),
     "compression.save": ("load", "push_to_hub", "save"),
-    "compression.scans.mean_scan": ("MeanScan", "mean_scan"),
-    "compression.scans.refit": ("channel_energy",),
-    "compression.share_tokens": ("compress_with_fewer_tokens",),
+    "compression.mean_scan": ("MeanScan", "channel_energy", "mean_scan"),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),
@@ -135,12 +134,13 @@ _HOMES = {
     "stages.correct.output_refit": ("OutputRefit",),
     "stages.decompose": ("DECOMPOSITIONS",),
     "stages.evaluate.accuracy": ("evaluate",),
+    "stages.evaluate.classify": ("classify",),
     "stages.evaluate.comparison": ("compare",),
     "stages.evaluate.speed": ("Setting", "benchmark"),
     "stages.export.export": ("export",),
-    "stages.export.fused_pairs": ("fuse_pairs",),
+    "stages.export.half": ("export_half",),
     "stages.export.integers": ("export_integers",),
-    "stages.training.augmentation": ("augmentations",),
+    "stages.training.teacher": ("augmentations",),
     "stages.training.distill": ("distill",),
     "stages.training.finetune": ("finetune",),
     "storage.contents": ("file_bytes", "is_saved_model", "load_report"),

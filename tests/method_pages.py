@@ -19,8 +19,7 @@ from lowrank_vit.objectives import OBJECTIVES
 from lowrank_vit.stages.allocate import ALLOCATORS
 from lowrank_vit.stages.calibrate.statistics import STATISTICS
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
-from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, MeasuredLosses
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.export.formats import EXPORTERS
 from lowrank_vit.stages.gates import GRADUAL

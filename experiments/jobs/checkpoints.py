@@ -50,6 +50,6 @@ def hub_reason(model: str) -> str | None:
 
 @functools.cache
 def _hub_is_there() -> bool:
-    from lowrank_vit.runtime.network import hub_reachable
+    from lowrank_vit.runtime.extras import hub_reachable
 
     return hub_reachable()

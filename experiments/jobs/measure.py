@@ -48,6 +48,7 @@ MEASURES: Registry[Measure] = Registry("measure", "experiments.measures")
 def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: Ledger) -> dict[str, Any]:
     """Measure what the job names; returns the measured part of its result, with the numbers under ``"measured"``.
 
+    Of a measure that makes a smaller model, "params" and "hits" go where other jobs have them.
     Raises ``InputError`` for an unknown measure, and where several processes were started for it.
     """
     assert job.measure is not None
@@ -58,7 +59,8 @@ def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: L
     size = cost.parameter_count(model)
     return {
         "measured": numbers,
-        "params": {"dense": size, "compressed": size},
+        "params": {"dense": size, "compressed": numbers.pop("params", size)},
+        "hits": numbers.pop("hits", None),
         "top1": {},
         "seconds": {"total": round(time.perf_counter() - start, 3)},
         "layers": [],

@@ -26,6 +26,7 @@ def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: di
         **_sizes(report, dense),
         **{name: {when: score and score[name] for when, score in scores.items()} for name in ("top1", "top5", "loss")},
         "n": dense["score"]["n"],
+        "hits": scores["after"].get("hits"),
         "relative_error": _mean(layers, "relative_error"),
         "relative_error_held_out": _mean(layers, "relative_error_held_out"),
         "z": z_summary(layers),

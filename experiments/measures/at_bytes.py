@@ -1,6 +1,7 @@
-"""Measure for table 4b what a file of a given size can do: by ranks alone, by bits alone, by both in turn, by both at once.
+"""Measure for table 4b what a file of a given size can do: by ranks, by bits, by both in turn, by both at once.
 
-Everything is chosen on training images: those that calibrate, and those that are held out.
+All ways that round may round the same layers: those of the blocks, the patch embedding and the classifier. Everything is
+chosen on training images: those that calibrate, and those that are held out.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
 from experiments.jobs.passes import compression_passes
-from lowrank_vit import Hardware, InputError, analyse, compare, compress, evaluate, quantize
+from lowrank_vit import Hardware, InputError, analyse, compare, compress, evaluate, quantize, quantize_within
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.records.images import Images
 
 BITS = (2, 3, 4, 5, 6, 8)  # to choose from, alone and at once
 IN_TURN = (8, 4)  # the paper's
+OUTSIDE = 8  # bits of the patch embedding and the classifier where all blocks have the same
 QUANTIZER = "gptq"
 DIGITS = 6
 
@@ -36,11 +38,18 @@ def ranks(model: nn.Module, images: Images, unseen: Images, size: int, job: Job)
 
 
 def bits(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
-    """Round the dense model to the most bits whose file has at most ``size`` bytes."""
-    fitting = [each for each in BITS if stored(quantize(model, each)[0]) <= size]
+    """Round all blocks of the dense model to the most bits whose file has at most ``size`` bytes."""
+    fitting = [each for each in BITS if stored(quantize(model, each, outside=OUTSIDE)[0]) <= size]
     if not fitting:
         raise InputError(f"the dense model does not fit into {size:,} bytes at any number of bits: ask for more")
-    return quantize(model, max(fitting), images, quantizer=QUANTIZER)[0]
+    return quantize(model, max(fitting), images, quantizer=QUANTIZER, outside=OUTSIDE)[0]
+
+
+def bits_by_layer(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
+    """Choose the bits of every layer, and no ranks, by the knapsack of ``at_once``."""
+    return quantize_within(
+        model, images, f"bytes={size}B", bits=BITS, held_out=unseen, quantizer=QUANTIZER, seed=job.seed
+    )[0]
 
 
 def in_turn(model: nn.Module, images: Images, unseen: Images, size: int, job: Job) -> nn.Module:
@@ -48,12 +57,12 @@ def in_turn(model: nn.Module, images: Images, unseen: Images, size: int, job: Jo
     analysis = analyse(model, images, job.recipe_used(), held_out=unseen, seed=job.seed)
     tried: list[tuple[float, nn.Module]] = []
     for each in IN_TURN:
-        whole = stored(quantize(model, each)[0])
+        whole = stored(quantize(model, each, outside=OUTSIDE)[0])
         removed = max(0.0, (whole - size) / (parameter_count(model) * each / 8))
-        while removed and stored(quantize(analysis.resized(analysis.plan(removed)), each)[0]) > size:
+        while removed and size < stored(quantize(analysis.resized(analysis.plan(removed)), each, outside=OUTSIDE)[0]):
             removed += 0.005
         small = analysis.compress(removed)[0] if removed else model
-        rounded = quantize(small, each, images, quantizer=QUANTIZER)[0]
+        rounded = quantize(small, each, images, quantizer=QUANTIZER, outside=OUTSIDE)[0]
         tried.append((compare(model, rounded, unseen.each())["kl"], rounded))
     return min(tried, key=lambda one: one[0])[1]
 
@@ -74,11 +83,14 @@ def allowed(model: nn.Module, job: Job) -> int:
     return round((1 - job.reduction) * saved_bytes(model, torch.float32))
 
 
-def measure_of(make: Make) -> Measure:
+def measure_of(make: Make, revision: int = 1) -> Measure:
     """Make the measure of one way to a file of a given size."""
 
     def run(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-        """Measure "stored_top1" in percent, "stored_bytes", and on held-out images "kl" and "agreement"."""
+        """Measure "stored_top1" in percent, "stored_bytes", "params", and on held-out images "kl" and "agreement".
+
+        "hits" are the images, in order, that were classified right.
+        """
         size = allowed(model, job)
         ledger.tell(f"a file of {size:,} bytes")
         images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
@@ -87,23 +99,28 @@ def measure_of(make: Make) -> Measure:
         ledger.tell("evaluate")
         found = compare(model, small, data.held_out_dataloader())
         hardware = Hardware(accelerator="gpu" if next(model.parameters()).is_cuda else "cpu")
+        score = evaluate(small, data, hardware=hardware, progress=False, hits=True)
         return {
+            "params": parameter_count(small),
             "stored_bytes": stored(small),
-            "stored_top1": round(evaluate(small, data, hardware=hardware, progress=False)["top1"], DIGITS),
+            "stored_top1": round(score["top1"], DIGITS),
+            "hits": score["hits"],
             "kl": round(found["kl"], DIGITS),
             "agreement": round(found["agreement"], DIGITS),
         }
 
-    return Measure(run, forward_passes, ("quantise", f"quantizer.{QUANTIZER}"))
+    return Measure(run, forward_passes, ("quantise", f"quantizer.{QUANTIZER}"), revision=revision)
 
 
 def forward_passes(job: Job) -> float:
     """Count the passes of the compression, of rounding, and of both models on the held-out and validation images."""
     validation = int(job.images.split("+")[1])
-    return compression_passes(job) + 2 * job.calibration_samples + 3 * job.held_out_samples + validation
+    compression = 0 if job.recipe is None else compression_passes(job)
+    return compression + 2 * job.calibration_samples + 3 * job.held_out_samples + validation
 
 
 MEASURES.register("bytes_by_ranks")(measure_of(ranks))
-MEASURES.register("bytes_by_bits")(measure_of(bits))
-MEASURES.register("bytes_in_turn")(measure_of(in_turn))
+MEASURES.register("bytes_by_bits")(measure_of(bits, revision=2))
+MEASURES.register("bytes_by_bits_each")(measure_of(bits_by_layer))
+MEASURES.register("bytes_in_turn")(measure_of(in_turn, revision=2))
 MEASURES.register("bytes_at_once")(measure_of(at_once))

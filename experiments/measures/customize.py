@@ -19,10 +19,20 @@ from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
 from lowrank_vit.customize.customization import Customization, customized, save_delta
 from lowrank_vit.customize.deltas import DELTAS
-from lowrank_vit.customize.digits import ANY, HELD_OUT, INVERTED, NORMAL, OLD, digit_images, digits_model
-from lowrank_vit.customize.measure import Judge, accuracy, distance_to_nearest, frechet_distance
-from lowrank_vit.customize.prior import draw_prior
-from lowrank_vit.customize.sample import sample
+from lowrank_vit.customize.digits import (
+    ANY,
+    HELD_OUT,
+    INVERTED,
+    NORMAL,
+    OLD,
+    Judge,
+    accuracy,
+    digit_images,
+    digits_model,
+    distance_to_nearest,
+    frechet_distance,
+)
+from lowrank_vit.customize.sample import draw_prior, sample
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.train import Training, train
 from lowrank_vit.data import ImageData

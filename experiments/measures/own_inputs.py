@@ -20,7 +20,7 @@ from experiments.measures.divergence import DIGITS, forward_passes
 from lowrank_vit import OutputRefit, analyse, compare
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.images import Images
 

@@ -27,8 +27,7 @@ from lowrank_vit import (
     mean_scan,
 )
 from lowrank_vit.data import ImageData
-from lowrank_vit.modules.scans import Scan
-from lowrank_vit.modules.ss2d import SS2D
+from lowrank_vit.modules.scans import SS2D, Scan
 from lowrank_vit.records.images import Images
 
 REPLACED_FIRST = {"layers": "all", "refit": "dropped"}  # where a recipe compresses the rest

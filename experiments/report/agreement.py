@@ -14,7 +14,7 @@ from experiments.report.rows import FIELDS, finished
 from experiments.report.seeds import NUMBERS, add_up, numbers, same_but_seeds, seeds_of
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Table
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
 
 TIMES = ("seconds", "custom_step", "scans_speed_1", "scans_speed_8", "speedup_1", "speedup_8")  # differ in every run
 Result = Mapping[str, Any]

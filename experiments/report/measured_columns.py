@@ -34,9 +34,10 @@ SCAN_COLUMNS: Columns = (
 BYTES = "File size: of the model on disk."
 STORED_TOP1 = "Top-1: percent, measured here, on the evaluation's images."
 
+SIZE_SPREADS = ("stored_top1",)  # of those whose spread over the seeds is shown
 SIZE_COLUMNS: Columns = (
     ("stored_bytes", "File size", file_size, "", BYTES),
-    ("stored_top1", "Top-1", partial(percent, digits=1), "", STORED_TOP1),
+    ("stored_top1", "Top-1", percent, "", STORED_TOP1),
 )
 
 DELTA = "Trained: numbers in the delta; File: of the delta on disk."
@@ -69,4 +70,4 @@ CUSTOMIZE_SPREADS = ("custom_concept", "custom_composition", "custom_old", "cust
 
 MEASURED_COLUMNS = (*SCAN_COLUMNS, *SIZE_COLUMNS, *CUSTOMIZE_COLUMNS)
 MEASURED_FIELDS = tuple(name for name, *_ in MEASURED_COLUMNS)
-MEASURED_SPREADS = CUSTOMIZE_SPREADS  # of those whose spread over the seeds is shown
+MEASURED_SPREADS = (*CUSTOMIZE_SPREADS, *SIZE_SPREADS)  # of those whose spread over the seeds is shown

@@ -19,7 +19,7 @@ from experiments.report.origins import origin, untrained
 from experiments.report.pictures import PICTURES
 from experiments.report.render import PUBLISHED, published_file, render_all
 from experiments.report.rows import FIELDS, FINDINGS, finished, table_json
-from experiments.report.seeds import joined, numbers
+from experiments.report.seeds import hits_of, joined, numbers
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
@@ -129,7 +129,7 @@ def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> di
         raise InputError(f"{table.name}/{row['id']} {why}: run it again, with --rerun-stale, before publishing")
     results = by_row[row["id"]]
     by_seed = {str(result["provenance"]["seed"]): numbers(result) for result in results}
-    kept = {**row, **origin(results), "by_seed": by_seed}
+    kept = {**row, **origin(results), "by_seed": by_seed, "hits": hits_of(results)}
     if untrained(kept):
         raise InputError(
             f"{table.name}/{row['id']} says {row['protocol']!r}, but was not trained: run it with --epochs"

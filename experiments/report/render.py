@@ -24,11 +24,12 @@ from experiments.report.formats import file_size
 from experiments.report.markdown import across_lines, lines_of, table_lines
 from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, torch_of, versions_of
 from experiments.report.rows import FIELDS
+from experiments.report.uncertainty import said_of_errors, said_of_pairs, with_image_errors
 from experiments.tables.rows import Table
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import InputError, amount
 
 PUBLISHED = Path(__file__).parent.parent / "published"
+SHOWN = {"top1", "accuracy", "top1_dense", "top1_before_finetune", "top1_tuned", "stored_top1"}  # with standard errors
 PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)
 VALUE = re.compile(r"(?P<mark><!-- value (?P<name>\S+) (?P<row>\S+) (?P<column>\S+) -->).*?<!-- /value -->")
 
@@ -80,6 +81,8 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     patterns = options.get("rows", "*").split(",")
     known = [dict.fromkeys(FIELDS) | row for row in content["rows"]]  # an older file lacks fields
     rows = [row for row in known if any(fnmatch.fnmatchcase(row["id"], pattern) for pattern in patterns)]
+    real = content.get("profile", "embedded") != "embedded"
+    rows = [with_image_errors(row) for row in rows] if real else rows
     names = options["columns"].split(",") if "columns" in options else content["columns"]
     behind = rows or known  # without rows, a picture of all of them follows
     commits = content["provenance"]["commits"]
@@ -89,6 +92,8 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
         yield from across_lines(chosen(names), marked_alike(rows), options["across"], digits=1)
     elif rows:
         yield from table_lines(chosen(names), marked(rows, "method" if "method" in names else names[0]), digits=1)
+    if real and any(column in SHOWN for column in names):
+        yield from ("", *filter(None, (said_of_errors(rows), said_of_pairs(rows))))
     if stale := older(behind):
         changed = "a revision or the recipe behind these numbers has changed since"
         yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")

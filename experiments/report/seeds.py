@@ -59,6 +59,11 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+def hits_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return which images were hit, by seed, of the results that have kept it; see ``pack_hits``."""
+    return {str(result["provenance"]["seed"]): result["hits"] for result in results if result.get("hits")}
+
+
 def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return a row with the seeds published before of the same job, recipe and revisions; its own seeds take precedence.
 
@@ -78,7 +83,8 @@ def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str
     by_seed = {seed: earlier[seed] for seed in others} | row["by_seed"]
     commits = sorted({*row["commits"], *before["commits"]})
     versions = versions_of([*row["versions"], *before["versions"]])
-    return {**row, **add_up(by_seed), "by_seed": by_seed, "commits": commits, "versions": versions}
+    hits = {**before.get("hits", {}), **row.get("hits", {})}
+    return {**row, **add_up(by_seed), "by_seed": by_seed, "hits": hits, "commits": commits, "versions": versions}
 
 
 def same_but_seeds(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:

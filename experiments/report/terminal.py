@@ -20,7 +20,7 @@ from experiments.report.files import written
 from experiments.report.uncertainty import marked
 from experiments.report.write import write_report
 from experiments.tables.rows import Table as TableToRun
-from lowrank_vit.runtime.console import make_console
+from lowrank_vit.runtime.progress import make_console
 
 FEW = 3  # rows that are skipped for one reason have a line each
 

@@ -1,12 +1,21 @@
-"""Say how sure a number is: of how many seeds it is the mean, beside other rows, and of how many images."""
+"""Say how sure a number is: of how many seeds it is the mean, of how many images, and of which images beside other rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import sqrt
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import comb, sqrt
 from typing import Any
 
 Row = Mapping[str, Any]
+TOP1 = {  # measured on the evaluation's images: the field of its error
+    "top1": "top1_std",
+    "top1_before_finetune": "top1_before_std",
+    "top1_dense": "top1_dense_std",
+    "top1_tuned": "top1_tuned_std",
+    "stored_top1": "stored_top1_std",
+}
 
 
 def standard_error(percent: float, images: int) -> float:
@@ -39,6 +48,89 @@ def images_of(rows: Sequence[Row]) -> str:
         f"{standard_error(95, count):.2g} at 95 %, {standard_error(50, count):.2g} at 50 %"
         for count in counts
     )
+
+
+def images_evaluated(row: Row) -> int | None:
+    """Return how many images a row's accuracy is of; None where nothing was measured on any."""
+    if row.get("images"):
+        return int(row["images"])
+    job = row.get("job")
+    if not job:
+        return None
+    return int(job.get("limit") or job["images"].split("+")[1])
+
+
+def with_image_errors(row: Row) -> dict[str, Any]:
+    """Return a row with the binomial standard error of each top-1 in place of its spread over the seeds.
+
+    On real images seeds draw nearly the same calibration images and evaluate the same ones: their spread tells nothing of
+    another sample.
+    """
+    count = images_evaluated(row)
+    measured = {of: error for of, error in TOP1.items() if row.get(of) is not None and count}
+    return {**row, **{error: standard_error(row[of], count or 1) for of, error in measured.items()}}
+
+
+def said_of_errors(rows: Sequence[Row]) -> str:
+    """Say what follows a ± where it is ``with_image_errors``."""
+    counts = sorted({count for row in rows if (count := images_evaluated(row))})
+    images = " or ".join(f"{count:,}" for count in counts)
+    return f"±: the binomial standard error of a top-1 of {images} images, not a spread over seeds." if counts else ""
+
+
+def paired(one: Row, other: Row) -> tuple[int, int] | None:
+    """Count the images that only ``one`` and that only ``other`` classifies right, of the first seed that both have.
+
+    None where either has not kept its answers, or where they are of different images.
+    """
+    seeds = sorted((one.get("hits") or {}).keys() & (other.get("hits") or {}).keys())
+    count = images_evaluated(one)
+    if not seeds or count != images_evaluated(other):
+        return None
+    first, second = (int.from_bytes(base64.b64decode(row["hits"][seeds[0]])) for row in (one, other))
+    return (first & ~second).bit_count(), (second & ~first).bit_count()
+
+
+def mcnemar(only_one: int, only_other: int) -> float:
+    """Return the exact two-sided p-value that two classifiers err equally often, from the images that tell them apart.
+
+    >>> round(mcnemar(1, 6), 4), mcnemar(3, 3)
+    (0.125, 1.0)
+    """
+    total, least = only_one + only_other, min(only_one, only_other)
+    return min(1.0, 2 * sum(comb(total, each) for each in range(least + 1)) / 2**total)
+
+
+def neighbours(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, int, int]]:
+    """Yield pairs of rows of one model and reduction, neighbours by accuracy, better first, with their ``paired`` counts."""
+    scores = {row["id"]: row.get("stored_top1") if row.get("top1") is None else row["top1"] for row in rows}
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        if scores[row["id"]] is not None and row["protocol"] != "dense":
+            groups.setdefault((row["architecture"], row["cost"], row["reduction"]), []).append(row)
+    for group in groups.values():
+        for better, worse in pairwise(sorted(group, key=lambda row: -scores[row["id"]])):
+            counts = paired(better, worse)
+            if counts is not None:
+                yield better, worse, *counts
+
+
+def said_of_pairs(rows: Sequence[Row]) -> str:
+    """Compare neighbours in words, image by image; nothing where no two have kept their answers."""
+    said = [
+        f"{better['method']} and {worse['method']}{_at(better)} {first} : {second}, p {_p(mcnemar(first, second))}"
+        for better, worse, first, second in neighbours(rows)
+    ]
+    text = "; ".join(said)
+    return f"Images that only one of two neighbours classifies right, and McNemar's exact test: {text}." if said else ""
+
+
+def _at(row: Row) -> str:
+    return f", -{100 * row['reduction']:.0f} %," if row.get("stored_top1") is None and row["reduction"] else ""
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def caveats(rows: Sequence[Row]) -> list[str]:

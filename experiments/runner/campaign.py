@@ -20,11 +20,10 @@ from experiments.tables.catalogue import find_all
 from experiments.tables.rows import Row, Table
 from lowrank_vit import Hardware
 from lowrank_vit.data.loading import default_workers
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, amount
 from lowrank_vit.runtime.extras import installed
 from lowrank_vit.runtime.launch import launch, processes_asked_for
 from lowrank_vit.runtime.processes import agreed, is_first, launched_from_outside, own_cores
-from lowrank_vit.runtime.wording import amount
 
 MOST_WORKERS = 8
 Report = Callable[[Path, Table], list[str]]  # renders a table, and names the files written
@@ -172,7 +171,7 @@ def skipped(plan: Iterable[Planned]) -> list[str]:
 def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
     from experiments.runner.estimate import estimate
     from experiments.runner.view import LiveView, duration, show_expected
-    from lowrank_vit.runtime.console import make_console
+    from lowrank_vit.runtime.progress import make_console
 
     threads, workers = 1 if options.embedded else None, min(workers, len(tasks))
     tasks = [replace(task, loader_workers=_loader_workers(args, workers)) for task in tasks]

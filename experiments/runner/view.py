@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from experiments.jobs.attempt import DONE, Outcome
 from experiments.jobs.task import Task
 from experiments.runner.estimate import Expected
-from lowrank_vit.runtime.console import make_console
+from lowrank_vit.runtime.progress import make_console
 
 
 def duration(seconds: float) -> str:

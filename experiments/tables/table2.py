@@ -5,12 +5,12 @@ Command   python -m experiments run table2        (or: make reproduce-table2)
           python -m experiments run table2 --data imagefolder:IMAGENET --checkpoints WEIGHTS --devices 8
 Takes     some 10 minutes on two idle cores (estimated from the seconds of published jobs)
 
-"Ours" stands in five readings: `paper` as written, `paper_charitable` as meant, `exact`, `exact_normalised` (each image's
-error divided by its energy, as (3) has it) and `loss_aware` as corrected; the number that the paper prints stands beside
-all of them. `best` goes beyond the paper, under the same protocol. DeiT-Tiny is not in the paper: it lets the protocol
-run on a laptop. Other methods that run here stand behind their printed numbers, at the same sizes, under the protocol of
-Table R: their own training for 10 of 20 epochs, fine-tuning for the rest, the dense model being the teacher (AAFM: features
-of the calibration images alone). LoSparse prints language models only.
+"Ours" stands in six readings: `paper` with our settlements, `paper_literal` as printed, `paper_charitable` as meant, `exact`,
+`exact_normalised` (each image's error divided by its energy, as (3) has it) and `loss_aware` as corrected; the number that
+the paper prints stands beside all of them. `best` goes beyond the paper, under the same protocol. DeiT-Tiny is not in the
+paper: it lets the protocol run on a laptop. Other methods that run here stand behind their printed numbers, at the same
+sizes, under the protocol of Table R: their own training for 10 of 20 epochs, fine-tuning for the rest, the dense model being
+the teacher (AAFM: features of the calibration images alone). LoSparse prints language models only.
 The stand-ins have one seed by default; --seeds 0,1,2 shows the spread.
 """
 
@@ -23,7 +23,7 @@ from experiments.tables.rows import Reported, Row, Table
 from experiments.tables.table_rivals import distilled_row, learnt_row
 
 PAPER = "Azizi et al. 2024, Table 2"
-READINGS = ("paper", "paper_charitable", "exact", "exact_normalised", "loss_aware")
+READINGS = ("paper", "paper_literal", "paper_charitable", "exact", "exact_normalised", "loss_aware")
 HALF = 50  # percent: there are all readings, and the full fine-tune; at other sizes the first ones
 FIRST = ("paper", "exact", "loss_aware")
 SEEDS = (0,)  # of the stand-ins, so that the table is made in minutes

@@ -26,9 +26,9 @@ from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
 from lowrank_vit.records.looks import LOOKS, PRINTED, Printed
 
 METHODS = (
-    "svd", "svd_llm", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "comcat0", "ssp", "vtp-taylor",
-    "vtp-gates", "wdp-gates", "wd-depth", "losparse0", "spvit-he-gates", "vbp", "corp", "paper", "exact", "loss_aware",
-    "best",
+    "svd", "svd_llm", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0", "ssp",
+    "vtp-taylor", "vtp-gates", "wdp-gates", "wd-depth", "losparse0", "spvit-he-gates", "vbp", "corp", "corp_layerwise",
+    "paper", "paper_literal", "exact", "loss_aware", "best",
 )  # fmt: skip
 LEARNT = ("vtp", "wdpruning", "s2vite", "losparse", "spvit-he")  # full forms
 SELECTORS: dict[str, dict[str, Any]] = {  # rule of tokens: fields of the row

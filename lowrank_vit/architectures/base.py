@@ -136,6 +136,10 @@ class Family(ABC):
             f"the tokens of {type(model).__name__} cannot become fewer", "choose a plain ViT or DeiT"
         )
 
+    def read_tokens(self, model: nn.Module) -> int | None:
+        """Return how many of the first tokens the head reads; None where it reads all."""
+        return None
+
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""
         outputs: Tensor = model.forward_head(model.norm(x))  # type: ignore[operator]  # as all of timm's have it
@@ -220,6 +224,8 @@ def checked_attention(site: AttentionSite) -> AttentionSite:
     inner = site.proj.in_features
     if site.qkv.out_features not in (inner, 3 * inner) or site.proj.out_features != site.qkv.in_features:
         raise UnknownWholeError(f"{site.name!r} has queries, keys, values or outputs of different widths")
+    if site.head_width > site.in_features:
+        raise UnknownWholeError(f"{site.name!r} has heads that are wider than the stream")
     return site
 
 

@@ -10,10 +10,15 @@ from lowrank_vit.architectures.linears import call_every_layer
 def canonical(model: nn.Module) -> nn.Module:
     """Give a model the parts that the families describe, in place; its outputs are the same.
 
-    Every layer is called as a module; attention and MLPs of Hugging Face's models, and blocks around torch's own attention,
-    become timm's.
+    Every layer is called as a module; attention and MLPs of Hugging Face's models, blocks around torch's own attention,
+    of torchvision's Swin, and of classes that are not known but compute the same, become timm's.
     """
     from lowrank_vit.architectures.encoder_parts import exchange_blocks
+    from lowrank_vit.architectures.imitated import exchange_unknown
+    from lowrank_vit.architectures.torchvision_swin import exchange_windows
     from lowrank_vit.architectures.transformers_parts import exchange_parts
+    from lowrank_vit.architectures.walk import check_walk
 
-    return exchange_blocks(exchange_parts(call_every_layer(model)))
+    for exchange in (call_every_layer, exchange_parts, exchange_blocks, exchange_windows, exchange_unknown):
+        model = exchange(model)
+    return check_walk(model)

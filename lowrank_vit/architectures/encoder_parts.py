@@ -30,10 +30,13 @@ SCALES = ("ls_1", "ls_2", "ln_1_kv")
 class EncoderBlock(nn.Module):
     """Add attention and an MLP to a stream of tokens, a norm before each, or (``norm_first`` false) after each sum.
 
-    The parts have the names that timm's block gives them. ``batch_first``: the stream is (B, T, n); otherwise (T, B, n).
+    The parts have the names that timm's block gives them; ``ls1`` and ``ls2`` multiply what attention and MLP add.
+    ``batch_first``: the stream is (B, T, n); otherwise (T, B, n).
     """
 
     in_blocks = True  # whatever the block is called in its model
+    walks = True  # whether the stream goes from each of these blocks to the next, and nowhere else
+    masked = True  # whether it takes the masks of the block that it was made of
 
     def __init__(
         self, norms: tuple[nn.Module, nn.Module], attn: nn.Module, mlp: nn.Module, *, norm_first: bool
@@ -48,21 +51,11 @@ class EncoderBlock(nn.Module):
         """Return what ``nn.TransformerEncoder`` asks whether the batch comes first."""
         return self
 
-    def attend(
-        self,
-        x: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
-        attn_mask: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
         """Return the outputs of attention for x: (B, T, n); the arguments are those of the blocks that were exchanged."""
-        mask = src_mask if attn_mask is None else attn_mask
-        if src_key_padding_mask is not None:
-            raise InputError("images have no padding: call the encoder without src_key_padding_mask")
-        if mask is not None and mask.dtype == torch.bool:
-            mask = ~mask  # of torch's attention, true is hidden; of its function, seen
-        outputs: Tensor = self.attn(x, attn_mask=mask)
+        if not self.masked:
+            masks, options = refuse_more(*masks, **options)
+        outputs: Tensor = self.attn(x, attn_mask=_mask(*masks, **options))
         return outputs
 
     def forward(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
@@ -70,12 +63,38 @@ class EncoderBlock(nn.Module):
         if not self.batch_first:
             x = x.transpose(0, 1)
         if self.norm_first:
-            x = x + self.attend(self.norm1(x), *masks, **options)
-            x = x + self.mlp(self.norm2(x))
+            x = x + self.ls1(self.attend(self.norm1(x), *masks, **options))
+            x = x + self.ls2(self.mlp(self.norm2(x)))
         else:
-            x = self.norm1(x + self.attend(x, *masks, **options))
-            x = self.norm2(x + self.mlp(x))
+            x = self.norm1(x + self.ls1(self.attend(x, *masks, **options)))
+            x = self.norm2(x + self.ls2(self.mlp(x)))
         return x if self.batch_first else x.transpose(0, 1)
+
+
+def _mask(
+    src_mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+) -> Tensor | None:
+    """Return the mask for timm's attention, given the arguments of torch's blocks."""
+    mask = src_mask if attn_mask is None else attn_mask
+    if src_key_padding_mask is not None:
+        raise InputError("images have no padding: call the encoder without src_key_padding_mask")
+    if mask is not None and mask.dtype == torch.bool:
+        mask = ~mask  # of torch's attention, true is hidden; of its function, seen
+    return mask
+
+
+def refuse_more(*further: Any, **options: Any) -> tuple[tuple[()], dict[str, Any]]:
+    """Return no arguments. Raises ``InputError`` where a block is given something beside the stream, or asked for more."""
+    asked = [str(option) for option, value in options.items() if value is not None and value is not False]
+    if asked or any(value is not None and value is not False for value in further):
+        raise InputError(
+            f"the model gives its blocks more than the stream ({', '.join(asked) or 'a second argument'}), which what was "
+            "found to take their place does not have: call it without, or choose layers by --sites"
+        )
+    return (), {}
 
 
 def exchange_blocks(model: nn.Module) -> nn.Module:
@@ -94,7 +113,7 @@ def _made(module: Any) -> EncoderBlock | None:
     kind = type(module)
     if kind is nn.TransformerEncoderLayer:
         drops = [module.dropout, module.dropout2]
-        mlp = _mlp(module.linear1, module.activation, module.linear2, drops)
+        mlp = made_mlp(module.linear1, module.activation, module.linear2, drops)
         norms, attention, first = (module.norm1, module.norm2), module.self_attn, module.norm_first
         proj_drop = module.dropout1
     elif (kind.__module__, kind.__name__) in NAMED:
@@ -106,7 +125,7 @@ def _made(module: Any) -> EncoderBlock | None:
         proj_drop = getattr(module, "dropout", nn.Identity())
     else:
         return None
-    attn = _attention(attention)
+    attn = torch_attention(attention)
     if attn is None or mlp is None:
         return None
     attn.proj_drop = proj_drop
@@ -115,7 +134,7 @@ def _made(module: Any) -> EncoderBlock | None:
     return made
 
 
-def _attention(module: nn.MultiheadAttention) -> Attention | None:
+def torch_attention(module: nn.MultiheadAttention) -> Attention | None:
     """Make timm's attention of torch's; None for one with further parts, or keys and values of other widths."""
     n, weight, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
     further = module.bias_k is not None or module.add_zero_attn
@@ -131,7 +150,7 @@ def _attention(module: nn.MultiheadAttention) -> Attention | None:
     return made
 
 
-def _mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: Sequence[nn.Module]) -> Mlp | None:
+def made_mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: Sequence[nn.Module]) -> Mlp | None:
     """Make timm's MLP; None where the layers are no plain ones, or the activation is an unknown function."""
     act = ACTIVATIONS[activation]() if activation in ACTIVATIONS else activation
     if not isinstance(act, nn.Module) or not is_linear(fc1) or not is_linear(fc2):
@@ -147,8 +166,8 @@ def _mlp(fc1: nn.Module, activation: Any, fc2: nn.Module, drops: Sequence[nn.Mod
 def sequential_mlp(module: nn.Module) -> Mlp | None:
     """Make timm's MLP of a sequence: a linear layer, an activation, another linear layer, and dropout after each."""
     parts = [part for part in module.children() if not isinstance(part, nn.Dropout | nn.Identity)]
-    if not isinstance(module, nn.Sequential) or len(parts) != 3:
+    if type(module).forward is not nn.Sequential.forward or len(parts) != 3:
         return None
     drops = [part for part in module.children() if isinstance(part, nn.Dropout)]
     first, act, second = parts
-    return _mlp(first, act, second, drops)
+    return made_mlp(first, act, second, drops)

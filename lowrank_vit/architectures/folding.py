@@ -13,7 +13,7 @@ from torch import nn
 
 from lowrank_vit.architectures.base import Branch, family_of
 from lowrank_vit.architectures.linears import is_linear
-from lowrank_vit.modules.plain_norm import PlainNorm, Unscaled
+from lowrank_vit.modules.skipped import PlainNorm, Unscaled
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError

@@ -21,7 +21,9 @@ POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases,
 LAYERS = r"layers?(?=\.\d+\.(attention|self_attn|mlp)\.)"  # of Hugging Face's models
 ROWS = rf"(blocks|transformer(_encoder)?|network\.\d+|{LAYERS})"  # nearly all models', MobileViT's and NesT's, VOLO's
 BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
-EXPECTED_DENSE = rf"(^|\.)downsample\.|(^|\.|_){POSITIONS}"  # small: compressed on request only
+EXPECTED_DENSE = (
+    rf"(^|\.)(downsample|features\.\d+\.reduction)\b|(^|\.|_){POSITIONS}"  # small: compressed on request only
+)
 TIMM_S = ("timm.layers.linear", "Linear")  # computes the same as torch's
 MERGE = "merge the adapter first, or make what was added permanent"
 
@@ -95,7 +97,8 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
 def in_blocks(model: nn.Module) -> Callable[[str], bool]:
     """Return what tells by its name whether a module stands in a block: one of a known name, or of a known kind."""
     known = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "in_blocks", False))
-    return lambda name: re.search(BLOCK_LINEARS, name) is not None or name.startswith(known)
+    positions = re.compile(rf"(^|\.){POSITIONS}").search
+    return lambda name: re.search(BLOCK_LINEARS, name) is not None or (name.startswith(known) and not positions(name))
 
 
 def beyond_linears(model: nn.Module) -> dict[str, str]:

@@ -14,6 +14,7 @@ from lowrank_vit.architectures.base import first_inputs
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import logits_of
+from lowrank_vit.runtime.errors import InputError
 
 SEEN = "seen_image_size"  # attribute of a model: (C, H, W) of the images that it was walked through with
 Given = dict[str, dict[str, Any]]  # by step, by argument
@@ -49,10 +50,10 @@ def _beside(module: nn.Module, inputs: tuple[Any, ...], options: Mapping[str, An
 
 
 def run_step(step: nn.Module, x: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """Return the stream after a step; some steps return it first in a tuple."""
+    """Return the stream after a step; some steps return it first in a tuple, some what is added to it."""
     outputs = step(x, **given)
     after: Tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-    return after
+    return x + after if getattr(step, "adds", False) else after
 
 
 def enter(
@@ -60,7 +61,9 @@ def enter(
 ) -> tuple[Given, Iterator[Tensor]]:
     """Return what each step is given besides the stream, and the stream before the first step, batch by batch."""
     rest = iter(batches)
-    first = next(rest)
+    first = next(rest, None)
+    if first is None:
+        raise InputError("the calibration images can be gone through only once: pass a list or a data loader")
     given = step_inputs(model, steps, first[:1])
     return given, first_inputs(model, next(iter(steps.values())), chain([first], rest))
 
@@ -72,6 +75,8 @@ def finish(model: nn.Module, last: nn.Module, x: Tensor) -> Tensor:
     """
 
     def hand_on(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if getattr(module, "adds", False):
+            return x - inputs[0]
         return (x, *outputs[1:]) if isinstance(outputs, tuple) else x
 
     size = input_size(model) or getattr(model, SEEN, None)

@@ -1,4 +1,7 @@
-"""Vision transformers around torch's own attention: torchvision's, open_clip's, and those of ``nn.TransformerEncoder``."""
+"""Vision transformers around torch's own attention, and those whose blocks or branches compute what timm's do.
+
+Such are torchvision's, open_clip's, those of ``nn.TransformerEncoder``, and most of those that people wrote themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
-from lowrank_vit.architectures.plain import plain_attention
+from lowrank_vit.architectures.imitated import CORE, BranchStep
+from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError
+from lowrank_vit.architectures.plain import layer_scale, plain_attention
 from lowrank_vit.architectures.step_inputs import finish
 from lowrank_vit.records.sites import AttentionSite
 
@@ -20,21 +25,32 @@ class TorchEncoder(Family):
 
     revision: ClassVar[int] = 1
 
-    about = "torchvision's ViT, open_clip's vision towers, `nn.TransformerEncoder`"
+    about = "torchvision's ViT, open_clip's vision towers, `nn.TransformerEncoder`, blocks found to compute the same"
 
     def takes(self, model: nn.Module) -> bool:
         """Tell whether such a block stands in the model."""
-        return any(isinstance(module, EncoderBlock) for module in model.modules())
+        return any(isinstance(module, EncoderBlock | BranchStep) for module in model.modules())
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
         """Return the blocks. Raises ``InputError`` for streams whose batch does not come first."""
-        steps = {name: module for name, module in model.named_modules() if isinstance(module, EncoderBlock)}
-        if not all(block.batch_first for block in steps.values()):
+        steps = {
+            name: module for name, module in model.named_modules() if isinstance(module, EncoderBlock | BranchStep)
+        }
+        if not all(getattr(block, "batch_first", True) for block in steps.values()):
             raise unwalked(model, "nn.TransformerEncoderLayer(batch_first=False)")
+        if not all(step.walks for step in steps.values()):
+            raise UnknownWholeError(
+                f"the stream of {type(model).__name__} does not go from block to block as far as can be seen, so outputs "
+                "cannot be refitted or measured",
+                f"{ADVICE}, or one without refit and measured losses",
+            )
         return dict(steps)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of attention and MLP."""
+        if isinstance(step, BranchStep):
+            output = "fc2" if isinstance(getattr(step.core, "fc2", None), nn.Module) else "proj"
+            return (Branch(step, CORE, output, step.added, norm="norm"),)
         assert isinstance(step, EncoderBlock)
         return _branches(step) if step.norm_first else _normed_branches(step)
 
@@ -50,24 +66,28 @@ class TorchEncoder(Family):
 
 def _branches(block: EncoderBlock) -> tuple[Branch, ...]:
     def attend(x: Tensor, **given: Any) -> Tensor:
-        return block.attend(block.norm1(x), **given)
-
-    def think(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.mlp(block.norm2(x))
+        y: Tensor = block.ls1(block.attend(block.norm1(x), **given))
         return y
 
-    return Branch(block, "attn", "proj", attend, norm="norm1"), Branch(block, "mlp", "fc2", think, norm="norm2")
+    def think(x: Tensor, **given: Any) -> Tensor:
+        y: Tensor = block.ls2(block.mlp(block.norm2(x)))
+        return y
+
+    return (
+        Branch(block, "attn", "proj", attend, layer_scale(block.ls1), norm="norm1", layer_scale="ls1"),
+        Branch(block, "mlp", "fc2", think, layer_scale(block.ls2), norm="norm2", layer_scale="ls2"),
+    )
 
 
 def _normed_branches(block: EncoderBlock) -> tuple[Branch, ...]:
     """Return branches whose norm sees the stream, too: what they add is the difference of the streams."""
 
     def attend(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.norm1(x + block.attend(x, **given)) - x
+        y: Tensor = block.norm1(x + block.ls1(block.attend(x, **given))) - x
         return y
 
     def think(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.norm2(x + block.mlp(x)) - x
+        y: Tensor = block.norm2(x + block.ls2(block.mlp(x))) - x
         return y
 
     return Branch(block, "attn", "proj", attend, normed=True), Branch(block, "mlp", "fc2", think, normed=True)

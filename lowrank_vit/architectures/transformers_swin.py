@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from math import isqrt
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
+from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch
@@ -16,6 +14,7 @@ from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.plain import plain_attention
 from lowrank_vit.architectures.transformers_parts import CORE
 from lowrank_vit.architectures.transformers_vit import TransformersViT
+from lowrank_vit.architectures.windows import cut_windows, join_windows, padded
 from lowrank_vit.records.sites import AttentionSite
 
 
@@ -25,25 +24,19 @@ def _sides(block: Any, tokens: int) -> tuple[int, int]:
     return (height, width) if height * width == tokens else (isqrt(tokens), isqrt(tokens))
 
 
-def _padded(block: Any, sides: Sequence[int]) -> list[int]:
-    return [side + -side % block.window_size for side in sides]
+def _window(block: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the sides of the block's windows, and by how much they are shifted."""
+    return (block.window_size, block.window_size), (block.shift_size, block.shift_size)
 
 
 def window_tokens(block: Any, x: Tensor) -> Tensor:
-    """Pad, shift and cut a feature map's pixels (B, H W, n) into windows, as the block's attention sees them: (B, T, n)."""
-    sides, window = _sides(block, x.shape[1]), (block.window_size, block.window_size)
-    height, width = (more - side for more, side in zip(_padded(block, sides), sides, strict=True))
-    x = F.pad(x.unflatten(1, sides), (0, 0, 0, width, 0, height))
-    x = torch.roll(x, [-block.shift_size, -block.shift_size], (1, 2))
-    return window_partition(x, window).reshape(len(x), -1, x.shape[-1])
+    """Cut a feature map's pixels (B, H W, n) into windows, as the block's attention sees them: (B, T, n)."""
+    return cut_windows(x.unflatten(1, _sides(block, x.shape[1])), *_window(block))
 
 
 def window_stream(block: Any, tokens: Tensor, shape: Sequence[int]) -> Tensor:
     """Invert ``window_tokens``: tokens (B, T, n) to the pixels of a feature map, of the ``shape`` (B, H W, n)."""
-    sides, window = _sides(block, shape[1]), (block.window_size, block.window_size)
-    x = window_reverse(tokens.reshape(-1, *window, shape[-1]), window, *_padded(block, sides))
-    x = torch.roll(x, [block.shift_size, block.shift_size], (1, 2))
-    return x[:, : sides[0], : sides[1]].reshape(shape)
+    return join_windows(tokens, *_window(block), _sides(block, shape[1])).reshape(shape)
 
 
 @FAMILIES.register("transformers_swin")
@@ -71,7 +64,7 @@ class TransformersSwin(TransformersViT):
 
         def attend(x: Tensor, **given: Any) -> Tensor:
             tokens = window_tokens(block, block.layernorm_before(x))
-            sides = _padded(block, _sides(block, x.shape[1]))
+            sides = padded(_sides(block, x.shape[1]), _window(block)[0])
             mask = block.get_attn_mask(*sides, dtype=x.dtype, device=x.device)
             added = block.attention(tokens.reshape(-1, block.window_size**2, x.shape[-1]), mask)[0]
             return window_stream(block, added, x.shape)

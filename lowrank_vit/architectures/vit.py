@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
 
@@ -69,6 +70,11 @@ class ViT(Family):
         if type(module) is not Attention:  # a subclass may compute something else
             return None
         return plain_attention(name, module)
+
+    def read_tokens(self, model: nn.Module) -> int | None:
+        """Return 1 for the class token alone, 2 with a distillation token; None where tokens are pooled."""
+        pooled = getattr(model, "global_pool", "") != "token" or getattr(model, "attn_pool", None) is not None
+        return None if pooled else 2 if isinstance(model, VisionTransformerDistilled) else 1
 
     def token_blocks(self, model: nn.Module) -> list[str]:
         """Name the blocks: all of the plain kind, whose attention is plain or a smaller one, pooled by the class token."""

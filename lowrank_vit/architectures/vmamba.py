@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
-from lowrank_vit.modules.ss2d import SS2D
+from lowrank_vit.modules.scans import SS2D
 
 
 def mixers(model: nn.Module) -> dict[str, SS2D]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lowrank_vit.runtime.hardware import Hardware
 
 
-FOLDER = "the folder of a compressed model, or hf_hub:OWNER/NAME"
+FOLDER = "the folder of a compressed model, hf_hub:OWNER/NAME, or deit_tiny_4mib, which comes with the package"
 
 
 def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -49,13 +49,7 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         metavar="NAME",
         help="a timm model, hf_hub:OWNER/NAME, hf:OWNER/NAME of transformers, or an embedded stand-in",
     )
-    group.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="the model's weights, a .safetensors, .pth, .pt, .ckpt or .bin file; FILE#ENTRY where it holds several, as of a "
-        "moving average (default: fetched from the hub)",
-    )
+    add_dense_weights(group)
     group.add_argument(
         "--num-classes", type=natural, help="classes of the model (default: as many as the checkpoint has)"
     )
@@ -70,6 +64,30 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
         metavar="KEY=VALUE",
         help="another argument of timm.create_model, its value in JSON; can be repeated",
     )
+
+
+def add_dense_weights(parser: argparse._ActionsContainer, *older: str) -> None:
+    """Add ``--checkpoint``, the weights of the dense model, in every verb; ``older``: other names that it has had there."""
+    parser.add_argument(
+        "--checkpoint",
+        *older,
+        type=Path,
+        metavar="FILE",
+        help="the dense model's weights, a .safetensors, .pth, .pt, .ckpt or .bin file; FILE#ENTRY where it holds several, "
+        "as of a moving average (default: fetched from the hub)",
+    )
+
+
+class BesideDense(argparse.Action):
+    """Ask for the dense model beside a folder's: ``--dense``, or as it was, ``--dense FILE``, with its ``--checkpoint``."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, args: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Set both."""
+        args.dense = True
+        if values is not None:
+            args.checkpoint = Path(values)
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -114,9 +132,10 @@ def check_one_model(args: argparse.Namespace) -> None:
     """Raise ``InputError`` unless DIR or ``--model`` is given, and only the latter with arguments."""
     if (args.folder is None) == (args.model is None):
         raise InputError("give either DIR or --model NAME")
-    if args.folder and (args.checkpoint or given_arguments(args)):
+    if args.folder and (given_arguments(args) or (args.checkpoint and not getattr(args, "dense", False))):
+        beside = ", or --checkpoint with --dense, for the model to compare with" if "dense" in args else ""
         raise InputError(
-            f"{args.folder} says how its model is made: --checkpoint and model arguments go with --model NAME"
+            f"{args.folder} says how its model is made: --checkpoint and model arguments go with --model NAME{beside}"
         )
 
 
@@ -154,12 +173,7 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
         metavar="SPEC",
         help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC | ordered:ORDER,SPEC",
     )
-    group.add_argument(
-        "--class-order",
-        metavar="ORDER",
-        help="order of the class names: natural, text, or a file with one name a line (default: wnids and numbers as they "
-        "are, others as text)",
-    )
+    add_class_order(group)
     group.add_argument("--batch-size", type=int, default=64, help="images at a time")
     group.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
     group.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
@@ -170,6 +184,16 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
             type=int,
             help="processes that share the work, one GPU each (default: those that torchrun or srun started, or 1)",
         )
+
+
+def add_class_order(parser: argparse._ActionsContainer) -> None:
+    """Add ``--class-order``."""
+    parser.add_argument(
+        "--class-order",
+        metavar="ORDER",
+        help="order of the class names: natural, text, or a file with one name a line (default: wnids and numbers as they "
+        "are, others as text)",
+    )
 
 
 def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> ImageData:
@@ -221,7 +245,8 @@ def add_budget(parser: argparse._ActionsContainer) -> None:
         "--budget",
         metavar="COST=VALUE[,VALUE...]",
         help="what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an amount, "
-        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own",
+        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own; "
+        "COST=VALUE,COST=VALUE is one size within both",
     )
 
 
@@ -229,6 +254,12 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     """Add ``--compile``."""
     parser.add_argument(
         "--compile", action="store_true", help="measure a budget in time on the model as torch.compile runs it"
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "compile", "onnxruntime", "openvino"),
+        default="torch",
+        help="what will run the model, for a budget in time",
     )
 
 

@@ -28,21 +28,19 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokens",
-        choices=("auto",),
-        help="merge tokens, too, as far as that serves the held-out images, under --budget macs=... or latency=...",
+        choices=("auto", "none"),
+        help="merge tokens, too, as far as that serves the held-out images, under --budget macs=... or latency=..., or not "
+        "(default: the recipe's; best merges where the model allows it)",
     )
 
 
 def check_choices(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str, Size | None]) -> None:
     """Raise ``InputError``, before a model is loaded, unless all can be chosen together."""
-    if args.tokens is not None:
-        if args.bits is not None or args.nested or args.budget is None:
-            raise InputError(
-                "tokens and sizes are chosen together for macs or time: give --tokens with --budget macs=0.6, "
-                "without --bits and --nested"
-            )
-        if args.held_out_samples == 0:
-            raise InputError("--tokens auto is chosen on unseen images: give --held-out-samples")
+    if args.tokens == "auto" and (args.bits is not None or args.nested or args.budget is None):
+        raise InputError(
+            "tokens and sizes are chosen together for macs or time: give --tokens with --budget macs=0.6, without --bits "
+            "and --nested"
+        )
     if args.bits is not None:
         from lowrank_vit.compression.joint import check_joint
 
@@ -56,11 +54,7 @@ def check_choices(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str,
 
 def check_size(args: argparse.Namespace, model: nn.Module, recipe: Recipe, size: Size, **options: Any) -> None:
     """Raise ``InputError``, before an image is seen, for a size that is known to be out of reach."""
-    if args.tokens is not None:
-        from lowrank_vit.compression.share_tokens import check_shared
-
-        check_shared(model, size)
-    elif args.bits is None:
+    if args.bits is None:
         from lowrank_vit.compression.budget import check_budget
 
         check_budget(model, recipe, size, **options)
@@ -68,22 +62,17 @@ def check_size(args: argparse.Namespace, model: nn.Module, recipe: Recipe, size:
 
 def made(args: argparse.Namespace, analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
     """Make the model of a size, with all that is chosen together with it."""
-    if args.tokens is not None:
-        from lowrank_vit.compression.share_tokens import shared
-
-        small, report = shared(analysis, size)
-        _show_splits(report)
-        return small, report
     from lowrank_vit.compression.compress import resized
 
-    return resized(analysis, size, args.bits)
+    small, report = resized(analysis, size, args.bits)
+    _show_splits(report)
+    return small, report
 
 
 def _show_splits(report: Any) -> None:
     """Print what tokens and sizes were tried, and how far each changes the outputs."""
     from lowrank_vit.runtime.processes import is_first
 
-    for split in report["shared"]["tried"] if is_first() else []:
-        tokens = ", ".join(f"{name} {split[name]}" for name in split if name not in ("parameters", "divergence"))
-        name = f"{report['shared']['rule']} ({tokens})" if tokens else "all tokens"
-        print(f"{name}: {split['parameters']:,} parameters, divergence {split['divergence']:.4g} on unseen images")
+    for split in report["shared"]["tried"] if "shared" in report and is_first() else []:
+        pairs = ", ".join(map(str, split["pairs"])) if any(split["pairs"]) else "none"
+        print(f"pairs merged: {pairs}; {split['parameters']:,} parameters, divergence {split['divergence']:.4g}")

@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Sequence
 
 from lowrank_vit import __version__
+from lowrank_vit.cli.command_line import OneLineParser, Verbs, fail
 from lowrank_vit.cli.early import check_early
-from lowrank_vit.cli.parsers import OneLineParser, Verbs, fail
+from lowrank_vit.cli.recipe_file import expanded
 from lowrank_vit.cli.verbs import (
     benchmark,
+    classify,
     compress,
     customize,
     distill,
@@ -34,7 +36,7 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 VERBS = (
-    compress, plan, sweep, shrink, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
+    compress, plan, sweep, shrink, classify, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
     export, benchmark, push, list_names,
 )  # fmt: skip
 
@@ -56,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     empty = next((text for text in given if text.startswith("--") and text.endswith("=--")), None)
     if empty is not None:  # argparse would make an empty list of it
         parser.error(f"argument {empty.partition('=')[0]}: a value is expected, not '--'")
-    args = parser.parse_args(given)
+    try:
+        given = expanded(given)
+        args = parser.parse_args(given)
+    except InputError as error:
+        sys.exit(fail(str(error)))
+    if arguments is None:
+        sys.argv[1:] = given  # which a report records: with the words of its recipe's file
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
     )

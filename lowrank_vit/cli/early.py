@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 
 from lowrank_vit.cli.arguments import check_one_model
+from lowrank_vit.cli.recipe_file import is_file
+from lowrank_vit.data.kinds import check_kind
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import check_spec, entry_of
 from lowrank_vit.runtime.registry import unknown
+from lowrank_vit.storage.shipped import shipped_folder
 
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
 HUB = "hf_hub:"
@@ -25,15 +28,18 @@ def check_early(args: argparse.Namespace) -> None:
     if "folder" in given and "model" in given:
         check_one_model(args)
     folder = given.get("folder")
+    folder = folder if folder is None else shipped_folder(folder) or folder
     if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
         remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
         raise InputError(
             f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
         )
-    for file in (given.get("checkpoint"), given.get("teacher_checkpoint"), given.get("dense")):
-        if isinstance(file, Path) and not entry_of(file)[0].exists():
-            raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
-    check_spec(str(given.get("data") or ""))
+    file = given.get("checkpoint")
+    if file is not None and not entry_of(file)[0].exists():
+        raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
+    if given.get("data"):
+        check_kind(args.data)
+        check_spec(args.data)
     for name in COUNTS:
         count = given.get(name)
         if count is not None and count < 1:
@@ -47,7 +53,7 @@ def check_early(args: argparse.Namespace) -> None:
         parse_budgets(args.budget)
     if "check" in given:
         args.check(args)
-    if given.get("recipe") is not None:  # the last, as recipes need PyTorch
+    if given.get("recipe") is not None and not is_file(args.recipe):  # the last, as recipes need PyTorch
         from lowrank_vit.compression.recipes import RECIPES, RENAMED
 
         if RENAMED.get(args.recipe, args.recipe) not in RECIPES:

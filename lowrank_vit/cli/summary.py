@@ -26,7 +26,7 @@ def summarise(
     """
     from lowrank_vit.cli.view import comparison_line, show_report, size_line
     from lowrank_vit.runtime.processes import is_first
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.storage import folder as storage
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_vit.cli.arguments import add_folder, add_out
+from lowrank_vit.cli.arguments import add_dense_weights, add_folder, add_out
 from lowrank_vit.cli.unfinished import check_new
 from lowrank_vit.runtime.errors import InputError
 
@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 def add_folders(parser: argparse.ArgumentParser) -> None:
     """Add DIR, ``--out``, and the file of the dense weights."""
     add_folder(parser)
-    parser.add_argument(
-        "--teacher-checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="weights of the dense model, as --checkpoint takes them (default: fetched from the hub)",
-    )
+    add_dense_weights(parser, "--teacher-checkpoint")
     add_out(parser)
     parser.set_defaults(check=check_new)
 
@@ -63,20 +58,18 @@ def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
     return model, report
 
 
-def dense_model(
-    folder: Path, report: Report, checkpoint: Path | None, option: str = "--teacher-checkpoint"
-) -> nn.Module:
-    """Load the dense model that a folder was made from, with the folder's own arguments; ``option`` gives its weights."""
+def dense_model(folder: Path, report: Report, checkpoint: Path | None) -> nn.Module:
+    """Load the dense model that a folder was made from, with the folder's own arguments."""
     from lowrank_vit.models import load_model, pretrained_classes
     from lowrank_vit.storage import folder as storage
 
     name, config = str(report["model"]), storage.read_config(folder)
     if "factory" in config:  # such a model says all about itself
-        return load_model(name, checkpoint, option=option)
+        return load_model(name, checkpoint)
     arguments = storage.load_model_args(folder)
     if config["num_classes"] != pretrained_classes(config):
         arguments["num_classes"] = config["num_classes"]
-    return load_model(name, checkpoint, arguments=arguments, option=option)
+    return load_model(name, checkpoint, arguments=arguments)
 
 
 def save_trained(args: argparse.Namespace, model: nn.Module, report: Report) -> None:

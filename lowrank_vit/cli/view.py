@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lowrank_vit.records.costs.bytes import FLOAT32
+from lowrank_vit.records.costs import FLOAT32
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, QUERY_KEY, ROW, VALUE
-from lowrank_vit.runtime.console import make_console
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.runtime.errors import amount
+from lowrank_vit.runtime.progress import make_console
 
 AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "parameters": "{:,} parameters".format,
@@ -51,7 +51,8 @@ def show_report(report: Report, file_bytes: int, nested: Mapping[str, Any] | Non
     )
     console.print(f"{precision(report)}: {mebibytes(file_bytes)} on disk")
     if "budget" in report:
-        console.print(escape(budget_line(report["budget"])))
+        for entry in (report["budget"], *report["budget"].get("also", ())):
+            console.print(escape(budget_line(entry)))
     if nested is not None:
         console.print(
             f"nested: `shrink` opens it at any reduction up to {nested['largest_reduction']:.4g}, "

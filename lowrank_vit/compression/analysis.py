@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from lowrank_vit.compression.case import Case
+from lowrank_vit.compression.combined import CombinedPlanner
 from lowrank_vit.compression.compensate import compensate
-from lowrank_vit.compression.correct import correct
-from lowrank_vit.compression.cut import cut, fold, resized
+from lowrank_vit.compression.cut import correct, cut, fold, pivots, resized
 from lowrank_vit.compression.measure import measure_plan, measured_curves
-from lowrank_vit.compression.plan import plan_within
+from lowrank_vit.compression.plan import planner_within
 from lowrank_vit.compression.report import make_report
-from lowrank_vit.modules.factors import pivot
 from lowrank_vit.modules.fold import balance_directions
-from lowrank_vit.records.budgets import Size, budget_of
+from lowrank_vit.modules.pivoted_linear import pivot
+from lowrank_vit.records.budgets import Size, budgets_of
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.records.report import Report
-from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.records.report import Report, plain
+from lowrank_vit.runtime.hardware import isolated
 from lowrank_vit.runtime.progress import track
+from lowrank_vit.stages.tokens.merging import PlannedMerging
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,14 @@ class Analysis(Case):
         """Choose every unit's size so that the whole model loses a share of its ``cost``, or keeps within a budget.
 
         ``size``: the share, or a budget: ``{"macs": 0.5}``, the share that remains, or ``{"bytes": "6MiB"}``.
+        Of several budgets, ``{"params": 0.5, "macs": 0.6}``, all hold.
         Raises ``InputError`` for a size that no choice can reach.
         """
-        return plan_within(self, budget_of(size, cost), self.priced_losses, self.measure)
+        budgets = budgets_of(size, cost).parts
+        pivoted = all(self.recipe.pivots(budget.cost) for budget in budgets)
+        case = replace(self, recipe=replace(self.recipe, pivoted=pivoted))
+        planners = [planner_within(case, budget, self.priced_losses, self.measure) for budget in budgets]
+        return (planners[0] if len(planners) == 1 else CombinedPlanner.of(planners)).plan()
 
     @isolated()
     def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
@@ -62,23 +68,31 @@ class Analysis(Case):
         return resized(self, plan)
 
     @isolated()
-    def apply(self, plan: RankPlan) -> tuple[nn.Module, Report]:
-        """Compress by a given plan, as ``compress`` does by its own: a size of every unit, or ``None`` for dense."""
+    def apply(self, plan: RankPlan, tokens: PlannedMerging | None = None) -> tuple[nn.Module, Report]:
+        """Compress by a given plan, as ``compress`` does by its own: a size of every unit, or ``None`` for dense.
+
+        ``tokens``: the rule by which blocks hand on fewer of them.
+        """
         cuts, compensation = compensate(self, cut(self, plan), plan)
         small = fold(self, cuts)
-        refit = self.correct(small, plan.ranks) if cuts else {}
+        corrections: dict[str, Any] = {"compensation": compensation}
+        if tokens is not None:
+            small = tokens(small)
+            corrections["tokens"] = {"rule": "merge", **plain(vars(tokens))}
+        if cuts or (tokens is not None and any(tokens.pairs)):
+            corrections |= self.correct(small, {**plan.ranks, **corrections.get("tokens", {})})
         with self.services.watch("errors"):
             layers = [
                 known.entry(cuts.get(known.unit.name), plan.ranks, small)
                 for known in track(self.decomposed, "errors", shown=self.services.progress)
             ]
         balance_directions(small)  # the errors above need the basis before this step
-        saved = pivot(small) if self.recipe.pivoted else {}
+        saved = pivot(small) if pivots(self, plan) else {}
         for layer in layers:
             layer["params"] -= saved.get(layer["name"], 0)
-        report = make_report(self, plan, small, layers, {"compensation": compensation, **refit})
+        report = make_report(self, plan, small, layers, corrections)
         return small if self.subject.narrow is None else small.to(self.subject.narrow), report
 
-    def correct(self, small: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
-        """Refit the outputs of a smaller model, in place; return the report's entry."""
+    def correct(self, small: nn.Module, ranks: Mapping[str, Any]) -> dict[str, Any]:
+        """Refit the outputs of a model made by ``ranks``, and whatever else, in place; return the report's entry."""
         return correct(self, small, dict(ranks))

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from lowrank_vit.runtime.errors import InputError
@@ -14,7 +15,16 @@ from lowrank_vit.runtime.errors import InputError
 
 def check_model(model: object, second: object) -> None:
     """Raise ``InputError`` unless the first argument is a model of images; ``second``: the one after it, perhaps a model."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "the model is of TorchScript, whose modules cannot be exchanged: pass the one that it was made from"
+        )
     if isinstance(model, nn.Module):
+        meta = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+        if meta is not None:
+            raise InputError(
+                f"the model is on the device 'meta', without weights ({meta}): make it on the CPU, and load some"
+            )
         _check_forward(model)
         return
     kind = type(model).__name__
@@ -31,6 +41,12 @@ def _check_forward(model: nn.Module) -> None:
         for name, each in inspect.signature(model.forward).parameters.items()
         if each.kind in kinds and each.default is inspect.Parameter.empty
     ]
+    named = inspect.Parameter.KEYWORD_ONLY
+    if len(needed) == 1 and inspect.signature(model.forward).parameters[needed[0]].kind is named:
+        raise InputError(
+            f"{type(model).__name__} takes images by the keyword {needed[0]} alone: wrap it in a module whose forward takes "
+            "images"
+        )
     if len(needed) > 1:
         raise InputError(
             f"{type(model).__name__} needs {' and '.join(needed)}, and is given images alone: wrap it in a module whose "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -11,10 +12,12 @@ from lowrank_vit.compression.find import FoundUnits, find_units
 from lowrank_vit.compression.prices import Price, check_z, price_of, setting_of
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.subject import Subject
+from lowrank_vit.compression.token_plan import merges
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budget_of
+from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budgets_of
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import least_cost
+from lowrank_vit.units.base import Decomposed
 
 
 def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, price: Price) -> int:
@@ -27,6 +30,14 @@ def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, 
     if not rest + least_cost(curves) <= limit < price.dense:
         raise out_of_reach(budget, recipe, rest + least_cost(curves), price.dense)
     return int(limit) - rest
+
+
+def priced(
+    recipe: Recipe, price: Price, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()
+) -> list[ErrorCurve]:
+    """Return the curves in a cost, without what pivoting would save unless the recipe pivots in that cost."""
+    own = price.priced(curves, decomposed)
+    return own if recipe.pivots(price.cost) else [replace(curve, saved=()) for curve in own]
 
 
 def out_of_reach(budget: Budget, recipe: Recipe, least: int, dense: int) -> OutOfReachError:
@@ -52,13 +63,22 @@ def check_sizes(subject: Subject, found: FoundUnits, sizes: Iterable[Size]) -> N
 
     Times are not known before they are measured.
     """
-    for budget in map(budget_of, sizes):
+    for size in sizes:
+        if merges(subject.model, found.recipe, size):
+            continue  # tokens reach what sizes do not
+        check_size(subject, found, size)
+
+
+def check_size(subject: Subject, found: FoundUnits, size: Size) -> None:
+    """Raise ``InputError``, before an image is seen, for a budget that no choice of sizes meets."""
+    budgets = budgets_of(size).parts
+    for budget in budgets:
         price = price_of(budget.cost, subject.dense, setting_of(subject.dense, subject.narrow), subject.model)
         check_z(price, found.recipe.compensation)
-        if price.before_images:
+        if price.before_images and (len(budgets) == 1 or budget.limit(price.dense) < price.dense):
             tokens = subject.tokens([unit.linears[0].name for unit in found.units]) if price.by_token else {}
             curves = [curve for unit in found.units for curve in unit.curves(tokens)]
-            budget_within(price.priced(curves), found.recipe, budget, price)
+            budget_within(priced(found.recipe, price, curves), found.recipe, budget, price)
 
 
 def check_budget(model: nn.Module, recipe: Recipe, size: Size, sites: str = BLOCK_LINEARS) -> None:

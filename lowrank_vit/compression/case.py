@@ -43,7 +43,7 @@ class Services:
 class Case:
     """Hold a model, a recipe, the model's units, their statistics on seen and on unseen images, and what they are made of.
 
-    ``fallback``: what of the model the recipe could not take. ``batch_size``, ``compiled``: how the smaller model is to
+    ``fallback``: what of the model the recipe could not take. ``batch_size``, ``mode``: how the smaller model is to
     run, for a budget in time. ``learnt``: what gates have learnt.
     """
 
@@ -58,7 +58,7 @@ class Case:
     services: Services
     fallback: Fallback | None = None
     batch_size: int = 8
-    compiled: bool = False
+    mode: str = "eager"
     learnt: LearntGates | None = None
 
     @property
@@ -104,4 +104,4 @@ class Case:
     @property
     def setting(self) -> Setting:
         """Return where the smaller model is to run, and how."""
-        return setting_of(self.model, self.subject.narrow, self.batch_size, compiled=self.compiled)
+        return setting_of(self.model, self.subject.narrow, self.batch_size, self.mode)

@@ -14,9 +14,8 @@ from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.images import Images
-from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.hardware import Hardware
-from lowrank_vit.runtime.processes import layout
+from lowrank_vit.runtime.processes import divide_work, layout
 from lowrank_vit.stages.compensate.solve import Solution, solve
 
 

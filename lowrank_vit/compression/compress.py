@@ -6,6 +6,7 @@ rest. What each file does is listed in CONTRIBUTING.md, in the order in which th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,24 +21,29 @@ from lowrank_vit.compression.budget import check_budget, check_sizes
 from lowrank_vit.compression.calibrate import calibrated
 from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.decompose import decompose
-from lowrank_vit.compression.estimate import estimate, tell
 from lowrank_vit.compression.find import announce, find_units
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.learn import gated, target_share
+from lowrank_vit.compression.outlook import estimate, tell
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
 from lowrank_vit.compression.resume import ResumeStore, identity
+from lowrank_vit.compression.runtimes import mode_of
+from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.compression.subject import Subject
+from lowrank_vit.compression.token_plan import merges
+from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.budgets import Budget, Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import resolve_device
-from lowrank_vit.runtime.isolation import isolated
+from lowrank_vit.runtime.hardware import isolated, resolve_device
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_REDUCTION = 0.5
 
@@ -82,6 +88,20 @@ def compress_and_quantize(
     return compress(model, calibration, recipe, budget=budget, bits=bits, **options)
 
 
+def compress_with_fewer_tokens(
+    model: nn.Module,
+    calibration: Batches | Images,
+    budget: Mapping[str, float | str] | str | Budget,
+    recipe: str | Recipe = "best",
+    **options: Any,
+) -> tuple[nn.Module, Report]:
+    """Call ``compress`` with a recipe that merges tokens, too: sizes and tokens share the budget.
+
+    Raises ``InputError`` for a model whose tokens must stay, and a budget that fewer tokens do not serve.
+    """
+    return compress(model, calibration, as_recipe(recipe).but(tokens=True), budget=budget, **options)
+
+
 def sweep(
     model: nn.Module,
     calibration: Batches | Images,
@@ -117,7 +137,20 @@ def sweep(
 
 def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
     """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
-    return analysis.compress(size) if bits is None else compress_jointly(analysis, size, bits)
+    if bits is not None:
+        return compress_jointly(analysis, size, bits)
+    return shared(analysis, size) if merges(analysis.model, analysis.recipe, size) else analysis.compress(size)
+
+
+def for_labels(recipe: Recipe, images: Images) -> Recipe:
+    """Return a recipe that keeps every label's probability, where the images come with several labels; it is told."""
+    if not isinstance(recipe.objective, Classification) or not images.several_labels:
+        return recipe
+    logger.warning(
+        "the images have several labels each: recipe %r keeps the probability of every label (objective 'multi_label')",
+        recipe.name,
+    )
+    return recipe.but(objective="multi_label")
 
 
 @isolated()
@@ -135,6 +168,7 @@ def analyse(
     checkpoint_dir: str | Path | None = None,
     batch_size: int = 8,
     compiled: bool = False,
+    runtime: str = "torch",
     learnt: LearntGates | None = None,
     target: float = 1 - DEFAULT_REDUCTION,
     sizes: Sequence[Size] = (),
@@ -147,11 +181,11 @@ def analyse(
     ``moments``: what ``calibrate`` collected on the same images before, so that they need not be seen again.
     ``checkpoint_dir``: each phase ends in a file there, from which a later identical call resumes an interrupted one, bit
     by bit; remove the folder once the model is saved. Of several processes (``torch.distributed``) each has its share of
-    the batches, and all get the whole result. ``batch_size``, ``compiled`` (by ``torch.compile``): how the smaller model
-    is to run, for a budget in time. ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the
-    share of the parameters that gates shall leave, where they are trained here. ``progress``: None shows bars in a
-    terminal and in a notebook. ``sizes``: those that will be asked for; one that is out of reach is refused before an image
-    is seen.
+    the batches, and all get the whole result. ``batch_size``, ``runtime`` (torch, compile, onnxruntime or openvino): how
+    the smaller model is to run, for a budget in time (``compiled`` is ``runtime="compile"``).
+    ``learnt``: what ``learn`` returned, for a recipe that is ``labelled``; ``target``: the share of the parameters that gates
+    shall leave, where they are trained here. ``progress``: None shows bars in a terminal and in a notebook. ``sizes``: those
+    that will be asked for; one that is out of reach is refused before an image is seen.
     Raises ``InputError`` with one line for anything that cannot be done.
     """
     check_model(model, calibration)
@@ -159,6 +193,7 @@ def analyse(
     unseen = None if held_out is None else Images.of(held_out)
     services = Services(where, ResumeStore(None, "", where), seed, shown_by_default(progress))
     subject = Subject.of(model, recipe, sites, where, learnt)
+    recipe = for_labels(recipe, seen)
     found = find_units(subject.model, recipe, sites)
     check_sizes(subject, found, sizes)
     announce(found)
@@ -185,6 +220,6 @@ def analyse(
         services=services,
         fallback=found.fallback,
         batch_size=batch_size,
-        compiled=compiled,
+        mode=mode_of("compile" if compiled else runtime),
         learnt=learnt,
     )

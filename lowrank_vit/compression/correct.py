@@ -12,7 +12,7 @@ from lowrank_vit.compression.case import Case
 from lowrank_vit.objectives import divergences
 
 
-def correct(case: Case, small: nn.Module, ranks: Mapping[str, int | None]) -> dict[str, Any]:
+def correct(case: Case, small: nn.Module, ranks: Mapping[str, Any]) -> dict[str, Any]:
     """Refit outputs branch by branch, in place; return the report's entry: ridges, and the divergence on unseen images."""
     method, recipe, services = case.recipe.refit, case.recipe, case.services
     if method is None:

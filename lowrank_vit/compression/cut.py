@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_vit.compression.case import Case
-from lowrank_vit.modules.factors import pivot
+from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.curves import RankPlan
 
@@ -38,6 +38,11 @@ def fold(case: Case, cuts: Mapping[str, Any]) -> nn.Module:
 def resized(case: Case, plan: RankPlan) -> nn.Module:
     """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""
     small = fold(case, cut(case, plan))
-    if case.recipe.pivoted:
+    if pivots(case, plan):
         pivot(small)
     return small
+
+
+def pivots(case: Case, plan: RankPlan) -> bool:
+    """Tell whether a plan's factors are pivoted; what depends on the budget is settled in the plan."""
+    return bool(case.recipe.pivoted if plan.pivoted is None else plan.pivoted)

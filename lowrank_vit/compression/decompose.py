@@ -10,8 +10,8 @@ from torch import nn
 
 from lowrank_vit.compression.case import Services
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.processes import divide_work
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.units.base import Unit
 

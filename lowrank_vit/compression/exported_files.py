@@ -1,4 +1,4 @@
-"""Exported files beside each other, as onnxruntime runs them: bytes, times in turns, and accuracy."""
+"""Exported files beside each other, as their programs run them: bytes, times in turns, and accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.evaluate.accuracy import count_hits
 from lowrank_vit.stages.evaluate.speed import quartiles, seconds_in_turns
-from lowrank_vit.stages.export.formats import Exporter, Run, exporter
+from lowrank_vit.stages.export.formats import EXPORTERS, Exporter, Run, exporter, files
 
 
 def compare_files(
@@ -24,15 +24,16 @@ def compare_files(
     clock: str = "wall",
     labelled: Iterable[tuple[Tensor, Tensor]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return for every ONNX file its bytes, its times at each number of images, and its top-1 in percent.
+    """Return for every file its bytes, its times at each number of images, and its top-1 in percent.
 
     ``size``: (C, H, W) of an image; ``labelled``: images (B, C, H, W) and labels (B,), or None. The files take turns in
     every round; ``speedup`` is the median of the first one's time over this one's, within a round, with its quartiles.
-    Raises ``InputError`` for a file that is not there, or not one that onnxruntime runs.
+    Raises ``InputError`` for a file that is not there, or not one that its program runs.
     """
-    onnx = exporter("onnx")
-    runs = {str(path): _opened(path, onnx) for path in paths}
-    rows: list[dict[str, Any]] = [{"file": str(path), "bytes": path.stat().st_size, "times": {}} for path in paths]
+    formats = {str(path): _format(path) for path in paths}
+    runs = {str(path): _opened(path, formats[str(path)]) for path in paths}
+    sizes = {name: sum(each.stat().st_size for each in files(found, Path(name))) for name, found in formats.items()}
+    rows: list[dict[str, Any]] = [{"file": name, "bytes": size, "times": {}} for name, size in sizes.items()]
     first = str(paths[0])
     for batch in batches:
         times = seconds_in_turns(runs, torch.randn(batch, *size), seconds, clock)
@@ -51,14 +52,21 @@ def compare_files(
     return rows
 
 
-def _opened(path: Path, onnx: Exporter) -> Run:
-    """Open a file. Raises ``InputError`` where onnxruntime cannot."""
+def _format(path: Path) -> Exporter:
+    """Return the format that a file has by its suffix: ONNX, unless another has it."""
     if not path.is_file():
         raise InputError(f"{path} is not there: make it by `lowrank-vit export DIR --format onnx`")
+    names = [name for name in EXPORTERS.names() if EXPORTERS.get(name).suffix == path.suffix]
+    return exporter(names[0] if names else "onnx")
+
+
+def _opened(path: Path, found: Exporter) -> Run:
+    """Open a file. Raises ``InputError`` where its program cannot."""
     try:
-        return onnx.run(path)
+        return found.run(path)
     except Exception as error:  # onnxruntime has an error of its own for each reason
-        raise InputError(f"{path} is not a file that onnxruntime can run ({str(error).splitlines()[0]})") from None
+        line = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is not a file that {found.reader} can run ({line})") from None
 
 
 def _accuracies(runs: Mapping[str, Run], labelled: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, int]]:

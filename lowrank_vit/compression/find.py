@@ -88,7 +88,7 @@ def _units(model: nn.Module, recipe: Recipe, sites: str) -> list[Unit]:
         recipe.compensation,
         recipe.refit is not None,
         partial,
-        recipe.pivoted,
+        recipe.pivoted is not False,
     )
     units = [unit for kind in whole for unit in UNITS.get(kind).find(model, recipe.units[kind], settings, sites)]
     if partial:

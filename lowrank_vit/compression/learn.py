@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.permanent import make_permanent
 from lowrank_vit.compression.arguments import check_model, check_options
 from lowrank_vit.compression.case import Services
 from lowrank_vit.compression.recipe import Recipe
@@ -49,7 +50,7 @@ def learn(
     ``checkpoint_dir``, ``loggers``, ``seed``, ``progress`` and others.
     Raises ``InputError`` for another recipe, for images without labels, and for bad settings.
     """
-    from lowrank_vit.data.batches import as_data_module  # with Lightning
+    from lowrank_vit.data.loading import as_data_module  # with Lightning
     from lowrank_vit.stages.gates.train_gates import GradualTraining
 
     check_model(model, data_module)
@@ -60,7 +61,9 @@ def learn(
     if options.get("teacher") is model:
         raise InputError("the teacher and the student are the same object: pass a separate dense model")
     data_module = as_data_module(data_module, options.get("hardware", ONE_PROCESS))
-    return learn_gates(canonical(model), recipe.gradual, data_module=data_module, target=1 - reduction, **options)
+    return learn_gates(
+        canonical(make_permanent(model)), recipe.gradual, data_module=data_module, target=1 - reduction, **options
+    )
 
 
 def target_share(model: nn.Module, size: Size) -> float:

@@ -13,9 +13,8 @@ from lowrank_vit.compression.resume import ResumeStore, identity
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
-from lowrank_vit.stages.correct.measured_losses import Replay
+from lowrank_vit.runtime.tensors import Spill
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, Replay
 
 Points = dict[str, list[tuple[int, float]]]  # of every unit: size, loss
 

@@ -8,18 +8,17 @@ from typing import Any
 
 from lowrank_vit.objectives import OBJECTIVES, Objective
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry, unknown
 from lowrank_vit.stages.allocate import ALLOCATORS, Allocator
-from lowrank_vit.stages.allocate.knapsack import Knapsack
+from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
-from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer
-from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
-from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
-from lowrank_vit.stages.correct.output_refit import OutputRefit
+from lowrank_vit.stages.compensate.solve import ADAM, check_optimizer
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, MeasuredLosses
+from lowrank_vit.stages.correct.output_refit import ClassifierRefit, OutputRefit
 from lowrank_vit.stages.gates import GRADUAL, GradualMethod
 from lowrank_vit.stages.search import SEARCHES, Search
 from lowrank_vit.units.base import UNITS
@@ -27,7 +26,19 @@ from lowrank_vit.units.base import UNITS
 SINGLE = "decomposition"  # the kind of unit for single linear layers
 CLASSIFIER = "classifier"  # what a record calls its refit, where those of outputs are True
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
-PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "folded", "pivoted", "about")  # no methods
+MERGED = ("macs", "latency")  # the costs that fewer tokens save
+STORED = (PARAMETERS, "bytes")  # the costs that identities in pivoted factors save
+PLAIN = (
+    "solver",
+    "optimizer",
+    "steps",
+    "bias_correction",
+    "rank_multiple",
+    "folded",
+    "pivoted",
+    "tokens",
+    "about",
+)  # no methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +51,10 @@ class Recipe:
     cannot be measured on, it is ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are
     multiples of ``rank_multiple``.
     ``folded``: linear layers take up scale and shift of the norms before them, and LayerScale behind them, exactly.
-    ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted.
+    ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted; None: where parameters
+    or bytes are the budget, since it costs multiply-accumulates.
+    ``tokens``: blocks merge pairs of tokens, planned together with the sizes; None: where multiply-accumulates or time are
+    the budget, and the model allows it.
     ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
     of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
     plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
@@ -62,7 +76,8 @@ class Recipe:
     bias_correction: bool = False
     rank_multiple: int = 1
     folded: bool = False
-    pivoted: bool = False
+    pivoted: bool | None = False
+    tokens: bool | None = False
     objective: Objective = field(default_factory=Classification)
     sense: MeasuredCurves | None = None
     measured: MeasuredLosses | None = None
@@ -78,6 +93,14 @@ class Recipe:
         if self.pivoted and self.compensation is not None:
             raise InputError("pivoted factors leave no place for a compensation Z: leave out one of the two")
         check_optimizer(self.optimizer)
+
+    def pivots(self, cost: str) -> bool:
+        """Tell whether factors are pivoted in a model whose budget is in ``cost``."""
+        return cost in STORED if self.pivoted is None else self.pivoted
+
+    def merges(self, cost: str) -> bool:
+        """Tell whether tokens are merged, where the model allows it, in a model whose budget is in ``cost``."""
+        return cost in MERGED if self.tokens is None else self.tokens
 
     @property
     def needs_gradient(self) -> bool:

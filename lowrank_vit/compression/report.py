@@ -12,6 +12,7 @@ from torch import nn
 
 from lowrank_vit.architectures.linears import EXPECTED_DENSE, beyond_linears, left_dense, tell_beyond
 from lowrank_vit.compression.case import Case
+from lowrank_vit.compression.cut import pivots
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.modules.counting import (
     input_size,
@@ -137,7 +138,7 @@ def make_report(
         "format": FORMAT,
         "model": architecture(case.model),
         "recipe": recipe.name,
-        "recipe_fields": recipe.record(),
+        "recipe_fields": {**recipe.record(), "pivoted": pivots(case, plan)},
         "protocol": "training-free" if case.learnt is None else case.learnt.protocol,
         "params": params,
         "macs": macs,

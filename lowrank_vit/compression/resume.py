@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.files import write_bytes
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.runtime.provenance import source_hash
-from lowrank_vit.runtime.serialization import from_bytes, to_bytes
+from lowrank_vit.runtime.tensors import from_bytes, to_bytes
 
 T = TypeVar("T")
 

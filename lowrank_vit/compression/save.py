@@ -18,7 +18,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.storage import folder as storage
 from lowrank_vit.storage import hub
-from lowrank_vit.storage.checksums import NESTED, checksums
+from lowrank_vit.storage.contents import NESTED, checksums
 from lowrank_vit.storage.rebuilding import attach
 
 
@@ -52,6 +52,8 @@ def load(
     allow_factory: str | None = None,
 ) -> nn.Module:
     """Load the model in a folder, in eval mode; ``folder`` may be ``"hf_hub:OWNER/NAME"``, with ``@REVISION`` at its end.
+
+    It may also be ``"deit_tiny_4mib"``, which comes with the package: DeiT-Tiny in 4 MiB.
 
     ``device``: as torch names it, or ``"auto"``. ``dtype``: as in ``storage.load``. ``reduction``: open a nested folder
     at this share of the parameters removed, or at a ``budget``, given as ``compress`` takes it: the model, with its report

@@ -9,6 +9,8 @@ from torch import nn
 
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import largest_reduction
+from lowrank_vit.records.budgets import Budgets, Size, budgets_of, reduction_to
+from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.images import Batches
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
@@ -39,23 +41,30 @@ def points_lost(measured: dict[str, Any]) -> float:
 
 
 def smallest(
-    analysis: Analysis, max_loss: float, batches: Batches, *, steps: int = STEPS
+    analysis: Analysis, max_loss: float, batches: Batches, *, within: Size | None = None, steps: int = STEPS
 ) -> tuple[nn.Module, Report, list[Trial]]:
     """Find the smallest model that loses at most ``max_loss`` points on the images; return its report, and all trials.
 
     ``batches``: unseen images, maybe with labels, which choose the size and so cannot evaluate it. Each step compresses
-    and compares. Raises ``InputError`` where no size that was tried loses so little.
+    and compares. ``within``: a budget that the model keeps within, too.
+    Raises ``InputError`` where no size that was tried loses so little.
     """
     if not 0 <= max_loss <= 100:
         raise InputError(f"a loss of at most {max_loss:g} points cannot be asked for: give a number from 0 to 100")
-    kept, trials = None, []
+    kept, trials = None, list[Trial]()
     low, high = 0.0, largest_reduction(analysis.curves, analysis.dense, analysis.model)
-    for _ in range(steps):
+    sizes = [] if within is None else [within]  # what the budget alone makes is the largest model that may be kept
+    for step in range(steps + len(sizes)):
         middle = (low + high) / 2
-        small, report = analysis.compress(middle)
+        small, report = analysis.compress(sizes[0] if step < len(sizes) else _also(within, middle))
         measured = compare(analysis.model, small, batches, progress=analysis.services.progress)
         trials.append(Trial(report["params"]["reduction"], points_lost(measured), measured))
-        if trials[-1].lost <= max_loss:
+        held = trials[-1].lost <= max_loss
+        if step < len(sizes):
+            if not held:
+                break
+            kept, low = (small, report), trials[-1].reduction
+        elif held:
             kept, low = (small, report), middle
         else:
             high = middle
@@ -63,6 +72,12 @@ def smallest(
         last = trials[-1]
         raise InputError(
             f"even a reduction of {last.reduction:.3f} loses {last.lost:.2f} points on {last.measured['n']} images: raise "
-            "--max-loss, or calibrate on more images"
+            f"{'the budget or ' if sizes else ''}--max-loss, or calibrate on more images"
         )
     return *kept, trials
+
+
+def _also(within: Size | None, reduction: float) -> Size:
+    """Return a budget with a reduction of the parameters beside it, or the smaller of two such reductions."""
+    parts = () if within is None else budgets_of(within).parts
+    return Budgets((*(part for part in parts if part.cost != PARAMETERS), reduction_to(reduction)))

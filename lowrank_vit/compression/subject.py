@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,9 @@ from torch import nn
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.rewrite import rewrite
+from lowrank_vit.compression.subject import rewrite
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
 from lowrank_vit.records.costs import Cost
@@ -22,7 +22,6 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
 
 logger = logging.getLogger(__name__)
-WRAPPED = ("module", "_orig_mod")  # what DataParallel, averaged models and torch.compile call the model inside
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Subject:
         ``device``: None leaves it where it is. Raises ``InputError`` for a model that was compressed already, and for one
         that cannot be copied.
         """
-        own = canonical(copied(unwrapped(model))).to(device).eval()
+        own = canonical(copied(model)).to(device).eval()
         stop_checkpointing(own)
         check_dense(own)
         if name := held(own):
@@ -78,29 +77,6 @@ class Subject:
         """Count the tokens that layers see of an image; nothing where images' size is not known."""
         size = input_size(self.model)
         return {} if size is None else tokens_per_image(self.model, names, size)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside ``DataParallel``, an averaged model, or what ``torch.compile`` made; it is told in one line."""
-    inner = model
-    while (names := [name for name, _ in inner.named_children()]) in ([name] for name in WRAPPED):
-        inner = getattr(inner, names[0])
-    if inner is not model:
-        logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
-    return inner
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """Copy a model. Raises ``InputError`` where a tensor in it belongs to a graph, as that of pruning masks."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        if "deepcopy" not in str(error):
-            raise
-        raise InputError(
-            "the model cannot be copied, since it holds tensors that were computed from others: make them permanent first, "
-            "by torch.nn.utils.prune.remove or remove_weight_norm, or run it once under torch.no_grad()"
-        ) from None
 
 
 def stop_checkpointing(model: nn.Module) -> None:

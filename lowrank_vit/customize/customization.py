@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lowrank_vit.customize.deltas import DELTAS, Delta
-from lowrank_vit.customize.text_to_image import TextToImage
-from lowrank_vit.customize.words import NewWord
+from lowrank_vit.customize.text_to_image import NewWord, TextToImage
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.tensors import write_tensors
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lowrank_vit.customize.text_to_image import TextToImage
-from lowrank_vit.customize.words import ClipText, Text, WordTable
+from lowrank_vit.customize.text_to_image import ClipText, Text, TextToImage, WordTable
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import json_text, replacing

@@ -18,14 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.customize.text_to_image import TextToImage
+from lowrank_vit.customize.text_to_image import TextToImage, WordTable
 from lowrank_vit.customize.train import noise_loss
-from lowrank_vit.customize.words import WordTable
 from lowrank_vit.data.digits import CLASSES, load_split
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.weight_cache import trained_once
+from lowrank_vit.runtime.tensors import trained_once
 
 HELD_OUT = (4, 7)  # the concept, and the digit that learning rates are chosen on
 OLD = tuple(digit for digit in range(CLASSES) if digit not in HELD_OUT)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.customize.words import Text
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.customize.text_to_image import Text
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.runtime.errors import InputError
 
 PREDICTIONS = ("epsilon", "v_prediction")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowrank_vit.customize.customization import Customization
-from lowrank_vit.customize.prior import Prior
+from lowrank_vit.customize.sample import Prior
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import say, track

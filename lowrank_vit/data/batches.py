@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
@@ -31,6 +32,9 @@ def as_data_module(data: LightningDataModule | Batches, hardware: Hardware) -> L
     batches = Images.of(data).batches
     if isinstance(batches, Iterator) or not hasattr(batches, "__len__"):
         raise InputError("the training images are gone through more than once: pass a list or a data loader")
+    with suppress(TypeError):  # a loader of a stream has no length
+        if not len(batches):  # type: ignore[arg-type]
+            raise InputError("no images to train on: the data set is empty")
     if hardware.processes > 1:
         raise InputError("several processes cannot share a list of batches: pass a data module, such as ImageData")
     return GivenBatches(batches)

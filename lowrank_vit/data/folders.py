@@ -14,7 +14,9 @@ from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import given_path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jfif")
+NO_CLASSES = ("__MACOSX", "@eaDir")  # folders that archives and file servers leave behind
+TRAIN, VALIDATION = ("train",), ("validation", "val", "valid")
 JOINED = "for calibration, pass them as joined:FOLDER,SPEC, from a folder of their own"
 EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
 
@@ -58,8 +60,8 @@ def open_folder(spec: str, target: str) -> ImageSource:
     root = given_path(target)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}; {EXPECTED}")
-    train = _first_folder(root, ("train",))
-    validation = _first_folder(root, ("validation", "val"))
+    train = _first_folder(root, TRAIN)
+    validation = _first_folder(root, VALIDATION)
     loose = _loose(root)
     if train is None and loose:
         return _photographs(spec, root, loose, validation)
@@ -72,6 +74,14 @@ def open_folder(spec: str, target: str) -> ImageSource:
     folders = [folder for folder in (train, validation) if folder]
     files = {folder: _files_by_class(folder) for folder in folders}
     names = tuple(sorted({name for classes in files.values() for name in classes if name}))
+    empty = [name for name in names if not any(classes.get(name) for classes in files.values())]
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        warnings.warn(
+            f"{spec}: the class folder {empty[0]!r}{more} has no images, and counts as a class all the same: remove it if "
+            "the model was trained without it",
+            stacklevel=3,
+        )
     labels = {name: rank for rank, name in enumerate(names)}
     splits = {folder: _file_split(spec, folder, files[folder], labels) for folder in folders}
     pair = (splits[train] if train else None, splits[validation] if validation else None)
@@ -110,7 +120,10 @@ def _hint(root: Path) -> str:
 
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    """Return the folder of the first of these names; in other case where it is not there as it is written."""
+    folders = {path.name.lower(): path for path in sorted(root.iterdir(), reverse=True) if path.is_dir()}
+    exact = next((root / name for name in names if (root / name).is_dir()), None)
+    return exact or next((folders[name] for name in names if name in folders), None)
 
 
 def _files_by_class(folder: Path) -> dict[str, list[str]]:
@@ -118,7 +131,7 @@ def _files_by_class(folder: Path) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {"": []}
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in NO_CLASSES:
                 continue  # .ipynb_checkpoints and the like are no classes
             if _is_folder(entry):
                 classes[entry.name] = list(_images_under(entry.path))

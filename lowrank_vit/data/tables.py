@@ -11,8 +11,8 @@ from PIL import Image
 from lowrank_vit.data.decoding import read_image
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.files import given_path
-from lowrank_vit.runtime.network import hub_reachable
 
 if TYPE_CHECKING:
     import datasets

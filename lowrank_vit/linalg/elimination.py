@@ -34,6 +34,17 @@ def covariance(moments: Moments, damping: float = 0.0, sensitivity: float = 0.0)
     return mean, spread + ridge * scale * torch.eye(len(mean), dtype=mean.dtype, device=mean.device), ridge
 
 
+def oracle_shrinkage(covariance: Tensor, examples: int) -> float:
+    """Return the intensity of the oracle approximating shrinkage towards a multiple of the identity (Chen et al. 2010).
+
+    covariance: (p, p), of ``examples`` vectors. 1 where nothing tells it from that multiple.
+    """
+    p, trace, square = len(covariance), float(covariance.trace()), float(covariance.square().sum())
+    above = (1 - 2 / p) * square + trace**2
+    below = (examples + 1 - 2 / p) * (square - trace**2 / p)
+    return min(1.0, above / below) if below > 0 else 1.0
+
+
 def refit(covariance: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
     """Solve ``argmin_V tr((W - V^)^T C (W - V^))``, V^ being V in the rows ``kept`` and zero elsewhere: ``C_SS^-1 C_S: W``.
 

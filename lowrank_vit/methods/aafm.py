@@ -12,8 +12,8 @@ from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.allocate.greedy import GreedyMarginal
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
+from lowrank_vit.stages.allocate.rules import GreedyMarginal
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, tail_energy
 
 

@@ -198,11 +198,16 @@ add_recipe(
         "mlp": Interpolation(),
         "scan": LeaveOut(),
         "decomposition": TwoSided(),
+        "patches": TwoSided(),
+        "positions": KroneckerTable(),
     },
     bias_correction=True,
+    folded=True,
+    pivoted=None,
+    tokens=None,
     objective=Classification(sampling="signs"),
     measured=MeasuredLosses(),
     refit=OutputRefit(),
-    about="attention by head, MLP by interpolation, scans left out, others two-sided, one budget of predicted loss",
+    about="attention by head, MLP by interpolation, all else by rank, norms folded, one budget of predicted loss",
 )
 look("best", "v", (1, 2), "green", "Ours")

@@ -15,7 +15,7 @@ from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import QUERY_KEY, VALUE, AttentionSite
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
 from lowrank_vit.stages.decompose import ATTENTIONS, Weights, tail_energy
 from lowrank_vit.stages.search.gates import Gates
 
@@ -91,7 +91,7 @@ def _stacked(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 add_recipe(
     "comcat0",
-    units={"attention": HeadProducts(), "decomposition": PlainSVD()},
+    units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
     sense=MeasuredCurves(),
     about="plain SVD of head products and of the MLPs' layers, ranks by measured KL: where COMCAT begins (Xiao et al.)",
 )

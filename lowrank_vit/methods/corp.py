@@ -1,4 +1,11 @@
-"""CORP: the most active dimensions, and the others predicted from them by ridge regression (2602.05243)."""
+"""CORP: the most active dimensions, and the others predicted from them by ridge regression (2602.05243).
+
+Read in its repository (BOX-LEO/CORP): units are scored by energy times active rate, the share of tokens with ``|h|`` above
+a threshold; here by the energy alone. What goes is a linear map of what stays, of queries and keys jointly, by a Sylvester
+equation; of hidden units with a constant. The ridge is at least the oracle's shrinkage (``shrinkage`` here). Statistics are
+collected anew before each MLP (``layerwise`` there; ``corp_layerwise`` here refits each branch on a smaller model's inputs).
+Its example configurations calibrate on the folder that they evaluate; here calibration never sees it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +16,15 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.compression.recipe import add_recipe
-from lowrank_vit.linalg.elimination import covariance
+from lowrank_vit.linalg.elimination import covariance, oracle_shrinkage
 from lowrank_vit.linalg.heads import activation_metrics, round_robin
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import QUERY_KEY, AttentionSite, MlpSite
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate.rules import Uniform
+from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.decompose import ATTENTIONS, MLPS, Weights
 
 
@@ -25,8 +33,8 @@ from lowrank_vit.stages.decompose import ATTENTIONS, MLPS, Weights
 class Coordinates:
     """Keep the same number of query-key dimensions in every head, those of most energy ``E[q_j^2] Var[k_j]``.
 
-    What goes is predicted from what stays by ridge regression, folded into the queries (CORP, 2602.05243; that its
-    regression is of queries and of keys, each on their own kept dimensions, and its energy this one, is our reading).
+    What goes is predicted from what stays by ridge regression, folded into the queries: queries from queries and keys from
+    keys, where CORP (2602.05243) solves for one map of both. The energy is our reading.
     What is lost is the share of the module's energy that is left out.
     """
 
@@ -67,19 +75,24 @@ class Coordinates:
 class ActiveEnergy:
     """Keep the hidden units of most energy ``E[h_j^2]`` and refit the second layer on them by ridge regression, affinely.
 
-    The compensation of CORP (2602.05243); that its ``active_energy`` is this second moment is our reading.
-    What is lost is the share of the MLP's energy that is left out.
+    The compensation of CORP (2602.05243), whose ``active_energy`` multiplies this second moment by the active rate.
+    What is lost is the share of the MLP's energy that is left out. ``shrinkage``: the ridge is at least the intensity of
+    the oracle approximating shrinkage, as in its code.
     """
 
     revision: ClassVar[int] = 1
 
     damping: float = 1e-4  # of the mean second moment
+    shrinkage: bool = False
 
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Order the hidden units; weight: (h, d)."""
         mean, spread, ridge = covariance(moments, self.damping)
+        if self.shrinkage:
+            least = oracle_shrinkage(spread, moments.tokens)
+            mean, spread, ridge = covariance(moments, max(self.damping, least))
         units = Directions.by_share(moments.mean("input_second").diagonal())
         return replace(InputSubset.pruned(units, weight, mean), covariance=spread, ridge=ridge)
 
@@ -90,9 +103,20 @@ add_recipe(
     allocator=Uniform(),
     about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
 )
+add_recipe(
+    "corp_layerwise",
+    units={"attention": Coordinates(), "mlp": ActiveEnergy(shrinkage=True)},
+    allocator=Uniform(),
+    refit=OutputRefit(sensitivity=0.0),
+    about="corp with its shrinkage, each branch refitted on the smaller model's inputs, where CORP takes statistics anew",
+)
 look(
     "corp", ">", (6, 2), "orange", "CORP, our reading",
-    "energies by our reading; linear in the queries, where theirs is affine",
+    "scores and ridge are ours; all statistics at once, of the dense model",
+)  # fmt: skip
+look(
+    "corp_layerwise", ">", (3, 2), "red", "CORP, layer by layer",
+    "scores are ours; outputs refitted in place of statistics anew before each MLP",
 )  # fmt: skip
 DOUBTED = "its row prints the same 58.2M for MLPs alone and for both: at least one is wrong (both would be 51.2M)"
 PRINTED.add(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.methods.svd_llm import Whitened
 from lowrank_vit.records.looks import PRINTED, Printed, look
-from lowrank_vit.stages.allocate.equal_error import EqualError
-from lowrank_vit.stages.correct.measured_curves import FEATURE, MeasuredCurves
+from lowrank_vit.stages.allocate.rules import EqualError
+from lowrank_vit.stages.correct.measured_losses import FEATURE, MeasuredCurves
 
 add_recipe(
     "flar",

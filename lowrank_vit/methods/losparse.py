@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.factors import Directions
+from lowrank_vit.records.factors import Directions, SplitRows, check_share, split_rank
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import ROW
-from lowrank_vit.records.split_rows import SplitRows, check_share, split_rank
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.allocate.equal_error import EqualError
-from lowrank_vit.stages.decompose import learnt_scores, project_output
-from lowrank_vit.stages.decompose.rows import ROWS
+from lowrank_vit.stages.allocate.rules import EqualError
+from lowrank_vit.stages.decompose import ROWS, learnt_scores, project_output
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place, RowGate

@@ -18,9 +18,8 @@ from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.seeds import derived_seed
-from lowrank_vit.stages.allocate.equal_error import EqualError
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.runtime.hardware import derived_seed
+from lowrank_vit.stages.allocate.rules import EqualError, Uniform
 from lowrank_vit.stages.decompose import MLPS, WHOLE_HEADS, Weights, learnt_scores
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gates.expected import Prices

@@ -16,14 +16,13 @@ from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, MIXER, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.seeds import derived_seed
-from lowrank_vit.stages.allocate.equal_error import EqualError
+from lowrank_vit.runtime.hardware import derived_seed
+from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import MLPS, Weights, learnt_scores
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
-from lowrank_vit.stages.gates.drawn import DrawnGate
 from lowrank_vit.stages.gates.expected import Prices, mixer_costs
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
-from lowrank_vit.stages.gates.mixing import MixerGate
+from lowrank_vit.stages.gates.mixing import DrawnGate, MixerGate
 
 
 @MLPS.register("learnt")

@@ -11,10 +11,10 @@ from torch import nn
 
 from lowrank_vit.architectures.base import family_of
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.modules.token_selector import SelectingBlock
+from lowrank_vit.modules.token_block import SelectingBlock
 from lowrank_vit.records.looks import look
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.seeds import reseed
+from lowrank_vit.runtime.hardware import reseed
 from lowrank_vit.stages.tokens import TOKENS, check_shares
 
 

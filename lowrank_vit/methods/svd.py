@@ -11,7 +11,7 @@ from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 
 

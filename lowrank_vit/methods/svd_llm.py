@@ -12,7 +12,7 @@ from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.allocate.uniform import Uniform
+from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 
 
@@ -45,4 +45,4 @@ add_recipe(
     allocator=Uniform(),
     about="whitened SVD, the same share of every layer (Wang et al.)",
 )
-look("svd_llm", "<", (3, 2), "brown", "SVD-LLM")
+look("svd_llm", "<", (3, 2), "brown", "SVD-LLM, whitening alone", "without its sequential update of the factors")

@@ -12,7 +12,7 @@ from lowrank_vit.records.factors import Directions, InputSubset
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import MlpSite
-from lowrank_vit.stages.allocate.equal_error import EqualError
+from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import MLPS, Weights
 
 

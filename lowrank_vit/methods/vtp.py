@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.columns import Columns
-from lowrank_vit.records.factors import Directions, InputSubset, Logits
+from lowrank_vit.records.factors import Columns, Directions, InputSubset, Logits
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, INPUT, VALUE, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.allocate.equal_error import EqualError
-from lowrank_vit.stages.decompose import ATTENTIONS, MLPS, Weights, learnt_scores
-from lowrank_vit.stages.decompose.columns import COLUMNS
+from lowrank_vit.stages.allocate.rules import EqualError
+from lowrank_vit.stages.decompose import ATTENTIONS, COLUMNS, MLPS, Weights, learnt_scores
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gates.gates import Gate, Place
 

@@ -16,10 +16,9 @@ from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, OUTPUT, AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.allocate.equal_error import EqualError
-from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
-from lowrank_vit.stages.decompose import GATED, learnt_scores
-from lowrank_vit.stages.decompose.depth import DEPTHS
+from lowrank_vit.stages.allocate.rules import EqualError
+from lowrank_vit.stages.correct.output_refit import ClassifierRefit
+from lowrank_vit.stages.decompose import DEPTHS, GATED, learnt_scores
 from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place

@@ -2,6 +2,6 @@
 
 from lowrank_vit.models.load import check_name, load_model, model_arguments, pretrained_classes
 from lowrank_vit.models.standins import STANDINS, is_standin
-from lowrank_vit.models.vmamba_sizes import VMAMBAS
+from lowrank_vit.models.vmamba import VMAMBAS
 
 __all__ = ["STANDINS", "VMAMBAS", "check_name", "is_standin", "load_model", "model_arguments", "pretrained_classes"]

@@ -58,7 +58,7 @@ def fitting_arguments(name: str, checkpoint: Path, given: Mapping[str, Any]) -> 
     The classifier's rows are the classes; position embeddings of a square grid of patches give the size. Nothing is
     inferred where they are missing, where the size is given, or from a file that cannot be read: loading it says why.
     """
-    shapes, arguments = _shapes(name, checkpoint), dict(given)
+    shapes, arguments = _shapes(name, checkpoint, given), dict(given)
     config = timm.models.get_pretrained_cfg(name)
     names = getattr(config, "classifier", None) or "head"
     head = names if isinstance(names, str) else names[0]  # a distilled DeiT has two
@@ -69,9 +69,9 @@ def fitting_arguments(name: str, checkpoint: Path, given: Mapping[str, Any]) -> 
     return arguments if size is None else {**arguments, "img_size": size}
 
 
-def _shapes(name: str, checkpoint: Path) -> Shapes:
+def _shapes(name: str, checkpoint: Path, given: Mapping[str, Any]) -> Shapes:
     try:
-        tensors = read_checkpoint(checkpoint, tensor_names(name)).tensors
+        tensors = read_checkpoint(checkpoint, tensor_names(name, given)).tensors
     except InputError:
         return {}
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}

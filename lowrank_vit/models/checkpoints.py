@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import timm
 import torch
@@ -18,10 +20,21 @@ from torch import Tensor
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import ENTRY, entry_of
 
-PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".tar")
+ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save begin
+POINTER = b"version https://git-lfs"
+SINGLE, INDEX, OLD = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"  # in a folder of weights
 REFUSED = (".npy", ".npz", ".pickle", ".pkl")
 SHARE = 0.5  # of a model's tensors: fewer are no weights of it
-PLAIN: list[Any] = [argparse.Namespace]  # the arguments of a training, in many checkpoints: it holds values and no code
+SCALAR = np.float64(0).__reduce__()[0]  # what makes a number of NumPy's again
+PLAIN: list[Any] = [  # of the arguments and results of a training, in many checkpoints: they hold values and no code
+    argparse.Namespace,
+    PosixPath,
+    PurePosixPath,
+    SCALAR,
+    (SCALAR, "numpy.core.multiarray.scalar"),  # as NumPy 1 called it
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, expected: Collection[str]) -> Checkpoint:
-    """Read the weights of a model whose tensors are called ``expected`` from ``FILE`` or ``FILE#ENTRY``.
+    """Read the weights of a model whose tensors are called ``expected`` from ``FILE`` or ``FILE#ENTRY``, or a folder.
 
     A file of PyTorch's may hold them in an entry, such as "state_dict", and all names may share a prefix, such as
     "module."; both are taken off. ENTRY is the name of an entry, or a prefix, or one after the other ("model.backbone").
@@ -62,11 +75,19 @@ def read_checkpoint(path: Path, expected: Collection[str]) -> Checkpoint:
     return Checkpoint(found, place)
 
 
-@functools.cache
-def tensor_names(architecture: str) -> frozenset[str]:
+def tensor_names(architecture: str, arguments: Mapping[str, Any] | None = None) -> frozenset[str]:
     """Return the names of the tensors of a timm model, which neither classes nor the images' size change."""
+    return _names(architecture, json.dumps(dict(arguments or {}), sort_keys=True, default=repr))
+
+
+@functools.cache
+def _names(architecture: str, arguments: str) -> frozenset[str]:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return frozenset(timm.create_model(architecture, pretrained=False).state_dict())
+        try:
+            model = timm.create_model(architecture, pretrained=False, **json.loads(arguments))
+        except Exception:  # making the model says what is wrong with the arguments
+            model = timm.create_model(architecture, pretrained=False)
+        return frozenset(model.state_dict())
 
 
 def _content(file: Path) -> Any:
@@ -76,18 +97,48 @@ def _content(file: Path) -> Any:
             f"checkpoint {file} is a pickle or an array of NumPy's, which is not opened: pass a .safetensors file, or a "
             "state_dict that torch.save wrote (.pth, .pt, .ckpt, .bin)"
         )
+    if file.is_dir():
+        return _content(_in_folder(file))
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise InputError(f"checkpoint {file} {what}: pass a file of weights, such as .safetensors or .pth")
-    if file.suffix.lower() in PYTORCH:
+        raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
+    with file.open("rb") as opened:
+        start = opened.read(len(POINTER))
+    if start == POINTER:
+        raise InputError(f"checkpoint {file} is a pointer of Git LFS, not the file itself: fetch it by git lfs pull")
+    if file.name.endswith(".index.json"):
+        return _shards(file)
+    named = file.suffix.lower() == ".safetensors"
+    if start.startswith((ZIP, PICKLE)) and not named:
         return _from_pytorch(file)
     try:
         return safetensors.torch.load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = "safetensors file" if named else "file of torch.save or safetensors"
         raise InputError(
-            f"checkpoint {file} is truncated or not a safetensors file ({reason}): download or convert it again"
+            f"checkpoint {file} is truncated or not a {kind} ({reason}): download or convert it again"
         ) from error
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the file of weights in a folder as timm and transformers write it."""
+    found = next((folder / name for name in (SINGLE, INDEX, OLD) if (folder / name).is_file()), None)
+    if found is None:
+        raise InputError(f"checkpoint {folder} is a folder without {SINGLE}, {INDEX} or {OLD}: pass a file of weights")
+    return found
+
+
+def _shards(index: Path) -> dict[str, Tensor]:
+    """Read the files that an index names, all of them beside it."""
+    try:
+        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        beside = all(isinstance(name, str) and Path(name).name == name for name in files)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"checkpoint {index} is no index of weights ({error!r}): download it again") from None
+    if not beside:
+        raise InputError(f"checkpoint {index} names files in other folders: put them beside it")
+    shards = [_content(index.with_name(name)) for name in files]
+    return {name: tensor for shard in shards for name, tensor in shard.items()}
 
 
 def _from_pytorch(file: Path) -> Any:
@@ -96,6 +147,11 @@ def _from_pytorch(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of the archive, the file or the restricted reader, which share no base class
         text = " ".join(str(error).split())
+        if "TorchScript" in text:
+            raise InputError(
+                f"checkpoint {file} is a TorchScript archive, which holds code: save the weights alone, "
+                "torch.save(torch.jit.load(file).state_dict(), other)"
+            ) from None
         if "GLOBAL " in text or "Unsupported" in text:
             culprit = text.partition("GLOBAL ")[2].split(" ")[0] or "an object"
             raise InputError(

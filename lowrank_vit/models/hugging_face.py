@@ -15,8 +15,7 @@ from torch import nn
 
 from lowrank_vit.architectures.origin import PACKAGE
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.network import hub_reachable
+from lowrank_vit.runtime.extras import hub_reachable, require
 from lowrank_vit.runtime.registry import unknown
 
 PREFIX = "hf:"

@@ -14,11 +14,10 @@ from torch import nn
 
 import lowrank_vit.models.hugging_face as hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
-from lowrank_vit.models.standin_cache import trained_standin
+from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.models.standins import STANDINS, is_standin
-from lowrank_vit.models.weights import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.network import hub_reachable
+from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.registry import unknown
 
 HUB = "hf_hub:"
@@ -32,7 +31,6 @@ def load_model(
     *,
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
-    option: str = "--checkpoint",
 ) -> nn.Module:
     """Load the timm model or stand-in ``name`` with weights: in eval mode, float32, on the CPU.
 
@@ -41,16 +39,16 @@ def load_model(
     safetensors or PyTorch (``FILE#ENTRY`` where it holds several models), which is loaded strictly; without one, a stand-in
     is the result of its training run ``seed`` (cached), and any other model is timm's pretrained one (from the hub).
     ``arguments``: of ``timm.create_model``, such as ``num_classes`` and ``img_size``, which a checkpoint's shapes say as
-    well. ``option``: by which ``checkpoint`` is given, for errors.
+    well.
     Raises ``InputError`` for an unknown name, a checkpoint that does not fit, or weights that cannot be fetched.
     """
     given = dict(arguments or {})
     if name.startswith(hugging_face.PREFIX):
         if given or checkpoint is not None:
-            raise InputError(f"{name!r} says how its model is made: leave out {option} and arguments")
+            raise InputError(f"{name!r} says how its model is made: leave out --checkpoint and arguments")
         model = hugging_face.load(name)
     elif name.startswith(HUB):
-        model = _from_hub(name, checkpoint, given, option)
+        model = _from_hub(name, checkpoint, given)
     else:
         check_name(name)
         if checkpoint is not None:
@@ -58,10 +56,14 @@ def load_model(
             load_checkpoint(model, Path(checkpoint), name)
         elif is_standin(name):
             if given:
-                raise InputError(f"the stand-in {name!r} does not take {given}: leave it out, or pass {option} FILE")
+                raise InputError(
+                    f"the stand-in {name!r} does not take {given}: leave it out, or pass --checkpoint FILE"
+                )
+            from lowrank_vit.models.standin_training import trained_standin  # with Lightning
+
             model = trained_standin(name, seed)
         else:
-            model = _pretrained(name, given, option)
+            model = _pretrained(name, given)
     return model.float().cpu().eval()
 
 
@@ -94,24 +96,24 @@ def check_name(name: str) -> None:
         raise unknown("pretrained tag of a model", name, tags)
 
 
-def _pretrained(name: str, given: Mapping[str, Any], option: str) -> nn.Module:
+def _pretrained(name: str, given: Mapping[str, Any]) -> nn.Module:
     """Load timm's own weights, from the hub's local cache or the hub: safetensors only, never a pickle."""
     config = timm.models.get_pretrained_cfg(name)
     file = (config and config.hf_hub_filename) or WEIGHTS
     if config is None or not config.hf_hub_id or not file.endswith(".safetensors"):
-        raise InputError(f"the hub has no safetensors weights of {name!r}: pass {option} FILE.safetensors")
+        raise InputError(f"the hub has no safetensors weights of {name!r}: pass --checkpoint FILE.safetensors")
     classes = given.get("num_classes", config.num_classes)
     if classes not in (0, config.num_classes):  # 0: the features alone
         raise InputError(
             f"the pretrained weights of {name!r} have {config.num_classes} classes, not {classes}: pass the fine-tuned "
-            f"ones, {option} FILE.safetensors"
+            "ones, --checkpoint FILE.safetensors"
         )
     model = make_model(name, given)
-    load_checkpoint(model, _fetch(name, config.hf_hub_id, file, option), name)
+    load_checkpoint(model, _fetch(name, config.hf_hub_id, file), name)
     return model
 
 
-def _from_hub(name: str, checkpoint: Path | None, given: Mapping[str, Any], option: str) -> nn.Module:
+def _from_hub(name: str, checkpoint: Path | None, given: Mapping[str, Any]) -> nn.Module:
     """Make the timm model that a repository's ``config.json`` describes, with its weights, or those of a file."""
     config = _hub_config(name)
     architecture = str(config.get("architecture"))
@@ -119,7 +121,7 @@ def _from_hub(name: str, checkpoint: Path | None, given: Mapping[str, Any], opti
     arguments = {"num_classes": config.get("num_classes"), **config.get("model_args", {}), **given}
     known = {**config.get("pretrained_cfg", {}), "architecture": architecture, "num_classes": config.get("num_classes")}
     model = make_model(architecture, arguments, pretrained_cfg=known)
-    weights = Path(checkpoint) if checkpoint else _fetch(name, name[len(HUB) :], WEIGHTS, option)
+    weights = Path(checkpoint) if checkpoint else _fetch(name, name[len(HUB) :], WEIGHTS)
     load_checkpoint(model, weights, name)
     return model
 
@@ -137,13 +139,13 @@ def _hub_config(name: str) -> dict[str, Any]:
     return config
 
 
-def _fetch(name: str, repository: str, file: str, option: str = "--checkpoint") -> Path:
+def _fetch(name: str, repository: str, file: str) -> Path:
     """Return the path of the hub's file on this disk; download it if it is not cached."""
     repository, _, revision = repository.partition("@")
     cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
     if isinstance(cached, str):
         return Path(cached)
-    remedy = f"pass {option} FILE.safetensors"
+    remedy = "pass --checkpoint FILE.safetensors"
     if not hub_reachable():
         raise InputError(f"the pretrained weights of {name!r} are not cached, and the hub cannot be reached: {remedy}")
     try:

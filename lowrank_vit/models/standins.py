@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lowrank_vit.data.digits import CLASSES
-from lowrank_vit.models.vmamba_sizes import build_vmamba
+from lowrank_vit.models.vmamba import build_vmamba
 
 DIGITS_MEAN, DIGITS_STD = (0.305,), (0.376,)  # of the training scans
 VIT_MEAN, VIT_STD = (0.5,), (0.5,)

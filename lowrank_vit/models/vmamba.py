@@ -14,7 +14,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from lowrank_vit.modules.ss2d import SS2D
+from lowrank_vit.modules.scans import SS2D
 
 
 class ChannelsLast(nn.Module):

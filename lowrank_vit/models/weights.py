@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lowrank_vit.models.checkpoints import read_checkpoint
@@ -75,11 +76,12 @@ def _mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         for key in _wrong_shapes(tensors, expected)
     ]
     kinds = [
-        f"{key} holds {str(tensors[key].dtype).removeprefix('torch.')}"
+        f"{key} holds {_kind(tensors[key])}"
         for key in shared
-        if tensors[key].is_floating_point() != expected[key].is_floating_point()
+        if _odd(tensors[key]) or tensors[key].is_floating_point() != expected[key].is_floating_point()
     ]
-    broken = [key for key in shared if tensors[key].is_floating_point() and not tensors[key].isfinite().all()]
+    plain = [key for key in shared if not _odd(tensors[key])]
+    broken = [key for key in plain if tensors[key].is_floating_point() and not tensors[key].isfinite().all()]
     sorts = {
         "missing": [key for key in expected if key not in tensors],
         "unexpected": [key for key in tensors if key not in expected],
@@ -88,6 +90,18 @@ def _mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         "not finite": broken,
     }
     return "; ".join(f"{len(names)} {sort} ({_few(names)})" for sort, names in sorts.items() if names)
+
+
+def _odd(tensor: Tensor) -> bool:
+    """Tell whether a tensor's values are not there one by one."""
+    return tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided
+
+
+def _kind(tensor: Tensor) -> str:
+    words = [str(tensor.dtype).removeprefix("torch.")]
+    words += ["without values (meta)"] if tensor.is_meta else []
+    words += [str(tensor.layout).removeprefix("torch.")] if tensor.layout != torch.strided else []
+    return ", ".join(words)
 
 
 def _few(names: list[str]) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.low_rank_linear import LowRankLinear, low_rank_linear
-from lowrank_vit.modules.narrow_mlp import SMALL_MLPS, SmallMlp
+from lowrank_vit.modules.low_rank_linear import SMALL_MLPS, LowRankLinear, SmallMlp, low_rank_linear
 from lowrank_vit.modules.narrow_values import NarrowOutput, NarrowValues, balance_values
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64

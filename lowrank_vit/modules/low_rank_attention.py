@@ -212,10 +212,10 @@ class LowRankAttention(nn.Module):
             bias = shared_rel_pos_bias if bias is None else bias + shared_rel_pos_bias
         return self.mixed(*self.projected(x), bias, is_causal)
 
-    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the heads' queries, keys and values, (B, live, T, widest)."""
+    def projected(self, x: Tensor, count: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the heads' queries, of the first ``count`` tokens or of all, keys and values, (B, live, T, widest)."""
         keys, values = self.key_value(x).split([self.query.out_features, self.proj.in_features], -1)
-        return self.query_key.split(self.query(x)), self.query_key.split(keys), self.value.split(values)
+        return self.query_key.split(self.query(x[:, :count])), self.query_key.split(keys), self.value.split(values)
 
     def mixed(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, is_causal: bool = False

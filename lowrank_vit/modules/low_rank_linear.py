@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.linalg.balance import balance
+from lowrank_vit.linalg.pairs import balance
 from lowrank_vit.modules import REPLACEMENTS
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
 from lowrank_vit.records.moments import as_float64

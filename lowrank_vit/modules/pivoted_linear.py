@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.linalg.pivots import pivoted_pair
+from lowrank_vit.linalg.pairs import pivoted_pair
 from lowrank_vit.modules import REPLACEMENTS
 from lowrank_vit.records.moments import as_float64
 

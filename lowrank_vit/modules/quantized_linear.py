@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules import REPLACEMENTS
-from lowrank_vit.modules.packing import dequantize, packed_bytes, unpack
+from lowrank_vit.modules.quantized_linear import dequantize, packed_bytes, unpack
 from lowrank_vit.runtime.errors import InputError
 
 BITS = range(2, 9)  # of a code

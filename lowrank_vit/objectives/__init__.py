@@ -20,7 +20,9 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.registry import Registry
 
 Outputs = tuple[Tensor, ...]  # features (B, width), what is compared (B, ...), then outputs of blocks (B, ..., width)
-BLOCK = r"(?:.*\.)?blocks\.\d+"
+SEVERAL = "multi_label_classification"  # what a configuration of transformers may say
+BLOCK = r"(?:.*\.)?blocks\.\d+"  # the names of blocks in timm
+LAYER = r"(?:.*\.)?(?:(?:layers?|resblocks)\.|encoder_layer_)\d+"  # and elsewhere
 
 
 class Objective(Protocol):
@@ -70,8 +72,11 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", __name__)
 
 
 def objective_for(model: nn.Module, wanted: Objective) -> Objective:
-    """Return the ``wanted`` objective, or ``features`` for a model that it cannot be measured on."""
-    return OBJECTIVES.get("features")() if wanted.lacks(model) else wanted
+    """Return the ``wanted`` objective, or for a model that it cannot be measured on ``multi_label`` or ``features``."""
+    if not wanted.lacks(model):
+        return wanted
+    several = getattr(getattr(model, "config", None), "problem_type", None) == SEVERAL
+    return OBJECTIVES.get("multi_label" if several else "features")()
 
 
 def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
@@ -89,18 +94,43 @@ def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
     return torch.stack(signs)
 
 
-def timm_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
-    """Return the head's inputs in a timm model, its outputs and, with ``blocks``, the output of each block."""
+def compared_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
+    """Return the head's inputs in a model, its outputs and, with ``blocks``, the output of each block, (B, ..., width).
+
+    timm's models say what their head is; in others it is the module that makes the outputs from features, (B, width).
+    Where there is none, as with two heads, the outputs stand for the features, too.
+    """
     timm_model: Any = model
+    listened = [module for name, module in model.named_modules() if re.fullmatch(BLOCK, name)] if blocks else []
+    if blocks and not listened:
+        listened = [module for name, module in model.named_modules() if re.fullmatch(LAYER, name)]
+    known = hasattr(model, "forward_features") and hasattr(model, "forward_head")
     seen: list[Tensor] = []
-    listened = [module for name, module in model.named_modules() if blocks and re.fullmatch(BLOCK, name)]
-    hooks = [module.register_forward_hook(lambda module, inputs, output: seen.append(output)) for module in listened]
+    made: list[tuple[Any, Any]] = []  # what modules outside blocks were given, and returned
+    inner = {id(part) for module in listened for part in module.modules()}
+    others = [] if known else [each for each in model.modules() if each is not model and id(each) not in inner]
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: seen.append(_first(output))) for module in listened
+    ]
+    hooks += [
+        each.register_forward_hook(lambda module, inputs, output: made.append((inputs, output))) for each in others
+    ]
     try:
-        features = timm_model.forward_features(images)
+        outputs = timm_model.forward_features(images) if known else predict(model, images)
     finally:
         for hook in hooks:
             hook.remove()
-    return timm_model.forward_head(features, pre_logits=True), timm_model.forward_head(features), *seen
+    if known:
+        return timm_model.forward_head(outputs, pre_logits=True), timm_model.forward_head(outputs), *seen
+    heads = [inputs[0] for inputs, output in made if output is outputs and inputs and isinstance(inputs[0], Tensor)]
+    features = next((given for given in reversed(heads) if given.ndim == 2), outputs)
+    return features, outputs, *seen
+
+
+def _first(output: Any) -> Tensor:
+    """Return a block's stream, which some return first in a tuple."""
+    stream: Tensor = output[0] if isinstance(output, tuple) else output
+    return stream
 
 
 def divergences(

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import classifiers
 from lowrank_vit.architectures.origin import kind_of
-from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
+from lowrank_vit.objectives import OBJECTIVES, SEVERAL, Outputs, compared_outputs, image_signs
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
 
 EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
-UNCLASSED = ("regression", "multi_label_classification")  # what a configuration of transformers may say
+UNCLASSED = ("regression", SEVERAL)  # what a configuration of transformers may say
 LABELLED = (1000, 11821, 21841, 21843)  # classes of ImageNet, by which some of them were tuned afterwards
 
 
@@ -162,7 +162,7 @@ class Classification:
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
         """Return the features before the classifier, the logits and, with ``blocks``, the output of each block."""
-        return timm_outputs(model, images, blocks)
+        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return ``distillation_loss``."""

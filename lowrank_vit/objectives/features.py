@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.objectives import OBJECTIVES, Outputs, image_signs, timm_outputs
+from lowrank_vit.objectives import OBJECTIVES, Outputs, compared_outputs, image_signs
 from lowrank_vit.records.images import Batches, each_image
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
@@ -117,8 +117,8 @@ class Features:
         return (dense - small).square().flatten(1).mean(1).sum()
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        """Return ``timm_outputs``."""
-        return timm_outputs(model, images, blocks)
+        """Return ``compared_outputs``."""
+        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return the divergence, a mean over the batch; features know no temperature."""

@@ -65,13 +65,32 @@ class Budget:
         return f"{name}={self.number:g}{self.unit}"
 
 
+@dataclass(frozen=True)
+class Budgets:
+    """Hold several limits, each on another cost; a model keeps within all of them.
+
+    >>> str(budgets_of("params=0.5,latency=12ms"))
+    'params=0.5,latency=12ms'
+    """
+
+    parts: tuple[Budget, ...]
+
+    def __post_init__(self) -> None:
+        costs = [part.cost for part in self.parts]
+        if not costs or len(set(costs)) < len(costs):
+            raise InputError(f"budgets {self} limit one cost twice: give each cost one limit")
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.parts))
+
+
 class OutOfReachError(InputError):
     """Report a budget that no choice of sizes meets; ``reach`` names those that one does."""
 
     reach: str
 
 
-Size = float | str | Mapping[str, float | str] | Budget  # as users give one; a number is a reduction
+Size = float | str | Mapping[str, float | str] | Budget | Budgets  # as users give one; a number is a reduction
 
 
 def reduction_to(share: float, cost: str = PARAMETERS) -> Budget:
@@ -79,21 +98,30 @@ def reduction_to(share: float, cost: str = PARAMETERS) -> Budget:
     return Budget(cost, share, REMOVED)
 
 
-def budget_of(size: Size, cost: str = PARAMETERS) -> Budget:
-    """Read a budget: ``"macs=0.5"``, ``{"macs": 0.5}``, ``{"bytes": "6MiB"}``, or a number, the share of ``cost`` to remove.
+def budgets_of(size: Size, cost: str = PARAMETERS) -> Budgets:
+    """Read one budget or several: ``"macs=0.5"``, ``{"macs": 0.5, "bytes": "6MiB"}``, or a number.
 
-    Raises ``InputError`` for an unknown cost or unit, and for anything else.
+    A number is the share of ``cost`` to remove. Raises ``InputError`` for an unknown cost or unit, and for anything else.
     """
-    if isinstance(size, Budget):
+    if isinstance(size, Budgets):
         return size
+    if isinstance(size, Budget):
+        return Budgets((size,))
     if isinstance(size, str):
-        return parse_budget(size)
+        return Budgets(tuple(map(parse_budget, size.split(","))))
     if not isinstance(size, Mapping):
-        return reduction_to(_share(size, cost), cost)
-    if len(size) != 1:
-        raise InputError(f"a budget has one cost, not {len(size)}: give one of {EXAMPLES}")
-    [(name, value)] = size.items()
-    return parse_budget(f"{name}={value}")
+        return Budgets((reduction_to(_share(size, cost), cost),))
+    if not size:
+        raise InputError(f"a budget has one cost, not 0: give one of {EXAMPLES}")
+    return Budgets(tuple(parse_budget(f"{name}={value}") for name, value in size.items()))
+
+
+def budget_of(size: Size, cost: str = PARAMETERS) -> Budget:
+    """Read one budget, as ``budgets_of`` does. Raises ``InputError``, too, where there are several."""
+    parts = budgets_of(size, cost).parts
+    if len(parts) != 1:
+        raise InputError(f"here a budget has one cost, not {len(parts)}: give one of {EXAMPLES}")
+    return parts[0]
 
 
 def parse_budget(text: str) -> Budget:
@@ -117,9 +145,14 @@ def parse_budget(text: str) -> Budget:
     return Budget(cost, number, unit)
 
 
-def parse_budgets(text: str) -> dict[str, Budget]:
-    """Read ``COST=VALUE[,VALUE...]``: budgets by the text of their values, which names their folders."""
+def parse_budgets(text: str) -> dict[str, Size]:
+    """Read ``COST=VALUE[,VALUE...]``: budgets by the text of their values, which names their folders.
+
+    ``COST=VALUE,COST=VALUE`` is one size, within all of these budgets.
+    """
     name, _, values = text.partition("=")
+    if "=" in values:
+        return {text: budgets_of(text)}
     return {value.strip(): parse_budget(f"{name}={value.strip()}") for value in values.split(",")}
 
 

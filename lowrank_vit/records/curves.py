@@ -20,7 +20,8 @@ class ErrorCurve:
     ``errors[r]`` is the loss at rank r; the dense choice loses nothing and costs ``dense``; rank r costs
     ``fixed + r * unit`` (``fixed``: parameters of Z, a bias that has to be added), less ``saved[r]`` parameters of
     identities in pivoted factors, where there are any. An allocator sees these costs as plain numbers of the kind that
-    ``price`` names, or those of ``table`` where costs are no line, as times are.
+    ``price`` names, or those of ``table`` where costs are no line, as times are. ``least``: no smaller rank may be chosen,
+    as the loss is not known there.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ErrorCurve:
     price: str = PARAMETERS  # the kind of cost that the budget is in
     saved: tuple[int, ...] = ()  # parameters, at every rank; or nothing
     table: tuple[int, ...] | None = None  # costs of ranks 0 ... k, rising, and of the dense choice
+    least: int = 1
 
     @classmethod
     def in_parameters(
@@ -99,9 +101,9 @@ class ErrorCurve:
 
     @property
     def ranks(self) -> range:
-        """Return the ranks worth considering: multiples of ``multiple``, at least one, cheaper than dense, in the curve."""
+        """Return the ranks worth considering: multiples of ``multiple``, from ``least`` on, cheaper than dense."""
         largest = min(self.break_even, len(self.errors) - 1)
-        smallest = min(self.multiple, largest)
+        smallest = min(self.multiple * -(-self.least // self.multiple), largest)
         return range(smallest, largest + 1, self.multiple) if largest >= 1 else range(0)
 
 
@@ -110,10 +112,12 @@ class RankPlan:
     """Hold the size of every unit (``None``: stays dense), and the steps that led there where an allocator records them.
 
     ``measured``: predicted and measured losses of units, where the plan was corrected by them. ``budget``: what it was
-    made for, as the report has it; None for a plan that was made by hand.
+    made for, as the report has it; None for a plan that was made by hand. ``pivoted``: whether factors are to be pivoted;
+    None: as the recipe says.
     """
 
     ranks: Mapping[str, int | None]
     trajectory: tuple[Mapping[str, float | int | str], ...] = ()
     measured: tuple[Mapping[str, float | int | str], ...] = ()
     budget: BudgetEntry | None = None
+    pivoted: bool | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 
 
 @storable

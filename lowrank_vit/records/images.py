@@ -17,6 +17,7 @@ from lowrank_vit.runtime.processes import gathered, rank_and_world
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]  # images; or a sequence that begins with them; or a dictionary
 Batches = Iterable[Batch]
 IMAGES, LABELS = ("pixel_values", "image", "images"), ("labels", "label")  # in a batch that is a dictionary
+LOOKED_AT = 16  # images of a data set, of which one may have one label by chance
 
 
 def _entry(batch: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -78,6 +79,8 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
     """Raise ``InputError`` for labels, (B,), that are missing (-1) or that a classifier of so many classes does not have."""
     if classes == 1:
         raise InputError("the model has a single output, which no class number can score: pass a classifier")
+    if not len(labels):
+        return
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0:
         raise InputError(f"some images have no labels ({smallest}): give labelled ones, such as --split validation")
@@ -104,12 +107,37 @@ def _remedy(labels: Tensor, count: int) -> str:
 
 
 def each_image(batches: Batches) -> Iterator[Tensor]:
-    """Yield the images of each batch, (B, C, H, W). Raises ``InputError`` where a process that loads them has died."""
+    """Yield the images of each batch that has any, (B, C, H, W).
+
+    Raises ``InputError`` where a process that loads them has died.
+    """
     try:
         for batch in batches:
-            yield images_in(batch)
+            if len(images := images_in(batch)):
+                yield images
     except RuntimeError as error:
         raise worker_died(error) or error from None
+
+
+def _label(item: Any) -> Any:
+    """Return the entry of a dictionary that has the labels; None where there is none."""
+    return next((item[name] for name in LABELS if name in item), None) if isinstance(item, Mapping) else None
+
+
+def _item_label(data: Any, place: int) -> Tensor | None:
+    """Return what stands for the label of one image of a data set, a row; None where it is no row."""
+    try:
+        item = data[place]
+        label = item[1] if isinstance(item, list | tuple) and len(item) > 1 else _label(item)
+        row = torch.as_tensor(label) if isinstance(label, Tensor | list | tuple) else torch.empty(0)
+    except Exception:  # whatever is wrong with an image is told when it is loaded
+        return None
+    return row if row.ndim == 1 and len(row) > 1 else None
+
+
+def _is_several(labels: Tensor) -> bool:
+    """Tell whether rows, (B, labels), are of 0 and 1 with another number of 1 than one in some."""
+    return bool(((labels == 0) | (labels == 1)).all()) and bool((labels.sum(1) != 1).any())
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,30 @@ class Images:
         if not batches or isinstance(given, str):
             raise InputError(f"the images are {kind}: pass batches, a DataLoader or a list of tensors (B, C, H, W)")
         return cls(given)
+
+    @property
+    def several_labels(self) -> bool:
+        """Tell whether images come with a 0 or 1 for each of several labels, of which not just one is 1.
+
+        Seen are the first batch of a list, or the first images of a loader's data set, unless they are known by name.
+        """
+        if self.fingerprint is not None:
+            return False
+        if isinstance(self.batches, list | tuple):
+            batch = self.batches[0] if self.batches else None
+            labels = batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else _label(batch)
+            return isinstance(labels, Tensor) and labels.ndim == 2 and _is_several(labels)
+        data: Any = getattr(self.batches, "dataset", None)
+        if not hasattr(data, "__getitem__") or not hasattr(data, "__len__"):
+            return False
+        with torch.random.fork_rng(devices=[]):
+            labels = _item_label(data, 0)
+            if labels is None:
+                return False
+            rows = [_item_label(data, place) for place in range(min(LOOKED_AT, len(data)))]
+        return all(row is not None and row.shape == labels.shape for row in rows) and _is_several(
+            torch.stack([row for row in rows if row is not None])
+        )
 
     def tensor(self) -> Tensor:
         """Load all images into memory in order, (N, C, H, W), collected from all processes, which take turns at them."""

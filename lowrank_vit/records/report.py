@@ -42,7 +42,8 @@ class BudgetEntry(TypedDict):
     """Report what the sizes were chosen for: parameters, multiply-accumulates, bytes or nanoseconds of the whole model.
 
     ``predicted`` adds up the sizes' prices, ``counted`` is of the model itself: a measured time, ``where`` says how.
-    ``preferred``: with the sizes that a search would have chosen by itself, which may exceed the limit.
+    ``preferred``: with the sizes that a search would have chosen by itself, which may exceed the limit. ``also``: the
+    other budgets that the sizes were chosen for.
     """
 
     cost: str
@@ -53,6 +54,7 @@ class BudgetEntry(TypedDict):
     counted: int
     where: dict[str, Any]
     preferred: NotRequired[int]
+    also: NotRequired[list[Any]]
 
 
 class ZEntry(TypedDict):

@@ -11,6 +11,7 @@ EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "diffusion": ("diffusers",),
     "experiments": ("matplotlib", "sklearn", "wandb"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
     "transformers": ("transformers",),
     "workspaces": ("wandb_workspaces",),
 }

@@ -10,7 +10,10 @@ import torch
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Compute in float32 without autocast, with gradients where they are asked for; restore the random state at the end."""
+    """Compute in float32 without autocast, with gradients where they are asked for; restore the random state at the end.
+
+    Tensors are on the CPU unless a device is named.
+    """
     dtype, devices = torch.get_default_dtype(), range(torch.cuda.device_count())
     with (
         torch.random.fork_rng(devices=list(devices)),
@@ -18,6 +21,7 @@ def isolated() -> Iterator[None]:
         torch.autocast("cuda", enabled=False),
         torch.inference_mode(False),
         torch.enable_grad(),
+        torch.device("cpu"),
     ):
         torch.set_default_dtype(torch.float32)
         try:

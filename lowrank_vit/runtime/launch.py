@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.processes import die_with_parent, is_first, launched_from_outside
-from lowrank_vit.runtime.rendezvous import check_rendezvous, count_of
+from lowrank_vit.runtime.processes import check_rendezvous, count_of, die_with_parent, is_first, launched_from_outside
 
 T = TypeVar("T")
 GONE = ("Connection closed by peer", "Connection reset by peer")  # Gloo's words

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lowrank_vit.runtime.checkpoints import LastCheckpoint, check_resumable
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.hardware import Hardware, derived_seed, reseed
 from lowrank_vit.runtime.processes import agreed, rank_and_world
-from lowrank_vit.runtime.seeds import derived_seed, reseed
-from lowrank_vit.runtime.trainer import make_trainer
+from lowrank_vit.runtime.trainer import LastCheckpoint, check_resumable, make_trainer
 
 logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
@@ -166,3 +164,7 @@ def train(
         **options,
     )
     trainer.fit(module, datamodule=data_module, ckpt_path=resumed, weights_only=True)
+    if not all(bool(parameter.isfinite().all()) for parameter in module.trained_parameters()):
+        raise InputError(
+            f"the weights are not finite after the epochs ({module.doing}): check the images, or give a lower learning rate"
+        )

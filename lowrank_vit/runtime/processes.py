@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.rendezvous import count_of
+from lowrank_vit.runtime.processes import count_of
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from lowrank_vit.runtime.console import make_console
+from lowrank_vit.runtime.progress import make_console
 
 T = TypeVar("T")
 EVERY = 10.0  # seconds between two lines; shorter phases say nothing

@@ -75,5 +75,6 @@ def record(device: torch.device, seed: int, calibration: dict[str, Any] | None) 
         "source": source_hash(),
         "versions": versions(),
         "device": device_name(device),
+        "arguments": sys.argv[1:],
         "command": " ".join(Path(part).name if index == 0 else part for index, part in enumerate(sys.argv)),
     }

@@ -46,6 +46,9 @@ class Spill:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._places
+
     def __len__(self) -> int:
         return len(self._places)
 

@@ -21,11 +21,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from lowrank_vit.runtime.checkpoints import WholeCheckpoints
-from lowrank_vit.runtime.console import console_options
 from lowrank_vit.runtime.errors import InputError, worker_died
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
+from lowrank_vit.runtime.progress import console_options
+from lowrank_vit.runtime.trainer import WholeCheckpoints
 
 OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")

@@ -157,8 +157,21 @@ def _facts(report: Report) -> list[str]:
     for entry in ("finetune", "distillation"):
         if entry in report:
             lines.append(f"Trained afterwards ({entry}); its settings are in `report.json`.")
+    if _repeatable(report):
+        lines.append(
+            "`lowrank-vit compress --recipe DIR/report.json --out again` repeats it, where its images and weights are."
+        )
     lines.append(f"Seed {provenance['seed']}; " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".")
     return lines
+
+
+def _repeatable(report: Report) -> bool:
+    """Tell whether one command made the model, which the report knows."""
+    provenance = report["provenance"]
+    words = provenance.get("arguments") or str(provenance.get("command", "")).split()
+    later = [name for name in ("finetune", "distillation") if name in report]
+    rounded_later = "quantization" in report and "--bits" not in words
+    return "compress" in words and not later and not rounded_later
 
 
 def _layers(layers: Sequence[LayerEntry]) -> str:

@@ -8,9 +8,18 @@ from typing import Any
 
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.storage.checksums import CONFIG, NESTED, REPORT, WEIGHTS, check_file, checksums
-from lowrank_vit.storage.config import nested_entry, read_config, read_json
-from lowrank_vit.storage.schema import checked_report
+from lowrank_vit.storage.contents import (
+    CONFIG,
+    NESTED,
+    REPORT,
+    WEIGHTS,
+    check_file,
+    checked_report,
+    checksums,
+    nested_entry,
+    read_config,
+    read_json,
+)
 
 FILES = (CONFIG, WEIGHTS, REPORT)
 

@@ -23,14 +23,24 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import json_text, replacing
 from lowrank_vit.runtime.tensors import METADATA, tensor_bytes
 from lowrank_vit.storage import card
-from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS, check_file, sealed
-from lowrank_vit.storage.config import nested_entry, read_config
-from lowrank_vit.storage.contents import check_free, file_bytes, load_report
+from lowrank_vit.storage.contents import (
+    CARD,
+    CONFIG,
+    NESTED,
+    REPORT,
+    WEIGHTS,
+    check_file,
+    check_free,
+    file_bytes,
+    load_report,
+    nested_entry,
+    read_config,
+    sealed,
+)
 from lowrank_vit.storage.contents import is_saved_model as is_saved_model  # known here, too
 from lowrank_vit.storage.contents import load_model_args as load_model_args
 from lowrank_vit.storage.rebuilding import CHANGED, attach, dense_record, was_changed
-from lowrank_vit.storage.skeleton import empty_model, is_quantized
-from lowrank_vit.storage.validation import check_tensors
+from lowrank_vit.storage.skeleton import check_tensors, empty_model, is_quantized
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.network import hub_reachable
-from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS
+from lowrank_vit.runtime.extras import hub_reachable
+from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
+from lowrank_vit.storage.shipped import shipped_folder
 
 FILES = [CONFIG, WEIGHTS, REPORT, CARD]
 PREFIXES = ("hf_hub:", "hf-hub:")  # as in timm's model names
@@ -20,11 +21,13 @@ def is_hub_name(name: str | Path) -> bool:
 def local_folder(name: str | Path, *, nested: bool = False) -> Path:
     """Return the folder on this disk: ``name`` itself, or where the files of ``hf_hub:OWNER/NAME[@REVISION]`` are cached.
 
+    It may also be the name of a model that comes with the package.
+
     What is not cached, or is out of date, is fetched; without a network only the cache is used. ``nested``: fetch what other
     sizes are cut from, too. Raises ``InputError`` if it cannot be fetched.
     """
     if not is_hub_name(name):
-        return Path(name)
+        return shipped_folder(name) or Path(name)
     import huggingface_hub
 
     repository, _, revision = str(name)[len(PREFIXES[0]) :].partition("@")

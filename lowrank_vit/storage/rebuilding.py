@@ -15,7 +15,7 @@ from lowrank_vit.models.hugging_face import FACTORY, recorded
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import json_text
-from lowrank_vit.storage.checksums import WEIGHTS, checksums, file_hash
+from lowrank_vit.storage.contents import WEIGHTS, checksums, file_hash
 from lowrank_vit.storage.skeleton import PORTABLE, empty_model, timm_record
 
 CHANGED = ", then trained without a record"  # added to the protocol

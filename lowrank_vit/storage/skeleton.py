@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 from collections.abc import Mapping
@@ -12,13 +11,14 @@ import timm
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules import empty_replacement
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import empty_module
-from lowrank_vit.storage.validation import check_architecture, check_layer
+from lowrank_vit.storage.skeleton import check_architecture, check_layer
 
 PORTABLE = (str, int, float, bool, list, tuple, type(None))
 
@@ -64,7 +64,7 @@ def empty_model(
     culprit = "config.json does not describe a model" if dense is None else "the model that was passed does not fit"
     remedy = "save the model again" if dense is None else "pass the dense model that the saved one was made from"
     try:
-        model = canonical(copy.deepcopy(dense) if dense is not None else _made(config, allow_factory))
+        model = canonical(copied(dense) if dense is not None else _made(config, allow_factory))
         for name, layer in layers.items():
             dense_part = part(model, name)
             check_layer(name, layer, dense_part)

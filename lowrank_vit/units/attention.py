@@ -15,7 +15,7 @@ from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import without_biases
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.pooled_attention import fold_pool
+from lowrank_vit.modules.narrow_values import fold_pool
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.factors import Directions, InputSubset, Logits
 from lowrank_vit.records.moments import Moments, as_float64
@@ -24,12 +24,13 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 from lowrank_vit.units.base import UNITS, Needs, Ranks, Settings
-from lowrank_vit.units.mixtures import mixed_logits, mixed_outputs
 from lowrank_vit.units.modules import (
     DecomposedModule,
     ModuleCut,
     ModuleUnit,
     OutputApproximation,
+    mixed_logits,
+    mixed_outputs,
     smaller_attention,
     whole_modules,
 )

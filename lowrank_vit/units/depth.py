@@ -23,7 +23,7 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.decompose.depth import DEPTHS, BlockChoice
+from lowrank_vit.stages.decompose import DEPTHS, BlockChoice
 from lowrank_vit.stages.gates.expected import dense_cost
 from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
 

@@ -26,7 +26,7 @@ from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.compensate.solve import Solution
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, Decomposition
 from lowrank_vit.units.base import UNITS, Decomposed, Needs, Ranks, Settings, Unit
-from lowrank_vit.units.mixtures import mixed_rank
+from lowrank_vit.units.modules import mixed_rank
 
 
 @dataclass(frozen=True)

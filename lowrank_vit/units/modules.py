@@ -15,7 +15,7 @@ from lowrank_vit.architectures.linears import dense_linear, without_value_bias
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.fold import AttentionWeights, fold_attention, fold_values
-from lowrank_vit.modules.scatter_output import ScatterOutput
+from lowrank_vit.modules.partial_linear import ScatterOutput
 from lowrank_vit.records.costs import UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Directions, InputSubset, Logits

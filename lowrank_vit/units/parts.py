@@ -19,29 +19,35 @@ from lowrank_vit.architectures.linears import dense_linear
 from lowrank_vit.linalg.elimination import refitted
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import AttentionWeights, MlpWeights, fold_mlp
-from lowrank_vit.modules.scatter_output import ScatterOutput
-from lowrank_vit.modules.select_input import SelectInput
+from lowrank_vit.modules.partial_linear import ScatterOutput, SelectInput
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.columns import Columns, input_reader
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.factors import Directions, GatedParts, InputSubset, WholeHeads
+from lowrank_vit.records.factors import Columns, Directions, GatedParts, InputSubset, WholeHeads, input_reader
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.decompose import GATED, MLPS, WHOLE_HEADS, HeadChoice, MlpDecomposition, PartChoice
-from lowrank_vit.stages.decompose.columns import COLUMNS, ColumnChoice
+from lowrank_vit.stages.decompose import (
+    COLUMNS,
+    GATED,
+    MLPS,
+    WHOLE_HEADS,
+    ColumnChoice,
+    HeadChoice,
+    MlpDecomposition,
+    PartChoice,
+)
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.units.base import UNITS, Method, Needs, Ranks, Settings
-from lowrank_vit.units.mixtures import mixed_outputs
 from lowrank_vit.units.modules import (
     DecomposedModule,
     Directed,
     ModuleCut,
     ModuleUnit,
     OutputApproximation,
+    mixed_outputs,
     smaller_attention,
     whole_modules,
 )

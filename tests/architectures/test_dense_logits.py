@@ -19,7 +19,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.sites import VALUE, AttentionSite
 from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.correct.streams import Streams
+from lowrank_vit.stages.correct.regression import Streams
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 

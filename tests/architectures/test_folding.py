@@ -10,7 +10,7 @@ from torch import nn
 
 from lowrank_vit.architectures.folding import fold_norms
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.plain_norm import Unscaled
+from lowrank_vit.modules.skipped import Unscaled
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 

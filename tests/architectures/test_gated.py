@@ -9,11 +9,13 @@ from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
 from torch import Tensor, nn
 
 from lowrank_vit import analyse, get_recipe
-from lowrank_vit.modules.narrow_mlp import SmallGatedMlp
+from lowrank_vit.modules.low_rank_linear import SmallGatedMlp
 from lowrank_vit.records.curves import RankPlan
 from tests.support.models import VIT, images, outputs
 
 NAME = "blocks.0.mlp"
+
+
 GATES = {
     "packed": (SwiGLUPacked, lambda mlp, x: nn.functional.silu(mlp.fc1(x)[..., :32]) * mlp.fc1(x)[..., 32:]),
     "apart": (SwiGLU, lambda mlp, x: nn.functional.silu(mlp.fc1_g(x)) * mlp.fc1_x(x)),

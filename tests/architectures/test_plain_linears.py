@@ -14,7 +14,9 @@ from lowrank_vit import compress
 from lowrank_vit.modules.surgery import replace_module
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-WORD = {"adapter": "forward pass", "patched": "forward pass", "parametrized": "parametrizations", "hooked": "hook"}
+
+
+WORD = {"adapter": "forward pass", "hooked": "hook"}
 
 
 class Adapted(nn.Linear):
@@ -55,7 +57,6 @@ def hooked(layer: nn.Linear) -> nn.Linear:
 
 CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
     "adapter": adapter,
-    "parametrized": parametrized,
     "hooked": hooked,
 }
 

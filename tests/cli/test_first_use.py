@@ -68,8 +68,8 @@ def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.Ca
     assert "tried, to lose at most 5 points on 129 unseen images" in text
     report = json.loads((tmp_path / "small" / "report.json").read_text())
     assert f"({-100 * report['params']['reduction']:+.2f} %)" in text
-    assert "not allowed with argument" in refused(capsys, *command, "--max-loss", 5, "--reduction", 0.3)
-    assert "one of the arguments --reduction --budget --max-loss is required" in refused(capsys, *command)
+    assert "at most one size" in refused(capsys, *command, "--max-loss", 5, "--reduction", "0.3,0.4")
+    assert "give --reduction, --budget or --max-loss" in refused(capsys, *command)
     assert "give --held-out-samples" in refused(capsys, *command, "--max-loss", 5, "--held-out-samples", 0)
 
 

@@ -17,7 +17,11 @@ from tests.cli.test_first_use import typed
 from tests.support.commands import json_of, refused
 
 FEW = ["--calibration-samples", "48", "--held-out-samples", "32"]
+
+
 GENTLY = ["--vector-learning-rate", "1e-4"]
+
+
 DATA = ["--data", "digits", "--workers", "0"]
 
 
@@ -46,7 +50,7 @@ def test_in_a_real_process(tmp_path: Path, weights: Path) -> None:
     fields = report["recipe_fields"]
     assert (fields["objective"], len(fields["hyperparameters"]["objective"]["variances"])) == ("features", 16)
     assert "of the features' variance" in (small / "README.md").read_text()
-    told = typed("evaluate", small, *DATA, "--limit", 40, "--dense", weights, "--json")
+    told = typed("evaluate", small, *DATA, "--limit", 40, "--dense", "--checkpoint", weights, "--json")
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     assert found["n"] == 40
@@ -61,7 +65,7 @@ def test_the_verbs(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[
     assert "reduction % points lost" in text
     assert "agreement" not in text
     assert load(small)(torch.randn(2, 1, 8, 8)).shape == (2, 16)
-    teacher = ["--teacher-checkpoint", str(weights), *DATA]
+    teacher = ["--checkpoint", str(weights), *DATA]
     main(["compress", *model, *DATA, *FEW, "--recipe", "svd", "--reduction", "0.4", "--out", str(tmp_path / "svd")])
     distil = ["distill", str(tmp_path / "svd"), *teacher, *FEW, "--epochs", "2", *GENTLY]
     main([*distil, "--out", str(tmp_path / "distilled")])

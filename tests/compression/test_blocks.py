@@ -13,7 +13,7 @@ from lowrank_vit.cli.plot import dense_parameters
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from tests.support.models import KINDS, images, modules_of, outputs, tiny

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from lowrank_vit.modules.partial_linear import SelectInput
 from torch import Tensor, nn
 
 from lowrank_vit import Analysis, Recipe, analyse
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.methods.vtp import ImportanceGates, LearntColumns
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.modules.select_input import SelectInput
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.gates.expected import Prices

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lowrank_vit import InputError, compare, compress, evaluate, load, save
 from lowrank_vit.linalg.metric import cholesky_root
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 

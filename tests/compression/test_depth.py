@@ -12,7 +12,7 @@ from lowrank_vit import analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.skipped import Skipped
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.correct.classifier_refit import ClassifierRefit
+from lowrank_vit.stages.correct.output_refit import ClassifierRefit
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
 

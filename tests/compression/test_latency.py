@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +12,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_vit import analyse
-from lowrank_vit.compression.prices.latency import SHARES, Grid
+from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit.compression.prices.latency import SHARES, Grid, Latency
+from lowrank_vit.compression.runtimes import call_in
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.stages.evaluate import module_times
-from tests.support.models import images, tiny
+from lowrank_vit.stages.evaluate import speed as module_times
+from tests.support.models import images, model_and_images, outputs, tiny
+
+BATCH = 8
 
 
 @dataclass
@@ -45,6 +49,47 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(module_times, "seconds_in_turns", clock)
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
     return clock
+
+
+@pytest.mark.parametrize("slower", [1.25, 0.75])
+def test_a_plan_that_misses_is_made_again(slower: float, clock: Clock) -> None:
+    """A machine on which the whole model takes another time than its modules together."""
+    model, data = tiny(), images(16)
+    analysis = analyse(model, [data], "exact", device="cpu", batch_size=BATCH)
+    asked = analysis.plan({"latency": 0.6}).budget
+    clock.slower = slower
+    clock.timed.clear()
+    entry = analysis.plan({"latency": 0.6}).budget
+    assert asked is not None
+    assert entry is not None
+    assert 2 <= clock.timed.count("small") <= 5
+    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
+    assert abs(slower * asked["counted"] - entry["limit"]) > 0.1 * entry["limit"]
+    assert (entry["predicted"] < asked["predicted"]) == (slower > 1)
+
+
+def test_a_budget_is_kept_however_near_the_first_plan_was(clock: Clock) -> None:
+    clock.slower = 1.09
+    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
+    entry = analysis.plan({"latency": 0.6}).budget
+    assert entry is not None
+    assert clock.timed.count("small") > 1
+    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
+
+
+def test_of_plans_that_end_above_the_budget_the_last_one_within_counts(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock that jumps: far below the budget first, above it ever after; or never below it, which is told."""
+    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
+    limit = analysis.plan({"latency": 0.6}).budget["limit"]  # type: ignore[index]
+    for first, kept in ((0.8, True), (1.02, False)):
+        times = iter([first, 1.02, 1.02, 1.02, 1.02])
+        monkeypatch.setattr(Latency, "count", lambda self, small, times=times: round(limit * next(times)))
+        entry = analysis.plan({"latency": 0.6}).budget
+        assert entry is not None
+        assert (entry["counted"] <= limit) == kept
+    assert "more than its budget" in caplog.text
 
 
 def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +123,29 @@ def test_the_times_of_two_units_add_up_where_both_are_reduced() -> None:
     assert saved == 10 * 4 + 30 * 4 / 2  # half of what the pair saves by its width
     assert tables["a"][5] == pytest.approx((tables["a"][4] + tables["a"][6]) / 2, abs=1)
     assert tables["a"][-1] == tables["b"][-1] == 250
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_modules_are_timed_in_the_program_that_will_run_them(
+    kind: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program computes is what the module does; the times are those of this machine."""
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
+    model, data = model_and_images(kind, 16)
+    analysis = analyse(model.float(), [data.float()], get_recipe("best").but(measured=0, refit=False), runtime=runtime)
+    entry = analysis.plan({"latency": 0.9}).budget
+    assert entry is not None
+    assert entry["where"]["mode"] == runtime
+    assert entry["counted"] > 0
+    [kept] = (tmp_path / "cache" / "latency").iterdir()
+    assert runtime in json.loads(kept.read_text())["machine"]
+    module = analysis.model.get_submodule("blocks.0.mlp" if kind == "vit" else "layers.0.blocks.0.mlp")
+    x = torch.randn(2, 5, 5, module.fc1.in_features)
+    found = call_in(module, replace(analysis.setting, dtype="float32"), (x,), {})()
+    torch.testing.assert_close(found, outputs(module, x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_program_is_one_line(clock: Clock) -> None:
+    with pytest.raises(InputError, match="unknown runtime 'onnx': did you mean"):
+        compress(tiny(), [images(8)], "exact", budget={"latency": 0.7}, runtime="onnx")

@@ -100,10 +100,10 @@ def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
 
 @pytest.mark.timeout(1800)  # minutes on an idle machine, many of them on a busy one
 def test_best_keeps_most_of_its_accuracy(model: nn.Module, data: ImageData, images: Tensor) -> None:
-    """Without fine-tuning, on the sample set (dense 83.7), from a quarter of the calibration images: at least 65."""
-    small, report = compress(model, images[:256].split(32), "best", 0.25)
+    """Without fine-tuning, on the sample set (dense 83.7): 79 at -25 % is published, here at least 77."""
+    small, report = compress(model, images.split(50), "best", 0.25)
     assert report["params"]["compressed"] <= 0.75 * report["params"]["dense"]
     assert report["params"]["reduction"] == pytest.approx(0.25, abs=1e-4)
     result = evaluate(small, data, progress=False)
     assert result["n"] == 1000
-    assert 65 <= result["top1"] < 83.7
+    assert 77 <= result["top1"] < 83.7

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from lowrank_vit import RECIPES, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.records.columns import Columns
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.factors import GatedParts
+from lowrank_vit.records.factors import Columns, GatedParts
 from lowrank_vit.units.base import PLAIN, UNITS
 from tests.support.cases import few
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny

@@ -44,6 +44,13 @@ def test_the_search_ends_at_the_last_size_that_is_allowed(monkeypatch: pytest.Mo
     assert 0.34 < report["params"]["reduction"] <= 0.37
     assert report["params"]["reduction"] == max(trial.reduction for trial in trials if trial.lost <= 1)
     assert outputs(small, images(2)).shape == (2, 10)
+    small, report, trials = smallest(analysis, 1.0, [], within="macs=0.8")
+    assert [trials[0].reduction < 0.3, len(trials)] == [True, 7]  # the budget alone comes first
+    assert 0.34 < report["params"]["reduction"] <= 0.37
+    [macs] = report["budget"]["also"] if report["budget"]["cost"] != "macs" else [report["budget"]]
+    assert macs["counted"] <= macs["limit"]
+    with pytest.raises(InputError, match=r"loses 100\.00 points on 9 images: raise the budget or --max-loss"):
+        smallest(analysis, 1.0, [], within="macs=0.5")
     monkeypatch.setattr(searching, "points_lost", lambda measured: 50.0)
     with pytest.raises(
         InputError, match=r"even a reduction of 0.0\d+ loses 50.00 points on 9 images: raise --max-loss"

@@ -15,6 +15,8 @@ from tests.support.models import images, tiny
 from tests.support.weights import same
 
 RECIPES = ["best", "loss_aware"]
+
+
 DATA = images(24).split(8)
 
 

@@ -15,9 +15,12 @@ from lowrank_vit.runtime.extras import EXTRAS
 from tests.support.sources import ROOT
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
+
+
 OURS = {"lowrank_vit", "experiments"}
+
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FROM_TORCH = {"triton"}  # which requires it on Linux, in one version; `fuse_pairs` asks whether it is there
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -45,7 +48,7 @@ def imported_by(package: str) -> set[str]:
 
 def undeclared(package: str) -> set[str]:
     in_extras = {distribution(name) for packages in EXTRAS.values() for name in packages}
-    return imported_by(package) - names(PROJECT["dependencies"]) - in_extras - FROM_TORCH
+    return imported_by(package) - names(PROJECT["dependencies"]) - in_extras
 
 
 def test_the_version_is_written_once_and_told_by_the_changelog_and_the_citation() -> None:

@@ -13,11 +13,16 @@ from tests.support.sources import ROOT
 
 pytestmark = pytest.mark.slow
 
+
 LIBRARIES = {
     "datasets", "diffusers", "huggingface_hub", "lightning", "matplotlib", "numpy", "onnx", "pandas", "safetensors",
     "scipy", "sklearn", "timm", "torch", "torchmetrics", "torchvision", "transformers", "wandb",
 }  # fmt: skip
+
+
 WITH_TORCH = {"torch", "numpy", "safetensors"}
+
+
 SCRIPT = """
 import runpy, sys
 flag, name, *sys.argv[1:] = sys.argv[1:]
@@ -49,6 +54,14 @@ def libraries(start: Start, folder: Path) -> set[str]:
 @pytest.mark.parametrize("start", STARTS, ids=lambda start: start.line)
 def test_a_start_imports_no_more_than_it_needs(start: Start, folder: Path) -> None:
     assert libraries(start, folder) <= (WITH_TORCH if start.limit == TORCH else set())
+
+
+def test_a_list_of_models_imports_timm_and_little_else(folder: Path) -> None:
+    listed = Start("lowrank_vit list models", None)
+    assert libraries(listed, folder) <= libraries(Start("import timm", None), folder) | {
+        "safetensors",
+        "huggingface_hub",
+    }
 
 
 def test_the_package_imports_what_its_models_are_made_of_and_little_else(folder: Path) -> None:

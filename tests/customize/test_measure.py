@@ -7,8 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lowrank_vit.customize.digits import digit_images
-from lowrank_vit.customize.measure import Judge, accuracy, frechet_distance
+from lowrank_vit.customize.digits import Judge, accuracy, digit_images, frechet_distance
 from lowrank_vit.models import load_model
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lowrank_vit.customize.prior import Prior
+from lowrank_vit.customize.sample import Prior
 from lowrank_vit.customize.train import Training, train
 from tests.customize.test_train_and_sample import knowing
 from tests.support.diffusion import attached, small

@@ -8,14 +8,7 @@ import pytest
 
 from lowrank_vit.data import open_source
 from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import (
-    TENCH,
-    TOILET_PAPER,
-    data,
-    labels,
-    one_line,
-    write,
-)
+from tests.support.image_folders import TENCH, TOILET_PAPER, data, labels, one_line, write
 
 
 def test_a_wnid_is_labelled_by_its_place_in_imagenet(tmp_path: Path) -> None:
@@ -68,3 +61,23 @@ def test_a_broken_image_is_named(folder: Path, workers: int, content: bytes | st
     with pytest.raises(InputError, match=r"110\.png") as error:
         labels(data(folder, workers=workers).val_dataloader())
     assert one_line(error).startswith("cannot read the image")
+
+
+@pytest.mark.parametrize("name", ["valid", "Val", "VALIDATION"])
+def test_other_names_of_validation(name: str, tmp_path: Path) -> None:
+    for split in ("Train" if name == "Val" else "train", name):
+        for value, kind in enumerate("ab"):
+            write(tmp_path / split / kind, value)
+    assert [int(label) for _, labels in data(tmp_path).val_dataloader() for label in labels] == [0, 1]
+    assert len(data(tmp_path).source.split("train")) == 2
+
+
+def test_an_empty_class_folder_is_told_and_what_archives_leave_is_no_class(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        for value, kind in enumerate("bc"):
+            write(tmp_path / split / kind, value)
+        (tmp_path / split / "__MACOSX").mkdir()
+    assert data(tmp_path).source.names == ("b", "c")
+    (tmp_path / "train" / "a").mkdir()
+    with pytest.warns(UserWarning, match="class folder 'a' has no images, and counts as a class all the same"):
+        assert data(tmp_path).source.names == ("a", "b", "c")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lowrank_vit.data import open_source
+from lowrank_vit.data.kinds import source_kinds
+from lowrank_vit.data.splits import SOURCES
 
 
 def test_the_digits_split_is_stratified() -> None:
@@ -14,3 +16,7 @@ def test_the_digits_split_is_stratified() -> None:
     assert np.bincount(validation.labels).min() >= 48
     contents = [{split.content(index) for index in range(len(split))} for split in (train, validation)]
     assert not contents[0] & contents[1]
+
+
+def test_kinds_are_known_before_anything_is_imported() -> None:
+    assert source_kinds() == SOURCES.names()

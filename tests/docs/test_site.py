@@ -66,7 +66,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_pages_build_strictly_and_have_every_public_name(site: Path) -> None:
     assert {f"lowrank_vit.{name}" for name in lowrank_vit.__all__} <= inventory(site)
-    assert {"lowrank_vit.records.report.Report", "lowrank_vit.linalg.gram.gram"} <= inventory(site)
+    assert {"lowrank_vit.records.report.Report", "lowrank_vit.linalg.metric.gram"} <= inventory(site)
     for page in ("index.html", "guides/budgets.html", "published/digits/table2.html", "tutorials/five-minutes.html"):
         assert (site / page).stat().st_size > 1000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lowrank_vit.linalg.gram import PANEL, PIECE, assembled, gram, gram_panels, weighted_sum
+from lowrank_vit.linalg.metric import PANEL, PIECE, assembled, gram, gram_panels, weighted_sum
 
 
 @pytest.mark.parametrize("width", [1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 3 * PANEL + 5])

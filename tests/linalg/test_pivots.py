@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from lowrank_vit.linalg.pivots import BOUND, pivot_rows, pivoted_pair
+from lowrank_vit.linalg.pairs import BOUND, pivot_rows, pivoted_pair
 
 
 @pytest.mark.parametrize(("n", "m", "r"), [(7, 5, 3), (6, 9, 6), (4, 4, 1)])

@@ -15,11 +15,10 @@ from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.sites import HIDDEN, MIXER
 from lowrank_vit.stages.gates import Progress
-from lowrank_vit.stages.gates.drawn import START, DrawnGate
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, Place, gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates, make_gates, sites_of, with_mixers
-from lowrank_vit.stages.gates.mixing import MixerGate, SharedNorm
+from lowrank_vit.stages.gates.mixing import START, DrawnGate, MixerGate, SharedNorm
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu

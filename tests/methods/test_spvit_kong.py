@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import compress, fewer_tokens, get_recipe
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
-from lowrank_vit.modules.token_selector import SelectingBlock
+from lowrank_vit.modules.token_block import SelectingBlock
 from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
@@ -19,7 +19,11 @@ from tests.support.models import images, outputs, tiny
 from tests.support.weights import same, weights
 
 IMAGES = images(40)
+
+
 ALONE, FULL = "spvit-kong-gates", "spvit-kong"
+
+
 BEST = get_recipe("best").but(refit=False, measured=0)
 
 

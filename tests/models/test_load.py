@@ -11,7 +11,7 @@ import timm
 import torch
 
 from lowrank_vit.models import load_model
-from lowrank_vit.models.weights import load_checkpoint
+from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
 from tests.support.image_folders import data
 from tests.support.weights import same

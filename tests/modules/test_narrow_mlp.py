@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.parts import described_mlp, described_mlp_weights
 from lowrank_vit.modules import empty_replacement, replacement_entries
 from lowrank_vit.modules.fold import fold_mlp
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.records.sites import HIDDEN, MlpSite
 from lowrank_vit.runtime.errors import InputError
 

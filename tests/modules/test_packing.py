@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank_vit.modules.packing import pack, packed_bytes, unpack
+from lowrank_vit.modules.quantized_linear import pack, packed_bytes, unpack
 
 
 @settings(deadline=None, max_examples=200)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit.modules.factors import expand, expanded, pivot
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
+from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted, expand, expanded, pivot
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: LowRankAttention(6, [3, 0, 2], [2, 4, 0], scale=0.37),

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.modules.scans import LEFT_OUT, MODES, SmallScan
-from lowrank_vit.modules.ss2d import SS2D
+from lowrank_vit.modules.scans import LEFT_OUT, MODES, SS2D, SmallScan
 
 SCANNED = [mode for mode in MODES if mode != LEFT_OUT]
 

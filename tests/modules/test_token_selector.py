@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lowrank_vit.modules import empty_replacement, replacement_entries
-from lowrank_vit.modules.token_selector import HeadLinear, SelectingBlock, TokenSelector, masked, packed
+from lowrank_vit.modules.token_block import HeadLinear, SelectingBlock, TokenSelector, masked, packed
 from tests.support.models import images, tiny
 
 

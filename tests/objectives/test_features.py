@@ -9,7 +9,7 @@ from torch import Tensor
 from lowrank_vit import InputError, analyse, get_recipe
 from lowrank_vit.objectives.features import FLOOR, Features, feature_error, feature_sums, variances
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.headless import headless, token_model
 from tests.support.models import images, outputs

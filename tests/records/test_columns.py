@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lowrank_vit.records.columns import Columns
+from lowrank_vit.records.factors import Columns
 
 INNER, INPUTS = torch.tensor([0.2, 0.9, 0.1]), torch.tensor([0.3, 0.05])
 

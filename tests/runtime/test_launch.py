@@ -13,10 +13,9 @@ import torch
 
 from lowrank_vit import InputError
 from lowrank_vit.compression.resume import ResumeStore
-from lowrank_vit.runtime.divide import divide_work
 from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.launch import launch, processes_asked_for
-from lowrank_vit.runtime.processes import agreed, gathered, layout, rank_and_world
+from lowrank_vit.runtime.processes import agreed, divide_work, gathered, layout, rank_and_world
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lowrank_vit.runtime.divide import split
+from lowrank_vit.runtime.processes import split
 
 
 def test_the_most_expensive_is_dealt_out_first() -> None:

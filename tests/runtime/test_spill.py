@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_nothing_is_left_behind(cache: Path, error: type[BaseException] | None) 
 
 def test_a_killed_process_leaves_nothing_behind(cache: Path) -> None:
     script = (
-        "import os, signal, torch; from lowrank_vit.runtime.spill import Spill\n"
+        "import os, signal, torch; from lowrank_vit.runtime.tensors import Spill\n"
         "kept = Spill().__enter__(); kept[0] = torch.ones(1000); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL

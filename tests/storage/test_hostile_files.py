@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from lowrank_vit import compress, load
 from lowrank_vit import save as save_folder
 from lowrank_vit.modules import empty_replacement
-from lowrank_vit.storage.validation import check_architecture, check_layer
+from lowrank_vit.storage.skeleton import check_architecture, check_layer
 from tests.support.hostile import QUICK, changed, outcome, refused
 from tests.support.models import ARGUMENTS, images, tiny
 

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from lowrank_vit import InputError, analyse, load, push_to_hub, save
 from lowrank_vit.cli import main
 from lowrank_vit.storage import hub
-from lowrank_vit.storage.checksums import CARD, CONFIG, NESTED, REPORT, WEIGHTS
+from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
 from tests.support.models import ARGUMENTS, images, tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

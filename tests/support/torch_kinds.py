@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 from tests.support.kinds import KINDS
 
@@ -101,11 +103,14 @@ class Headed(nn.Module):
 
 @dataclass(frozen=True)
 class Kind:
-    """How a model is made, its class's name, and whether its outputs can be refitted."""
+    """How a model is made, its class's name, whether its outputs can be refitted, and its family."""
 
     build: Callable[[], nn.Module]
     name: str
     walks: bool = True
+    family: str = "torch_encoder"
+    size: int = 32
+    logits: bool = True  # whether queries and keys shrink, too
 
     def make(self) -> nn.Module:
         """A model in which every part matters, float64."""
@@ -117,10 +122,23 @@ class Kind:
 
     def images(self, count: int) -> Tensor:
         """Random images."""
-        return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        return torch.randn(
+            count, 3, self.size, self.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
 
+
+def swin(**parts: Any) -> nn.Module:
+    """A Swin of torchvision's; its feature maps of 36 pixels are padded to whole windows, those of 32 are not."""
+    return SwinTransformer([4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=10, **parts)
+
+
+V2 = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+SWIN = {"name": "SwinTransformer", "family": "torchvision_swin"}
 
 TORCH = {
+    "torchvision's swin": Kind(swin, **SWIN),
+    "torchvision's swin, padded": Kind(swin, size=36, **SWIN),
+    "torchvision's swin v2": Kind(lambda: swin(**V2), size=36, logits=False, **SWIN),
     "torchvision's vit": Kind(lambda: VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=10), "VisionTransformer"),
     "open_clip's tower": Kind(Tower, "VisionTransformer"),
     "encoder, norm first": Kind(lambda: Encoded(norm_first=True, activation="gelu"), "nn.TransformerEncoder"),

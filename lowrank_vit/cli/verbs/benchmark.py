@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import add_folder
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.wording import amount
+from lowrank_vit.cli.arguments import add_class_order, add_folder
+from lowrank_vit.runtime.errors import InputError, amount
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +25,11 @@ def add_parser(verbs: Any) -> None:
     add_folder(parser)
     parser.add_argument("--batches", default="1,8,64", metavar="B,B,...", help="images at a time")
     parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...", help="eager, compiled or both")
+    parser.add_argument(
+        "--runtime",
+        metavar="NAME,...",
+        help="what runs the models, in place of --modes: torch, compile, onnxruntime, openvino (exported files, on the CPU)",
+    )
     parser.add_argument("--device", default="auto", help="cpu | cuda | auto: the CPU, and the GPU where there is one")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each setting is timed")
     parser.add_argument(
@@ -41,9 +45,6 @@ def add_parser(verbs: Any) -> None:
         help="torch.set_float32_matmul_precision, for both models",
     )
     parser.add_argument(
-        "--fused", action="store_true", help="run pairs of thin products as one Triton kernel each, on a GPU"
-    )
-    parser.add_argument(
         "--onnx",
         nargs="+",
         type=Path,
@@ -53,6 +54,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", metavar="SPEC", help="measure top-1 of the --onnx files on its validation images, too"
     )
+    add_class_order(parser)
     parser.add_argument("--limit", type=int, default=200, help="use this many validation images")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -67,27 +69,28 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--data is for files of --onnx: `lowrank-vit evaluate` measures a folder's accuracy")
     import torch
 
+    from lowrank_vit.compression.runtimes import ready_in, settings_in
     from lowrank_vit.modules.counting import parameter_bytes
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.progress import say
-    from lowrank_vit.stages.evaluate.speed import benchmark, settings
-    from lowrank_vit.stages.export.fused_pairs import fuse_pairs
+    from lowrank_vit.stages.evaluate.speed import benchmark
     from lowrank_vit.storage import folder as storage
 
     if args.device != "auto":
         resolve_device(args.device)
-    chosen = settings(args.device, args.modes.split(","), _sizes(args.batches))
-    if args.fused and not any("cuda" in setting.device for setting in chosen):
-        raise InputError("--fused is for a GPU: there is none among the devices to be timed")
+    chosen = settings_in(args.device, (args.runtime or args.modes).split(","), _sizes(args.batches))
     if any(setting.mode == "compiled" for setting in chosen):
         say("settings with torch.compile are compiled first, for up to minutes each; that is not counted")
     compressed = storage.load_wide(args.folder)
-    if args.fused:
-        compressed = fuse_pairs(compressed)
     dense = storage.dense_architecture(args.folder)
     torch.set_float32_matmul_precision(args.matmul_precision)
     measured = benchmark(
-        {"dense": dense, "compressed": compressed}, chosen, seconds=args.seconds, clock=args.clock, progress=True
+        {"dense": dense, "compressed": compressed},
+        chosen,
+        seconds=args.seconds,
+        clock=args.clock,
+        progress=True,
+        prepare=ready_in,
     )
     size = {"dense": parameter_bytes(dense), "compressed": storage.file_bytes(args.folder)}
     results = {"model": storage.load_report(args.folder)["model"], "bytes": size, **measured}
@@ -104,6 +107,7 @@ def _files(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.exported_files import compare_files
     from lowrank_vit.data import ImageData
     from lowrank_vit.modules.counting import input_size
+    from lowrank_vit.objectives.classification import classes_of
     from lowrank_vit.storage import folder as storage
 
     model = storage.load_wide(args.folder)
@@ -113,7 +117,12 @@ def _files(args: argparse.Namespace) -> None:
     labelled = None
     if args.data is not None:
         labelled = ImageData(
-            args.data, resolve_model_data_config(model), batch_size=16, limit=args.limit
+            args.data,
+            resolve_model_data_config(model),
+            batch_size=16,
+            limit=args.limit,
+            classes=classes_of(model),
+            class_order=args.class_order,
         ).val_dataloader()
     batches = _sizes(args.batches)
     rows = compare_files(args.onnx, size, batches, seconds=args.seconds, clock=args.clock, labelled=labelled)
@@ -142,7 +151,7 @@ def _mebibytes(count: int | None) -> str:
 
 def _show(results: Mapping[str, Any]) -> None:
     from lowrank_vit.cli.view import mebibytes
-    from lowrank_vit.runtime.console import make_console
+    from lowrank_vit.runtime.progress import make_console
 
     macs, params, size = results["macs"], results["params"], results["bytes"]
     console = make_console()
@@ -164,7 +173,7 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
     times, rates = (Table(box=None, header_style="bold", padding=(0, 1, 0, 0)) for _ in range(2))
     for table, columns in (
         (times, ("dense ms", "small ms", "speed-up", "of MACs' %")),
-        (rates, ("dense images/s", "small images/s", "dense MiB", "small MiB")),
+        (rates, ("dense images/s", "small images/s", "dense MiB", "small MiB", "files MiB")),
     ):
         table.add_column("setting", no_wrap=True)
         for column in ("batch", *columns):
@@ -183,5 +192,6 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
             *setting,
             *(f"{one['images_per_second']:.1f}" for one in (dense, small)),
             *(_mebibytes(one["peak_memory_bytes"]) for one in (dense, small)),
+            " / ".join(_mebibytes(one["file_bytes"]) for one in (dense, small) if "file_bytes" in one),
         )
     return times, rates

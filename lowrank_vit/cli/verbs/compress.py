@@ -21,8 +21,9 @@ from lowrank_vit.cli.arguments import (
     shares,
 )
 from lowrank_vit.cli.choices import add_choices, check_choices, check_size, made
+from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.cli.unfinished import check_new, unfinished
-from lowrank_vit.records.budgets import Size, budget_of, parse_budgets
+from lowrank_vit.records.budgets import Size, budgets_of, parse_budgets
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def add_parser(verbs: Any) -> None:
     )
     add_model(parser, required=True)
     add_data(parser)
-    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    parser.add_argument(
+        "--recipe",
+        default="best",
+        help="see `list recipes`; or a report.json, which repeats what made it, or a TOML of these options",
+    )
     _add_size(parser)
     add_compile(parser)
     add_calibration(parser)
@@ -68,7 +73,7 @@ def add_parser(verbs: Any) -> None:
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
     """Add what says how small the model is to be."""
-    size = parser.add_mutually_exclusive_group(required=True)
+    size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--reduction",
         type=shares,
@@ -76,12 +81,13 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
         help="share of all parameters to remove, e.g. 0.5; several sizes go to folders of their own in --out",
     )
     add_budget(size)
-    size.add_argument(
+    parser.add_argument(
         "--max-loss",
         type=float,
         metavar="POINTS",
         help="find the smallest model that loses at most so many points of top-1 on the held-out images, e.g. 1.0 (without "
-        "labels: of agreement with the dense model; without a classifier: percent of the features' variance)",
+        "labels: of agreement with the dense model; without a classifier: percent of the features' variance); beside a "
+        "size, one that keeps within both",
     )
 
 
@@ -125,6 +131,10 @@ def check(args: argparse.Namespace) -> None:
     """Raise ``InputError`` for sizes that cannot be measured or written, before PyTorch is imported."""
     if args.held_out_samples == 0 and args.max_loss is not None:
         raise InputError("--max-loss is measured on unseen images: give --held-out-samples")
+    if args.max_loss is not None and (args.bits is not None or args.tokens is not None or len(_wanted(args)) > 1):
+        raise InputError("--max-loss finds one size of units: give at most one size, without --bits and --tokens")
+    if args.reduction is None and args.budget is None and args.max_loss is None:
+        raise InputError("how small is the model to be? give --reduction, --budget or --max-loss")
     if not args.resume and len(_wanted(args)) == 1:
         check_new(args)
 
@@ -132,14 +142,15 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compress a model; every argument is checked before anything long begins."""
     from lowrank_vit.compression.nested import check_nestable
-    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import agreed
     from lowrank_vit.storage import folder as storage
 
     names = ("solver", "optimizer", "steps", "rank_multiple", "pivoted", "folded")
     changes = {name: getattr(args, name) for name in names} | (EMBEDDINGS if args.embeddings else {})
-    recipe = get_recipe(args.recipe).but(**changes)
+    if args.tokens is not None or args.nested:
+        changes["tokens"] = args.tokens == "auto"
+    recipe = recipe_from(args.recipe).but(**changes)
     resolve_device(args.device)
     wanted = _wanted(args)
     folders = {args.out / name if len(wanted) > 1 else args.out: size for name, size in wanted.items()}
@@ -150,7 +161,8 @@ def run(args: argparse.Namespace) -> None:
             raise InputError("a nested folder holds every size: give one size here, and take out others with `shrink`")
     with unfinished(args.out, tuple(folders)) as folder:
         for done in [out for out in folders if args.resume and agreed(_finished(out, args.nested))]:
-            _check_same(done, recipe, folders.pop(done))
+            size = folders.pop(done)
+            _check_same(done, recipe, size if args.max_loss is None else None)
             print(f"{done} is finished already")
         for out in folders:
             storage.check_free(out, "choose another --out, or --resume to keep a finished model")
@@ -177,8 +189,9 @@ def _check_same(folder: Path, recipe: Recipe, size: Size | None) -> None:
 
     report = storage.load_report(folder)
     named = report["fallback"]["asked"] if "fallback" in report else report["recipe"]
-    made = (named, report["budget"]["asked"] if "budget" in report else None)
-    wanted = (recipe.name, None if size is None else str(budget_of(size)))
+    budgets = [report["budget"], *report["budget"].get("also", ())] if "budget" in report else []
+    made = (named, ",".join(each["asked"] for each in budgets) or None)
+    wanted = (recipe.name, None if size is None else str(budgets_of(size)))
     if made[0] != wanted[0] or (None not in (made[1], wanted[1]) and made[1] != wanted[1]):
         raise InputError(f"{folder} was made by {' to '.join(filter(None, made))}: choose another --out")
 
@@ -210,7 +223,7 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
         progress=is_first(),
         checkpoint_dir=meanwhile,
         batch_size=args.batch_size,
-        compiled=args.compile,
+        runtime="compile" if args.compile else args.runtime,
         **options,
     )
     for folder, size in folders.items():
@@ -223,17 +236,21 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
 
 def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: Size | None) -> tuple[nn.Module, Report]:
     """Make the model of a size, or the smallest one by ``--max-loss``."""
-    return _smallest(args, analysis, data) if size is None else made(args, analysis, size)
+    if args.max_loss is not None or size is None:
+        return _smallest(args, analysis, data, size)
+    return made(args, analysis, size)
 
 
-def _smallest(args: argparse.Namespace, analysis: Analysis, data: ImageData) -> tuple[nn.Module, Report]:
+def _smallest(
+    args: argparse.Namespace, analysis: Analysis, data: ImageData, within: Size | None
+) -> tuple[nn.Module, Report]:
     """Find the smallest model that loses no more than ``--max-loss``, and show what was tried."""
     from lowrank_vit.cli.view import show_trials
     from lowrank_vit.compression.smallest import smallest
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
 
     compressed, report, trials = smallest(
-        analysis, args.max_loss, fitting(analysis.model, data, data.held_out_dataloader())
+        analysis, args.max_loss, fitting(analysis.model, data, data.held_out_dataloader()), within=within
     )
     show_trials(trials, args.max_loss)
     return compressed, report

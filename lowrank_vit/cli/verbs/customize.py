@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lowrank_vit.customize.customization import Customization
     from lowrank_vit.customize.deltas import Delta
-    from lowrank_vit.customize.prior import Prior
+    from lowrank_vit.customize.sample import Prior
     from lowrank_vit.customize.text_to_image import TextToImage
     from lowrank_vit.customize.train import Trained
 
@@ -129,14 +129,14 @@ def _model(name: str) -> TextToImage:
 
 
 def _images(args: argparse.Namespace, model: TextToImage) -> Tensor:
-    from lowrank_vit.customize.pictures import load_images
+    from lowrank_vit.customize.sample import load_images
 
     return load_images(args.images, model.channels, model.side)
 
 
 def _prior(args: argparse.Namespace, model: TextToImage) -> Prior | None:
     """Draw what is not to be forgotten, if anything is named."""
-    from lowrank_vit.customize.prior import draw_prior
+    from lowrank_vit.customize.sample import draw_prior
 
     if not args.prior:
         return None
@@ -160,7 +160,7 @@ def _samples(args: argparse.Namespace, model: TextToImage, customization: Custom
 
 def _show(args: argparse.Namespace, before: Tensor | None, after: Tensor | None) -> None:
     """Write the samples, those before above those after."""
-    from lowrank_vit.customize.pictures import save_grid
+    from lowrank_vit.customize.sample import save_grid
 
     if before is not None and after is not None:
         save_grid([before, after], args.out.with_suffix(".png"), enlarged=max(1, SMALL // before.shape[-1]))

@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, folder: Path) -> None:
-    from lowrank_vit.stages.training.augmentation import augmentations
     from lowrank_vit.stages.training.distill import distill
+    from lowrank_vit.stages.training.teacher import augmentations
 
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")
-    teacher = dense_model(args.folder, report, args.teacher_checkpoint)
+    teacher = dense_model(args.folder, report, args.checkpoint)
     data = image_data(
         args,
         model,

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import add_data, add_folder, add_model, chosen_model, image_data, lightning_hardware
+from lowrank_vit.cli.arguments import (
+    BesideDense,
+    add_data,
+    add_folder,
+    add_model,
+    chosen_model,
+    image_data,
+    lightning_hardware,
+)
 from lowrank_vit.cli.train_folder import dense_model
 from lowrank_vit.runtime.errors import InputError
 
@@ -20,7 +27,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "evaluate",
         help="measure top-1, top-5 and loss of a compressed or a dense model",
-        example="small --data imagefolder:PATH --dense",
+        example="small --dense --data imagefolder:PATH",
     )
     add_folder(parser, optional=True)
     add_model(parser, required=False)
@@ -30,10 +37,10 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--dense",
         nargs="?",
-        type=Path,
-        const=True,
+        action=BesideDense,
+        default=False,
         metavar="FILE",
-        help="compare DIR with the dense model that it was made from; FILE: its weights, as of --checkpoint (default: hub)",
+        help="compare DIR with the dense model that it was made from; its weights are those of --checkpoint, or FILE",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run, check=check)
@@ -41,7 +48,7 @@ def add_parser(verbs: Any) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raise ``InputError`` where there is nothing to compare with the dense model."""
-    if args.dense is not None and args.folder is None:
+    if args.dense and args.folder is None:
         raise InputError("--dense compares a compressed model's DIR with its dense model: give DIR")
 
 
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate a folder's model, or a dense model by name."""
     model, _ = chosen_model(args)
     data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
-    dense = None if args.dense is None else _dense(args)
+    dense = _dense(args) if args.dense else None
     hardware = lightning_hardware(args)
     from lowrank_vit.cli.view import feature_line
     from lowrank_vit.stages.evaluate.accuracy import evaluate
@@ -74,12 +81,11 @@ def run(args: argparse.Namespace) -> None:
             f"KL(dense || compressed) {result['kl']:.4f} nats"
         )
     elif args.folder is not None:
-        print("beside the dense model: --dense [FILE.safetensors]")
+        print("beside the dense model: --dense [--checkpoint FILE]")
 
 
 def _dense(args: argparse.Namespace) -> nn.Module:
     """Load the dense model that DIR was made from."""
     from lowrank_vit.storage import folder as storage
 
-    weights = args.dense if isinstance(args.dense, Path) else None
-    return dense_model(args.folder, storage.load_report(args.folder), weights, "--dense")
+    return dense_model(args.folder, storage.load_report(args.folder), args.checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from lowrank_vit.cli.arguments import (
     check_out,
     chosen_model,
 )
-from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.export.formats import EXPORTERS, exporter
+from lowrank_vit.runtime.errors import InputError, amount
+from lowrank_vit.stages.export.formats import EXPORTERS, NARROWED, exporter, files
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from lowrank_vit.stages.export.agreement import Agreement
 
 
 def add_parser(verbs: Any) -> None:
@@ -40,8 +43,17 @@ def add_parser(verbs: Any) -> None:
             dest="bits",
             action="store_const",
             const=bits,
-            help=f"{what} in {bits} bits, in an ONNX file; needs --data",
+            help=f"{what} in {bits} bits; needs --data",
         )
+    parser.add_argument(
+        "--symmetric", action="store_true", help="--int8 without zero points of activations, as TensorRT asks"
+    )
+    integers.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float16: weights and activations, but for values that it cannot hold; needs --data",
+    )
     add_data(parser, required=False, shared=False)
     add_calibration(parser, held_out=False)
     parser.set_defaults(calibration_samples=128, batch_size=16)
@@ -50,18 +62,23 @@ def add_parser(verbs: Any) -> None:
         type=float,
         default=0.01,
         metavar="NATS",
-        help="what all layers in 8 bits may cost together, as measured one by one; the most sensitive ones stay float",
+        help="what all layers in 8 bits may cost together, as measured one by one (the most sensitive ones stay float), or "
+        "float16 may cost",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     parser.set_defaults(run=run, check=check)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ``InputError`` where the file cannot be written, lacks a package, or is of a kind that has no integers."""
-    if args.out.exists():
-        raise InputError(f"{args.out} exists already: choose another --out")
-    if args.bits is not None and (args.format != "onnx" or args.data is None):
-        raise InputError(f"--int{args.bits} is for --format onnx, and looks at images: give --data")
+    """Raise ``InputError`` where the file cannot be written, lacks a package, or is of a kind that has no such numbers."""
+    for path in files(EXPORTERS.get(args.format)(), args.out):
+        if path.exists():
+            raise InputError(f"{path} exists already: choose another --out")
+    if args.symmetric and args.bits != 8:
+        raise InputError("--symmetric says how --int8 rounds activations: give both")
+    asked = "--dtype float16" if args.dtype == "float16" else None if args.bits is None else f"--int{args.bits}"
+    if asked is not None and (args.format not in NARROWED.names() or args.data is None):
+        raise InputError(f"{asked} is for --format {' or '.join(NARROWED.names())}, and looks at images: give --data")
     check_out(args)
     exporter(args.format)
 
@@ -74,20 +91,49 @@ def run(args: argparse.Namespace) -> None:
     model, _ = chosen_model(args)
     if args.bits is not None:
         _export_integers(args, model)
+    elif args.dtype == "float16":
+        _export_half(args, model)
     else:
         differences = export(model, args.out, args.format)
         shown = ", ".join(f"{difference:.1e} at batch {batch}" for batch, difference in differences.items())
         print(f"largest difference of a logit from the model in torch: {shown}")
-    print(f"{mebibytes(args.out.stat().st_size)}, any batch size; saved to {args.out}")
+    written = files(exporter(args.format), args.out)
+    size = mebibytes(sum(path.stat().st_size for path in written))
+    print(f"{size}, any batch size; saved to {' and '.join(map(str, written))}")
 
 
 def _export_integers(args: argparse.Namespace, model: nn.Module) -> None:
     """Write a file that computes in integers, and say what became of it."""
     from lowrank_vit.stages.export.integers import export_integers
 
-    images = calibration_images(calibration_data(args, model)).each()
-    made = export_integers(model, args.out, args.bits, images, tolerated=args.tolerated, progress=True)
-    print(
-        f"{made.rounded} products of weights in {args.bits} bits, {len(made.kept)} in float; "
-        f"{made.divergence:.2g} from the float file on the calibration images (for a classifier, KL in nats)"
+    made = export_integers(
+        model,
+        args.out,
+        args.bits,
+        _images(args, model),
+        file_format=args.format,
+        symmetric=args.symmetric,
+        tolerated=args.tolerated,
+        progress=True,
+    )
+    print(f"{made.rounded} products of weights in {args.bits} bits, {len(made.kept)} in float; {_told(made.agreement)}")
+
+
+def _export_half(args: argparse.Namespace, model: nn.Module) -> None:
+    """Write a file in float16, and say what became of it."""
+    from lowrank_vit.stages.export.half import export_half
+
+    made = export_half(model, args.out, _images(args, model), file_format=args.format, tolerated=args.tolerated)
+    print(f"float16, {amount(len(made.kept), 'node')} in float32; {_told(made.agreement)}")
+
+
+def _images(args: argparse.Namespace, model: nn.Module) -> Iterable[Tensor]:
+    """Return the calibration images, which show ranges and what the file changes."""
+    return calibration_images(calibration_data(args, model)).each()
+
+
+def _told(found: Agreement) -> str:
+    return (
+        f"on the calibration images {found.percent:.1f} % keep their class, and the outputs are {found.divergence:.2g} from "
+        "those of the float32 file (for a classifier, KL in nats)"
     )

@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
 
     hardware = lightning_hardware(args)
     model, report = untrained(args, "fine-tune")
-    teacher = dense_model(args.folder, report, args.teacher_checkpoint) if args.distill else None
+    teacher = dense_model(args.folder, report, args.checkpoint) if args.distill else None
     tuned = finetune(
         model,
         image_data(args, model),

@@ -16,6 +16,8 @@ from lowrank_vit.cli.arguments import (
     calibration_images,
     named_model,
 )
+from lowrank_vit.cli.recipe_file import recipe_from
+from lowrank_vit.records.budgets import Budget, budget_of, parse_budgets
 from lowrank_vit.records.costs import COSTS
 
 REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -44,8 +46,13 @@ def add_parser(verbs: Any) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ``InputError`` for a cost that nothing is counted in."""
+    """Raise ``InputError`` for a cost that nothing is counted in, and for several in one budget."""
     COSTS.get(args.cost)
+    _budgets(args)
+
+
+def _budgets(args: argparse.Namespace) -> list[Budget]:
+    return [] if args.budget is None else [budget_of(size) for size in parse_budgets(args.budget).values()]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,11 +60,9 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.cli.view import show_plans
     from lowrank_vit.compression.compress import analyse
     from lowrank_vit.compression.outlook import outlook
-    from lowrank_vit.compression.recipes import get_recipe
-    from lowrank_vit.records.budgets import parse_budgets
     from lowrank_vit.runtime.processes import is_first
 
-    recipe = get_recipe(args.recipe)
+    recipe = recipe_from(args.recipe)
     model, _ = named_model(args)
     options = {} if args.sites is None else {"sites": args.sites}
     analysis = analyse(
@@ -68,12 +73,12 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         progress=is_first(),
         batch_size=args.batch_size,
-        compiled=args.compile,
+        runtime="compile" if args.compile else args.runtime,
         **options,
     )
-    budgets = {} if args.budget is None else parse_budgets(args.budget)
-    cost = next((budget.cost for budget in budgets.values()), args.cost)
-    sizes = [*budgets.values()] or REDUCTIONS
+    budgets = _budgets(args)
+    cost = next((budget.cost for budget in budgets), args.cost)
+    sizes = budgets or REDUCTIONS
     result = {"model": args.model, "recipe": analysis.recipe.name, **outlook(analysis, sizes, cost)}
     if args.json:
         print(json.dumps(result))

@@ -52,7 +52,7 @@ def add_parser(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Replace the scans of a model by name, and save it to a folder."""
     from lowrank_vit.cli.view import comparison_line, size_line
-    from lowrank_vit.compression.scans.mean_scan import MeanScan, mean_scan
+    from lowrank_vit.compression.mean_scan import MeanScan, mean_scan
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.stages.evaluate.comparison import compare
     from lowrank_vit.storage import folder as storage

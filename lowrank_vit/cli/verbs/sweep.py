@@ -20,6 +20,7 @@ from lowrank_vit.cli.arguments import (
     shares,
 )
 from lowrank_vit.cli.early import check_figure
+from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.records.budgets import Size, parse_budgets
 
 if TYPE_CHECKING:
@@ -66,19 +67,19 @@ def run(args: argparse.Namespace) -> None:
     """Compress to every size and compare each with the dense model; every argument is checked before."""
     from lowrank_vit.cli.view import show_sweep
     from lowrank_vit.compression.compress import sweep
-    from lowrank_vit.compression.recipes import get_recipe
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
-    from lowrank_vit.stages.evaluate.classes import fitting
+    from lowrank_vit.stages.evaluate.accuracy import fitting
     from lowrank_vit.stages.evaluate.comparison import compare
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
-    recipe, device = get_recipe(args.recipe), resolve_device(args.device)
+    recipe, device = recipe_from(args.recipe), resolve_device(args.device)
     model, _ = named_model(args)
     drawn = {"calibration_samples": args.calibration_samples, "held_out_samples": 0, "stratified": args.stratified}
     data = image_data(args, model, limit=args.limit, **drawn)
     options = {} if args.sites is None else {"sites": args.sites}
-    options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size, "compiled": args.compile}
+    options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size}
+    options["runtime"] = "compile" if args.compile else args.runtime
     rows, dense, batches = [], model.to(device).eval(), fitting(model, data, data.val_dataloader())
     for small, report in sweep(
         model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         return
     result = {"model": args.model, "recipe": recipe.name, "rows": rows}
     if args.plot is not None:
-        from lowrank_vit.cli.pareto import plot_sweep
+        from lowrank_vit.cli.plot import plot_sweep
 
         plot_sweep(result, args.plot)
     if args.json:

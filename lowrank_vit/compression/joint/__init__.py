@@ -17,7 +17,7 @@ from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
 from lowrank_vit.stages.quantize.mixed import quantize_each
-from lowrank_vit.units.patches import PatchUnit
+from lowrank_vit.units.embeddings import PatchUnit
 
 BITS = (2, 3, 4, 5, 6, 8)
 
@@ -40,17 +40,23 @@ def check_joint(recipe: Recipe, size: Size, bits: Sequence[int]) -> None:
 
 
 def compress_jointly(
-    analysis: Analysis, size: Size, bits: Sequence[int] = BITS, *, quantizer: str | Quantizer = "gptq"
+    analysis: Analysis,
+    size: Size,
+    bits: Sequence[int] = BITS,
+    *,
+    quantizer: str | Quantizer = "gptq",
+    dense: bool = False,
 ) -> tuple[nn.Module, Report]:
     """Make the most accurate model of at most ``size`` bytes on disk that the recipe's units and ``bits`` allow.
 
     ``size``: a budget in bytes, such as ``"bytes=4MiB"``; the file is at most 1 % smaller. ``bits``: from 2 to 8, to choose
-    from for every linear layer of the units, the patch embedding and the classifier; all else is float16.
+    from for every linear layer of the units, the patch embedding and the classifier; all else is float16. ``dense``: no
+    module is cut, bits alone are chosen.
     Raises ``InputError`` for a budget that no choice meets, and for a recipe with a Z or pivoted factors.
     """
     check_joint(analysis.recipe, size, bits)
     method = QUANTIZERS.get(quantizer)() if isinstance(quantizer, str) else quantizer
-    plan = JointPlanner(analysis, sorted(set(bits)), method).plan(budget_of(size))
+    plan = JointPlanner(analysis, sorted(set(bits)), method, dense).plan(budget_of(size))
     small, report = analysis.apply(plan.sizes)
     PatchUnit.prepare(small)
 

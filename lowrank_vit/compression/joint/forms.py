@@ -13,6 +13,7 @@ from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.embeddings import EMBEDDING
 
 Affine = NDArray[np.int64]  # (1 + units,): a constant, and what one more of each unit adds
 SCALE_BYTES = 3  # of each row: a scale in float16 and a zero point
@@ -60,6 +61,16 @@ class Form:
                 total + (rows * columns * width + 7) // 8 + (0 if width == HALF else SCALE_BYTES * rows + NAMED_BYTES)
             )
         return total
+
+
+def outside_blocks(model: nn.Module) -> list[str]:
+    """Return the layers outside all blocks that can be rounded: the patch embedding's, made linear, and the classifier."""
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_linear(module) and (module is classifier or name == f"{EMBEDDING}.linear")
+    ]
 
 
 def linears(module: nn.Module) -> dict[str, nn.Linear]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
 
-from lowrank_vit.architectures.linears import is_linear
-from lowrank_vit.compression.joint.forms import HALF, HALF_BYTES, Form, as_it_is, cut_form, linears
+from lowrank_vit.compression.joint.forms import HALF, HALF_BYTES, Form, as_it_is, cut_form, linears, outside_blocks
 from lowrank_vit.compression.joint.fronts import PAGE, Choice, Front, Losses, front
 from lowrank_vit.compression.joint.rounding import rounding_losses
 from lowrank_vit.compression.resume import ResumeStore, identity
@@ -27,10 +26,10 @@ from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.stages.allocate import least_cost, total_cost
-from lowrank_vit.stages.allocate.knapsack import Knapsack
+from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses
 from lowrank_vit.stages.quantize import Quantizer
-from lowrank_vit.units.patches import EMBEDDING, PatchUnit
+from lowrank_vit.units.embeddings import PatchUnit
 
 if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis
@@ -52,11 +51,15 @@ class JointPlan:
 
 @dataclass(frozen=True)
 class JointPlanner:
-    """Choose sizes and bits from an analysis, the numbers of bits allowed, and how weights will be rounded."""
+    """Choose sizes and bits from an analysis, the numbers of bits allowed, and how weights will be rounded.
+
+    ``dense``: bits alone are chosen, and every module keeps its size.
+    """
 
     analysis: Analysis
     bits: Sequence[int]
     quantizer: Quantizer
+    dense: bool = False
 
     @cached_property
     def whole(self) -> nn.Module:
@@ -76,7 +79,7 @@ class JointPlanner:
         found = {}
         for decomposed in self.analysis.decomposed:
             name, dense = decomposed.unit.name, self.analysis.model.get_submodule(decomposed.unit.name)
-            cut = cut_form(decomposed, self.analysis.curves_by_unit[name], dense, POINTS)
+            cut = None if self.dense else cut_form(decomposed, self.analysis.curves_by_unit[name], dense, POINTS)
             found[name] = [] if cut is not None and cut.whole else [as_it_is(name, dense)]
             found[name] += [] if cut is None else [cut]
         return found
@@ -84,14 +87,8 @@ class JointPlanner:
     @cached_property
     def outside(self) -> list[str]:
         """Return the layers outside all units that are rounded, too: the patch embedding's and the classifier."""
-        model: Any = self.whole
-        classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-        names = [
-            name
-            for name, module in model.named_modules()
-            if is_linear(module) and (module is classifier or name == f"{EMBEDDING}.linear")
-        ]
-        return [name for name in names if not name.startswith(tuple(f"{unit}." for unit in self.forms))]
+        inside = tuple(f"{unit}." for unit in self.forms)
+        return [name for name in outside_blocks(self.whole) if not name.startswith(inside)]
 
     @cached_property
     def losses(self) -> Losses:
@@ -160,10 +157,10 @@ class JointPlanner:
         """Choose sizes and bits of least loss. Raises ``InputError`` for a budget that none meets, or that float16 meets."""
         analysis, limit = self.analysis, budget.limit(saved_bytes(self.analysis.dense, torch.float32))
         curves: Mapping[str, Sequence[ErrorCurve]] = analysis.curves_by_unit
-        plan, _ = self._within(self.fronts(curves), limit, budget)
+        plan, counted = self._within(self.fronts(curves), limit, budget)
         steps: list[dict[str, float | int | str]] = []
         points: dict[str, tuple[int, float]] = {}
-        for _ in range(self.measured.rounds):
+        for _ in range(0 if self.dense else self.measured.rounds):
             with analysis.services.watch("measure"):
                 points = analysis.measure(self._probed(plan), self.judges.each(), self.measured.images)
             curves = {
@@ -171,7 +168,7 @@ class JointPlanner:
                 for name, own in analysis.curves_by_unit.items()
             }
             plan, counted = self._within(self.fronts(curves), limit, budget)
-        for curve in analysis.curves:
+        for curve in (curve for curve in analysis.curves if curve.name in points):
             kept, loss = points[curve.name]
             step = {"part": curve.name, "kept": kept, "predicted_loss": curve.error(kept), "measured_loss": loss}
             steps.append(step)  # type: ignore[arg-type]
@@ -185,7 +182,7 @@ class JointPlanner:
             "counted": counted,
             "where": {},
         }
-        sizes = replace(plan.sizes, measured=tuple(steps), budget=entry)
+        sizes = replace(plan.sizes, measured=tuple(steps), budget=entry, pivoted=False)
         return replace(plan, sizes=sizes)
 
     def _probed(self, plan: JointPlan) -> RankPlan:
@@ -239,7 +236,7 @@ class JointPlanner:
 
     def count(self, plan: JointPlan) -> int:
         """Count the bytes of the file of a plan's model, without rounding a weight."""
-        small = self.analysis.resized(plan.sizes)
+        small = self.analysis.resized(replace(plan.sizes, pivoted=False))
         PatchUnit.prepare(small)
         for name, layer in linears(small).items():
             if name in plan.bits:

@@ -19,7 +19,7 @@ from lowrank_vit.objectives import Objective, divergences
 from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import LEAST, Replay
 from lowrank_vit.stages.quantize import Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments

@@ -23,16 +23,14 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import largest_reduction
+from lowrank_vit.compression.nested.file import analysis_of, named_tensors, plain_record
 from lowrank_vit.compression.nested.opened import Opened, with_sizes
-from lowrank_vit.compression.nested.reading import analysis_of
-from lowrank_vit.compression.nested.writing import named_tensors, plain_record
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.records.report import Report, plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.storage import folder as storage
-from lowrank_vit.storage.checksums import NESTED, check_file
-from lowrank_vit.storage.skeleton import empty_model
-from lowrank_vit.storage.validation import check_tensors
+from lowrank_vit.storage.contents import NESTED, check_file
+from lowrank_vit.storage.skeleton import check_tensors, empty_model
 from lowrank_vit.units.base import Unit
 from lowrank_vit.units.linear import LinearUnit
 
@@ -41,7 +39,7 @@ BITWISE, ROUNDED = FORMATS = (1, 2)
 
 def _ordered(kind: str, method: Any) -> bool:
     """Tell whether a smaller size of such units keeps the first parts of a larger one, in a form that a folder holds."""
-    return kind in (SINGLE, "scan") or getattr(method, "ordered", False)
+    return kind in (SINGLE, "scan", "patches", "positions") or getattr(method, "ordered", False)
 
 
 def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:
@@ -49,11 +47,6 @@ def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:
 
     ``units``: those that it finds in a model, once they are known.
     """
-    if recipe.folded or not {"patches", "positions"}.isdisjoint(recipe.units):
-        raise InputError(
-            "folded norms and smaller embeddings cannot be nested: a folder holds the dense model as it was; "
-            "leave out --folded and --embeddings"
-        )
     other = {kind: type(method).__name__ for kind, method in recipe.units.items() if not _ordered(kind, method)}
     if other or any(unit.name.endswith(".scan") for unit in units):
         raise InputError(
@@ -65,8 +58,6 @@ def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:
             f"recipe {recipe.name!r} cannot be nested: its losses are measured on the images, which a nested folder "
             "does not have; compress once for every size (the measured losses are cached), or nest 'loss_aware'"
         )
-    if recipe.pivoted:
-        raise InputError("pivoted factors cannot be nested: a smaller size has other pivots; leave out --pivoted")
     if recipe.compensation is not None and recipe.solver == "minibatch":
         raise InputError(
             f"recipe {recipe.name!r} cannot be nested with solver 'minibatch', which fits Z to the images at every size: "
@@ -74,7 +65,7 @@ def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:
         )
     if recipe.compensation is not None and (recipe.refit is not None or recipe.measured is not None):
         raise InputError(f"recipe {recipe.name!r} cannot be nested with a compensation Z: choose one without")
-    single = next((unit.name for unit in units if isinstance(unit, LinearUnit)), None)
+    single = next((unit.name for unit in units if isinstance(unit, LinearUnit) and not unit.ahead), None)
     if recipe.refit is not None and single is not None:
         raise InputError(
             f"recipe {recipe.name!r} refits {single}, which it takes as a single layer of this model: that cannot be nested; "
@@ -89,7 +80,10 @@ def pack(analysis: Analysis, report: Report) -> storage.NestedFile:
     """
     check_nestable(analysis.recipe, analysis.units)
     trained = report["protocol"] != "training-free" or "quantization" in report
-    if trained or report["recipe_fields"] != analysis.recipe.record():
+    if trained or report["recipe_fields"] != {
+        **analysis.recipe.record(),
+        "pivoted": report["recipe_fields"].get("pivoted"),
+    }:
         raise InputError(
             "a nested folder holds the model that this analysis made, neither trained nor quantised: save that"
         )
@@ -132,9 +126,8 @@ def unpack(
     check_file(config, path)
     try:
         record, tensors = _read(path, device)
-        model = empty_model(config, {}, dense=dense, allow_factory=allow_factory).to(device)
-        model.load_state_dict(tensors["dense"], strict=True)
-        analysis = analysis_of(model.eval(), record, tensors, device)
+        empty = empty_model(config, {}, dense=dense, allow_factory=allow_factory).to(device).eval()
+        analysis = analysis_of(empty, record, tensors, device)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from None
     except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:

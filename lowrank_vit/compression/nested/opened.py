@@ -13,10 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.budget import out_of_reach
-from lowrank_vit.compression.nested.changes import check_change, narrowed, widened
-from lowrank_vit.compression.nested.sizes import KnownSize, dense_size, known_sizes, needs_sizes, parameters_of
+from lowrank_vit.compression.budget import out_of_reach, priced
+from lowrank_vit.compression.nested.opened import (
+    KnownSize,
+    check_change,
+    dense_size,
+    known_sizes,
+    narrowed,
+    needs_sizes,
+    parameters_of,
+    widened,
+)
 from lowrank_vit.compression.prices import price_of
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.budgets import Size, budget_of
 from lowrank_vit.records.costs import PARAMETERS
@@ -64,10 +73,9 @@ class Opened(Analysis):
     def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
         """Choose every unit's size. Raises ``InputError`` for a budget below the smallest known size, too."""
         budget = budget_of(size, cost)
-        price = price_of(budget.cost, self.model, self.setting)
-        curves = price.priced(self.curves, self.decomposed)
-        rest = price.dense - sum(curve.dense_cost for curve in curves)
-        least = rest + total_cost(curves, self.sizes[-1].ranks)
+        price = price_of(budget.cost, self.dense, self.setting, self.model)
+        curves = priced(self.recipe, price, self.curves, self.decomposed)
+        least = price.rest(curves) + total_cost(curves, self.sizes[-1].ranks)
         if not least <= budget.limit(price.dense) < price.dense:
             raise out_of_reach(budget, self.recipe, least, price.dense)
         return super().plan(budget)
@@ -122,4 +130,4 @@ class Opened(Analysis):
         """Return the share of all parameters that is removed at a known size."""
         curves = self.curves
         saved = sum(curve.dense_cost for curve in curves) - parameters_of(curves, size)
-        return round(saved / self.dense_cost.parameters, 4)
+        return round(1 - (parameter_count(self.model) - saved) / self.dense_cost.parameters, 4)

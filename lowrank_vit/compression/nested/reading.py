@@ -16,6 +16,7 @@ from lowrank_vit.compression.nested.packing import unpacked
 from lowrank_vit.compression.nested.sizes import KnownSize, needs_sizes
 from lowrank_vit.compression.recipe import SINGLE, Recipe, recipe_of
 from lowrank_vit.compression.resume import ResumeStore
+from lowrank_vit.compression.rewrite import rewrite
 from lowrank_vit.compression.subject import Subject
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
 from lowrank_vit.records.images import Images
@@ -28,12 +29,14 @@ Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
 UNITS = ("order", "loss", "multiple")  # the fields of directions
 
 
-def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Analysis:
-    """Make the analysis of a dense model.
+def analysis_of(empty: nn.Module, record: Mapping[str, Any], tensors: Tensors, device: torch.device) -> Analysis:
+    """Make the analysis of a dense model, whose weights are read into the form that units are cut from.
 
     Raises ``LookupError``, ``TypeError``, ``ValueError`` or ``RuntimeError`` for what does not fit together.
     """
     recipe = recipe_of(record["recipe"])
+    model = rewrite(empty, recipe)
+    model.load_state_dict(tensors["dense"], strict=True)
     units = _units(model, recipe, record["sites"])
     kinds = record.get("units") or {unit.name: {unit.name: Factors.__name__} for unit in units}
     parts = {
@@ -42,7 +45,7 @@ def analysis_of(model: nn.Module, record: Mapping[str, Any], tensors: Tensors, d
     }
     moments, unseen = (_moments(tensors.get(kind, {}), record["counts"][kind]) for kind in ("seen", "unseen"))
     known: dict[str, Any] = {
-        "subject": Subject(model, model, chosen=bool(record.get("chosen"))),
+        "subject": Subject(empty, model, chosen=bool(record.get("chosen"))),
         "recipe": recipe,
         "units": units,
         "parts": parts,

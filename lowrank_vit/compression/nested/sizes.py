@@ -71,7 +71,7 @@ def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list
 def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
     plan = analysis.plan(budget)
     points = {str(step["part"]): (int(step["kept"]), float(step["measured_loss"])) for step in plan.measured}
-    small = analysis.resized(plan)
+    small = analysis.resized(replace(plan, pivoted=False))  # the refit comes before the pivots
     before = _outputs(analysis, small)
     analysis.correct(small, plan.ranks)
     changes = {
@@ -84,5 +84,5 @@ def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
 
 def _outputs(analysis: Analysis, small: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Copy the weight, (s, d), and the bias, (d,), of every unit's output layer."""
-    layers = {unit.name: get_linear(small, unit.linears[-1]) for unit in analysis.units}
+    layers = {unit.name: get_linear(small, unit.linears[-1]) for unit in analysis.units if not unit.ahead}
     return {name: (layer.weight.detach().T.clone(), layer.bias.detach().clone()) for name, layer in layers.items()}

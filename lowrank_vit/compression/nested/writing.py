@@ -61,7 +61,7 @@ def named_tensors(analysis: Analysis, *, exact: bool) -> Iterator[tuple[str, Ten
         yield f"dense|{name}", tensor
     for name, tensor in _found(analysis):
         yield name, tensor if exact else packed(name.partition("|")[0], tensor)
-    outputs = {unit.linears[-1].name for unit in analysis.units}
+    outputs = {unit.linears[-1].name for unit in analysis.units if unit.report_needs()}
     for kind, moments in (("seen", analysis.moments), ("unseen", analysis.held_out or {})):
         for name in outputs & moments.keys():
             for statistic in _read_later(moments[name], analysis.recipe):

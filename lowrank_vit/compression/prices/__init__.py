@@ -72,13 +72,11 @@ class Price:
 PRICES: Registry[type[Price]] = Registry("price", __name__)
 
 
-def setting_of(
-    model: nn.Module, dtype: torch.dtype | None = None, batch: int = 1, *, compiled: bool = False
-) -> Setting:
+def setting_of(model: nn.Module, dtype: torch.dtype | None = None, batch: int = 1, mode: str = "eager") -> Setting:
     """Return the setting of a model where it is, in its own type unless another is given."""
     parameter = next(model.parameters())
     name = str(dtype or parameter.dtype).removeprefix("torch.")
-    return Setting(str(parameter.device), name, "compiled" if compiled else "eager", batch)
+    return Setting(str(parameter.device), name, mode, batch)
 
 
 def price_of(cost: str, model: nn.Module, setting: Setting, start: nn.Module | None = None) -> Price:

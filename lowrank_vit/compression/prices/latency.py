@@ -18,19 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.prices import PRICES, Price
+from lowrank_vit.compression.runtimes import call_in, settings_in
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.records.budgets import LATENCY
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import agreed, is_first
-from lowrank_vit.stages.evaluate.module_times import Call, ModuleTimes, in_turns
-from lowrank_vit.stages.evaluate.speed import prepared, settings
+from lowrank_vit.stages.evaluate.speed import Call, ModuleTimes, in_turns, prepared
 from lowrank_vit.units.base import Decomposed
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed
 NANO = 1e9
 GRAINS = 100_000  # of the dense model's time, in which prices are rounded: allocators take long over finer ones
-TOLERANCE, TOLERANCE_OF_ONE = 0.1, 0.2  # by which a measured time may miss its budget, of many images and of one
+TOLERANCE, TOLERANCE_OF_ONE = 0.1, 0.2  # by which a measured time may be below its budget, of many images and of one
+CORRECTIONS = 4  # plans more, with what the last one missed the budget by
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Sizes = tuple[int, ...]  # of a module's units, in their order
@@ -43,7 +44,7 @@ class Latency(Price):
 
     before_images: ClassVar[bool] = False
     knows_z: ClassVar[bool] = False
-    corrections: ClassVar[float] = 1
+    corrections: ClassVar[float] = CORRECTIONS
 
     @property
     def where(self) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Latency(Price):
         size = input_size(self.model)
         if size is None:
             raise InputError("the model does not say what images it takes, so it cannot be timed: give params or bytes")
-        settings(self.setting.device, [self.setting.mode], [self.setting.batch])
+        settings_in(self.setting.device, [self.setting.mode], [self.setting.batch])
         dtype = getattr(torch, self.setting.dtype)
         return torch.randn(self.setting.batch, *size, device=self.setting.device, dtype=dtype)
 
@@ -86,9 +87,9 @@ class Latency(Price):
         return round(self.dense * ratio)
 
     def misses(self, counted: int, limit: float) -> bool:
-        """Tell whether a measured time is too far from the budget, above or below."""
+        """Tell whether a measured time is above the budget, or too far below it."""
         tolerance = TOLERANCE_OF_ONE if self.setting.batch == 1 else TOLERANCE
-        return abs(counted - limit) > tolerance * limit
+        return not (1 - tolerance) * limit <= counted <= limit
 
     def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
         """Return the curves with times for costs, measured where the machine's table does not have them."""
@@ -112,7 +113,7 @@ class Latency(Price):
         return [replace(curve, table=tables[curve.name]) for curve in curves]
 
     def _call(self, module: nn.Module, inputs: Inputs) -> Call:
-        return partial(prepared(module, self.setting), *inputs[0], **inputs[1])
+        return call_in(module, self.setting, *inputs)
 
     def _folded(self, grid: Grid, sizes: Sizes, inputs: Inputs) -> Call:
         return self._call(grid.folded(sizes), inputs)

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder

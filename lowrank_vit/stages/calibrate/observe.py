@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.linalg.gram import assembled
+from lowrank_vit.linalg.metric import assembled
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import separate_bias
-from lowrank_vit.modules.plausible import tell_implausible
-from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.predicting import predict, tell_implausible
 from lowrank_vit.modules.surgery import output_layer
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification

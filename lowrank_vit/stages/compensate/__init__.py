@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 
 
 @storable

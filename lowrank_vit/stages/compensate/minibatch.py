@@ -13,16 +13,20 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lowrank_vit.runtime.checkpoints import LastCheckpoint
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed
-from lowrank_vit.runtime.trainer import make_trainer, quiet_run
+from lowrank_vit.runtime.trainer import LastCheckpoint, make_trainer, quiet_run
 from lowrank_vit.stages.compensate import Compensation, State
-from lowrank_vit.stages.compensate.batches import SeededBatches, count_images, make_loader
-from lowrank_vit.stages.compensate.inputs import LayerInputs, batch_loss, full_precision
-from lowrank_vit.stages.compensate.optimizers import ADAM, check_optimizer, make_optimizer
-from lowrank_vit.stages.compensate.solve import Group, Solution, by_shape
+from lowrank_vit.stages.compensate.inputs import (
+    LayerInputs,
+    SeededBatches,
+    batch_loss,
+    count_images,
+    full_precision,
+    make_loader,
+)
+from lowrank_vit.stages.compensate.solve import ADAM, Group, Solution, by_shape, check_optimizer, make_optimizer
 
 LAST = "compensation.ckpt"
 CHECKPOINTS = 10  # in a run

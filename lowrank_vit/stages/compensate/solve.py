@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import progress_bars
 from lowrank_vit.runtime.registry import unknown
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import Compensation, State, quadratic, squared_error
-from lowrank_vit.stages.compensate.optimizers import ADAM, make_optimizer
+from lowrank_vit.stages.compensate.solve import ADAM, make_optimizer
 
 SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and Lightning, is in ``minibatch.py``
 

@@ -43,26 +43,31 @@ class FeatureRatio:
 
 @dataclass(frozen=True)
 class MeasuredCurves:
-    """Measure every unit's loss at ``points`` sizes, spaced geometrically from 1/``span`` of its largest size up to it.
+    """Measure every unit's loss at its least size, and at ``points`` more from 1/``span`` of its largest size up to it.
 
+    These are spaced geometrically; or, with ``ratios``, the sizes are those shares of the largest one that saves anything.
+    No size below the least that was measured is ever chosen.
     ``currency``: ``"kl"``, the objective's divergence from the dense model (for a classifier ``KL(dense || small)`` in
     nats per image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
-    The logarithm of the loss is interpolated linearly in that of the size, and constant beyond the sizes; the running
-    minimum from the smallest size on never rises. The dense choice loses nothing.
+    The logarithm of the loss is interpolated linearly in that of the size; the running minimum from the smallest size on
+    never rises. The dense choice loses nothing.
     """
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     currency: str = KL
     images: int = 96
     points: int = 7
     span: int = 16
+    ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.currency not in (KL, FEATURE):
             raise unknown("currency of measured curves", self.currency, (KL, FEATURE))
         if self.images < 1 or self.points < 1 or self.span < 1:
             raise InputError(f"images={self.images}, points={self.points}, span={self.span}: all must be at least 1")
+        if not all(0 < ratio <= 1 for ratio in self.ratios):
+            raise InputError(f"ratios={self.ratios}: shares of the largest size, above 0 and up to 1")
 
     def comparison(self, objective: Objective) -> Comparison:
         """Return the comparison of outputs to use; ``objective``: the recipe's."""
@@ -77,9 +82,12 @@ class MeasuredCurves:
         """Return the sizes to measure, ascending, each of them one that an allocator may choose."""
         if not curve.ranks:
             return []
-        largest = curve.ranks[-1]
-        wanted = np.geomspace(max(largest / self.span, curve.ranks[0]), largest, self.points)
-        places = np.rint((wanted - curve.ranks[0]) / curve.ranks.step).astype(int)
+        least, largest = curve.ranks[0], curve.ranks[-1]
+        if self.ratios:
+            wanted = np.maximum(np.array(self.ratios) * largest, least)
+        else:
+            wanted = np.append(least, np.geomspace(max(largest / self.span, least), largest, self.points))
+        places = np.rint((wanted - least) / curve.ranks.step).astype(int)
         return sorted({curve.ranks[int(place)] for place in places})
 
     def __call__(self, curve: ErrorCurve, points: Sequence[tuple[int, float]]) -> ErrorCurve:
@@ -90,4 +98,4 @@ class MeasuredCurves:
         logs = np.log(np.maximum(losses, LEAST))
         ranks = np.log(np.maximum(np.arange(len(curve.errors)), 1))
         errors = np.minimum.accumulate(np.exp(np.interp(ranks, np.log(sizes), logs)))
-        return replace(curve, errors=torch.from_numpy(errors).to(curve.errors))
+        return replace(curve, errors=torch.from_numpy(errors).to(curve.errors), least=sizes[0])

@@ -23,7 +23,7 @@ from lowrank_vit.modules.surgery import exchanged
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered, rank_and_world
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
 IMAGES = "images"  # the key of what both models see
@@ -125,7 +125,7 @@ class Replay:
             for batch in range(self._batches):
                 x = self._entering(start, batch)
                 for step in names[max(start, 0) :]:
-                    x = run_step(self._steps[step], x, self._given[step])
+                    x = run_step(modules.get(step, self._steps[step]), x, self._given[step])
                 dense = self._kept[DENSE, batch].to(self._device)
                 total += float(self._comparison.divergence(dense, self._finish(x)))
                 count += len(x)
@@ -135,7 +135,7 @@ class Replay:
     def _position(self, name: str) -> int:
         """Return the position of the step that holds a module; -1 before all steps, their number after them."""
         for position, step in enumerate(self._steps):
-            if name.startswith(f"{step}."):
+            if name == step or name.startswith(f"{step}."):
                 return position
         if name.startswith(tuple(pool for pool, _ in pool_modules(self._model))):
             return len(self._steps)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
 from lowrank_vit.architectures.step_inputs import enter, run_step
+from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
-from lowrank_vit.stages.correct.regression import Folds, add_affine
-from lowrank_vit.stages.correct.streams import Streams
+from lowrank_vit.runtime.tensors import Spill
+from lowrank_vit.stages.correct.merged_refit import refit_token_block
+from lowrank_vit.stages.correct.regression import Folds, Streams, add_affine
 
 
 def check_refit(model: nn.Module, batches: object) -> None:
@@ -67,7 +68,8 @@ class OutputRefit:
     ) -> dict[str, float | None]:
         """Change the output layers of ``small`` in place; return the ridge of each, ``None`` where nothing was gained.
 
-        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,). ``batches``: the
+        ``sensitivities``: of each output layer, the sum of squared gradients by position, (T,); none are needed where they
+        weigh nothing. ``batches``: the
         calibration images, (B, C, H, W). Raises ``InputError`` for blocks of an unknown kind.
         """
         family, device = family_of(dense), next(dense.parameters()).device
@@ -75,11 +77,18 @@ class OutputRefit:
         old_images, new_images = tee(batch.to(device) for batch in batches)
         given, inputs = enter(dense, steps, old_images)
         smaller_inputs = first_inputs(small, small.get_submodule(next(iter(steps))), new_images)
-        with Streams() as streams, Streams() as before:
+        with Streams() as streams, Streams() as before, Spill() as shares:
             for place, pair in enumerate(zip(inputs, smaller_inputs, strict=True)):
                 streams.put(place, *pair)
             for name in track(list(steps), "refit", shown=progress):
                 old, new = steps[name], small.get_submodule(name)
+                if isinstance(new, TokenBlock):
+                    own = family.branches(old)
+                    outputs = [f"{name}.{branch.output_name}" for branch in own]
+                    weights = [self._weights(sensitivities[output]) for output in outputs]
+                    found = refit_token_block(own, new, streams, shares, weights, self.folds, self._fit)
+                    ridges |= dict(zip(outputs, found, strict=True))
+                    continue
                 branches = list(zip(family.branches(old), family.branches(new), strict=True))
                 sources = streams
                 for place, branch_pair in enumerate(branches):
@@ -87,7 +96,8 @@ class OutputRefit:
                         shared = any(other.beside for other, _ in branches[place + 1 : place + 2])
                         sources = streams.copy_to(before) if shared else streams
                     output = f"{name}.{branch_pair[0].output_name}"
-                    ridges[output] = self._branch(*branch_pair, streams, sources, sensitivities[output], given[name])
+                    weights = self._weights(sensitivities[output]) if self.sensitivity else torch.ones(())
+                    ridges[output] = self._branch(*branch_pair, streams, sources, weights, given[name])
                 if not branches:
                     for place in range(len(streams)):
                         x, y = streams.at(place, device)
@@ -100,15 +110,16 @@ class OutputRefit:
         new: Branch,
         streams: Streams,
         sources: Streams,
-        sensitivity: Tensor,
+        weights: Tensor,
         given: dict[str, Any],
     ) -> float | None:
-        """Refit one branch, which sees ``sources``, and return the ridge. The streams are replaced by those after it.
+        """Refit one branch, which sees ``sources``, by the ``weights`` of positions; return the ridge.
 
-        Both models run it once; then what the change adds to the layer's outputs is added (behind a norm: it runs again).
+        The streams are replaced by those after it. Both models run it once; then what the change adds to the layer's outputs
+        is added (behind a norm: it runs again).
         """
         layer, device = new.output_layer, new.output_layer.weight.device
-        folds, weights = Folds(layer, self.folds), self._weights(sensitivity)
+        folds = Folds(layer, self.folds)
         with Spill() as inputs:
             for place in range(len(streams)):
                 pair = streams.at(place, device)
@@ -126,6 +137,13 @@ class OutputRefit:
                     streams.small[place] = y + new.add(source.to(device), **given).cpu()
             elif ridge is not None:
                 self._move(old, streams.small, inputs, change, shift)
+        return ridge
+
+    def _fit(self, branch: Branch, layer: nn.Linear, folds: Folds) -> float | None:
+        """Change an output layer by what the folds hold of its inputs and of what is missing; return the ridge."""
+        change, shift, ridge = _seen(branch.scale, *folds.fit(self.ridges))
+        if ridge is not None:
+            _add_to(layer, change, shift, branch.scale)
         return ridge
 
     def _weights(self, sensitivity: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lowrank_vit.linalg.gram import gram, weighted_sum
-from lowrank_vit.linalg.metric import about_mean, cholesky_root
+from lowrank_vit.linalg.metric import about_mean, cholesky_root, gram, weighted_sum
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.processes import rank_and_world
 

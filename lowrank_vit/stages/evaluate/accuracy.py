@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -13,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torchmetrics import Metric
 
-from lowrank_vit.modules.plausible import tell_implausible
-from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.predicting import predict, tell_implausible
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
 from lowrank_vit.records.images import Batch, Batches, Images, check_labels, each_batch, images_in, labels_in
@@ -22,7 +23,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
-from lowrank_vit.stages.evaluate.classes import tell_misfit
+from lowrank_vit.stages.evaluate.accuracy import tell_misfit
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
 EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
@@ -32,6 +33,15 @@ def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Count the labels, (batch,), that are among the k largest logits, (batch, classes)."""
     k = min(k, logits.shape[-1])
     return (logits.topk(k, dim=-1).indices == labels[:, None]).sum()
+
+
+def pack_hits(hits: Tensor) -> str:
+    """Write which images were hit, (n,) booleans, as text: one bit for each, in base64.
+
+    >>> pack_hits(torch.tensor([True, False, True]))
+    'oA=='
+    """
+    return base64.b64encode(np.packbits(hits.cpu().numpy()).tobytes()).decode()
 
 
 class ClassificationScore(Metric):
@@ -131,14 +141,18 @@ class Evaluation(LightningModule):
         super().__init__()
         self.model, self.dense = model, dense
         self.score = score or (ClassificationScore() if dense is None else ComparedScore())
+        self.hits: list[Tensor] = []  # of this process's images, in their order
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch. Raises ``InputError`` for labels that cannot be scored."""
         images, labels = images_in(batch), labels_in(batch)
+        if not len(images):
+            return
         if batch_idx == 0:
             tell_implausible(self.model, images)
         logits = predict(self.model, images)
         check_labels(labels, logits.shape[-1])
+        self.hits.append(logits.topk(1, dim=-1).indices[:, 0] == labels)
         beside = [] if self.dense is None else [predict(self.dense, images)]
         self.score.update(logits, labels, *beside)
 
@@ -217,8 +231,12 @@ def evaluate(
     dense: nn.Module | None = None,
     hardware: Hardware = ONE_PROCESS,
     progress: bool = True,
+    hits: bool = False,
 ) -> dict[str, Any]:
     """Return ``{"top1", "top5", "loss", "n"}``: percent, percent, mean cross-entropy, number of images.
+
+    ``hits``: add which images of a classifier were hit, as ``pack_hits`` writes it, so that two models can be compared
+    image by image; one process alone knows them all, several add nothing.
 
     With the ``dense`` model, add its ``top1_dense``, and ``agreement`` and ``kl`` as ``comparison.compare`` returns them.
     Of a model without a classifier, return ``{"feature_error", "n"}``: the mean over all features of
@@ -232,6 +250,8 @@ def evaluate(
     Raises ``InputError`` for no images, missing or foreign labels, devices that are not there, and a model without a
     classifier where there is no dense one.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError("the model is on the device 'meta', without weights: make it on the CPU, and load some")
     evaluation = _evaluation(model, dense)
     data = dataloader
     if not isinstance(data, LightningDataModule):
@@ -251,4 +271,10 @@ def evaluate(
         results = trainer.validate(evaluation, datamodule=data, verbose=False)
     if not results or not results[0]["n"]:
         raise InputError(EMPTY)
-    return {**results[0], "n": round(results[0]["n"])}
+    loss = results[0].get("loss", 0.0)
+    if loss != loss:  # NaN
+        raise InputError("the model's outputs are not numbers for some images: check the weights and the images")
+    found = {**results[0], "n": round(results[0]["n"])}
+    if hits and sum(map(len, evaluation.hits)) == found["n"]:
+        found["hits"] = pack_hits(torch.cat(evaluation.hits))
+    return found

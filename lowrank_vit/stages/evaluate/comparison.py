@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.modules.plausible import tell_implausible
-from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.predicting import predict, tell_implausible
 from lowrank_vit.objectives.classification import Classification, without_classifier
 from lowrank_vit.records.images import Batches, each_image, images_in, known_labels
 from lowrank_vit.runtime.errors import InputError

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +18,7 @@ from lowrank_vit.runtime.files import cache_folder, write_json
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.runtime.progress import say
 from lowrank_vit.runtime.provenance import device_name
-from lowrank_vit.stages.evaluate.speed import BLOCK, LEAST_ROUNDS, Setting, seconds_in_turns
+from lowrank_vit.stages.evaluate.speed import BLOCK, LEAST_ROUNDS, MODES, Setting, seconds_in_turns
 
 Call = Callable[[], object]
 
@@ -46,6 +47,7 @@ class ModuleTimes:
             "threads": torch.get_num_threads(),
             "matmul_precision": torch.get_float32_matmul_precision(),
             "torch": torch.__version__,
+            **({} if self.setting.mode in MODES else {self.setting.mode: metadata.version(self.setting.mode)}),
         }
 
     @property

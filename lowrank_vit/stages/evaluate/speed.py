@@ -6,7 +6,6 @@ rounds, of the ratio within a round. Random weights and images: speed does not d
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules import counting as cost
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
@@ -156,10 +156,33 @@ def tensor_bytes(model: nn.Module) -> int:
 
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
     """Return a copy of the model on the device, in the type and in the mode of ``setting``."""
-    ready = copy.deepcopy(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
+    ready = copied(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
     if setting.mode == "compiled":
         ready.compile(dynamic=False)
     return ready
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Hold a model that is ready to run, how its memory is measured, and the bytes of the file that was loaded, if any."""
+
+    call: Run
+    memory: Callable[[], int | None]
+    file_bytes: int | None = None
+
+
+def ready(model: nn.Module, setting: Setting, images: Tensor) -> Ready:
+    """Make a model ready to run in torch; its memory is that of its tensors and of a call."""
+    module = prepared(model, setting)
+
+    def memory() -> int | None:
+        peak = activation_bytes(module, images)
+        return None if peak is None else tensor_bytes(module) + peak
+
+    return Ready(module, memory)
+
+
+Prepare = Callable[[nn.Module, Setting, Tensor], Ready]
 
 
 def compare(
@@ -169,6 +192,7 @@ def compare(
     macs: Mapping[str, int],
     seconds: float,
     clock: str = "wall",
+    prepare: Prepare = ready,
 ) -> dict[str, Any]:
     """Make one row: every model in one setting, compared with the first one, which is dense.
 
@@ -176,21 +200,21 @@ def compare(
     multiply-accumulates, 1 where all saved work is saved time. Spreads are quartiles.
     """
     torch.compiler.reset()
-    ready = {name: prepared(model, setting) for name, model in models.items()}
     images = torch.randn(setting.batch, *size, device=setting.device, dtype=getattr(torch, setting.dtype))
+    runs = {name: prepare(model, setting, images) for name, model in models.items()}
     with torch.inference_mode():
-        measured = seconds_in_turns(ready, images, seconds, clock)
-        peaks = {name: activation_bytes(model, images) for name, model in ready.items()}
+        measured = seconds_in_turns({name: run.call for name, run in runs.items()}, images, seconds, clock)
+        memory = {name: run.memory() for name, run in runs.items()}
     dense, row = next(iter(models)), asdict(setting)
     for name, times in measured.items():
-        peak = peaks[name]
         low, middle, high = quartiles(times)
         row[name] = {
             "seconds": middle,
             "seconds_quartiles": [low, high],
             "images_per_second": setting.batch / middle,
-            "peak_memory_bytes": None if peak is None else tensor_bytes(ready[name]) + peak,
+            "peak_memory_bytes": memory[name],
             "rounds": len(times),
+            **({} if runs[name].file_bytes is None else {"file_bytes": runs[name].file_bytes}),
         }
         if name != dense:
             low, middle, high = quartiles([one / other for one, other in zip(measured[dense], times, strict=True)])
@@ -206,11 +230,12 @@ def benchmark(
     seconds: float = 10.0,
     clock: str = "wall",
     progress: bool = False,
+    prepare: Prepare = ready,
 ) -> dict[str, Any]:
     """Run all settings, one after the other: ``{"params", "macs", "rows", ...}``; the first model is the dense one.
 
-    ``seconds``: about how long the models of a row are timed together. Raises ``InputError`` where the size of the
-    model's images is not known.
+    ``seconds``: about how long the models of a row are timed together; ``prepare``: makes a model ready in a setting.
+    Raises ``InputError`` where the size of the model's images is not known.
     """
     size = cost.input_size(next(iter(models.values())))
     if size is None:
@@ -224,7 +249,7 @@ def benchmark(
         "macs": macs,
         "scans": {name: cost.scan_accumulates(model, size) for name, model in models.items()},  # are not in macs
         "rows": [
-            compare(models, setting, size, macs, seconds, clock)
+            compare(models, setting, size, macs, seconds, clock, prepare)
             for setting in track(chosen, "benchmark", shown=progress)
         ],
     }

@@ -1,1 +1,1 @@
-"""Export of a compressed model for other programs, and its form for a GPU."""
+"""Export of a compressed model for other programs."""

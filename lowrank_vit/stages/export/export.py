@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import Predicting
 from lowrank_vit.objectives.classification import classes_of
@@ -28,6 +31,19 @@ def preprocessing(model: nn.Module) -> str:
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     own = {"num_classes": classes_of(model)}  # timm's is that of the pretrained weights
     return json.dumps({name: {**config, **own}[name] for name in PREPROCESSING if name in config})
+
+
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """Yield a path elsewhere, of the same name; if the block succeeds, files written there go to ``path`` and beside it."""
+    with replacing(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / path.name
+        for written in Path(folder).iterdir():
+            if written.name == path.name:
+                shutil.copyfile(written, temporary)
+                continue
+            with replacing(path.with_name(written.name)) as other:
+                shutil.copyfile(written, other)
 
 
 def export(
@@ -52,11 +68,11 @@ def export(
         raise InputError("the model does not say the size of its images, so it cannot be traced")
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         raise InputError(f"the model is {parameter.dtype} on {parameter.device}: export it as float32 on the CPU")
-    described, model = preprocessing(model), Predicting(copy.deepcopy(model)).eval().requires_grad_(False)
+    described, model = preprocessing(model), Predicting(copied(model)).eval().requires_grad_(False)
     generator, differences = torch.Generator().manual_seed(0), {}
-    with replacing(path) as temporary:
-        found.write(model, torch.randn(TRACED, *size, generator=generator), temporary, described)
-        run = found.run(temporary)
+    with placed(path) as written:
+        found.write(model, torch.randn(TRACED, *size, generator=generator), written, described)
+        run = found.run(written)
         for batch in batches:
             images = torch.randn(batch, *size, generator=generator)
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""ONNX files for onnxruntime that compute in integers: 8 bits for weights and activations, or 4 bits for weights.
+"""Files that compute in integers: 8 bits for weights and activations, or 4 bits for weights.
 
 Both begin with the float file that ``export`` writes and checks. With 8 bits every product of a weight has its own scale
 for each output channel, and one for its input, from the range that the calibration images show; its output stays float.
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from lowrank_vit.objectives import Objective, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import replacing
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.export.export import export
-from lowrank_vit.stages.export.formats.onnx import INPUT, Onnx
+from lowrank_vit.stages.export.agreement import Agreement, agreement
+from lowrank_vit.stages.export.export import export, placed
+from lowrank_vit.stages.export.formats import narrowed
+from lowrank_vit.stages.export.formats.onnx import INPUT
 
 PRODUCTS = ("MatMul", "Gemm")
 BLOCK = 32  # weights of a row that share a scale, with 4 bits
@@ -37,14 +38,19 @@ MEASURED = 16  # images on which a layer's rounding is measured
 class IntegerFile:
     """Describe the written file: how many products are in integers, which stay float, how far outputs are from float.
 
-    ``divergence``: of the objective, a mean over the images; ``losses``: of each product's rounding alone.
+    ``losses``: the divergence by each product's rounding alone.
     """
 
     bits: int
     rounded: int
     kept: tuple[str, ...]
-    divergence: float
+    agreement: Agreement
     losses: Mapping[str, float]
+
+    @property
+    def divergence(self) -> float:
+        """Return the mean divergence over the images."""
+        return self.agreement.divergence
 
 
 def export_integers(
@@ -53,36 +59,44 @@ def export_integers(
     bits: int,
     batches: Iterable[Tensor],
     *,
+    file_format: str = "onnx",
+    symmetric: bool = False,
     tolerated: float = TOLERATED,
     progress: bool = False,
 ) -> IntegerFile:
-    """Write an ONNX file that computes in integers, and measure how far its outputs are from the model's.
+    """Write a file that computes in integers, and measure how far its outputs are from the model's.
 
     bits: 8, for weights and activations, or 4, for weights alone; ``batches``: images (B, C, H, W) that ranges are
     calibrated and divergences measured on. ``tolerated``: with 8 bits, the most sensitive layers stay float until the
-    others' measured divergences add up to no more.
+    others' measured divergences add up to no more. ``file_format``: onnx, or openvino with 8 bits.
+    ``symmetric``: activations have no zero point, as TensorRT asks; GELU's then have half of the codes.
     Raises ``InputError`` for other bits, no images, and whatever ``export`` refuses; ``path`` is then not written.
     """
     if bits not in (4, 8):
         raise InputError(f"no integer file of {bits!r} bits: choose 4 or 8")
-    images = list(batches)
+    images, found, onnx = list(batches), narrowed(file_format), narrowed("onnx")
+    if bits == 4 and file_format != "onnx":
+        raise InputError(
+            f"4-bit weights need an operator of onnxruntime, which {file_format} lacks: choose onnx, or 8 bits"
+        )
     if not images:
         raise InputError("ranges are calibrated on images, and there are none: pass some")
     objective = objective_for(model, Classification())
-    with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
-        exact = Path(folder) / "float.onnx"
+    with tempfile.TemporaryDirectory() as folder, placed(path) as written:
+        exact, rounded = Path(folder) / "float.onnx", Path(folder) / "rounded.onnx"
         export(model, exact, "onnx")
         names, losses = products(exact), dict[str, float]()
         if bits == 8:
-            calibrated = Calibrated(exact, images, Path(folder) / "ranges.json")
+            calibrated = Calibrated(exact, images, Path(folder) / "ranges.json", symmetric)
             losses = dict(_measured(calibrated, names, objective, progress))
             kept = sensitive(losses, tolerated)
-            calibrated.write(temporary, [name for name in names if name not in kept])
+            calibrated.write(rounded, [name for name in names if name not in kept])
         else:
-            kept = _write_int4(exact, temporary)
-        _keep_metadata(exact, temporary)
-        found = divergence(objective, exact, temporary, images)
-    return IntegerFile(bits, len(names) - len(kept), tuple(kept), found, losses)
+            kept = _write_int4(exact, rounded)
+        _keep_metadata(exact, rounded)
+        found.convert(rounded, written)
+        far = agreement(objective, onnx.run(exact), found.run(written), images)
+    return IntegerFile(bits, len(names) - len(kept), tuple(kept), far, losses)
 
 
 def products(path: Path) -> list[str]:
@@ -96,11 +110,15 @@ def products(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Hold a float file, and the images that show the ranges of its activations; ``ranges``: where these are kept."""
+    """Hold a float file, and the images that show the ranges of its activations; ``ranges``: where these are kept.
+
+    ``symmetric``: ranges are as far below zero as above.
+    """
 
     exact: Path
     images: Sequence[Tensor]
     ranges: Path
+    symmetric: bool = False
 
     def write(self, path: Path, names: Sequence[str]) -> None:
         """Write the file with the products of these ``names`` in 8 bits."""
@@ -122,9 +140,12 @@ class Calibrated:
                 op_types_to_quantize=list(PRODUCTS),
                 nodes_to_quantize=list(names),
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if self.symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                extra_options={"OpTypesToExcludeOutputQuantization": list(PRODUCTS)},
+                extra_options={
+                    "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+                    "ActivationSymmetric": self.symmetric,
+                },
                 calibration_cache_path=self.ranges,
             )
 
@@ -144,22 +165,16 @@ def sensitive(losses: Mapping[str, float], tolerated: float) -> list[str]:
     return kept
 
 
-def divergence(objective: Objective, exact: Path, other: Path, images: Sequence[Tensor]) -> float:
-    """Measure the mean divergence of a file's outputs from the float file's."""
-    runs, total = [Onnx().run(path) for path in (exact, other)], 0.0
-    for batch in images:
-        total += float(objective.divergence(*(objective.reading(run(batch)) for run in runs)))
-    return total / sum(map(len, images))
-
-
 def _measured(
     calibrated: Calibrated, names: Sequence[str], objective: Objective, progress: bool
 ) -> Iterator[tuple[str, float]]:
     """Measure what the rounding of each product alone costs."""
     images, one = [torch.cat(list(calibrated.images))[:MEASURED]], calibrated.ranges.with_name("one.onnx")
+    onnx = narrowed("onnx")
+    exact = onnx.run(calibrated.exact)
     for name in track(names, "measure", shown=progress):
         calibrated.write(one, [name])
-        yield name, divergence(objective, calibrated.exact, one, images)
+        yield name, agreement(objective, exact, onnx.run(one), images).divergence
 
 
 def _write_int4(exact: Path, path: Path) -> list[str]:

@@ -6,15 +6,16 @@ have the zeros in their weights, and queries and keys may be narrower than value
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.permanent import copied
+from lowrank_vit.modules.embeddings import Patches, is_plain
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.patches import Patches, is_plain
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module
@@ -22,7 +23,7 @@ from lowrank_vit.modules.surgery import replace_module
 
 def straightened(model: nn.Module, channels: int) -> nn.Module:
     """Copy a model in such modules; ``channels``: of an image, by which its patch embedding is known."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
             replace_module(model, name, _dequantized(module))
@@ -72,12 +73,10 @@ class EvenAttention(LowRankAttention):
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
         """Return the output of the heads' queries, keys and values; ``bias`` is added to the logits."""
-        logits = query @ key.mT  # what exporters make of torch's fused attention has more steps
-        if bias is not None:
-            logits = logits + bias
-        if is_causal:
-            logits = logits + logits.new_full(logits.shape[-2:], -torch.inf).triu(1)
-        joined: Tensor = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        if bias is not None and is_causal:  # torch takes one of the two
+            bias, is_causal = bias + bias.new_full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1), False
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
+        joined: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return joined
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lowrank_vit.modules.conv_mixer import KERNELS, mixer_cost
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count, tokens_per_image
 from lowrank_vit.records.costs import NOTHING, Cost
+from lowrank_vit.records.factors import SplitSite
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, MIXER, OUTPUT, ROW, VALUE, AttentionSite, MlpSite
-from lowrank_vit.records.split_rows import SplitSite
 
 GatedSite = AttentionSite | MlpSite | SplitSite
 Open = Mapping[str, Tensor]  # by the unit's kind: which parts stay, (count,), bool

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.records.columns import input_reader
+from lowrank_vit.records.factors import SplitSite, input_reader
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, MIXER, OUTPUT, ROW, VALUE, AttentionSite, MlpSite
-from lowrank_vit.records.split_rows import SplitSite
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import survey
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.records.factors import SplitSite
 from lowrank_vit.records.sites import MIXER, ROW, PoolSite
-from lowrank_vit.records.split_rows import SplitSite
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.gates import GradualMethod
 from lowrank_vit.stages.gates.expected import GatedSite, Prices
 from lowrank_vit.stages.gates.gates import Gate, places

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer, grid, shared_weights
-from lowrank_vit.stages.gates.drawn import DrawnGate
 from lowrank_vit.stages.gates.gates import GatedLayer, Place
+from lowrank_vit.stages.gates.mixing import DrawnGate
 
 MOMENTUM, SMALLEST = 0.1, 1e-5
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import Classification, classes_of, distillation_loss

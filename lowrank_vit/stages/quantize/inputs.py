@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import UnknownWholeError, family_of
 from lowrank_vit.architectures.step_inputs import enter, run_step
-from lowrank_vit.linalg.gram import gram
-from lowrank_vit.linalg.metric import about_mean
+from lowrank_vit.linalg.metric import about_mean, gram
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 
 HARDLY = 1e-4  # share of the squared inputs that is variance: below, products in float32 miss a hundredth of it
 

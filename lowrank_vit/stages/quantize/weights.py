@@ -15,12 +15,12 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import stored_bytes
-from lowrank_vit.modules.factors import expand
+from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.packing import dequantize, pack
-from lowrank_vit.modules.patches import Patches
-from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
+from lowrank_vit.modules.pivoted_linear import expand
+from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits, dequantize, pack
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.report import Quantization, QuantizationAddition, plain
@@ -72,7 +72,7 @@ def round_to_half(model: nn.Module) -> None:
             tensor.data = rounded.to(tensor.dtype)
 
 
-def _linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
+def block_linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
     """Find the linear layers that match ``sites``, and those inside all compressed layers but the patch embedding."""
     chosen = {site.name for site in find_sites(model, sites)}
     patches = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Patches))
@@ -102,10 +102,10 @@ def quantize(
         check_bits(bits)
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = canonical(copy.deepcopy(model))
+    exact = canonical(copied(model))
     if bits != HALF:
         expand(exact)  # an identity in codes costs little, and rows have one scale each
-    linears, quantized = _linears(exact, sites), copy.deepcopy(exact).eval()
+    linears, quantized = block_linears(exact, sites), copy.deepcopy(exact).eval()
     if bits != HALF:
         _replace(quantized, linears, bits, quantizer, observe)
     round_to_half(quantized)

@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
-from lowrank_vit.modules.factors import expanded
+from lowrank_vit.modules.pivoted_linear import expanded
 from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.records.images import Batches, Images, images_in
 from lowrank_vit.records.report import plain
-from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware, derived_seed
 from lowrank_vit.runtime.lightning_run import SeededTraining, Start, run_record, train, warm_up_cosine
-from lowrank_vit.runtime.seeds import derived_seed
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.stages.training.augmentation import augment
-from lowrank_vit.stages.training.teacher import check_pair, check_settings, inputs_hash, remember
+from lowrank_vit.stages.training.teacher import augment, check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"
 CLASSIFICATION = Classification()
@@ -212,12 +211,17 @@ class Distillation(SeededTraining):
             self.kl_held_out[when] = divergences(self.objective, self._teacher[0], [self.model], batches)[0]
 
 
+def _all(images: Tensor | Batches) -> Tensor:
+    """Return all images in one tensor, (N, C, H, W), floats."""
+    return images_in(images) if isinstance(images, Tensor) else Images.of(images).tensor()
+
+
 def distill(
     model: nn.Module,
     teacher: nn.Module,
-    images: Tensor,
+    images: Tensor | Batches,
     *,
-    held_out: Tensor | None = None,
+    held_out: Tensor | Batches | None = None,
     epochs: int = 20,
     hardware: Hardware = ONE_PROCESS,
     loggers: Logger | list[Logger] | None = None,
@@ -227,7 +231,7 @@ def distill(
     progress: bool = True,
     **fields: Any,
 ) -> Distillation:
-    """Train all of ``model`` in place towards ``teacher`` on ``images``, (N, C, H, W), preprocessed for the model.
+    """Train all of ``model`` in place towards ``teacher`` on ``images``, (N, C, H, W) or batches, preprocessed for it.
 
     ``fields`` are further ones of ``Distillation``. With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which
     a later call continues and, on the same kind and number of devices, ends with the weights of an undisturbed run
@@ -235,6 +239,7 @@ def distill(
     Raises ``InputError`` for bad settings, models that do not fit, or a checkpoint of another run.
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
+    images, held_out = _all(images), None if held_out is None else _all(held_out)
     with expanded(model), quiet_run(None, model.eval(), teacher), isolate_rng():
         run = run_record(hardware, inputs_sha256=inputs_hash(model, teacher, images))
         module = Distillation(model, teacher, images, held_out=held_out, epochs=epochs, seed=seed, run=run, **fields)

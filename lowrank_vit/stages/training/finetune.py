@@ -19,24 +19,27 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lowrank_vit.architectures.linears import patch_embedding
-from lowrank_vit.data.batches import as_data_module
-from lowrank_vit.modules.factors import expanded
+from lowrank_vit.architectures.linears import classifiers, patch_embedding
+from lowrank_vit.data.loading import as_data_module
+from lowrank_vit.modules.pivoted_linear import expanded
+from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.records.images import Batch, Batches, images_in, labels_in, training_labels
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
-from lowrank_vit.stages.training.imitation import check_imitation, towards_teacher
+from lowrank_vit.stages.training.teacher import check_imitation, towards_teacher
 
 
 def _classifier_parameters(model: nn.Module) -> set[int]:
     """Return the ids of the classifier's parameters; a distilled DeiT has two heads."""
     get_classifier: Any = getattr(model, "get_classifier", None)
-    if get_classifier is None:
-        raise InputError(f"{type(model).__name__} has no get_classifier(): fine-tuning needs a timm model")
-    heads = get_classifier()
+    heads = tuple(classifiers(model).values()) if get_classifier is None else get_classifier()
+    if heads == ():
+        raise InputError(
+            f"{type(model).__name__} has no classifier of a known name (head, classifier, ...): pass full=True (--full)"
+        )
     return {id(p) for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()}
 
 
@@ -45,7 +48,7 @@ def partial_parameters(model: nn.Module) -> list[str]:
 
     Weight and bias of every normalisation layer, every bias (those of low-rank layers too), the classifier, and the
     patch embedding. Tokens, position embeddings and Swin's relative position tables stay frozen.
-    Raises ``InputError`` for a model that is not timm's.
+    Raises ``InputError`` for a model whose classifier is not known.
     """
     head = _classifier_parameters(model)
     norms = {
@@ -91,7 +94,7 @@ class PartialFineTune(SeededTraining):
     - The images, by the data module: a random resized crop and a flip (``ImageData``), none for digits; the batch.
     - ``run``, from ``finetune``: bfloat16 autocast on a GPU that has it, the batch over all processes, the augmentation.
 
-    Raises ``InputError`` for values out of range and models that are not timm's.
+    Raises ``InputError`` for values out of range and models whose classifier is not known.
     """
 
     doing = "fine-tune"
@@ -156,12 +159,14 @@ class PartialFineTune(SeededTraining):
             return F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
 
         if not self._teacher:
-            return labelled(self.model(images))
+            return labelled(predict(self.model, images))
         return towards_teacher(self.model, self._teacher[0], images, labelled, self.hparams, self.current_epoch)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch. Raises ``InputError`` for labels that are missing or foreign."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Return the loss of a batch, if it has images. Raises ``InputError`` for labels that are missing or foreign."""
         images, labels = images_in(batch), training_labels(batch, classes_of(self.model))
+        if not len(images):
+            return None
         loss = self.loss(images, labels)
         self.log("train_loss", loss, prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -170,7 +175,7 @@ class PartialFineTune(SeededTraining):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count hits for ``val_top1``, in percent, over all images of all processes."""
         images, labels = images_in(batch), labels_in(batch)
-        self.top1.update(100.0 * (self.model(images).argmax(-1) == labels))
+        self.top1.update(100.0 * (predict(self.model, images).argmax(-1) == labels))
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metric: the states of spawned processes lie in shared memory."""

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.objectives import timm_outputs
+from lowrank_vit.modules.predicting import predict
+from lowrank_vit.objectives import compared_outputs
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 
@@ -72,4 +73,11 @@ def towards_teacher(
 
 def _outputs(model: nn.Module, images: Tensor, blocks: bool) -> tuple[Tensor, ...]:
     """Return a model's logits and, with ``blocks``, the outputs of each block."""
-    return timm_outputs(model, images, True)[1:] if blocks else (model(images),)
+    if not blocks:
+        return (predict(model, images),)
+    found = compared_outputs(model, images, True)[1:]
+    if len(found) == 1:
+        raise InputError(
+            f"{type(model).__name__} has no blocks of a known name: leave out align_weight (--align-weight)"
+        )
+    return found

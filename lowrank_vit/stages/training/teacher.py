@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import Objective, Outputs
 from lowrank_vit.runtime.errors import InputError
@@ -53,8 +53,6 @@ def check_pair(objective: Objective, model: nn.Module, teacher: nn.Module, image
         raise InputError("a quantised model cannot be distilled: distil the one it was made from, then quantise that")
     shapes = []
     for each in (teacher, model):
-        if not hasattr(each, "forward_features"):
-            raise InputError(f"{type(each).__name__} has no forward_features(): distillation needs timm models")
         with torch.no_grad():
             seen = objective.targets(each, images[:1].to(next(each.parameters())), blocks=True)
             shapes.append([output.shape[1:] for output in seen])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_vit import analyse
 from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.nested.changes import narrowed, widened
+from lowrank_vit.compression.nested.opened import narrowed, widened
 from tests.support.models import images, tiny
 
 PARTS = ["attn", "mlp"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from lowrank_vit.compression.nested.packing import packed, unpacked
+from lowrank_vit.compression.nested.file import packed, unpacked
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 50])

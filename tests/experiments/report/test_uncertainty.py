@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from experiments.report.uncertainty import caveats, fewer_seeds, marked
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from experiments.report.uncertainty import (
+    caveats,
+    fewer_seeds,
+    marked,
+    mcnemar,
+    neighbours,
+    paired,
+    said_of_pairs,
+    with_image_errors,
+)
+from lowrank_vit.stages.evaluate.accuracy import pack_hits
 
 
 def rows(*seeds: list[int] | None, images: int | None = None) -> list[dict[str, object]]:
@@ -15,3 +29,50 @@ def test_rows_of_fewer_seeds_are_marked() -> None:
     assert [row["method"] for row in marked(some)] == ["M", "M (n=1)", "M", "M (n=2)", "M"]
     assert some[1]["method"] == "M"
     assert caveats(some) == ["(n=1) and (n=2): of fewer seeds than the other rows, not to be ranked among their means."]
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 0), (1, 6), (12, 3), (40, 41), (0, 9)])
+def test_mcnemars_test_is_the_exact_binomial_one(one: int, other: int) -> None:
+    expected = 1.0 if one == other == 0 else binomtest(one, one + other, 0.5).pvalue
+    assert mcnemar(one, other) == pytest.approx(expected)
+
+
+def answered(name: str, hits: list[bool], top1: float, **fields: object) -> dict[str, object]:
+    """A row of DeiT that has kept its answers."""
+    known = {
+        "id": name,
+        "method": name,
+        "architecture": "DeiT",
+        "cost": "parameters",
+        "reduction": 0.5,
+        "protocol": "free",
+    }
+    return {**known, "top1": top1, "images": len(hits), "hits": {"0": pack_hits(torch.tensor(hits))}, **fields}
+
+
+def test_two_rows_are_compared_image_by_image() -> None:
+    one, other = (
+        [True, True, False, True, False, False, True, True, True],
+        [True, False, True, True, False, False, False, True, False],
+    )
+    assert paired(answered("a", one, 66.7), answered("b", other, 44.4)) == (3, 1)
+    assert paired(answered("a", one, 66.7), answered("b", [*other, True], 44.4)) is None
+    assert paired(answered("a", one, 66.7), answered("b", other, 44.4) | {"hits": {}}) is None
+
+
+def test_neighbours_are_those_of_one_size_by_accuracy() -> None:
+    hits = [True, False, True]
+    some = [answered("low", hits, 10), answered("high", hits, 30), answered("middle", hits, 20)]
+    some += [answered("elsewhere", hits, 25, reduction=0.25), answered("unknown", hits, 15) | {"hits": {}}]
+    assert [(better["id"], worse["id"]) for better, worse, *_ in neighbours(some)] == [("high", "middle")]
+    assert "high and middle, -50 %, 0 : 0, p = 1" in said_of_pairs(some)
+    assert said_of_pairs(some[3:]) == ""
+
+
+def test_of_real_images_the_error_stands_in_place_of_the_spread() -> None:
+    row = {"top1": 80.0, "top1_std": 0.1, "top1_dense": None, "stored_top1": None, "images": None}
+    row |= {"job": {"images": "1000+1000", "limit": None}}
+    assert with_image_errors(row)["top1_std"] == pytest.approx(1.2649, abs=1e-4)
+    assert with_image_errors(row | {"job": {"images": "1000+1000", "limit": 100}})["top1_std"] == pytest.approx(4)
+    assert "top1_dense_std" not in with_image_errors(row)
+    assert with_image_errors(row | {"job": None})["top1_std"] == 0.1

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch.distributed as dist
 
-from lowrank_vit.stages.compensate.batches import SeededBatches
+from lowrank_vit.stages.compensate.inputs import SeededBatches
 
 
 def batches_of(count, batch_size, steps, seed):

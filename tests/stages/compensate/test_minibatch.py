@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.compensate.batches import SeededBatches
+from lowrank_vit.stages.compensate.inputs import SeededBatches
 from lowrank_vit.stages.compensate.minibatch import LAST, compensate_minibatch
 from lowrank_vit.stages.compensate.solve import by_shape, solve
 from tests.support.compensation_problems import LAYERS, Toy, toy_images, toy_inputs, toy_problem

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
+from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
 from torch import Tensor, nn
 
-from lowrank_vit import analyse, compress, get_recipe
+from lowrank_vit import InputError, analyse, compress, get_recipe
 from lowrank_vit.compression.measure import loss_of_plan
 from lowrank_vit.compression.recipe import recipe_of
 from lowrank_vit.modules.counting import parameter_count
@@ -16,7 +18,8 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.stages.correct.measured_curves import MeasuredCurves
+from lowrank_vit.stages.allocate import least_cost, total_cost
+from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
 from tests.support.models import KINDS, images, outputs, tiny
 
 
@@ -34,8 +37,8 @@ def test_a_measured_loss_is_that_of_a_model_compressed_by_hand(kind: str, curren
     analysis = analyse(model, data.split(4), get_recipe("aafm").but(sense=sense))
     for before, after in list(zip(analysis.curves, analysis.priced_losses, strict=True))[::3]:
         sizes = sense.sizes(before)
-        assert 1 < len(sizes) <= 3
-        assert before.ranks[-1] in sizes
+        assert 1 < len(sizes) <= 4
+        assert {before.ranks[0], before.ranks[-1]} <= set(sizes)
         found = []
         for rank in sizes:
             small = copy.deepcopy(analysis.model)
@@ -73,12 +76,51 @@ def test_a_curve_by_hand() -> None:
     sensed = MeasuredCurves()(curve, [(4, 2.0), (1, 8.0), (8, 3.0)])
     assert sensed.errors.tolist() == pytest.approx([8, 8, 4, 8 / 3, 2, 2, 2, 2, 2])
     assert MeasuredCurves()(curve, []) is curve
-    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)) == [4, 6, 10, 16, 25, 40, 64]
+    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)) == [
+        1,
+        4,
+        6,
+        10,
+        16,
+        25,
+        40,
+        64,
+    ]
     assert MeasuredCurves(points=2).sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65, multiple=8)) == [8, 64]
     assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
 
 
-@pytest.mark.parametrize("name", ["aafm", "flar", "fwsvd_search"])
+@pytest.mark.parametrize("sense", [MeasuredCurves(), MeasuredCurves(points=2), MeasuredCurves(ratios=(0.4, 0.7, 0.9))])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_no_size_below_the_least_measured_is_chosen(sense: MeasuredCurves, multiple: int) -> None:
+    """The loss there is not known: neither one threshold, nor the knapsack, nor what is cheapest takes such a size."""
+    generator = torch.Generator().manual_seed(0)
+    curves = []
+    for name in "abc":
+        before = ErrorCurve.in_parameters(name, torch.zeros(97, dtype=torch.float64), 2, 200, multiple=multiple)
+        losses = torch.rand(len(sense.sizes(before)), generator=generator).sort(descending=True).values.tolist()
+        curves.append(sense(before, list(zip(sense.sizes(before), losses, strict=True))))
+    for curve in curves:
+        least = sense.sizes(ErrorCurve.in_parameters("x", curve.errors, 2, 200, multiple=multiple))[0]
+        assert curve.ranks[0] == least
+        for threshold in (*curve.errors.tolist(), 0.0, math.inf):
+            assert (smallest_within(curve, threshold) or least) >= least
+    for allocator in (EqualError(), Knapsack(), GreedyMarginal(), Uniform()):
+        for budget in (least_cost(curves), 300, 500):
+            plan = allocator(curves, budget)
+            assert total_cost(curves, plan.ranks) <= budget
+            assert all(rank is None or rank >= curves[0].ranks[0] for rank in plan.ranks.values())
+
+
+def test_the_least_size_is_measured_or_not_offered() -> None:
+    curve = ErrorCurve.in_parameters("x", torch.zeros(101), 1, 101)
+    assert MeasuredCurves().sizes(curve)[0] == curve.ranks[0] == 1
+    assert MeasuredCurves(ratios=(0.9, 0.4)).sizes(curve) == [40, 90]
+    with pytest.raises(InputError, match="ratios"):
+        MeasuredCurves(ratios=(0.0,))
+
+
+@pytest.mark.parametrize("name", ["aafm", "flar", "fwsvd_search", "asvd_search", "comcat0"])
 def test_a_recipe_with_measured_curves_meets_its_budget(name: str) -> None:
     model, data = tiny("vit"), images(12, "vit")
     recipe = get_recipe(name).but(**{"sense.images": 8, "sense.points": 3})

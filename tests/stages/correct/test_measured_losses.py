@@ -14,7 +14,7 @@ from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.runtime.spill import Spill
+from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay, corrected
 from tests.support.models import LONE, images, tiny
 

@@ -17,8 +17,7 @@ from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.correct.regression import Regression, cross_validated
-from lowrank_vit.stages.correct.streams import Streams
+from lowrank_vit.stages.correct.regression import Regression, Streams, cross_validated
 from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
 
 PLAIN = get_recipe("best").but(refit=False, measured=0)

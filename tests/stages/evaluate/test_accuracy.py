@@ -1,3 +1,6 @@
+import base64
+
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -92,3 +95,17 @@ def test_two_processes_count_every_image_once() -> None:
     alone, together = run(tiny(), data), run(tiny(), data, devices=2)
     assert together["n"] == IMAGES
     assert together == pytest.approx(alone, rel=1e-12)
+
+
+def test_the_hits_are_those_of_the_images_in_order() -> None:
+    """Counted by hand, image by image, over batches of unequal size; nothing is added unless it is asked for."""
+    model, data = tiny().eval(), tiny_data(23).tensors[0]
+    with torch.no_grad():
+        labels = model(data).argmax(-1)
+    labels[::3] = (labels[::3] + 1) % 10
+    batches = [(data[:16], labels[:16]), (data[16:], labels[16:])]
+    found = run(model, batches, hits=True)
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(found["hits"]), np.uint8))[:23]
+    assert bits.tolist() == [int(place % 3 != 0) for place in range(23)]
+    assert found["top1"] == pytest.approx(100 * bits.mean())
+    assert "hits" not in run(model, batches)

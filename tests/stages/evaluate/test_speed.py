@@ -65,9 +65,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert row["dense"]["peak_memory_bytes"] > BYTES * found["params"]["dense"]
     main(["benchmark", str(folder), "--modes", "eager", *flags])
     assert "speed-up" in capsys.readouterr().out
+    main(["benchmark", str(folder), "--runtime", "torch,onnxruntime,openvino", "--batches", "3", *flags[2:], "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["mode"], row["batch"]) for row in rows] == [("eager", 3), ("onnxruntime", 3), ("openvino", 3)]
+    for row in rows:
+        files = [one.get("file_bytes") for one in (row["dense"], row["compressed"])]
+        if row["mode"] == "eager":
+            assert files == [None, None]
+        else:
+            assert files[0] > files[1] > BYTES * found["params"]["compressed"]
     for bad, message in (
         (["--batches", "1,x"], "cannot be read"),
-        (["--modes", "x"], "unknown mode"),
+        (["--modes", "x"], "unknown runtime 'x': choose from torch, compile, onnxruntime, openvino"),
+        (["--runtime", "openvin"], "did you mean 'openvino'"),
         (["--device", "x"], "x"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -15,7 +15,7 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.runtime.extras import EXTRA_OF
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.export.export import export
-from lowrank_vit.stages.export.formats import EXPORTERS
+from lowrank_vit.stages.export.formats import EXPORTERS, files
 from tests.support.models import images, tiny
 from tests.support.sources import ROOT
 
@@ -36,9 +36,10 @@ def test_an_extra_installs_what_it_needs(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_no_folder_of_this_machine_is_in_the_file(file_format: str, tmp_path: Path) -> None:
-    path = tmp_path / "model"
+    path = tmp_path / f"model{EXPORTERS.get(file_format).suffix}"
     export(tiny(), path, file_format)
-    parts = [path.read_bytes()]
+    parts = [each.read_bytes() for each in tmp_path.iterdir()]
+    assert len(parts) == len(files(EXPORTERS.get(file_format)(), path))
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             parts += [archive.read(name) for name in archive.namelist()]
@@ -57,4 +58,4 @@ def test_every_z(file_format: str, tmp_path: Path) -> None:
         assert isinstance(layer, LowRankLinear)
         assert (layer.correction is None) == (z == "low_rank")  # that one folds
         replace_module(model, f"blocks.0.{name}", layer)
-    assert export(model, tmp_path / "model", file_format)[3] < 1e-4
+    assert export(model, tmp_path / f"model{EXPORTERS.get(file_format).suffix}", file_format)[3] < 1e-4

@@ -15,7 +15,7 @@ import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
 from lowrank_vit import InputError, compress, save
 from lowrank_vit.cli import main
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
-from lowrank_vit.modules.narrow_mlp import SmallMlp
+from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import Run
 from lowrank_vit.stages.export.formats.torch_export import TorchExport

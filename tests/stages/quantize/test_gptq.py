@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_vit.modules.packing import dequantize
+from lowrank_vit.modules.quantized_linear import dequantize
 from lowrank_vit.stages.quantize import QUANTIZERS, Codes
 from lowrank_vit.stages.quantize.gptq import PANEL, ErrorFeedback
 from lowrank_vit.stages.quantize.nearest import quantize_tensor

@@ -15,7 +15,7 @@ from torch import nn
 from lowrank_vit import compress
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.modules.packing import dequantize
+from lowrank_vit.modules.quantized_linear import dequantize
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.stages.quantize import weights as quantize
 from lowrank_vit.stages.quantize.nearest import quantize_tensor

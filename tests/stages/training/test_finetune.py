@@ -15,12 +15,7 @@ from torch import nn
 from lowrank_vit.data import ImageData
 from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.training.finetune import (
-    PartialFineTune,
-    finetune,
-    partial_parameters,
-    trainable_share,
-)
+from lowrank_vit.stages.training.finetune import PartialFineTune, finetune, partial_parameters, trainable_share
 from tests.support.finetuning import TinyData, tiny
 from tests.support.hardware import on_cpu
 from tests.support.image_folders import GREY, write

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.stages.training.finetune import FullFineTune
-from lowrank_vit.stages.training.imitation import align_factor, apart
+from lowrank_vit.stages.training.teacher import align_factor, apart
 from tests.support.models import images, tiny
 
 LABELS = torch.arange(6) % 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from lowrank_vit.linalg.gram import gram_panels
+from lowrank_vit.linalg.metric import gram_panels
 from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.metric import cholesky_root
-from lowrank_vit.runtime.serialization import storable
+from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State, check_budget, share
 
 

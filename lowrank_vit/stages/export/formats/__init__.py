@@ -21,6 +21,7 @@ class Exporter(Protocol):
 
     ``suffix``: what its files end in; ``reader``: what runs them; ``packages``: what it needs beside PyTorch;
     ``tolerance``: by how much a file's logits may differ from the model's, as a share of the largest.
+    A format of two files also has ``beside``: what the others end in.
     """
 
     suffix: ClassVar[str]
@@ -37,7 +38,24 @@ class Exporter(Protocol):
         ...
 
 
+class Narrowed(Exporter, Protocol):
+    """Define the interface of a format that is made from a float32 ONNX file, and so also in fewer bits."""
+
+    def convert(self, exact: Path, path: Path) -> None:
+        """Write the file from an ONNX file, whose integers stay as they are."""
+        ...
+
+    def halve(self, exact: Path, path: Path, kept: frozenset[str]) -> None:
+        """Write the file in float16 from a float32 ONNX file; ``kept``: names of its nodes that stay in float32."""
+        ...
+
+    def run_half(self, path: Path) -> Run:
+        """Load a file in float16 so that all that its nodes return is rounded to float16, where the processor can."""
+        ...
+
+
 EXPORTERS: Registry[type[Exporter]] = Registry("format", __name__)
+NARROWED: Registry[type[Narrowed]] = Registry("format of float16 or integers", __name__)
 
 
 def exporter(name: str) -> Exporter:
@@ -45,3 +63,14 @@ def exporter(name: str) -> Exporter:
     found = EXPORTERS.get(name)()
     require(f"the format {name}", *found.packages)
     return found
+
+
+def narrowed(name: str) -> Narrowed:
+    """Return what writes a format in fewer bits. Raises ``InputError`` as ``exporter`` does."""
+    exporter(name)
+    return NARROWED.get(name)()
+
+
+def files(found: Exporter, path: Path) -> list[Path]:
+    """List all files of a format that are written for one path."""
+    return [path, *(path.with_suffix(suffix) for suffix in getattr(found, "beside", ()))]

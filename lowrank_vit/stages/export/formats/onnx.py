@@ -7,20 +7,23 @@ when asked to.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.export.formats import EXPORTERS, METADATA, Run
+from lowrank_vit.stages.export.formats import EXPORTERS, METADATA, NARROWED, Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LIMIT = 2**31  # bytes of a protobuf
 INPUT, OUTPUT = "images", "logits"
+OPSET = 23  # the first one in which attention is one node, which onnxruntime computes without all steps between
 
 
 @EXPORTERS.register("onnx")
+@NARROWED.register("onnx")
 class Onnx:
     """Write an ONNX file with its weights inside."""
 
@@ -46,6 +49,7 @@ class Onnx:
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=[INPUT],
             output_names=[OUTPUT],
+            opset_version=OPSET,
             verbose=False,
         )
         assert program is not None
@@ -54,12 +58,49 @@ class Onnx:
         program.model.metadata_props[METADATA] = metadata
         program.save(path, external_data=False)
 
+    def convert(self, exact: Path, path: Path) -> None:
+        """Copy the file."""
+        shutil.copyfile(exact, path)
+
+    def halve(self, exact: Path, path: Path, kept: frozenset[str]) -> None:
+        """Write weights and activations in float16, images and logits in float32."""
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        half = convert_float_to_float16(
+            onnx.load(exact), keep_io_types=True, op_block_list=[], node_block_list=sorted(kept)
+        )
+        _join(half.graph)
+        onnx.save(half, path)
+
     def run(self, path: Path) -> Run:
         """Load the file into onnxruntime on the CPU, with as many threads as torch."""
-        import onnxruntime
-        import torch
+        return _session(path, optimized=True)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    def run_half(self, path: Path) -> Run:
+        """Load the file without optimisations: products are float32's here, and each is rounded as the file says."""
+        return _session(path, optimized=False)
+
+
+def _join(graph: Any) -> None:
+    """Let nodes in float32 read each other's values directly, which the converter rounds to float16 in between."""
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if node.op_type != "Cast" and name in casts and casts[name] in casts:
+                node.input[index] = casts[casts[name]]
+    read = {name for node in graph.node for name in node.input} | {each.name for each in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]:
+        graph.node.remove(node)
+
+
+def _session(path: Path, *, optimized: bool) -> Run:
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from lowrank_vit.modules.hashing import model_hash
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.lightning_run import run_record, train
 from lowrank_vit.runtime.trainer import quiet_run

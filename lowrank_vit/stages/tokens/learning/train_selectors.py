@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lowrank_vit.architectures.base import first_inputs
-from lowrank_vit.modules.token_selector import SelectingBlock, masked, packed
+from lowrank_vit.modules.token_block import SelectingBlock, masked, packed
 from lowrank_vit.objectives.classification import classes_of, distillation_loss
 from lowrank_vit.records.images import images_in, training_labels
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.runtime.lightning_run import SeededTraining
-from lowrank_vit.runtime.seeds import derived_seed
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # of scores, what is kept, and a selector's place: what it keeps
 LOGIT, TOKEN, RATIO = 0.5, 0.5, 2.0  # weights beside a cross-entropy of 1, as in the released code

@@ -1,0 +1,161 @@
+"""A copy of a model as it computes now, without what surrounds it: masks, norms and adapters are part of the weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.predicting import logits_of
+from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.runtime.errors import InputError
+
+logger = logging.getLogger(__name__)
+WRAPPERS = (
+    "torch",
+    "timm",
+    "lightning",
+    "fairscale",
+    "deepspeed",
+    "accelerate",
+)  # packages whose wrappers only pass on
+WRAPPED = (
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)  # what these call the model inside
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Copy a model, or the one inside ``DataParallel``, an averaged model or what ``torch.compile`` made; it is told.
+
+    What is computed from other tensors is copied by its value, and made permanent.
+    Raises ``InputError`` where it cannot be copied.
+    """
+    inner = _inside(model)
+    if inner is not model:
+        logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
+    model = inner
+    lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
+    if lazy is not None:
+        raise InputError(f"{lazy} has no values yet, as its layer is lazy: call the model once, on a batch of images")
+    memo: dict[int, Any] = {id(tensor): _value(tensor) for tensor in _computed(model)}
+    try:
+        made = copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"the model cannot be copied ({reason}): pass one that copy.deepcopy takes") from None
+    whole: Any = made
+    for name, module in list(made.named_modules()):
+        if name and (inner := _inside(module)) is not module:  # of one block
+            replace_module(made, name, inner)
+    return make_permanent(whole.get_base_model() if _is_adapted(made, "get_base_model") else made)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """Return the model inside wrappers that only pass on what it computes: by their package, or else by running both."""
+    names = [name for name, _ in model.named_children()]
+    if len(names) != 1 or names[0] not in WRAPPED:
+        return model
+    inner: nn.Module = getattr(model, names[0])
+    known = type(model).__module__.partition(".")[0] in WRAPPERS
+    return _inside(inner) if known or _same_outputs(model, inner) else model
+
+
+@torch.no_grad()
+def _same_outputs(model: nn.Module, inner: nn.Module) -> bool:
+    """Tell whether two models have the same outputs for random images of the size that the inner one takes."""
+    size, modes = input_size(inner), [(module, module.training) for module in model.modules()]
+    if size is None:
+        return False
+    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(next(inner.parameters()))
+    try:
+        model.eval()
+        return torch.equal(logits_of(model(x)), logits_of(inner(x)))
+    except Exception:  # it takes something else than images
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def make_permanent(model: nn.Module) -> nn.Module:
+    """Exchange weights that are computed for their values, in place, and return the model; it is told in one line."""
+    changed = []
+    for name, module in list(model.named_modules()):
+        if _is_adapted(module, "get_base_layer", "merge"):
+            layer: Any = module
+            if not layer.disable_adapters:
+                layer.merge()
+            replace_module(model, name, layer.get_base_layer())
+            changed.append(name)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+            else:
+                continue
+            changed.append(name)
+        if parametrize.is_parametrized(module):
+            _unparametrize(module)
+            changed.append(name)
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        logger.warning("masks, adapters or parametrizations of %s%s are made part of the weights", changed[0], more)
+    return model
+
+
+def _is_adapted(module: nn.Module, *methods: str) -> bool:
+    """Tell whether a module is of peft's, and has these methods."""
+    return type(module).__module__.startswith("peft.") and all(hasattr(module, method) for method in methods)
+
+
+@torch.no_grad()
+def _unparametrize(module: nn.Module) -> None:
+    """Exchange parametrized tensors for their values; torch's own function changes a class that other copies share."""
+    parametrized: Any = module.parametrizations
+    values = {
+        name: (getattr(module, name).detach().clone(), any(each.requires_grad for each in parts.parameters()))
+        for name, parts in parametrized.items()
+    }
+    before = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    module.__class__ = before
+    for name, (value, trained) in values.items():
+        module.register_parameter(name, nn.Parameter(value, trained))
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Yield every tensor in a model's attributes that was computed with gradients, or made in inference mode."""
+    for module in model.modules():
+        for value in _tensors(vars(module), 3):
+            if not value.is_leaf or value.is_inference():
+                yield value
+
+
+def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(each, depth - 1)
+
+
+def _value(tensor: Tensor) -> Tensor:
+    """Return a tensor's value, outside graphs and inference mode."""
+    with torch.inference_mode(False):
+        value = tensor.detach().clone()
+    return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value

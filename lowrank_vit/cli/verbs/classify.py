@@ -1,0 +1,32 @@
+"""``classify``: what a model sees in photographs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lowrank_vit.cli.arguments import add_folder
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb and its arguments."""
+    parser = verbs.add_parser(
+        "classify", help="name what a model sees in photographs", example="deit_tiny_4mib photograph.jpg"
+    )
+    add_folder(parser)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file, such as a .jpg or .png")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to name")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the most probable classes of each image."""
+    from lowrank_vit.compression.save import load
+    from lowrank_vit.stages.evaluate.classify import classify
+
+    model = load(args.folder)
+    for path in args.images:
+        print(path)
+        for name, percent in classify(model, path, args.top):
+            print(f"{percent:5.1f} %  {name}")

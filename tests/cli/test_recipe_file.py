@@ -1,0 +1,108 @@
+"""A recipe as a file: a report, or a TOML, makes the same bytes again, and the command goes before the file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowrank_vit import InputError, get_recipe
+from lowrank_vit.cli import main
+from lowrank_vit.cli.recipe_file import expanded, options, recipe_from
+from tests.support.commands import STANDIN, refused
+
+BYTES = "model.safetensors"
+WORDS = [
+    "compress", "--model", STANDIN, "--data", "digits", "--recipe", "exact", "--calibration-samples", "64",
+    "--batch-size", "32", "--rank-multiple", "2", "--seed", "3", "--held-out-samples=0",
+]  # fmt: skip
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
+    given = [str(word) for word in words]
+    monkeypatch.setattr(sys, "argv", ["lowrank-vit", *given])
+    main()
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_report_and_a_toml_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tmp_path / "first"
+    run(monkeypatch, *WORDS, "--reduction", "0.3,0.4", "--out", first)
+    wanted = (first / "0.4" / BYTES).read_bytes()
+    assert "compress --recipe DIR/report.json" in (first / "0.4" / "README.md").read_text()
+    run(monkeypatch, "compress", "--recipe", first / "0.4" / "report.json", "--out", tmp_path / "again")
+    assert (tmp_path / "again" / BYTES).read_bytes() == wanted
+    assert report(tmp_path / "again")["budget"]["asked"] == "reduction 0.4"
+    run(
+        monkeypatch,
+        "compress",
+        "--recipe",
+        tmp_path / "again" / "report.json",
+        "--seed",
+        "4",
+        "--out",
+        tmp_path / "other",
+    )
+    assert report(tmp_path / "other")["provenance"]["seed"] == 4
+    assert (tmp_path / "other" / BYTES).read_bytes() != wanted
+    fields = dict(options(WORDS)) | {"--reduction": "0.4"}
+    lines = [f'{name[2:].replace("-", "_")} = "{value}"' for name, value in fields.items()]
+    (tmp_path / "small.toml").write_text("\n".join(lines))
+    run(monkeypatch, "compress", "--recipe", tmp_path / "small.toml", "--out", tmp_path / "third")
+    assert (tmp_path / "third" / BYTES).read_bytes() == wanted
+
+
+def test_a_recipe_keeps_its_fields_where_its_name_means_something_else_now(tmp_path: Path) -> None:
+    changed = get_recipe("exact").but(rank_multiple=4)
+    (tmp_path / "report.json").write_text(json.dumps({"recipe_fields": changed.record()}))
+    assert recipe_from(str(tmp_path / "report.json")) == changed
+    assert recipe_from("exact") == get_recipe("exact")
+
+
+def test_words_of_the_command_go_before_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text(
+        'model = "m"\nbudget = "macs=0.5"\nbits = [2, 4]\npivoted = true\nnested = false\n[model_args]\ndepth = 3\n'
+    )
+    told = ["--model=m", "--bits=2,4", "--pivoted", "--model-args=depth=3"]
+    own = ["--recipe", str(file), "--reduction", "0.4"]
+    assert expanded(["compress", *own]) == ["compress", *told, *own]
+    assert expanded(["compress", *own[:2]])[2] == "--budget=macs=0.5"
+    assert expanded(["compress", "--recipe", "best"]) == ["compress", "--recipe", "best"]
+    (tmp_path / "report.json").write_text(
+        json.dumps({"provenance": {"command": "x compress --model a --out b --resume"}})
+    )
+    assert expanded(["compress", "--recipe", str(tmp_path / "report.json")])[1:2] == ["--model=a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("none.json", None, "none.json does not exist"),
+        ("bad.json", "{", "bad.json cannot be read"),
+        ("bad.toml", "= 3", "bad.toml cannot be read"),
+        ("list.json", "[]", "list.json holds no fields"),
+        ("odd.toml", 'sugar = "much"', "unrecognized arguments: --sugar=much"),
+        ("empty.json", '{"recipe": null, "recipe_fields": {}}', "the following arguments are required: --model"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(
+    name: str, text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    needed = [] if name == "empty.json" else ["--model", STANDIN, "--data", "digits", "--reduction", "0.4"]
+    assert said in refused(capsys, "compress", *needed, "--recipe", tmp_path / name, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fields", [{"name": "x", "svd": 3}, {"mlp": "none"}, [1], {"name": "x", "allocator": "sugar"}])
+def test_fields_of_no_recipe_are_one_line(fields: object, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({"recipe_fields": fields}))
+    with pytest.raises(InputError):
+        recipe_from(str(tmp_path / "report.json"))

@@ -1,0 +1,99 @@
+"""No message recommends an option that the command lacks, and what several commands take has one name."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import lowrank_vit
+from lowrank_vit.cli.command_line import VERBS, Verbs, make_parser
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9](?![\w-]*=)")
+ELSEWHERE = re.compile(r"`[^`]*`")  # a command in full, perhaps another one
+PACKAGE = Path(lowrank_vit.__file__).parent
+OTHERS = {  # of other programs, or of all
+    "--nproc-per-node", "--ntasks", "--num-nodes", "--error-unmatch", "--porcelain", "--help", "--checkpoints", "--verbose",
+    "--version", "--int",
+}  # fmt: skip
+
+
+class One:
+    """Take the verbs one by one."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, argparse.ArgumentParser] = {}
+        self.verbs = Verbs(argparse.ArgumentParser())
+
+    def add_parser(self, name: str, **options: str) -> argparse.ArgumentParser:
+        self.made[name] = self.verbs.add_parser(name, **options)  # type: ignore[arg-type]
+        return self.made[name]
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+def parsers() -> dict[str, tuple[argparse.ArgumentParser, Path]]:
+    found = {}
+    for verb in VERBS:
+        one = One()
+        verb.add_parser(one)
+        for name, parser in one.made.items():
+            found[name] = parser, Path(str(verb.__file__))
+    return found
+
+
+def mentioned(path: Path) -> set[str]:
+    """The options in the text of a file, without docstrings and commands in full."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+    ]
+    return {option for text in texts for option in OPTION.findall(ELSEWHERE.sub("", text))}
+
+
+@pytest.mark.parametrize("verb", parsers())
+def test_a_verb_speaks_of_its_own_options(verb: str) -> None:
+    _, path = parsers()[verb]
+    own = {option for other, where in parsers().values() if where == path for option in options_of(other)}
+    assert mentioned(path) - own <= OTHERS
+
+
+def test_no_message_speaks_of_an_option_that_no_verb_has() -> None:
+    known = {option for parser, _ in parsers().values() for option in options_of(parser)} | OTHERS
+    assert len(known) > 60
+    unknown = {str(path.relative_to(PACKAGE)): mentioned(path) - known for path in PACKAGE.rglob("*.py")}
+    assert {path: options for path, options in unknown.items() if options} == {}
+
+
+@pytest.mark.parametrize("verb", [name for name, (parser, _) in parsers().items() if "--data" in options_of(parser)])
+def test_where_there_are_images_the_order_of_classes_can_be_said(verb: str) -> None:
+    assert "--class-order" in options_of(parsers()[verb][0])
+
+
+def test_dense_weights_have_one_name() -> None:
+    parser = make_parser()
+    for line in (
+        "evaluate D --data X --dense --checkpoint W",
+        "evaluate D --data X --dense W",
+        "distill D --data X --out O --checkpoint W",
+    ):
+        assert parser.parse_args(line.split()).checkpoint == Path("W")
+    for verb in ("distill", "finetune"):
+        line = f"{verb} D --data X --out O --teacher-checkpoint W"
+        assert parser.parse_args(line.split()).checkpoint == Path("W")
+    weights = {name for name, (parser, _) in parsers().items() if "--checkpoint" in options_of(parser)}
+    assert {"compress", "plan", "sweep", "evaluate", "learn", "finetune", "distill", "quantize", "export"} <= weights
