@@ -17,6 +17,7 @@ from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_o
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import left_dense
 from lowrank_vit.compression.find import FoundUnits, find_units
+from lowrank_vit.compression.subject import rewrite
 from lowrank_vit.units.scan import ScanUnit
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS, Kind
@@ -56,9 +57,10 @@ class Row:
 def described(named: str, kind: Any) -> tuple[str, Row]:
     """Describe a kind of model, behind the name of its family; none where ``best`` refuses it."""
     name = getattr(kind, "whole", None) or kind.name
-    model = canonical(kind.make())
+    recipe = get_recipe("best")
     try:
-        found = find_units(model, get_recipe("best"))
+        model = rewrite(canonical(kind.make()), recipe)
+        found = find_units(model, recipe)
     except InputError as error:
         return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
     units = {part for unit in found.units for part in _units(unit)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 def parsers() -> dict[str, tuple[argparse.ArgumentParser, Path]]:
     found = {}
-    for verb in VERBS:
+    for verb in (importlib.import_module(f"lowrank_vit.cli.verbs.{name}") for name in VERBS):
         one = One()
         verb.add_parser(one)
         for name, parser in one.made.items():

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from lowrank_vit.stages.calibrate.statistics.gradient_abs import GradientAbs
 
 from lowrank_vit import Recipe, analyse, compress, get_recipe, learn
 from lowrank_vit.methods.losparse import LearntRows, PlatonRows, SparseGate, best_rows, kept_share
@@ -15,7 +14,7 @@ from lowrank_vit.modules.counting import input_size, multiply_accumulates, param
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
-from lowrank_vit.stages.calibrate.statistics import Batch, Seen
+from lowrank_vit.stages.calibrate.statistics import Batch, Seen, gradient_abs
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated
@@ -191,5 +190,5 @@ def test_slopes_are_those_of_each_image() -> None:
         truth += weight.grad.abs()
     sums = {}
     seen = Seen(Site("layer", 4, 2, bias=False), Batch(images=3), x, slopes, 0.0, gradient=slopes)
-    GradientAbs()(seen, type("Sums", (), {"add": staticmethod(sums.__setitem__)})())
+    gradient_abs(seen, type("Sums", (), {"add": staticmethod(sums.__setitem__)})())
     torch.testing.assert_close(sums["gradient_abs"], truth)
