@@ -17,7 +17,6 @@ from lowrank_vit.architectures.base import FAMILIES, UnknownWholeError, family_o
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import left_dense
 from lowrank_vit.compression.find import FoundUnits, find_units
-from lowrank_vit.compression.subject import rewrite
 from lowrank_vit.units.scan import ScanUnit
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.kinds import KINDS, Kind
@@ -57,10 +56,9 @@ class Row:
 def described(named: str, kind: Any) -> tuple[str, Row]:
     """Describe a kind of model, behind the name of its family; none where ``best`` refuses it."""
     name = getattr(kind, "whole", None) or kind.name
-    recipe = get_recipe("best")
+    model = canonical(kind.make())
     try:
-        model = rewrite(canonical(kind.make()), recipe)
-        found = find_units(model, recipe)
+        found = find_units(model, get_recipe("best").but(patches=None, positions=None))  # what blocks can spare
     except InputError as error:
         return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
     units = {part for unit in found.units for part in _units(unit)}
