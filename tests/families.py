@@ -58,7 +58,7 @@ def described(named: str, kind: Any) -> tuple[str, Row]:
     name = getattr(kind, "whole", None) or kind.name
     model = canonical(kind.make())
     try:
-        found = find_units(model, get_recipe("best"))
+        found = find_units(model, get_recipe("best").only("attention", "mlp", "scan", "decomposition"))
     except InputError as error:
         return "", Row(named, name, "refused", False, str(error).partition(" stands in")[0].partition(": ")[0])
     units = {part for unit in found.units for part in _units(unit)}

@@ -106,7 +106,7 @@ def statistics() -> Iterator[str]:
     yield row("statistic", "what it is", "gradient")
     yield row(*["---"] * 3)
     for name, statistic in registered(STATISTICS).items():
-        described = about(statistic).partition(", ")[2] or about(statistic)
+        described = about(statistic.add).partition(", ")[2] or about(statistic.add)
         yield row(f"`{name}`", described, "yes" if statistic.gradient else "")
 
 

@@ -109,7 +109,7 @@ def neighbours(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, int, int]]:
         if scores[row["id"]] is not None and row["protocol"] != "dense":
             groups.setdefault((row["architecture"], row["cost"], row["reduction"]), []).append(row)
     for group in groups.values():
-        for better, worse in pairwise(sorted(group, key=lambda row: -scores[row["id"]])):
+        for better, worse in pairwise(sorted(group, key=lambda row: -float(scores[row["id"]] or 0.0))):
             counts = paired(better, worse)
             if counts is not None:
                 yield better, worse, *counts

@@ -14,8 +14,14 @@ import lowrank_vit
 from lowrank_vit.cli.command_line import VERBS, Verbs, make_parser
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9](?![\w-]*=)")
+
+
 ELSEWHERE = re.compile(r"`[^`]*`")  # a command in full, perhaps another one
+
+
 PACKAGE = Path(lowrank_vit.__file__).parent
+
+
 OTHERS = {  # of other programs, or of all
     "--nproc-per-node", "--ntasks", "--num-nodes", "--error-unmatch", "--porcelain", "--help", "--checkpoints", "--verbose",
     "--version", "--int",
@@ -40,12 +46,11 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 def parsers() -> dict[str, tuple[argparse.ArgumentParser, Path]]:
     found = {}
-    for verb in VERBS:
+    for verb in (importlib.import_module(f"lowrank_vit.cli.verbs.{name}") for name in VERBS):
         one = One()
-        module = importlib.import_module(f"lowrank_vit.cli.verbs.{verb}")
-        module.add_parser(one)
+        verb.add_parser(one)
         for name, parser in one.made.items():
-            found[name] = parser, Path(str(module.__file__))
+            found[name] = parser, Path(str(verb.__file__))
     return found
 
 

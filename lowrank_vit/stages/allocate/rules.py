@@ -256,7 +256,7 @@ class Knapsack:
         upper = sum(curve.error(greedy[curve.name]) for curve in curves)
         price = best_price(layers, budget)
         lower = sum(float(layer.penalised(price).min()) for layer in layers) - price * budget
-        slack = upper - lower + 1e-9 * abs(upper)
+        slack = max(upper - lower, 0.0) + 1e-9 * abs(upper)
         core = []
         for layer in layers:
             penalised = layer.penalised(price)
