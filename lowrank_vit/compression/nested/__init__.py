@@ -147,11 +147,11 @@ def unpack(
 def _read(path: Path, device: torch.device) -> tuple[Mapping[str, Any], Mapping[str, dict[str, Tensor]]]:
     """Read the plain record, and the tensors by kind, of names ``kind|...``; check that all values are finite."""
     tensors: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path, "pt", device=str(device)) as file:
+    with safe_open(path, "pt") as file:
         record = json.loads(file.metadata()["nested"])
         for name in file.keys():  # noqa: SIM118 (not a dict)
             kind, _, rest = name.partition("|")
-            tensors.setdefault(kind, {})[rest] = file.get_tensor(name).clone()  # aligned as torch aligns
+            tensors.setdefault(kind, {})[rest] = file.get_tensor(name).to(device).clone()  # aligned as torch aligns
     for named in tensors.values():
         check_tensors(named)
     return record, tensors

@@ -137,7 +137,7 @@ class OutputRefit:
     def _move(old: Branch, stream: Spill, inputs: Spill, change: Tensor, shift: Tensor) -> None:
         """Add to the smaller model's stream what the change, (k, d) and (d,), makes of the layer's inputs, (B, T, k)."""
         for place, (y, h) in enumerate(zip(stream, inputs, strict=True)):
-            added = torch.addmm(shift.to(y), h.to(change.device).flatten(0, 1), change.to(y))
+            added = torch.addmm(shift.to(y.dtype), h.to(change.device).flatten(0, 1), change.to(y.dtype))
             stream[place] = y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
 
 
