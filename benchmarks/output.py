@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def command(arguments: Sequence[str]) -> str:
     script, *rest = arguments
     kept = [word for before, word in zip(["", *rest], rest, strict=False) if "--json" not in (before, word)]
     shown = [re.sub(r"(^|:)[^:\s]*/", r"\1", word) for word in kept]
-    return " ".join([f"python -m benchmarks.{Path(script).stem}", *shown])
+    return f"python -m benchmarks.{Path(script).stem} {shlex.join(shown)}".strip()
 
 
 def write(path: Path | None, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], data: Any) -> None:

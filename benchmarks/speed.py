@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed [--models deit_small_patch16_224,deit_base_patch16_224] [--reductions 0.5,0.6]
                                [--batches 1,8,64] [--modes eager,compiled] [--matmul-precision medium] [--clock cpu]
+                               [--runtime torch,compile,onnxruntime,openvino]
 
 Weights are random, as speed does not depend on them; the shapes are real: ``matrices`` has one rank for every layer, as
 ``svd_llm`` (U V^T, two products for one); ``halves`` has the widths that ``best`` chose for each head and MLP of DeiT-Tiny at
@@ -21,12 +22,13 @@ from torch import nn
 
 from benchmarks.output import show, write
 from lowrank_vit import benchmark, find_sites
+from lowrank_vit.compression.runtimes import ready_in, settings_in
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear, SmallMlp
 from lowrank_vit.modules.surgery import get_linear, replace_module
 from lowrank_vit.runtime.errors import amount
-from lowrank_vit.stages.evaluate.speed import CLOCKS, settings
+from lowrank_vit.stages.evaluate.speed import CLOCKS
 
 HEAD, HIDDEN = 64, 768  # of DeiT-Tiny
 # query-key and value directions of each head, hidden units: what `compress --recipe best --reduction 0.5` left of its blocks
@@ -99,7 +101,9 @@ def reduced(name: str, variant: str, reduction: float) -> nn.Module:
     return make(name, low, multiple)
 
 
-HEADER = ("model", "params", "mode", "batch", "ms", "speed-up (quartiles)", "MACs' ratio", "share %")
+HEADER = (
+    "model", "params", "mode", "batch", "ms", "speed-up (quartiles)", "MACs' ratio", "share %", "memory MiB", "file MiB",
+)  # fmt: skip
 
 
 def lines(results: dict[str, Any]) -> list[list[str]]:
@@ -111,11 +115,14 @@ def lines(results: dict[str, Any]) -> list[list[str]]:
             measured = row[variant]
             cells = [variant, f"{results['params'][variant] / 1e6:.2f}M", f"{row['device']} {row['mode']}"]
             cells += [str(row["batch"]), f"{1e3 * measured['seconds']:.1f}"]
-            if variant != dense:
+            if variant == dense:
+                cells += [""] * 3
+            else:
                 low, high = measured["speedup_quartiles"]
                 cells.append(f"{measured['speedup']:.2f} ({low:.2f}-{high:.2f})")
                 cells += [f"{results['macs'][dense] / macs:.2f}", f"{100 * measured['share_of_mac_ratio']:.0f}"]
-            found.append([*cells, *[""] * (len(HEADER) - len(cells))])
+            sizes = (measured["peak_memory_bytes"], measured.get("file_bytes"))
+            found.append([*cells, *("" if size is None else f"{size / 2**20:.1f}" for size in sizes)])
     return found
 
 
@@ -127,6 +134,9 @@ def main() -> None:
     parser.add_argument("--variants", default=";".join(VARIANTS), metavar="NAME;...", help="(default: all)")
     parser.add_argument("--batches", default="1,8,64", metavar="B,...")
     parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...")
+    parser.add_argument(
+        "--runtime", metavar="NAME,...", help="in place of --modes: torch, compile, onnxruntime, openvino"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=30.0, help="for all models in one setting")
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
@@ -134,7 +144,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_float32_matmul_precision(args.matmul_precision)
-    chosen = settings(args.device, args.modes.split(","), [int(batch) for batch in args.batches.split(",")])
+    modes, batches = (args.runtime or args.modes).split(","), [int(batch) for batch in args.batches.split(",")]
+    chosen = settings_in(args.device, modes, batches)
     results: dict[str, Any] = {}
     told: list[list[str]] = []
     for name in args.models.split(","):
@@ -142,7 +153,8 @@ def main() -> None:
         for reduction in args.reductions.split(","):
             for variant in args.variants.split(";"):
                 models[f"-{100 * float(reduction):g} % {variant}"] = reduced(name, variant, float(reduction))
-        results[name] = benchmark(models, chosen, seconds=args.seconds, clock=args.clock, progress=True)
+        timed = {"seconds": args.seconds, "clock": args.clock, "progress": True, "prepare": ready_in}
+        results[name] = benchmark(models, chosen, **timed)
         show(f"{name}, {settings_told(results[name])}", HEADER, lines(results[name]))
         told += [[f"{name} {first}", *rest] for first, *rest in lines(results[name])]
     title = f"Speed beside the dense models, {settings_told(next(iter(results.values())))}"

@@ -18,8 +18,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.stages.evaluate import speed
 from lowrank_vit.stages.evaluate.speed import Ready, Run, Setting, prepared, resident_peak, settings
-from lowrank_vit.stages.export.export import TRACED
-from lowrank_vit.stages.export.formats import exporter, files
+from lowrank_vit.stages.export.formats import exporter, files, narrowed
 
 MODES = {"torch": "eager", "compile": "compiled", "eager": "eager", "compiled": "compiled"}  # of torch itself
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # of the others, which run an exported file on the CPU
@@ -84,11 +83,11 @@ def call_in(module: nn.Module, setting: Setting, args: Sequence[Any], kwargs: Ma
 @contextmanager
 def _file(module: nn.Module, setting: Setting, example: Tensor) -> Iterator[tuple[Callable[[], Run], int]]:
     """Write the file of a module, in float32; yield what loads it, and its bytes."""
-    found = exporter(FORMATS[setting.mode])
+    found = narrowed(FORMATS[setting.mode])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"module{found.suffix}"
         ready = copy.deepcopy(module).float().eval().requires_grad_(False)
-        found.write(ready, torch.cat([example.float()] * 2)[:TRACED], path, "")
+        found.write_fixed(ready, example.float(), path)
         yield partial(found.run, path), sum(each.stat().st_size for each in files(found, path))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,11 +16,17 @@ from lowrank_vit.cli import main
 from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"
+
+
 PAGES = sorted(path for folder in ("start", "guides") for path in (DOCS / folder).glob("*.md"))
+
+
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?(?P<indent> *)```(?P<language>sh|python)\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
+
+
 PROGRAM = "lowrank-vit"
 
 
@@ -39,7 +47,8 @@ def commands(text: str) -> Iterator[list[str]]:
 def exit_code(arguments: list[str]) -> object:
     """What the shell would see of a command."""
     try:
-        main(arguments)
+        with patch.object(sys, "argv", [PROGRAM, *arguments]):  # which reports record
+            main()
     except SystemExit as stopped:
         return stopped.code or 0
     return 0

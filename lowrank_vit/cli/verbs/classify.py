@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
     model = load(args.folder)
     for path in args.images:
+        found = classify(model, path, args.top)
         print(path)
-        for name, percent in classify(model, path, args.top):
+        for name, percent in found:
             print(f"{percent:5.1f} %  {name}")

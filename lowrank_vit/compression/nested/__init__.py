@@ -25,12 +25,16 @@ from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import largest_reduction
 from lowrank_vit.compression.nested.file import analysis_of, named_tensors, plain_record
 from lowrank_vit.compression.nested.opened import Opened, with_sizes
+from lowrank_vit.compression.nested.reading import analysis_of
+from lowrank_vit.compression.nested.writing import named_tensors, plain_record
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.records.report import Report, plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.storage import folder as storage
+from lowrank_vit.storage.checksums import NESTED, check_file
 from lowrank_vit.storage.contents import NESTED, check_file
 from lowrank_vit.storage.skeleton import check_tensors, empty_model
+from lowrank_vit.storage.validation import check_tensors
 from lowrank_vit.units.base import Unit
 from lowrank_vit.units.linear import LinearUnit
 
@@ -140,11 +144,11 @@ def unpack(
 def _read(path: Path, device: torch.device) -> tuple[Mapping[str, Any], Mapping[str, dict[str, Tensor]]]:
     """Read the plain record, and the tensors by kind, of names ``kind|...``; check that all values are finite."""
     tensors: dict[str, dict[str, Tensor]] = {}
-    with safe_open(path, "pt", device=str(device)) as file:
+    with safe_open(path, "pt") as file:
         record = json.loads(file.metadata()["nested"])
         for name in file.keys():  # noqa: SIM118 (not a dict)
             kind, _, rest = name.partition("|")
-            tensors.setdefault(kind, {})[rest] = file.get_tensor(name).clone()  # aligned as torch aligns
+            tensors.setdefault(kind, {})[rest] = file.get_tensor(name).to(device).clone()  # aligned as torch aligns
     for named in tensors.values():
         check_tensors(named)
     return record, tensors

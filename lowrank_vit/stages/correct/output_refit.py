@@ -23,9 +23,11 @@ from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
+from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.merged_refit import refit_token_block
 from lowrank_vit.stages.correct.regression import Folds, Streams, add_affine
+from lowrank_vit.stages.correct.streams import Streams
 
 
 def check_refit(model: nn.Module, batches: object) -> None:
@@ -150,7 +152,7 @@ class OutputRefit:
     def _move(old: Branch, stream: Spill, inputs: Spill, change: Tensor, shift: Tensor) -> None:
         """Add to the smaller model's stream what the change, (k, d) and (d,), makes of the layer's inputs, (B, T, k)."""
         for place, (y, h) in enumerate(zip(stream, inputs, strict=True)):
-            added = torch.addmm(shift.to(y), h.to(change.device).flatten(0, 1), change.to(y))
+            added = torch.addmm(shift.to(y.dtype), h.to(change.device).flatten(0, 1), change.to(y.dtype))
             stream[place] = y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
 
     def _fit(self, branch: Branch, layer: nn.Linear, folds: Folds) -> float | None:

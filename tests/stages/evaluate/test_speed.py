@@ -76,7 +76,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             assert files[0] > files[1] > BYTES * found["params"]["compressed"]
     for bad, message in (
         (["--batches", "1,x"], "cannot be read"),
-        (["--modes", "x"], "unknown runtime 'x': choose from torch, compile, onnxruntime, openvino"),
+        (["--modes", "x"], "unknown runtime 'x': choose from compile, onnxruntime, openvino, torch"),
         (["--runtime", "openvin"], "did you mean 'openvino'"),
         (["--device", "x"], "x"),
     ):

@@ -41,6 +41,10 @@ class Exporter(Protocol):
 class Narrowed(Exporter, Protocol):
     """Define the interface of a format that is made from a float32 ONNX file, and so also in fewer bits."""
 
+    def write_fixed(self, module: nn.Module, example: Tensor, path: Path) -> None:
+        """Write the file of a module that takes inputs of the example's shape only."""
+        ...
+
     def convert(self, exact: Path, path: Path) -> None:
         """Write the file from an ONNX file, whose integers stay as they are."""
         ...

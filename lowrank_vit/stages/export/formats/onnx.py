@@ -36,6 +36,15 @@ class Onnx:
         """Write the file; ``metadata`` is among its properties. Raises ``InputError`` for a model of 2 GiB or more."""
         import torch
 
+        self._write(model, example, path, {METADATA: metadata}, ({0: torch.export.Dim("batch", min=1)},))
+
+    def write_fixed(self, module: nn.Module, example: Tensor, path: Path) -> None:
+        """Write the file of a module for one shape."""
+        self._write(module, example, path, {}, None)
+
+    def _write(self, model: nn.Module, example: Tensor, path: Path, properties: dict[str, str], shapes: Any) -> None:
+        import torch
+
         from lowrank_vit.modules.counting import parameter_bytes
         from lowrank_vit.stages.export.straightened import straightened
 
@@ -46,7 +55,7 @@ class Onnx:
             model,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=shapes,
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=OPSET,
@@ -55,7 +64,7 @@ class Onnx:
         assert program is not None
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # the lines of source that it comes from, with this machine's folders
-        program.model.metadata_props[METADATA] = metadata
+        program.model.metadata_props.update(properties)
         program.save(path, external_data=False)
 
     def convert(self, exact: Path, path: Path) -> None:
