@@ -17,7 +17,6 @@ from lowrank_vit.compression.prices import latency
 from lowrank_vit.compression.prices.latency import SHARES, Grid, Latency
 from lowrank_vit.compression.runtimes import call_in
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.stages.evaluate import module_times
 from lowrank_vit.stages.evaluate import speed as module_times
 from tests.support.models import images, model_and_images, outputs, tiny
 

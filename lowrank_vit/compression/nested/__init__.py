@@ -25,16 +25,12 @@ from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import largest_reduction
 from lowrank_vit.compression.nested.file import analysis_of, named_tensors, plain_record
 from lowrank_vit.compression.nested.opened import Opened, with_sizes
-from lowrank_vit.compression.nested.reading import analysis_of
-from lowrank_vit.compression.nested.writing import named_tensors, plain_record
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.records.report import Report, plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.storage import folder as storage
-from lowrank_vit.storage.checksums import NESTED, check_file
 from lowrank_vit.storage.contents import NESTED, check_file
 from lowrank_vit.storage.skeleton import check_tensors, empty_model
-from lowrank_vit.storage.validation import check_tensors
 from lowrank_vit.units.base import Unit
 from lowrank_vit.units.linear import LinearUnit
 

@@ -23,11 +23,9 @@ from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.runtime.spill import Spill
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.merged_refit import refit_token_block
 from lowrank_vit.stages.correct.regression import Folds, Streams, add_affine
-from lowrank_vit.stages.correct.streams import Streams
 
 
 def check_refit(model: nn.Module, batches: object) -> None:
