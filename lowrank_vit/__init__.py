@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.analysis import Analysis
     from lowrank_vit.compression.budget import check_budget, check_reduction
     from lowrank_vit.compression.calibrate import collect
-    from lowrank_vit.compression.compress import analyse, compress, compress_and_quantize, sweep
+    from lowrank_vit.compression.compress import (
+        analyse,
+        compress,
+        compress_and_quantize,
+        compress_with_fewer_tokens,
+        sweep,
+    )
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
     from lowrank_vit.compression.mean_scan import MeanScan, channel_energy, mean_scan
@@ -53,67 +59,11 @@ if TYPE_CHECKING:
     from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
 __version__ = "0.2.0"
-__all__ = [
-    "BLOCK_LINEARS",
-    "DECOMPOSITIONS",
-    "RECIPES",
-    "Analysis",
-    "Compensation",
-    "Hardware",
-    "InputError",
-    "MeanScan",
-    "OutputRefit",
-    "Recipe",
-    "Setting",
-    "Solution",
-    "analyse",
-    "augmentations",
-    "benchmark",
-    "calibrate",
-    "channel_energy",
-    "check_budget",
-    "check_reduction",
-    "classify",
-    "collect",
-    "compare",
-    "compensate_minibatch",
-    "compress",
-    "compress_and_quantize",
-    "compress_with_fewer_tokens",
-    "dense_report",
-    "dense_weight",
-    "distill",
-    "evaluate",
-    "export",
-    "export_half",
-    "export_integers",
-    "family_of",
-    "fewer_tokens",
-    "file_bytes",
-    "find_sites",
-    "finetune",
-    "first_inputs",
-    "get_recipe",
-    "is_saved_model",
-    "learn",
-    "load",
-    "load_report",
-    "mean_scan",
-    "push_to_hub",
-    "quantize",
-    "quantize_within",
-    "recipe_of",
-    "revisions_of",
-    "save",
-    "solve",
-    "sweep",
-]
-
-_HOMES = {
+_HOMES = {  # of the public names: the same as above, imported on first use
     "architectures.base": ("family_of", "first_inputs"),
     "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
     "compression.analysis": ("Analysis",),
-    "compression.compress": ("analyse", "compress", "compress_and_quantize", "sweep"),
+    "compression.compress": ("analyse", "compress", "compress_and_quantize", "compress_with_fewer_tokens", "sweep"),
     "compression.budget": ("check_budget", "check_reduction"),
     "compression.learn": ("learn",),
     "compression.quantize": ("quantize", "quantize_within"),
@@ -145,6 +95,7 @@ _HOMES = {
     "stages.training.finetune": ("finetune",),
     "storage.contents": ("file_bytes", "is_saved_model", "load_report"),
 }
+__all__ = [name for names in _HOMES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -38,14 +38,29 @@ from lowrank_vit.customize.train import Training, train
 from lowrank_vit.data import ImageData
 from lowrank_vit.models import load_model
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.registry import revision_of
 
 CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
+
+
 WORD = "V*"
+
+
 EXAMPLES, STEPS, BATCH = 8, 300, 4
+
+
 PRIOR = 200  # images that the base draws for the prompts of a prior
+
+
 DRAWN, DRAWN_OF_OLD = 180, 20  # images of the concept, and of each old digit
+
+
 SHOWN = 8  # kept for the picture
+
+
 BAR = 85.0  # percent of the old digits that the base must draw well before anything is said of customising it
+
+
 DIGITS = 4
 
 
@@ -143,7 +158,7 @@ def pixels(image: Tensor) -> str:
 def delta(job: Job) -> dict[str, int]:
     """Return the revision of the delta that a job trains."""
     name = job.changes.get("method")
-    return {} if name is None else {f"delta.{name}": DELTAS.get(name).revision}
+    return {} if name is None else {f"delta.{name}": revision_of(DELTAS.get(name))}
 
 
 MEASURES.register("customize")(Measure(measure, forward_passes, ("customize",), methods=delta))

@@ -1,44 +1,78 @@
-"""The commands' entry point; each verb is a file in ``verbs`` and imports what it needs when it runs."""
+"""The commands' entry point; each verb is a file in ``verbs`` and imports what it needs when it runs.
+
+Parsers show defaults and examples in the help, and report mistakes in one line.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from lowrank_vit import __version__
-from lowrank_vit.cli.command_line import OneLineParser, Verbs, fail
+from lowrank_vit.cli.arguments import natural
 from lowrank_vit.cli.early import check_early
 from lowrank_vit.cli.recipe_file import expanded
-from lowrank_vit.cli.verbs import (
-    benchmark,
-    classify,
-    compress,
-    customize,
-    distill,
-    evaluate,
-    export,
-    finetune,
-    inspect,
-    learn,
-    plan,
-    push,
-    quantize,
-    scan,
-    shrink,
-    sweep,
-    tokens,
-)  # fmt: skip
-from lowrank_vit.cli.verbs import list as list_names
+from lowrank_vit.cli.verbs import shrink
 from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
-VERBS = (
-    compress, plan, sweep, shrink, classify, evaluate, learn, finetune, distill, quantize, tokens, scan, customize, inspect,
-    export, benchmark, push, list_names,
+COUNTS = (int, natural)
+
+
+VERBS = (  # in the order of the help
+    "compress", "plan", "sweep", "shrink", "classify", "evaluate", "learn", "finetune", "distill", "quantize", "tokens",
+    "scan", "customize", "inspect", "export", "benchmark", "push", "list",
 )  # fmt: skip
+
+
+class DefaultsFormatter(argparse.HelpFormatter):
+    """Show every default that is not nothing, and short names for values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        nothing = default is None or default is False or default in ([], argparse.SUPPRESS)
+        shown = action.option_strings and not nothing
+        return f"{text} (default: %(default)s)" if text and shown and "(default" not in text else text
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        """Name a whole number N, anything else by the last word of its option."""
+        return "N" if action.type in COUNTS else action.dest.rpartition("_")[2].upper()
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Report a mistake in one line, like all other errors, and show defaults."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": DefaultsFormatter, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and exit with code 2."""
+        self.exit(fail(f"{message}; see {self.prog} --help"))
+
+
+class Verbs:
+    """Add verbs; the help of each begins with its line in the overview, and ends with an example."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.added = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add_parser(self, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
+        """Add a verb; ``example``: what may follow its name."""
+        description = f"{help[0].upper()}{help[1:]}."
+        parser = self.added.add_parser(name, help=help, description=description)
+        parser.epilog = f"example: {parser.prog} {example}"
+        return parser
+
+
+def fail(message: str) -> int:
+    """Print a mistake on the error stream; returns the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -48,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
     verbs = Verbs(parser)
     for verb in VERBS:
-        verb.add_parser(verbs)
+        importlib.import_module(f"lowrank_vit.cli.verbs.{verb}").add_parser(verbs)
     return parser
 
 

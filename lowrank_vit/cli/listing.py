@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 from lowrank_vit.runtime.registry import Registry
+
+REGISTRIES = {  # by the kind: their folder of ``stages``, and their names there
+    "decompositions": ("decompose", ("DECOMPOSITIONS", "ATTENTIONS", "MLPS", "TABLES")),
+    "allocators": ("allocate", ("ALLOCATORS",)),
+    "quantizers": ("quantize", ("QUANTIZERS",)),
+    "exporters": ("export.formats", ("EXPORTERS",)),
+    "tokens": ("tokens", ("TOKENS",)),
+    "compensations": ("compensate", ("COMPENSATIONS",)),
+}
 
 
 def _first_line(thing: object) -> str:
@@ -31,29 +41,6 @@ def listing(kind: str) -> dict[str, str]:
         from lowrank_vit.compression.recipes import FULL_FORMS, RECIPES
 
         return {name: recipe.about for name, recipe in (RECIPES if kind == "recipes" else FULL_FORMS).items()}
-    registries: list[Registry]
-    if kind == "decompositions":
-        from lowrank_vit.stages.decompose import ATTENTIONS, DECOMPOSITIONS, MLPS, TABLES
-
-        registries = [DECOMPOSITIONS, ATTENTIONS, MLPS, TABLES]
-    elif kind == "allocators":
-        from lowrank_vit.stages.allocate import ALLOCATORS
-
-        registries = [ALLOCATORS]
-    elif kind == "quantizers":
-        from lowrank_vit.stages.quantize import QUANTIZERS
-
-        registries = [QUANTIZERS]
-    elif kind == "exporters":
-        from lowrank_vit.stages.export.formats import EXPORTERS
-
-        registries = [EXPORTERS]
-    elif kind == "tokens":
-        from lowrank_vit.stages.tokens import TOKENS
-
-        registries = [TOKENS]
-    else:
-        from lowrank_vit.stages.compensate import COMPENSATIONS
-
-        registries = [COMPENSATIONS]
-    return {name: _first_line(registry.get(name)) for registry in registries for name in registry.names()}
+    module, names = REGISTRIES[kind]
+    found: list[Registry] = [getattr(importlib.import_module(f"lowrank_vit.stages.{module}"), name) for name in names]
+    return {name: _first_line(registry.get(name)) for registry in found for name in registry.names()}

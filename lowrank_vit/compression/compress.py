@@ -45,6 +45,7 @@ from lowrank_vit.stages.gates.learn_gates import LearntGates
 
 logger = logging.getLogger(__name__)
 
+
 DEFAULT_REDUCTION = 0.5
 
 

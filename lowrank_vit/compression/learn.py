@@ -32,6 +32,7 @@ from lowrank_vit.units.base import Unit
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
+
 EPOCHS = 10  # of gates alone, on the calibration images
 
 

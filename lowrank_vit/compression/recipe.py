@@ -11,7 +11,7 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.registry import Registry, unknown
+from lowrank_vit.runtime.registry import Registry, revision_of, unknown
 from lowrank_vit.stages.allocate import ALLOCATORS, Allocator
 from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.calibrate.observe import needs_gradient
@@ -24,10 +24,20 @@ from lowrank_vit.stages.search import SEARCHES, Search
 from lowrank_vit.units.base import UNITS
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
+
+
 CLASSIFIER = "classifier"  # what a record calls its refit, where those of outputs are True
+
+
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
+
+
 MERGED = ("macs", "latency")  # the costs that fewer tokens save
+
+
 STORED = (PARAMETERS, "bytes")  # the costs that identities in pivoted factors save
+
+
 PLAIN = (
     "solver",
     "optimizer",
@@ -67,24 +77,41 @@ class Recipe:
     """
 
     name: str
+
     units: Mapping[str, Any]
+
     allocator: Allocator = field(default_factory=Knapsack)
+
     compensation: Compensation | None = None
+
     solver: str = "closed_form"
+
     optimizer: str = ADAM
+
     steps: int = 2000
+
     bias_correction: bool = False
+
     rank_multiple: int = 1
+
     folded: bool = False
+
     pivoted: bool | None = False
-    tokens: bool | None = False
+
     objective: Objective = field(default_factory=Classification)
+
     sense: MeasuredCurves | None = None
+
     measured: MeasuredLosses | None = None
+
     refit: OutputRefit | ClassifierRefit | None = None
+
     search: Search | None = None
+
     gradual: GradualMethod | None = None
+
     labelled: bool = False
+
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -93,14 +120,6 @@ class Recipe:
         if self.pivoted and self.compensation is not None:
             raise InputError("pivoted factors leave no place for a compensation Z: leave out one of the two")
         check_optimizer(self.optimizer)
-
-    def pivots(self, cost: str) -> bool:
-        """Tell whether factors are pivoted in a model whose budget is in ``cost``."""
-        return cost in STORED if self.pivoted is None else self.pivoted
-
-    def merges(self, cost: str) -> bool:
-        """Tell whether tokens are merged, where the model allows it, in a model whose budget is in ``cost``."""
-        return cost in MERGED if self.tokens is None else self.tokens
 
     @property
     def needs_gradient(self) -> bool:
@@ -165,12 +184,12 @@ class Recipe:
     @property
     def revisions(self) -> dict[str, int]:
         """Return the revision of each of its methods, as ``slot.name``, and of its kinds of units, as ``unit.kind``."""
-        found = {f"unit.{kind}": int(UNITS.get(kind).revision) for kind in self.units}
+        found = {f"unit.{kind}": revision_of(UNITS.get(kind)) for kind in self.units}
         for slot in slots():
             method = self.method(slot)
             name = CLASSIFIER if isinstance(method, ClassifierRefit) else _name(slot, method)
             if method is not None:
-                found[f"{slot}.{name}" if name else slot] = int(method.revision)
+                found[f"{slot}.{name}" if name else slot] = revision_of(method)
         return found
 
     def record(self) -> dict[str, Any]:
@@ -193,6 +212,39 @@ class Recipe:
             "about": self.about,
             "hyperparameters": {slot: plain(vars(method)) for slot, method in methods.items() if method is not None},
         }
+
+    """Describe a way to compress: instances of methods, stage by stage.
+
+    ``units``: a decomposition for each kind of module to compress, by the kind's name (``decomposition`` for single
+    linear layers, ``attention``, ``mlp``, ``patches``, ``positions``); beside whole modules, ``decomposition`` takes the
+    layers that they leave, such as those of modules of another kind. ``objective``: what is preserved; for a model that it
+    cannot be measured on, it is ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are
+    multiples of ``rank_multiple``.
+    ``folded``: linear layers take up scale and shift of the norms before them, and LayerScale behind them, exactly.
+    ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted; None: where parameters
+    or bytes are the budget, since it costs multiply-accumulates.
+    ``tokens``: blocks merge pairs of tokens, planned together with the sizes; None: where multiply-accumulates or time are
+    the budget, and the model allows it.
+    ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
+    of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
+    plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
+    predicted losses by measured ones; ``refit`` refits the output layers, in closed form, on the inputs that the smaller
+    model gives them, or the classifier. ``search``: learns on the calibration images what every size is worth while all
+    units change, after measured losses, if any; the allocator then spends the budget by that. ``gradual`` trains gates on
+    the calibration images, which say what is kept; ``labelled``: gates and weights are trained on labelled images, by
+    ``learn``, before the model is compressed.
+    Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
+    """
+
+    tokens: bool | None = False
+
+    def pivots(self, cost: str) -> bool:
+        """Tell whether factors are pivoted in a model whose budget is in ``cost``."""
+        return cost in STORED if self.pivoted is None else self.pivoted
+
+    def merges(self, cost: str) -> bool:
+        """Tell whether tokens are merged, where the model allows it, in a model whose budget is in ``cost``."""
+        return cost in MERGED if self.tokens is None else self.tokens
 
 
 ADDED: Registry[Recipe] = Registry("recipe", "lowrank_vit.methods")

@@ -1,8 +1,8 @@
 """Revisions: say what made a number, in words that survive renamed files, mended messages and moved functions.
 
 Whoever changes what a method or a part of the engine computes raises its revision: that of a method is its class's
-``revision``, that of the engine's parts is below. ``tests/golden/numerics.json`` holds what they make of small models, and
-a test fails, naming the revision to raise, where that changes.
+``revision: ClassVar[int]``, 1 where it has none, that of the engine's parts is below. ``tests/golden/numerics.json`` holds
+what they make of small models, and a test fails, naming the revision to raise, where that changes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from lowrank_vit.architectures.base import FAMILIES
 from lowrank_vit.compression.recipe import Recipe, registries
-from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.runtime.registry import Registry, revision_of
 from lowrank_vit.stages.quantize import QUANTIZERS
 from lowrank_vit.stages.tokens import TOKENS
 
@@ -42,5 +42,5 @@ def revisions_of(parts: Iterable[str], recipe: Recipe | None = None) -> dict[str
     known = registries() | BESIDE
     for part in parts:
         kind, _, name = part.partition(".")
-        found[part] = known[kind].get(name).revision if name else ENGINE[kind]
+        found[part] = revision_of(known[kind].get(name)) if name else ENGINE[kind]
     return dict(sorted(found.items()))

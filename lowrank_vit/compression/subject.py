@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,18 +11,33 @@ import torch
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.architectures.folding import fold_norms
 from lowrank_vit.architectures.holder import held
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.compression.subject import rewrite
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
+from lowrank_vit.units.base import UNITS
 
 logger = logging.getLogger(__name__)
+
+
+def rewrite(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> nn.Module:
+    """Return the model that the recipe's units are cut from; a copy where it differs from the given one."""
+    kinds = [UNITS.get(kind) for kind in recipe.units] if sites == BLOCK_LINEARS else []
+    steps = [kind.prepare for kind in kinds if kind.ahead]
+    if recipe.folded:
+        steps.insert(0, fold_norms)
+    if not steps:
+        return model
+    model = copy.deepcopy(model)
+    for step in steps:
+        step(model)
+    return model
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From an image split to batches of tensors."""
+"""From an image split, or from batches of the caller's own, to batches of tensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from timm.data import DEFAULT_CROP_PCT, create_transform
@@ -19,12 +21,19 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from lowrank_vit.data.decoding import MODES, to_channels
 from lowrank_vit.data.sampling import Draw
 from lowrank_vit.data.splits import ImageSplit
+from lowrank_vit.records.images import Batches, Images, each_batch
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import own_cores
 
 MOST_WORKERS = 16
+
+
 LARGEST, SMALLEST_CROP = 8192, 0.05  # pixels; share of the side
+
+
 CROP_AREA, CROP_RATIO, FLIPS = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # share of the area, width by height, share of images
+
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -158,3 +167,30 @@ def make_loader(
 def default_workers(jobs: int = 1) -> int:
     """Return the number of worker processes: one for each core of this process, which ``jobs`` share; at most 16."""
     return min(max(1, own_cores() // jobs), MOST_WORKERS)
+
+
+class GivenBatches(LightningDataModule):
+    """Train on batches as they come, in the same order in every epoch unless they shuffle themselves."""
+
+    def __init__(self, batches: Batches) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> Batches:
+        """Return the loader, or the batches."""
+        return self.batches if isinstance(self.batches, DataLoader) else each_batch(self.batches)
+
+
+def as_data_module(data: LightningDataModule | Batches, hardware: Hardware) -> LightningDataModule:
+    """Return a data module that serves batches. Raises ``InputError`` for what is no batches, and for several processes."""
+    if isinstance(data, LightningDataModule):
+        return data
+    batches = Images.of(data).batches
+    if isinstance(batches, Iterator) or not hasattr(batches, "__len__"):
+        raise InputError("the training images are gone through more than once: pass a list or a data loader")
+    with suppress(TypeError):  # a loader of a stream has no length
+        if not len(batches):  # type: ignore[arg-type]
+            raise InputError("no images to train on: the data set is empty")
+    if hardware.processes > 1:
+        raise InputError("several processes cannot share a list of batches: pass a data module, such as ImageData")
+    return GivenBatches(batches)

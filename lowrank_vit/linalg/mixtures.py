@@ -32,7 +32,6 @@ class Gated:
     kept: Tensor  # shape: (a, k)
 
     def __call__(self, shares: Tensor) -> Tensor:
-        """Return the mixture."""
         return (self.v * (shares @ self.kept)) @ self.u.T
 
 
@@ -43,7 +42,6 @@ class Mixed:
     values: Tensor  # shape: (a, ...)
 
     def __call__(self, shares: Tensor) -> Tensor:
-        """Return the mixture."""
         return torch.tensordot(shares, self.values, 1)
 
 
@@ -58,7 +56,6 @@ class MixedQueries:
     matrices: Tensor  # shape: (a, h, s, s), B of every size and head
 
     def __call__(self, shares: Tensor) -> Tensor:
-        """Return the mixture."""
         heads, width = self.matrices.shape[1:3]
         queries, others = self.layer.tensor_split([heads * width])
         mixed = torch.tensordot(shares, self.matrices, 1)

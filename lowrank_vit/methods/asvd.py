@@ -37,13 +37,19 @@ class ActivationScaledSVD:
 
 
 UNITS = {"decomposition": ActivationScaledSVD()}
+
+
 RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the released code: a layer's parameters, as shares of the dense one's
+
+
 add_recipe(
     "asvd",
     units=UNITS,
     allocator=Uniform(),
     about="SVD of the weight scaled by input magnitudes (Yuan et al.)",
 )
+
+
 add_recipe(
     "asvd_search",
     units=UNITS,
@@ -51,5 +57,9 @@ add_recipe(
     sense=MeasuredCurves(ratios=RATIOS),
     about="asvd with ranks by one threshold on the measured sensitivity of each layer, at its ratios (Yuan et al.)",
 )
+
+
 look("asvd", "X", (5, 3), "pink", "ASVD, uniform", "without its search of ranks")
+
+
 look("asvd_search", "X", (2, 3), "blue", "ASVD + search", "the measured KL in place of the perplexity")

@@ -180,7 +180,6 @@ class KroneckerTable:
     currency: ClassVar[str] = "loss increase"
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
-        """Decompose the table, (t, n)."""
         rows, columns = moments.mean("gradient_rows"), moments.mean("gradient_second")
         left, ridge = cholesky_root(rows, self.damping)
         right, _ = cholesky_root(columns, self.damping)
@@ -210,4 +209,6 @@ add_recipe(
     refit=OutputRefit(),
     about="attention by head, MLP by interpolation, all else by rank, norms folded, one budget of predicted loss",
 )
+
+
 look("best", "v", (1, 2), "green", "Ours")

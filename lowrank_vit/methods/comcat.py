@@ -95,23 +95,45 @@ add_recipe(
     sense=MeasuredCurves(),
     about="plain SVD of head products and of the MLPs' layers, ranks by measured KL: where COMCAT begins (Xiao et al.)",
 )
+
+
 add_recipe(
     "comcat",
     units={"attention": HeadProducts(bias_row=True), "decomposition": PlainSVD()},
     search=Gates(),
     about="plain SVD of head products and of MLPs' layers, ranks learnt by gates, to be trained further (Xiao et al.)",
 )
+
+
 look(
     "comcat0", "<", (2, 3), "pink", "COMCAT's start", "no learnt ranks, no training; biases kept, which its code zeroes"
 )
+
+
 look("comcat0, manual", "<", (2, 2), "blue", labels=("comcat's start, manual ranks",))
+
+
 look("comcat0, energy", "<", (4, 3), "grey", labels=("comcat's start, ranks by energy",))
+
+
 look("comcat", "<", (9, 3), "red", labels=("comcat (comcat), full ft",))
+
+
 look("comcat, searched", "<", (5, 3), "green", labels=("comcat, automatic ranks (comcat_search)",))
+
+
 look("comcat, written", "<", (1, 3), "violet", labels=("comcat (comcat_search), objective as written",))
+
+
 look("comcat, official", "<", (6, 3), "cyan", labels=("comcat (comcat_search), the code's candidates",))
+
+
 look("comcat, unbiased", "<", (3, 3), "olive", labels=("comcat (comcat_search), no biases, as in the code",))
+
+
 RELEASED = "Xiao et al. 2023, released models"
+
+
 PRINTED.add(
     "comcat",
     (Printed("deit_b", "COMCAT", "33.8M (-61%)", 82.28, RELEASED, "full-ft+kd", "330", "the dense model"),),

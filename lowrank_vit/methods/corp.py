@@ -103,6 +103,8 @@ add_recipe(
     allocator=Uniform(),
     about="the most active dimensions of queries, keys and hidden units, the rest predicted by ridge regression (CORP)",
 )
+
+
 add_recipe(
     "corp_layerwise",
     units={"attention": Coordinates(), "mlp": ActiveEnergy(shrinkage=True)},
@@ -110,15 +112,23 @@ add_recipe(
     refit=OutputRefit(sensitivity=0.0),
     about="corp with its shrinkage, each branch refitted on the smaller model's inputs, where CORP takes statistics anew",
 )
+
+
 look(
     "corp", ">", (6, 2), "orange", "CORP, our reading",
     "scores and ridge are ours; all statistics at once, of the dense model",
 )  # fmt: skip
+
+
 look(
     "corp_layerwise", ">", (3, 2), "red", "CORP, layer by layer",
     "scores are ours; outputs refitted in place of statistics anew before each MLP",
 )  # fmt: skip
+
+
 DOUBTED = "its row prints the same 58.2M for MLPs alone and for both: at least one is wrong (both would be 51.2M)"
+
+
 PRINTED.add(
     "corp",
     tuple(

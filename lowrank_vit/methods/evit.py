@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import nn
 
@@ -25,8 +24,6 @@ class AttentiveTokens:
     Its mean over the heads decides, and weights the tokens that are fused into one. ``at``: after which shares of the depth,
     by default blocks 3, 6 and 9 of 12 (counted from 0). ``keep`` 1 is the model as it was.
     """
-
-    revision: ClassVar[int] = 1
 
     keep: float = 0.7
     at: tuple[float, ...] = (0.25, 0.5, 0.75)

@@ -19,7 +19,6 @@ class WhitenedCentred(Whitened):
     All images count alike; the paper's (3) divides the error of each by its energy: ``WhitenedCentredNormalised``.
     """
 
-    revision: ClassVar[int] = 1
     centred: ClassVar[bool] = True
 
 
@@ -28,7 +27,6 @@ class WhitenedCentred(Whitened):
 class WhitenedNormalised(Whitened):
     """Minimise ``E_i[||X_i (W - U V^T)||_F^2 / ||X_i W||_F^2]``, image by image as the paper's (3) has it."""
 
-    revision: ClassVar[int] = 1
     normalised: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"normalised_second"})
 
@@ -38,7 +36,6 @@ class WhitenedNormalised(Whitened):
 class WhitenedCentredNormalised(WhitenedNormalised):
     """Minimise ``E_i[||(X_i - mu)(W - U V^T)||_F^2 / ||X_i W||_F^2]``: (3), the mean of all tokens left to the bias."""
 
-    revision: ClassVar[int] = 1
     centred: ClassVar[bool] = True
 
 

@@ -19,7 +19,7 @@ from lowrank_vit.records.sites import ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import ROWS, learnt_scores, project_output
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place, RowGate
 
@@ -36,8 +36,6 @@ class PlatonRows:
     Raises ``InputError`` for a share out of range.
     """
 
-    revision: ClassVar[int] = 1
-
     share: float = 0.05
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_abs"})
@@ -46,7 +44,6 @@ class PlatonRows:
         check_share(self.share)
 
     def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
-        """Split ``weight``, (n, d)."""
         u, v = project_output(weight, weight).cut(rank)
         scores = ((weight - u @ v.T).abs() * moments.mean("gradient_abs")).mean(0)
         return SplitRows(u, v, Directions.by_score(scores))
@@ -62,8 +59,6 @@ class LearntRows:
     Raises ``InputError`` where the others have a higher rank: they were trained with another ``share``.
     """
 
-    revision: ClassVar[int] = 1
-
     share: float = 0.05
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -72,7 +67,6 @@ class LearntRows:
         check_share(self.share)
 
     def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
-        """Split ``weight``, (n, d)."""
         scores = learnt_scores(moments, "learnt_outputs")
         others = scores < 1
         low = weight[:, others] if others.any() else weight
@@ -172,7 +166,7 @@ def best_rows(scores: Sequence[Tensor], widths: Sequence[int], room: float) -> t
 
 @GRADUAL.register("sparse_rows")
 @dataclass(frozen=True)
-class SparseRows(StillGates):
+class SparseRows(GradualMethod):
     """Train U, V and S of ``W = U V^T + S``, with fewer and fewer rows in S (LoSparse, Li et al. 2023).
 
     U and V, of ``share`` of each layer's parameters, begin with the SVD, S with all that is left. Rows are scored by the mean
@@ -183,8 +177,6 @@ class SparseRows(StillGates):
     entries: theirs counts those of repeated scores. Weight decay does not act on U and V.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     share: float = 0.05
     interval: int = 10
@@ -201,7 +193,6 @@ class SparseRows(StillGates):
             raise InputError(f"{self}: interval from 1 on; first, last from 0 to 1, in order; betas from 0 to below 1")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return SparseGate(place, self.share)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
@@ -210,7 +201,6 @@ class SparseRows(StillGates):
         return [{"params": factors, "lr": lr, "weight_decay": 0.0}]
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return zero."""
         return torch.zeros(())
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
@@ -263,6 +253,8 @@ add_recipe(
     objective=Classification(sampling="signs"),
     about="plain SVD at one small rank, and rows beside it by one threshold on their slopes: LoSparse, untrained",
 )
+
+
 add_recipe(
     "losparse",
     units={"rows": LearntRows()},
@@ -271,10 +263,14 @@ add_recipe(
     labelled=True,
     about="a low-rank part and rows beside it, both trained on labelled images while rows go (LoSparse, Li et al.)",
 )
+
+
 look(
     "losparse0", "h", (2, 3), "grey", "LoSparse's start",
     "rows by slopes of the dense model, no training; biases take up means",
 )  # fmt: skip
+
+
 look(
     "losparse", "h", (), "blue", "LoSparse",
     "5% for the low-rank part; the schedule's shares are ours; half of the epochs while rows go",

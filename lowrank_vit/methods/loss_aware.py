@@ -27,8 +27,6 @@ class TwoSided:
     The loss is in nats per image, so layers compare without normalising.
     """
 
-    revision: ClassVar[int] = 1
-
     centred: bool = True
     damping: float = 0.3  # of the mean eigenvalue of G; held-out KL on DeiT-Tiny favoured 0.1 and 0.5 over 0.01
 
@@ -36,7 +34,6 @@ class TwoSided:
     currency: ClassVar[str] = "loss increase"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         metric = output_metric(weight, moments, centred=self.centred)
         gradient_root, ridge = cholesky_root(moments.mean("gradient_second"), self.damping)
         _, singular_values, qt = torch.linalg.svd(metric.root @ gradient_root, full_matrices=False)

@@ -21,7 +21,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.allocate.rules import EqualError, Uniform
 from lowrank_vit.stages.decompose import MLPS, WHOLE_HEADS, Weights, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, MaskGate, Place
 
@@ -37,11 +37,9 @@ class AttentionSalience:
     zero. What is lost is the share of the module's scores that is left out, so that modules compare.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"gate_fisher"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
-        """Order the heads."""
         fisher = moments.mean("gate_fisher").unflatten(0, (-1, site.head_width)).unflatten(2, (-1, site.head_width))
         scores = fisher.sum((1, 3)).diagonal().clamp_min(0).sqrt()
         return WholeHeads(Directions.by_share(scores))
@@ -55,11 +53,9 @@ class Magnitude:
     With gates both rows count. What is lost is the share of the MLP's scores that is left out.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset(),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         rows = made[0].abs().sum(0).unflatten(0, (site.rows, -1)).sum(0)
         return InputSubset.pruned(Directions.by_share(rows + weight.abs().sum(1)), weight)
 
@@ -69,11 +65,9 @@ class Magnitude:
 class LearntHeads:
     """Score a head by its gate; the output's bias takes up the mean of those removed."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
-        """Order the heads."""
         scores = learnt_scores(moments)[:: site.head_width]  # all dimensions of a head have its score
         return WholeHeads(Directions.by_score(scores), moments.mean("input_sum"))
 
@@ -108,7 +102,7 @@ def moving_share(step: int, last: int, first: float, end: float) -> float:
 
 @GRADUAL.register("drop_grow")
 @dataclass(frozen=True)
-class DropAndGrow(StillGates):
+class DropAndGrow(GradualMethod):
     """Train with the same share of every layer's heads and hidden units; now and then some die, and as many grow.
 
     S2ViTE (Chen et al. 2021), ``updates`` times until the share ``until`` of the steps. Those hidden units die whose
@@ -118,8 +112,6 @@ class DropAndGrow(StillGates):
     live. Dead units keep their rows of fc1, and heads those of qkv: they make nothing, and are removed in the end.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     updates: int = 40
     until: float = 0.8
@@ -134,15 +126,12 @@ class DropAndGrow(StillGates):
             raise InputError(f"{self}: at least one update; until up to 1; end, first from 0 to 1, and end the lesser")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return LiveGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return nothing: masks are not trained."""
         return []
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return zero."""
         return torch.zeros(())
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
@@ -209,6 +198,8 @@ add_recipe(
     objective=Classification(sampling="signs"),
     about="one-shot salience pruning of heads and hidden units, S2ViTE's baseline (Chen et al.)",
 )
+
+
 add_recipe(
     "s2vite",
     units={"whole_heads": LearntHeads(), "mlp": LearntUnits()},
@@ -218,16 +209,32 @@ add_recipe(
     about="heads and hidden units that drop and grow while the model is trained on labelled images "
     "(S2ViTE, Chen et al.)",
 )
+
+
 look("ssp", "s", (4, 2), "brown", "S2ViTE's one-shot baseline", "without the training that follows")
+
+
 look("ssp, multiply-accumulates", "s", (2, 2), "red", labels=("s2vite's one-shot baseline, macs as budget (ssp)",))
+
+
 look(
     "s2vite", "s", (), "olive", "S2ViTE's schedule, from trained weights",
     "it starts from random ones; half of the epochs while units change",
 )  # fmt: skip
+
+
 look("s2vite, from scratch", "s", (3, 3), "green", labels=("s2vite, from scratch (s2vite)",))
+
+
 KEPT = "attention outputs and biases uncounted as pruned: 54.5M if what is pruned is physically removed"
+
+
 FULL = ("Chen et al. 2021", "full-ft", "600, from scratch")
+
+
 ONE_SHOT = ("Chen et al. 2021, as quoted in SAViT", "full-ft", "not found", "none", "training follows the pruning")
+
+
 PRINTED.add(
     "s2vite",
     (

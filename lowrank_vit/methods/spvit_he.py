@@ -19,7 +19,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import MLPS, Weights, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices, mixer_costs
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 from lowrank_vit.stages.gates.mixing import DrawnGate, MixerGate
@@ -30,17 +30,15 @@ from lowrank_vit.stages.gates.mixing import DrawnGate, MixerGate
 class LearntUnits:
     """Score a hidden unit by its gate; the second layer's bias takes up the mean of those removed."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         return InputSubset.pruned(Directions.by_score(learnt_scores(moments)), weight, moments.mean("input_sum"))
 
 
 @GRADUAL.register("unit_gates")
 @dataclass(frozen=True)
-class UnitGates(StillGates):
+class UnitGates(GradualMethod):
     """Draw hidden units with probabilities ``sigmoid(theta)``, theta starting at 1.5; those above a half stay.
 
     The loss gets ``strength ((F - target) / dense)^2``, F the multiply-accumulates that open units leave (SPViT, He et al.
@@ -48,8 +46,6 @@ class UnitGates(StillGates):
     squared, are 31, 63 and 25 of shares. ``lr``: of theta, which theirs trains for 10 epochs of ImageNet by 0.001.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     strength: float = 30.0
     lr: float = 5e-2
@@ -62,11 +58,9 @@ class UnitGates(StillGates):
             raise InputError(f"strength={self.strength}, lr={self.lr}: from 0 on, and above 0; both finite")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return DrawnGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return one group, which does not decay."""
         parameters = [each for gate in gates.values() for each in gate.parameters()]
         return [{"params": parameters, "lr": self.lr, "weight_decay": 0.0}]
 
@@ -80,11 +74,9 @@ class UnitGates(StillGates):
             gate.draw(0)
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return the squared distance from the target, in shares of the dense model's multiply-accumulates."""
         return self.strength * (remaining(gates, progress.prices) - progress.target).square()
 
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Draw the units of the next step."""
         for layer in layers:
             if isinstance(layer.inputs, DrawnGate):
                 layer.inputs.draw(progress.step)
@@ -121,12 +113,10 @@ class UnitAndMixerGates(UnitGates):
     first convolution makes is normalised over the batch. Only attention behind a lone class token has such gates.
     """
 
-    revision: ClassVar[int] = 1
     units: ClassVar[tuple[str, ...]] = (HIDDEN, MIXER)
     alone: ClassVar[bool] = False
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return MixerGate(place) if place.unit == MIXER else DrawnGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
@@ -145,6 +135,8 @@ GATES_ALONE = add_recipe(
     gradual=UnitGates(),
     about="SPViT's gates of hidden units, drawn and pulled towards multiply-accumulates, trained alone (He et al.)",
 )
+
+
 add_recipe(
     "spvit-he",
     GATES_ALONE,
@@ -152,14 +144,20 @@ add_recipe(
     labelled=True,
     about="hidden units, and attention or a convolution, by gates trained with the weights on labelled images (He et al.)",
 )
+
+
 look(
     "spvit-he-gates", ">", (2, 2), "green", "He's SPViT, gates of hidden units alone",
     "no mixers; the weights stay frozen",
 )  # fmt: skip
+
+
 look(
     "spvit-he-gates, multiply-accumulates", "p", (2, 2), "red",
     labels=("he's spvit, gates alone, macs as budget (spvit-he-gates)",),
 )  # fmt: skip
+
+
 look(
     "spvit-he", ">", (), "violet", "He's SPViT",
     "weights go on from the search; strength and rates are ours; half of the epochs with gates",

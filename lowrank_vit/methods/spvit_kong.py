@@ -29,8 +29,6 @@ class SelectorsAlone:
     Raises ``InputError`` for shares out of range.
     """
 
-    revision: ClassVar[int] = 1
-
     keep: float = 0.7
     at: tuple[float, ...] = (0.25, 0.5, 0.75)
 
@@ -72,7 +70,6 @@ class SelectorsAlone:
 class SelectorsAndWeights(SelectorsAlone):
     """Train selectors and, a hundred times slower, the weights on labelled images; otherwise as ``spvit-kong-gates``."""
 
-    revision: ClassVar[int] = 1
     labelled: ClassVar[bool] = True
 
 
@@ -80,4 +77,6 @@ look(
     "spvit-kong-gates", ">", (4, 2), "red", "Kong's SPViT, selectors alone",
     "on calibration images, towards the dense model; adds the selectors' parameters",
 )  # fmt: skip
+
+
 look("spvit-kong", ">", (), "pink", "Kong's SPViT", "the weights at a hundredth of the rate")

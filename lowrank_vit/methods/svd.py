@@ -20,12 +20,10 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 class PlainSVD:
     """Minimise ``||W - U V^T||_F``, without statistics (Eckart and Young, 1936)."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
     currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         return project_output(weight, weight)
 
 
@@ -35,4 +33,6 @@ add_recipe(
     allocator=Uniform(),
     about="plain SVD of the weight, the same share of every layer",
 )
+
+
 look("svd", "s", (2, 3), "grey", "Plain SVD", labels=("vanilla svd + ft", "vanilla svd"))

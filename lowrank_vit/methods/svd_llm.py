@@ -45,4 +45,6 @@ add_recipe(
     allocator=Uniform(),
     about="whitened SVD, the same share of every layer (Wang et al.)",
 )
+
+
 look("svd_llm", "<", (3, 2), "brown", "SVD-LLM, whitening alone", "without its sequential update of the factors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import nn
 
@@ -25,8 +24,6 @@ class TokenMerging:
     of unequal widths do not have. ``r`` 0 is the model as it was.
     """
 
-    revision: ClassVar[int] = 1
-
     r: int = 8
 
     def __post_init__(self) -> None:
@@ -34,7 +31,6 @@ class TokenMerging:
             raise InputError(f"r={self.r}: the number of pairs merged in a block is not negative")
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """Return a copy whose blocks merge tokens."""
         small = copy.deepcopy(model)
         names = family_of(small).token_blocks(small)
         prefix = getattr(small, "num_prefix_tokens", 1)

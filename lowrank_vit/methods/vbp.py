@@ -24,11 +24,9 @@ class Variance:
     Variance-based pruning (VBP, ICCV 2025), whose threshold is one for all layers.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"input_second"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         mean = moments.mean("input_sum")
         variance = moments.mean("input_second").diagonal() - mean.square()
         return InputSubset.pruned(Directions.by_score(variance.clamp_min(0)), weight, mean)
@@ -40,5 +38,9 @@ add_recipe(
     allocator=EqualError(),
     about="hidden units of least variance removed, their mean into the bias: VBP before its distillation",
 )
+
+
 look("vbp", "D", (3, 3), "green", "VBP's pruning", "before its distillation")
+
+
 look("vbp, distilled", "o", (2, 2), "green", labels=("vbp's pruning, distilled",))

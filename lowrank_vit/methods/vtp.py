@@ -19,7 +19,7 @@ from lowrank_vit.records.sites import HIDDEN, INPUT, VALUE, AttentionSite, MlpSi
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.decompose import ATTENTIONS, COLUMNS, MLPS, Weights, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.gates import Gate, Place
 
 
@@ -32,7 +32,6 @@ class FirstOrderValues:
     over images, for labels that the model draws itself: the KL has no slope at the dense model. Nothing is refitted.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset(), frozenset({"gate_fisher"}))
     units: ClassVar[tuple[str, ...]] = (VALUE,)
     pools: ClassVar[bool] = False
@@ -56,11 +55,9 @@ class FirstOrderUnits:
     Root mean square over images, for labels that the model draws itself: the KL has no slope at the dense model.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"gate_fisher"}),)
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Order the hidden units; weight: (h, d)."""
         scores = moments.mean("gate_fisher").diagonal().clamp_min(0).sqrt()
         return InputSubset.pruned(Directions.by_score(scores), weight)
 
@@ -70,11 +67,9 @@ class FirstOrderUnits:
 class LearntColumns:
     """Score inputs, and dimensions of values or hidden units, by their gates; biases take up the mean of those removed."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, output: Moments, first: Moments | None) -> Columns:
-        """Order the parts."""
         inner, inner_mean = learnt_scores(output), output.mean("input_sum")
         if first is None:
             return Columns.by_score(inner, None, inner_mean)
@@ -89,21 +84,18 @@ class SoftGate(Gate):
         self.value = nn.Parameter(torch.ones(place.count))
 
     def forward(self) -> Tensor:
-        """Return the multipliers, (count,)."""
         return self.value
 
     def scores(self) -> Tensor:
-        """Return the multipliers' sizes, (count,)."""
         return self.value.detach().abs()
 
     def open(self) -> Tensor:
-        """Tell which multipliers are above a half, (count,)."""
         return self.scores() > 0.5
 
 
 @GRADUAL.register("importance")
 @dataclass(frozen=True)
-class ImportanceGates(StillGates):
+class ImportanceGates(GradualMethod):
     """Multiply what qkv, proj, fc1 and fc2 read by gates a1 to a4; loss plus ``sparsity * sum |a|`` (Zhu et al. 2021).
 
     VTP, "Visual Transformer Pruning": a1 and a3 on the channels of the stream that a module reads, a2 on the values'
@@ -112,8 +104,6 @@ class ImportanceGates(StillGates):
     1000 steps of Adam, which is enough for its 100 epochs of ImageNet, not for a short run.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     sparsity: float = 1e-3
     lr: float = 5e-2
@@ -126,11 +116,9 @@ class ImportanceGates(StillGates):
             raise InputError(f"sparsity={self.sparsity}, lr={self.lr}: from 0 on, and above 0; both finite")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return SoftGate(place)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return one group, whose gates do not decay."""
         return [
             {
                 "params": [each for gate in gates.values() for each in gate.parameters()],
@@ -140,7 +128,6 @@ class ImportanceGates(StillGates):
         ]
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return ``sparsity * sum |a|``."""
         return self.sparsity * torch.stack([gate().abs().sum() for gate in gates.values()]).sum()
 
 
@@ -151,6 +138,8 @@ add_recipe(
     objective=Classification(sampling="signs"),
     about="values' dimensions and hidden units by first-order scores of VTP's gates, untrained (Zhu et al.)",
 )
+
+
 GATES_ALONE = add_recipe(
     "vtp-gates",
     units={"columns": LearntColumns()},
@@ -158,18 +147,28 @@ GATES_ALONE = add_recipe(
     gradual=ImportanceGates(),
     about="VTP's gates on modules' inputs, values' dimensions and hidden units, trained alone (Zhu et al.)",
 )
+
+
 add_recipe(
     "vtp",
     GATES_ALONE,
     labelled=True,
     about="VTP's gates a1 to a4, trained with the weights on labelled images (Zhu et al.)",
 )
+
+
 look("vtp-taylor", "^", (2, 2), "pink", "VTP's gates, first order", "gates a2 and a4 alone, never trained")
+
+
 look(
     "vtp-gates", "^", (4, 2), "blue", "VTP's gates alone",
     "gates a1 to a4 on calibration images; the weights stay frozen",
 )  # fmt: skip
+
+
 look("vtp", "^", (), "red", "VTP", "L1 and learning rate of gates a1 to a4 are ours; half of the epochs with gates")
+
+
 PRINTED.add(
     "vtp",
     (

@@ -19,7 +19,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.allocate.rules import EqualError
 from lowrank_vit.stages.correct.output_refit import ClassifierRefit
 from lowrank_vit.stages.decompose import DEPTHS, GATED, learnt_scores
-from lowrank_vit.stages.gates import GRADUAL, Progress, StillGates
+from lowrank_vit.stages.gates import GRADUAL, GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 
@@ -34,11 +34,9 @@ class LastBlocks:
     What is lost is told as the share of blocks that are left out.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, count: int) -> Directions:
-        """Order ``count`` blocks."""
         return Directions(torch.arange(count), torch.linspace(1, 0, count + 1, dtype=torch.float64))
 
 
@@ -47,11 +45,9 @@ class LastBlocks:
 class LearntParts:
     """Score heads or hidden units, and outputs, by their gates; kept outputs' biases take up the mean of removed inputs."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
-        """Order the parts."""
         width = site.head_width if isinstance(site, AttentionSite) else 1
         return GatedParts.by_score(
             learnt_scores(moments)[::width], learnt_scores(moments, "learnt_outputs"), moments.mean("input_sum")
@@ -71,7 +67,6 @@ class TopK(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, threshold: Tensor) -> Tensor:
-        """Return the mask."""
         kept = scores.argsort(descending=True, stable=True)[: kept_by(threshold, len(scores))]
         mask = torch.zeros_like(scores).index_fill(0, kept, 1.0)
         ctx.save_for_backward(mask)
@@ -96,12 +91,10 @@ class TopKGate(Gate):
         self.register_buffer("multipliers", torch.full((2,), multiplier))
 
     def forward(self) -> Tensor:
-        """Return the mask, (count,)."""
         mask: Tensor = TopK.apply(self.score, self.threshold)
         return mask
 
     def open(self) -> Tensor:
-        """Tell which parts are kept, (count,)."""
         return self().detach() > 0
 
     def scores(self) -> Tensor:
@@ -118,7 +111,7 @@ class TopKGate(Gate):
 
 @GRADUAL.register("topk")
 @dataclass(frozen=True)
-class TopKGates(StillGates):
+class TopKGates(GradualMethod):
     """Keep the best heads, hidden units, and outputs of proj and fc2 (WDPruning's width, Yu et al. 2022, released code).
 
     Each matrix has scores s, from 0, and a threshold t, from 10: the ``ceil(sigmoid(t) N)`` best stay. The loss gets
@@ -128,8 +121,6 @@ class TopKGates(StillGates):
     ``lr``: of scores; the code's 0.0025 is for 100 epochs of ImageNet, and trains scores at another rate by a mistyped name.
     Raises ``InputError`` for numbers out of range.
     """
-
-    revision: ClassVar[int] = 1
 
     lr: float = 0.05
     threshold_lr: float = 0.3
@@ -145,11 +136,9 @@ class TopKGates(StillGates):
             raise InputError(f"{self}: rates must be positive, multiplier and ascent not negative; all finite")
 
     def gate(self, place: Place) -> Gate:
-        """Make the gates of a unit."""
         return TopKGate(place, self.multiplier)
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return scores and thresholds, which do not decay."""
         named = [pair for gate in gates.values() for pair in gate.named_parameters()]
         return [
             {"params": [each for name, each in named if name == kind], "lr": rate, "weight_decay": 0.0, "betas": betas}
@@ -200,6 +189,8 @@ add_recipe(
     refit=ClassifierRefit(),
     about="the last blocks left out, the classifier refitted to the dense one: WDPruning's depth in closed form",
 )
+
+
 GATES_ALONE = add_recipe(
     "wdp-gates",
     units={"gated": LearntParts()},
@@ -207,20 +198,28 @@ GATES_ALONE = add_recipe(
     gradual=TopKGates(),
     about="WDPruning's scores and thresholds of heads, hidden units and outputs, trained alone (Yu et al.)",
 )
+
+
 add_recipe(
     "wdpruning",
     GATES_ALONE,
     labelled=True,
     about="WDPruning's width, trained with the weights on labelled images (Yu et al.)",
 )
+
+
 look(
     "wd-depth", "X", (2, 3), "black", "WDPruning's depth, closed form",
     "last blocks left out, at most as many as fit; the classifier fitted by ridge regression to the dense one, no labels",
 )  # fmt: skip
+
+
 look(
     "wdp-gates", "X", (4, 2), "brown", "WDPruning's gates alone",
     "scores and thresholds on calibration images, width alone",
 )  # fmt: skip
+
+
 look(
     "wdpruning", "X", (), "violet", "WDPruning, width",
     "no classifiers after inner blocks; rates are ours; half of the epochs with gates",

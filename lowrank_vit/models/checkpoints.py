@@ -1,10 +1,13 @@
-"""Read the tensors of a checkpoint: of safetensors, or of a file that PyTorch wrote, of which nothing is unpickled."""
+"""Read a checkpoint's tensors, of safetensors or of a file that PyTorch wrote, unpickling nothing; put them into a model."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import json
+import logging
+import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PosixPath, PurePosixPath
@@ -15,17 +18,29 @@ import safetensors.torch
 import timm
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import ENTRY, entry_of
 
 ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save begin
+
+
 POINTER = b"version https://git-lfs"
+
+
 SINGLE, INDEX, OLD = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"  # in a folder of weights
+
+
 REFUSED = (".npy", ".npz", ".pickle", ".pkl")
+
+
 SHARE = 0.5  # of a model's tensors: fewer are no weights of it
+
+
 SCALAR = np.float64(0).__reduce__()[0]  # what makes a number of NumPy's again
+
+
 PLAIN: list[Any] = [  # of the arguments and results of a training, in many checkpoints: they hold values and no code
     argparse.Namespace,
     PosixPath,
@@ -35,6 +50,12 @@ PLAIN: list[Any] = [  # of the arguments and results of a training, in many chec
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
 ]
+
+
+logger = logging.getLogger(__name__)
+
+
+SHOWN = 3  # how many culprits an error names
 
 
 @dataclass(frozen=True)
@@ -217,3 +238,93 @@ def _chosen(sets: Mapping[str, Mapping[str, Tensor]], entry: str, names: set[str
                 return Checkpoint(below, entry)
     known = {place or key.partition(".")[0] for place, tensors in sets.items() for key in tensors}
     raise InputError(f"checkpoint {file} has no {entry!r}: it has {', '.join(sorted(known)[:8]) or 'no tensors'}")
+
+
+def load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
+    """Put the tensors of the file ``path`` into ``model``, called ``name`` in errors, in place.
+
+    ``path``: of safetensors or of PyTorch, as ``read_checkpoint`` takes it.
+    Names and shapes must agree exactly; where they do not, timm's own conversion of the model family's older checkpoints
+    is tried first, which may rename and reshape tensors, but not resample them to another size. A model without a
+    classifier leaves the file's where it is. Floating-point tensors of another precision are converted to the model's.
+    Raises ``InputError`` for a file that is missing, truncated, junk or unsafe, and any tensor that does not fit.
+    """
+    expected = model.state_dict()
+    checkpoint = read_checkpoint(path, expected)
+    tensors = checkpoint.tensors
+    if checkpoint.found:
+        logger.warning("checkpoint %s: its %d tensors of %s are taken", path, len(tensors), checkpoint.found)
+    if tensors.keys() != expected.keys():
+        tensors = _converted(tensors, model)
+    if getattr(model, "num_classes", None) == 0:
+        tensors = _features_only(tensors, expected, model)
+    trouble = _mismatch(tensors, expected)
+    if trouble:
+        raise InputError(f"checkpoint {path} does not fit {name}: {trouble}; pass a checkpoint of this model")
+    model.load_state_dict(tensors)
+
+
+def _converted(tensors: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+    """Return the tensors under timm's present names: Swin's, for one, have been renamed since the first checkpoints."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return tensors
+    try:
+        converted: Mapping[str, Tensor] = convert(dict(tensors), model)
+    except Exception:  # it converts this family's files only: for others the comparison names what does not fit
+        return tensors
+    resampled = Counter(map(Tensor.numel, converted.values())) - Counter(map(Tensor.numel, tensors.values()))
+    return tensors if resampled else converted
+
+
+def _features_only(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module
+) -> Mapping[str, Tensor]:
+    """Return the tensors without those of the classifier, of which a distilled DeiT has two."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    return {key: tensor for key, tensor in tensors.items() if key in expected or not key.startswith(heads)}
+
+
+def _wrong_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in expected if key in tensors and tensors[key].shape != expected[key].shape]
+
+
+def _mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Describe what does not fit, the first few of each sort; return an empty string if everything fits."""
+    shared = [key for key in expected if key in tensors]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in _wrong_shapes(tensors, expected)
+    ]
+    kinds = [
+        f"{key} holds {_kind(tensors[key])}"
+        for key in shared
+        if _odd(tensors[key]) or tensors[key].is_floating_point() != expected[key].is_floating_point()
+    ]
+    plain = [key for key in shared if not _odd(tensors[key])]
+    broken = [key for key in plain if tensors[key].is_floating_point() and not tensors[key].isfinite().all()]
+    sorts = {
+        "missing": [key for key in expected if key not in tensors],
+        "unexpected": [key for key in tensors if key not in expected],
+        "wrong shape": shapes,
+        "wrong type": kinds,
+        "not finite": broken,
+    }
+    return "; ".join(f"{len(names)} {sort} ({_few(names)})" for sort, names in sorts.items() if names)
+
+
+def _odd(tensor: Tensor) -> bool:
+    """Tell whether a tensor's values are not there one by one."""
+    return tensor.is_meta or tensor.is_quantized or tensor.layout != torch.strided
+
+
+def _kind(tensor: Tensor) -> str:
+    words = [str(tensor.dtype).removeprefix("torch.")]
+    words += ["without values (meta)"] if tensor.is_meta else []
+    words += [str(tensor.layout).removeprefix("torch.")] if tensor.layout != torch.strided else []
+    return ", ".join(words)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

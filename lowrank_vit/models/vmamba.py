@@ -1,4 +1,4 @@
-"""VMamba (Liu et al. 2024, arXiv 2401.10166), v2 and v0, which timm lacks.
+"""VMamba (Liu et al. 2024, arXiv 2401.10166), v2 and v0, which timm lacks: this registers the official sizes there.
 
 Written anew, channels last everywhere, with plain linear layers; the names and shapes of the weights are those of the
 official checkpoints (github.com/MzeroMiko/VMamba, releases v2cls and v0cls), which are pickles: convert them to safetensors
@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Mlp
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from lowrank_vit.modules.scans import SS2D
@@ -195,3 +197,81 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
             name = f"classifier.{name}"
         made[name] = tensor.view(shapes[name]) if tensor.ndim == 4 and len(shapes.get(name, ())) == 2 else tensor
     return made
+
+
+CONFIG = {
+    "input_size": (3, 224, 224),
+    "num_classes": 1000,
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "first_conv": "patch_embed.0",
+    "classifier": "classifier.head",
+    "license": "mit",
+    "origin_url": "https://github.com/MzeroMiko/VMamba",
+    "paper_ids": "arXiv:2401.10166",
+}
+
+
+VMAMBAS = (
+    "vmamba_tiny_s1l8",
+    "vmamba_small_s2l15",
+    "vmamba_base_s2l15",
+    "vmamba_tiny_s2l5",
+    "vmamba_small_s1l20",
+    "vmamba_base_s1l20",
+    "vanilla_vmamba_tiny",
+)
+
+
+default_cfgs = generate_default_cfgs({name: dict(CONFIG) for name in VMAMBAS})
+
+
+def build_vmamba(name: str, pretrained: bool, kwargs: dict[str, Any], **architecture: Any) -> nn.Module:
+    """Build a VMamba under a registered name; ``kwargs`` override the name's own ``architecture``."""
+    model: nn.Module = build_model_with_cfg(VSSM, name, pretrained, **{**architecture, **kwargs})
+    return model
+
+
+@register_model
+def vmamba_tiny_s1l8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build VMamba-T: images (N, 3, H, W) to logits (N, 1000)."""
+    return build_vmamba("vmamba_tiny_s1l8", pretrained, kwargs, depths=(2, 2, 8, 2), dims=96, ssm_ratio=1)
+
+
+@register_model
+def vmamba_small_s2l15(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build VMamba-S: images (N, 3, H, W) to logits (N, 1000)."""
+    return build_vmamba("vmamba_small_s2l15", pretrained, kwargs, depths=(2, 2, 15, 2), dims=96, ssm_ratio=2)
+
+
+@register_model
+def vmamba_base_s2l15(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build VMamba-B: images (N, 3, H, W) to logits (N, 1000)."""
+    return build_vmamba("vmamba_base_s2l15", pretrained, kwargs, depths=(2, 2, 15, 2), dims=128, ssm_ratio=2)
+
+
+@register_model
+def vmamba_tiny_s2l5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build VMamba-T of fewer, wider blocks: images (N, 3, H, W) to logits (N, 1000)."""
+    return build_vmamba("vmamba_tiny_s2l5", pretrained, kwargs, depths=(2, 2, 5, 2), dims=96, ssm_ratio=2)
+
+
+@register_model
+def vmamba_small_s1l20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build VMamba-S of more, narrower blocks: images (N, 3, H, W) to logits (N, 1000)."""
+    return build_vmamba("vmamba_small_s1l20", pretrained, kwargs, depths=(2, 2, 20, 2), dims=96, ssm_ratio=1)
+
+
+@register_model
+def vmamba_base_s1l20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build VMamba-B of more, narrower blocks: images (N, 3, H, W) to logits (N, 1000)."""
+    return build_vmamba("vmamba_base_s1l20", pretrained, kwargs, depths=(2, 2, 20, 2), dims=128, ssm_ratio=1)
+
+
+@register_model
+def vanilla_vmamba_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build the first VMamba-T (v0), of 16 states a channel: images (N, 3, H, W) to logits (N, 1000)."""
+    first = {"depths": (2, 2, 9, 2), "ssm_ratio": 2, "state": 16, "mlp_ratio": 0, "gated": True, "early_conv": False}
+    return build_vmamba("vanilla_vmamba_tiny", pretrained, kwargs, **first)

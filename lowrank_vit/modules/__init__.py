@@ -1,14 +1,13 @@
 """The modules that replace compressed layers, how they are counted, and how one module replaces another.
 
-A module that replaces another is registered with its kind. ``config`` has the plain values that describe its
-shape, as ``config.json`` holds them; ``empty(config, dense)`` makes a module of that shape for a strict state dict.
+A module that replaces another is registered with its kind, under which ``config.json`` describes it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Self
 
 from torch import nn
 
@@ -19,18 +18,18 @@ UNNAMED = ("linear", "quantized")  # kinds from the first format of the folders,
 PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 
 
-class Replacement(Protocol):
-    """Define the interface of a module that replaces another."""
+class Replacement(nn.Module):
+    """Replace a module; ``config``: the plain values that describe the shape, by default all arguments of its class."""
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the plain values that describe the shape."""
-        ...
+    config: dict[str, Any]
 
     @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> nn.Module:
-        """Make a module of this shape, its weights still to be loaded; ``dense``: the module that it replaces."""
-        ...
+    def empty(cls, config: Mapping[str, Any], dense: Any) -> Self:
+        """Make a module of this shape for a strict state dict; ``dense``: the module, or the parameter, that it replaces."""
+        return cls(**config)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.config.items())
 
 
 REPLACEMENTS: Registry[Any] = Registry("kind of module", __name__)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules import REPLACEMENTS, Replacement
 
 KERNELS = (0, 1, 3)  # of the mixers; 0: none
 SHARPNESS = 0.01  # the temperature at which heads are mixed
@@ -40,7 +38,7 @@ def shared_weights(
 
 
 @REPLACEMENTS.register("mixer")
-class ConvMixer(nn.Module):
+class ConvMixer(Replacement):
     """Compute ``up(relu(down(x)))`` of the patches for a ``kernel`` of 1 or 3; a kernel of 0 leaves them as they are.
 
     The class token always stays as it is. ``width``: n of the stream; ``inner``: that of a head. Raises ``ValueError`` for
@@ -51,15 +49,10 @@ class ConvMixer(nn.Module):
         super().__init__()
         if kernel not in KERNELS or width < 1 or inner < 1:
             raise ValueError(f"a mixer of width {width} and inner {inner} has no kernel of {kernel}: it is 0, 1 or 3")
-        self.config: dict[str, Any] = {"width": width, "inner": inner, "kernel": kernel}
+        self.config = {"width": width, "inner": inner, "kernel": kernel}
         if kernel:
             self.down = nn.Conv2d(width, inner, kernel, padding=kernel // 2)
             self.up = nn.Conv2d(inner, width, 1)
-
-    @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> ConvMixer:
-        """Make a mixer of this shape."""
-        return cls(**config)
 
     @classmethod
     @torch.no_grad()
@@ -78,10 +71,6 @@ class ConvMixer(nn.Module):
             return x
         mixed = self.up(F.relu(self.down(grid(x[:, 1:]))))
         return torch.cat([x[:, :1], mixed.flatten(2).transpose(1, 2)], 1)
-
-    def extra_repr(self) -> str:
-        """Return the shape for the printed module."""
-        return ", ".join(f"{name}={value}" for name, value in self.config.items())
 
 
 def mixer_cost(width: int, inner: int, kernel: int, patches: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""Exact sizes: parameters, bytes and multiply-accumulates of a model."""
+"""Exact sizes: parameters, bytes and multiply-accumulates of a model; and a hash of its weights."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -152,3 +153,12 @@ def macs_of(model: nn.Module, size: tuple[int, ...] | None) -> int | None:
     except (RuntimeError, AssertionError):  # from whichever layer does not fit the size
         logger.warning("the model does not take images of %s, so its MACs are not counted", size)
         return None
+
+
+def model_hash(model: nn.Module) -> str:
+    """Hash all weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

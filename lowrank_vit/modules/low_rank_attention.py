@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
 from lowrank_vit.records.moments import as_float64
 
@@ -80,7 +79,7 @@ def balance_rows(before: Tensor, after: Tensor) -> Tensor:
 
 
 @REPLACEMENTS.register("attention")
-class LowRankAttention(nn.Module):
+class LowRankAttention(Replacement):
     """Compute attention whose heads compare ``query_key`` directions and pass on ``value`` directions, given per head.
 
     Keys and values have no bias: the softmax ignores that of the keys, the output's bias holds that of the values.
@@ -110,6 +109,8 @@ class LowRankAttention(nn.Module):
         self.key_value: nn.Linear | PivotedLinear = nn.Linear(width, sum(query_key) + sum(value), bias=False)
         self.proj = nn.Linear(sum(value), width)
         self.window_size, self.class_token = None if window_size is None else list(window_size), class_token
+        self.config = {"width": width, "query_key": self.query_key.widths, "value": self.value.widths, "scale": scale}
+        self.config |= {"window_size": self.window_size, **({"class_token": True} if class_token else {})}
         if self.window_size is not None:
             height, breadth = self.window_size
             table = torch.zeros((2 * height - 1) * (2 * breadth - 1) + 3 * class_token, len(self.live))
@@ -131,29 +132,12 @@ class LowRankAttention(nn.Module):
         before, table = self.window_size, getattr(self, "relative_position_bias_table", None)
         if before is None or table is None or list(window_size) == before:
             return
-        height, width = self.window_size = list(window_size)
+        height, width = self.window_size = self.config["window_size"] = list(window_size)
         shape = (2 * height - 1) * (2 * width - 1) + 3 * self.class_token, len(self.live)
         sizes = {"new_window_size": (height, width), "old_window_size": tuple(before)}
-        resized = resize_rel_pos_bias_table(table, new_bias_shape=shape, **sizes)  # type: ignore[arg-type]
+        resized = resize_rel_pos_bias_table(table, new_bias_shape=shape, **sizes)
         self.relative_position_bias_table = nn.Parameter(resized, table.requires_grad)
         self._index_positions()
-
-    @property
-    def config(self) -> dict[str, object]:
-        """Return the arguments that make an empty module of this shape."""
-        return {
-            "width": self.width,
-            "query_key": self.query_key.widths,
-            "value": self.value.widths,
-            "scale": self.scale,
-            "window_size": self.window_size,
-            **({"class_token": True} if self.class_token else {}),  # earlier versions know no class token
-        }
-
-    @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> LowRankAttention:
-        """Make an attention of this shape."""
-        return cls(**config)
 
     @torch.no_grad()
     def balance(self) -> None:
@@ -224,7 +208,3 @@ class LowRankAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
         joined: Tensor = self.proj(self.value.join(mixed))
         return joined
-
-    def extra_repr(self) -> str:
-        """Return the ranks of the heads for the printed module."""
-        return f"width={self.width}, query_key={self.query_key.widths}, value={self.value.widths}"

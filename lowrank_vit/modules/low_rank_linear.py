@@ -1,21 +1,21 @@
-"""The module that replaces a linear layer: two thin ones, and a correction beside them."""
+"""The modules that replace a linear layer, by two thin ones and a correction, and an MLP, by one with fewer hidden units."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.pairs import balance
-from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted
 from lowrank_vit.records.moments import as_float64
 
 
 @REPLACEMENTS.register("linear")
-class LowRankLinear(nn.Module):
+class LowRankLinear(Replacement):
     """Compute ``y = (x U) V^T + b`` in two matrix products, plus ``x Z`` where a correction did not fold into U and V.
 
     ``down.weight`` is ``U^T`` (rank, n), ``up.weight`` is ``V`` (d, rank).
@@ -26,12 +26,13 @@ class LowRankLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.config = {"in_features": in_features, "out_features": out_features, "rank": rank, "bias": bias}
+        self.config["correction"] = getattr(correction, "config", None)  # of which ``empty`` is given the module itself
         self.down: nn.Linear | PivotedLinear = nn.Linear(in_features, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias=bias)
         self.correction = correction
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: (..., n) to (..., d)."""
         y: Tensor = self.up(self.down(x))
         return y if self.correction is None else y + self.correction(x)
 
@@ -42,22 +43,6 @@ class LowRankLinear(nn.Module):
             raise TypeError("the factors are pivoted already")
         self.down, (square,) = as_pivoted(self.down, [self.rank])
         self.up.weight.data = (as_float64(self.up.weight) @ square.T).to(self.up.weight)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the shape, and that of the correction."""
-        correction = getattr(self.correction, "config", None)
-        shape = {"in_features": self.in_features, "out_features": self.out_features, "rank": self.rank}
-        return {**shape, "bias": self.up.bias is not None, "correction": correction}
-
-    @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> LowRankLinear:
-        """Make a layer of this shape; the entry ``correction`` is the module itself, or None."""
-        return cls(**config)
-
-    def extra_repr(self) -> str:
-        """Return shape and rank for the printed module."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
 def low_rank_linear(
@@ -71,3 +56,41 @@ def low_rank_linear(
     if bias is not None:
         layer.up.bias.data = bias.detach().clone()
     return layer.to(device=like.weight.device, dtype=like.weight.dtype)
+
+
+@REPLACEMENTS.register("mlp")
+class SmallMlp(Replacement):
+    """Compute an MLP with fewer hidden units; the layers are called ``fc1`` and ``fc2``, as timm's are."""
+
+    rows: ClassVar[int] = 1  # of the first layer, for each hidden unit
+
+    def __init__(self, in_features: int, hidden: int, out_features: int, bias: bool, act: nn.Module) -> None:
+        super().__init__()
+        self.config = {"in_features": in_features, "hidden": hidden, "out_features": out_features, "bias": bias}
+        self.fc1 = nn.Linear(in_features, self.rows * hidden, bias=bias)
+        self.act = act
+        self.fc2 = nn.Linear(hidden, out_features)
+
+    @classmethod
+    def empty(cls, config: Mapping[str, Any], dense: Any) -> Self:
+        """Make an MLP of this shape with the activation function of ``dense``."""
+        return cls(act=getattr(dense, "act", nn.Identity()), **config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc2(self.act(self.fc1(x)))
+        return y
+
+
+@REPLACEMENTS.register("gated_mlp")
+class SmallGatedMlp(SmallMlp):
+    """Compute a gated MLP with fewer hidden units: the first layer makes all gates, then what they multiply."""
+
+    rows: ClassVar[int] = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, values = self.fc1(x).chunk(2, -1)
+        y: Tensor = self.fc2(self.act(gates) * values)
+        return y
+
+
+SMALL_MLPS = {kind.rows: kind for kind in (SmallMlp, SmallGatedMlp)}

@@ -1,23 +1,25 @@
-"""A linear layer whose weight holds identities that are neither stored nor counted."""
+"""A linear layer whose weight holds identities that are neither stored nor counted, and all such layers of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.pairs import pivoted_pair
-from lowrank_vit.modules import REPLACEMENTS
+from lowrank_vit.modules import REPLACEMENTS, Replacement
+from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.moments import as_float64
 
 ONE, ZERO = 0, 1  # places before the free entries
 
 
 @REPLACEMENTS.register("pivoted")
-class PivotedLinear(nn.Module):
+class PivotedLinear(Replacement):
     """Compute ``y = x W^T`` in blocks of outputs: r outputs have r inputs, their pivots, that W passes on unchanged.
 
     ``free``: all other entries of W, row by row; ``pivots``: (d,), the input that equals each output's pivot. W, (d, n), is
@@ -31,6 +33,7 @@ class PivotedLinear(nn.Module):
     def __init__(self, in_features: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.in_features, self.out_features, self.widths = in_features, sum(widths), list(widths)
+        self.config = {"in_features": in_features, "out_features": self.out_features, "widths": self.widths}
         self.free = nn.Parameter(torch.zeros(sum(width * (in_features - width) for width in widths)))
         kind = torch.int16 if in_features < 2**15 else torch.int32
         self.register_buffer("pivots", torch.cat([torch.arange(0), *map(torch.arange, self.widths)]).to(kind))
@@ -69,49 +72,22 @@ class PivotedLinear(nn.Module):
         self.free.data = weight[self.places >= len(self.constants)].to(self.free)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: (..., n) to (..., d)."""
         return F.linear(x, self.weight)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Load pivots and free entries, and find the places anew; impossible pivots are reported like a wrong shape."""
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         try:
             self.find_places()
         except ValueError as error:
-            error_msgs.append(f"{prefix}pivots: {error}")
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the shape."""
-        return {"in_features": self.in_features, "out_features": self.out_features, "widths": self.widths}
+            rest[-1].append(f"{prefix}pivots: {error}")
 
     @classmethod
-    def empty(cls, config: Mapping[str, Any], dense: nn.Module) -> PivotedLinear:
+    def empty(cls, config: Mapping[str, Any], dense: Any) -> Self:
         """Make a layer of this shape. Raises ``ValueError`` where the blocks are not all outputs."""
         if sum(config["widths"]) != config["out_features"] or max(config["widths"], default=0) > config["in_features"]:
             raise ValueError(f"blocks of {config['widths']} outputs do not make up {config['out_features']}")
         return cls(config["in_features"], config["widths"])
-
-    def extra_repr(self) -> str:
-        """Return the shape for the printed module."""
-        return f"in_features={self.in_features}, widths={self.widths}"
 
 
 def as_linear(layer: PivotedLinear) -> nn.Linear:
@@ -140,3 +116,39 @@ def as_pivoted(plain: nn.Linear, widths: Sequence[int]) -> tuple[PivotedLinear, 
     layer.set_weight(torch.cat(weights), torch.cat(pivots))
     layer.free.requires_grad_(plain.weight.requires_grad)
     return layer, squares
+
+
+def pivot(model: nn.Module) -> dict[str, int]:
+    """Pivot the factors of all compressed modules in place; return how many parameters each has lost by it, by name."""
+    saved = {}
+    for name, module in list(model.named_modules()):
+        own = getattr(module, "pivot", None)
+        if own is not None:
+            before = _count(module)
+            own()
+            saved[name] = before - _count(module)
+    return saved
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def expand(model: nn.Module) -> list[str]:
+    """Give all pivoted layers plain weights, in place; return the names of the modules that they belong to."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PivotedLinear)}
+    for name, layer in layers.items():
+        replace_module(model, name, as_linear(layer))
+    return [name.rpartition(".")[0] for name in layers]
+
+
+@contextmanager
+def expanded(model: nn.Module) -> Iterator[None]:
+    """Give pivoted layers plain weights within the block, so that training moves all of them, and pivot them after it."""
+    owners = expand(model)
+    try:
+        yield
+    finally:
+        for name in owners:
+            owner: Any = model.get_submodule(name)
+            owner.pivot()

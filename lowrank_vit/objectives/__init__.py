@@ -20,8 +20,14 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.registry import Registry
 
 Outputs = tuple[Tensor, ...]  # features (B, width), what is compared (B, ...), then outputs of blocks (B, ..., width)
+
+
 SEVERAL = "multi_label_classification"  # what a configuration of transformers may say
+
+
 BLOCK = r"(?:.*\.)?blocks\.\d+"  # the names of blocks in timm
+
+
 LAYER = r"(?:.*\.)?(?:(?:layers?|resblocks)\.|encoder_layer_)\d+"  # and elsewhere
 
 
@@ -37,35 +43,27 @@ class Objective(Protocol):
     @property
     def probe_name(self) -> str:
         """Return the name of the probe; statistics of different probes are cached separately."""
-        ...
 
     def lacks(self, model: nn.Module) -> str:
         """Say what a model lacks for the objective to be measured on it; nothing where it can be measured."""
-        ...
 
     def fitted(self, model: nn.Module, batches: Batches) -> Objective:
         """Return the objective with what it needs to know of the dense model's outputs for the calibration images."""
-        ...
 
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
         """Return a random scalar whose gradient's second moment is the loss's curvature, summed over the batch."""
-        ...
 
     def reading(self, outputs: Tensor) -> Tensor:
         """Return the values that ``divergence`` compares, float64."""
-        ...
 
     def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
         """Return how far the small model's reading is from the dense one's, summed over the batch."""
-        ...
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
         """Return the outputs of a model that distillation compares; with ``blocks``, those of each block, too."""
-        ...
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return the distillation loss of the compared outputs, a mean over the batch, differentiable."""
-        ...
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", __name__)

@@ -19,7 +19,11 @@ from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
 
 EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
+
+
 UNCLASSED = ("regression", SEVERAL)  # what a configuration of transformers may say
+
+
 LABELLED = (1000, 11821, 21841, 21843)  # classes of ImageNet, by which some of them were tuned afterwards
 
 
@@ -124,11 +128,10 @@ class Classification:
     ``sampling``: how its Fisher information is probed, ``"labels"`` or ``"signs"`` (the same expectation, less noise).
     """
 
-    revision: ClassVar[int] = 1
-
     sampling: str = "labels"
 
     measures: ClassVar[str] = "kl"
+
     unit: ClassVar[str] = "nats"
 
     def __post_init__(self) -> None:
@@ -137,11 +140,9 @@ class Classification:
 
     @property
     def probe_name(self) -> str:
-        """Return the name of the probe."""
         return self.sampling
 
     def lacks(self, model: nn.Module) -> str:
-        """Return ``without_classifier``."""
         return without_classifier(model)
 
     def fitted(self, model: nn.Module, batches: Batches) -> Classification:
@@ -165,5 +166,4 @@ class Classification:
         return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
-        """Return ``distillation_loss``."""
         return distillation_loss(small, dense, temperature)

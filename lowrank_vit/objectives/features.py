@@ -17,6 +17,8 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 
 FLOOR = 1e-3  # of the mean variance: a feature that hardly varies is no reason to keep a model large
+
+
 DIGITS = 6  # of a variance: fewer than rounding errors reach, whatever the batch size
 
 
@@ -63,12 +65,12 @@ class Features:
     mean; ``fitted`` measures them, so that the record says all that its numbers depend on.
     """
 
-    revision: ClassVar[int] = 1
-
     variances: tuple[float, ...] = ()
+
     floor: float = FLOOR
 
     measures: ClassVar[str] = "feature_error"
+
     unit: ClassVar[str] = "shares of the features' variance"
 
     @property
@@ -117,7 +119,6 @@ class Features:
         return (dense - small).square().flatten(1).mean(1).sum()
 
     def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        """Return ``compared_outputs``."""
         return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:

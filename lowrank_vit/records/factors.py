@@ -1,4 +1,4 @@
-"""What a decomposition finds: all directions of a linear layer, of a head's logits, or of inputs to a linear map."""
+"""What a decomposition finds: directions of a layer or of a head's logits, inputs and inner parts of a module in order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.costs import UnitCosts
+from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.tensors import storable
 
 
@@ -181,3 +183,123 @@ class GatedParts:
         count = None if rank is None else rank + 1
         inner, index = self.inner[:count], self.index[:count]
         return index[inner].sort().values, index[~inner].sort().values
+
+
+def input_reader(site: AttentionSite | MlpSite) -> Site | None:
+    """Return the only layer that reads a module's input, so that inputs can be removed.
+
+    None where several layers do, and of attention whose queries and keys stay as they are.
+    """
+    if len(site.readers) > 1:
+        return None
+    if isinstance(site, AttentionSite):
+        return None if site.dense_logits else site.qkv
+    return site.inputs[0]
+
+
+@storable
+@dataclass(frozen=True)
+class Columns:
+    """Hold a module's inner parts (dimensions of values, or hidden units) and its inputs, the most important first.
+
+    The best of either kind come foremost. Rank r keeps the first ``r + 1``, so that from rank 1 on there is one of either;
+    of a module whose inputs all stay it keeps the first r, which are inner parts.
+    """
+
+    units: Directions  # ranks alone: ``order`` counts them
+    inner: Tensor  # shape: (k,), bool: whether the part is an inner one
+    index: Tensor  # shape: (k,), among its kind
+    mean: Tensor  # shape: (h,), of the output layer's inputs
+    input_mean: Tensor | None  # shape: (n,), of the module's inputs; None where all of these stay
+
+    @classmethod
+    def by_score(cls, inner: Tensor, inputs: Tensor | None, mean: Tensor, input_mean: Tensor | None = None) -> Columns:
+        """Order inner parts and inputs by their scores, (h,) and (n,); what is lost is the largest score left out."""
+        kinds = [inner] if inputs is None else [inner, inputs.to(inner)]
+        scores = torch.cat(kinds)
+        first = torch.cat([torch.arange(len(each)).to(each.device) == each.argmax() for each in kinds])
+        order = scores.masked_fill(first, math.inf).argsort(descending=True, stable=True)
+        lost = torch.cat([scores[order], scores.new_zeros(1)]).flip(0).cummax(0).values.flip(0)
+        lost = lost[len(kinds) - 1 :]
+        is_inner = order < len(inner)
+        index = torch.where(is_inner, order, order - len(inner))
+        return cls(Directions(torch.arange(len(lost) - 1).to(order), lost), is_inner, index, mean, input_mean)
+
+    @property
+    def foremost(self) -> int:
+        """Return how many parts a rank keeps in addition to its number."""
+        return len(self.inner) - len(self.units.order)
+
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """Count the inner parts and the inputs that ranks 0 ... k keep, (k + 1,) each."""
+        nothing = self.index.new_zeros(1)
+        inner = torch.cat([nothing, self.inner.long().cumsum(0)])
+        inputs = torch.arange(len(inner)).to(inner) - inner
+        return inner[self.foremost :], inputs[self.foremost :]
+
+    def kept(self, rank: int | None) -> tuple[Tensor, Tensor | None]:
+        """Return the indices of inner parts and of inputs that a rank keeps, each ascending; ``None``: all.
+
+        Where all inputs stay, there are no indices of them.
+        """
+        count = None if rank is None else rank + self.foremost
+        inner, index = self.inner[:count], self.index[:count]
+        return index[inner].sort().values, None if self.input_mean is None else index[~inner].sort().values
+
+
+@storable
+@dataclass(frozen=True)
+class SplitRows:
+    """Hold the low-rank part of a layer, and its outputs in the order in which S gets rows for them."""
+
+    u: Tensor  # shape: (n, r)
+    v: Tensor  # shape: (d, r)
+    units: Directions  # of d outputs
+
+
+def check_share(share: float) -> None:
+    """Raise ``InputError`` unless the low-rank part may have a share of the layer's parameters, in (0, 1)."""
+    if not 0 < share < 1:
+        raise InputError(f"share={share}: a low-rank part has a share of the layer's parameters between 0 and 1")
+
+
+def split_rank(n: int, d: int, share: float) -> int:
+    """Return the rank, at least 1, whose factors have ``share`` of the parameters of a weight (n, d), rounded up.
+
+    >>> split_rank(192, 768, 0.05)
+    8
+    """
+    return math.ceil(share * n * d / (n + d) * (1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class SplitSite:
+    """Describe a linear layer, and the share of its parameters that its low-rank part has."""
+
+    layer: Site
+    share: float
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        return (self.layer,)
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of the low-rank part."""
+        return split_rank(self.layer.in_features, self.layer.out_features, self.share)
+
+    def costs(self, tokens: int = 0) -> tuple[Cost, Cost, Cost]:
+        """Return the costs of a row of S, of the low-rank part, and of the dense weight."""
+        n, d = self.layer.in_features, self.layer.out_features
+        row, fixed, dense = (Cost(count, tokens * count) for count in (n, self.rank * (n + d), n * d))
+        return row, fixed, dense
+
+    def cost(self, rows: int, tokens: int = 0) -> Cost:
+        """Return the cost of the layer with some rows, at least one; where that saves nothing, it stays dense."""
+        row, fixed, dense = self.costs(tokens)
+        split = fixed + row * max(1, rows)
+        return split if split.parameters < dense.parameters else dense

@@ -48,7 +48,6 @@ class Moments:
     sums: Mapping[str, Tensor]
 
     def __add__(self, other: Moments) -> Moments:
-        """Add up the moments of two sets."""
         if self.sums.keys() != other.sums.keys():
             raise ValueError("moments of different statistics cannot be merged")
         sums = {name: total + other.sums[name] for name, total in self.sums.items()}

@@ -1,4 +1,4 @@
-"""The exception that a user's mistake raises, and a check for failures of the disk."""
+"""The exception that a user's mistake raises, a check for failures of the disk, and words of messages."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def worker_died(error: RuntimeError) -> InputError | None:
 def disk_failed(error: OSError) -> bool:
     """Tell whether the disk, not the program, is to blame: full, over quota, or read-only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def amount(count: int, noun: str) -> str:
+    """Write a count beside its noun.
+
+    >>> amount(1, "thread"), amount(2, "thread")
+    ('1 thread', '2 threads')
+    """
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -1,8 +1,12 @@
-"""Packages that only some commands need: which extra of this project installs them, and the line where one is missing."""
+"""What may be missing: packages that only some commands need, and the Hugging Face hub."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
+import urllib.request
+from urllib.parse import urlsplit
 
 from lowrank_vit.runtime.errors import InputError
 
@@ -15,7 +19,12 @@ EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "transformers": ("transformers",),
     "workspaces": ("wandb_workspaces",),
 }
+
+
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
+
+
+TIMEOUT = 5.0  # seconds
 
 
 def installed(package: str) -> bool:
@@ -37,3 +46,24 @@ def not_installed(error: ModuleNotFoundError) -> InputError | None:
     if package not in EXTRA_OF:
         return None
     return InputError(f"this needs {package}: pip install 'lowrank-vit[{EXTRA_OF[package]}]'")
+
+
+def hub_reachable() -> bool:
+    """Tell whether the hub's host accepts a connection within five seconds: its client would retry for a minute.
+
+    ``HF_HUB_OFFLINE`` means no. Behind a proxy a direct connection says nothing, so the answer is yes and the client
+    finds out by itself.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((address.hostname or "huggingface.co", port), timeout=TIMEOUT):
+            return True
+    except OSError:
+        return False

@@ -1,10 +1,14 @@
-"""Where a run computes: devices, processes and precision in one record."""
+"""What a run computes on: devices, processes and precision in one record; settings of torch, and random numbers."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lowrank_vit.runtime.errors import InputError
@@ -58,3 +62,38 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {device!r} cannot be used ({reason}): try --device cpu or auto") from None
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Compute in float32 without autocast, with gradients where they are asked for; restore the random state at the end.
+
+    Tensors are on the CPU unless a device is named.
+    """
+    dtype, devices = torch.get_default_dtype(), range(torch.cuda.device_count())
+    with (
+        torch.random.fork_rng(devices=list(devices)),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.device("cpu"),
+    ):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def derived_seed(*entropy: int) -> int:
+    """Derive one seed from all of the numbers; the seeds of neighbouring numbers are unrelated."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def reseed(*entropy: int) -> None:
+    """Seed torch, NumPy and Python from all of the numbers, such as seed, epoch and rank."""
+    seed = derived_seed(*entropy)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,21 +1,41 @@
-"""Progress on the error stream (the standard output is for results): bars in a terminal, lines elsewhere; and seconds."""
+"""Text for people, at the terminal's width, or whole in a pipe; progress on the error stream; and seconds."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from lowrank_vit.runtime.progress import make_console
+WIDE = 1000  # columns: more than any line has
+
 
 T = TypeVar("T")
+
+
 EVERY = 10.0  # seconds between two lines; shorter phases say nothing
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Make a console on the standard output or the error stream."""
+    return Console(quiet=quiet, **console_options(stderr=stderr))
+
+
+def console_options(*, stderr: bool = False) -> dict[str, Any]:
+    """Return the options of a console that cuts nothing.
+
+    Rich takes a stream that is no terminal for one of 80 columns, and cuts tables to it; here it has ``COLUMNS``, or as
+    many as a line needs.
+    """
+    console = Console(stderr=stderr)
+    known = console.is_terminal or console.is_jupyter or "COLUMNS" in os.environ
+    return {"stderr": stderr, "width": None if known else WIDE}
 
 
 class ProgressLines(Progress):

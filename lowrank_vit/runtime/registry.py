@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lowrank_vit.runtime.errors import InputError
 
@@ -20,6 +20,11 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return InputError(f"unknown {kind} {name!r}: {hint}choose from {', '.join(known)}")
+
+
+def revision_of(thing: Any) -> int:
+    """Return the revision of a method, or of another thing that is registered: 1, unless its class has raised it."""
+    return int(getattr(thing, "revision", 1))
 
 
 class Registry(Generic[T]):

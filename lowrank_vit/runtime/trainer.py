@@ -1,20 +1,27 @@
-"""How stages start Lightning: quietly, on one device or many, with the progress bar on the error stream."""
+"""How stages start Lightning: quietly, on one device or many, with the progress bar on the error stream.
+
+Checkpoints are written whole after each epoch; only the run that wrote one can resume from it.
+"""
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import rich
+import torch
 from lightning.fabric.strategies import DDPStrategy as FabricDDPStrategy
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,13 +29,57 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from lowrank_vit.runtime.errors import InputError, worker_died
+from lowrank_vit.runtime.files import write_bytes
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
 from lowrank_vit.runtime.progress import console_options
-from lowrank_vit.runtime.trainer import WholeCheckpoints
 
 OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
+
+
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write checkpoints whole: a crash leaves either the old one or the new one.
+
+    Lightning's own writer moves a file from the temporary folder, which copies it if that folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file whole; Lightning calls this in the first process only."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(Path(path), buffer.getbuffer())
+
+
+class LastCheckpoint(Checkpoint):
+    """Write the whole state to ``path`` after each epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def check_resumable(module: LightningModule, path: Path, trained: Collection[str]) -> None:
+    """Raise ``InputError`` unless the checkpoint has the settings, shapes and frozen parameters of this run."""
+    remedy = "remove it, or resume the run that wrote it"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        settings, state = dict(saved["hyper_parameters"]), saved["state_dict"]
+    except Exception as error:
+        raise InputError(f"{path} is not a checkpoint of such a run ({type(error).__name__}): {remedy}") from None
+    for name, value in module.hparams.items():
+        if settings.get(name) != value:
+            raise InputError(f"{path} was trained with {name}={settings.get(name)}, not {value}: {remedy}")
+    for name, parameter in module.named_parameters():
+        other = state.get(name)
+        if other is None or other.shape != parameter.shape:
+            raise InputError(f"{path} is of another model, {name} differs in shape: {remedy}")
+        if name not in trained and not torch.equal(other, parameter.detach().cpu()):
+            raise InputError(f"{path} is of another model, the frozen {name} differs: {remedy}")
 
 
 class StderrProgressBar(RichProgressBar):
@@ -64,30 +115,28 @@ def silence() -> None:
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of a Z; it is not an error, and not slower
 
 
-class QuietFabricDDP(FabricDDPStrategy):
-    """Run Fabric's processes, which execute a whole run together, so that they print nothing."""
+class _Quiet:
+    """Have processes print nothing."""
 
     def setup_environment(self) -> None:
         """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
         silence()
-        super().setup_environment()
+        super().setup_environment()  # type: ignore[misc]  # of the strategy
         leave_at_exit()
 
 
-class QuietDDP(DDPStrategy):
-    """Run data-parallel processes that print nothing, and in which no forward pass waits for another process.
+class QuietFabricDDP(_Quiet, FabricDDPStrategy):
+    """Run Fabric's processes, which execute a whole run together."""
+
+
+class QuietDDP(_Quiet, DDPStrategy):
+    """Run data-parallel processes in which no forward pass waits for another process.
 
     Buffers are equal in all processes and need no broadcast; with one, ranks with fewer batches would hang.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(broadcast_buffers=False, **options)
-
-    def setup_environment(self) -> None:
-        """Silence a spawned process, which starts with fresh logging and warning filters, and have it leave in order."""
-        silence()
-        super().setup_environment()
-        leave_at_exit()
 
 
 def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> str | Strategy:

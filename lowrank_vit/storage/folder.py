@@ -29,16 +29,17 @@ from lowrank_vit.storage.contents import (
     NESTED,
     REPORT,
     WEIGHTS,
+    check_contents,
     check_file,
     check_free,
     file_bytes,
     load_report,
-    nested_entry,
     read_config,
     sealed,
 )
-from lowrank_vit.storage.contents import is_saved_model as is_saved_model  # known here, too
+from lowrank_vit.storage.contents import is_saved_model as is_saved_model
 from lowrank_vit.storage.contents import load_model_args as load_model_args
+from lowrank_vit.storage.contents import nested_entry as nested_entry
 from lowrank_vit.storage.rebuilding import CHANGED, attach, dense_record, was_changed
 from lowrank_vit.storage.skeleton import check_tensors, empty_model, is_quantized
 
@@ -217,12 +218,6 @@ def _load_weights(model: nn.Module, path: Path, dtype: torch.dtype | None) -> No
 
 
 def verify(folder: str | Path) -> None:
-    """Raise ``InputError`` unless the model loads, and every file that is there is the one that was saved.
-
-    A nested folder from the hub may be without its large file.
-    """
-    folder = Path(folder)
+    """Raise ``InputError`` unless the model loads, and every file that is there is the one that was saved."""
     load(folder)
-    load_report(folder)
-    if nested_entry(folder) is not None and (folder / NESTED).exists():
-        check_file(read_config(folder), folder / NESTED)
+    check_contents(folder)

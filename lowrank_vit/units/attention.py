@@ -45,7 +45,6 @@ class DecomposedAttention(DecomposedModule[Part]):
     unit: AttentionUnit
 
     def cut(self, ranks: Ranks) -> ModuleCut:
-        """Make the smaller attention module at the sizes of its parts."""
         site, model, (value, query_key) = self.unit.site, self.model, map(self.unit.named, (VALUE, QUERY_KEY))
         weight, bias = dense_linear(model, site.proj)
         every = torch.arange(len(weight), device=weight.device)
@@ -99,8 +98,6 @@ class DecomposedAttention(DecomposedModule[Part]):
 class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
     """Describe one attention module, with the parts ``query_key`` and ``value``, or with ``value`` alone."""
 
-    revision: ClassVar[int] = 1
-
     site: AttentionSite
 
     methods: ClassVar[Registry[type[AttentionDecomposition]]] = ATTENTIONS
@@ -110,7 +107,6 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
     def find(
         cls, model: nn.Module, method: AttentionDecomposition, settings: Settings, sites: str
     ) -> list[AttentionUnit]:
-        """Find the attention modules of all blocks that have parts for the method."""
         found = [site for site in whole_modules(model, settings) if isinstance(site, AttentionSite)]
         units = [cls(site, method, settings) for site in found if method.pools or not isinstance(site, PoolSite)]
         return [unit for unit in units if unit.costs()]
@@ -133,7 +129,6 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
         return {site.name: names for site, names in zip(self.linears, needs, strict=True)}
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Part]:
-        """Decompose what the method makes smaller: logits, unless they stay dense, values, or both."""
         site, parts = self.site, dict[str, Part]()
         weight, bias = dense_linear(model, site.qkv)
         if QUERY_KEY in self.costs():

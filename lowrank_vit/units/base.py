@@ -33,7 +33,6 @@ class Asking(Protocol):
     @property
     def needs(self) -> frozenset[str] | tuple[frozenset[str], ...]:
         """Return the statistics that it reads; of several layers, in their order."""
-        ...
 
 
 Method = TypeVar("Method", bound=Asking)
@@ -65,7 +64,6 @@ class Named(Protocol):
     @property
     def name(self) -> str:
         """Return the name of the module that is replaced."""
-        ...
 
 
 class Cut(Protocol):
@@ -74,11 +72,9 @@ class Cut(Protocol):
     @property
     def residual(self) -> Tensor | None:
         """Return what the weight loses, (n, d), where a compensation Z can be fitted to it."""
-        ...
 
     def fold(self) -> nn.Module:
         """Make the smaller module."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,6 @@ class Unit(Generic[Method, Found]):
     method: Method
     settings: Settings = PLAIN
 
-    revision: ClassVar[int] = 1
     methods: ClassVar[Registry[Any]]  # decompositions of such a module
     result: ClassVar[type[Decomposed[Any, Any]]]  # what ``decomposed`` makes
     ahead: ClassVar[bool] = False
@@ -232,6 +227,29 @@ def united(needs: Iterable[Needs]) -> Needs:
     for each in needs:
         joined |= {name: joined.get(name, frozenset()) | names for name, names in each.items()}
     return joined
+
+
+def layer_entry(
+    name: str,
+    shape: tuple[int, int],
+    rank: int | None,
+    params: int,
+    errors: Sequence[float],
+    details: Mapping[str, Any],
+    z: Any = None,
+) -> LayerEntry:
+    """Make an entry of the report; ``errors``: on the calibration images and, where there are any, on unseen ones."""
+    return {
+        "name": name,
+        "in_features": shape[0],
+        "out_features": shape[1],
+        "rank": rank,
+        "z": z,
+        "params": params,
+        "relative_error": errors[0],
+        "relative_error_held_out": errors[1] if len(errors) > 1 else None,
+        "details": dict(details),
+    }
 
 
 def tokens_of_an_image(moments: Moments) -> int:

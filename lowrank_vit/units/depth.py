@@ -25,7 +25,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import DEPTHS, BlockChoice
 from lowrank_vit.stages.gates.expected import dense_cost
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, layer_entry
 
 DEPTH = "depth"
 
@@ -62,18 +62,11 @@ class DecomposedDepth(Decomposed[Directions, Folded]):
     def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
         """Make the entry of the report; where the last output layer is no longer computed, all of its output is lost."""
         site, kept = self.unit.site, self.kept(ranks)
-        error = float(len(site.blocks) - 1 not in kept)
-        return {
-            "name": site.name,
-            "in_features": site.output.in_features,
-            "out_features": site.output.out_features,
-            "rank": None,
-            "z": None,
-            "params": sum(site.costs[index].parameters for index in kept),
-            "relative_error": error,
-            "relative_error_held_out": None if self.unseen is None else error,
-            "details": {DEPTH: len(kept), f"{DEPTH}_of": len(site.blocks)},
-        }
+        errors = [float(len(site.blocks) - 1 not in kept)] * (1 if self.unseen is None else 2)
+        details = {DEPTH: len(kept), f"{DEPTH}_of": len(site.blocks)}
+        parameters = sum(site.costs[index].parameters for index in kept)
+        shape = site.output.in_features, site.output.out_features
+        return layer_entry(site.name, shape, None, parameters, errors, details)
 
 
 @UNITS.register("depth")
@@ -83,8 +76,6 @@ class DepthUnit(Unit[BlockChoice, Directions]):
 
     Steps between stages stay, too.
     """
-
-    revision: ClassVar[int] = 1
 
     site: DepthSite
 
@@ -137,5 +128,4 @@ class DepthUnit(Unit[BlockChoice, Directions]):
         return [ErrorCurve(self.part, units.loss, unit, dense, multiple=self.settings.rank_multiple, saved=saved)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
-        """Order the blocks."""
         return {self.part: self.method(len(self.site.blocks))}

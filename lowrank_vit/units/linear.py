@@ -1,4 +1,4 @@
-"""The rank of a single linear layer."""
+"""The rank of a single linear layer, and the rows that stand beside a low-rank part of fixed rank."""
 
 from __future__ import annotations
 
@@ -18,19 +18,89 @@ from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.factors import Factors
+from lowrank_vit.records.factors import Factors, SplitRows, SplitSite
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
-from lowrank_vit.records.sites import Site
+from lowrank_vit.records.sites import ROW, Site
 from lowrank_vit.runtime.registry import Registry
+from lowrank_vit.stages.compensate.kinds.sparse import StructuredCorrection
 from lowrank_vit.stages.compensate.solve import Solution
-from lowrank_vit.stages.decompose import DECOMPOSITIONS, Decomposition
-from lowrank_vit.units.base import UNITS, Decomposed, Needs, Ranks, Settings, Unit
+from lowrank_vit.stages.decompose import DECOMPOSITIONS, ROWS, Decomposition, RowChoice
+from lowrank_vit.units.base import UNITS, AnyCut, Decomposed, Found, Method, Needs, Ranks, Settings, Unit, layer_entry
 from lowrank_vit.units.modules import mixed_rank
 
 
 @dataclass(frozen=True)
-class LinearCut:
+class LayerCut:
+    """Hold a linear layer at a size; ``layer`` has what it is made of."""
+
+    decomposed: DecomposedLayer[Any, Any]
+
+    @property
+    def layer(self) -> CutLayer:
+        """Return the factors, what stands beside them, and the shift of the bias."""
+        raise NotImplementedError
+
+    def fold(self) -> LowRankLinear:
+        return fold(self.layer, get_linear(self.decomposed.model, self.decomposed.unit.site))
+
+    def relative_errors(self) -> list[float]:
+        """Return ``E||y - y^||^2 / E||x W||^2`` on the seen and on the unseen images."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DecomposedLayer(Decomposed[Found, AnyCut]):
+    """Hold a linear layer with what was found of it."""
+
+    unit: LayerUnit[Any, Found]
+
+    @cached_property
+    def mean(self) -> Tensor | None:
+        """Return the mean input, (n,), where the bias takes up the mean of what is lost."""
+        return self.moments[self.unit.name].mean("input_sum") if self.unit.settings.bias_correction else None
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """Return the dense weight, (n, d), float64."""
+        return dense_weight(self.model, self.unit.site)
+
+    @cached_property
+    def metrics(self) -> list[OutputMetric]:
+        """Return the metrics of errors on the seen and on the unseen images: the same for all sizes.
+
+        Where the bias takes up the mean of what is lost, errors are counted about that mean.
+        """
+        kinds = self.statistics(self.unit.name)
+        return [output_metric(self.weight, moments, centred=False, about=self.mean) for moments in kinds]
+
+    def described(
+        self, cut: LayerCut | None, rank: int | None, details: Mapping[str, Any], z: Any = None
+    ) -> LayerEntry:
+        """Make the layer's entry of the report."""
+        site = self.unit.site
+        errors = [0.0] * len(self.metrics) if cut is None else cut.relative_errors()
+        parameters = site.parameters if cut is None else cut.layer.parameters
+        return layer_entry(site.name, (site.in_features, site.out_features), rank, parameters, errors, details, z)
+
+
+@dataclass(frozen=True)
+class LayerUnit(Unit[Method, Found]):
+    """Describe one linear layer."""
+
+    site: Site
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        return (self.site,)
+
+    @classmethod
+    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> list[LayerUnit[Method, Found]]:
+        return [cls(site, method, settings) for site in find_sites(model, sites)]
+
+
+@dataclass(frozen=True)
+class LinearCut(LayerCut):
     """Hold a linear layer at its rank, perhaps with Z; ``least``: the loss with Z in closed form."""
 
     decomposed: DecomposedLinear
@@ -66,11 +136,7 @@ class LinearCut:
             shift = shift if z is None or correction is None else shift - mean @ z.dense().to(u)
         return CutLayer(decomposed.unit.site, self.rank, u, v, correction, shift)
 
-    def fold(self) -> LowRankLinear:
-        return fold(self.layer, get_linear(self.decomposed.model, self.decomposed.unit.site))
-
     def relative_errors(self) -> list[float]:
-        """Return ``E||y - y^||^2 / E||x W||^2`` on the seen and on the unseen images."""
         if self.z is None:
             return [errors[self.rank] for errors in self.decomposed.errors]
         layer = self.layer
@@ -79,21 +145,10 @@ class LinearCut:
 
 
 @dataclass(frozen=True)
-class DecomposedLinear(Decomposed[Factors, LinearCut]):
+class DecomposedLinear(DecomposedLayer[Factors, LinearCut]):
     """Hold a linear layer with all its directions."""
 
     unit: LinearUnit
-
-    @cached_property
-    def mean(self) -> Tensor | None:
-        """Return the mean input, (n,), where the bias takes up the mean of what is lost."""
-        moments = self.moments[self.unit.name]
-        return moments.mean("input_sum") if self.unit.settings.bias_correction else None
-
-    @cached_property
-    def weight(self) -> Tensor:
-        """Return the dense weight, (n, d), float64."""
-        return dense_weight(self.model, self.unit.site)
 
     @property
     def cap(self) -> int | None:
@@ -105,15 +160,6 @@ class DecomposedLinear(Decomposed[Factors, LinearCut]):
         """Return the loss and cost of every rank."""
         (curve,) = super().curves()
         return curve
-
-    @cached_property
-    def metrics(self) -> list[OutputMetric]:
-        """Return the metrics of errors on the seen and on the unseen images: the same for all sizes.
-
-        Where the bias takes up the mean of what is lost, errors are counted about that mean.
-        """
-        kinds = self.statistics(self.unit.name)
-        return [output_metric(self.weight, moments, centred=False, about=self.mean) for moments in kinds]
 
     @cached_property
     def errors(self) -> list[list[float]]:
@@ -129,7 +175,6 @@ class DecomposedLinear(Decomposed[Factors, LinearCut]):
         return mixed_rank(self.model, self.unit.site, self.found, self.mean, sizes)
 
     def probe_rank(self, part: str) -> int:
-        """Return the middle of the ranks."""
         ranks = self.curve.ranks
         return ranks[len(ranks) // 2] if ranks else self.unit.site.full_rank
 
@@ -138,46 +183,24 @@ class DecomposedLinear(Decomposed[Factors, LinearCut]):
         return LinearCut(self, self.unit.site.full_rank if rank is None else rank)
 
     def entry(self, cut: LinearCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        site, factors = self.unit.site, self.found
-        errors = [0.0] * len(self.metrics) if cut is None else cut.relative_errors()
-        rank = None if cut is None else cut.rank
-        return {
-            "name": site.name,
-            "in_features": site.in_features,
-            "out_features": site.out_features,
-            "rank": rank,
-            "z": None if cut is None or cut.z is None else z_entry(cut.z, cut.least),
-            "params": site.parameters if cut is None else cut.layer.parameters,
-            "relative_error": errors[0],
-            "relative_error_held_out": errors[1] if len(errors) > 1 else None,
-            "details": {
-                "ridge": factors.ridge,
-                "cap": factors.cap,
-                # the loss by the decomposition's own measure, before Z: compare it with relative_error
-                "objective": None if rank is None else float(factors.loss[min(rank, len(factors.loss) - 1)]),
-            },
+        factors, rank = self.found, None if cut is None else cut.rank
+        details = {
+            "ridge": factors.ridge,
+            "cap": factors.cap,
+            # the loss by the decomposition's own measure, before Z: compare it with relative_error
+            "objective": None if rank is None else float(factors.loss[min(rank, len(factors.loss) - 1)]),
         }
+        z = None if cut is None or cut.z is None else z_entry(cut.z, cut.least)
+        return self.described(cut, rank, details, z)
 
 
 @UNITS.register("decomposition")
 @dataclass(frozen=True)
-class LinearUnit(Unit[Decomposition, Factors]):
+class LinearUnit(LayerUnit[Decomposition, Factors]):
     """Describe one linear layer, whose only part, under the layer's name, is its rank."""
-
-    revision: ClassVar[int] = 1
-
-    site: Site
 
     methods: ClassVar[Registry[type[Decomposition]]] = DECOMPOSITIONS
     result: ClassVar[type[DecomposedLinear]] = DecomposedLinear
-
-    @property
-    def linears(self) -> tuple[Site, ...]:
-        return (self.site,)
-
-    @classmethod
-    def find(cls, model: nn.Module, method: Decomposition, settings: Settings, sites: str) -> list[LinearUnit]:
-        return [cls(site, method, settings) for site in find_sites(model, sites)]
 
     def needs(self) -> Needs:
         """Return the statistics that the method, the report, Z and the refit read."""
@@ -215,3 +238,88 @@ def z_entry(solution: Solution, least: float) -> Any:
         "loss": solution.loss_after,
         "loss_closed_form": least,
     }
+
+
+@dataclass(frozen=True)
+class RowCut(LayerCut):
+    """Hold a linear layer with its low-rank part and some rows, (kept,), ascending."""
+
+    decomposed: DecomposedRows
+    kept: Tensor
+
+    residual: ClassVar[Tensor | None] = None
+
+    @cached_property
+    def approximation(self) -> Tensor:
+        """Return the smaller layer's weight, (n, d)."""
+        whole = self.decomposed.found.u @ self.decomposed.found.v.T
+        whole[:, self.kept] = self.decomposed.weight[:, self.kept]
+        return whole
+
+    @cached_property
+    def layer(self) -> CutLayer:
+        """Return the factors, the rows beside them, and the shift of the bias."""
+        decomposed, site = self.decomposed, self.decomposed.unit.site
+        u, v = decomposed.found.u, decomposed.found.v
+        rows = StructuredCorrection(site.in_features, site.out_features, "columns", len(self.kept))
+        rows.values.data = (decomposed.weight[:, self.kept] - u @ v[self.kept].T).T.contiguous()
+        rows.index = self.kept.int()
+        shift = None if decomposed.mean is None else decomposed.mean @ (decomposed.weight - self.approximation)
+        return CutLayer(site, decomposed.unit.rank, u, v, rows, shift)
+
+    def relative_errors(self) -> list[float]:
+        return [metric.relative_error(self.approximation) for metric in self.decomposed.metrics]
+
+
+@dataclass(frozen=True)
+class DecomposedRows(DecomposedLayer[SplitRows, RowCut]):
+    """Hold a linear layer with its low-rank part, and its rows in order."""
+
+    unit: RowUnit
+
+    def cut(self, ranks: Ranks) -> RowCut:
+        return RowCut(self, self.found.units.kept(ranks[self.unit.part]))
+
+    def entry(self, cut: RowCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        rank, rows = (None, None) if cut is None else (self.unit.rank, len(cut.kept))
+        return self.described(cut, rank, {ROW: rows})
+
+
+@UNITS.register("rows")
+@dataclass(frozen=True)
+class RowUnit(LayerUnit[RowChoice, SplitRows]):
+    """Describe one linear layer, whose only part is the rows beside its low-rank part, at least one."""
+
+    methods: ClassVar[Registry[type[RowChoice]]] = ROWS
+    result: ClassVar[type[DecomposedRows]] = DecomposedRows
+
+    @property
+    def part(self) -> str:
+        """Return the name of its part."""
+        return f"{self.name}.{ROW}"
+
+    @property
+    def split(self) -> SplitSite:
+        """Return the layer's site with the share of its low-rank part, which tells the costs."""
+        return SplitSite(self.site, self.method.share)
+
+    @property
+    def rank(self) -> int:
+        """Return the rank of the low-rank part."""
+        return self.split.rank
+
+    def needs(self) -> Needs:
+        return {self.name: self.method.needs | {"second"}}
+
+    def report_needs(self) -> Needs:
+        """Return the second moment of the smaller side."""
+        return {self.name: frozenset({"second"})}
+
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, SplitRows] | None = None) -> list[ErrorCurve]:
+        loss = torch.zeros(self.site.out_features + 1) if parts is None else parts[self.part].units.loss.cpu()
+        row, fixed, dense = self.split.costs(tokens.get(self.name, 0))
+        bias = self.site.out_features if self.settings.bias_correction and not self.site.bias else 0
+        return [ErrorCurve(self.part, loss, row, dense, fixed + Cost(bias), self.settings.rank_multiple)]
+
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, SplitRows]:
+        return {self.part: self.method(dense_weight(model, self.site), self.rank, moments[self.name])}

@@ -61,7 +61,6 @@ class Ordered(Directed, Protocol):
     @property
     def mean(self) -> Tensor | None:
         """Return the mean of the output layer's inputs, if its bias takes up what those that go add on average."""
-        ...
 
 
 Found = TypeVar("Found", bound=Ordered)
@@ -91,7 +90,6 @@ class DecomposedParts(DecomposedModule[Found]):
     unit: PartUnit[Any, Found]
 
     def cut(self, ranks: Ranks) -> ModuleCut:
-        """Make the smaller module of the parts that stay."""
         site, (*_, layer) = self.unit.site, self.unit.linears
         kept = self.unit.kept(self.found, ranks[self.unit.part])
         output = self.unit.output(self.found, kept.inner, *dense_linear(self.model, layer))
@@ -108,7 +106,6 @@ class DecomposedParts(DecomposedModule[Found]):
         return cut
 
     def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
-        """Return the dense module's parameters, given the shares of several sizes."""
         layer = self.unit.linears[-1]
         read = self.unit.read(self.found, dense_linear(self.model, layer)[0])
         if read is None:
@@ -209,8 +206,6 @@ def _headed(site: AttentionSite) -> bool:
 class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
     """Describe the hidden units of one MLP, on which the second layer may be refitted."""
 
-    revision: ClassVar[int] = 1
-
     site: MlpSite
 
     methods: ClassVar[Registry[type[MlpDecomposition]]] = MLPS
@@ -228,7 +223,6 @@ class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
         return Kept(found.units.kept(rank))
 
     def output(self, found: InputSubset, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Refit the second layer."""
         rows, approximation = refitted(found, kept)
         return rows, bias + found.mean @ (weight - approximation)
 
@@ -240,8 +234,6 @@ class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
 @dataclass(frozen=True)
 class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
     """Describe the heads of one attention module: what is left is the dense module with fewer of them."""
-
-    revision: ClassVar[int] = 1
 
     site: AttentionSite
 
@@ -310,8 +302,6 @@ class OneOrder(PartUnit[Method, Found]):
 class GatedUnit(OneOrder[PartChoice, GatedParts]):
     """Describe the heads of one attention module, or the hidden units of an MLP, and its outputs."""
 
-    revision: ClassVar[int] = 1
-
     methods: ClassVar[Registry[type[PartChoice]]] = GATED
 
     @classmethod
@@ -365,8 +355,6 @@ class DecomposedColumns(DecomposedParts[Columns]):
 @dataclass(frozen=True)
 class ColumnUnit(OneOrder[ColumnChoice, Columns]):
     """Describe the values' dimensions of one attention module, or the hidden units of an MLP, and its inputs."""
-
-    revision: ClassVar[int] = 1
 
     methods: ClassVar[Registry[type[ColumnChoice]]] = COLUMNS
     result: ClassVar[type[DecomposedColumns]] = DecomposedColumns

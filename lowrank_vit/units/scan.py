@@ -22,7 +22,7 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import SCANS, ScanDecomposition
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
+from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, layer_entry
 
 
 @dataclass(frozen=True)
@@ -62,29 +62,20 @@ class DecomposedScan(Decomposed[Directions, Folded]):
         site, rank = self.unit.site, ranks[self.unit.name]
         before = self.statistics(self.unit.linears[0].name)
         errors = [0.0 if cut is None else self.error(moments) for moments in before]
-        return {
-            "name": site.name,
-            "in_features": site.inner,
-            "out_features": site.inner,
-            "rank": None if cut is None else rank,
-            "z": None,
-            "params": parameter_count(compressed.get_submodule(site.name)),
-            "relative_error": errors[0],
-            "relative_error_held_out": errors[1] if len(errors) > 1 else None,
-            "details": {
-                "dense_params": site.parameters,
-                "scan": "whole" if cut is None else "left out",
-                "scan_predicted_loss": float(self.found.loss[1]) if cut is not None else 0.0,
-            },
+        details = {
+            "dense_params": site.parameters,
+            "scan": "whole" if cut is None else "left out",
+            "scan_predicted_loss": float(self.found.loss[1]) if cut is not None else 0.0,
         }
+        parameters = parameter_count(compressed.get_submodule(site.name))
+        shape = site.inner, site.inner
+        return layer_entry(site.name, shape, None if cut is None else rank, parameters, errors, details)
 
 
 @UNITS.register("scan")
 @dataclass(frozen=True)
 class ScanUnit(Unit[ScanDecomposition, Directions]):
     """Describe one scan. Its only part, under the scan's name, has the sizes 1, which is the skip alone, and dense."""
-
-    revision: ClassVar[int] = 1
 
     site: ScanSite
 
@@ -98,7 +89,6 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
 
     @classmethod
     def find(cls, model: nn.Module, method: ScanDecomposition, settings: Settings, sites: str) -> list[ScanUnit]:
-        """Find the scans that are whole."""
         units = []
         for name, mixer in mixers(model).items():
             scan = mixer.scan
@@ -120,7 +110,6 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
         return {self.linears[0].name: frozenset({"scan_change"})}
 
     def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Directions] | None = None) -> list[ErrorCurve]:
-        """Return the loss and cost of leaving the scan out."""
         site, count = self.site, tokens.get(self.linears[0].name, 0)
         kept, dense = Cost(site.inner, count * site.inner), Cost(site.parameters, count * site.products)
         blank = Directions(torch.zeros(1, dtype=torch.long), torch.zeros(2))
@@ -128,6 +117,5 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
         return [directions.curve(self.name, UnitCosts(1, unit=kept, dense=dense), 1)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
-        """Predict what leaving it out costs."""
         weight = dense_weight(model, self.linears[-1])
         return {self.name: self.method(weight, *(moments[site.name] for site in self.linears))}

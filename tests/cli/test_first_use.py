@@ -73,7 +73,7 @@ def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.Ca
     assert "give --held-out-samples" in refused(capsys, *command, "--max-loss", 5, "--held-out-samples", 0)
 
 
-@pytest.mark.parametrize("verb", [verb.__name__.rpartition(".")[2] for verb in VERBS])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_says_what_a_verb_does_and_gives_an_example_that_works(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from lowrank_vit.linalg.pairs import balance
 from torch import Tensor, nn
 
 from lowrank_vit import compress, sweep
@@ -14,6 +13,7 @@ from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.compression import calibrate as statistics
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
+from lowrank_vit.linalg.pairs import balance
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.stages.calibrate.stream import calibrate

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from lowrank_vit.modules.partial_linear import SelectInput
 from torch import Tensor, nn
 
 from lowrank_vit import Analysis, Recipe, analyse
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.methods.vtp import ImportanceGates, LearntColumns
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit.modules.partial_linear import SelectInput
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.gates.expected import Prices
@@ -23,10 +23,16 @@ from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin
 
 RECIPE = Recipe(name="random", units={"columns": LearntColumns()}, gradual=ImportanceGates(), labelled=True)
+
+
 SOME = ["vit", "no qkv bias", "q and k norm", "swiglu", "swiglu, apart", "beit", "eva02", "swin", "swin v2"]
+
+
 NO_BIASES = Kind(
     VIT, vit(qkv_bias=False, proj_bias=False)
 )  # the MLP's first layer gets one, for the mean of its inputs
+
+
 SOME += [
     "no biases",
     "parallel things",

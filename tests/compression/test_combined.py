@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import Knapsack
 
 from lowrank_vit import InputError, analyse, compress, get_recipe
 from lowrank_vit.compression.combined import within_all
@@ -16,6 +15,7 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.budgets import budget_of, budgets_of, parse_budgets
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import total_cost
+from lowrank_vit.stages.allocate.rules import Knapsack
 from tests.support.models import images, tiny
 
 FREE = get_recipe("exact")

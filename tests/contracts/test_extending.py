@@ -29,7 +29,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
 from lowrank_vit.runtime.registry import Registry
-from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Sums
+from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Statistic, Sums
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
@@ -158,14 +158,9 @@ def test_a_new_family() -> None:
 
 
 # --8<-- [start:statistic]
-class InputCubed:
+def input_cubed(seen: Seen, sums: Sums) -> None:
     """``input_cubed``, (n,): the sum of ``x^3`` over tokens."""
-
-    gradient: ClassVar[bool] = False
-
-    def __call__(self, seen: Seen, sums: Sums) -> None:
-        """Add a batch."""
-        sums.add("input_cubed", seen.rows.double().pow(3).sum(0))
+    sums.add("input_cubed", seen.rows.double().pow(3).sum(0))
 
 
 def test_a_new_statistic() -> None:
@@ -173,7 +168,7 @@ def test_a_new_statistic() -> None:
     site = find_sites(model)[0]
     kept: list[Tensor] = []
     model.get_submodule(site.name).register_forward_hook(lambda module, inputs, y: kept.append(inputs[0].detach()))
-    with registered(STATISTICS, "input_cubed", InputCubed):
+    with registered(STATISTICS, "input_cubed", Statistic(input_cubed)):
         moments = calibrate(model, [site], {"input_cubed"}, data.split(5))[site.name]
     truth = torch.cat([x.flatten(0, 1) for x in kept]).double().pow(3).mean(0)
     torch.testing.assert_close(moments.mean("input_cubed"), truth)

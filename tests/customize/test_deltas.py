@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_vit.customize.deltas.weights import Lora
 from torch import Tensor, nn
 
 from lowrank_vit.customize.deltas import DELTAS, attentions
 from lowrank_vit.customize.deltas.head_products import HeadProducts
+from lowrank_vit.customize.deltas.weights import Lora
 from lowrank_vit.customize.text_to_image import TextToImage
 from tests.support.diffusion import METHODS, attached, moved, outputs, small
 

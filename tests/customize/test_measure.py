@@ -7,7 +7,12 @@ import pytest
 import scipy.linalg
 import torch
 
-from lowrank_vit.customize.digits import Judge, accuracy, digit_images, frechet_distance
+from lowrank_vit.customize.digits import (
+    Judge,
+    accuracy,
+    digit_images,
+    frechet_distance,
+)
 from lowrank_vit.models import load_model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lowrank_vit.linalg.pairs import BOUND, pivot_rows, pivoted_pair
 
 

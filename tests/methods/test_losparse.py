@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from lowrank_vit.stages.calibrate.statistics.gradient_abs import GradientAbs
 
 from lowrank_vit import Recipe, analyse, compress, get_recipe, learn
 from lowrank_vit.methods.losparse import LearntRows, PlatonRows, SparseGate, best_rows, kept_share
@@ -15,7 +16,6 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 from lowrank_vit.stages.calibrate.statistics import Batch, Seen
-from lowrank_vit.stages.calibrate.statistics.gradient_abs import GradientAbs
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated

@@ -17,6 +17,7 @@ from tests.support.weights import same
 
 pytestmark = pytest.mark.slow
 
+
 SMALL = "digits_deit_small"
 
 
@@ -39,9 +40,6 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(cache, "train_standin", untrained)
     return asked
-
-
-# --- stand-ins
 
 
 def test_training_is_deterministic_and_private() -> None:

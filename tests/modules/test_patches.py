@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lowrank_vit.modules.embeddings import Patches, is_plain
 from torch import nn
 
 from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.embeddings import Patches, is_plain
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from lowrank_vit.modules.embeddings import Positions
 from torch import Tensor, nn
 
 from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.embeddings import Positions
 from lowrank_vit.modules.surgery import exchanged, part, replace_module
 
 

@@ -70,9 +70,6 @@ def test_the_mixer_is_its_definition(gated: bool, state: int) -> None:
     assert not torch.allclose(left_out(x), module(x), rtol=0.01)
 
 
-# --- the theorem: what is the same for all channels is annihilated by the norm behind the scan
-
-
 def spread(module: nn.Module, x: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the scale of what a scan with all channels gives."""
     return float((module(x) - expected).abs().max() / expected.abs().max())
@@ -129,6 +126,3 @@ def test_the_mean_channel_is_its_definition(mode: str) -> None:
                 factor, added = (delta[:, None] * a).exp().mean(0), (delta * here).mean()
             state = factor * state + added * seen.b[position, 0, k]
             torch.testing.assert_close(found[position, 0, k, 0], seen.c[position, 0, k] @ state)
-
-
-# --- what is added behind the norm, names, counts

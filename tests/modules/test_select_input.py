@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lowrank_vit.modules.partial_linear import SelectInput
 from torch import nn
 
 from lowrank_vit.modules import empty_replacement, replacement_entries
+from lowrank_vit.modules.partial_linear import SelectInput
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import Uniform
 from torch import Tensor, nn
 
 from lowrank_vit import compress
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.methods.svd import PlainSVD
 from lowrank_vit.records.report import z_summary
+from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.models import images, tiny
 

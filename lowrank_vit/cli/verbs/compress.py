@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lowrank_vit.data import ImageData
     from lowrank_vit.records.report import Report
 
+
 EMBEDDINGS = {"patches": "two_sided", "positions": "kronecker"}
 
 

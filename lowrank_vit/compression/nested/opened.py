@@ -1,10 +1,16 @@
-"""An analysis that needs no images: what they told is interpolated between the sizes at which they were seen."""
+"""An analysis that needs no images: what they told is interpolated between the sizes at which they were seen.
+
+A refit's change belongs to the inputs that the output layer has at its size: some directions of the values, or some hidden
+units. It is kept as a change of all of them, zero for those that are left out, and as what it adds to the output in the mean.
+Changes in this form can be added up. At another size, what a direction that is now left out would add is made of the others
+by least squares, exactly as the layer's own weight is; so at the size that it was fitted at, a change is what it was.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,27 +19,136 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.analysis import Analysis
-from lowrank_vit.compression.budget import out_of_reach, priced
-from lowrank_vit.compression.nested.opened import (
-    KnownSize,
-    check_change,
-    dense_size,
-    known_sizes,
-    narrowed,
-    needs_sizes,
-    parameters_of,
-    widened,
-)
+from lowrank_vit.compression.budget import largest_reduction, out_of_reach, priced
 from lowrank_vit.compression.prices import price_of
+from lowrank_vit.linalg.elimination import refit
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.budgets import Size, budget_of
-from lowrank_vit.records.costs import PARAMETERS
+from lowrank_vit.records.budgets import Budget, Size, budget_of, reduction_to
+from lowrank_vit.records.costs import COSTS, PARAMETERS
 from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.report import BudgetEntry
+from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.allocate import total_cost
 from lowrank_vit.stages.correct.measured_losses import LEAST
+from lowrank_vit.stages.correct.regression import add_affine
+from lowrank_vit.units.base import Decomposed, Ranks
+
+Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
+
+
+GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
+
+
+def widened(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
+    """Express a change of the output layer at a size, (s, d) and (d,), in all k directions: (k, d) and (d,).
+
+    The latter is what both add to the output in the mean.
+    """
+    subset, (weight, bias) = _subset(decomposed), map(as_float64, change)
+    kept, mean = _inputs(decomposed, ranks)
+    whole = torch.zeros_like(subset.weight)
+    if kept is None:
+        whole = weight if subset.basis is None else torch.linalg.solve(torch.block_diag(*subset.basis), weight)
+    else:
+        whole[kept] = weight
+    return whole, bias + mean @ weight
+
+
+def narrowed(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
+    """Express a change in all directions as one of the output layer at a size: the inverse of ``widened``."""
+    subset, (whole, added) = _subset(decomposed), change
+    kept, mean = _inputs(decomposed, ranks)
+    if kept is not None:
+        weight = refit(subset.covariance, whole, kept)
+    else:
+        weight = whole if subset.basis is None else torch.block_diag(*subset.basis) @ whole
+    return weight, added - mean @ weight
+
+
+def _inputs(decomposed: Decomposed, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
+    """Return the directions that the output layer sees at a size, and their mean, (s,); None in a dense module."""
+    subset, units = _subset(decomposed), list(decomposed.parts)
+    if all(ranks[unit] is None for unit in units):
+        return None, subset.mean
+    kept = subset.units.kept(ranks[units[-1]])
+    if subset.basis is None:
+        return kept, subset.mean[kept]
+    seen = decomposed.cut(ranks).kept
+    return kept, (subset.mean - seen.offset) @ seen.columns
+
+
+def _subset(decomposed: Decomposed) -> InputSubset:
+    """Return the part that makes the output: the last one."""
+    subset = list(decomposed.parts.values())[-1]
+    assert isinstance(subset, InputSubset)
+    return subset
+
+
+def check_change(decomposed: Decomposed, ranks: Ranks, change: Change) -> None:
+    """Raise ``ValueError`` for a change that is not of the output layer at a size."""
+    subset, units = _subset(decomposed), list(decomposed.parts)
+    dense = all(ranks[unit] is None for unit in units)
+    count = len(subset.weight) if dense or ranks[units[-1]] is None else ranks[units[-1]]
+    if (change[0].shape, change[1].shape) != ((count, subset.weight.shape[1]), (subset.weight.shape[1],)):
+        raise ValueError(f"the change of {decomposed.unit.name} is {tuple(change[0].shape)}, not of {count} directions")
+
+
+@dataclass(frozen=True)
+class KnownSize:
+    """Hold a size at which images were seen.
+
+    ``points``: the measured loss of every unit, and the count that it was measured at. ``changes``: what the refit added
+    to the weight, (s, d), and the bias, (d,), of each output layer, float32.
+    """
+
+    ranks: Mapping[str, int | None]
+    points: Mapping[str, tuple[int, float]]
+    changes: Mapping[str, Change]
+
+
+def needs_sizes(analysis: Analysis) -> bool:
+    """Tell whether the recipe looks at images once a size is chosen."""
+    return analysis.recipe.measured is not None or analysis.recipe.refit is not None
+
+
+def known_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> list[KnownSize]:
+    """See the images at every reachable size of the grid, and at that of a model made before; largest first.
+
+    ``made_for``: the budget in that model's report.
+    """
+    most = largest_reduction(analysis.curves, analysis.dense, analysis.model)
+    budgets = [reduction_to(share) for share in GRID if share <= most]
+    if made_for is not None and made_for["cost"] in COSTS.names():
+        # half a unit more than the limit: a share of the dense model's cost gives the same whole number
+        budgets.append(Budget(made_for["cost"], (made_for["limit"] + 0.5) / made_for["dense"]))
+    quiet = replace(analysis.services, progress=False)
+    alone = replace(analysis, unseen=None, services=quiet)  # no divergence on unseen images
+    sizes = [_known_size(alone, budget) for budget in track(budgets, "sizes", shown=analysis.services.progress)]
+    by_cost = {total_cost(analysis.curves, size.ranks): size for size in sizes}
+    return [by_cost[cost] for cost in sorted(by_cost, reverse=True)]
+
+
+def _known_size(analysis: Analysis, budget: Budget) -> KnownSize:
+    plan = analysis.plan(budget)
+    points = {str(step["part"]): (int(step["kept"]), float(step["measured_loss"])) for step in plan.measured}
+    small = analysis.resized(replace(plan, pivoted=False))  # the refit comes before the pivots
+    before = _outputs(analysis, small)
+    analysis.correct(small, plan.ranks)
+    changes = {
+        name: (weight - before[name][0], bias - before[name][1])
+        for name, (weight, bias) in _outputs(analysis, small).items()
+        if not weight.equal(before[name][0]) or not bias.equal(before[name][1])
+    }
+    return KnownSize(dict(plan.ranks), points, changes)
+
+
+def _outputs(analysis: Analysis, small: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Copy the weight, (s, d), and the bias, (d,), of every unit's output layer."""
+    layers = {unit.name: get_linear(small, unit.linears[-1]) for unit in analysis.units if not unit.ahead}
+    return {name: (layer.weight.detach().T.clone(), layer.bias.detach().clone()) for name, layer in layers.items()}
 
 
 def with_sizes(analysis: Analysis, made_for: BudgetEntry | None = None) -> Analysis:
@@ -110,17 +225,15 @@ class Opened(Analysis):
                     sums = [total.to(part) + share * part for total, part in zip(sums, wide, strict=True)]
             if sums[0].ndim:
                 layer = get_linear(compressed, decomposed.unit.linears[-1])
-                weight, bias = narrowed(decomposed, ranks, (sums[0], sums[1]))
-                layer.weight.data = (as_float64(layer.weight) + weight.T).to(layer.weight)
-                layer.bias.data = (as_float64(layer.bias) + bias).to(layer.bias)
+                add_affine(layer, *narrowed(decomposed, ranks, (sums[0], sums[1])))
         return {"refit": {"between": [self.reduction(size) for size, _ in shares]}}
 
     def _shares(self, ranks: Mapping[str, int | None]) -> list[tuple[KnownSize, float]]:
         """Return the known sizes around a plan, by parameters, with their shares; the dense model is one of them."""
         curves = self.curves
-        wanted = total_cost(curves, ranks)
-        for larger, smaller in pairwise([dense_size(curves), *self.sizes]):
-            most, least = (parameters_of(curves, size) for size in (larger, smaller))
+        wanted, dense = total_cost(curves, ranks), KnownSize({curve.name: None for curve in curves}, {}, {})
+        for larger, smaller in pairwise([dense, *self.sizes]):
+            most, least = (total_cost(curves, size.ranks) for size in (larger, smaller))
             if wanted >= least:
                 share = min(1.0, (most - wanted) / (most - least))
                 return [(size, part) for size, part in ((larger, 1 - share), (smaller, share)) if part]
@@ -128,6 +241,5 @@ class Opened(Analysis):
 
     def reduction(self, size: KnownSize) -> float:
         """Return the share of all parameters that is removed at a known size."""
-        curves = self.curves
-        saved = sum(curve.dense_cost for curve in curves) - parameters_of(curves, size)
+        saved = sum(curve.dense_cost for curve in self.curves) - total_cost(self.curves, size.ranks)
         return round(1 - (parameter_count(self.model) - saved) / self.dense_cost.parameters, 4)

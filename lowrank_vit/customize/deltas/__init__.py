@@ -32,17 +32,14 @@ class Attached:
 class Delta(Protocol):
     """Define the interface of a method. ``trains_word``: the new word's vector is trained, too, instead of staying random."""
 
-    revision: ClassVar[int]
     trains_word: ClassVar[bool]
 
     @property
     def learning_rate(self) -> float:
         """Return the learning rate at the start, where none is given."""
-        ...
 
     def attach(self, unet: nn.Module, generator: torch.Generator) -> Attached:
         """Put the method's tensors into a U-Net; ``generator``, of the CPU, draws the initial values."""
-        ...
 
 
 DELTAS: Registry[type[Delta]] = Registry("customisation", __name__)

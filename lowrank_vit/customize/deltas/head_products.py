@@ -30,8 +30,6 @@ class HeadProducts:
     within the dense shapes it has no room, since a head's product has rank d already.
     """
 
-    revision: ClassVar[int] = 1
-
     rank: int = 2
     zero_start: bool = True
     layers: str = "all"

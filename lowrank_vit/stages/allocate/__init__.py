@@ -22,7 +22,6 @@ class Allocator(Protocol):
 
     def __call__(self, curves: Sequence[ErrorCurve], budget: int) -> RankPlan:
         """Choose a rank, or dense, for every curve."""
-        ...
 
 
 ALLOCATORS: Registry[type[Allocator]] = Registry("allocator", __name__, "lowrank_vit.methods")

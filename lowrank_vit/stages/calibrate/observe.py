@@ -65,7 +65,7 @@ class Accumulator:
     @cached_property
     def statistics(self) -> list[Statistic]:
         """Return the statistics to collect, in the order of their names."""
-        return [STATISTICS.get(name)() for name in sorted(self.wanted)]
+        return [STATISTICS.get(name) for name in sorted(self.wanted)]
 
     @property
     def needs_gradient(self) -> bool:
@@ -102,14 +102,14 @@ class Accumulator:
         self.add("input_sum", seen.shared("sum", lambda: seen.rows.sum(0)))
         for statistic in self.statistics:
             if not statistic.gradient:
-                statistic(seen, self)
+                statistic.add(seen, self)
 
     def see_gradient(self, x: Tensor, output: Tensor, gradient: Tensor) -> None:
         """Add a batch's gradient: (..., d), of the summed loss with respect to the layer's output."""
         seen = Seen(self.site, self.batch, x, output, self.bias, self.later_bias, gradient, self.weight, self.owner)
         for statistic in self.statistics:
             if statistic.gradient:
-                statistic(seen, self)
+                statistic.add(seen, self)
 
     def moments(self) -> Moments:
         """Return the moments of all batches so far."""

@@ -49,31 +49,24 @@ class Compensation(Protocol):
 
     def parameter_count(self, n: int, d: int) -> int:
         """Count the values of Z for a layer (n, d). Positions of a sparse Z are not parameters, so they do not count."""
-        ...
 
     def start(self, residual: Tensor, moment: Tensor, seeds: Sequence[int]) -> State:
         """Return where gradient solvers start: Z = 0, not stationary. (L, n, d), (L, n, n), one seed for each layer."""
-        ...
 
     def dense(self, state: State) -> Tensor:
         """Return Z, (L, n, d), differentiable in the trainable tensors."""
-        ...
 
     def product(self, state: State, x: Tensor) -> Tensor:
         """Compute ``x Z``, (L, t, n) to (L, t, d), differentiable, as cheaply as the kind allows."""
-        ...
 
     def closed_form(self, residual: Tensor, moment: Tensor) -> State:
         """Return the minimiser of (10); sparse kinds keep the support that ``start`` chooses. (L, n, d), (L, n, n)."""
-        ...
 
     def factors(self, state: State, index: int) -> tuple[Tensor, Tensor] | None:
         """Return ``G, Y`` with ``Z = G Y^T`` of one layer, to fold into ``[U G] [V Y]^T``; ``None`` where Z does not fold."""
-        ...
 
     def module(self, state: State, index: int) -> nn.Module:
         """Make the deployable module of one layer: x (..., n) to x Z (..., d), with ``parameter_count`` parameters."""
-        ...
 
 
 COMPENSATIONS: Registry[type[Compensation]] = Registry("compensation", "lowrank_vit.stages.compensate.kinds")

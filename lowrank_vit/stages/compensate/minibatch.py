@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,7 +29,11 @@ from lowrank_vit.stages.compensate.inputs import (
 from lowrank_vit.stages.compensate.solve import ADAM, Group, Solution, by_shape, check_optimizer, make_optimizer
 
 LAST = "compensation.ckpt"
+
+
 CHECKPOINTS = 10  # in a run
+
+
 REMEMBERED_BYTES = 256 * 2**20  # for the inputs of all layers, so that a small model runs once, not at every step
 
 
@@ -46,9 +50,9 @@ class LayerwiseCompensation(LightningModule):
     all layers before them: T steps of B images are T B passes, T B / P for each of P processes (16,000 of 128,000 with
     2000 steps of 64, and eight). With a share of the layers each, every process would make all T B. The model is not a
     submodule, so it is neither trained nor saved. ``batch_size`` is the total over all processes. The buffer ``curve``,
-    (points, layers), is the loss of every ``record_every``-th batch, in the order of ``names``. With ``images``,
-    (N, C, H, W), batches are pairs of images and their indices, and the layers' inputs are remembered where they are
-    small.
+    (points, layers), is the loss of every ``record_every``-th batch, in the order of ``names``. ``images``: those that
+    batches are drawn of; of a tensor, (N, C, H, W), these are pairs of images and their indices, and the layers' inputs are
+    remembered where they are small.
     Raises ``InputError`` where the model has no linear layer of a group's name.
     """
 
@@ -67,10 +71,10 @@ class LayerwiseCompensation(LightningModule):
         batch_size: int = 64,
         seed: int = 0,
         record_every: int = 50,
-        images: Tensor | None = None,
+        images: Tensor | DataLoader | None = None,
     ) -> None:
         super().__init__()
-        self.images = images
+        self.images, self._asked = images, False
         self.compensation, self.batch_size, self.record_every = compensation, batch_size, record_every
         self.layers = [group.names for group in groups]
         self.names = tuple(name for names in self.layers for name in names)
@@ -94,6 +98,13 @@ class LayerwiseCompensation(LightningModule):
             for start, z in zip(self.starts, self.z, strict=True)
         ]
 
+    def train_dataloader(self) -> Any:
+        """Return all batches of the run from the current step on, which is one epoch to Lightning."""
+        assert self.images is not None
+        count, steps, seed = count_images(self.images), self.hparams["steps"], self.hparams["seed"]
+        batches = SeededBatches(count, self.batch_size, steps, seed, lambda: self.trainer.global_step)
+        return make_loader(self.images, batches)
+
     def on_fit_start(self) -> None:
         """Move everything to the device, and add hooks to the layers."""
         self.inputs.model.to(self.device).eval()
@@ -102,7 +113,6 @@ class LayerwiseCompensation(LightningModule):
         self._states = self.states()
 
     def on_fit_end(self) -> None:
-        """Remove the hooks."""
         self.inputs.detach()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -112,9 +122,9 @@ class LayerwiseCompensation(LightningModule):
     def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the sum of all layers' losses; of several processes, this one's share of the batch's mean."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        if self.images is not None:  # at the first step, where the run's precision is in force
+        if isinstance(self.images, Tensor) and not self._asked:  # at the first step, with the run's precision in force
             self.inputs.remember(self.images, REMEMBERED_BYTES, self.batch_size)
-            self.images = None
+            self._asked = True
         known = images if self.inputs.memory is None else batch[1]
         seen = self.inputs(known, self.batch_size / self.trainer.world_size)
         with full_precision(self.device):
@@ -137,22 +147,6 @@ class LayerwiseCompensation(LightningModule):
         metrics = {f"compensation/{name}": loss for name, loss in zip(self.names, losses.tolist(), strict=True)}
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.global_step)
-
-
-class _Data(LightningDataModule):
-    """Serve the batches, starting from the trainer's current step."""
-
-    def __init__(self, images: Tensor | DataLoader, steps: int, batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.images = images
-        self.batches = SeededBatches(count_images(images), batch_size, steps, seed, self._steps_done)
-
-    def _steps_done(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_step
-
-    def train_dataloader(self) -> Any:
-        """Return all batches of the run, which is one epoch to Lightning."""
-        return make_loader(self.images, self.batches)
 
 
 class _Checkpoints(LastCheckpoint):
@@ -201,18 +195,13 @@ def compensate_minibatch(
     check_optimizer(optimizer)
     groups = list(by_shape(residuals, moments))
     settings: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
-    settings |= {
-        "optimizer": optimizer,
-        "record_every": record_every,
-        "images": images if isinstance(images, Tensor) else None,
-    }
+    settings |= {"optimizer": optimizer, "record_every": record_every, "images": images}
     module = LayerwiseCompensation(model, compensation, groups, **settings)
-    data = _Data(images, steps, batch_size, seed)
     last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
     resumed = last if last is not None and agreed(last.exists()) else None
     if resumed is not None:
         _check_resumable(resumed, module)
-    with quiet_run(data, model):
+    with quiet_run(None, model):
         trainer = make_trainer(
             hardware,
             progress=progress,
@@ -223,7 +212,7 @@ def compensate_minibatch(
             enable_checkpointing=last is not None,
         )
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True)
+            trainer.fit(module, ckpt_path=resumed, weights_only=True)
         finally:
             module.inputs.detach()
     solutions = _collect(module, groups)

@@ -1,9 +1,9 @@
-"""Solvers for the compensation Z that need the moments, not the images."""
+"""Solvers for the compensation Z that need the moments, not the images; and the optimisers of all gradient solvers."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +14,38 @@ from lowrank_vit.runtime.progress import progress_bars
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import Compensation, State, quadratic, squared_error
-from lowrank_vit.stages.compensate.solve import ADAM, make_optimizer
+
+ADAM, SGD = "adam", "sgd"
+
 
 SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and Lightning, is in ``minibatch.py``
+
+
+def _adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def _sgd(parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr)  # the paper names no momentum, and no decay
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], float], torch.optim.Optimizer]] = {ADAM: _adam, SGD: _sgd}
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ``InputError`` unless the optimiser is known."""
+    if name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+
+
+def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Make the optimiser for the parameters of all layers, at a constant learning rate as in the paper.
+
+    One for all layers is one for each: it works element by element, and the layers' losses are summed.
+    Raises ``InputError`` for an unknown one.
+    """
+    check_optimizer(name)
+    return OPTIMIZERS[name](parameters, lr)
 
 
 @storable

@@ -35,13 +35,11 @@ class FixedSupport(ABC):
         return State((n, d), {"entries": values}, fixed)
 
     def dense(self, state: State) -> Tensor:
-        """Return Z, (L, n, d)."""
         values, positions = state.trainable["entries"], state.fixed["positions"]
         n, d = state.shape
         return values.new_zeros(len(values), n * d).scatter(1, positions, values).view(-1, n, d)
 
     def product(self, state: State, x: Tensor) -> Tensor:
-        """Compute ``x Z``, (L, t, d)."""
         return x @ self.dense(state)
 
     def closed_form(self, residual: Tensor, moment: Tensor) -> State:

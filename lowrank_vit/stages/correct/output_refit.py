@@ -1,4 +1,4 @@
-"""Refit of what every branch of a block adds to the stream, once everything before it is smaller.
+"""Refit of what every branch of a block adds to the stream, once everything before it is smaller; and of the classifier.
 
 A branch is approximated for the inputs that the dense model gives it, but gets those of the smaller model. So, branch by
 branch from first to last, its output layer is refitted to bring the stream back to the dense model's: in closed form,
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
+from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.architectures.step_inputs import enter, run_step
+from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
@@ -50,10 +52,10 @@ class OutputRefit:
     reduction).
     """
 
-    revision: ClassVar[int] = 1
-
     ridges: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
     sensitivity: float = 0.5
+
     folds: int = 4
 
     @torch.no_grad()
@@ -139,13 +141,6 @@ class OutputRefit:
                 self._move(old, streams.small, inputs, change, shift)
         return ridge
 
-    def _fit(self, branch: Branch, layer: nn.Linear, folds: Folds) -> float | None:
-        """Change an output layer by what the folds hold of its inputs and of what is missing; return the ridge."""
-        change, shift, ridge = _seen(branch.scale, *folds.fit(self.ridges))
-        if ridge is not None:
-            _add_to(layer, change, shift, branch.scale)
-        return ridge
-
     def _weights(self, sensitivity: Tensor) -> Tensor:
         """Return the weight of every position, (T,)."""
         share = sensitivity.float() / sensitivity.sum().clamp_min(torch.finfo(torch.float64).tiny)
@@ -157,6 +152,13 @@ class OutputRefit:
         for place, (y, h) in enumerate(zip(stream, inputs, strict=True)):
             added = torch.addmm(shift.to(y), h.to(change.device).flatten(0, 1), change.to(y))
             stream[place] = y + old.stream(added.unflatten(0, (len(y), -1)), y.shape).cpu()
+
+    def _fit(self, branch: Branch, layer: nn.Linear, folds: Folds) -> float | None:
+        """Change an output layer by what the folds hold of its inputs and of what is missing; return the ridge."""
+        change, shift, ridge = _seen(branch.scale, *folds.fit(self.ridges))
+        if ridge is not None:
+            _add_to(layer, change, shift, branch.scale)
+        return ridge
 
 
 def _gap(
@@ -192,3 +194,58 @@ def _add_to(layer: nn.Linear, change: Tensor, shift: Tensor, scale: Tensor | Non
         gamma = as_float64(torch.where(scale == 0, 1.0, scale))
         change, shift = change / gamma, shift / gamma
     add_affine(layer, change, shift)
+
+
+@dataclass(frozen=True)
+class ClassifierRefit:
+    """Minimise ``sum_i ||z_i - z^_i - f_i W - b||^2 + ridge s ||W||^2`` over W and b, which are added to the classifier.
+
+    z: the dense model's logits for an image; z^: the smaller model's; f: its features, which the classifier is given. No
+    label is read. The ridge is chosen by cross-validation over ``folds`` groups of images.
+    """
+
+    ridges: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    folds: int = 4
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        sensitivities: Mapping[str, Tensor],
+        batches: Iterable[Tensor],
+        *,
+        progress: bool = False,
+    ) -> dict[str, float | None]:
+        """Change the classifier of ``small`` in place; return its ridge, ``None`` where nothing was gained.
+
+        ``batches``: the calibration images, (B, C, H, W); ``sensitivities`` are not read.
+        Raises ``InputError`` for a model without a classifier that is one linear layer.
+        """
+        name, head = _classifier(small)
+        folds = self._folds(dense, small, head, track(batches, "refit", shown=progress))
+        change, shift, ridge = folds.fit(self.ridges)
+        add_affine(head, change, shift)
+        return {name: ridge}
+
+    def _folds(self, dense: nn.Module, small: nn.Module, head: nn.Linear, batches: Iterable[Tensor]) -> Folds:
+        """Sum up, in groups of images, the classifier's inputs and what its logits lack."""
+        folds, features = Folds(head, self.folds), list[Tensor]()
+        hook = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+        try:
+            for images in (batch.to(head.weight.device) for batch in batches):
+                missing = predict(dense, images) - predict(small, images)
+                h = features.pop()
+                folds.add(h[:, None], missing[:, None], torch.ones(len(h), 1, device=h.device))
+        finally:
+            hook.remove()
+        return folds
+
+
+def _classifier(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Find the classifier and its name."""
+    found = getattr(model, "get_classifier", lambda: None)()
+    name = next((name for name, module in model.named_modules() if module is found), "")
+    if not is_linear(found):
+        raise InputError(f"{type(model).__name__} has no linear classifier to refit: choose another recipe")
+    return name, found

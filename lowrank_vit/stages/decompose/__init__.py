@@ -13,7 +13,16 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.factors import Directions, Factors, GatedParts, InputSubset, Logits, WholeHeads
+from lowrank_vit.records.factors import (
+    Columns,
+    Directions,
+    Factors,
+    GatedParts,
+    InputSubset,
+    Logits,
+    SplitRows,
+    WholeHeads,
+)
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -25,19 +34,16 @@ Weights = tuple[Tensor, Tensor]  # weight and bias of a layer
 class Decomposition(Protocol):
     """Define the interface of a decomposition."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]
     currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         """Decompose ``weight``, (n, d)."""
-        ...
 
 
 class AttentionDecomposition(Protocol):
     """Define the interface of a decomposition of a whole attention module."""
 
-    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]]  # of the layer of queries, keys and values; of the output's
     units: ClassVar[tuple[str, ...]]  # what is made smaller: QUERY_KEY, VALUE, or both; the other stays whole
     pools: ClassVar[bool]  # whether it takes attention pooling, too
@@ -45,70 +51,57 @@ class AttentionDecomposition(Protocol):
     @property
     def biases(self) -> bool:
         """Tell whether the smaller attention has the biases of the dense one."""
-        ...
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
         """Decompose the product of queries and keys; weight: (n, 3 h s), bias: (3 h s,)."""
-        ...
 
     def values(self, site: AttentionSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Decompose the product of values, ``made`` by (n, h s) and (h s,), and the output layer; weight: (h s, n)."""
-        ...
 
 
 class HeadChoice(Protocol):
     """Define the interface of a choice among the heads of an attention module."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # of the output layer
 
     def __call__(self, site: AttentionSite, moments: Moments) -> WholeHeads:
         """Order the heads, by the statistics of the output layer, whose inputs they make."""
-        ...
 
 
 class PartChoice(Protocol):
     """Define the interface of a choice among inner parts and outputs of an attention module or an MLP."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # of the output layer
 
     def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
         """Order the parts, by the statistics of the output layer."""
-        ...
 
 
 class MlpDecomposition(Protocol):
     """Define the interface of a decomposition of a whole MLP."""
 
-    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the second layer
 
     def __call__(self, site: MlpSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
         """Decompose the second layer, weight: (hidden, d); ``made``: of the first, (n, rows hidden) and (rows hidden,)."""
-        ...
 
 
 class TableDecomposition(Protocol):
     """Define the interface of a decomposition of a table that is added to the stream."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]  # at the sum
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
         """Decompose ``table``, (t, n)."""
-        ...
 
 
 class ScanDecomposition(Protocol):
     """Define the interface of what makes a scan smaller."""
 
-    revision: ClassVar[int]
     needs: ClassVar[tuple[frozenset[str], ...]]  # of the layer before the scan; of the one behind it
 
     def __call__(self, weight: Tensor, change: Moments, output: Moments) -> Directions:
         """Decompose a scan; weight: (D, n), of the layer after it."""
-        ...
 
 
 DECOMPOSITIONS: Registry[type[Decomposition]] = Registry("decomposition", "lowrank_vit.methods")
@@ -145,3 +138,43 @@ def project_output(weight: Tensor, root: Tensor) -> Factors:
     singular_values, v = singular_values[:rank], vt[:rank].T
     total = root.square().sum().clamp_min(torch.finfo(root.dtype).tiny)
     return Factors(weight @ v, v, tail_energy(singular_values, total))
+
+
+class ColumnChoice(Protocol):
+    """Define the interface of a choice of inputs and inner parts."""
+
+    needs: ClassVar[frozenset[str]]  # of the output layer
+
+    def __call__(self, output: Moments, first: Moments | None) -> Columns:
+        """Order the parts, by the statistics of the output layer and of the first one; None where all inputs stay."""
+
+
+COLUMNS: Registry[type[ColumnChoice]] = Registry("choice of columns", "lowrank_vit.methods")
+
+
+class BlockChoice(Protocol):
+    """Define the interface of a choice of blocks."""
+
+    needs: ClassVar[frozenset[str]]  # nothing yet
+
+    def __call__(self, count: int) -> Directions:
+        """Order ``count`` blocks, those that stay longest first."""
+
+
+DEPTHS: Registry[type[BlockChoice]] = Registry("choice of blocks", "lowrank_vit.methods")
+
+
+class RowChoice(Protocol):
+    """Define the interface of a choice of rows."""
+
+    needs: ClassVar[frozenset[str]]
+
+    @property
+    def share(self) -> float:
+        """Return the share of the layer's parameters that its low-rank part has."""
+
+    def __call__(self, weight: Tensor, rank: int, moments: Moments) -> SplitRows:
+        """Split ``weight``, (n, d), into a part of this rank, and rows in their order."""
+
+
+ROWS: Registry[type[RowChoice]] = Registry("choice of rows", "lowrank_vit.methods")

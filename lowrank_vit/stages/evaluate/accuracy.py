@@ -1,10 +1,14 @@
-"""Top-1, top-5 and loss of a classifier, or the error of features; every image counts once, on any number of devices."""
+"""Top-1, top-5 and loss of a classifier, or the error of features; every image counts once, on any number of devices.
+
+A warning comes first where the classes of the data cannot be those that the model predicts.
+"""
 
 from __future__ import annotations
 
 import base64
 import copy
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +19,69 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torchmetrics import Metric
 
+from lowrank_vit.data.classes import IMAGENET_CLASSES, are_ranks
 from lowrank_vit.modules.predicting import predict, tell_implausible
-from lowrank_vit.objectives.classification import Classification, without_classifier
+from lowrank_vit.objectives.classification import Classification, classes_of, without_classifier
 from lowrank_vit.objectives.features import feature_error, feature_sums
-from lowrank_vit.records.images import Batch, Batches, Images, check_labels, each_batch, images_in, labels_in
+from lowrank_vit.records.images import (
+    Batch,
+    Batches,
+    Images,
+    Unlabelled,
+    check_labels,
+    each_batch,
+    images_in,
+    labels_in,
+)
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
-from lowrank_vit.stages.evaluate.accuracy import tell_misfit
+
+SEEN = 0.9  # of a model's classes: numbers without names may lack the last few
+
+
+EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
+
+
+def misfit(model: nn.Module, data: Any) -> str:
+    """Say why the labels of ``data`` cannot be what a model predicts; nothing where they may be, or nothing is known.
+
+    ``data``: a data module with ``num_classes``, or a loader whose data set has ``classes``, as torchvision's have.
+    """
+    classes, source = classes_of(model), getattr(data, "source", None)
+    listed: Sequence[str] = getattr(getattr(data, "dataset", None), "classes", None) or ()
+    names = [str(name) for name in listed] or list(getattr(source, "names", ()))
+    present = len(listed) or getattr(data, "num_classes", None)
+    if not classes or not present:
+        return ""
+    numbers = not names and getattr(source, "mirrors", False)  # of a table: their largest is all that is known
+    if present > classes or (present < SEEN * classes if numbers else present != classes):
+        what = " (no wnids of ImageNet)" if classes == IMAGENET_CLASSES and are_ranks(names) else ""
+        return f"the data have {present} classes{what}, the model has {classes}: their labels are not what it predicts"
+    chosen = getattr(source, "declared", False) or getattr(source, "order", None) is not None
+    if classes == IMAGENET_CLASSES and are_ranks(names) and not chosen:
+        return (
+            f"the class names ({names[0]}, ...) are no wnids of ImageNet, so labels are their ranks: an ImageNet model "
+            "predicts another order; name the folders by wnids, or give --class-order"
+        )
+    return ""
+
+
+def tell_misfit(model: nn.Module, data: Any) -> bool:
+    """Warn, once, where the labels of ``data`` are not what a model predicts; return whether that is so."""
+    line = misfit(model, data)
+    if line:
+        warnings.warn(line, stacklevel=3)
+    return bool(line)
+
+
+def fitting(model: nn.Module, data: Any, batches: Batches) -> Batches:
+    """Return batches of ``data``: without their labels, and a warning, where these are not what a model predicts."""
+    return Unlabelled(batches) if tell_misfit(model, data) else batches
+
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
-EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
 
 
 def count_hits(logits: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -110,7 +165,6 @@ class FeatureScore:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
         self.sums, self.n = torch.tensor(0.0, dtype=PRECISE), 0
 
     def update(self, features: Tensor, dense: Tensor) -> None:
@@ -170,7 +224,6 @@ class FeatureEvaluation(Evaluation):
         super().__init__(model, dense, FeatureScore())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch."""
         assert self.dense is not None
         images = images_in(batch)
         if batch_idx == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -33,50 +33,36 @@ class Progress:
     prices: Prices
 
 
-class GradualMethod(Protocol):
-    """Define the interface of a method. ``gates``: by the names of their units."""
+class GradualMethod:
+    """Define the interface of a method; by default it changes nothing between steps. ``gates``: by the names of their units.
 
-    units: ClassVar[
-        tuple[str, ...]
-    ]  # the kinds of units that get gates: HEAD, VALUE, HIDDEN, INPUT, OUTPUT; or ROW, with a `share`
-    alone: ClassVar[bool]  # whether gates can be trained alone, while the weights stay frozen
+    ``units``: the kinds of units that get gates, HEAD, VALUE, HIDDEN, INPUT, OUTPUT; or ROW, with a ``share``. ``alone``:
+    whether gates can be trained alone, while the weights stay frozen.
+    """
+
+    units: ClassVar[tuple[str, ...]]
+    alone: ClassVar[bool]
 
     def gate(self, place: Place) -> Gate:
         """Make the gates of a unit, all open: the model's function stays as it was, bit by bit."""
-        ...
+        raise NotImplementedError
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
         """Return the gates' parameters in groups for AdamW, with their learning rates; ``lr``: that of the weights."""
-        ...
+        raise NotImplementedError
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
         """Return what is added to the loss of a step."""
-        ...
+        raise NotImplementedError
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Close the parts that the training begins without; most methods begin with all gates open."""
-        ...
 
     def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
         """Change masks, or gradients, by the gradients of the step to be taken."""
-        ...
 
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
         """Change masks or weights after a step."""
-        ...
-
-
-class StillGates:
-    """Change nothing between steps: the base of methods, which override what they need."""
-
-    def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
-        """Leave all gates open."""
-
-    def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Change nothing."""
-
-    def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Change nothing."""
 
 
 GRADUAL: Registry[type[GradualMethod]] = Registry("gradual method", "lowrank_vit.methods")

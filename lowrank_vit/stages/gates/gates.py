@@ -105,11 +105,9 @@ class MaskGate(Gate):
         self.register_buffer("mask", torch.ones(place.count))
 
     def forward(self) -> Tensor:
-        """Return the mask, (count,)."""
         return self.mask
 
     def open(self) -> Tensor:
-        """Tell which parts the mask keeps, (count,)."""
         return self.mask > 0
 
 
@@ -137,7 +135,6 @@ class GatedLayer(nn.Module):
         self.makers: tuple[Any, ...] = ()  # in a tuple, so that they are no submodules
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x: (..., n) to (..., d)."""
         if self.rows is not None:
             y: Tensor = F.linear(x, self.rows.joined(self.layer.weight), self.layer.bias)
         elif isinstance(self.inputs, MaskGate):

@@ -30,6 +30,8 @@ from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, gated
 
 CLASSIFICATION = Classification()
+
+
 GATES_ALONE = "gates-alone"
 
 
@@ -132,17 +134,14 @@ class GradualTraining(SeededTraining):
         self._share = self.expected.parameters / self.prices.whole.parameters
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch, with the method's penalty."""
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss + self.method.penalty(self.gates, self.progress())
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Let the method read, or change, the gradients of the step."""
         self.method.before_step(self.layers, self.progress())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the method change its masks, and count what they leave."""
         self.method.after_step(self.layers, self.progress())
         self._share = self.expected.parameters / self.prices.whole.parameters
 

@@ -19,7 +19,6 @@ Codes = tuple[Tensor, Tensor, Tensor]
 class Quantizer(Protocol):
     """Define the interface of a rounding method; ``needs``: statistics of a layer's inputs, none or the second moment."""
 
-    revision: ClassVar[int]
     needs: ClassVar[frozenset[str]]
 
     def __call__(self, weight: Tensor, bits: int, name: str = "the weight", moment: Tensor | None = None) -> Codes:

@@ -48,20 +48,16 @@ class Search(Protocol):
     @property
     def images(self) -> int:
         """Return how many calibration images it sees, at most."""
-        ...
 
     @property
     def labelled(self) -> bool:
         """Tell whether it reads labels."""
-        ...
 
     def passes(self, images: int) -> float:
         """Return how many forward passes of one image a search on so many takes."""
-        ...
 
     def __call__(self, question: Question) -> list[ErrorCurve]:
         """Return the units' curves, with the search's preferences in place of losses, for a knapsack."""
-        ...
 
 
 SEARCHES: Registry[Any] = Registry("search", __name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +40,6 @@ class Gates:
     shares falls from ``hot`` to ``cold``. Noise and order come from the seed.
     """
 
-    revision: ClassVar[int] = 1
-
     objective: str = LAGRANGIAN
     target: str = TEACHER
     candidates: str = EVEN
@@ -70,7 +67,6 @@ class Gates:
 
     @property
     def labelled(self) -> bool:
-        """Tell whether labels are read."""
         return self.target == LABELS
 
     def passes(self, images: int) -> float:

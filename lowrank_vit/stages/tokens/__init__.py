@@ -18,8 +18,6 @@ from lowrank_vit.runtime.registry import Registry
 class TokenRule(Protocol):
     """Define the interface of a rule."""
 
-    revision: ClassVar[int]
-
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
         ...

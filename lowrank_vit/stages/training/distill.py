@@ -30,7 +30,11 @@ from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.stages.training.teacher import augment, check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"
+
+
 CLASSIFICATION = Classification()
+
+
 AUGMENTATION = 2  # the stream of random numbers, of one seed, that mirrors and crops
 
 
@@ -136,7 +140,6 @@ class Distillation(SeededTraining):
         return loss, self.objective.pull(logits.detach(), target[1], 1.0)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of one batch of ``train_dataloader``."""
         positions, images = batch
         draws = self._draws[positions]
         images = augment(images, draws, self.hparams["flips"], self.hparams["crop_scale"])
@@ -162,7 +165,6 @@ class Distillation(SeededTraining):
         return torch.lerp(images, added, shares.to(images)[:, None, None, None])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make AdamW over all parameters, and its schedule."""
         matrices, vectors = ([p for p in self.trained_parameters() if (p.ndim == 1) is flat] for flat in (False, True))
         groups = [{"params": matrices, "lr": self.hparams["lr"]}, {"params": vectors, "lr": self.hparams["vector_lr"]}]
         factor = partial(warm_up_cosine, warm_up=self.hparams["warm_up"])

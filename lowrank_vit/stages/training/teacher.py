@@ -1,22 +1,58 @@
-"""The teacher of a distillation: checks, and its outputs kept in memory."""
+"""What a training has of its teacher: checks, images as both see them, outputs in memory, and the loss towards them."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.counting import model_hash
+from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
-from lowrank_vit.objectives import Objective, Outputs
+from lowrank_vit.objectives import Objective, Outputs, compared_outputs
+from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 
+CROPS = (0.25, 1.0)  # shares of a photograph's area, within which a crop keeps its meaning
+
+
 KNOWN_BYTES = 2**30  # the teacher's outputs are kept in memory up to this size, instead of computed every epoch
+
+
 BATCH = 64
+
+
+ALIGNED = (0, 1, -2, -1)  # blocks whose outputs are compared, as in COMCAT's code
+
+
+LEAST = 0.01  # of the weight of that comparison, as training goes on
+
+
+def augment(images: Tensor, draws: Tensor, flips: bool, crop_scale: tuple[float, float] | None) -> Tensor:
+    """Mirror half of the images, (B, C, H, W), and enlarge a random crop of each. draws: (B, 4), uniform in [0, 1).
+
+    ``crop_scale``: the least and the greatest share of the area that is left; crops keep the image's proportions.
+    """
+    if flips:
+        images = torch.where((draws[:, 0] < 0.5)[:, None, None, None], images.flip(-1), images)
+    if crop_scale is None:
+        return images
+    side = (crop_scale[0] + (crop_scale[1] - crop_scale[0]) * draws[:, 1]).sqrt()
+    centre = (1 - side)[:, None] * (2 * draws[:, 2:] - 1)  # in units of half the image, from its middle
+    corners = torch.cat([torch.diag_embed(side[:, None].expand(-1, 2)), centre[:, :, None]], -1).to(images.dtype)
+    grid = F.affine_grid(corners, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+
+
+def augmentations(mirrors: bool) -> dict[str, Any]:
+    """Return the fields of ``Distillation`` for images that keep their meaning when mirrored and cropped, or for others."""
+    return {"flips": mirrors, "crop_scale": CROPS if mirrors else None}
 
 
 def check_settings(
@@ -89,3 +125,67 @@ def remember(
         for batch in (part.to(device) for part in images.split(BATCH))
     ]
     return tuple(torch.cat(parts).unflatten(0, (1 + flips, -1)) for parts in zip(*answers, strict=True))
+
+
+def check_imitation(teacher: nn.Module | None, hard_teacher: bool, align_weight: float) -> None:
+    """Raise ``InputError`` for a weight out of range, and for either option without a teacher."""
+    if not 0 <= align_weight < math.inf:
+        raise InputError(f"align_weight is {align_weight}: it must not be negative, and finite")
+    if teacher is None and (hard_teacher or align_weight):
+        raise InputError("hard_teacher and align_weight imitate the dense model: give a teacher (--distill)")
+
+
+def align_factor(weight: float, epoch: int, epochs: int) -> float:
+    """Return the weight of aligned blocks in an epoch: ``weight cos(pi epoch / (2 epochs))``, at least ``LEAST``.
+
+    COMCAT's code multiplies by the cosine cumulatively, so that nearly all of it is gone within some epochs.
+    """
+    return max(weight * math.cos(math.pi * epoch / (2 * epochs)), min(weight, LEAST))
+
+
+def apart(small: list[Tensor], dense: list[Tensor]) -> Tensor:
+    """Sum the mean squared errors of the ``ALIGNED`` blocks' outputs, (B, ..., n) each; each block counts once."""
+    places = sorted({place % len(dense) for place in ALIGNED if place < len(dense)})
+    return torch.stack([F.mse_loss(small[place].float(), dense[place].float()) for place in places]).sum()
+
+
+def towards_teacher(
+    model: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    labelled: Callable[[Tensor], Tensor],
+    settings: Mapping[str, Any],
+    epoch: int,
+) -> Tensor:
+    """Compute the loss of a batch with a teacher.
+
+    ``labelled``: the loss of logits by labels. Of it, ``distillation_weight`` is replaced by ``distillation_loss`` with
+    the ``temperature`` or, with ``hard_teacher``, by cross-entropy to the teacher's answer; ``align_weight`` times
+    ``apart`` is added.
+    """
+    aligned = settings["align_weight"] > 0
+    logits, *blocks = _outputs(model, images, aligned)
+    with torch.no_grad():
+        target, *known = _outputs(teacher, images, aligned)
+    pull = (
+        F.cross_entropy(logits.float(), target.argmax(-1))
+        if settings["hard_teacher"]
+        else distillation_loss(logits, target, settings["temperature"])
+    )
+    weight = settings["distillation_weight"]
+    loss = (1 - weight) * labelled(logits) + weight * pull
+    if not aligned:
+        return loss
+    return loss + align_factor(settings["align_weight"], epoch, settings["epochs"]) * apart(blocks, known)
+
+
+def _outputs(model: nn.Module, images: Tensor, blocks: bool) -> tuple[Tensor, ...]:
+    """Return a model's logits and, with ``blocks``, the outputs of each block."""
+    if not blocks:
+        return (predict(model, images),)
+    found = compared_outputs(model, images, True)[1:]
+    if len(found) == 1:
+        raise InputError(
+            f"{type(model).__name__} has no blocks of a known name: leave out align_weight (--align-weight)"
+        )
+    return found

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import Knapsack
 
 from lowrank_vit.compression.joint import fronts
 from lowrank_vit.compression.joint.forms import NAMED_BYTES, Form, Layer
 from lowrank_vit.compression.joint.fronts import PAGE, Front, Losses, front
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.stages.allocate.rules import Knapsack
 
 BITS = (2, 4, 8, 16)
+
+
 Option = tuple[int, float]  # pages and loss
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from lowrank_vit.compression.nested.file import packed, unpacked
 
 

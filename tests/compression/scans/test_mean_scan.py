@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lowrank_vit.compression.mean_scan import Impact, impacts, most_within, ranked
 from torch import Tensor
 
 from lowrank_vit import MeanScan, mean_scan
 from lowrank_vit.architectures.vmamba import mixers
+from lowrank_vit.compression.mean_scan import Impact, impacts, most_within, ranked
 from lowrank_vit.modules.scans import SmallScan
 from lowrank_vit.stages.correct.regression import Regression
 from tests.support.vmambas import maps, vmamba

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import EqualError, Uniform
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import total_cost
+from lowrank_vit.stages.allocate.rules import EqualError, Uniform
 
 
 def curve(name: str, errors: list[float], unit: int = 10, dense: int = 100, multiple: int = 1) -> ErrorCurve:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from lowrank_vit.stages.allocate.rules import lower_hull
 
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import fill
+from lowrank_vit.stages.allocate.rules import lower_hull
 
 
 def curve(name: str, errors: list[float], rank_cost: int, dense: int) -> ErrorCurve:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import Knapsack
 
 from lowrank_vit.records.curves import ErrorCurve
+from lowrank_vit.stages.allocate.rules import Knapsack
 
 
 def straight(name: str, width: int, slope: float) -> ErrorCurve:

@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, analyse, compress, get_recipe
@@ -19,6 +18,7 @@ from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import least_cost, total_cost
+from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
 from tests.support.models import KINDS, images, outputs, tiny
 

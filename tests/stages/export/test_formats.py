@@ -23,14 +23,21 @@ from tests.support.models import outputs, tiny
 
 pytestmark = pytest.mark.slow
 
+
 STANDINS = {
     "digits_deit_small": {"depth": 1},
     "digits_vit_small": {"depth": 1},
     "digits_swin_small": {"depths": (2, 1)},
 }
+
+
 KINDS = ("exact", "best")  # the recipes that deploy single matrices, and whole halves
+
+
 # every recipe, and both kinds on all architectures: what a graph looks like depends on the modules alone
 CASES = [(recipe, name) for recipe in KINDS for name in STANDINS]
+
+
 CASES += [(recipe, list(STANDINS)[i % 2]) for i, recipe in enumerate(RECIPES) if recipe not in KINDS]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lowrank_vit.modules.embeddings import Patches
 from torch import Tensor, nn
 
 from lowrank_vit import compress, fewer_tokens
 from lowrank_vit.compression.recipes import get_recipe
+from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.stages.export.straightened import EvenAttention, straightened
 from tests.support.kinds import KINDS

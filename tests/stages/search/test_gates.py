@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lowrank_vit.stages.allocate.rules import Knapsack
 from torch import Tensor, nn
 
 from lowrank_vit import analyse, get_recipe
@@ -16,6 +15,7 @@ from lowrank_vit.linalg.mixtures import Gated, Mixture, first_kept
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.images import Images
+from lowrank_vit.stages.allocate.rules import Knapsack
 from lowrank_vit.stages.search import Question, Sizes, Unit
 from lowrank_vit.stages.search.gates import Gates, gumbel_softmax, preferring
 from tests.support.models import images, tiny

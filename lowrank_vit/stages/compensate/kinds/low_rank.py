@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.linalg.metric import cholesky_root
+from lowrank_vit.modules import Replacement
 from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import COMPENSATIONS, State, check_budget, share
 
 
-class LowRankCorrection(nn.Module):
+class LowRankCorrection(Replacement):
     """Compute ``x G Y^T`` with ``G: (n, q)``, ``Y: (d, q)``. Usually folded into the layer's own factors instead."""
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
+        self.config = {"kind": "low_rank", "in_features": in_features, "out_features": out_features, "rank": rank}
         self.g = nn.Parameter(torch.zeros(in_features, rank))
         self.y = nn.Parameter(torch.zeros(out_features, rank))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the arguments that rebuild the module without its values."""
-        n, q = self.g.shape
-        return {"kind": "low_rank", "in_features": n, "out_features": len(self.y), "rank": q}
-
     def forward(self, x: Tensor) -> Tensor:
-        """Map x, (..., n), to (..., d)."""
         return x @ self.g @ self.y.T
 
 
@@ -45,8 +40,6 @@ class LowRank:
     the other singular values (Eckart and Young). No inverse, so M may be singular.
     """
 
-    revision: ClassVar[int] = 1
-
     budget: float = 0.05  # share of the layer's weight parameters
     scale: float = 0.02  # standard deviation of the random factor; the solvers end at the same loss from 0.001 to 0.05
 
@@ -61,7 +54,6 @@ class LowRank:
         return max(1, share(self.budget, n * d / (n + d)))
 
     def parameter_count(self, n: int, d: int) -> int:
-        """Return ``q (n + d)``."""
         return self.rank(n, d) * (n + d)
 
     def start(self, residual: Tensor, moment: Tensor, seeds: Sequence[int]) -> State:
@@ -72,11 +64,9 @@ class LowRank:
         return State((n, d), {"g": self.scale * torch.stack(g).to(residual), "y": residual.new_zeros(len(g), d, q)}, {})
 
     def dense(self, state: State) -> Tensor:
-        """Return Z, (L, n, d)."""
         return state.trainable["g"] @ state.trainable["y"].mT
 
     def product(self, state: State, x: Tensor) -> Tensor:
-        """Compute ``(x G) Y^T``, (L, t, d)."""
         return x @ state.trainable["g"] @ state.trainable["y"].mT
 
     def closed_form(self, residual: Tensor, moment: Tensor) -> State:
@@ -90,11 +80,9 @@ class LowRank:
         return State((n, d), {"g": g / length, "y": y * length}, {})
 
     def factors(self, state: State, index: int) -> tuple[Tensor, Tensor]:
-        """Return ``G: (n, q), Y: (d, q)`` of one layer."""
         return state.trainable["g"][index].detach(), state.trainable["y"][index].detach()
 
     def module(self, state: State, index: int) -> LowRankCorrection:
-        """Make the deployable module of one layer."""
         g, y = self.factors(state, index)
         module = LowRankCorrection(len(g), len(y), g.shape[1])
         module.g.data, module.y.data = g.clone(), y.clone()
