@@ -197,7 +197,7 @@ def with_tokens(rule: str) -> Made:
     """Fewer tokens by a rule, which one epoch trains where it learns."""
     training = on_cpu(epochs=1, precision="64-true", seed=0)
     learning: dict[str, Any] = {}
-    options: dict[str, Any] = {"r": 3} if rule == "tome" else {"keep": 0.5}
+    options: dict[str, Any] = {"tome": {"r": 3}, "merge": {"pairs": (2, 3)}}.get(rule, {"keep": 0.5})
     if rule == "spvit-kong":
         learning = {"learn_on": DoubleData(), "training": training}
     elif rule == "spvit-kong-gates":

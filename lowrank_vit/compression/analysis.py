@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -46,8 +46,9 @@ class Analysis(Case):
         """
         budgets = budgets_of(size, cost).parts
         pivoted = all(self.recipe.pivots(budget.cost) for budget in budgets)
-        case = replace(self, recipe=replace(self.recipe, pivoted=pivoted))
-        planners = [planner_within(case, budget, self.priced_losses, self.measure) for budget in budgets]
+        planners = [
+            planner_within(self, budget, self.priced_losses, self.measure, pivoted=pivoted) for budget in budgets
+        ]
         return (planners[0] if len(planners) == 1 else CombinedPlanner.of(planners)).plan()
 
     @isolated()

@@ -33,11 +33,20 @@ def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, 
 
 
 def priced(
-    recipe: Recipe, price: Price, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()
+    recipe: Recipe,
+    price: Price,
+    curves: Sequence[ErrorCurve],
+    decomposed: Sequence[Decomposed] = (),
+    *,
+    pivoted: bool | None = None,
 ) -> list[ErrorCurve]:
-    """Return the curves in a cost, without what pivoting would save unless the recipe pivots in that cost."""
+    """Return the curves in a cost; ``pivoted``: whether identities in factors are saved, None: as the recipe has it there.
+
+    Where the recipe leaves that to the cost, the curves count on it until now.
+    """
     own = price.priced(curves, decomposed)
-    return own if recipe.pivots(price.cost) else [replace(curve, saved=()) for curve in own]
+    saves = recipe.pivots(price.cost) if pivoted is None else pivoted
+    return [replace(curve, saved=()) for curve in own] if recipe.pivoted is None and not saves else own
 
 
 def out_of_reach(budget: Budget, recipe: Recipe, least: int, dense: int) -> OutOfReachError:

@@ -99,7 +99,7 @@ class CombinedPlanner(Planner):
             return first
         if first.case.recipe.search is not None:
             raise InputError("a search has one budget: give one, or another recipe")
-        return cls(first.case, first.budget, first.price, first.curves, first.measure, binding)
+        return cls(first.case, first.budget, first.price, first.curves, first.measure, first.pivoted, binding)
 
     @property
     def units(self) -> int:

@@ -26,31 +26,34 @@ logger = logging.getLogger(__name__)
 Measure = Callable[[RankPlan, Iterable[Tensor], int], dict[str, tuple[int, float]]]
 
 
-def planner_within(case: Case, budget: Budget, losses: Sequence[ErrorCurve], measure: Measure) -> Planner:
+def planner_within(
+    case: Case, budget: Budget, losses: Sequence[ErrorCurve], measure: Measure, *, pivoted: bool
+) -> Planner:
     """Return what chooses every unit's size so that the whole model keeps within a budget, to within one step of its price.
 
     ``losses``: the curves to choose from; ``measure`` returns the losses of all units at a plan's sizes, on some images.
+    ``pivoted``: whether factors will be.
     Raises ``InputError`` for a budget that no choice meets.
     """
     price = price_of(budget.cost, case.dense, case.setting, case.model)
     check_z(price, case.recipe.compensation)
-    return Planner(case, budget, price, priced(case.recipe, price, losses, case.decomposed), measure)
+    curves = priced(case.recipe, price, losses, case.decomposed, pivoted=pivoted)
+    return Planner(case, budget, price, curves, measure, pivoted)
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plan sizes for a case, a budget, how its cost is counted, and the curves in its prices."""
+    """Plan sizes for a case, a budget, how its cost is counted, and the curves in its prices.
+
+    ``pivoted``: whether factors will be.
+    """
 
     case: Case
     budget: Budget
     price: Price
     curves: Sequence[ErrorCurve]
     measure: Measure
-
-    @property
-    def pivots(self) -> bool:
-        """Tell whether factors are pivoted in this cost."""
-        return self.case.recipe.pivots(self.budget.cost)
+    pivoted: bool = False
 
     @property
     def units(self) -> int:
@@ -81,7 +84,7 @@ class Planner:
         ]
         plan, counts = self._kept(curves, plan)
         entry = self._entry(plan, counts, curves)
-        return replace(plan, measured=tuple(steps), budget=entry, pivoted=self.pivots)
+        return replace(plan, measured=tuple(steps), budget=entry, pivoted=self.pivoted)
 
     def _allocate(self, curves: Sequence[ErrorCurve], units: int) -> RankPlan:
         """Spend ``units``, what all units may cost together, by the losses of ``curves``."""
@@ -133,7 +136,7 @@ class Planner:
         if not self.price.corrections or self.case.recipe.compensation is not None:
             return self._predicted(plan)
         with self.case.services.watch("count"):
-            return self.price.count(resized(self.case, replace(plan, pivoted=self.pivots)))
+            return self.price.count(resized(self.case, replace(plan, pivoted=self.pivoted)))
 
     def _entry(self, plan: RankPlan, counts: Sequence[int], curves: Sequence[ErrorCurve]) -> BudgetEntry:
         dense, search = self.price.dense, self.case.recipe.search
