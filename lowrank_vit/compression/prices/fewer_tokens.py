@@ -70,7 +70,7 @@ class FewerTokens(Price):
             each
         ) in decomposed:  # a block that computes some tokens alone applies parts of its layers: half of the weights
             name = each.unit.linears[0].name  # are those of keys and values, which all tokens have
-            tokens[name] = before = tokens[name] or max(1, before // 2)
+            tokens[name] = before = tokens.get(name) or max(1, before // 2)
         fewer = {curve.name: curve for each in decomposed for curve in each.unit.curves(tokens)}
         return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, decomposed)]
 
