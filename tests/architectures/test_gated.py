@@ -47,7 +47,7 @@ class TestGates:
     def test_the_smaller_module_is_the_regression_of_the_dense_output_on_the_kept_units(self, gates: str) -> None:
         """Least squares by its definition: from all tokens at once, with the kept units as they are in the dense model."""
         model, data = gated(gates), images(24).double()
-        recipe = get_recipe("best").but(refit=False, measured=0, **{"mlp.damping": 0.0, "mlp.sensitivity": 0.0})
+        recipe = get_recipe("heads").but(refit=False, measured=0, **{"mlp.damping": 0.0, "mlp.sensitivity": 0.0})
         analysis = analyse(model, data.split(8), recipe, device="cpu")
         plan = {curve.name: 20 if curve.name == f"{NAME}.hidden" else None for curve in analysis.curves}
         small = analysis.apply(RankPlan(plan))[0].get_submodule(NAME)

@@ -22,7 +22,7 @@ STEP = 33  # the costliest direction of either tiny model: 2 * 16 + 1
 
 
 def analysed(model: nn.Module, data: Tensor, **options: object) -> Analysis:
-    analysis = analyse(model, data.split(8), "best", **options)
+    analysis = analyse(model, data.split(8), "heads", **options)
     return analysis
 
 
@@ -77,7 +77,7 @@ class TestBest:
     def test_the_report_says_what_the_model_is(self, kind: str, reduction: float) -> None:
         model, data = tiny(kind), images(24, kind)
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        compressed, report = compress(model, data.split(8), "best", reduction, held_out=[images(16, kind, seed=5)])
+        compressed, report = compress(model, data.split(8), "heads", reduction, held_out=[images(16, kind, seed=5)])
         dense = parameter_count(model)
         assert report["params"]["compressed"] == parameter_count(compressed) <= (1 - reduction) * dense
         gone = sum(m.relative_position_index.max() + 1 for m in unbiased(compressed))  # of heads without directions
@@ -103,7 +103,7 @@ class TestBest:
     def test_the_mean_input_of_the_output_layer_loses_nothing(self, kind: str) -> None:
         """What is lost on average is in the bias, before any refit: the mean hidden unit, the mean value of every head."""
         model, data = tiny(kind).double(), images(24, kind).double()
-        analysis = analyse(model, data.split(8), get_recipe("best").but(refit=False))
+        analysis = analyse(model, data.split(8), get_recipe("heads").but(refit=False))
         small, _ = analysis.apply(RankPlan({c.name: (len(c.errors) - 1) // 2 for c in analysis.curves}))
         for unit in analysis.units:
             site, units = unit.site, analysis.parts[unit.name]
@@ -130,7 +130,7 @@ class TestBest:
                 if isinstance(site, AttentionSite):
                     inner = site.proj.in_features
                     model.get_submodule(site.qkv.name).bias.data[inner : 2 * inner] += shift
-            compressed, _ = compress(model, [data], "best", 0.3)
+            compressed, _ = compress(model, [data], "heads", 0.3)
             results.append(outputs(compressed, data))
         torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
@@ -154,7 +154,7 @@ def test_a_shifted_window_keeps_its_mask() -> None:
 
 def test_what_is_returned_is_balanced() -> None:
     """The two vectors of each direction have equal root mean squares: of queries and keys, of values and outputs."""
-    small, _ = compress(tiny(), [images(8)], "best", 0.3)
+    small, _ = compress(tiny(), [images(8)], "heads", 0.3)
     found = [module for module in small.modules() if isinstance(module, LowRankAttention)]
     assert found
     for module in found:

@@ -14,7 +14,7 @@ from tests.support.cases import few
 from tests.support.models import KINDS, images, outputs, tiny
 
 PARTS = {"measured": False, "refit": False, "sense": False}  # what follows the cut, or takes long
-RECIPES = ("comcat", "best", "exact", "corp", "vbp", "vtp-taylor", "ssp")
+RECIPES = ("comcat", "heads", "exact", "corp", "vbp", "vtp-taylor", "ssp")
 
 
 def halves(curve: ErrorCurve) -> int | None:
@@ -83,6 +83,6 @@ def test_biases_of_other_names_and_none(family: str) -> None:
         )
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
-    for recipe in ("comcat", "best"):
+    for recipe in ("comcat", "heads"):
         found = differences(model.double().eval(), images(16).double(), recipe)
         assert max(found.values()) <= 1e-6, found

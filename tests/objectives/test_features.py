@@ -114,7 +114,7 @@ def test_measured_losses_are_those_of_whole_models(kind: str) -> None:
     """On the calibration images the objective is the definition."""
     family = "swin" if kind == "swin" else "vit"
     model, data = MODELS[kind]().double(), images(12, family).double()
-    analysis = analyse(model, data.split(4), get_recipe("best").but(refit=False, measured=0))
+    analysis = analyse(model, data.split(4), get_recipe("heads").but(refit=False, measured=0))
     with Spill() as kept:
         replay = Replay(analysis.model, analysis.recipe.objective, data.split(5), 12, kept)
         for curve in analysis.curves:

@@ -21,7 +21,7 @@ from tests.support.models import LONE, images, tiny
 KL = Classification()
 
 
-UNMEASURED = get_recipe("best").but(refit=False, measured=0)
+UNMEASURED = get_recipe("heads").but(refit=False, measured=0)
 
 
 @pytest.mark.parametrize("kind", ["vit", "swin", *LONE])

@@ -20,7 +20,7 @@ from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Regression, Streams, cross_validated
 from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
 
-PLAIN = get_recipe("best").but(refit=False, measured=0)
+PLAIN = get_recipe("heads").but(refit=False, measured=0)
 
 
 def tail(name: str) -> str:
@@ -122,7 +122,7 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
 @pytest.mark.parametrize("kind", WALKED)
 def test_nothing_to_mend_changes_nothing(kind: str) -> None:
     model, data = model_and_images(kind)
-    analysis = analyse(model, data.split(8), "best")
+    analysis = analyse(model, data.split(8), "heads")
     same, report = analysis.apply(RankPlan({c.name: len(c.errors) - 1 for c in analysis.curves}))
     assert report["recipe_fields"]["refit"]
     with torch.no_grad():
@@ -163,8 +163,8 @@ def test_the_streams_are_those_of_both_models(kind: str) -> None:
 def test_it_brings_the_model_nearer_to_the_dense_one(kind: str) -> None:
     """With the same number of parameters, on the images that it was fitted on."""
     model, data = model_and_images(kind, 64)
-    folded, plain = compress(model, data.split(16), get_recipe("best").but(refit=False), 0.4, held_out=[data])
-    mended, report = compress(model, data.split(16), "best", 0.4, held_out=[data])
+    folded, plain = compress(model, data.split(16), get_recipe("heads").but(refit=False), 0.4, held_out=[data])
+    mended, report = compress(model, data.split(16), "heads", 0.4, held_out=[data])
     assert report["params"] == plain["params"]
     assert "refit" not in plain
     assert set(report["refit"]["ridges"]) == {layer["name"] + tail(layer["name"]) for layer in report["layers"]}

@@ -131,9 +131,9 @@ def test_the_search_sees_calibration_images_alone() -> None:
     assert unseen.seen == before[1]
 
 
-@pytest.mark.parametrize("recipe", ["comcat", "best"])
+@pytest.mark.parametrize("recipe", ["comcat", "heads"])
 def test_the_budget_is_met_and_the_same_seed_gives_the_same_plan(recipe: str) -> None:
-    changes = {**QUICK, "measured.images": 8} if recipe == "best" else QUICK
+    changes = {**QUICK, "measured.images": 8} if recipe == "heads" else QUICK
     made = get_recipe(recipe).but(search="gates").but(**changes)
     plans, model = [], tiny()
     for seed in (0, 0, 1):
