@@ -10,8 +10,8 @@ from lowrank_vit.runtime.registry import unknown
 
 ORDER = (
     "svd", "fwsvd", "asvd", "svd_llm", "afm_energy", "paper", "paper_literal", "paper_charitable", "exact",
-    "exact_normalised", "loss_aware", "heads", "best", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0", "comcat", "ssp",
-    "vtp-taylor", "vbp", "corp", "corp_layerwise", "wd-depth", "losparse0", "vtp-gates", "wdp-gates", "spvit-he-gates",
+    "exact_normalised", "loss_aware", "heads", "best", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0", "comcat",
+    "ssp", "vtp-taylor", "vbp", "corp", "corp_layerwise", "wd-depth", "losparse0", "vtp-gates", "wdp-gates", "spvit-he-gates",
     "vtp", "wdpruning", "spvit-he", "s2vite", "losparse",
 )  # fmt: skip
 RENAMED = {"comcat_search": "comcat"}  # in older reports, published rows and commands

@@ -26,9 +26,9 @@ from lowrank_vit.runtime.files import cache_folder, write_bytes
 METADATA = {"format": "pt"}  # of a model's safetensors file
 
 
-CODES = {  # of a safetensors file
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+CODES = {  # of a safetensors file, in the order in which it has tensors
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
 
@@ -48,11 +48,11 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None 
 def tensor_bytes_count(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> int:
     """Count the bytes of a safetensors file without making it; the tensors may be on the device ``meta``.
 
-    After eight bytes for its length, the header in JSON, padded to a multiple of eight; the widest types come first.
+    After eight bytes for its length, the header in JSON, padded to a multiple of eight; the tensors come by type.
     """
     entries: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+    end, order = 0, list(CODES)
+    for name, tensor in sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0])):
         begin, end = end, end + tensor.numel() * tensor.itemsize
         entries[name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()

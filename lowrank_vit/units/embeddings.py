@@ -118,8 +118,10 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
 
     @classmethod
     def find(cls, model: nn.Module, method: TableDecomposition, settings: Settings, sites: str) -> list[PositionUnit]:
+        """Find the position embedding, where ``prepare`` has made a module of it."""
         site = table_site(model)
-        return [] if site is None else [cls(site, method, settings)]
+        ready = site is not None and isinstance(dict(model.named_modules()).get(site.name), Positions)
+        return [cls(site, method, settings)] if site is not None and ready else []
 
     def needs(self) -> Needs:
         return {self.site.after.name: self.method.needs}

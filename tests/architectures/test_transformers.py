@@ -25,7 +25,7 @@ from lowrank_vit.stages.export.export import export
 from tests.support.hugging_face import HUGGING_FACE, Kind
 
 each = pytest.mark.parametrize("kind", HUGGING_FACE)
-BEST = get_recipe("best")
+BEST = get_recipe("heads")
 
 
 @cache

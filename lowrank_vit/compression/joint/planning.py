@@ -235,7 +235,8 @@ class JointPlanner:
 
     def _chosen(self, fronts: Mapping[str, Front], ranks: RankPlan) -> JointPlan:
         """Return what the knapsack has chosen, module by module."""
-        sizes, bits = dict[str, int | None](), dict[str, int]()
+        sizes: dict[str, int | None] = {curve.name: None for curve in self.analysis.curves}
+        bits: dict[str, int] = {}
         for name, each in fronts.items():
             units = [curve.name for curve in self.analysis.curves_by_unit.get(name, [])]
             choice: Choice = each.chosen(ranks.ranks[name], units)
