@@ -318,6 +318,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield f"{name}, swin", Case(swin, parts, RECIPES[name])
     features = BEST.but(objective="features")
     yield "best, features", Case(functools.partial(compressed, features, size=0.3), (*CUT, vit), features)
+    labels = get_recipe("heads").but(objective="multi_label")
+    yield "several labels", Case(functools.partial(compressed, labels), (*CUT, vit), labels)
     yield "fine-tune", Case(tuned, (*train, vit))
     yield "full fine-tune", Case(functools.partial(tuned, full=True, teacher=tiny().double()), (*train, vit))
     yield "distillation", Case(distilled, (*train, vit))

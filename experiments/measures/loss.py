@@ -1,4 +1,4 @@
-"""Measure what leaving out directions of one part of the model costs, beside what ``best`` predicts.
+"""Measure what leaving out directions of one part of the model costs, beside what ``heads`` predicts.
 
 A part is the queries with the keys, the values, or the hidden units of one block; all else stays dense. Predicted: the
 Fisher information's second-order increase of the loss, which the allocator spends. Measured: ``KL(dense || compressed)``,
@@ -40,8 +40,8 @@ def _limit(job: Job) -> int:
 
 
 def predicting() -> Recipe:
-    """Return ``best`` without what corrects its predicted losses."""
-    return get_recipe("best").but(refit=False, measured=0)
+    """Return ``heads`` without what corrects its predicted losses."""
+    return get_recipe("heads").but(refit=False, measured=0)
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:

@@ -27,6 +27,7 @@ MODEL = "deit_t/"
 NAMES = {  # in the order of the legend; a method that is not published has no line
     "+ factors pivoted": "best, pivoted",
     "best": "best",
+    "heads": "best, blocks alone",
     "loss_aware": "loss_aware",
     "exact": "exact",
     "svd_llm": "SVD-LLM's form",

@@ -1,6 +1,6 @@
-"""Figure B, beyond the paper: the increase of the loss that ``best`` predicts and spends, against the measured one.
+"""Figure B, beyond the paper: the increase of the loss that ``heads`` predicts and spends, against the measured one.
 
-Source    of this project (README, method of ``best``)
+Source    of this project (README, method of ``heads``)
 Command   python -m experiments run figure_loss      (with the paper's three: make reproduce-figures)
           python -m experiments run figure_loss --data imagefolder:IMAGES --checkpoints WEIGHTS
 Takes     3 to 8 seconds for each stand-in and seed; DeiT-Tiny (64 unseen images): 108 comparisons and the statistics

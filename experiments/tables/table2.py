@@ -7,7 +7,7 @@ Takes     some 10 minutes on two idle cores (estimated from the seconds of publi
 
 "Ours" stands in six readings: `paper` with our settlements, `paper_literal` as printed, `paper_charitable` as meant, `exact`,
 `exact_normalised` (each image's error divided by its energy, as (3) has it) and `loss_aware` as corrected; the number that
-the paper prints stands beside all of them. `best` goes beyond the paper, under the same protocol. DeiT-Tiny is not in the
+the paper prints stands beside all of them. `heads` goes beyond the paper, under the same protocol. DeiT-Tiny is not in the
 paper: it lets the protocol run on a laptop. Other methods that run here stand behind their printed numbers, at the same
 sizes, under the protocol of Table R: their own training for 10 of 20 epochs, fine-tuning for the rest, the dense model being
 the teacher (AAFM: features of the calibration images alone). LoSparse prints language models only.
@@ -112,18 +112,18 @@ def svd(model: Architecture, percent: int, params: str | None, top1: float | Non
 
 
 def full(model: Architecture, percent: int) -> Row:
-    """Return the row of ``best``, fully fine-tuned by labels and dense model: the protocol of the pruning methods above."""
-    row = measured(model, "best-full", "Beyond (best), full FT", "best", percent, None, None, "not in the paper")
+    """Return the row of ``heads``, fully fine-tuned by labels and dense model: the protocol of the pruning methods above."""
+    row = measured(model, "best-full", "Beyond (heads), full FT", "heads", percent, None, None, "not in the paper")
     return replace(row, protocol="full-ft+kd", full=True)
 
 
 def ours(model: Architecture, percent: int, params: str | None, top1: float | None, note: str = "") -> list[Row]:
-    """List the paper's method in its readings, and ``best`` beside them, of which the paper prints nothing."""
+    """List the paper's method in its readings, and ``heads`` beside them, of which the paper prints nothing."""
     readings = [
         measured(model, f"ours-{name}", f"Ours ({name})", name, percent, params, top1, note)
         for name in (READINGS if percent == HALF or model is DEIT_T else FIRST)
     ]
-    best = measured(model, "best", "Beyond (best)", "best", percent, None, None, "not in the paper")
+    best = measured(model, "best", "Beyond (heads)", "heads", percent, None, None, "not in the paper")
     return [*readings, best, *([full(model, percent)] if percent == HALF else [])]
 
 

@@ -26,7 +26,7 @@ METHODS = {
     "paper_literal": "Ours (paper_literal)",
     "exact": "Ours (exact)",
     "loss_aware": "Ours (loss_aware)",
-    "best": "Beyond (best)",
+    "heads": "Beyond (heads)",
 }
 PRINTED = ("paper", "paper_literal", "exact", "loss_aware")  # readings of the method that the paper prints numbers of
 
@@ -64,7 +64,7 @@ def pair(
             )
         )  # fmt: skip
     full = replace(
-        rows[-1], id=f"{rows[-1].id}-full", method="Beyond (best), full FT", protocol="full-ft+kd", full=True
+        rows[-1], id=f"{rows[-1].id}-full", method="Beyond (heads), full FT", protocol="full-ft+kd", full=True
     )
     return [*rows, replace(full, embedded_seeds=(0,)), *at_printed_size(rows[1:], printed_size)]
 

@@ -76,10 +76,10 @@ TABLE = Table(
     rows=(
         *rows(DEIT_B, None, 0, few=True),
         *(each for recipe in ("paper", "loss_aware") for each in rows(DEIT_B, recipe, 50)),
-        *rows(DEIT_B, "best", 50, few=True),
+        *rows(DEIT_B, "heads", 50, few=True),
         *rows(DEIT_T, None, 0, few=True),
         *rows(DEIT_T, "loss_aware", 25),
-        *(each for percent in (25, 50) for each in rows(DEIT_T, "best", percent, few=True)),
+        *(each for percent in (25, 50) for each in rows(DEIT_T, "heads", percent, few=True)),
     ),
     columns=COLUMNS,
     pictures=("accuracy_vs_size",),

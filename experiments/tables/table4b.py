@@ -3,7 +3,7 @@
 Source    of this project
 Command   python -m experiments run table4b --data imagefolder:IMAGENET --checkpoints WEIGHTS
 
-Ranks are those of ``best``, in float16. Bits are GPTQ's, in every way that rounds: of the blocks, the patch embedding and
+Ranks are those of ``heads``, in float16. Bits are GPTQ's, in every way that rounds: of the blocks, the patch embedding and
 the classifier. Bits alone: the same for all blocks, the most that fit, and 8 for the other two layers; or of each layer by
 itself, chosen by the knapsack that the last way has, with every module at its size. In turn, as the paper does it, the model
 is cut until it fits at 8 or at 4 bits, and of both the one stays that is nearer to the dense model on held-out training
@@ -19,11 +19,11 @@ from experiments.tables.rows import Row, Table
 DENSE_BYTES = 22_883_376  # of DeiT-Tiny's file in float32
 SIZES = (8, 6, 4, 3, 2, 1.5)  # MiB
 WAYS = {
-    "bytes_by_ranks": "ranks alone (best, float16)",
+    "bytes_by_ranks": "ranks alone (heads, float16)",
     "bytes_by_bits": "bits alone, the same for all blocks (GPTQ)",
     "bytes_by_bits_each": "bits alone, of each layer (GPTQ)",
-    "bytes_in_turn": "ranks, then bits (best, GPTQ)",
-    "bytes_at_once": "ranks and bits at once (best, GPTQ)",
+    "bytes_in_turn": "ranks, then bits (heads, GPTQ)",
+    "bytes_at_once": "ranks and bits at once (heads, GPTQ)",
 }
 SMALLEST = {"bytes_by_bits": 2, "bytes_by_bits_each": 2}  # MiB: two bits for each weight need more than 1.5
 WITHOUT_RANKS = frozenset(SMALLEST)  # these cut nothing, so no recipe makes them older
@@ -33,7 +33,7 @@ def row(measure: str, size: float) -> Row:
     """Return the row of one way to make a file of ``size`` MiB."""
     name, removed = measure.removeprefix("bytes_").replace("_", "-"), 1 - size * 2**20 / DENSE_BYTES
     title = f"{WAYS[measure]}, {size:g} MiB"
-    recipe = None if measure in WITHOUT_RANKS else "best"
+    recipe = None if measure in WITHOUT_RANKS else "heads"
     return Row.measuring(DEIT_T, f"{name}-{size:g}", title, measure, recipe=recipe, reduction=removed)
 
 

@@ -8,8 +8,8 @@ Whitened SVD with the same share of every layer; the loss's Fisher on the output
 whole model; attention by head and MLPs by interpolation under one budget; the predicted losses corrected by measured ones;
 outputs refitted to the dense model's. Then, beside each other, what is stored for nothing: identities in pairs of factors,
 and norms' scales and shifts folded into linear layers; on top of the latter, patch and position embeddings at a rank, and
-all together. Last, all parameters of ``best``, and of all together, trained towards the dense model on the calibration images
-alone; for DeiT-Tiny, table R has the rows of ``best``.
+all together. Last, all parameters of ``heads``, and of all together, trained towards the dense model on the calibration
+images alone; for DeiT-Tiny, table R has the rows of ``heads``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ PATCHES, POSITIONS = {"patches": "two_sided"}, {"positions": "kronecker"}
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
     "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
     "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
-    "halves": ("Heads and interpolation", "best", {"refit": False, "measured": 0}),
-    "measured": ("+ losses measured", "best", {"refit": False}),
-    "best": ("+ outputs refitted (best)", "best", {}),
-    "pivoted": ("+ factors pivoted", "best", {"pivoted": True}),
-    "folded": ("+ norms folded", "best", FOLDED),
-    "patches": ("+ patch embedding at a rank", "best", FOLDED | PATCHES),
-    "positions": ("+ position embedding at a rank", "best", FOLDED | PATCHES | POSITIONS),
-    "embeddings_pivoted": ("+ all, factors pivoted", "best", FOLDED | PATCHES | POSITIONS | {"pivoted": True}),
+    "halves": ("Heads and interpolation", "heads", {"refit": False, "measured": 0}),
+    "measured": ("+ losses measured", "heads", {"refit": False}),
+    "best": ("+ outputs refitted (heads)", "heads", {}),
+    "pivoted": ("+ factors pivoted", "heads", {"pivoted": True}),
+    "folded": ("+ norms folded", "heads", FOLDED),
+    "patches": ("+ patch embedding at a rank", "heads", FOLDED | PATCHES),
+    "positions": ("+ position embedding at a rank", "heads", FOLDED | PATCHES | POSITIONS),
+    "embeddings_pivoted": ("+ all, factors pivoted (best)", "best", {}),
 }
 DISTILLED = {  # row: method, step
-    "distilled": ("+ distilled (best)", "best"),
+    "distilled": ("+ distilled (heads)", "best"),
     "all_distilled": ("+ all, factors pivoted, distilled", "embeddings_pivoted"),
 }
 UNTRAINED = ("svd_llm", "loss_aware", "halves", "measured", "best", "pivoted", "embeddings_pivoted")

@@ -6,7 +6,7 @@ Command   python -m experiments run table_comcat        (or: make reproduce-tabl
 
 Products of heads and the MLPs' two matrices by plain SVD: "manual" is the same share of all, "automatic" the search, on
 calibration images and without labels. Then the paper's own objective (labels, one-sided price) and candidates, and no
-biases, as in its code. The search spends the budget of `best`, too. Last the method with its training: full fine-tuning by
+biases, as in its code. The search spends the budget of `heads`, too. Last the method with its training: full fine-tuning by
 labels and the dense model's answers, blocks aligned; the paper has 30 rounds of search and 300 epochs.
 """
 
@@ -25,8 +25,8 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, 
     "energy": ("COMCAT's start, ranks by energy", "comcat_search", {"search": False}),
     "automatic": ("COMCAT, automatic ranks (comcat_search)", "comcat_search", {}),
     "loss_aware": ("Ours (loss_aware)", "loss_aware", {}),
-    "best": ("Ours (best)", "best", {}),
-    "best-gates": ("Ours (best), sizes by the search", "best", {"search": "gates"}),
+    "best": ("Ours (heads)", "heads", {}),
+    "best-gates": ("Ours (heads), sizes by the search", "heads", {"search": "gates"}),
 }
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {  # row: what is done otherwise in the search, at one half
     "written": ("objective as written", WRITTEN),

@@ -5,7 +5,7 @@ Command   python -m experiments run table_features
           python -m experiments run table_features/deit_t --data imagefolder:IMAGES --checkpoints WEIGHTS
 
 The classifier is taken off first; nothing is trained, and no label calibrates. ``exact`` keeps the outputs of each layer,
-``loss_aware`` and ``best`` keep the features by the objective ``features``. The labelled training images are the gallery of
+``loss_aware`` and ``heads`` keep the features by the objective ``features``. The labelled training images are the gallery of
 the nearest neighbours, and what the linear probe is fitted to; the images of the evaluation are the queries.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
 
-RECIPES = ("exact", "loss_aware", "best")
+RECIPES = ("exact", "loss_aware", "heads")
 REDUCTIONS = {DEIT_B.id: (40, 60, 70), DEIT_T.id: (25, 40, 50)}
 
 

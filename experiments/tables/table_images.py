@@ -1,4 +1,4 @@
-"""Table I, images: what more images bring, for the calibration of ``best`` and for a distillation behind it.
+"""Table I, images: what more images bring, for the calibration of ``heads`` and for a distillation behind it.
 
 Source    this project (docs/guides/data.md)
 Command   python -m experiments run table_images
@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
-from experiments.tables.table_best import PROTOCOL, STEPS
+from experiments.tables.table_best import PROTOCOL
 
 PASSES = 9_000
 COUNTS = (125, 250, 500, 1000, 2250, 4500)  # divisors of the budget
@@ -38,22 +38,22 @@ def rows(model: Architecture) -> list[Row]:
 
 def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
     """List the rows distilled on ``count`` images."""
-    plain = _row(model, "distilled", "best, distilled", percent, count)
+    plain = _row(model, "distilled", "heads, distilled", percent, count)
     if count != MOST[model]:
         return [plain]
-    mixed = _row(model, "mixed", "best, distilled, mixed", percent, count)
-    pivoted = _row(model, "pivoted", "best, all, factors pivoted, distilled", percent, count)
+    mixed = _row(model, "mixed", "heads, distilled, mixed", percent, count)
+    pivoted = _row(model, "pivoted", "best, distilled", percent, count)
     return [
         plain,
         replace(mixed, distill_changes=MIXED),
-        replace(pivoted, changes=STEPS["embeddings_pivoted"][2]),
+        replace(pivoted, recipe="best"),
     ]
 
 
 def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
-    """Return the row of ``best``, distilled on ``count`` images."""
+    """Return the row of ``heads``, distilled on ``count`` images."""
     return Row(
-        f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "best", percent / 100,
+        f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "heads", percent / 100,
         protocol=PROTOCOL, distill_epochs=PASSES // count, calibration_images=count,
         embedded_seeds=(0,),
     )  # fmt: skip

@@ -10,7 +10,7 @@ baseline, `vtp-taylor` a score of VTP's gates that are never trained; what ends 
 weights stay frozen. `aafm+gfm` trains towards the dense model's features alone, on the calibration images; `best`,
 distilled, towards logits and blocks, too. None of these reads a label. Full forms have the bare names: they learn gates and
 weights on labelled images for half of the epochs and are fine-tuned for the other half, the dense model being the teacher;
-`best-full` is `best` with all epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
+`best-full` is `heads` with all epochs behind it, and `best-gates-full` has its sizes learnt by COMCAT's gates before them.
 A second block is at equal multiply-accumulates: rules that let fewer tokens pass save nothing else, so they stand beside
 `best` and `ssp` with this budget, and behind `best`; Kong's selectors learn which tokens pass, alone or with the weights.
 Speed-ups are measured where the model is a real one.
@@ -28,7 +28,7 @@ from lowrank_vit.records.looks import LOOKS, PRINTED, Printed
 METHODS = (
     "svd", "svd_llm", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0", "ssp",
     "vtp-taylor", "vtp-gates", "wdp-gates", "wd-depth", "losparse0", "spvit-he-gates", "vbp", "corp", "corp_layerwise",
-    "paper", "paper_literal", "exact", "loss_aware", "best",
+    "paper", "paper_literal", "exact", "loss_aware", "heads", "best",
 )  # fmt: skip
 LEARNT = ("vtp", "wdpruning", "s2vite", "losparse", "spvit-he")  # full forms
 SELECTORS: dict[str, dict[str, Any]] = {  # rule of tokens: fields of the row
@@ -53,7 +53,7 @@ def rows(model: Architecture) -> list[Row | Reported]:
     """List the dense model, all methods at all sizes, what is distilled, and what is printed."""
     dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
-    trained = [distilled_row(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "best")]
+    trained = [distilled_row(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "heads")]
     learnt = [learnt_row(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
     learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
     learnt += [row for percent in REDUCTIONS for row in _full(model, percent)]
@@ -121,8 +121,9 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
         ),
         row("ssp", f"S2ViTE's one-shot baseline, {budget} (ssp)", "ssp", note=LOOKS.get("ssp").note),
         row("spvit-he-gates", f"He's SPViT, gates alone, {budget} (spvit-he-gates)", "spvit-he-gates", **gates),
+        row("heads", f"Ours, {budget} (heads)", "heads"),
         row("best", f"Ours, {budget} (best)", "best"),
-        row("best+tome", "Ours, then ToMe (best+tome)", "best", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
+        row("best+tome", "Ours, then ToMe (best+tome)", "heads", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
     ]
 
 
@@ -138,12 +139,12 @@ def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
 def _full(model: Architecture, percent: int) -> list[Row]:
     """List `best` with as many epochs as full forms have, all after the compression; and with sizes that gates learn."""
     full = replace(
-        _row(model, "best", percent), id=f"{model.id}/best-full-{percent}", method="Ours (best), full FT",
+        _row(model, "heads", percent), id=f"{model.id}/best-full-{percent}", method="Ours (heads), full FT",
         protocol="full-ft+kd", epochs=None, full=True, timed=False,
     )  # fmt: skip
     gates = replace(
-        full, id=f"{model.id}/best-gates-full-{percent}", method="Ours (best), sizes by gates, full FT",
-        changes={"search": "gates"}, note="the units of `best`, their sizes by COMCAT's gates",
+        full, id=f"{model.id}/best-gates-full-{percent}", method="Ours (heads), sizes by gates, full FT",
+        changes={"search": "gates"}, note="the units of `heads`, their sizes by COMCAT's gates",
     )  # fmt: skip
     return [full, gates]
 

@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 PRUNED = ("written", "dropped", "refitted")
 LAYERS: tuple[int | str, ...] = (2, "all")
-RECIPES = ("exact", "loss_aware", "best")
+RECIPES = ("exact", "loss_aware", "heads")
 REDUCTIONS = (25, 50)
 
 
@@ -63,9 +63,9 @@ def rows(model: Architecture) -> list[Row]:
         Row.measuring(
             model,
             f"best-units-{share}",
-            "Ours (best), scans in its budget",
+            "Ours (heads), scans in its budget",
             "scan_units",
-            recipe="best",
+            recipe="heads",
             reduction=share / 100,
         )
         for share in REDUCTIONS

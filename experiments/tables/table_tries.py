@@ -3,7 +3,7 @@
 Source    of this project
 Command   python -m experiments run table_tries --data imagefolder:IMAGES --checkpoints WEIGHTS --seeds 0,1
 
-Neither labels nor images that are evaluated are looked at. Each row changes one setting of ``best`` or ``loss_aware``,
+Neither labels nor images that are evaluated are looked at. Each row changes one setting of ``heads`` or ``loss_aware``,
 which is named as the recipe's record has it; rows without a change are the recipes as they are. Own inputs: output layers
 also read what their module is given, without a price, which bounds what units that are linear in a token could bring.
 """
@@ -17,7 +17,7 @@ from experiments.tables.rows import Row, Table
 
 SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by recipe
     "loss_aware": {"decomposition.damping": (0.03, 0.1, 1.0, 3.0)},
-    "best": {
+    "heads": {
         "measured.trust": (0.0, 0.25, 0.75, 1.0),
         "measured.rounds": (2,),
         "measured.images": (32, 288),
@@ -26,7 +26,7 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {  # by recipe
     },
 }
 OWN_INPUTS = {"attention": "own_inputs_of_attention", "MLPs": "own_inputs_of_mlps"}  # measures
-REDUCTIONS = {"loss_aware": (25, 40), "best": (25, 50)}
+REDUCTIONS = {"loss_aware": (25, 40), "heads": (25, 50)}
 
 
 def row(recipe: str, percent: int, setting: str = "", value: Any = None) -> Row:
@@ -45,14 +45,14 @@ def row(recipe: str, percent: int, setting: str = "", value: Any = None) -> Row:
 
 
 def own_inputs(percent: int) -> list[Row]:
-    """List ``best`` with output layers that read their modules' inputs, too."""
+    """List ``heads`` with output layers that read their modules' inputs, too."""
     return [
         Row.measuring(
             DEIT_T,
             f"{measure.replace('_', '-')}-{percent}",
-            f"best: own inputs of {kind}, not counted",
+            f"heads: own inputs of {kind}, not counted",
             measure,
-            recipe="best",
+            recipe="heads",
             reduction=percent / 100,
             embedded_seeds=(0,),
         )
@@ -71,7 +71,7 @@ def rows() -> list[Row]:
             *(row(recipe, percent, setting, value) for setting, values in settings.items() for value in values),
         )
     ]
-    return [*tries, *(row for percent in REDUCTIONS["best"] for row in own_inputs(percent))]
+    return [*tries, *(row for percent in REDUCTIONS["heads"] for row in own_inputs(percent))]
 
 
 TABLE = Table(

@@ -121,7 +121,7 @@ look(
 
 
 look(
-    "corp_layerwise", ">", (3, 2), "red", "CORP, layer by layer",
+    "corp_layerwise", "<", (3, 2), "black", "CORP, layer by layer",
     "scores are ours; outputs refitted in place of statistics anew before each MLP",
 )  # fmt: skip
 

@@ -7,4 +7,4 @@ from lowrank_vit.stages.tokens import TOKENS
 from lowrank_vit.stages.tokens.merging import PlannedMerging
 
 TOKENS.register("merge")(PlannedMerging)
-look("merge", "D", (1, 3), "green", "Planned merging", "saves no parameters")
+look("merge", "D", (1, 3), "pink", "Planned merging", "saves no parameters")
