@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lowrank_vit.records.report import Report
 
 
-EMBEDDINGS = {"patches": "two_sided", "positions": "kronecker"}
+EMBEDDINGS = {True: {"patches": "two_sided", "positions": "kronecker"}, False: {"patches": False, "positions": False}}
 
 
 def add_parser(verbs: Any) -> None:
@@ -96,20 +96,20 @@ def _add_savings(parser: argparse.ArgumentParser) -> None:
     """Add what saves parameters, bits or tokens, beside the units of blocks."""
     parser.add_argument(
         "--pivoted",
-        action="store_true",
-        default=None,
-        help="store no identity in pairs of factors: more ranks for the same parameters, and more multiply-accumulates",
+        action=argparse.BooleanOptionalAction,
+        help="store no identity in pairs of factors: more ranks for the same parameters, and more multiply-accumulates "
+        "(default: the recipe's; best does under a budget of params or bytes)",
     )
     parser.add_argument(
         "--folded",
-        action="store_true",
-        default=None,
-        help="fold norms' scales and shifts, and LayerScale, into linear layers: fewer parameters of the same function",
+        action=argparse.BooleanOptionalAction,
+        help="fold norms' scales and shifts, and LayerScale, into linear layers: fewer parameters of the same function "
+        "(default: the recipe's; best does)",
     )
     parser.add_argument(
         "--embeddings",
-        action="store_true",
-        help="give patch and position embeddings a rank, too, under the same budget",
+        action=argparse.BooleanOptionalAction,
+        help="give patch and position embeddings a rank, too, under the same budget (default: the recipe's; best does)",
     )
     add_choices(parser)
 
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.storage import folder as storage
 
     names = ("solver", "optimizer", "steps", "rank_multiple", "pivoted", "folded")
-    changes = {name: getattr(args, name) for name in names} | (EMBEDDINGS if args.embeddings else {})
+    changes = {name: getattr(args, name) for name in names} | EMBEDDINGS.get(args.embeddings, {})
     if args.tokens is not None or args.nested:
         changes["tokens"] = args.tokens == "auto"
     recipe = recipe_from(args.recipe).but(**changes)
