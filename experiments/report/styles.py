@@ -70,6 +70,7 @@ STYLES = {  # by the name of a recipe or token rule, and of what is none
     "+ position embedding at a rank": Style("^", (3, 3), "green"),
     "best, multiply-accumulates": Style("v", (4, 2), "black"),
     "best+tome": Style("D", (), "black"),
+    "best, tokens too": Style("o", (4, 2), "olive"),
     "best, searched": Style("v", (9, 3), "orange"),
     "best, sizes by gates": Style("P", (4, 2), "olive"),
     "sizes alone": Style("v", (1, 2), "pink"),
@@ -109,6 +110,7 @@ NAMES = {  # methods whose names do not end in their recipe's
     "ours (heads), full ft": "best, trained",
     "ours (heads), sizes by gates, full ft": "best, sizes by gates",
     "ours, macs as budget (heads)": "best, multiply-accumulates",
+    "ours, macs as budget (best)": "best, tokens too",
     "ours (heads), sizes by the search": "best, searched",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size

@@ -18,6 +18,7 @@ import torch
 from timm.layers import Attention, LayerScale, Mlp
 from torch import Tensor, nn
 
+from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.encoder_parts import EncoderBlock, made_mlp, refuse_more, torch_attention
 from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.surgery import replace_module
@@ -95,7 +96,12 @@ class Found:
 
 
 def exchange_unknown(model: nn.Module) -> nn.Module:
-    """Exchange every unknown block, or else its branches, its attention and its MLP, in place, and return the model."""
+    """Exchange every unknown block, or else its branches, its attention and its MLP, in place, and return the model.
+
+    A model whose blocks a family knows as they are stays as it is.
+    """
+    if _known(model):
+        return model
     done, hopeless = tuple[str, ...](), set[tuple[Any, ...]]()
     for name, module in list(model.named_modules()):
         kind, inside = type(module), f"{name}.".startswith(done) if done else False
@@ -115,6 +121,15 @@ def exchange_unknown(model: nn.Module) -> nn.Module:
         if type(module) is nn.MultiheadAttention and LISTED.search(name) and not f"{name}.".startswith(done or " "):
             _exchange_attention(model, name, module)
     return model
+
+
+def _known(model: nn.Module) -> bool:
+    """Tell whether a family describes every part of the blocks."""
+    try:
+        family = family_of(model)
+        return not family.general and not family.survey(model)[1]
+    except InputError:
+        return False
 
 
 def _exchange_attention(model: nn.Module, name: str, attention: nn.MultiheadAttention) -> None:

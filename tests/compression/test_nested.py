@@ -13,6 +13,8 @@ from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.nested import check_nestable
 from lowrank_vit.compression.recipe import SINGLE, Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
+from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.pivoted_linear import PivotedLinear
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.cases import few
 from tests.support.models import ARGUMENTS, images, tiny
@@ -63,12 +65,23 @@ def test_every_recipe_is_nested_or_refused_by_name(tmp_path: Path) -> None:
             check_nestable(get_recipe(name))
     with pytest.raises(InputError, match="recipe 'best' cannot be nested with a compensation Z"):
         check_nestable(get_recipe("best").but(compensation="diagonal"))
-    with pytest.raises(InputError, match="pivoted factors cannot be nested"):
-        check_nestable(get_recipe("best").but(pivoted=True))
     model, _ = compress(tiny(), [images(12)], "svd", 0.3)
-    with pytest.raises(InputError, match="pivoted factors cannot be nested"):
-        save(model, tmp_path / "small", nested=analyse(tiny(), [images(12)], get_recipe("svd").but(pivoted=True)))
+    with pytest.raises(InputError, match="'comcat' cannot be nested"):
+        save(model, tmp_path / "small", nested=analyse(tiny(), [images(12)], "comcat"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["best", "svd"])
+def test_pivoted_factors_folded_norms_and_embeddings_are_opened_as_they_were_made(recipe: str, tmp_path: Path) -> None:
+    model, data = tiny(), [images(12)]
+    analysis = analyse(model, data, get_recipe(recipe).but(pivoted=True), device="cpu")
+    made, report = analysis.compress(0.4)
+    save(made, tmp_path / "small", report, model_args=ARGUMENTS["vit"], nested=analysis)
+    opened = load(tmp_path / "small", reduction=0.4)
+    assert parameter_count(opened) == parameter_count(made) < parameter_count(model)
+    assert any(isinstance(module, PivotedLinear) for module in opened.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(opened(images(3)), made(images(3)), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_a_new_family() -> None:
         compress(model, [data], get_recipe("best").only("attention", "mlp"), 0.3)
     with registered(FAMILIES, "toy", ToyFamily):
         assert isinstance(family_of(model), ToyFamily)
-        analysis = analyse(model, data.split(16), "best", held_out=[data], device="cpu")
+        analysis = analyse(model, data.split(16), "heads", held_out=[data], device="cpu")
         whole, _ = analysis.apply(RankPlan({curve.name: 12 for curve in analysis.curves}))
         torch.testing.assert_close(outputs(whole, data), outputs(model, data), rtol=1e-9, atol=1e-9)
         small, report = analysis.compress(0.3)
@@ -185,7 +185,7 @@ def energy(cost: Cost) -> int:
     return 5 * cost.parameters + cost.macs
 
 
-@pytest.mark.parametrize("recipe", ["exact", "best"])
+@pytest.mark.parametrize("recipe", ["exact", "heads"])
 def test_a_new_cost(recipe: str) -> None:
     model, data = tiny(), images(16)
     with registered(COSTS, "energy", energy):

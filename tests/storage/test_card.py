@@ -50,7 +50,7 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
         assert row[3] == f"{layer['params']:,}"
         assert row[4:] == [f"{100 * layer[key]:.2f}" for key in ("relative_error", "relative_error_held_out")]
         kept = layer.get("details", {})
-        if layer["name"].endswith(("qkv", "proj", "fc1", "fc2")):
+        if layer["name"].endswith(("qkv", "proj", "fc1", "fc2", "linear", "pos_embed")):
             assert row[1] == ("dense" if layer["rank"] is None else str(layer["rank"]))
         elif layer["name"].endswith("attn"):
             words = {"query_key": "query-key {} of 16", "value": "value {} of 16", "head": "heads {} of 2"}

@@ -179,7 +179,12 @@ def _units(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]])
     """Find the units; single layers without whole modules beside them may have been chosen."""
     if set(recipe.units) != {SINGLE}:
         return find_units(model, recipe).units
-    settings = Settings(recipe.bias_correction, recipe.rank_multiple, recipe.compensation)
+    settings = Settings(
+        recipe.bias_correction,
+        recipe.rank_multiple,
+        recipe.compensation,
+        pivoted=recipe.pivoted is not False,
+    )
     return [LinearUnit(Site(**site), recipe.units[SINGLE], settings) for site in sites]
 
 
