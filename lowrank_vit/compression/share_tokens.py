@@ -22,15 +22,15 @@ from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.tokens.merging import PlannedMerging
 
-PARTS = (0.5, 0.75, 1.0)  # of the logarithm of the share that is left, which tokens save
+PARTS = (1.0, 0.75, 0.5)  # of the logarithm of the share that is left, which tokens save
 NONE = PlannedMerging()
 
 
 def shared(analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
     """Share a budget between fewer tokens and smaller layers; return the split that changes the outputs least.
 
-    That is judged on the unseen images or, without any, on those of the calibration. The report's ``shared`` lists all
-    that were tried. Raises ``InputError`` for a budget that no split meets.
+    That is judged on the unseen images or, without any, on those of the calibration. From all of the saving by tokens on,
+    they save less and less, until the outputs change more. The report's ``shared`` lists all that were tried. Raises ``InputError`` for a budget that no split meets.
     """
     judges = analysis.images if analysis.unseen is None else analysis.unseen
     best, least, tried = None, float("inf"), []
@@ -46,8 +46,9 @@ def shared(analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
         report = small.compression_report
         split = {"pairs": report["tokens"]["pairs"], "parameters": report["params"]["compressed"]}
         tried.append({**split, "divergence": divergence})
-        if best is None or divergence < least:
-            best, least = small, divergence
+        if best is not None and divergence >= least:
+            break
+        best, least = small, divergence
     assert best is not None
     chosen: Report = best.compression_report
     best.compression_report = {**chosen, "shared": {"tried": tried}}
@@ -88,18 +89,19 @@ class Splits:
             raise refused[0]
 
     def _rules(self) -> Iterator[PlannedMerging]:
-        """Yield the rules that save nothing but what the head does not read, a part of the budget, and all of it."""
-        planner, rules = TokenPlanner(self.analysis), {NONE: None}
-        yield NONE
+        """Yield the rules that save all of the budget, parts of it, and nothing but what the head does not read."""
+        planner, seen = TokenPlanner(self.analysis), set[PlannedMerging]()
         whole = self.analysis.subject.cost.macs
         for part in PARTS:
             try:
                 rule = planner.rule(whole * (self.limit / self.price.dense) ** part)
             except InputError:  # so few tokens there cannot be
-                return
-            if rule not in rules:
-                rules[rule] = None
+                continue
+            if rule not in seen:
+                seen.add(rule)
                 yield rule
+        if NONE not in seen:
+            yield NONE
 
     def _plan(self, rule: PlannedMerging) -> RankPlan:
         """Choose the sizes that meet the budget with a rule's tokens; all stay dense where the tokens save enough."""

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from lowrank_vit.records.report import Report
 
 
-EMBEDDINGS = {True: {"patches": "two_sided", "positions": "kronecker"}, False: {"patches": False, "positions": False}}
+EMBEDDINGS: dict[bool | None, dict[str, Any]] = {  # what --embeddings, or its opposite, changes
+    True: {"patches": "two_sided", "positions": "kronecker"},
+    False: {"patches": False, "positions": False},
+}
 
 
 def add_parser(verbs: Any) -> None:
@@ -148,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.storage import folder as storage
 
     names = ("solver", "optimizer", "steps", "rank_multiple", "pivoted", "folded")
-    changes = {name: getattr(args, name) for name in names} | EMBEDDINGS.get(args.embeddings, {})
+    changes: dict[str, Any] = {name: getattr(args, name) for name in names} | EMBEDDINGS.get(args.embeddings, {})
     if args.tokens is not None or args.nested:
         changes["tokens"] = args.tokens == "auto"
     recipe = recipe_from(args.recipe).but(**changes)
