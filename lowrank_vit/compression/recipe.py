@@ -326,4 +326,5 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
         changes["budget"] = record["budget"]
     for slot, hyperparameters in record.get("hyperparameters", {}).items():
         changes |= {f"{slot}.{name}": value for name, value in hyperparameters.items()}
-    return recipe.but(**changes)
+    undecided = {name: None for name in ("pivoted", "tokens") if name in record and record[name] is None}
+    return replace(recipe.but(**changes), **undecided)

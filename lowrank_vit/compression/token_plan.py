@@ -274,6 +274,10 @@ def _alone(block: int, count: int, blocks: int) -> Pairs:
 def check_mergeable(model: nn.Module) -> None:
     """Raise ``InputError`` for a model whose tokens must stay, or that does not say the size of its images."""
     next(PlannedMerging().blocks(model), None)
+    if not getattr(getattr(model, "patch_embed", None), "num_patches", None):
+        raise InputError(
+            "the model does not say how many patches it makes of an image, so their merging cannot be planned"
+        )
     if model_size(model)[1] is None:
         raise InputError("the model does not say the size of its images, so multiply-accumulates cannot be its budget")
 

@@ -181,6 +181,7 @@ class KroneckerTable:
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
         rows, columns = moments.mean("gradient_rows"), moments.mean("gradient_second")
+        rows = rows[-len(table) :, -len(table) :]  # a class token may be put before the sum
         left, ridge = cholesky_root(rows, self.damping)
         right, _ = cholesky_root(columns, self.damping)
         _, singular_values, qt = torch.linalg.svd(left.T @ table @ right, full_matrices=False)

@@ -135,8 +135,8 @@ def test_modules_are_timed_in_the_program_that_will_run_them(
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "SHARES", (0.5, 1.0))
     model, data = model_and_images(kind, 16)
-    analysis = analyse(model.float(), [data.float()], get_recipe("best").but(measured=0, refit=False), runtime=runtime)
-    entry = analysis.plan({"latency": 0.9}).budget
+    analysis = analyse(model.float(), [data.float()], get_recipe("heads").but(measured=0, refit=False), runtime=runtime)
+    entry = analysis.plan({"latency": 0.97}).budget  # most of the time of so small a model is the program's own
     assert entry is not None
     assert entry["where"]["mode"] == runtime
     assert entry["counted"] > 0

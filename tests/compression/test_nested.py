@@ -22,7 +22,8 @@ from tests.support.models import ARGUMENTS, images, tiny
 REFUSED = {
     "paper": "solver 'minibatch'",
     "paper_charitable": "solver 'minibatch'",
-    **dict.fromkeys(("aafm", "flar", "fwsvd_search"), "measured on the images"),
+    "paper_literal": "solver 'minibatch'",
+    **dict.fromkeys(("aafm", "flar", "fwsvd_search", "asvd_search"), "measured on the images"),
     **dict.fromkeys(("comcat0", "comcat"), "units are fitted anew for every choice"),
     **dict.fromkeys(("ssp", "vtp-taylor", "vbp", "corp"), "units are fitted anew for every choice"),
 }

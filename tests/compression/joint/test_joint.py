@@ -33,7 +33,7 @@ def half(kind: str) -> int:
 WIDE = {**VIT, "embed_dim": 48}  # so that a file is not mostly its header
 
 
-@pytest.mark.parametrize("recipe", ["best", "loss_aware"])
+@pytest.mark.parametrize("recipe", ["heads", "loss_aware"])
 @pytest.mark.parametrize("share", [0.45, 0.7])
 def test_the_file_is_at_most_one_per_cent_below_the_budget(recipe: str, share: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -59,7 +59,7 @@ def test_other_families_keep_within_the_budget(kind: str) -> None:
 
 def test_a_form_tells_the_shapes_of_every_size() -> None:
     """Against modules that are folded at other sizes than those that the form was found from."""
-    analysis = lowrank_vit.analyse(tiny(), [images(12)], "best")
+    analysis = lowrank_vit.analyse(tiny(), [images(12)], "heads")
     for decomposed in analysis.decomposed:
         curves = analysis.curves_by_unit[decomposed.unit.name]
         form = cut_form(decomposed, curves, analysis.model.get_submodule(decomposed.unit.name), 4)
