@@ -22,6 +22,7 @@ def test_every_text_is_there_once_and_every_test_is_there() -> None:
 @pytest.mark.parametrize(("mistake", "dead"), [("x * 2", True), ("x // 2", False)])
 def test_a_verdict(tmp_path: Path, mistake: str, dead: bool) -> None:
     (tmp_path / "lowrank_vit").mkdir()
+    (tmp_path / "lowrank_vit" / "__init__.py").touch()  # or the installed package goes before it
     (tmp_path / "lowrank_vit" / "half.py").write_text("def half(x):\n    return x / 2\n")
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_half.py").write_text(

@@ -35,8 +35,8 @@ class PivotedLinear(Replacement):
         self.in_features, self.out_features, self.widths = in_features, sum(widths), list(widths)
         self.config = {"in_features": in_features, "out_features": self.out_features, "widths": self.widths}
         self.free = nn.Parameter(torch.zeros(sum(width * (in_features - width) for width in widths)))
-        kind = torch.int16 if in_features < 2**15 else torch.int32
-        self.register_buffer("pivots", torch.cat([torch.arange(0), *map(torch.arange, self.widths)]).to(kind))
+        pivots = torch.cat([torch.arange(0), *map(torch.arange, self.widths)])
+        self.register_buffer("pivots", pivots.to(torch.int32))  # processes exchange no shorter integers
         self.register_buffer("constants", torch.tensor([1.0, 0.0]), persistent=False)
         self.register_buffer("places", torch.empty(0, dtype=torch.long), persistent=False)
         self.find_places()
@@ -59,6 +59,12 @@ class PivotedLinear(Replacement):
         places[~passed] = torch.arange(self.free.numel(), device=pivots.device) + len(self.constants)
         places[torch.arange(self.out_features, device=pivots.device), pivots] = ONE
         self.places = places
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save the pivots in 16 bits where these suffice."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.in_features < 2**15:
+            destination[f"{prefix}pivots"] = destination[f"{prefix}pivots"].to(torch.int16)
 
     @property
     def weight(self) -> Tensor:

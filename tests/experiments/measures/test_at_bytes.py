@@ -30,7 +30,7 @@ def test_a_file_is_no_larger_than_asked_for(measure: str, monkeypatch: pytest.Mo
     model = dense()
     size = int(1.02 * at_bytes.stored(quantize(model, 8, outside=8)[0]))
     monkeypatch.setattr(at_bytes, "IN_TURN", (8,))
-    job = replace(job_for(measure), recipe="best", reduction=1 - size / saved_bytes(model, torch.float32))
+    job = replace(job_for(measure), recipe="heads", reduction=1 - size / saved_bytes(model, torch.float32))
     assert at_bytes.allowed(model, job) == size
     found = run(measure, model, job)
     assert 0.9 * size < found["stored_bytes"] <= size
@@ -51,7 +51,7 @@ def test_all_ways_may_round_the_same_layers(way: str) -> None:
     shape = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 32, "num_classes": 100}
     model = timm.create_model("vit_tiny_patch16_224", **shape).eval()
     size = int(1.02 * at_bytes.stored(quantize(model, 2, outside=8)[0]))
-    job = replace(job_for("bytes_at_once"), recipe="best")
+    job = replace(job_for("bytes_at_once"), recipe="heads")
     seen, unseen = (Images([torch.randn(12, 3, 32, 32)], None) for _ in range(2))
     small = ROUNDING[way](model, seen, unseen, size, job)
     assert {"patch_embed.proj", "head"} <= rounded(small)
@@ -72,7 +72,7 @@ def test_bits_of_each_layer_differ_and_no_layer_is_cut() -> None:
 
 def test_the_parameters_of_a_cut_model_are_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = dense()
-    job = replace(job_for("bytes_by_ranks"), recipe="best", reduction=0.75)
+    job = replace(job_for("bytes_by_ranks"), recipe="heads", reduction=0.75)
     result = measured(job, model, data_for(model, job), "cpu", Ledger(tmp_path / "stages.json", lambda said: None))
     assert result["params"]["dense"] == parameter_count(model)
     assert result["params"]["compressed"] < 0.6 * parameter_count(model)
