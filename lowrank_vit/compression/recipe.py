@@ -326,5 +326,7 @@ def recipe_of(record: Mapping[str, Any]) -> Recipe:
         changes["budget"] = record["budget"]
     for slot, hyperparameters in record.get("hyperparameters", {}).items():
         changes |= {f"{slot}.{name}": value for name, value in hyperparameters.items()}
-    undecided: dict[str, Any] = {name: None for name in ("pivoted", "tokens") if name in record and record[name] is None}
+    undecided: dict[str, Any] = {
+        name: None for name in ("pivoted", "tokens") if name in record and record[name] is None
+    }
     return replace(recipe.but(**changes), **undecided)
