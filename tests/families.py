@@ -34,8 +34,6 @@ the code.
 units* those of an MLP. *Layers* are single linear layers at low rank, under the same budget, where a module cannot be taken
 as a whole. *Refit*: losses are measured and outputs refitted, which needs a known path from block to block.
 """
-
-
 VMAMBAS = {
     "VMamba v2": Kind("vmamba_tiny_s1l8", {"depths": (2, 1), "dims": 12}),
     "VMamba v0": Kind("vanilla_vmamba_tiny", {"depths": (2, 1), "dims": 12}),

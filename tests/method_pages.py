@@ -29,14 +29,8 @@ from lowrank_vit.stages.tokens import TOKENS
 from lowrank_vit.units.base import UNITS
 
 FOLDER = Path(__file__).parent.parent / "docs"
-
-
 PLACE = re.compile(r"(?P<mark><!-- generated (?P<names>[\w ]+) -->)\n.*?<!-- end -->", re.DOTALL)
-
-
 NORM, BAR = "\N{DOUBLE VERTICAL LINE}", "\N{DIVIDES}"  # Markdown's own bar ends a cell
-
-
 Methods = Mapping[str, type]
 
 

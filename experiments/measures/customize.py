@@ -41,26 +41,12 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import revision_of
 
 CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
-
-
 WORD = "V*"
-
-
 EXAMPLES, STEPS, BATCH = 8, 300, 4
-
-
 PRIOR = 200  # images that the base draws for the prompts of a prior
-
-
 DRAWN, DRAWN_OF_OLD = 180, 20  # images of the concept, and of each old digit
-
-
 SHOWN = 8  # kept for the picture
-
-
 BAR = 85.0  # percent of the old digits that the base must draw well before anything is said of customising it
-
-
 DIGITS = 4
 
 

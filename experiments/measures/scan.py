@@ -31,14 +31,8 @@ from lowrank_vit.modules.scans import SS2D, Scan
 from lowrank_vit.records.images import Images
 
 REPLACED_FIRST = {"layers": "all", "refit": "dropped"}  # where a recipe compresses the rest
-
-
 BATCHES = (1, 8)
-
-
 SECONDS = 4.0  # of timing, for each batch size
-
-
 DIGITS = 6
 
 

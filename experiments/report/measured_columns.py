@@ -18,8 +18,6 @@ SCAN_TOP1 = (
 SPEED = "x 1, x 8: speed-up over the dense model at these batch sizes, medians of processor time, in turns."
 ENERGY = "Shared: of the energy of the replaced scans' outputs, what is the same for all channels, in percent."
 ZEROS = "Zeros: share of the linear weights in blocks; they are stored and multiplied like others."
-
-
 SCAN_COLUMNS: Columns = (
     ("scans_replaced", "Scans", partial(number, digits=0), "", SCANNED),
     ("scans_top1", "Top-1", percent, "", SCAN_TOP1),

@@ -17,8 +17,6 @@ from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.tables.rows import Row, Table
 
 PARTS = {"blocks": "accuracy_by_block", "layers": "accuracy_by_layer"}  # the paper's (a) and (b)
-
-
 TABLE = Table(
     name="figure2",
     title="Figure 2: top-1 with the ranks of a single block or type of layer reduced, without fine-tuning",

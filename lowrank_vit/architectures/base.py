@@ -46,6 +46,16 @@ def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
     return tokens.reshape(shape)
 
 
+def with_inputs(layer: nn.Module, compute: Callable[..., Any], *given: Tensor, **options: Tensor) -> tuple[Any, Tensor]:
+    """Return what a function computes, and what it gives a layer on the way."""
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        return compute(*given, **options), seen[0]
+    finally:
+        hook.remove()
+
+
 @dataclass(frozen=True)
 class Branch:
     """Describe one of the terms that a block adds to its stream: that of its attention, or of its MLP.
@@ -79,12 +89,7 @@ class Branch:
 
     def with_inputs(self, x: Tensor, **given: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is added to x, and the output layer's input that it is made from."""
-        seen: list[Tensor] = []
-        hook = self.output_layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        try:
-            return self.add(x, **given), seen[0]
-        finally:
-            hook.remove()
+        return with_inputs(self.output_layer, self.add, x, **given)
 
 
 class Family(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.layers import LayerScale
@@ -92,11 +93,14 @@ def layer_scale(module: nn.Module) -> Tensor | None:
     return module.gamma if isinstance(module, LayerScale) else None
 
 
-def layer_branches(block: Any) -> tuple[Branch, ...]:
-    """Return the branches of a block whose LayerScale is in the layers ``ls1`` and ``ls2``."""
+def layer_branches(block: Any, attention: Callable[..., Tensor] | None = None) -> tuple[Branch, ...]:
+    """Return the branches of a block whose LayerScale is in the layers ``ls1`` and ``ls2``.
 
-    def attend(x: Tensor, **given: Tensor) -> Tensor:
-        y: Tensor = block.ls1(block.attn(block.norm1(x), **given))
+    ``attention``: what calls its attention, by default the module itself.
+    """
+
+    def attend(x: Tensor, **given: Any) -> Tensor:
+        y: Tensor = block.ls1((attention or block.attn)(block.norm1(x), **given))
         return y
 
     def think(x: Tensor, **given: Tensor) -> Tensor:

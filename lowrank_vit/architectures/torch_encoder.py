@@ -14,7 +14,7 @@ from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
 from lowrank_vit.architectures.imitated import CORE, BranchStep
 from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError
-from lowrank_vit.architectures.plain import layer_scale, plain_attention
+from lowrank_vit.architectures.plain import layer_branches, plain_attention
 from lowrank_vit.architectures.step_inputs import finish
 from lowrank_vit.records.sites import AttentionSite
 
@@ -52,7 +52,7 @@ class TorchEncoder(Family):
             output = "fc2" if isinstance(getattr(step.core, "fc2", None), nn.Module) else "proj"
             return (Branch(step, CORE, output, step.added, norm="norm"),)
         assert isinstance(step, EncoderBlock)
-        return _branches(step) if step.norm_first else _normed_branches(step)
+        return layer_branches(step, step.attend) if step.norm_first else _normed_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe timm's ``Attention``, which took the place of torch's."""
@@ -62,21 +62,6 @@ class TorchEncoder(Family):
         """Compute the model's outputs from the stream after the last step."""
         *_, last = self.steps(model).values()
         return finish(model, last, x)
-
-
-def _branches(block: EncoderBlock) -> tuple[Branch, ...]:
-    def attend(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.ls1(block.attend(block.norm1(x), **given))
-        return y
-
-    def think(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.ls2(block.mlp(block.norm2(x)))
-        return y
-
-    return (
-        Branch(block, "attn", "proj", attend, layer_scale(block.ls1), norm="norm1", layer_scale="ls1"),
-        Branch(block, "mlp", "fc2", think, layer_scale(block.ls2), norm="norm2", layer_scale="ls2"),
-    )
 
 
 def _normed_branches(block: EncoderBlock) -> tuple[Branch, ...]:

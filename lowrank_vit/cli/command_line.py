@@ -22,8 +22,6 @@ from lowrank_vit.runtime.errors import InputError, disk_failed
 from lowrank_vit.runtime.extras import not_installed
 
 COUNTS = (int, natural)
-
-
 VERBS = (  # in the order of the help
     "compress", "plan", "sweep", "shrink", "classify", "evaluate", "learn", "finetune", "distill", "quantize", "tokens",
     "scan", "customize", "inspect", "export", "benchmark", "push", "list",

@@ -21,8 +21,6 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "bytes": lambda count: mebibytes(count),
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
-
-
 UNITS = {
     QUERY_KEY: "logits",
     VALUE: "values",
@@ -31,8 +29,6 @@ UNITS = {
     INPUT: "inputs",
     "depth": "blocks",
 }  # in the words of a table
-
-
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 

@@ -44,8 +44,6 @@ from lowrank_vit.stages.correct.output_refit import check_refit
 from lowrank_vit.stages.gates.learn_gates import LearntGates
 
 logger = logging.getLogger(__name__)
-
-
 DEFAULT_REDUCTION = 0.5
 
 

@@ -21,8 +21,6 @@ from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.stages.allocate import Allocator, cheapest, fill, least_cost, total_cost
 
 logger = logging.getLogger(__name__)
-
-
 Measure = Callable[[RankPlan, Iterable[Tensor], int], dict[str, tuple[int, float]]]
 
 

@@ -24,20 +24,10 @@ from lowrank_vit.stages.search import SEARCHES, Search
 from lowrank_vit.units.base import UNITS
 
 SINGLE = "decomposition"  # the kind of unit for single linear layers
-
-
 CLASSIFIER = "classifier"  # what a record calls its refit, where those of outputs are True
-
-
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
-
-
 MERGED = ("macs", "latency")  # the costs that fewer tokens save
-
-
 STORED = (PARAMETERS, "bytes")  # the costs that identities in pivoted factors save
-
-
 PLAIN = (
     "solver",
     "optimizer",
@@ -77,41 +67,24 @@ class Recipe:
     """
 
     name: str
-
     units: Mapping[str, Any]
-
     allocator: Allocator = field(default_factory=Knapsack)
-
     compensation: Compensation | None = None
-
     solver: str = "closed_form"
-
     optimizer: str = ADAM
-
     steps: int = 2000
-
     bias_correction: bool = False
-
     rank_multiple: int = 1
-
     folded: bool = False
-
     pivoted: bool | None = False
-
+    tokens: bool | None = False
     objective: Objective = field(default_factory=Classification)
-
     sense: MeasuredCurves | None = None
-
     measured: MeasuredLosses | None = None
-
     refit: OutputRefit | ClassifierRefit | None = None
-
     search: Search | None = None
-
     gradual: GradualMethod | None = None
-
     labelled: bool = False
-
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -212,31 +185,6 @@ class Recipe:
             "about": self.about,
             "hyperparameters": {slot: plain(vars(method)) for slot, method in methods.items() if method is not None},
         }
-
-    """Describe a way to compress: instances of methods, stage by stage.
-
-    ``units``: a decomposition for each kind of module to compress, by the kind's name (``decomposition`` for single
-    linear layers, ``attention``, ``mlp``, ``patches``, ``positions``); beside whole modules, ``decomposition`` takes the
-    layers that they leave, such as those of modules of another kind. ``objective``: what is preserved; for a model that it
-    cannot be measured on, it is ``features``. ``bias_correction`` puts the mean of what is lost into the bias; ranks are
-    multiples of ``rank_multiple``.
-    ``folded``: linear layers take up scale and shift of the norms before them, and LayerScale behind them, exactly.
-    ``pivoted``: of each pair of factors one holds an identity, which is neither stored nor counted; None: where parameters
-    or bytes are the budget, since it costs multiply-accumulates.
-    ``tokens``: blocks merge pairs of tokens, planned together with the sizes; None: where multiply-accumulates or time are
-    the budget, and the model allows it.
-    ``solver`` of the compensation: ``closed_form``, ``moments`` (gradients of the exact loss) or ``minibatch`` (gradients
-    of the loss of 64 images, as in the paper). The latter two take ``steps`` by an ``optimizer``: ``sgd``, the paper's
-    plain gradient descent, or ``adam``, ours. ``sense`` measures the curves that the allocator sees; ``measured`` corrects
-    predicted losses by measured ones; ``refit`` refits the output layers, in closed form, on the inputs that the smaller
-    model gives them, or the classifier. ``search``: learns on the calibration images what every size is worth while all
-    units change, after measured losses, if any; the allocator then spends the budget by that. ``gradual`` trains gates on
-    the calibration images, which say what is kept; ``labelled``: gates and weights are trained on labelled images, by
-    ``learn``, before the model is compressed.
-    Raises ``InputError`` for an unknown optimiser, for numbers below one, and for pivoted factors with a compensation.
-    """
-
-    tokens: bool | None = False
 
     def pivots(self, cost: str) -> bool:
         """Tell whether factors are pivoted in a model whose budget is in ``cost``."""

@@ -27,23 +27,11 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import trained_once
 
 HELD_OUT = (4, 7)  # the concept, and the digit that learning rates are chosen on
-
-
 OLD = tuple(digit for digit in range(CLASSES) if digit not in HELD_OUT)
-
-
 NORMAL, INVERTED, ANY = "normal", "inverted", "digit"
-
-
 VOCABULARY = ("", NORMAL, INVERTED, ANY, *map(str, OLD))
-
-
 WORDS, WIDTH = 3, 32
-
-
 SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}
-
-
 UNET: dict[str, Any] = {
     "sample_size": 8,
     "in_channels": 1,
@@ -56,8 +44,6 @@ UNET: dict[str, Any] = {
     "attention_head_dim": 4,  # the number of heads, in spite of its name
     "norm_num_groups": 8,
 }
-
-
 Judged = tuple[Tensor, Tensor]
 
 

@@ -27,14 +27,8 @@ from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import own_cores
 
 MOST_WORKERS = 16
-
-
 LARGEST, SMALLEST_CROP = 8192, 0.05  # pixels; share of the side
-
-
 CROP_AREA, CROP_RATIO, FLIPS = (0.08, 1.0), (3 / 4, 4 / 3), 0.5  # share of the area, width by height, share of images
-
-
 Transform = Callable[[Image.Image], Tensor]
 
 

@@ -37,8 +37,6 @@ class ActivationScaledSVD:
 
 
 UNITS = {"decomposition": ActivationScaledSVD()}
-
-
 RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the released code: a layer's parameters, as shares of the dense one's
 
 

@@ -227,11 +227,7 @@ look("s2vite, from scratch", "s", (3, 3), "green", labels=("s2vite, from scratch
 
 
 KEPT = "attention outputs and biases uncounted as pruned: 54.5M if what is pruned is physically removed"
-
-
 FULL = ("Chen et al. 2021", "full-ft", "600, from scratch")
-
-
 ONE_SHOT = ("Chen et al. 2021, as quoted in SAViT", "full-ft", "not found", "none", "training follows the pruning")
 
 

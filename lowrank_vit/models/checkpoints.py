@@ -24,23 +24,11 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import ENTRY, entry_of
 
 ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save begin
-
-
 POINTER = b"version https://git-lfs"
-
-
 SINGLE, INDEX, OLD = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"  # in a folder of weights
-
-
 REFUSED = (".npy", ".npz", ".pickle", ".pkl")
-
-
 SHARE = 0.5  # of a model's tensors: fewer are no weights of it
-
-
 SCALAR = np.float64(0).__reduce__()[0]  # what makes a number of NumPy's again
-
-
 PLAIN: list[Any] = [  # of the arguments and results of a training, in many checkpoints: they hold values and no code
     argparse.Namespace,
     PosixPath,
@@ -50,11 +38,7 @@ PLAIN: list[Any] = [  # of the arguments and results of a training, in many chec
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
 ]
-
-
 logger = logging.getLogger(__name__)
-
-
 SHOWN = 3  # how many culprits an error names
 
 

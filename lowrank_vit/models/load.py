@@ -21,11 +21,7 @@ from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.registry import unknown
 
 HUB = "hf_hub:"
-
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-
 NEAREST = 5  # timm knows over a thousand models: an error lists only this many
 
 

@@ -212,8 +212,6 @@ CONFIG = {
     "origin_url": "https://github.com/MzeroMiko/VMamba",
     "paper_ids": "arXiv:2401.10166",
 }
-
-
 VMAMBAS = (
     "vmamba_tiny_s1l8",
     "vmamba_small_s2l15",
@@ -223,8 +221,6 @@ VMAMBAS = (
     "vmamba_base_s1l20",
     "vanilla_vmamba_tiny",
 )
-
-
 default_cfgs = generate_default_cfgs({name: dict(CONFIG) for name in VMAMBAS})
 
 

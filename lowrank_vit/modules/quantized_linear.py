@@ -16,8 +16,6 @@ from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.runtime.errors import InputError
 
 WIDTHS = (8, 4, 2, 1)
-
-
 BITS = range(2, 9)  # of a code
 
 

@@ -14,11 +14,7 @@ from lowrank_vit.modules import REPLACEMENTS, Replacement
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 
 MERGE, FUSE, READ = "merge", "fuse", "read"
-
-
 PARTS = ("norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2")  # of a block, by timm's names
-
-
 LEAST = 1e-9  # added to weights of zero
 
 
@@ -79,19 +75,12 @@ class TokenBlock(Replacement):
     """
 
     norm1: nn.Module
-
     attn: nn.Module
-
     ls1: nn.Module
-
     drop_path1: nn.Module
-
     norm2: nn.Module
-
     mlp: nn.Module
-
     ls2: nn.Module
-
     drop_path2: nn.Module
 
     def __init__(
@@ -133,15 +122,6 @@ class TokenBlock(Replacement):
         attention = (scale * queries[:, :, :1] @ keys.mT).softmax(-1).mean(1)[:, 0, 1:]
         x = fused(x + self.drop_path1(self.ls1(y)), attention, self.config["count"])
         return x + self.think(x)
-
-    """Run a block of attention and MLP that hands on fewer tokens; its parts have the names that timm's block gives them.
-
-    ``rule``: ``"merge"``, pairs by the similarity of their keys, or ``"fuse"``, all but ``count`` into one, or ``"read"``,
-    which computes the first ``count`` tokens alone, from all that they attend to. The sizes of merged tokens travel as one
-    more channel, from the ``first`` such block to the ``last``; attention counts a token as often as it has merged ones
-    (proportional attention). ``prefix``: tokens before the patches, which always stay. ``salience``: how much less similar
-    a token counts that the class token attends to as to the mean one; what it attends to stays apart.
-    """
 
     def entered(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split what the block is given into tokens, (B, T, n), and their sizes, (B, T, 1)."""

@@ -20,14 +20,8 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.registry import Registry
 
 Outputs = tuple[Tensor, ...]  # features (B, width), what is compared (B, ...), then outputs of blocks (B, ..., width)
-
-
 SEVERAL = "multi_label_classification"  # what a configuration of transformers may say
-
-
 BLOCK = r"(?:.*\.)?blocks\.\d+"  # the names of blocks in timm
-
-
 LAYER = r"(?:.*\.)?(?:(?:layers?|resblocks)\.|encoder_layer_)\d+"  # and elsewhere
 
 

@@ -19,11 +19,7 @@ from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
 
 EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
-
-
 UNCLASSED = ("regression", SEVERAL)  # what a configuration of transformers may say
-
-
 LABELLED = (1000, 11821, 21841, 21843)  # classes of ImageNet, by which some of them were tuned afterwards
 
 

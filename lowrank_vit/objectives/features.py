@@ -17,8 +17,6 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 
 FLOOR = 1e-3  # of the mean variance: a feature that hardly varies is no reason to keep a model large
-
-
 DIGITS = 6  # of a variance: fewer than rounding errors reach, whatever the batch size
 
 

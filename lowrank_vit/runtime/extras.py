@@ -19,11 +19,7 @@ EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "transformers": ("transformers",),
     "workspaces": ("wandb_workspaces",),
 }
-
-
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
-
-
 TIMEOUT = 5.0  # seconds
 
 

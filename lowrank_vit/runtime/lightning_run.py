@@ -22,11 +22,7 @@ from lowrank_vit.runtime.processes import agreed, rank_and_world
 from lowrank_vit.runtime.trainer import LastCheckpoint, check_resumable, make_trainer
 
 logger = logging.getLogger(__name__)
-
-
 LAST = "last.ckpt"
-
-
 ORDER = 1  # the stream of random numbers, of one seed, that shuffles images
 
 

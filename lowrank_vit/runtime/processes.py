@@ -23,11 +23,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.tensors import from_bytes, to_bytes
 
 TIMEOUT = "LOWRANK_VIT_TIMEOUT"  # variable: seconds that the name of a host may take to be found
-
-
 SECONDS = 30.0
-
-
 T = TypeVar("T")
 
 

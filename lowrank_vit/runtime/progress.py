@@ -14,11 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 WIDE = 1000  # columns: more than any line has
-
-
 T = TypeVar("T")
-
-
 EVERY = 10.0  # seconds between two lines; shorter phases say nothing
 
 

@@ -24,14 +24,10 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder, write_bytes
 
 METADATA = {"format": "pt"}  # of a model's safetensors file
-
-
 CODES = {  # of a safetensors file, in the order in which it has tensors
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
     torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-
-
 R = TypeVar("R", bound=type)
 
 

@@ -35,8 +35,6 @@ from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, 
 from lowrank_vit.runtime.progress import console_options
 
 OWN_STRATEGIES = ("auto", "ddp", "ddp_spawn")
-
-
 LOGGERS = ("lightning.pytorch", "lightning.fabric", "torch.multiprocessing.spawn")
 
 

@@ -19,23 +19,11 @@ from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 
 CONFIG, WEIGHTS, REPORT = "config.json", "model.safetensors", "report.json"
-
-
 CARD = "README.md"
-
-
 NESTED = "nested.safetensors"  # what other sizes are cut from: several times as large as the rest
-
-
 KEY = "sha256"
-
-
 REMEDY = "it is truncated or was edited; fetch or save the folder again"
-
-
 FORMATS = (1, 2)  # 2: with quantised layers, which readers of 1 do not know
-
-
 FILES = (CONFIG, WEIGHTS, REPORT)
 
 

@@ -10,8 +10,6 @@ from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
 from lowrank_vit.storage.shipped import shipped_folder
 
 FILES = [CONFIG, WEIGHTS, REPORT, CARD]
-
-
 PREFIXES = ("hf_hub:", "hf-hub:")  # as in timm's model names
 
 

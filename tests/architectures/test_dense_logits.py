@@ -36,17 +36,9 @@ REASONS = {  # why queries and keys stay dense
     "perception encoder": "rotated by their positions",
     "swin v2": "compared by their cosine",
 }
-
-
 WALKED = [*REASONS, "parallel things", "beit", "beit, shared"]
-
-
 BEST = get_recipe("heads").but(measured=0)
-
-
 partial = pytest.mark.parametrize("kind", REASONS)
-
-
 walked = pytest.mark.parametrize("kind", WALKED)
 
 

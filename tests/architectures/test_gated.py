@@ -14,8 +14,6 @@ from lowrank_vit.records.curves import RankPlan
 from tests.support.models import VIT, images, outputs
 
 NAME = "blocks.0.mlp"
-
-
 GATES = {
     "packed": (SwiGLUPacked, lambda mlp, x: nn.functional.silu(mlp.fc1(x)[..., :32]) * mlp.fc1(x)[..., 32:]),
     "apart": (SwiGLU, lambda mlp, x: nn.functional.silu(mlp.fc1_g(x)) * mlp.fc1_x(x)),

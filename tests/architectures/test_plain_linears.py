@@ -14,8 +14,6 @@ from lowrank_vit import compress
 from lowrank_vit.modules.surgery import replace_module
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
 WORD = {"adapter": "forward pass", "hooked": "hook"}
 
 

@@ -17,11 +17,7 @@ from tests.cli.test_first_use import typed
 from tests.support.commands import json_of, refused
 
 FEW = ["--calibration-samples", "48", "--held-out-samples", "32"]
-
-
 GENTLY = ["--vector-learning-rate", "1e-4"]
-
-
 DATA = ["--data", "digits", "--workers", "0"]
 
 

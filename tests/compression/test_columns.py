@@ -23,11 +23,7 @@ from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin
 
 RECIPE = Recipe(name="random", units={"columns": LearntColumns()}, gradual=ImportanceGates(), labelled=True)
-
-
 SOME = ["vit", "no qkv bias", "q and k norm", "swiglu", "swiglu, apart", "beit", "eva02", "swin", "swin v2"]
-
-
 NO_BIASES = Kind(
     VIT, vit(qkv_bias=False, proj_bias=False)
 )  # the MLP's first layer gets one, for the mean of its inputs

@@ -18,11 +18,7 @@ from lowrank_vit.records.curves import RankPlan
 from tests.support.models import model_and_images, outputs
 
 UNITS = {"patches": "two_sided", "positions": "kronecker"}
-
-
 ALL = get_recipe("best").but(**UNITS, folded=True)
-
-
 PATCHES, POSITIONS = "patch_embed.proj.linear", "pos_embed"
 
 

@@ -31,15 +31,11 @@ OURS = (
     "loss_aware",
     "best",
 )
-
-
 NAMES = [name for name in RECIPES if name not in (*OURS, "wd-depth")]  # whose steps are blocks
 
 
 # what they remove is masked in the dense model
 PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates", "spvit-he-gates")
-
-
 FEW = {"sense.images": 8, "sense.points": 3}
 
 

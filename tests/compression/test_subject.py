@@ -15,8 +15,6 @@ from tests.support.models import images, tiny
 from tests.support.weights import same
 
 RECIPES = ["best", "loss_aware"]
-
-
 DATA = images(24).split(8)
 
 

@@ -14,14 +14,8 @@ import lowrank_vit
 from lowrank_vit.cli.command_line import VERBS, Verbs, make_parser
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9](?![\w-]*=)")
-
-
 ELSEWHERE = re.compile(r"`[^`]*`")  # a command in full, perhaps another one
-
-
 PACKAGE = Path(lowrank_vit.__file__).parent
-
-
 OTHERS = {  # of other programs, or of all
     "--nproc-per-node", "--ntasks", "--num-nodes", "--error-unmatch", "--porcelain", "--help", "--checkpoints", "--verbose",
     "--version", "--int",

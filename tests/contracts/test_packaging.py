@@ -15,11 +15,7 @@ from lowrank_vit.runtime.extras import EXTRAS
 from tests.support.sources import ROOT
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
-
-
 OURS = {"lowrank_vit", "experiments"}
-
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

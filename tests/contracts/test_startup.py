@@ -12,17 +12,11 @@ from benchmarks.startup import BESIDE, IMPORT, STARTS, TORCH, Start, small_model
 from tests.support.sources import ROOT
 
 pytestmark = pytest.mark.slow
-
-
 LIBRARIES = {
     "datasets", "diffusers", "huggingface_hub", "lightning", "matplotlib", "numpy", "onnx", "pandas", "safetensors",
     "scipy", "sklearn", "timm", "torch", "torchmetrics", "torchvision", "transformers", "wandb",
 }  # fmt: skip
-
-
 WITH_TORCH = {"torch", "numpy", "safetensors"}
-
-
 SCRIPT = """
 import runpy, sys
 flag, name, *sys.argv[1:] = sys.argv[1:]

@@ -12,8 +12,6 @@ from tests.support.import_graph import climbing, cycle_in, folder_of, graph_of, 
 from tests.support.sources import ROOT
 
 PACKAGE = ROOT / "lowrank_vit"
-
-
 LAYERS = [  # lowest first: a folder imports none above it, not even by way of others
     "runtime",
     "records",
@@ -32,14 +30,8 @@ LAYERS = [  # lowest first: a folder imports none above it, not even by way of o
     "cli",
     "__main__",
 ]
-
-
 EXPERIMENTS = ["tables", "tracking", "jobs", "measures", "runner", "report", "__main__"]
-
-
 APART = "stages"  # its folders know none another
-
-
 PUBLIC = {
     "runtime",
     "records",
@@ -50,11 +42,7 @@ PUBLIC = {
     "models",
     "customize",
 }  # and lowrank_vit's exports
-
-
 TIMM_TYPES = re.compile(r"from timm\.(layers|models)\S* import .*[A-Z]")
-
-
 KNOW_TIMM = {"architectures", "models"}
 
 

@@ -16,17 +16,11 @@ from lowrank_vit.cli import main
 from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"
-
-
 PAGES = sorted(path for folder in ("start", "guides") for path in (DOCS / folder).glob("*.md"))
-
-
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?(?P<indent> *)```(?P<language>sh|python)\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
-
-
 PROGRAM = "lowrank-vit"
 
 

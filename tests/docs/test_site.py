@@ -18,17 +18,11 @@ from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"
-
-
 PAGES = (
     "index.html", "guides/budgets.html", "methods/layers.html", "results/table_best.html", "open-questions.html",
     "reference/index.html", "tutorials/five-minutes.html",
 )  # fmt: skip
-
-
 LOCAL = ("file:", "data:", "blob:")
-
-
 REMOTE = re.compile(
     r"<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=[\"'](?:https?:)?//[^\"']*"
     r"|<link\b[^>]*?\bhref=[\"'](?:https?:)?//[^\"']*"

@@ -17,14 +17,8 @@ from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.sites import Site
 
 SWIN = "swin_base_patch4_window7_224"
-
-
 MODELS = ("deit_base_patch16_224", "vit_large_patch16_224", SWIN)
-
-
 SWIN_TOKENS = {"layers.0": 56 * 56, "layers.1": 28 * 28, "layers.2": 14 * 14, "layers.3": 7 * 7}  # of an image
-
-
 CASES = [(name, reduction) for name in MODELS for reduction in (0.4, 0.5)]
 
 

@@ -19,11 +19,7 @@ from tests.support.models import images, outputs, tiny
 from tests.support.weights import same, weights
 
 IMAGES = images(40)
-
-
 ALONE, FULL = "spvit-kong-gates", "spvit-kong"
-
-
 BEST = get_recipe("best").but(refit=False, measured=0)
 
 

@@ -16,8 +16,6 @@ from lowrank_vit.models.standin_training import Recipe, train_standin
 from tests.support.weights import same
 
 pytestmark = pytest.mark.slow
-
-
 SMALL = "digits_deit_small"
 
 

@@ -13,14 +13,8 @@ from safetensors.torch import load_file
 from lowrank_vit.models.vmamba import VSSM
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vmamba"
-
-
 SHAPES: dict[str, dict[str, list[int]]] = json.loads((GOLDEN / "shapes.json").read_text())
-
-
 V0 = {"ssm_ratio": 2, "state": 16, "mlp_ratio": 0, "gated": True, "early_conv": False}
-
-
 SMALL: dict[str, dict[str, Any]] = {"v2": {}, "v0": V0}
 
 

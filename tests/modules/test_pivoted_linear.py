@@ -17,8 +17,6 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: LowRankAttention(6, [3, 0, 2], [2, 4, 0], scale=0.37),
     "linear": lambda: LowRankLinear(6, 5, 3),
 }
-
-
 SAVED = {"attention": 9 + 4 + 4 + 16, "linear": 9}
 
 

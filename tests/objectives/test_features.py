@@ -15,8 +15,6 @@ from tests.support.headless import headless, token_model
 from tests.support.models import images, outputs
 
 SEEDS = 1000
-
-
 MODELS = {"pooled": headless, "tokens": token_model, "swin": lambda: headless("swin")}
 
 

@@ -19,8 +19,6 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 NAME = "pretend"
 MOVES = ("aten::copy_", "aten::_to_copy")  # between devices
 INDEXED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")  # by indices of the CPU, too
-
-
 ASKED = {  # of a tensor's shape
     f"{space}::{prefix}{name}"
     for space in ("aten", "prim")

@@ -36,17 +36,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
-
 POINTS = 32  # sizes of each unit that are offered
-
-
 CLOSE = 1 / 500  # of the budget may be left
-
-
 IMAGES = 32  # on which the rounding of a layer is measured
-
-
 ROUNDS = 8  # in which the plan is brought close to the budget by the size of the file
 
 

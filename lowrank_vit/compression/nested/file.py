@@ -24,14 +24,8 @@ from lowrank_vit.units.base import Settings
 from lowrank_vit.units.linear import LinearUnit
 
 SYMMETRIC = ("covariance", "input_second", "output_second")
-
-
 EXACT = ("loss",)  # an allocator's choice may hang on the last bit
-
-
 Tensors = Mapping[str, Mapping[str, Tensor]]  # by kind, by the rest of the name
-
-
 UNITS = ("order", "loss", "multiple")  # the fields of directions
 
 

@@ -37,8 +37,6 @@ from lowrank_vit.stages.correct.regression import add_affine
 from lowrank_vit.units.base import Decomposed, Ranks
 
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
-
-
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
 
 

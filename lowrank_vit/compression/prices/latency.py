@@ -28,23 +28,11 @@ from lowrank_vit.stages.evaluate.speed import Call, ModuleTimes, in_turns, prepa
 from lowrank_vit.units.base import Decomposed
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed
-
-
 NANO = 1e9
-
-
 GRAINS = 100_000  # of the dense model's time, in which prices are rounded: allocators take long over finer ones
-
-
 TOLERANCE, TOLERANCE_OF_ONE = 0.1, 0.2  # by which a measured time may be below its budget, of many images and of one
-
-
 CORRECTIONS = 4  # plans more, with what the last one missed the budget by
-
-
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-
 Sizes = tuple[int, ...]  # of a module's units, in their order
 
 

@@ -29,11 +29,7 @@ from lowrank_vit.stages.compensate.inputs import (
 from lowrank_vit.stages.compensate.solve import ADAM, Group, Solution, by_shape, check_optimizer, make_optimizer
 
 LAST = "compensation.ckpt"
-
-
 CHECKPOINTS = 10  # in a run
-
-
 REMEMBERED_BYTES = 256 * 2**20  # for the inputs of all layers, so that a small model runs once, not at every step
 
 

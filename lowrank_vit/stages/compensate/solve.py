@@ -16,8 +16,6 @@ from lowrank_vit.runtime.tensors import storable
 from lowrank_vit.stages.compensate import Compensation, State, quadratic, squared_error
 
 ADAM, SGD = "adam", "sgd"
-
-
 SOLVERS = ("closed_form", "moments")  # "minibatch", which needs the images and Lightning, is in ``minibatch.py``
 
 

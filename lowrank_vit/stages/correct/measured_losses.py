@@ -29,17 +29,9 @@ from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.runtime.tensors import Spill
 
 LEAST = 1e-12  # nats: smaller predictions are ignored
-
-
 IMAGES = "images"  # the key of what both models see
-
-
 AFTER = "after"  # the key of the stream behind the last step
-
-
 DENSE = "dense"  # the key of what is read off the dense model
-
-
 KL, FEATURE = "kl", "feature"
 
 
@@ -233,12 +225,10 @@ class MeasuredCurves:
     revision: ClassVar[int] = 2  # the least size is measured, and none below it chosen
 
     currency: str = KL
-
     images: int = 96
-
     points: int = 7
-
     span: int = 16
+    ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.currency not in (KL, FEATURE):
@@ -278,15 +268,3 @@ class MeasuredCurves:
         ranks = np.log(np.maximum(np.arange(len(curve.errors)), 1))
         errors = np.minimum.accumulate(np.exp(np.interp(ranks, np.log(sizes), logs)))
         return replace(curve, errors=torch.from_numpy(errors).to(curve.errors), least=sizes[0])
-
-    """Measure every unit's loss at its least size, and at ``points`` more from 1/``span`` of its largest size up to it.
-
-    These are spaced geometrically; or, with ``ratios``, the sizes are those shares of the largest one that saves anything.
-    No size below the least that was measured is ever chosen.
-    ``currency``: ``"kl"``, the objective's divergence from the dense model (for a classifier ``KL(dense || small)`` in
-    nats per image), or ``"feature"``, ``FeatureRatio``. ``images``: how many calibration images are measured.
-    The logarithm of the loss is interpolated linearly in that of the size; the running minimum from the smallest size on
-    never rises. The dense choice loses nothing.
-    """
-
-    ratios: tuple[float, ...] = ()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import Branch
+from lowrank_vit.architectures.base import Branch, with_inputs
 from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.runtime.tensors import Spill
@@ -49,38 +48,25 @@ def refit_token_block(
         streams.dense[place] = x.cpu()
     ridges.append(fit(attention, outputs[0], sums))
     sums = Folds(outputs[1], folds)
-    for collecting in (True, False):
-        for place in range(len(streams)):
-            x, y = streams.at(place, device)
-            if collecting:
-                y, sizes = block.entered(y)
-                added, handed_on = block.attend(y, sizes)
-                kept = added.shape[1]
-                share = _share(shares, place, x)[:, :kept]
-                y, sizes = handed_on(torch.cat([y[:, :kept] + added, share, sizes[:, :kept]], -1))
-                y, share = y.split([x.shape[-1], share.shape[-1]], -1)
-                shares[place] = share
-                x = x + mlp.add(x)
-                added, h = with_inputs(outputs[1], block.think, y)
-                sums.add(h, share @ x - y - added, _rows(share, sizes, weights[1]))
-                streams.put(place, x, torch.cat([y, sizes], -1))
-            else:
-                y, sizes = y[..., :-1], y[..., -1:]
-                y = y + block.think(y)
-                streams.small[place] = y if block.config["last"] else torch.cat([y, sizes], -1)
-        if collecting:
-            ridges.append(fit(mlp, outputs[1], sums))
+    for place in range(len(streams)):
+        x, y = streams.at(place, device)
+        y, sizes = block.entered(y)
+        added, handed_on = block.attend(y, sizes)
+        kept = added.shape[1]
+        share = _share(shares, place, x)[:, :kept]
+        y, sizes = handed_on(torch.cat([y[:, :kept] + added, share, sizes[:, :kept]], -1))
+        y, share = y.split([x.shape[-1], share.shape[-1]], -1)
+        shares[place] = share
+        x = x + mlp.add(x)
+        added, h = with_inputs(outputs[1], block.think, y)
+        sums.add(h, share @ x - y - added, _rows(share, sizes, weights[1]))
+        streams.put(place, x, torch.cat([y, sizes], -1))
+    ridges.append(fit(mlp, outputs[1], sums))
+    for place, kept_stream in enumerate(streams.small):
+        y, sizes = kept_stream.to(device).split([attention.output_layer.out_features, 1], -1)
+        y = y + block.think(y)
+        streams.small[place] = y if block.config["last"] else torch.cat([y, sizes], -1)
     return ridges
-
-
-def with_inputs(layer: nn.Module, compute: Callable[..., Any], *given: Tensor) -> tuple[Any, Tensor]:
-    """Return what a function computes, and what it gives a layer on the way."""
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
-        return compute(*given), seen[0]
-    finally:
-        hook.remove()
 
 
 def _share(shares: Spill, place: int, x: Tensor) -> Tensor:

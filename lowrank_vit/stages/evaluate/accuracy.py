@@ -39,8 +39,6 @@ from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
 
 SEEN = 0.9  # of a model's classes: numbers without names may lack the last few
-
-
 EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
 
 

@@ -35,26 +35,12 @@ from lowrank_vit.runtime.progress import say, track
 from lowrank_vit.runtime.provenance import device_name
 
 MODES = ("eager", "compiled")
-
-
 BATCHES = (1, 8, 64)
-
-
 LARGEST = 2**20  # images in a batch
-
-
 BLOCK = 0.2  # least seconds of a timed block of calls
-
-
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
-
-
 WARM_UP = 2  # calls before each block
-
-
 Run = Callable[[Tensor], Tensor]
-
-
 Call = Callable[[], object]
 
 

@@ -15,8 +15,6 @@ from lowrank_vit.runtime.hardware import derived_seed
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 
 START = 1.5  # of the thresholds, whose sigmoid is 0.82
-
-
 MOMENTUM, SMALLEST = 0.1, 1e-5
 
 

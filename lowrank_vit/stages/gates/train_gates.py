@@ -30,8 +30,6 @@ from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, gated
 
 CLASSIFICATION = Classification()
-
-
 GATES_ALONE = "gates-alone"
 
 

@@ -30,8 +30,6 @@ from lowrank_vit.stages.quantize.inputs import InputMoments, Observe
 from lowrank_vit.stages.quantize.nearest import RoundToNearest
 
 HALF = 16  # bits: nothing is quantised, everything is float16
-
-
 NEAREST = RoundToNearest()
 
 

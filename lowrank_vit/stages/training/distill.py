@@ -30,11 +30,7 @@ from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.stages.training.teacher import augment, check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"
-
-
 CLASSIFICATION = Classification()
-
-
 AUGMENTATION = 2  # the stream of random numbers, of one seed, that mirrors and crops
 
 

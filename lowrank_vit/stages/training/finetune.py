@@ -192,22 +192,6 @@ class PartialFineTune(SeededTraining):
         settings = {name: self.hparams[name] for name in ("lr", "weight_decay")}
         return self.adamw([{"params": self.trained_parameters()}], **settings)
 
-    """Fine-tune a classifier partially, as the paper does, optionally distilled from a teacher.
-
-    The paper gives ``partial_parameters``, 20 epochs, the learning rate 1e-4 and a cosine, here to zero, step by step. The
-    loss is cross-entropy, with a teacher that of ``towards_teacher``. Freezes the other parameters of ``model``. The teacher
-    is in no checkpoint and in no count. All of the following is recorded, and each is a free choice: the paper does not say.
-
-    - AdamW, with ``weight_decay`` 0: what is trained is mostly vectors.
-    - ``label_smoothing`` 0.1, as in the training of DeiT and Swin.
-    - No warm-up, no averaged weights; tokens, position embeddings and Swin's position tables stay frozen.
-    - Stochastic depth (``drop_path``) as the model was made with; timm makes Swin-B with 0.1, DeiT and ViT with none.
-    - The images, by the data module: a random resized crop and a flip (``ImageData``), none for digits; the batch.
-    - ``run``, from ``finetune``: bfloat16 autocast on a GPU that has it, the batch over all processes, the augmentation.
-
-    Raises ``InputError`` for values out of range and models whose classifier is not known.
-    """
-
 
 class FullFineTune(PartialFineTune):
     """Train every parameter in the same way; with a teacher this is the protocol of most published compressions."""

@@ -20,17 +20,9 @@ from lowrank_vit.objectives.classification import distillation_loss
 from lowrank_vit.runtime.errors import InputError
 
 CROPS = (0.25, 1.0)  # shares of a photograph's area, within which a crop keeps its meaning
-
-
 KNOWN_BYTES = 2**30  # the teacher's outputs are kept in memory up to this size, instead of computed every epoch
-
-
 BATCH = 64
-
-
 ALIGNED = (0, 1, -2, -1)  # blocks whose outputs are compared, as in COMCAT's code
-
-
 LEAST = 0.01  # of the weight of that comparison, as training goes on
 
 

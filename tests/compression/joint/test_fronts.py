@@ -17,8 +17,6 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate.rules import Knapsack
 
 BITS = (2, 4, 8, 16)
-
-
 Option = tuple[int, float]  # pages and loss
 
 

@@ -14,8 +14,6 @@ from lowrank_vit.compression.nested.opened import narrowed, widened
 from tests.support.models import images, tiny
 
 PARTS = ["attn", "mlp"]
-
-
 DENSE = None
 
 

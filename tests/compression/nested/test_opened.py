@@ -22,14 +22,8 @@ from tests.support.kinds import KINDS
 from tests.support.models import ARGUMENTS, outputs
 
 pytestmark = pytest.mark.slow
-
-
 WRITTEN = 0.35
-
-
 PLAIN = ("vit", "swin")
-
-
 OTHERS = ("q and k norm", "swiglu", "layer scale", "post norm")
 
 

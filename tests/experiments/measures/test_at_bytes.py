@@ -20,8 +20,6 @@ from lowrank_vit.records.images import Images
 from tests.experiments.support.untrained import data_for, dense, job_for, run
 
 pytestmark = pytest.mark.slow
-
-
 ROUNDING = {"bits": at_bytes.bits, "each": at_bytes.bits_by_layer, "turn": at_bytes.in_turn, "once": at_bytes.at_once}
 
 

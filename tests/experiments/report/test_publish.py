@@ -20,11 +20,7 @@ from lowrank_vit import InputError, get_recipe
 from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, TABLE, fill, result, write
 
 TABLE_FILES = [file for file in sorted(PUBLISHED.rglob("*.json")) if file.parent.name != "benchmarks"]
-
-
 OTHER = get_recipe("exact").record()
-
-
 PROVENANCE = {
     "source": "new",
     "git": {"commit": "0123456789abcdef", "dirty": False},

@@ -37,8 +37,6 @@ PRINTED = {  # copied by hand from the paper
     "swin_b/ours-loss_aware-60": ("35.3M (-60%)", 83.14),
     "deit_t/ours-exact-40": (None, None),
 }
-
-
 every_table = pytest.mark.parametrize("table", tables().values(), ids=lambda table: table.name)
 
 

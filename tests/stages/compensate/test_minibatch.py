@@ -11,11 +11,7 @@ from tests.support.compensation_problems import LAYERS, Toy, toy_images, toy_inp
 from tests.support.hardware import on_cpu
 
 NAMES = COMPENSATIONS.names()
-
-
 every_kind = pytest.mark.parametrize("kind", NAMES)
-
-
 LOW_RANK = COMPENSATIONS.get("low_rank")(budget=0.4)
 
 

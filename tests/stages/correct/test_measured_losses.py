@@ -19,8 +19,6 @@ from lowrank_vit.stages.correct.measured_losses import MeasuredLosses, Replay, c
 from tests.support.models import LONE, images, tiny
 
 KL = Classification()
-
-
 UNMEASURED = get_recipe("heads").but(refit=False, measured=0)
 
 

@@ -22,15 +22,11 @@ from lowrank_vit.stages.export.formats.torch_export import TorchExport
 from tests.support.models import outputs, tiny
 
 pytestmark = pytest.mark.slow
-
-
 STANDINS = {
     "digits_deit_small": {"depth": 1},
     "digits_vit_small": {"depth": 1},
     "digits_swin_small": {"depths": (2, 1)},
 }
-
-
 KINDS = ("exact", "best")  # the recipes that deploy single matrices, and whole halves
 
 
