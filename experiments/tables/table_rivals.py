@@ -117,7 +117,7 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     return [
         *(
             row(name, _titled(name), None, tokens=name, note=LOOKS.get(name).note, **more)
-            for name, more in {"tome": {}, "evit": {}, **SELECTORS}.items()
+            for name, more in {"tome": {}, "pitome": {}, "evit": {}, **SELECTORS}.items()
         ),
         row("ssp", f"S2ViTE's one-shot baseline, {budget} (ssp)", "ssp", note=LOOKS.get("ssp").note),
         row("spvit-he-gates", f"He's SPViT, gates alone, {budget} (spvit-he-gates)", "spvit-he-gates", **gates),

@@ -131,12 +131,19 @@ def test_the_times_of_two_units_add_up_where_both_are_reduced() -> None:
 def test_modules_are_timed_in_the_program_that_will_run_them(
     kind: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a program computes is what the module does; the times are those of this machine."""
+    """What a program computes is what the module does; all but the dense model counts half of its time on this machine."""
+    real = module_times.seconds_in_turns  # alone, so small a model may save nothing
+
+    def halved(calls: Mapping[str, Callable[[object], object]], *more: object) -> dict[str, list[float]]:
+        times = real(calls, *more)
+        return {name: each if name == "dense" else [0.5 * time for time in each] for name, each in times.items()}
+
+    monkeypatch.setattr(module_times, "seconds_in_turns", halved)
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "SHARES", (0.5, 1.0))
     model, data = model_and_images(kind, 16)
     analysis = analyse(model.float(), [data.float()], get_recipe("heads").but(measured=0, refit=False), runtime=runtime)
-    entry = analysis.plan({"latency": 0.97}).budget  # most of the time of so small a model is the program's own
+    entry = analysis.plan({"latency": 0.9}).budget
     assert entry is not None
     assert entry["where"]["mode"] == runtime
     assert entry["counted"] > 0

@@ -37,7 +37,7 @@ class LearntRule(TokenRule, Protocol):
 TOKENS: Registry[type[TokenRule]] = Registry("token rule", "lowrank_vit.methods")
 
 
-def check_shares(keep: float, at: Sequence[float]) -> None:
+def check_shares(keep: float, at: Sequence[float] = ()) -> None:
     """Raise ``InputError`` unless ``keep`` is a share of tokens, and ``at`` are shares of the depth."""
     if not 0 < keep <= 1 or not all(0 <= share < 1 for share in at):
         raise InputError(f"keep={keep}, at={tuple(at)}: need shares above 0 and up to 1, and from 0 to below 1")
