@@ -88,7 +88,7 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
             raise InputError(f"no layer to compress: {odd!r} is {beyond[odd]}, no plain linear layer: {MERGE}")
         wanted = "stands in a block (blocks.0, blocks.1, ...)" if pattern == BLOCK_LINEARS else f"matches {pattern!r}"
         names = ", ".join(list(linears)[:3])
-        remedy = f"its linear layers are named like {names}; choose some by --sites" if names else "the model has none"
+        remedy = f"its linear layers are named like {names}; choose some by `sites=`" if names else "the model has none"
         raise InputError(f"no linear layer of {type(model).__name__} {wanted}: {remedy}")
     _refuse_shared(model, {site.name for site in sites})
     return sites
@@ -123,7 +123,7 @@ def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:
         if first != owner and chosen & {first, owner}:
             raise InputError(
                 f"{first!r} and {owner!r} share a parameter, so that neither can be compressed alone: "
-                "leave both out by --sites"
+                "leave both out by `sites=`"
             )
 
 

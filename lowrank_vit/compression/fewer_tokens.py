@@ -71,7 +71,7 @@ def _check_images(name: str, rule: TokenRule, images: Any) -> None:
             raise InputError(f"the token rule {name!r} learns nothing: leave out learn_on")
     elif isinstance(images, LightningDataModule) != rule.labelled or images is None:
         needed = "a data module of labelled images" if rule.labelled else "batches of calibration images"
-        raise InputError(f"the token rule {name!r} learns what to keep: give it {needed}, learn_on=...")
+        raise InputError(f"the token rule {name!r} learns what to keep: give it {needed} by `learn_on=`")
 
 
 def _learnt(small: nn.Module, model: nn.Module, images: Any, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def class_labels(
         if list(numbers) != present:
             _warn(
                 f"{where}: the class names 0, 1, 2, ... are the labels themselves; for a model that was trained on them as "
-                f"text ({_few(present)}), give --class-order text"
+                f'text ({_few(present)}), give `class_order="text"`'
             )
         whole = max(numbers.values()) < len(numbers)
         return numbers, len(numbers) if whole or classes is None else classes
@@ -80,7 +80,7 @@ def class_labels(
     if natural != present:
         _warn(
             f"{where}: labels are the ranks of the class names as text ({_few(present)}), as torchvision has them; timm has "
-            f"them in natural order ({_few(natural)}): choose with --class-order natural or text"
+            f'them in natural order ({_few(natural)}): choose by `class_order="natural"` or `class_order="text"`'
         )
     return _ranks(present)
 

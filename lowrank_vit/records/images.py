@@ -83,7 +83,7 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
         return
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0:
-        raise InputError(f"some images have no labels ({smallest}): give labelled ones, such as --split validation")
+        raise InputError(f"some images have no labels ({smallest}): give labelled ones, as of another split")
     if classes is not None and largest >= classes:
         raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
 

@@ -97,18 +97,18 @@ def _check_images(count: int, device: torch.device) -> None:
         dist.all_reduce(counts)
     images, without = counts.tolist()
     if not images:
-        raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+        raise InputError("no images to calibrate on: the data set is empty")
     if images == 1:
         warnings.warn("a single image says little of a model: calibrate on some hundred", stacklevel=3)
     if without:
-        raise InputError(f"{images} images for {world} processes: give each one at least, or fewer --devices")
+        raise InputError(f"{images} images for {world} processes: give each one at least, or start fewer processes")
 
 
 def _check_called(accumulators: Sequence[Accumulator]) -> None:
     for layer in accumulators:
         if not layer.images:
             raise InputError(
-                f"layer {layer.site.name!r} is never called as a module, so its input is unknown: leave it out with --sites"
+                f"layer {layer.site.name!r} is never called as a module, so its input is unknown: leave it out by `sites=`"
             )
 
 
@@ -148,7 +148,7 @@ def calibrate(
     backward = any(needs_gradient(names) for names in wanted.values())
     if backward and objective.lacks(model):
         raise InputError(
-            f"the model {objective.lacks(model)}, so its predictions have no loss: pass objective=Features()"
+            f"the model {objective.lacks(model)}, so its predictions have no loss: pass `objective=Features()`"
         )
     model, size = model.to(device).eval(), None
     batch = Batch()

@@ -38,7 +38,7 @@ def _classifier_parameters(model: nn.Module) -> set[int]:
     heads = tuple(classifiers(model).values()) if get_classifier is None else get_classifier()
     if heads == ():
         raise InputError(
-            f"{type(model).__name__} has no classifier of a known name (head, classifier, ...): pass full=True (--full)"
+            f"{type(model).__name__} has no classifier of a known name (head, classifier, ...): pass `full=True`"
         )
     return {id(p) for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()}
 

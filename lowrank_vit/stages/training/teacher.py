@@ -124,7 +124,7 @@ def check_imitation(teacher: nn.Module | None, hard_teacher: bool, align_weight:
     if not 0 <= align_weight < math.inf:
         raise InputError(f"align_weight is {align_weight}: it must not be negative, and finite")
     if teacher is None and (hard_teacher or align_weight):
-        raise InputError("hard_teacher and align_weight imitate the dense model: give a teacher (--distill)")
+        raise InputError("hard_teacher and align_weight imitate the dense model: give a teacher (`teacher=`)")
 
 
 def align_factor(weight: float, epoch: int, epochs: int) -> float:
@@ -177,7 +177,5 @@ def _outputs(model: nn.Module, images: Tensor, blocks: bool) -> tuple[Tensor, ..
         return (predict(model, images),)
     found = compared_outputs(model, images, True)[1:]
     if len(found) == 1:
-        raise InputError(
-            f"{type(model).__name__} has no blocks of a known name: leave out align_weight (--align-weight)"
-        )
+        raise InputError(f"{type(model).__name__} has no blocks of a known name: leave out `align_weight=`")
     return found
