@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from lowrank_vit.architectures.linears import call_every_layer
+from lowrank_vit.architectures.linears import call_every_layer, mark_shared
 
 
 def canonical(model: nn.Module) -> nn.Module:
     """Give a model the parts that the families describe, in place; its outputs are the same.
 
     Every layer is called as a module; attention and MLPs of Hugging Face's models, blocks around torch's own attention,
-    of torchvision's Swin, and of classes that are not known but compute the same, become timm's.
+    of torchvision's Swin, and of classes that are not known but compute the same, become timm's. Layers that share a
+    parameter are marked.
     """
     from lowrank_vit.architectures.encoder_parts import exchange_blocks
     from lowrank_vit.architectures.imitated import exchange_unknown
@@ -21,4 +22,4 @@ def canonical(model: nn.Module) -> nn.Module:
 
     for exchange in (call_every_layer, exchange_parts, exchange_blocks, exchange_windows, exchange_unknown):
         model = exchange(model)
-    return check_walk(model)
+    return check_walk(mark_shared(model))

@@ -47,7 +47,7 @@ def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
     norm = branch.block.get_submodule(branch.norm)
     if not isinstance(norm, nn.LayerNorm) or type(norm) not in NORMS or norm.weight is None:
         return
-    linears = [reader for reader in readers if type(reader) is nn.Linear and reader.bias is not None]
+    linears = [reader for reader in readers if is_linear(reader) and reader.bias is not None]
     if len(linears) < len(readers):
         return
     for linear in linears:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.folding import fold_norms
@@ -19,6 +19,7 @@ from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
+from lowrank_vit.modules.predicting import logits_of
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.errors import InputError
@@ -89,6 +90,20 @@ class Subject:
         if first is not None and first.ndim == 4:
             for model in (self.dense, self.model):
                 model.image_size = tuple(first.shape[-2:])  # type: ignore[assignment]  # as torchvision's ViT calls it
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, int] | None:
+        """Return the outputs for a blank image, and how many further ones are left out; None where its size is not known."""
+        size, like = input_size(self.dense), next(self.dense.parameters())
+        try:
+            with torch.no_grad():
+                made = None if size is None else self.dense(torch.zeros(1, *size).to(like))
+        except (RuntimeError, AssertionError):  # from whichever layer does not fit the size
+            made = None
+        if made is None:
+            return None
+        further = [each for each in made[1:] if isinstance(each, Tensor)] if isinstance(made, tuple) else []
+        return logits_of(made), len(further)
 
     @cached_property
     def size(self) -> tuple[int, int | None]:

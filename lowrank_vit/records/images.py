@@ -29,13 +29,15 @@ def _entry(batch: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def images_in(batch: Batch) -> Tensor:
     """Return a batch's images, (B, C, H, W), in float32 at least. Raises ``InputError`` where there are none, or integers."""
-    images = batch
-    if not isinstance(batch, Tensor):
-        images = _entry(batch, IMAGES) if isinstance(batch, Mapping) else batch[0]
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+    images: Any = batch
+    if isinstance(batch, Mapping):
+        images = _entry(batch, IMAGES)
+    elif isinstance(batch, list | tuple) and batch:
+        images = batch[0]
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
+        kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InputError(
-            f"a batch of images is {kind}: pass tensors of normalised floats, as the model was trained with"
+            f"a batch of images is {kind}: pass tensors (B, C, H, W) of normalised floats, as the model was trained with"
         )
     return images.float() if images.itemsize < 4 else images
 

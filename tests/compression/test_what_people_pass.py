@@ -77,6 +77,10 @@ def test_batches_of_any_form_give_the_same(form: str, right: Tensor) -> None:
         ([UserDict(x=X)], "name one of them 'pixel_values'"),
         (TensorDataset(X), "pass batches, a DataLoader"),
         ([each.byte() for each in BATCHES], "torch.uint8"),
+        ([None], "a batch of images is a NoneType"),
+        ([()], "a batch of images is a tuple"),
+        (["train/cat.png"], "a batch of images is a str"),
+        (list(X), r"torch\.float32 \(1, 8, 8\): pass tensors \(B, C, H, W\)"),
         ([each[..., :6] for each in BATCHES], r"the images are \(1, 8, 6\)"),
         ([each * float("nan") for each in BATCHES], "not finite"),
         ([], "no images"),
@@ -86,6 +90,11 @@ def test_other_batches_are_refused_in_one_line(data: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         small(tiny(), data)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error:a single image")
+def test_a_last_batch_of_one_image_is_not_all_there_is(right: Tensor) -> None:
+    torch.testing.assert_close(logits(small(tiny(), [X[:16], X[16:23], X[23:]])), right)
 
 
 class Own(nn.Module):
@@ -150,6 +159,38 @@ def test_a_model_like_the_bare_one(kind: str, right: Tensor) -> None:
 def test_a_layer_with_a_buffer_is_a_plain_layer(right: Tensor) -> None:
     made = small(with_buffer())
     assert float((logits(made) - right).norm()) < 0.1 * float(right.norm())
+
+
+def test_a_frozen_model_stays_frozen() -> None:
+    frozen = small(tiny().requires_grad_(False))
+    assert not [name for name, parameter in frozen.named_parameters() if parameter.requires_grad]
+
+
+class Maps(nn.Module):
+    """Outputs of another shape, or several, from a backbone."""
+
+    def __init__(self, *, pair: bool) -> None:
+        super().__init__()
+        self.vit, self.pair = tiny(), pair
+        self.maps, self.scores = nn.Conv2d(self.vit.embed_dim, 5, 1), nn.Linear(self.vit.embed_dim, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        tokens = self.vit.forward_features(x)
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        maps = self.maps(tokens[:, 1:].mT.unflatten(2, (side, side)))
+        return (self.scores(tokens[:, 0]), maps) if self.pair else maps
+
+
+def test_maps_are_kept_as_features(caplog: pytest.LogCaptureFixture) -> None:
+    model = Maps(pair=False).eval()
+    made = small(model)
+    assert "the model returns (B, 5, 4, 4): recipe 'best' keeps it as features" in caplog.text
+    assert float((logits(made) - logits(model)).norm() / logits(model).norm()) < 0.3
+
+
+def test_several_outputs_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    small(Maps(pair=True).eval())
+    assert "the model returns 2 outputs: the first one is kept" in caplog.text
 
 
 def test_a_class_of_the_user_s_keeps_what_it_computes(right: Tensor) -> None:

@@ -151,7 +151,7 @@ def calibrate(
             f"the model {objective.lacks(model)}, so its predictions have no loss: pass `objective=Features()`"
         )
     model, size = model.to(device).eval(), None
-    batch = Batch()
+    batch, seen = Batch(), 0
     accumulators = _accumulators(model, sites, wanted, batch)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     hooks = [_layer(model, layer.site).register_forward_hook(_hook(layer)) for layer in accumulators]
@@ -161,7 +161,7 @@ def calibrate(
             images = _checked(item, size)
             if size is None:
                 tell_implausible(model, images)
-            batch.images, size = len(images), images.shape[1:]
+            batch.images, size, seen = len(images), images.shape[1:], seen + len(images)
             with torch.set_grad_enabled(backward):
                 outputs = predict(model, images)
                 if backward:
@@ -172,7 +172,7 @@ def calibrate(
             hook.remove()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-    _check_images(batch.images, next(model.parameters()).device)
+    _check_images(seen, next(model.parameters()).device)
     _check_called(accumulators)
     moments = _reduce({layer.site.name: layer.moments() for layer in accumulators})
     _check_finite(moments)
