@@ -12,6 +12,8 @@ from torch import nn
 
 from lowrank_vit.runtime.errors import InputError
 
+TEXTS = "input_ids"  # as transformers calls texts
+
 
 def check_model(model: object, second: object) -> None:
     """Raise ``InputError`` unless the first argument is a model of images; ``second``: the one after it, perhaps a model."""
@@ -41,6 +43,12 @@ def _check_forward(model: nn.Module) -> None:
         for name, each in inspect.signature(model.forward).parameters.items()
         if each.kind in kinds and each.default is inspect.Parameter.empty
     ]
+    first = next(iter(inspect.signature(model.forward).parameters), "")
+    if first == TEXTS:
+        raise InputError(
+            f"{type(model).__name__} takes texts first ({TEXTS}): pass the part that sees images, such as "
+            "model.vision_model"
+        )
     named = inspect.Parameter.KEYWORD_ONLY
     if len(needed) == 1 and inspect.signature(model.forward).parameters[needed[0]].kind is named:
         raise InputError(

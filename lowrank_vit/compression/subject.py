@@ -102,7 +102,9 @@ class Subject:
             made = None
         if made is None:
             return None
-        further = [each for each in made[1:] if isinstance(each, Tensor)] if isinstance(made, tuple) else []
+        further = (
+            [each for each in made[1:] if isinstance(each, Tensor) and each.ndim > 1] if isinstance(made, tuple) else []
+        )
         return logits_of(made), len(further)
 
     @cached_property
