@@ -27,6 +27,12 @@ def check_model(model: object, second: object) -> None:
             raise InputError(
                 f"the model is on the device 'meta', without weights ({meta}): make it on the CPU, and load some"
             )
+        kinds = {name: each.dtype for name, each in model.state_dict().items() if isinstance(each, torch.Tensor)}
+        odd = next((name for name, kind in kinds.items() if kind.is_complex), None)
+        if odd is not None:
+            raise InputError(
+                f"{odd} is {kinds[odd]}, which no file of safetensors holds: keep its real and imaginary parts apart"
+            )
         _check_forward(model)
         return
     kind = type(model).__name__

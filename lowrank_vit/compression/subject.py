@@ -76,9 +76,8 @@ class Subject:
         if name := held(own):
             inside, whole = type(own.get_submodule(name)).__name__, type(own).__name__
             logger.warning("the %s inside the %s (%s) is compressed as a backbone, and put back", inside, whole, name)
-        dtype = next(own.parameters()).dtype
-        narrow = dtype if dtype.itemsize < 4 else None
-        dense = own if narrow is None else own.float()
+        narrow = _narrow(own)
+        dense = own.float() if any(kind.itemsize < 4 for kind in _kinds(own)) else own
         start = dense if learnt is None else with_mixers(dense, learnt)
         return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS)
 
@@ -121,6 +120,21 @@ class Subject:
         """Count the tokens that layers see of an image; nothing where images' size is not known."""
         size = input_size(self.model)
         return {} if size is None else tokens_per_image(self.model, names, size)
+
+
+def _kinds(model: nn.Module) -> list[torch.dtype]:
+    """List the floating types that a model's parameters have."""
+    return list(dict.fromkeys(each.dtype for each in model.parameters() if each.is_floating_point()))
+
+
+def _narrow(model: nn.Module) -> torch.dtype | None:
+    """Return the type of a model of less than 32 bits; None for another one, and for several types, which is told."""
+    kinds = _kinds(model)
+    if len(kinds) > 1:
+        names = ", ".join(str(kind).removeprefix("torch.") for kind in kinds)
+        logger.warning("the parameters are of several types (%s): the smaller model is float32, or wider", names)
+        return None
+    return kinds[0] if kinds[0].itemsize < 4 else None
 
 
 def stop_checkpointing(model: nn.Module) -> None:

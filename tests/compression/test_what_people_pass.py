@@ -97,6 +97,17 @@ def test_a_last_batch_of_one_image_is_not_all_there_is(right: Tensor) -> None:
     torch.testing.assert_close(logits(small(tiny(), [X[:16], X[16:23], X[23:]])), right)
 
 
+def test_parameters_of_several_types_become_float32(right: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = tiny()
+    for block in model.blocks:
+        for layer in (block.norm1, block.norm2):
+            layer.bfloat16()
+    made = small(model)
+    assert "the parameters are of several types (float32, bfloat16)" in caplog.text
+    assert {each.dtype for each in made.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits(made), right, rtol=0.1, atol=0.1)
+
+
 class Own(nn.Module):
     """A class of the user's, whose only part is called as ``DataParallel`` calls it."""
 
@@ -219,6 +230,12 @@ def lazy() -> nn.Module:
     return model
 
 
+def with_complex() -> nn.Module:
+    model = tiny()
+    model.register_buffer("freqs", torch.zeros(2, dtype=torch.complex64))
+    return model
+
+
 def on_meta() -> nn.Module:
     with torch.device("meta"):
         return tiny()
@@ -240,6 +257,7 @@ class Keyword(nn.Module):
         (lazy, r"blocks\.0\.mlp\.fc1\.weight has no values yet"),
         (on_meta, "device 'meta'"),
         (lambda: torch.jit.trace(tiny(), X[:1]), "TorchScript"),
+        (with_complex, "freqs is torch.complex64, which no file"),
         (Keyword, "takes images by the keyword pictures alone"),
     ],
 )
@@ -262,6 +280,10 @@ class TestTraining:
             finetune(tiny(), bad, **QUIET)
         with pytest.raises(InputError, match=r"not finite after the epochs \(distil\)"):
             distill(tiny(), tiny(), X * float("nan"), **QUIET)
+
+    def test_float16_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"is float16, .* model\.float\(\)"):
+            finetune(tiny().half(), PAIRS, **QUIET)
 
     def test_empty_batches_are_passed_over(self) -> None:
         padded = [PAIRS[0], (X[:0], Y[:0]), *PAIRS[1:]]
