@@ -95,7 +95,7 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
     """
     try:
         matches = re.compile(pattern).search
-    except re.error as error:
+    except (re.error, TypeError) as error:  # or no text at all
         raise InputError(f"the site pattern {pattern!r} is not a regular expression: {error}") from None
     chosen: Callable[[str], Any] = in_blocks(model) if pattern == BLOCK_LINEARS else matches
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}

@@ -147,7 +147,7 @@ def for_outputs(recipe: Recipe, subject: Subject, images: Images) -> Recipe:
 
     Images that come with several labels say that every output is a yes or a no; other outputs than (B, classes) are features.
     """
-    outputs, further = subject.outputs or (torch.zeros(1, 1), 0)
+    outputs, further = subject.outputs or (torch.zeros(1, 2), 0)
     if further:
         logger.warning("the model returns %d outputs: the first one is kept, others as far as it goes", further + 1)
     if not isinstance(recipe.objective, Classification):
@@ -158,7 +158,7 @@ def for_outputs(recipe: Recipe, subject: Subject, images: Images) -> Recipe:
             recipe.name,
         )
         return recipe.but(objective="multi_label")
-    if outputs.ndim == 2:
+    if (outputs.ndim == 2 and outputs.shape[1] > 1) or recipe.objective.lacks(subject.dense):
         return recipe
     shape = ", ".join(map(str, outputs.shape[1:]))
     logger.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lowrank_vit import InputError, compress, distill, evaluate, finetune, quantize
+from lowrank_vit import InputError, compress, distill, evaluate, finetune, load, quantize, save
 from tests.support.models import images, tiny
 
 X, Y = images(24), torch.arange(24) % 10
@@ -197,6 +198,49 @@ def test_maps_are_kept_as_features(caplog: pytest.LogCaptureFixture) -> None:
     made = small(model)
     assert "the model returns (B, 5, 4, 4): recipe 'best' keeps it as features" in caplog.text
     assert float((logits(made) - logits(model)).norm() / logits(model).norm()) < 0.3
+
+
+class Squeezed(nn.Module):
+    """A regression: one number for an image, (B,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = tiny()
+        self.vit.reset_classifier(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        number: Tensor = self.vit(x).squeeze(-1)
+        return number
+
+
+def test_a_regression_may_return_one_number(caplog: pytest.LogCaptureFixture) -> None:
+    model = Squeezed().eval()
+    made = small(model)
+    assert "the model returns (B, 1): recipe 'best' keeps it as features" in caplog.text
+    assert logits(made).shape == (24,)
+    assert float((logits(made) - logits(model)).norm() / logits(model).norm()) < 0.3
+    with pytest.raises(InputError, match="single output"):
+        evaluate(model, PAIRS, progress=False)
+
+
+def test_maps_have_no_top_1() -> None:
+    with pytest.raises(InputError, match=r"returns \(B, 5, 4, 4\), which class numbers cannot score"):
+        evaluate(Maps(pair=False).eval(), PAIRS, progress=False)
+
+
+@pytest.mark.parametrize("sites", [["fc1"], None, 3, "("])
+def test_sites_are_a_regular_expression(sites: Any) -> None:
+    with pytest.raises(InputError, match="is not a regular expression"):
+        compress(tiny(), BATCHES, "svd", 0.3, device="cpu", sites=sites)
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    made = small(tiny(), recipe="svd")
+    save(made, "~/made")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    torch.testing.assert_close(logits(load("~/made")), logits(made))
 
 
 def test_several_outputs_are_told_of(caplog: pytest.LogCaptureFixture) -> None:

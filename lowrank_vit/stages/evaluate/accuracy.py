@@ -203,6 +203,9 @@ class Evaluation(LightningModule):
         if batch_idx == 0:
             tell_implausible(self.model, images)
         logits = predict(self.model, images)
+        if logits.ndim != 2:
+            shape = ", ".join(map(str, logits.shape[1:]))
+            raise InputError(f"the model returns (B, {shape}), which class numbers cannot score: pass a classifier")
         check_labels(labels, logits.shape[-1])
         self.hits.append(logits.topk(1, dim=-1).indices[:, 0] == labels)
         beside = [] if self.dense is None else [predict(self.dense, images)]
