@@ -35,7 +35,7 @@ def shown_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def _children(module: nn.Module | None) -> list[nn.Module]:
-    return list(module.children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+    return list(module) if isinstance(module, nn.Sequential | nn.ModuleList) else []
 
 
 def _classifier(model: nn.Module) -> object:

@@ -92,7 +92,7 @@ def refuse_more(*further: Any, **options: Any) -> tuple[tuple[()], dict[str, Any
     if asked or any(value is not None and value is not False for value in further):
         raise InputError(
             f"the model gives its blocks more than the stream ({', '.join(asked) or 'a second argument'}), which what was "
-            "found to take their place does not have: call it without, or choose layers by --sites"
+            "found to take their place does not have: call it without, or choose layers by `sites=`"
         )
     return (), {}
 

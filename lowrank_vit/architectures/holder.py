@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites, family_of
+from lowrank_vit.architectures.origin import image_tower
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.step_inputs import finish
 from lowrank_vit.records.sites import AttentionSite, MlpSite, TableSite
@@ -84,6 +85,8 @@ class Holder(Family):
 
 def held(model: nn.Module) -> str:
     """Return the name of the backbone that is compressed inside a model; nothing for a model that is known itself."""
+    if tower := image_tower(model):
+        return tower
     try:
         family = family_of(model)
     except UnknownWholeError:

@@ -49,7 +49,7 @@ def find_units(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> 
     whole = [kind for kind in recipe.units if kind != SINGLE]
     if whole and sites != BLOCK_LINEARS:
         if SINGLE not in recipe.units:
-            raise InputError("this recipe compresses all attention modules and MLPs as a whole: leave out --sites")
+            raise InputError("this recipe compresses all attention modules and MLPs as a whole: leave out `sites=`")
         recipe, reasons = recipe.only(SINGLE), [CHOSEN_SITES]
     units = _units(model, recipe, sites)
     reasons += _refused(model, units, recipe)

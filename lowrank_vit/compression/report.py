@@ -94,7 +94,7 @@ def left_dense_entry(
         share = 100 * sum(unexpected.values()) / parameter_count(model)
         logger.warning(
             "left dense, being in no block of a known kind: %s (%d in all, %.1f %% of the parameters); "
-            "recipes for single layers take linear ones by --sites",
+            "recipes for single layers take linear ones by `sites=`",
             some(unexpected),
             len(unexpected),
             share,

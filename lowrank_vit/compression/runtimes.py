@@ -44,7 +44,7 @@ def settings_in(device: str, runtimes: Sequence[str], batches: Sequence[int]) ->
             continue
         exporter(FORMATS[mode])
         if device != "auto" and torch.device(device).type != "cpu":
-            raise InputError(f"{mode} runs exported files on the CPU here: leave it out, or give --device cpu")
+            raise InputError(f'{mode} runs exported files on the CPU here: leave it out, or give `device="cpu"`')
         found += [Setting("cpu", "float32", mode, each.batch) for each in settings("cpu", ["eager"], batches)]
     return found
 

@@ -98,7 +98,7 @@ def load_delta(model: TextToImage, path: Path) -> Customization:
     about, tensors = _read(path)
     if about["base"] != model.hash():
         raise InputError(
-            f"{path} was made for another base model: its weights have another hash; pass the --model it was made with"
+            f"{path} was made for another base model: its weights have another hash; pass the model that it was made with"
         )
     try:
         method = DELTAS.get(about["method"])(**json.loads(about["settings"]))

@@ -106,7 +106,7 @@ def load_images(folder: Path, channels: int, side: int) -> Tensor:
     Raises ``InputError`` where there are none, and for one that cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: --images takes a folder of image files")
+        raise InputError(f"there is no folder {folder}: name a folder of image files")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{folder} holds no image files ({', '.join(SUFFIXES)}): put a few of the new thing there")

@@ -29,7 +29,9 @@ def draw_balanced(labels: Sequence[int], count: int, seed: int, stream: int) -> 
     """
     array = np.asarray(labels)
     if (array < 0).any():
-        raise InputError("a class-balanced calibration needs labels, and these images have none: use stratified=False")
+        raise InputError(
+            "a class-balanced calibration needs labels, and these images have none: leave out `stratified=`"
+        )
     random = _random(seed, stream)
     shuffled = random.permutation(len(array))
     grouped = shuffled[np.argsort(array[shuffled], kind="stable")]

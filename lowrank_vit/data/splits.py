@@ -57,7 +57,7 @@ class ImageSource:
             raise unknown("split", name, ("train", "validation"))
         split = self.train if name == "train" else self.validation
         if split is None:
-            raise InputError(f"{self.spec} has no {name} split: add one, or pass another --data")
+            raise InputError(f"{self.spec} has no {name} split: add one, or pass other images")
         return split
 
 

@@ -26,7 +26,7 @@ def make_model(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Mo
     """
     for key in FETCHING:
         if key in arguments:
-            raise InputError(f"{key!r} is not an argument of the architecture: leave it out of --model-args")
+            raise InputError(f"{key!r} is not an argument of the architecture: leave it out")
     overlay = _changed_images(name, arguments)
     if overlay:
         options["pretrained_cfg_overlay"] = overlay

@@ -35,7 +35,7 @@ class Patches(Replacement):
         patches.linear.bias = nn.Parameter(
             patches.linear.weight.new_zeros(convolution.out_channels) if bias is None else bias.detach().clone()
         )
-        return patches.train(convolution.training)
+        return patches.train(convolution.training).requires_grad_(convolution.weight.requires_grad)
 
     @property
     def weight(self) -> Tensor:
@@ -81,7 +81,7 @@ class Positions(Replacement):
     def of(cls, table: Tensor) -> Positions:
         """Make the same table, (1, T, n), without factors."""
         positions = cls(table.shape[1], table.shape[2])
-        positions.rows = nn.Parameter(table.detach()[0].clone())
+        positions.rows = nn.Parameter(table.detach()[0].clone(), table.requires_grad)
         return positions
 
     @classmethod

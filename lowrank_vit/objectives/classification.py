@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import classifiers
-from lowrank_vit.architectures.origin import kind_of
+from lowrank_vit.architectures.origin import is_clip, kind_of
 from lowrank_vit.objectives import OBJECTIVES, SEVERAL, Outputs, compared_outputs, image_signs
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
@@ -90,6 +90,8 @@ def without_classifier(model: nn.Module) -> str:
         return f"has {what}, which is no choice between classes,"
     if kind_of(model) and not any(isinstance(each, nn.Linear) for each in classifiers(model).values()):
         return "has no classifier"
+    if classes is None and is_clip(model):
+        return f"embeds images ({type(model).__name__}) and has no classifier"
     if classes == 0:
         return "has no classifier (num_classes is 0)"
     record = getattr(model, "pretrained_cfg", None) or {}

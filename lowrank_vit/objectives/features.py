@@ -96,7 +96,7 @@ class Features:
                 sums = sums + feature_sums(features, features)
         shares = [share for share in gathered(sums) if share.ndim]
         if not shares:
-            raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+            raise InputError("no images to calibrate on: the data set is empty")
         found = variances(torch.stack(shares).sum(0), self.floor)
         return replace(self, variances=tuple(float(f"{variance:.{DIGITS}g}") for variance in found.tolist()))
 

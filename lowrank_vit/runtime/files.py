@@ -49,7 +49,7 @@ def check_spec(spec: str) -> None:
     if kind in AROUND and "," in target:
         return check_spec(target.partition(",")[2])
     if kind in LOCAL and target and not given_path(target).exists():
-        raise InputError(f"--data {spec}: {target} does not exist")
+        raise InputError(f"{spec}: {target} does not exist")
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def resolve_device(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used ({reason}): try --device cpu or auto") from None
+        raise InputError(
+            f'device {device!r} cannot be used ({reason}): try `device="cpu"` or `device="auto"`'
+        ) from None
 
 
 @contextmanager

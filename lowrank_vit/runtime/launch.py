@@ -40,7 +40,7 @@ def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int
     if asked != started:
         raise InputError(
             f"{started[0]} processes on {started[1]} machines were started, but {asked[0]} devices on {asked[1]} are "
-            "asked for: leave out --devices and --num-nodes, the launcher sets them"
+            "asked for: leave out `devices=` and `num_nodes=`, the launcher sets them"
         )
     return started
 

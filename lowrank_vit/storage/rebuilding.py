@@ -124,7 +124,7 @@ def _difference(model: nn.Module, record: Mapping[str, Any], layers: Mapping[str
     for name in [*expected, *shapes]:
         if shapes.get(name) != expected.get(name):
             return f"its {name} has the shape {shapes.get(name)}, here {expected.get(name)}"
-    theirs, ours = (dict(each.named_modules()) for each in (rebuilt, model))
+    theirs, ours = (dict(each.named_modules(remove_duplicate=False)) for each in (rebuilt, model))
     for name in {**ours, **theirs}:
         found = _different(theirs.get(name), ours.get(name))
         if found is not None:

@@ -156,7 +156,7 @@ def test_what_is_refused_is_named(kind: str, recipe: str) -> None:
     with pytest.raises(InputError, match=expected) as refused:
         compress(model, [data], chosen, REDUCTION, device="cpu")
     assert "\n" not in str(refused.value)
-    assert any(remedy in str(refused.value) for remedy in ("--sites", "recipe for single layers", "`list recipes`"))
+    assert any(remedy in str(refused.value) for remedy in ("`sites=`", "recipe for single layers", "`list recipes`"))
 
 
 def test_the_losses_of_whole_modules_and_of_single_layers_are_in_one_currency() -> None:

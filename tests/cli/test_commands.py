@@ -96,7 +96,9 @@ def test_a_nested_folder_is_shrunk(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "out of reach" in refused(capsys, "shrink", small, "--reduction", 0.99, *out)
     assert "exists already" in refused(capsys, "shrink", small, "--reduction", 0.7, "--out", direct)
     assert "cuda:77" in refused(capsys, "shrink", small, "--reduction", 0.7, "--device", "cuda:77", *out)
-    assert "closed_form or moments" in refused(capsys, *COMPRESS, "--recipe", "paper", "--nested", *out)
+    assert "choose --solver closed_form or --solver moments" in refused(
+        capsys, *COMPRESS, "--recipe", "paper", "--nested", *out
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -81,3 +81,14 @@ def test_an_empty_class_folder_is_told_and_what_archives_leave_is_no_class(tmp_p
     (tmp_path / "train" / "a").mkdir()
     with pytest.warns(UserWarning, match="class folder 'a' has no images, and counts as a class all the same"):
         assert data(tmp_path).source.names == ("a", "b", "c")
+    write(tmp_path / "validation" / "bb", 3)
+    with pytest.warns(
+        UserWarning, match="class folder 'bb' is in validation/ alone, and counts as a class all the same"
+    ):
+        assert data(tmp_path).source.names == ("a", "b", "bb", "c")
+
+
+def test_a_link_to_nowhere_is_named(folder: Path) -> None:
+    (folder / "validation" / "b" / "lost.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(InputError, match=r"lost\.png \(No such file or directory\): replace or remove it"):
+        labels(data(folder).val_dataloader())

@@ -62,6 +62,11 @@ FORMS: dict[str, Callable[[Path, State], Path]] = {
     "Lightning with a loss's weights": lambda folder, state: saved(
         folder, {"state_dict": below("model.", state) | {"loss.weight": torch.ones(3)}}
     ),
+    "a head beside the backbone": lambda folder, state: saved(
+        folder,
+        {f"net.{'' if name.startswith('head') else 'backbone.'}{name}": each for name, each in state.items()}
+        | {"net.neck.weight": torch.ones(3)},
+    ),
     "averaged model": lambda folder, state: saved(folder, below("module.", state) | {"n_averaged": torch.tensor(3)}),
     "results of a training": lambda folder, state: saved(
         folder, {"model": state, "best": np.float64(0.5), "epoch": np.int64(3), "out": PosixPath("runs")}

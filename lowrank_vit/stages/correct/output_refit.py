@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
-from lowrank_vit.architectures.linears import is_linear
+from lowrank_vit.architectures.linears import is_linear, is_shared
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.token_block import TokenBlock
@@ -132,6 +132,7 @@ class OutputRefit:
                 inputs[place] = h
                 folds.add(h, error, rows)
             change, shift, ridge = _seen(old.scale, *folds.fit(self.ridges))
+            ridge = None if is_shared(layer) else ridge  # the other place would change, too
             if ridge is not None:
                 _add_to(layer, change, shift, old.scale)
             if old.normed:

@@ -63,7 +63,7 @@ def export_half(
             raise InputError(
                 f"in float16 the outputs diverge by {made.agreement.divergence:.2g} from those in float32, and "
                 f"{made.agreement.percent:.1f} % of {sum(map(len, images))} images keep their class: {path} was not "
-                f"written; keep float32, or allow more by --tolerated (it is {tolerated:g})"
+                f"written; keep float32, or allow more by `tolerated=` (it is {tolerated:g})"
             )
     return made
 

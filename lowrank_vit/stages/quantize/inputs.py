@@ -68,7 +68,7 @@ class _Sums:
     def moments(self, name: str) -> InputMoments:
         if not self.tokens:
             raise InputError(
-                f"layer {name!r} is never called as a module, so its input is unknown: leave it out by --sites"
+                f"layer {name!r} is never called as a module, so its input is unknown: leave it out by `sites=`"
             )
         if not self.second.sum().isfinite():
             raise InputError(f"the inputs of layer {name!r} are not finite: check the weights and the images")

@@ -50,7 +50,9 @@ class Onnx:
 
         model = straightened(model, example.shape[1])
         if parameter_bytes(model) >= LIMIT:
-            raise InputError("the model has 2 GiB or more, which no single ONNX file holds: use --format torch-export")
+            raise InputError(
+                "the model has 2 GiB or more, which no single ONNX file holds: choose the format torch-export"
+            )
         program = torch.onnx.export(
             model,
             (example,),

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lowrank_vit.architectures.base import first_inputs
 from lowrank_vit.modules.token_block import SelectingBlock, masked, packed
-from lowrank_vit.objectives.classification import classes_of, distillation_loss
-from lowrank_vit.records.images import images_in, training_labels
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives.labels import LabelLoss
+from lowrank_vit.records.images import images_in
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import derived_seed
@@ -113,6 +113,7 @@ class SelectorTraining(SeededTraining):
             else {"images": len(images), "batch_size": batch_size}
         )
         self.save_hyperparameters({**settings, **own, **(run or {})})
+        self.labelled = LabelLoss(model, label_smoothing)
         self._images, patches = images, int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
         self.blocks = [module for module in model.modules() if isinstance(module, SelectingBlock)]
         self.targets = [block.config["count"] / patches for block in self.blocks]
@@ -135,7 +136,8 @@ class SelectorTraining(SeededTraining):
             tokens = self._teacher[0].forward_features(images)  # type: ignore[operator]
             logits = self._teacher[0].forward_head(tokens)  # type: ignore[operator]
         seen = see(self.model, images, self._draw)
-        pull = distillation_loss(seen.logits, logits, 1.0)
+        objective = Classification() if self._images is not None else self.labelled.objective(batch)
+        pull = objective.pull(seen.logits, logits, 1.0)
         last = seen.kept[-1].detach()
         apart = ((seen.tokens - tokens[:, 1:]).square().mean(-1, keepdim=True) * last).sum() / self._over_all(
             last.sum()
@@ -143,9 +145,7 @@ class SelectorTraining(SeededTraining):
         if self._images is not None:
             loss = pull + apart
         else:
-            labels = training_labels(batch, classes_of(self.model))
-            true = F.cross_entropy(seen.logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
-            loss = true + LOGIT * pull + TOKEN * apart
+            loss = self.labelled(seen.logits, self.labelled.targets(batch)) + LOGIT * pull + TOKEN * apart
         self.log("train_loss", loss, prog_bar=True)
         return loss + RATIO * self._excess(seen)
 
