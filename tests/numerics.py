@@ -5,8 +5,6 @@ revision is to be raised. ``--record`` writes the file anew; it refuses while a 
 those that are recorded. ``--record --equal`` takes changes that are no larger than between machines.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import functools

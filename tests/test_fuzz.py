@@ -3,8 +3,6 @@
 Files of models that are changed at random are in ``storage/test_hostile_files.py``. ``--hypothesis-seed N`` begins elsewhere.
 """
 
-from __future__ import annotations
-
 import contextlib
 import string
 import tempfile

@@ -1,7 +1,5 @@
 """Round to fewer bits what another job has compressed: that job is run first, and shared by all numbers of bits."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from experiments.jobs.ledger import Ledger

@@ -1,7 +1,5 @@
 """Measure how much faster the small model of a job is than the dense one."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from experiments.jobs.ledger import Ledger

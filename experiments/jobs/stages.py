@@ -1,7 +1,5 @@
 """Run the stages of a job, one after the other; what a stage found is on disk before the next one begins."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import replace

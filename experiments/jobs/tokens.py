@@ -1,7 +1,5 @@
 """Let the model of a job hand on fewer tokens."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Name the files that a report consists of."""
 
-from __future__ import annotations
-
 from experiments.tables.rows import Table
 
 RENDERED = ("table.md", "table.csv", "table.json", "table.tex", "table.html")

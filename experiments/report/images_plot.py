@@ -1,7 +1,5 @@
 """Draw accuracy against the number of images that a method sees."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping
 from typing import Any

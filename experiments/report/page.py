@@ -1,7 +1,5 @@
 """Write a table as HTML whose columns sort: ``table.html``, ``index.html``, and the published tables of the site."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path

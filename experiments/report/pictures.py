@@ -1,7 +1,5 @@
 """Look up, by the names that a table gives, what draws its pictures and its figure, and what is said of it in words."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

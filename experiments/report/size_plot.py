@@ -1,7 +1,5 @@
 """Draw accuracy against the size of the file."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any

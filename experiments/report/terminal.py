@@ -1,7 +1,5 @@
 """Show the table as a person reads it in the terminal, from 120 columns on."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ class Section:
     skipped: Mapping[str, int]
 
     @classmethod
-    def of(cls, architecture: str | None, rows: Sequence[Row]) -> Section:
+    def of(cls, architecture: str | None, rows: Sequence[Row]) -> "Section":
         """Separate the rows that are printed from those that share a line."""
         reasons = Counter(str(row["reason"]) for row in rows if row["status"] == "skipped")
         shared = {reason: count for reason, count in reasons.items() if count > FEW}

@@ -1,7 +1,5 @@
 """Hold what a table is made of: rows to run, and printed numbers."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,7 +80,7 @@ class Row:
     calibration_images: int | None = None
 
     @classmethod
-    def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> Row:
+    def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> "Row":
         """Make a row that measures instead of compressing and comparing: nothing is trained."""
         fields = {"recipe": None, "protocol": "training-free", "epochs": 0, "measure": measure, **fields}
         known = (architecture.label, architecture.model, architecture.standin)

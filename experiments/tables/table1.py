@@ -14,8 +14,6 @@ Its words are mini-batch gradient descent (``sgd``), which at its learning rate 
 nothing; with Adam, our reading, the same steps end at the closed form.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
 

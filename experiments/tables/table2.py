@@ -14,8 +14,6 @@ the teacher (AAFM: features of the calibration images alone). LoSparse prints la
 The stand-ins have one seed by default; --seeds 0,1,2 shows the spread.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from experiments.tables.architectures import DEIT_B, DEIT_S, DEIT_T, SWIN_B, VIT_B, Architecture

@@ -11,8 +11,6 @@ printed one is of the real model's -, and the smaller one was trained from scrat
 FT": all parameters, by labels and the dense model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -17,8 +17,6 @@ that 4 bits need beside the count, and 0.4 of 1.8 at 8 bits: they leave most of 
 what it counts, and no single rule gives both. The findings below the table do this sum for one file of each model.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
 

@@ -12,8 +12,6 @@ all together. Last, all parameters of ``heads``, and of all together, trained to
 images alone; for DeiT-Tiny, table R has the rows of ``heads``.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -10,8 +10,6 @@ biases, as in its code. The search spends the budget of `heads`, too. Last the m
 labels and the dense model's answers, blocks aligned; the paper has 30 rounds of search and 300 epochs.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -11,8 +11,6 @@ of each image is another one (mixup), and "all, factors pivoted", the last step 
 KL unseen is of training images that are held out.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -8,8 +8,6 @@ Every row is the recipe ``paper`` with Z in closed form and nothing fine-tuned, 
 that ``paper_literal`` has, but for the solver of Z.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, Architecture

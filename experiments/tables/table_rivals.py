@@ -16,8 +16,6 @@ A second block is at equal multiply-accumulates: rules that let fewer tokens pas
 Speed-ups are measured where the model is a real one.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

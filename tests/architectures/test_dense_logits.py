@@ -1,7 +1,5 @@
 """Attention in part: queries and keys that stay as they are, values that lose directions."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from functools import cache

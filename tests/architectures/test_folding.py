@@ -1,7 +1,5 @@
 """Norms and LayerScale folded into linear layers: the same function of every kind of model, with fewer parameters."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """A module of the user's that holds one known model; and models that are no models of images."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

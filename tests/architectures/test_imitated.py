@@ -1,7 +1,5 @@
 """Vision transformers that people wrote themselves: taken for what they compute, never for what they look like."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

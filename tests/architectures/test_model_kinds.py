@@ -1,7 +1,5 @@
 """Every kind of model and every recipe: compressed as promised, or refused in one line; nothing is left out unsaid."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from functools import cache

@@ -1,7 +1,5 @@
 """What makes weights from others - masks, norms, adapters - is part of the weights before anything is measured."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from pathlib import Path

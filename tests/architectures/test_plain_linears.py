@@ -1,7 +1,5 @@
 """A linear layer computes ``x W^T + b`` and nothing else; whatever does more stays as it is, and the report says why."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

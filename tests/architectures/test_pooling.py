@@ -1,7 +1,5 @@
 """Attention pooling: queries that are the same for all images, values and an MLP that shrink as those of blocks do."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The stream of a model, block by block: the layouts of its tokens against what the modules really do."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

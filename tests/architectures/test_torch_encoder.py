@@ -1,7 +1,5 @@
 """Vision transformers around torch's own attention: the same promises as for timm's."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from functools import cache

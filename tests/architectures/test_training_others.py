@@ -1,7 +1,5 @@
 """Models that are not timm's are fine-tuned and distilled like timm's."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Models of Hugging Face's transformers: the same promises as for timm's, and the same numbers where both have one model."""
 
-from __future__ import annotations
-
 import copy
 import json
 from functools import cache

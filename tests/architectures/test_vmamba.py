@@ -1,7 +1,5 @@
 """VMamba as a family: its stream, its projections and MLPs, and its scans as units of one budget."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

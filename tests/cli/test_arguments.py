@@ -1,7 +1,5 @@
 """What the texts of a command line become."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

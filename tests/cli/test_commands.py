@@ -1,7 +1,5 @@
 """The commands as a user types them: results on the standard output, a mistake is one line and exit code 2."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

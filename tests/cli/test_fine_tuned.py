@@ -1,7 +1,5 @@
 """A fine-tuned model through the verbs: its classes, its image size and its arguments stay its own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What a new user sees: sizes before they are made, how a compression went, and what it lost."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

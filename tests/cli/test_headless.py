@@ -1,7 +1,5 @@
 """A model without a classifier through the verbs, in real processes: it keeps its features."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Odd numbers, paths, specifications and images: they work, or are refused in one line, and nothing is left or lost."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

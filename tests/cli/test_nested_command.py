@@ -1,7 +1,5 @@
 """``compress --nested`` and ``shrink`` of ``best``, as a user runs them: each a process of its own."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

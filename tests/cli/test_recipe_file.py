@@ -1,7 +1,5 @@
 """A recipe as a file: a report, or a TOML, makes the same bytes again, and the command goes before the file."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

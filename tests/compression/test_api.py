@@ -1,7 +1,5 @@
 """The pipeline end to end on tiny models: sizes, errors and reports against what the compressed model really does."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

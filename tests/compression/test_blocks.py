@@ -1,7 +1,5 @@
 """Recipe ``best`` end to end on tiny models: whole attention modules and MLPs, exact where nothing is removed."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

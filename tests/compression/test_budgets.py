@@ -1,7 +1,5 @@
 """Budgets in any cost: what a model is counted to cost keeps within it, and no better choice does."""
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Inputs and inner parts that go: whatever the kind of model, what goes is replaced by its mean."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

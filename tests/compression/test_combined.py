@@ -1,7 +1,5 @@
 """Several budgets at once: each holds, and the sizes lose as little as those of all choices that keep within them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 

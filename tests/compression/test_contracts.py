@@ -1,7 +1,5 @@
 """What users hand in: any precision, batches of any shape, outputs of other libraries; it works, or one line says why not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Budgets in time, by a clock that ticks once for every multiply-accumulate: what is predicted can be counted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

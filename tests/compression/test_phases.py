@@ -1,7 +1,5 @@
 """Several processes do what one does, to rounding, each its share; one that dies ends the others with a line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Recipes with pivoted factors: the same functions, with more directions for the same parameters."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

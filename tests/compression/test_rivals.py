@@ -1,7 +1,5 @@
 """Rivals end to end: what is folded is the masked model, budgets are met, and one factorisation has many ranks."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The caller's world stays outside: what surrounds a model, how it is trained, and what torch is set to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Pairs of tokens planned by block: the cheapest path, the exact last block, the refit behind merged tokens."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Models, batches and labels as people pass them: they work as they are, or end in one line."""
 
-from __future__ import annotations
-
 import copy
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What every allocator promises, against brute force and a worked example."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What every decomposition promises, against dense float64 truths."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

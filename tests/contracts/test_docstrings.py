@@ -1,7 +1,5 @@
 """Where a public method has no docstring, a protocol, a base class or its library says what it does."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator
 

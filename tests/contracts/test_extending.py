@@ -1,7 +1,5 @@
 """What CONTRIBUTING.md promises: each of these is one new class, registered, and used from end to end at once."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -244,7 +242,7 @@ HEADS._scanned = True  # its methods are here
 class DecomposedHeads(Decomposed[tuple[Tensor, Tensor], Folded]):
     """An attention module with its heads in order."""
 
-    unit: HeadUnit
+    unit: "HeadUnit"
 
     def cut(self, ranks: Ranks) -> Folded:
         kept = self.found[0][: ranks[f"{self.unit.name}.heads"]].sort().values
@@ -277,7 +275,7 @@ class HeadUnit(Unit[OutputNorm, tuple[Tensor, Tensor]]):
         return (self.site.proj,)
 
     @classmethod
-    def find(cls, model: nn.Module, method: OutputNorm, settings: Settings, sites: str) -> list[HeadUnit]:
+    def find(cls, model: nn.Module, method: OutputNorm, settings: Settings, sites: str) -> "list[HeadUnit]":
         found = family_of(model).modules(model)
         return [cls(site, method, settings) for site in found if isinstance(site, AttentionSite)]
 

@@ -1,7 +1,5 @@
 """What CONTRIBUTING.md promises: a paper is one file in ``methods``, where registries, lists, plots and tables find it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

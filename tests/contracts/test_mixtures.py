@@ -1,7 +1,5 @@
 """Units whose sizes can be searched: the dense model with the parameters of one size is the folded model."""
 
-from __future__ import annotations
-
 import pytest
 import timm
 import torch

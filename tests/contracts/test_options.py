@@ -1,7 +1,5 @@
 """No message recommends an option that the command lacks, and what several commands take has one name."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib

@@ -1,7 +1,5 @@
 """What is opened and what is not: no pickle, no code in a text, no network at import, no markup from data."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A delta on disk: how large it is, that it comes back whole, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What every delta promises, and what COMCAT's and LoRA's compute, against dense truths."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Metrics by hand-worked cases and identities; what the judge sees."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import scipy.linalg

@@ -1,7 +1,5 @@
 """Prior preservation: what is drawn, and what it adds to the loss."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

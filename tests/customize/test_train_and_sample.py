@@ -1,7 +1,5 @@
 """Training and sampling by their definitions: U-Nets whose answers are known."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Folders of images that several files share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Images of every mode become grey or RGB, upright and on white; large JPEGs are decoded at reduced size."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Folders of images: classes and their numbers, what is left out, what is broken."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

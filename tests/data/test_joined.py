@@ -1,7 +1,5 @@
 """Unlabelled images beside the training images of another source: calibration sees both, evaluation does not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

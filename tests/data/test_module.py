@@ -1,7 +1,5 @@
 """The loaders of a model's images: transforms, order, workers, and what unlabelled images can be used for."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Loose photographs calibrate; what is held out, or left out, is said."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Which images are drawn, in which order, on which process."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

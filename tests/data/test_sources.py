@@ -1,7 +1,5 @@
 """What a specification opens, the embedded digits among it, and what is none."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from lowrank_vit.data import open_source

@@ -1,7 +1,5 @@
 """Parquet files, saved data sets and the hub: the same images and labels, and what is broken is named."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Workers of a loader: as many as there are cores for them, kept between epochs, and gone with their loader."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import time

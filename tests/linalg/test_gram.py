@@ -1,7 +1,5 @@
 """The symmetric product against the dense one in float64, on both sides of the panel's width."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The two exact scans against a plain float64 recurrence, and the four orders by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

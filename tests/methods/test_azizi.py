@@ -1,7 +1,5 @@
 """Algorithm 1 at the real shapes of the paper's models, where the mean image caps the ranks far below break-even."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from typing import Any

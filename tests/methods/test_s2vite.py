@@ -1,7 +1,5 @@
 """Drop and grow: the sizes by hand, what dies and what grows, and a whole run on labels that can be interrupted."""
 
-from __future__ import annotations
-
 import timm
 import torch
 

@@ -1,7 +1,5 @@
 """Selectors that learn: what is drawn and trained, resumed to the same bytes, dropped as it was masked, kept in files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

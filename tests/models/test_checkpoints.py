@@ -1,7 +1,5 @@
 """Checkpoints as people have them: PyTorch's files, wrapped, with prefixes and moving averages; nothing is unpickled."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Models of transformers by name: from a folder with safetensors, with what their preprocessor says of images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

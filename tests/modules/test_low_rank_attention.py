@@ -1,7 +1,5 @@
 """Attention with heads of unequal widths, by its definition."""
 
-from __future__ import annotations
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,7 +1,5 @@
 """The smaller MLPs against timm's, with gates and without: by their definition, hidden unit by hidden unit."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

@@ -1,7 +1,5 @@
 """Packed codes: no bit is lost, and none wasted."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The patch embedding as a linear layer, against torch's convolution."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

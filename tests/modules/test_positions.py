@@ -1,7 +1,5 @@
 """A table that stands where a parameter was."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """VMamba's mixer against float64 loops over channels, and the theorem on the mean of all channels."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 

@@ -1,7 +1,5 @@
 """A layer that makes some of its outputs: the masked layer, wherever it stands, and nothing that cannot be one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """The objective ``features``: its metric by hand, its probe against the dense curvature, and compression by it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

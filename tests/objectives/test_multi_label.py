@@ -1,7 +1,5 @@
 """Several labels for an image: each keeps its own probability, and none competes with another."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

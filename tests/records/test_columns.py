@@ -1,7 +1,5 @@
 """One order of inner parts and inputs: what ranks keep and lose, by hand."""
 
-from __future__ import annotations
-
 import torch
 
 from lowrank_vit.records.factors import Columns

@@ -1,7 +1,5 @@
 """What sizes cost and lose: worked by hand."""
 
-from __future__ import annotations
-
 import torch
 
 from lowrank_vit.records.costs import Cost, UnitCosts

@@ -1,7 +1,5 @@
 """What the report says of Z, against equation (10) worked out image by image from the model's own inputs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

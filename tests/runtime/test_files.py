@@ -1,7 +1,5 @@
 """Files whole or not at all: what a full disk, a killed process and a living one leave behind."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Environments in which processes cannot meet: one line each, soon, and no process is left."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 

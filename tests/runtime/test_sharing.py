@@ -1,7 +1,5 @@
 """How work is divided: the most expensive first, by hand."""
 
-from __future__ import annotations
-
 from lowrank_vit.runtime.processes import split
 
 

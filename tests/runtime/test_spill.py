@@ -1,7 +1,5 @@
 """Tensors on the disk: what comes back is what was put there, and nothing is left behind."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The model card: metadata as the hub's own reader has it, and nothing that config and report do not say."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

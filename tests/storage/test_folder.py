@@ -1,7 +1,5 @@
 """Saved, loaded, and refused with one line when broken; nothing that was there is lost."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Folders and files that somebody edited: they work, or are refused in one line; no pickle is opened, no file fetched."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """What is saved is loaded again: arguments that the model shows, factories, dense models that are handed in; or refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

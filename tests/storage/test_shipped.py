@@ -1,7 +1,5 @@
 """The model that comes with the package loads, and sees what is in a photograph."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

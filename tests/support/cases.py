@@ -1,7 +1,5 @@
 """Cases of a parametrised test: a few run always, the others with the slow tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

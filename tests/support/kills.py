@@ -7,8 +7,6 @@ The job is one of the embedded default: the recipe ``paper`` with a few steps of
 runs in forks of this process, so that its imports are paid once; each fork is killed as any process is.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Sizes and bits from one knapsack, against all that could be chosen; bytes against those of real files."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 

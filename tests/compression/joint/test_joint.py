@@ -1,7 +1,5 @@
 """Models whose sizes and bits are chosen together: their files, what they compute, and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

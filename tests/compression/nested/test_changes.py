@@ -1,7 +1,5 @@
 """What a refit changed is carried to other sizes by least squares, the mean of the output kept."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

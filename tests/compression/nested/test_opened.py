@@ -1,7 +1,5 @@
 """Recipes that look at images once a size is chosen: what compress makes at known sizes, and close to it between them."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp

@@ -1,7 +1,5 @@
 """Tensors packed and unpacked: symmetric ones are whole again, losses keep every bit."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Rows whose parameters are all trained: their jobs, how long they take, and a job from end to end."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

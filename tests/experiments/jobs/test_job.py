@@ -1,7 +1,5 @@
 """Jobs and their keys."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -1,7 +1,5 @@
 """A job that is killed just before each of its changes on disk ends with the bytes of one that nothing disturbed."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

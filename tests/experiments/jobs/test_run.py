@@ -1,7 +1,5 @@
 """Jobs on a stand-in: the stages, going on after an interruption, what is run again and what is not."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

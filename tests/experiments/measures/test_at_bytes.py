@@ -1,7 +1,5 @@
 """Files of a given size, by ranks, by bits, by both in turn and by both at once: none is larger than asked for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What the figures measure, against dense truths."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What Table V measures beside accuracy: zeros, and the energy that channels share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

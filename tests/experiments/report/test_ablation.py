@@ -1,7 +1,5 @@
 """Table 1 in words and as a picture, from made-up rows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The command that repeats a row."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from pathlib import Path

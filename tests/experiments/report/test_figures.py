@@ -1,7 +1,5 @@
 """The figures: their jobs, what is drawn, and a whole run."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LaTeX that TeX can read: there is no TeX here, so a small reader of its tokens stands in."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The first pictures of the pages: of what is published, and legible on light and on dark paper."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

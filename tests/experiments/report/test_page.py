@@ -1,7 +1,5 @@
 """The page of a table: every cell, harmless whatever the texts are, and sorted by values in a browser."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any

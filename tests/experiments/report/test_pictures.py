@@ -1,7 +1,5 @@
 """What a table names is there to be drawn and said."""
 
-from __future__ import annotations
-
 import pytest
 
 from experiments.report.pictures import DRAWINGS, PICTURES

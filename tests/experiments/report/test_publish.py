@@ -1,7 +1,5 @@
 """What is kept in the repository: whole, fresh, and the same in the pages that show it."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From results to rows and renderings."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

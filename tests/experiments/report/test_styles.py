@@ -1,7 +1,5 @@
 """One look for each method, wherever it is drawn."""
 
-from __future__ import annotations
-
 import pytest
 
 from experiments.report.styles import COLOURS, SIZE, STYLES, known_style, series_of, styles_of

@@ -1,7 +1,5 @@
 """Standard errors, and which rows have fewer seeds."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from scipy.stats import binomtest

@@ -1,7 +1,5 @@
 """Jobs handed to submitit: its local executor, and SLURM's commands in place of which stand small scripts."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

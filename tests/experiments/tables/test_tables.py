@@ -1,7 +1,5 @@
 """Rows and tables."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from dataclasses import replace

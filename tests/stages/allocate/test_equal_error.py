@@ -1,7 +1,5 @@
 """One threshold on all errors: worked by hand, and against uniform ranks where all curves are one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

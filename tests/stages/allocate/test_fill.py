@@ -1,7 +1,5 @@
 """What is left of a budget, spent step by step: worked by hand."""
 
-from __future__ import annotations
-
 import torch
 
 from lowrank_vit.records.curves import ErrorCurve

@@ -1,7 +1,5 @@
 """The exact allocation where there are many choices; its promises for all others are in contracts/test_allocators.py."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

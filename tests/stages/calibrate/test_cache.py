@@ -1,7 +1,5 @@
 """Statistics on disk: the names of their files, and what happens where they cannot be kept."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

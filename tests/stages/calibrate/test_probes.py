@@ -1,7 +1,5 @@
 """The labels and signs from which gradients start follow the model's own prediction, image by image."""
 
-from __future__ import annotations
-
 import torch
 
 from lowrank_vit.objectives.classification import probe_signs, sample_labels

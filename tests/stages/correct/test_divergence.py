@@ -1,7 +1,5 @@
 """The divergence that everything is measured by, against its definition."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

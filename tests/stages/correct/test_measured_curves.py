@@ -1,7 +1,5 @@
 """Measured curves: against models compressed by hand, and worked by hand."""
 
-from __future__ import annotations
-
 import copy
 import math
 

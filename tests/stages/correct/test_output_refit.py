@@ -1,7 +1,5 @@
 """The refit of every half's output: dense least squares as the truth, layouts against what the modules really do."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

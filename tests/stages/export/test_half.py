@@ -1,7 +1,5 @@
 """Files in float16: what stays in float32, what is refused, and how far they are from the model."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Gates: all open they change nothing, closed they cost what is counted, and no trace of them is left."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

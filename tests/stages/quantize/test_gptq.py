@@ -1,7 +1,5 @@
 """Error feedback solves the least squares problem that it claims to solve, and no row errs more than by nearest rounding."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -1,7 +1,5 @@
 """Rounding to nearest keeps its bound, packing loses no bit, and a quantised model is its dequantised twin."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

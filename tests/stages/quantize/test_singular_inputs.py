@@ -1,7 +1,5 @@
 """Inputs that hardly vary, or not at all: finite codes, and no layer that errs more than by rounding to nearest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The partial and the full fine-tune: what is trained, by which loss, and that it can be interrupted."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path
