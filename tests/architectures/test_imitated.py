@@ -102,16 +102,3 @@ def test_a_block_that_is_asked_for_more(asked: bool) -> None:
     else:
         _, report = compress(model, [X], "best", 0.2, device="cpu")
         assert report["refit"]
-
-
-def test_attention_of_another_token_order_stays() -> None:
-    model = canonical(made("causal"))
-    assert not any(isinstance(module, EncoderBlock) for module in model.modules())
-
-
-def test_random_state_and_training_mode_are_the_caller_s() -> None:
-    model, state = made("branches").train(), torch.get_rng_state()
-    canonical(model)
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), state)

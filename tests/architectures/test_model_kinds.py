@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, load, save
-from lowrank_vit.architectures.linears import call_every_layer, dense_weight, find_sites, left_dense
+from lowrank_vit.architectures.linears import call_every_layer, dense_weight, find_sites
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.recipe import Recipe
@@ -26,7 +26,6 @@ from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.stages.training.finetune import partial_parameters
 from tests.support.cases import few
 from tests.support.kinds import KINDS
-from tests.support.models import tiny
 
 REDUCTION = 0.1
 SINGLE = [  # those that measure curves need blocks of a known kind
@@ -202,11 +201,3 @@ def test_statistics_do_not_depend_on_the_batches(kind: str) -> None:
         for key in ("normalised_input_second", "fisher_rows", "sensitive_second", "sensitive_tokens"):
             expected = statistics(kind)[name].sums[key]
             assert torch.dist(own.sums[key], expected) < 1e-4 * expected.norm(), (name, key)
-
-
-def test_left_dense_counts_matrices() -> None:
-    model = tiny("swin")
-    everything = left_dense(model, [])
-    assert everything["layers.1.downsample.reduction"] == 32 * 16
-    assert not any(name.startswith(("patch_embed", "head")) for name in everything)
-    assert sorted(left_dense(model, ["layers.0", "layers.1.blocks"])) == ["layers.1.downsample.reduction"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from lowrank_vit import compress, export_integers, learn, load, quantize, save
+from lowrank_vit import compress, learn, load, quantize, save
 from lowrank_vit.architectures.permanent import copied
 from tests.architectures.test_plain_linears import X, model
 
@@ -127,12 +127,6 @@ def test_gates_are_learnt_on_plain_layers(kind: str) -> None:
     assert learnt.scores
     assert type(dense.get_submodule(NAMES[0])) is nn.Linear
     compress(dense, [X], "vtp", 0.1, learnt=learnt, device="cpu")
-
-
-@pytest.mark.parametrize("kind", ["pruning mask", "weight norm", "adapter"])
-def test_a_file_of_integers_is_written(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    assert export_integers(made(kind), tmp_path / "it.onnx", 8, [X]).divergence < 1e-2
 
 
 def test_a_levit_that_has_seen_a_batch_with_gradients() -> None:

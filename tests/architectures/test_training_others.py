@@ -14,7 +14,6 @@ from lowrank_vit import compress, distill, finetune, load, save
 from lowrank_vit.__main__ import main
 from lowrank_vit.models import load_model
 from lowrank_vit.objectives import compared_outputs
-from tests.support.hand_written import WHOLE
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.torch_kinds import TORCH
 
@@ -62,14 +61,6 @@ def test_features_are_what_the_head_reads(kind: str) -> None:
     torch.testing.assert_close(head(features), outputs)
     assert len(blocks) == (2 if "vit" in kind else 3)
     assert all(len(block) == 3 and block.ndim == 3 for block in blocks)
-
-
-def test_a_hand_written_model_learns_too() -> None:
-    model, data = WHOLE["branches"]().eval(), torch.randn(8, 3, 32, 32)
-    small, _ = compress(model, [data], **BEST)
-    distilled = distill(copy.deepcopy(small), model, data, epochs=2, batch_size=4, flips=False, progress=False)
-    assert distilled.counts()
-    finetune(small, [(data, torch.arange(8))], teacher=model, epochs=1, progress=False)
 
 
 def test_a_folder_of_transformers_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

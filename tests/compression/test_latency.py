@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit import analyse, get_recipe
 from lowrank_vit.compression.prices import latency
 from lowrank_vit.compression.prices.latency import SHARES, Grid, Latency
 from lowrank_vit.compression.runtimes import call_in
@@ -144,8 +144,3 @@ def test_modules_are_timed_in_the_program_that_will_run_them(
     x = torch.randn(2, 5, 5, module.fc1.in_features)
     found = call_in(module, replace(analysis.setting, dtype="float32"), (x,), {})()
     torch.testing.assert_close(found, outputs(module, x), rtol=1e-4, atol=1e-5)
-
-
-def test_an_unknown_program_is_one_line(clock: Clock) -> None:
-    with pytest.raises(InputError, match="unknown runtime 'onnx': choose from compile, onnxruntime"):
-        compress(tiny(), [images(8)], "exact", budget={"latency": 0.7}, runtime="onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lowrank_vit
-from lowrank_vit.cli.command_line import VERBS, Verbs, make_parser
+from lowrank_vit.cli.command_line import VERBS, Verbs
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9](?![\w-]*=)")
 ELSEWHERE = re.compile(r"`[^`]*`")  # a command in full, perhaps another one
@@ -76,23 +76,3 @@ def test_no_message_speaks_of_an_option_that_no_verb_has() -> None:
     assert len(known) > 60
     unknown = {str(path.relative_to(PACKAGE)): mentioned(path) - known for path in PACKAGE.rglob("*.py")}
     assert {path: options for path, options in unknown.items() if options} == {}
-
-
-@pytest.mark.parametrize("verb", [name for name, (parser, _) in parsers().items() if "--data" in options_of(parser)])
-def test_where_there_are_images_the_order_of_classes_can_be_said(verb: str) -> None:
-    assert "--class-order" in options_of(parsers()[verb][0])
-
-
-def test_dense_weights_have_one_name() -> None:
-    parser = make_parser()
-    for line in (
-        "evaluate D --data X --dense --checkpoint W",
-        "evaluate D --data X --dense W",
-        "distill D --data X --out O --checkpoint W",
-    ):
-        assert parser.parse_args(line.split()).checkpoint == Path("W")
-    for verb in ("distill", "finetune"):
-        line = f"{verb} D --data X --out O --teacher-checkpoint W"
-        assert parser.parse_args(line.split()).checkpoint == Path("W")
-    weights = {name for name, (parser, _) in parsers().items() if "--checkpoint" in options_of(parser)}
-    assert {"compress", "plan", "sweep", "evaluate", "learn", "finetune", "distill", "quantize", "export"} <= weights

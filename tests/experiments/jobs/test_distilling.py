@@ -7,11 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from experiments.jobs.description import tags
 from experiments.jobs.job import Job
-from experiments.jobs.protocol import protocol
 from experiments.jobs.run import run_job
-from experiments.report.details import command
 from experiments.runner.plan import Options, make_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.storage import folder as storage
@@ -26,17 +23,6 @@ TABLE = Table("table9", "Made up", "", (replace(ROW, distill_epochs=30), replace
 
 def jobs(options: Options) -> list[Job]:
     return [item.jobs[0] for item in make_plan(TABLE, options, IMAGES)]
-
-
-def test_what_is_distilled_is_not_fine_tuned() -> None:
-    for options in (Options(), Options(epochs=3)):
-        job, tuned = jobs(options)
-        assert (job.distill_epochs, job.epochs) == (30, 0)
-        assert (tuned.distill_epochs, tuned.epochs) == (0, options.epochs or 20)
-        assert protocol(TABLE.runnable[0], job) == "calibration-distilled"
-        assert protocol(TABLE.runnable[1], tuned).startswith("partial-ft")
-        assert "--epochs" not in command(TABLE, TABLE.runnable[0], [job])
-    assert "distilled" in tags(job)
 
 
 def test_a_distilled_job_from_end_to_end_and_interrupted(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from lowrank_vit.stages.evaluate.accuracy import evaluate
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent.parent.parent
 TINY = {"epochs": 2, "limit": 64, "calibration_samples": 64, "held_out_samples": 32}
 SMALL = [
     "--seeds",
@@ -244,19 +243,6 @@ def test_bad_input_is_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments", "run", "table2/deit_s/ours-paper-40", "--results", str(tmp_path)]
-    command += ["--seeds", "0", "--epochs", "1", "--steps", "3", "--limit", "64", "--calibration-samples", "64"]
-    first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "1 jobs to run" in first.stderr
-    assert (tmp_path / "table2" / "accuracy_vs_params.png").exists()
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
-    second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "jobs to run" not in second.stderr
-    assert second.stdout == first.stdout
 
 
 @pytest.mark.slow
