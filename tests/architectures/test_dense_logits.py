@@ -18,6 +18,7 @@ from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.sites import VALUE, AttentionSite
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Streams
+from tests.support.cases import few
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 
@@ -36,8 +37,8 @@ REASONS = {  # why queries and keys stay dense
 }
 WALKED = [*REASONS, "parallel things", "beit", "beit, shared"]
 BEST = get_recipe("heads").but(measured=0)
-partial = pytest.mark.parametrize("kind", REASONS)
-walked = pytest.mark.parametrize("kind", WALKED)
+partial = pytest.mark.parametrize("kind", few(REASONS, 4))
+walked = pytest.mark.parametrize("kind", few(WALKED, 4))
 
 
 @cache

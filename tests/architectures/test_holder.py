@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import compress
+from tests.support.cases import in_turn
 from tests.support.kinds import KINDS
 from tests.support.torch_kinds import TORCH, Headed
 
@@ -34,8 +35,7 @@ def distance(small: nn.Module, dense: nn.Module, data: Tensor) -> float:
     return float((small(data) - dense(data)).norm() / dense(data).norm())
 
 
-@pytest.mark.parametrize("kind", KNOWN)
-@pytest.mark.parametrize("hold", [Headed, Nested])
+@pytest.mark.parametrize(("kind", "hold"), in_turn(KNOWN, [Headed, Nested]))
 def test_a_backbone_is_compressed_as_one(kind: str, hold: type, caplog: pytest.LogCaptureFixture) -> None:
     model, data = hold(KNOWN[kind].make()).double().eval(), KNOWN[kind].images(8)
     small, report = compress(model, [data], "best", 0.2, device="cpu")

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 from lowrank_vit import compress
 from lowrank_vit.modules.surgery import replace_module
+from tests.support.cases import in_turn
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 WORD = {"adapter": "forward pass", "hooked": "hook"}
@@ -74,8 +75,7 @@ def same_layer(small: nn.Module, dense: nn.Module, name: str) -> bool:
         return torch.allclose(small.get_submodule(name)(x), dense.get_submodule(name)(x), atol=2e-3)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"])
+@pytest.mark.parametrize(("change", "name"), in_turn(CHANGES, ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]))
 def test_compress_leaves_it_dense(change: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     dense = model(CHANGES[change], name)
     small, report = compress(dense, [X], "best", 0.1, device="cpu")

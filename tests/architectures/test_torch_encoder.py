@@ -14,9 +14,10 @@ from lowrank_vit.architectures.base import FAMILIES, family_of
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.counting import parameter_count
+from tests.support.cases import few
 from tests.support.torch_kinds import TORCH
 
-each = pytest.mark.parametrize("kind", TORCH)
+each = pytest.mark.parametrize("kind", few(TORCH, 3))
 
 
 @cache

@@ -14,6 +14,7 @@ from lowrank_vit import compress, distill, finetune, load, save
 from lowrank_vit.__main__ import main
 from lowrank_vit.models import load_model
 from lowrank_vit.objectives import compared_outputs
+from tests.support.cases import few
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.torch_kinds import TORCH
 
@@ -29,7 +30,7 @@ def logits(model: nn.Module, data: Tensor) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 1))
 def test_it_is_trained_in_place_and_learns(kind: str) -> None:
     model, data = KINDS[kind].make().float(), KINDS[kind].images(8).float()
     small, _ = compress(model, [data], **BEST)
@@ -63,6 +64,7 @@ def test_features_are_what_the_head_reads(kind: str) -> None:
     assert all(len(block) == 3 and block.ndim == 3 for block in blocks)
 
 
+@pytest.mark.slow
 def test_a_folder_of_transformers_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, small = tmp_path / "dense", tmp_path / "small"
     model: Any = HUGGING_FACE["vit"].make().float()

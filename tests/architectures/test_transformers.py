@@ -20,9 +20,10 @@ from lowrank_vit.modules.counting import input_size, parameter_count
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.export.export import export
+from tests.support.cases import few
 from tests.support.hugging_face import HUGGING_FACE, Kind
 
-each = pytest.mark.parametrize("kind", HUGGING_FACE)
+each = pytest.mark.parametrize("kind", few(HUGGING_FACE, 3))
 BEST = get_recipe("heads")
 
 

@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 
 from lowrank_vit import load
 from lowrank_vit.cli import main
-from tests.cli.test_fine_tuned import ARGUMENTS, GIVEN, NAME
 from tests.support.commands import json_of, refused
 
+NAME = "vit_tiny_patch16_224"
+ARGUMENTS = {"in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
+GIVEN = [part for key, value in ARGUMENTS.items() for part in ("--model-args", f"{key}={value}")]
 FEW = ["--calibration-samples", "48", "--held-out-samples", "32"]
 GENTLY = ["--vector-learning-rate", "1e-4"]
 DATA = ["--data", "digits", "--workers", "0"]

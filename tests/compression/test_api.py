@@ -16,7 +16,7 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from tests.support.cases import few
+from tests.support.cases import few, in_turn
 from tests.support.models import images, tiny
 
 NAMES = sorted(name for name, recipe in RECIPES.items() if recipe.kinds == ["decomposition"])  # those: test_best
@@ -41,8 +41,7 @@ def layer_inputs(model: nn.Module, data: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("kind", few(["vit", "swin"], 1))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "name"), few(in_turn(["vit", "swin"], NAMES), 5))
 class TestEveryRecipe:
     def test_report_says_what_the_model_is(self, name: str, kind: str) -> None:
         model, data = tiny(kind), images(24, kind)
@@ -111,8 +110,7 @@ def test_balanced_factors_have_equal_diagonal_gram_matrices() -> None:
     assert (left.T @ left - torch.diag((left.T @ left).diagonal())).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("name", ["paper", "exact"])  # the latter puts the mean of what is lost into the bias
-@pytest.mark.parametrize("z", COMPENSATIONS.names())
+@pytest.mark.parametrize(("name", "z"), in_turn(["paper", "exact"], COMPENSATIONS.names()))
 def test_the_deployed_layer_is_the_sum_of_its_parts(z: str, name: str) -> None:
     """``x (U V^T + Z) + b``, whether Z joined U and V or stays beside them: the reported error says what U V^T + Z is."""
     model, data = tiny(), images(16)

@@ -71,7 +71,7 @@ class TestBest:
             assert report["params"]["compressed"] == parameter_count(less) < dense
             assert sum(layer["params"] < layer["details"]["dense_params"] for layer in report["layers"]) == 1
 
-    @pytest.mark.parametrize("reduction", [0.2, 0.4, 0.6])
+    @pytest.mark.parametrize("reduction", [0.2, 0.6])
     def test_the_report_says_what_the_model_is(self, kind: str, reduction: float) -> None:
         model, data = tiny(kind), images(24, kind)
         before = {key: value.clone() for key, value in model.state_dict().items()}

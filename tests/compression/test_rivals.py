@@ -13,7 +13,7 @@ from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import Columns, GatedParts
 from lowrank_vit.units.base import PLAIN, UNITS
-from tests.support.cases import few
+from tests.support.cases import few, in_turn
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
 OURS = (
@@ -43,8 +43,7 @@ def quick(name: str):
     return recipe if recipe.sense is None else recipe.but(**FEW)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", few(KINDS, 1))
+@pytest.mark.parametrize(("name", "kind"), few(in_turn(NAMES, KINDS), 5))
 def test_every_rival_meets_its_budget_and_is_loaded_as_it_was_saved(name: str, kind: str, tmp_path: Path) -> None:
     model, data = tiny(kind), images(16, kind)
     small, report = compress(model, data.split(8), quick(name), 0.3, held_out=[images(8, kind, seed=5)])
@@ -57,8 +56,7 @@ def test_every_rival_meets_its_budget_and_is_loaded_as_it_was_saved(name: str, k
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
 
 
-@pytest.mark.parametrize("kind", few(KINDS, 1))
-@pytest.mark.parametrize("name", ["comcat0", "comcat", "corp", "losparse0", *PRUNING])
+@pytest.mark.parametrize(("kind", "name"), few(in_turn(KINDS, ["comcat0", "comcat", "corp", "losparse0", *PRUNING]), 5))
 def test_all_of_it_is_the_model_as_it_was(name: str, kind: str) -> None:
     model, data = tiny(kind).double(), images(16, kind).double()
     analysis = analyse(model, data.split(8), name)
@@ -107,8 +105,7 @@ def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
     return same
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize(("kind", "name"), in_turn(KINDS, PRUNING))
 def test_what_is_folded_is_the_masked_model(name: str, kind: str) -> None:
     model, data = tiny(kind).double(), images(16, kind).double()
     analysis = analyse(model, data.split(8), name)

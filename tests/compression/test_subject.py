@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lowrank_vit import analyse, compress
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 from tests.support.weights import same
 
@@ -63,8 +64,9 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("around", [autocast, float64, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("recipe", "around"), in_turn(RECIPES, [autocast, float64, torch.no_grad, torch.inference_mode])
+)
 def test_settings_of_torch_change_nothing(recipe: str, around: Any, plain: Any) -> None:
     model = tiny()
     with around():

@@ -19,7 +19,7 @@ def test_packing_loses_nothing(data: st.DataObject, bits: int, count: int) -> No
     assert torch.equal(unpack(packed, bits, count), codes)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", [2, 3, 8])
 def test_packed_codes_take_just_their_bits(bits: int) -> None:
     assert packed_bytes(64, bits) == 8 * bits
     for count in range(64):

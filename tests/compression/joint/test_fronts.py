@@ -13,6 +13,7 @@ from lowrank_vit.compression.joint.fronts import PAGE, Front, Losses, front
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate.rules import Knapsack
+from tests.support.cases import in_turn
 
 BITS = (2, 4, 8, 16)
 Option = tuple[int, float]  # pages and loss
@@ -61,8 +62,7 @@ def made(modules: Sequence[tuple[Form, list[ErrorCurve]]], losses: Losses, dense
     return [front(f"module{place}", [form], curves, losses, dense) for place, (form, curves) in enumerate(modules)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("pages", [110, 124, 150, 185])
+@pytest.mark.parametrize(("seed", "pages"), in_turn(range(4), [110, 124, 150, 185]))
 def test_the_knapsack_loses_as_little_as_the_best_of_all_choices(seed: int, pages: int) -> None:
     modules, losses = problem(seed)
     both = [np.array(list(options(form, curves, losses))) for form, curves in modules]

@@ -9,6 +9,7 @@ from torch import Tensor
 from lowrank_vit import analyse
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.nested.opened import narrowed, widened
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 
 PARTS = ["attn", "mlp"]
@@ -66,8 +67,7 @@ def test_directions_that_are_left_out_are_made_of_the_others_by_least_squares(pa
     assert torch.allclose(narrowed(known, ranks_of(part, 6), (weight, added))[0], dense, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("sizes", [(9, 4), (4, 9), (DENSE, 7), (7, DENSE)])
+@pytest.mark.parametrize(("part", "sizes"), in_turn(PARTS, [(9, 4), (4, 9), (DENSE, 7), (7, DENSE)]))
 def test_what_a_change_adds_in_the_mean_is_the_same_at_all_sizes(
     part: str, sizes: tuple[int | None, int | None]
 ) -> None:

@@ -18,6 +18,7 @@ from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import least_cost, total_cost
 from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
+from tests.support.cases import in_turn
 from tests.support.models import KINDS, images, outputs, tiny
 
 
@@ -88,8 +89,10 @@ def test_a_curve_by_hand() -> None:
     assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
 
 
-@pytest.mark.parametrize("sense", [MeasuredCurves(), MeasuredCurves(points=2), MeasuredCurves(ratios=(0.4, 0.7, 0.9))])
-@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize(
+    ("sense", "multiple"),
+    in_turn([MeasuredCurves(), MeasuredCurves(points=2), MeasuredCurves(ratios=(0.4, 0.7, 0.9))], [1, 8]),
+)
 def test_no_size_below_the_least_measured_is_chosen(sense: MeasuredCurves, multiple: int) -> None:
     """The loss there is not known: neither one threshold, nor the knapsack, nor what is cheapest takes such a size."""
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Regression, Streams, cross_validated
+from tests.support.cases import in_turn
 from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
 
 PLAIN = get_recipe("heads").but(refit=False, measured=0)
@@ -83,8 +84,7 @@ def test_cross_validation_is_leaving_one_out() -> None:
     assert not bias.any()
 
 
-@pytest.mark.parametrize("kind", WALKED)
-@pytest.mark.parametrize("sensitivity", [0.0, 0.5])
+@pytest.mark.parametrize(("kind", "sensitivity"), in_turn(WALKED, [0.0, 0.5]))
 def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity: float) -> None:
     """Its last layer, from all tokens at once: what the dense stream is after it, on its own inputs there."""
     model, data = model_and_images(kind)
