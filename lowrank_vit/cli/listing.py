@@ -1,7 +1,5 @@
 """The names to choose from, with a line about each."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 

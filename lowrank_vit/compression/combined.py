@@ -1,7 +1,5 @@
 """Several budgets at once: one price made of all costs, weighted so that the sizes that it buys keep within each budget."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Fewer tokens in a dense or compressed model, as a last step."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any

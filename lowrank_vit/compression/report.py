@@ -1,7 +1,5 @@
 """The entries of a report that describe a whole model: its sizes, what stayed dense, its compensation."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Fewer tokens and smaller layers under one budget of multiply-accumulates or time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """ASVD: activation-aware SVD by a diagonal scaling (Yuan et al., arXiv 2312.05821)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

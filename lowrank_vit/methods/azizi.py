@@ -1,7 +1,5 @@
 """The paper, Azizi et al. 2024: activation-aware SVD on the average input, Algorithm 1, and a compensation Z."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

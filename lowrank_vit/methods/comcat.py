@@ -1,7 +1,5 @@
 """COMCAT: plain low rank of the products that attention computes, ranks by differentiable search (Xiao et al., ICML 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

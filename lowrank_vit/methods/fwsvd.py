@@ -1,7 +1,5 @@
 """FWSVD: Fisher-weighted SVD (Hsu et al., ICLR 2022)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

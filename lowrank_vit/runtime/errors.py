@@ -1,7 +1,5 @@
 """The exception that a user's mistake raises, a check for failures of the disk, and words of messages."""
 
-from __future__ import annotations
-
 import errno
 
 

@@ -3,8 +3,6 @@
 Checkpoints are written whole after each epoch; only the run that wrote one can resume from it.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import re

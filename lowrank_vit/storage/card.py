@@ -1,7 +1,5 @@
 """The model card of a saved folder: ``README.md`` as the Hugging Face hub reads it, from what config and report hold."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

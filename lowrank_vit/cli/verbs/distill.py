@@ -1,7 +1,5 @@
 """``distill``: train a compressed model towards the dense one on the calibration images."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``finetune``: train a compressed model, partially or fully."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

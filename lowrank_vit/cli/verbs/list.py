@@ -1,7 +1,5 @@
 """``list``: show the names to choose from."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

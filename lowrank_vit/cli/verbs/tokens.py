@@ -1,7 +1,5 @@
 """``tokens``: let a model hand on fewer tokens."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

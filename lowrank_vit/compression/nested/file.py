@@ -1,7 +1,5 @@
 """An analysis as plain values and named tensors, which a nested folder holds, and back, checked: the file may be anyone's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any

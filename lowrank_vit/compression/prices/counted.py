@@ -1,7 +1,5 @@
 """Costs that are counted: parameters, multiply-accumulates, bytes on disk."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """A cost of a model that hands on fewer tokens: every size is priced by the tokens that its block still sees."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +25,7 @@ class FewerTokens(Price):
     rule: TokenRule
 
     @classmethod
-    def of(cls, whole: Price, rule: TokenRule) -> FewerTokens:
+    def of(cls, whole: Price, rule: TokenRule) -> "FewerTokens":
         """Make the price of a rule from that of all tokens."""
         return cls(whole.cost, whole.model, whole.setting, whole.start, whole=whole, rule=rule)
 

@@ -5,8 +5,6 @@ size, and of what it saves while they are reduced by the same share. So the unit
 all are reduced by one share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -114,7 +112,7 @@ class Latency(Price):
     def _call(self, module: nn.Module, inputs: Inputs) -> Call:
         return call_in(module, self.setting, *inputs)
 
-    def _folded(self, grid: Grid, sizes: Sizes, inputs: Inputs) -> Call:
+    def _folded(self, grid: "Grid", sizes: Sizes, inputs: Inputs) -> Call:
         return self._call(grid.folded(sizes), inputs)
 
 

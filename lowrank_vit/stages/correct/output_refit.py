@@ -5,8 +5,6 @@ branch from first to last, its output layer is refitted to bring the stream back
 without labels, and without extra parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee

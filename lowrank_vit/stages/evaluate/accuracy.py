@@ -3,8 +3,6 @@
 A warning comes first where the classes of the data cannot be those that the model predicts.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 import warnings

@@ -1,7 +1,5 @@
 """Export of a model for other programs: a file of one of the ``formats``, compared with the model before it gets its name."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

@@ -4,8 +4,6 @@ float16 ends at 65504, and near 64 its steps are 1/16. So a node stays in float3
 a norm where it squares such values, and a softmax where its logits are large.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

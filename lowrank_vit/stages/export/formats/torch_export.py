@@ -1,7 +1,5 @@
 """Files of ``torch.export``, which keep the packed codes of a quantised model as they are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +18,7 @@ class TorchExport:
     packages: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 1e-4
 
-    def write(self, model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
+    def write(self, model: "nn.Module", example: "Tensor", path: Path, metadata: str) -> None:
         """Write the file; ``metadata`` is an extra file inside it."""
         import torch
 

@@ -1,7 +1,5 @@
 """Train the token selectors of a model."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training of token selectors under Lightning: alone, towards the dense model, or with the weights, towards labels, too."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
