@@ -41,11 +41,7 @@ def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
         return [plain]
     mixed = _row(model, "mixed", "heads, distilled, mixed", percent, count)
     pivoted = _row(model, "pivoted", "best, distilled", percent, count)
-    return [
-        plain,
-        replace(mixed, distill_changes=MIXED),
-        replace(pivoted, recipe="best"),
-    ]
+    return [plain, replace(mixed, distill_changes=MIXED), replace(pivoted, recipe="best")]
 
 
 def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:

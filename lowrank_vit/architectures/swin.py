@@ -18,12 +18,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import (
-    FAMILIES,
-    Branch,
-    Family,
-    unwalked,
-)
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
 from lowrank_vit.architectures.plain import COSINE, plain_attention
 from lowrank_vit.records.sites import AttentionSite
 

@@ -21,10 +21,7 @@ Allocate = Callable[[Sequence[ErrorCurve], int], RankPlan]
 
 
 def within_all(
-    curves: Sequence[ErrorCurve],
-    costs: Sequence[Sequence[ErrorCurve]],
-    allowed: Sequence[int],
-    allocate: Allocate,
+    curves: Sequence[ErrorCurve], costs: Sequence[Sequence[ErrorCurve]], allowed: Sequence[int], allocate: Allocate
 ) -> RankPlan:
     """Choose sizes by the losses of ``curves`` that keep within every budget.
 

@@ -38,12 +38,7 @@ UNITS = {"decomposition": ActivationScaledSVD()}
 RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the released code: a layer's parameters, as shares of the dense one's
 
 
-add_recipe(
-    "asvd",
-    units=UNITS,
-    allocator=Uniform(),
-    about="SVD of the weight scaled by input magnitudes (Yuan et al.)",
-)
+add_recipe("asvd", units=UNITS, allocator=Uniform(), about="SVD of the weight scaled by input magnitudes (Yuan et al.)")
 
 
 add_recipe(

@@ -191,12 +191,7 @@ class KroneckerTable:
 
 HEADS = add_recipe(
     "heads",
-    units={
-        "attention": HeadLowRank(),
-        "mlp": Interpolation(),
-        "scan": LeaveOut(),
-        "decomposition": TwoSided(),
-    },
+    units={"attention": HeadLowRank(), "mlp": Interpolation(), "scan": LeaveOut(), "decomposition": TwoSided()},
     bias_correction=True,
     objective=Classification(sampling="signs"),
     measured=MeasuredLosses(),

@@ -133,6 +133,5 @@ RELEASED = "Xiao et al. 2023, released models"
 
 
 PRINTED.add(
-    "comcat",
-    (Printed("deit_b", "COMCAT", "33.8M (-61%)", 82.28, RELEASED, "full-ft+kd", "330", "the dense model"),),
+    "comcat", (Printed("deit_b", "COMCAT", "33.8M (-61%)", 82.28, RELEASED, "full-ft+kd", "330", "the dense model"),)
 )

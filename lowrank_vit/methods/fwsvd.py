@@ -38,10 +38,7 @@ class FisherWeightedSVD:
 
 UNITS = {"decomposition": FisherWeightedSVD()}
 add_recipe(
-    "fwsvd",
-    units=UNITS,
-    allocator=Uniform(),
-    about="SVD with rows weighted by the diagonal Fisher (Hsu et al.)",
+    "fwsvd", units=UNITS, allocator=Uniform(), about="SVD with rows weighted by the diagonal Fisher (Hsu et al.)"
 )
 add_recipe(
     "fwsvd_search",

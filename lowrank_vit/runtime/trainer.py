@@ -167,11 +167,7 @@ def _unwrap(error: BaseException) -> BaseException:
 
 
 def make_trainer(
-    hardware: Hardware,
-    *,
-    progress: bool = True,
-    callbacks: list[Callback] | None = None,
-    **options: Any,
+    hardware: Hardware, *, progress: bool = True, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
     """Make a Trainer without summary, sanity check or padding sampler; the data module shards the indices itself.
 

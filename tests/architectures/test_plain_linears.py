@@ -52,10 +52,7 @@ def hooked(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
-    "adapter": adapter,
-    "hooked": hooked,
-}
+CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {"adapter": adapter, "hooked": hooked}
 
 
 def model(change: Callable[[nn.Linear], nn.Linear], *names: str) -> nn.Module:

@@ -5,12 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lowrank_vit.customize.digits import (
-    Judge,
-    accuracy,
-    digit_images,
-    frechet_distance,
-)
+from lowrank_vit.customize.digits import Judge, accuracy, digit_images, frechet_distance
 from lowrank_vit.models import load_model
 
 

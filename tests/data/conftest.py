@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.image_folders import (
-    picture,
-    write,
-)
+from tests.support.image_folders import picture, write
 
 
 @pytest.fixture

@@ -13,13 +13,7 @@ import torch
 from lowrank_vit.data import ImageData
 from lowrank_vit.data.sampling import CALIBRATION, EVALUATION, TRAINING, draw
 from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import (
-    GREY,
-    data,
-    images,
-    one_line,
-    write,
-)
+from tests.support.image_folders import GREY, data, images, one_line, write
 
 
 def test_the_calibration_subset_is_reproducible(folder: Path) -> None:

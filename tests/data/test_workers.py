@@ -63,12 +63,7 @@ def test_kept_workers_load_what_new_ones_load(folder: Path) -> None:
     [(2, 1, 1, 2), (96, 1, 1, 16), (96, 8, 1, 12), (64, 1, 8, 8), (4, 8, 1, 1), (2, 1, 8, 1)],
 )
 def test_cores_are_shared(
-    cores: int,
-    here: int,
-    jobs: int,
-    workers: int,
-    as_rank: Callable[[int, int], None],
-    monkeypatch: pytest.MonkeyPatch,
+    cores: int, here: int, jobs: int, workers: int, as_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the processes of a run on this machine, and by jobs side by side; no loader has more than 16."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)

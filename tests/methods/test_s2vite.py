@@ -3,13 +3,7 @@
 import timm
 import torch
 
-from lowrank_vit.methods.s2vite import (
-    DropAndGrow,
-    LiveGate,
-    exchange,
-    kept_count,
-    live_counts,
-)
+from lowrank_vit.methods.s2vite import DropAndGrow, LiveGate, exchange, kept_count, live_counts
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.sites import HEAD, HIDDEN

@@ -42,12 +42,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")
     teacher = dense_model(args.folder, report, args.checkpoint)
-    data = image_data(
-        args,
-        model,
-        calibration_samples=args.calibration_samples,
-        held_out_samples=args.held_out_samples,
-    )
+    data = image_data(args, model, calibration_samples=args.calibration_samples, held_out_samples=args.held_out_samples)
     trained = distill(
         model,
         teacher,

@@ -172,10 +172,7 @@ def _units(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]])
     if set(recipe.units) != {SINGLE}:
         return find_units(model, recipe).units
     settings = Settings(
-        recipe.bias_correction,
-        recipe.rank_multiple,
-        recipe.compensation,
-        pivoted=recipe.pivoted is not False,
+        recipe.bias_correction, recipe.rank_multiple, recipe.compensation, pivoted=recipe.pivoted is not False
     )
     return [LinearUnit(Site(**site), recipe.units[SINGLE], settings) for site in sites]
 

@@ -105,13 +105,7 @@ class OutputRefit:
         return ridges
 
     def _branch(
-        self,
-        old: Branch,
-        new: Branch,
-        streams: Streams,
-        sources: Streams,
-        weights: Tensor,
-        given: dict[str, Any],
+        self, old: Branch, new: Branch, streams: Streams, sources: Streams, weights: Tensor, given: dict[str, Any]
     ) -> float | None:
         """Refit one branch, which sees ``sources``, by the ``weights`` of positions; return the ridge.
 

@@ -174,10 +174,7 @@ class FeatureScore:
         if not shares:
             raise InputError(EMPTY)
         sums, counts = zip(*shares, strict=True)
-        return {
-            "feature_error": feature_error(torch.stack(sums).sum(0)),
-            "n": torch.tensor(sum(counts), dtype=PRECISE),
-        }
+        return {"feature_error": feature_error(torch.stack(sums).sum(0)), "n": torch.tensor(sum(counts), dtype=PRECISE)}
 
 
 class Evaluation(LightningModule):
@@ -311,12 +308,7 @@ def evaluate(
     if precision is not None and precision not in ("32", "32-true") and not precision.endswith("mixed"):
         evaluation = copy.deepcopy(evaluation)  # Lightning converts the weights in place
     with quiet_run(data, evaluation):
-        trainer = make_trainer(
-            hardware,
-            progress=progress,
-            logger=False,
-            enable_checkpointing=False,
-        )
+        trainer = make_trainer(hardware, progress=progress, logger=False, enable_checkpointing=False)
         results = trainer.validate(evaluation, datamodule=data, verbose=False)
     if not results or not results[0]["n"]:
         raise InputError(EMPTY)

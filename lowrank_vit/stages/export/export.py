@@ -45,12 +45,7 @@ def placed(path: Path) -> Iterator[Path]:
 
 
 def export(
-    model: nn.Module,
-    path: Path,
-    file_format: str,
-    *,
-    batches: Sequence[int] = BATCHES,
-    tolerance: float | None = None,
+    model: nn.Module, path: Path, file_format: str, *, batches: Sequence[int] = BATCHES, tolerance: float | None = None
 ) -> dict[int, float]:
     """Write ``path``, run what was written, and return the largest difference of a logit at each batch size.
 

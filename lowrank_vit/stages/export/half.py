@@ -34,12 +34,7 @@ class HalfFile:
 
 
 def export_half(
-    model: nn.Module,
-    path: Path,
-    batches: Iterable[Tensor],
-    *,
-    file_format: str = "onnx",
-    tolerated: float = TOLERATED,
+    model: nn.Module, path: Path, batches: Iterable[Tensor], *, file_format: str = "onnx", tolerated: float = TOLERATED
 ) -> HalfFile:
     """Write a file in float16, and compare it on images with the model's file in float32.
 
