@@ -10,7 +10,6 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lowrank_vit import InputError, compress, distill, evaluate, finetune, quantize
@@ -97,21 +96,6 @@ class Own(nn.Module):
         return self.module(x).softmax(-1)
 
 
-class Hand(nn.Module):
-    """A model whose blocks are checkpointed by hand."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.inner._pos_embed(self.inner.patch_embed(x))
-        for block in self.inner.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
-        logits: Tensor = self.inner.forward_head(self.inner.norm(x))
-        return logits
-
-
 def each_block(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
     model: Any = tiny()
     for place, block in enumerate(model.blocks):
@@ -156,11 +140,6 @@ def test_a_class_of_the_user_s_keeps_what_it_computes(right: Tensor) -> None:
     assert float((logits(made) - logits(Own(tiny()))).norm() / logits(made).norm()) < 0.3
     rounded, _ = quantize(Own(tiny()), 8)
     torch.testing.assert_close(logits(rounded).sum(1), torch.ones(24))
-
-
-def test_blocks_that_are_checkpointed_by_hand_count_once(right: Tensor) -> None:
-    made = small(Hand(tiny()))
-    assert float((logits(made) - logits(tiny())).norm()) < 1.3 * float((right - logits(tiny())).norm())
 
 
 def test_a_default_device_stays_outside(right: Tensor) -> None:
@@ -228,9 +207,6 @@ class TestTraining:
         assert all(parameter.isfinite().all() for parameter in model.parameters())
         with pytest.raises(InputError, match="no images to train on"):
             finetune(tiny(), [], **QUIET)
-
-    def test_a_stream_is_trained_on(self) -> None:
-        finetune(tiny(), DataLoader(Stream(), 8), **QUIET)
 
     def test_distillation_takes_batches_too(self) -> None:
         student = compress(tiny(), BATCHES, "svd", 0.4, device="cpu", progress=False)[0]

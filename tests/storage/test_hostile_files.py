@@ -61,18 +61,6 @@ def test_a_config_edited_at_random(folder: Path, data: st.DataObject) -> None:
 @pytest.mark.slow
 @QUICK
 @given(data=st.data())
-def test_a_report_edited_at_random(folder: Path, data: st.DataObject) -> None:
-    report, work = json.loads((folder / "report.json").read_text()), folder.with_name("report")
-    shutil.copytree(folder, work, dirs_exist_ok=True)
-    edit(work, "report.json", changed(report, data.draw))
-    for more in ([], ["--json"]):
-        code, line = outcome("inspect", work, *more)
-        assert not code or "report.json" in line
-
-
-@pytest.mark.slow
-@QUICK
-@given(data=st.data())
 def test_weights_edited_at_random(folder: Path, data: st.DataObject) -> None:
     content, work = bytearray((folder / "model.safetensors").read_bytes()), folder.with_name("weights")
     shutil.copytree(folder, work, dirs_exist_ok=True)

@@ -97,20 +97,6 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert any("fine-tune, epoch 2 of 2" in text for text in said)
 
 
-def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
-    evaluate = stages.evaluate
-    monkeypatch.setattr(stages, "evaluate", lambda *args, **kwargs: counted.append(1) or evaluate(*args, **kwargs))
-    first = run_job(task(tmp_path, recipe=None, epochs=0), lambda said: None)
-    assert (first["top1"]["before"], first["layers"]) == (None, [])
-    assert first["top1"]["after"] == first["top1"]["dense"]
-    second = run_job(task(tmp_path, recipe="svd", epochs=0), lambda said: None)
-    assert second["top1"]["dense"] == first["top1"]["dense"]
-    assert second["top1"]["before"] is None  # nothing was fine-tuned
-    assert (first["z"], second["z"], first["relative_error"]) == (None, None, None)
-    assert len(counted) == 2
-
-
 class StoppedError(RuntimeError):
     """In place of a power cut."""
 
