@@ -46,10 +46,9 @@ def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
 
 def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
     """Return the row of ``heads``, distilled on ``count`` images."""
-    return Row(
-        f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "heads", percent / 100,
-        protocol=PROTOCOL, distill_epochs=PASSES // count, calibration_images=count,
-        embedded_seeds=(0,),
+    return Row.of(
+        model, f"{name}-{count}-{percent}", method, "heads", reduction=percent / 100, protocol=PROTOCOL,
+        distill_epochs=PASSES // count, calibration_images=count, embedded_seeds=(0,),
     )  # fmt: skip
 
 
