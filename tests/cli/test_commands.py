@@ -11,18 +11,6 @@ from tests.support.commands import COMPRESS, STANDIN, json_of, refused
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "kind", ["models", "recipes", "decompositions", "allocators", "compensations", "quantizers", "tokens"]
-)
-def test_list(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["list", kind])
-    text = capsys.readouterr().out
-    main(["list", kind, "--json"])
-    names = json.loads(capsys.readouterr().out)
-    assert len(names) >= (2 if kind in ("quantizers", "tokens") else 4)
-    assert [line.split()[0] for line in text.splitlines()] == names
-
-
 @pytest.mark.parametrize(("recipe", "layer"), [("exact", "blocks.0.attn.qkv"), ("best", "blocks.0.attn ")])
 def test_compress_inspect_evaluate(recipe: str, layer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small"

@@ -85,21 +85,3 @@ def test_help_says_what_a_verb_does_and_gives_an_example_that_works(capsys: pyte
         words = shlex.split(example)
         assert words[:2] == ["lowrank-vit", verb]
         assert parser.parse_args(words[1:]).run is own.get_default("run")
-
-
-@pytest.mark.slow
-def test_mistakes_are_found_before_anything_is_imported(tmp_path: Path) -> None:
-    """In a process that would fail at torch: what is heavy is not reached."""
-    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
-    compress = ("compress", "--model", STANDIN, "--out", tmp_path / "out", "--reduction")
-    for mistake in (
-        (*compress, "0.4", "--data", f"imagefolder:{tmp_path / 'nowhere'}"),
-        (*compress, "1.4", "--data", "digits"),
-        (*compress, "0.4", "--data", "digits", "--checkpoint", tmp_path / "nowhere.safetensors"),
-        ("evaluate", tmp_path / "nowhere", "--data", "digits"),
-        ("distill", tmp_path, "--data", "digits", "--out", tmp_path / "out"),
-        ("evaluate", "--model", STANDIN, "--data", "digits", "--batch-size", "0"),
-    ):
-        done = typed(*mistake, PYTHONPATH=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        assert done.stderr.startswith("error: ")

@@ -148,14 +148,3 @@ def test_a_shifted_window_keeps_its_mask() -> None:
                 assert (module(*inputs) - y).abs().max() > 1e-3
                 masked += 1
     assert masked
-
-
-def test_what_is_returned_is_balanced() -> None:
-    """The two vectors of each direction have equal root mean squares: of queries and keys, of values and outputs."""
-    small, _ = compress(tiny(), [images(8)], "heads", 0.3)
-    found = [module for module in small.modules() if isinstance(module, LowRankAttention)]
-    assert found
-    for module in found:
-        keys, values = module.key_value.weight.split([module.query.out_features, module.proj.in_features])
-        for one, other in ((module.query.weight, keys), (values, module.proj.weight.T)):
-            torch.testing.assert_close(one.norm(dim=1) / one.shape[1] ** 0.5, other.norm(dim=1) / other.shape[1] ** 0.5)

@@ -71,11 +71,3 @@ def test_settings_of_torch_change_nothing(recipe: str, around: Any, plain: Any) 
     model = tiny()
     with around():
         assert same(made(model, recipe), plain[recipe])
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_random_state_is_the_caller_s(recipe: str) -> None:
-    model = tiny()
-    before = torch.get_rng_state()
-    made(model, recipe)
-    assert torch.equal(torch.get_rng_state(), before)

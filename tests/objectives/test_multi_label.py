@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank_vit import InputError, compress, distill, evaluate, get_recipe, load, save
+from lowrank_vit import compress, get_recipe, load, save
 from lowrank_vit.objectives import objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.objectives.multi_label import MultiLabel
@@ -85,20 +85,6 @@ def test_every_label_keeps_its_probability(recipe: str, caplog: pytest.LogCaptur
     assert lost[0] < lost[2]
     save(small, tmp_path / "it")
     assert load(tmp_path / "it")(data).shape == (64, 10)
-
-
-def test_what_has_no_top_1_is_told() -> None:
-    with pytest.raises(InputError, match="images of several labels have no top-1"):
-        evaluate(tiny(), batches(SEVERAL), progress=False)
-
-
-def test_it_is_distilled_label_by_label() -> None:
-    model = tiny()
-    small, _ = compress(model, [images(24)], "svd", 0.4, device="cpu")
-    trained = distill(
-        small, model, images(24), objective=MultiLabel(), epochs=1, batch_size=8, flips=False, progress=False
-    )
-    assert "train_label_kl" in trained.describe()
 
 
 def test_a_configuration_says_it() -> None:

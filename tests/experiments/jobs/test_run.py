@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.data import resolve_model_data_config
 
 from experiments.__main__ import main
 from experiments.jobs import stages
@@ -24,9 +21,7 @@ from experiments.jobs.task import Task
 from experiments.runner import campaign
 from experiments.runner.pool import View, run_here
 from lowrank_vit import Hardware, InputError, load
-from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.stages.evaluate.accuracy import evaluate
 
 pytestmark = pytest.mark.slow
 
@@ -108,35 +103,6 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
             raise StoppedError
 
     return tell
-
-
-def evaluate_digits(folder: Path) -> float:
-    """Top-1 of a saved model on the images of the tests' jobs."""
-    model = load(folder)
-    data = ImageData("digits", resolve_model_data_config(model), limit=TINY["limit"], seed=0)
-    return evaluate(model, data, progress=False, hardware=Hardware(accelerator="cpu"))["top1"]
-
-
-def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, said = task(tmp_path, "svd", epochs=0), []
-    done = run_job(own, lambda text: None)
-    lock = tmp_path / "locks" / f"{own.job.key}.lock"
-    hold = (
-        f"import filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-
-        def tell(text: str) -> None:
-            said.append(text)
-            other.kill()  # a dead process holds no lock
-
-        monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
-        assert run_job(own, tell) == done
-    assert said == ["wait for another process with the same job"]
 
 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
