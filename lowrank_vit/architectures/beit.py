@@ -1,7 +1,5 @@
 """timm's BEiT: a ViT with a bias for every relative position, of each block or shared by all."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.beit import Attention, Beit, Block

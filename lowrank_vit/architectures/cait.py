@@ -1,7 +1,5 @@
 """timm's CaiT: heads that talk to each other, and a class token that comes after the blocks."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn

@@ -1,7 +1,5 @@
 """timm's ConvNeXt: an MLP behind a convolution of each channel, stage by stage over a feature map."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """timm's EVA and what is built of its blocks: EVA02, rotary ViTs, DINOv3."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar
 

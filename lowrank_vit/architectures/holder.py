@@ -1,7 +1,5 @@
 """A module that holds one known model: a backbone with a head of the user's, or in a class of the user's."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar
 

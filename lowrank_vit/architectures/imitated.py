@@ -5,8 +5,6 @@ outputs: on random tokens, in float64, with random weights, so that a part that 
 stays as it is. Only what stands in a list (a name with a number) is tried, since heads and stems do not.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence

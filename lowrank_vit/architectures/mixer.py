@@ -1,7 +1,5 @@
 """timm's MLP-Mixer: one MLP over the tokens of each channel, one over the channels of each token."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.mlp_mixer import MixerBlock, MlpMixer

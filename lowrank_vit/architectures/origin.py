@@ -1,7 +1,5 @@
 """Tell which classes are of Hugging Face's ``transformers``, without the package."""
 
-from __future__ import annotations
-
 from torch import nn
 
 PACKAGE = "transformers.models."

@@ -1,7 +1,5 @@
 """Blocks and attention as most families of timm have them, with timm's names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """timm's Swin transformers: attention within shifted windows of a feature map, patches merged between stages."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Such are torchvision's, open_clip's, those of ``nn.TransformerEncoder``, and most of those that people wrote themselves.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from timm.layers import Attention

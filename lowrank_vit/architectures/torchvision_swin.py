@@ -3,8 +3,6 @@
 Classes are told by their names, so that nothing here needs the package. A block with hooks or other parts stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Hugging Face's Swin transformers: attention within shifted windows of a feature map, whose pixels come as tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isqrt
 from typing import Any, ClassVar

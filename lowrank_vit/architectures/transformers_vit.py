@@ -1,7 +1,5 @@
 """Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision models: a norm, attention, a norm and an MLP in each block."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

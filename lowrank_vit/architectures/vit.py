@@ -1,7 +1,5 @@
 """timm's plain vision transformers: ViT, DeiT, and all that are built of the same blocks."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.layers import Attention

@@ -1,7 +1,5 @@
 """timm's ViT with relative positions, of each block or shared by all."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.vision_transformer_relpos import (

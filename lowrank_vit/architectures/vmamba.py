@@ -1,7 +1,5 @@
 """VMamba: a scan in four directions in the place of attention, then an MLP, stage by stage over a feature map."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import nn

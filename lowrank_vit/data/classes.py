@@ -1,7 +1,5 @@
 """From class names to labels."""
 
-from __future__ import annotations
-
 import functools
 import re
 import warnings

@@ -1,7 +1,5 @@
 """From a model's name to a model with weights."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Mapping
