@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit import analyse, get_recipe
 from lowrank_vit.compression.prices import latency
-from lowrank_vit.compression.prices.latency import SHARES, Grid
+from lowrank_vit.compression.prices.latency import SHARES
 from lowrank_vit.compression.runtimes import call_in
-from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.evaluate import speed as module_times
 from tests.support.models import images, model_and_images, outputs, tiny
 
@@ -91,22 +89,6 @@ def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert timed(2) > 0
     monkeypatch.undo()
-
-
-def test_the_times_of_two_units_add_up_where_both_are_reduced() -> None:
-    """Together they save more than alone, as a padded pair does: by hand, for 8 directions each."""
-    curves = [ErrorCurve.in_parameters(name, torch.zeros(9), 1, 9) for name in ("a", "b")]
-    decomposed = SimpleNamespace(unit=SimpleNamespace(name="x"))
-    grid = Grid(decomposed, curves)
-    times = {(a, b): 10.0 * a + 20 * b + 30 * max(a, b) + 7 for a, b in grid.points}
-    assert len(grid.points) == 3 * len(SHARES) - 2  # all full is one point
-    tables = grid.tables(500.0, times, 1)
-    for size in (1, 2, 4, 6, 8):
-        assert tables["a"][size] + tables["b"][size] == pytest.approx(times[size, size], abs=1)
-    saved = tables["a"][8] - tables["a"][4]
-    assert saved == 10 * 4 + 30 * 4 / 2  # half of what the pair saves by its width
-    assert tables["a"][5] == pytest.approx((tables["a"][4] + tables["a"][6]) / 2, abs=1)
-    assert tables["a"][-1] == tables["b"][-1] == 250
 
 
 @pytest.mark.slow

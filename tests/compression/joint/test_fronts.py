@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_vit.compression.joint import fronts
 from lowrank_vit.compression.joint.forms import NAMED_BYTES, Form, Layer
 from lowrank_vit.compression.joint.fronts import PAGE, Front, Losses, front
 from lowrank_vit.records.costs import Cost
@@ -82,21 +81,6 @@ def test_a_choice_says_what_its_cost_and_its_loss_are_of() -> None:
         places = itertools.product(itertools.product(*form.sizes.values()), itertools.product(BITS, repeat=3))
         known = dict(zip(places, options(form, curves, losses), strict=True))
         assert known[sizes, bits] == pytest.approx((found.curve.cost(rank), found.curve.error(rank)))
-
-
-def test_many_layers_keep_the_best_combinations_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the largest size nothing is lost by that: the cost and loss of the layers go with their weights there."""
-    form, curves = attention("wide", 1.0)
-    whole = Form(form.layers, form.rest, {unit: [12] for unit in form.sizes})
-    losses = {
-        layer.name: {b: scale * 4.0**-b for b in (2, 4, 8)}
-        for layer, scale in zip(form.layers, (1.0, 2.0, 0.3), strict=True)
-    }
-    everything = made([(whole, curves)], losses)[0]
-    monkeypatch.setattr(fronts, "MANY", 1)
-    some = made([(whole, curves)], losses)[0]
-    assert len(fronts.combinations(whole.layers, losses)) < 27
-    assert some.curve.errors.tolist() == everything.curve.errors.tolist()
 
 
 def test_what_is_as_large_as_float16_is_no_choice() -> None:

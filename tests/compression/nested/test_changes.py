@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowrank_vit import analyse
 from lowrank_vit.compression.analysis import Analysis
+from lowrank_vit.compression.nested.file import packed, unpacked
 from lowrank_vit.compression.nested.opened import narrowed, widened
 from tests.support.cases import in_turn
 from tests.support.models import images, tiny
@@ -62,3 +63,13 @@ def test_what_a_change_adds_in_the_mean_is_the_same_at_all_sizes(
             mean = (mean - kept.offset) @ kept.columns
         added.append(mean @ weight + bias)
     assert torch.allclose(*added, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 50])
+def test_a_symmetric_matrix_is_whole_again(side: int) -> None:
+    torch.manual_seed(side)
+    matrix = torch.randn(side, side, dtype=torch.float64)
+    matrix = matrix + matrix.T
+    small = packed("covariance", matrix)
+    assert (small.dtype, small.shape) == (torch.float32, (side * (side + 1) // 2,))
+    assert torch.equal(unpacked("covariance", small), matrix.float().double())

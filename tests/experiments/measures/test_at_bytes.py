@@ -54,18 +54,6 @@ def test_all_ways_may_round_the_same_layers(way: str) -> None:
     assert sum(name.startswith("blocks.") for name in rounded(small)) >= 4 * len(model.blocks)  # type: ignore[arg-type]
 
 
-def test_bits_of_each_layer_differ_and_no_layer_is_cut() -> None:
-    model = dense()
-    size = int(at_bytes.stored(quantize(model, 4, outside=8)[0]) * 0.95)
-    job = replace(job_for("bytes_by_bits_each"), reduction=1 - size / saved_bytes(model, torch.float32))
-    data = data_for(model, job)
-    images, unseen = Images(data.calibration_dataloader(), None), Images(data.held_out_dataloader(), None)
-    small = at_bytes.bits_by_layer(model, images, unseen, size, job)
-    assert parameter_count(small) == parameter_count(model)
-    assert len({layer.bits for layer in small.modules() if isinstance(layer, QuantizedLinear)}) > 1
-    assert at_bytes.stored(small) <= size
-
-
 def test_the_parameters_of_a_cut_model_are_counted(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = dense()
     job = replace(job_for("bytes_by_ranks"), recipe="heads", reduction=0.75)

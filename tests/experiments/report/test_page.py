@@ -8,7 +8,7 @@ import pytest
 
 from experiments.report.columns import CATALOGUE, chosen
 from experiments.report.details import commands
-from experiments.report.page import page, write_index
+from experiments.report.page import page
 from experiments.report.rows import table_json
 from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, fill
@@ -72,15 +72,3 @@ def test_texts_are_not_markup(made: tuple[dict[str, Any], dict[str, str]]) -> No
     assert [tag for tag, _ in seen].count("script") == 1
     assert not [tag for tag, _ in seen if tag in ("img", "b", "iframe", "object", "link")]
     assert not [names for _, names in seen if "src" in names or any(name.startswith("on") for name in names)]
-
-
-def test_the_index_links_what_is_there(tmp_path: Path) -> None:
-    write_index(tmp_path)
-    assert "Nothing was rendered yet" in (tmp_path / "index.html").read_text()
-    (tmp_path / "table2").mkdir()
-    (tmp_path / "table2" / "table.json").write_text('{"title": "Two < three"}')
-    (tmp_path / "table2" / "table.html").write_text("")
-    write_index(tmp_path)
-    text = (tmp_path / "index.html").read_text()
-    assert [names["href"] for tag, names in Tags(text).seen if tag == "a"] == ["table2/table.html", "table2/table.json"]
-    assert "Two &lt; three" in text

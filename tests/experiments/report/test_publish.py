@@ -92,23 +92,6 @@ def test_what_cannot_be_traced_is_not_published(results: Path, changes: dict[str
     assert not (results / "published").exists()
 
 
-def test_rows_that_were_not_run_again_stay(results: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "published"
-    path = publish(results, TABLE, folder)
-    content = json.loads(path.read_text())
-    content["provenance"]["commits"] = ["fedcba9876543210"]
-    content["rows"] = [
-        {name: row[name] for name in row if name not in ("commits", "images")} for row in content["rows"]
-    ]
-    path.write_text(json.dumps(content))
-    for job in make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES)[1].jobs:
-        (results / "jobs" / job.key / "result.json").unlink()  # m/svd-40 was not run
-    again = {row["id"]: row for row in json.loads(publish(results, TABLE, folder).read_text())["rows"]}
-    assert list(again) == [row["id"] for row in content["rows"]]
-    assert again["m/svd-40"]["commits"] == ["fedcba9876543210"]
-    assert again["m/ours-40"]["commits"] == ["0123456789abcdef"]
-
-
 def one_seed(folder: Path, seed: int, top1: float, commit: str) -> None:
     """Run the table with one seed, which is then its last run."""
     options = Options(steps=100, seeds=(seed,))
