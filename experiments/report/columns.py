@@ -13,7 +13,7 @@ from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
 
-BATCHES = (1, 8)  # images at a time, as ``jobs/speed.py`` measures
+BATCHES = (1, 8)  # images at a time, as ``jobs/beside.py`` measures
 ERRORS = partial(number, digits=4)  # relative errors, and divergences
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from experiments.report.agreement import agreement
 from experiments.report.cells import Row, notes_of
 from experiments.report.columns import Column, chosen, legend
-from experiments.report.files import written
+from experiments.report.page import written
 from experiments.report.uncertainty import marked
 from experiments.report.write import write_report
 from experiments.tables.rows import Table as TableToRun

@@ -14,8 +14,8 @@ from experiments.jobs.job import Job
 from experiments.jobs.revisions import made_by
 from experiments.report.cells import remarks
 from experiments.report.columns import CATALOGUE, chosen
-from experiments.report.files import written
 from experiments.report.markdown import csv_text, markdown
+from experiments.report.page import written
 from experiments.report.rows import FIELDS, table_json
 from experiments.report.seeds import aggregate
 from experiments.report.terminal import show
