@@ -39,6 +39,7 @@ def test_it_loads_and_names_classes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "cannot read the image" in refused(capsys, "classify", NAME, tmp_path / "text.jpg").partition("\n")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_it_sees_what_photographs_show(real_data: Path) -> None:
     classes = sorted((real_data / "imagenet-samples" / "validation").iterdir())

@@ -15,6 +15,8 @@ from lowrank_vit.stages.export.formats import NARROWED, files, narrowed
 from lowrank_vit.stages.export.half import beyond, export_half
 from tests.support.models import images, outputs, tiny
 
+pytestmark = pytest.mark.slow
+
 BATCHES = [images(8), images(8, seed=2)]
 FORMATS = NARROWED.names()
 
