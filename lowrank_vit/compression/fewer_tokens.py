@@ -16,7 +16,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.tokens import TOKENS, LearntRule, TokenRule
-from lowrank_vit.stages.tokens.learning.learn_selectors import learn_selectors
+from lowrank_vit.stages.tokens.train_selectors import learn_selectors
 
 NOTHING: Mapping[str, Any] = {}
 

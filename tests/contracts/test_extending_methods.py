@@ -51,7 +51,7 @@ import json, sys
 import lowrank_vit.methods
 lowrank_vit.methods.__path__.append(sys.argv[1])
 from lowrank_vit import RECIPES, compress, get_recipe, recipe_of
-from lowrank_vit.cli.listing import listing
+from lowrank_vit.cli.verbs.list import listing
 from lowrank_vit.records.looks import PRINTED
 from experiments.report.styles import known_style
 from experiments.tables import table_rivals
