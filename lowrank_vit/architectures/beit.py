@@ -19,23 +19,18 @@ class BeitFamily(Family):
     about = "timm's BEiT"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``Beit``."""
         return isinstance(model, Beit)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
         return listed_blocks(model, Block)
 
     def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
         return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return scaled_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``Attention`` of BEiT, whose keys have no bias."""
         if type(module) is not Attention:
             return None
         biased, size = module.q_bias is not None, module.window_size

@@ -19,29 +19,23 @@ class CaitFamily(Family):
     about = "timm's CaiT"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``Cait``."""
         return isinstance(model, Cait)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
         return listed_blocks(model, LayerScaleBlock)
 
     def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
         return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return scaled_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``TalkingHeadAttn``."""
         if type(module) is not TalkingHeadAttn:
             return None
         talking = (f"{name}.proj_l", f"{name}.proj_w")
         return plain_attention(name, module, dense_logits=MIXED, within=talking)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Compute the model's outputs from the patches after the last block."""
         assert isinstance(model, Cait)
         return super().head(model, x if model.blocks_token_only is None else model.forward_cls(x))

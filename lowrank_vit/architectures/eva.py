@@ -28,11 +28,9 @@ class EvaFamily(Family):
     about = "timm's EVA, EVA02, rotary ViTs, DINOv3"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is an ``Eva``."""
         return isinstance(model, Eva)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
         return listed_blocks(model, EvaBlock, EvaBlockPostNorm)
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
@@ -45,11 +43,9 @@ class EvaFamily(Family):
         ], refusals
 
     def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
         return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return normed_branches(step) if isinstance(step, EvaBlockPostNorm) else scaled_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

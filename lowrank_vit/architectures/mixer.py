@@ -17,11 +17,9 @@ class Mixer(Family):
     about = "timm's MLP-Mixer"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is an ``MlpMixer``."""
         return isinstance(model, MlpMixer)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
         assert isinstance(model, MlpMixer)
         blocks = {f"blocks.{name}": block for name, block in model.blocks.named_children()}
         other = next((type(block).__name__ for block in blocks.values() if type(block) is not MixerBlock), None)

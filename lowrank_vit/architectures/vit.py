@@ -33,19 +33,15 @@ class ViT(Family):
     about = "timm's ViT, DeiT, DeiT III"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``VisionTransformer``."""
         return isinstance(model, VisionTransformer)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
         return listed_blocks(model, Block, ResPostBlock, ParallelThingsBlock)
 
     def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
         return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         if isinstance(step, ParallelThingsBlock):
             return tuple(
                 Branch(
@@ -64,7 +60,6 @@ class ViT(Family):
         return normed_branches(step) if isinstance(step, ResPostBlock) else layer_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``Attention``."""
         if type(module) is not Attention:  # a subclass may compute something else
             return None
         return plain_attention(name, module)

@@ -24,15 +24,12 @@ class RelPosViT(Family):
     about = "timm's ViT with relative positions"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``VisionTransformerRelPos``."""
         return isinstance(model, VisionTransformerRelPos)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
         return listed_blocks(model, RelPosBlock, ResPostRelPosBlock)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return normed_branches(step) if isinstance(step, ResPostRelPosBlock) else layer_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

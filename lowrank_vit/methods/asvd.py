@@ -28,7 +28,6 @@ class ActivationScaledSVD:
     currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         magnitude = moments.mean("input_abs")
         scale = magnitude.clamp_min(self.floor * magnitude.max()).pow(self.alpha)
         return project_output(weight, scale[:, None] * weight)

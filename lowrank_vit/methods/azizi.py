@@ -55,7 +55,6 @@ class RepresentativeSVD:
             raise unknown("mean", self.over, (IMAGES, WINDOWS))
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         x = moments.mean("representative")
         if self.over == WINDOWS:
             windows = round(float(moments.sums["representative_windows"])) // moments.images

@@ -30,7 +30,6 @@ class FisherWeightedSVD:
     currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         fisher = moments.mean("fisher_rows")
         row_weights = fisher.clamp_min(self.floor * fisher.max()).sqrt()
         return project_output(weight, row_weights[:, None] * weight)

@@ -35,7 +35,6 @@ class MultiLabel:
 
     @property
     def probe_name(self) -> str:
-        """Return the name of the probe."""
         return "label signs"
 
     def lacks(self, model: nn.Module) -> str:

@@ -45,7 +45,6 @@ class Latency(Price):
 
     @property
     def where(self) -> dict[str, Any]:
-        """Describe the setting."""
         return {**asdict(self.setting), "threads": torch.get_num_threads()}
 
     @cached_property
@@ -60,7 +59,6 @@ class Latency(Price):
 
     @cached_property
     def dense(self) -> int:
-        """Return the dense model's time."""
         name = f"whole {described(self.model, (self.images,))}"
         make = partial(self._call, self.model, ((self.images,), {}))
         return round(NANO * ModuleTimes(self.setting).seconds({name: make})[name])
@@ -75,7 +73,6 @@ class Latency(Price):
         return self.dense - sum(curve.dense_cost for curve in curves)
 
     def count(self, small: nn.Module) -> int:
-        """Measure a smaller model and the dense one in turns."""
         inputs: Inputs = (self.images,), {}
         calls = {"dense": self._call(self.model, inputs), "small": self._call(small, inputs)}
         times = agreed(in_turns(calls, self.setting) if is_first() else None)

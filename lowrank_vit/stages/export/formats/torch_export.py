@@ -19,7 +19,6 @@ class TorchExport:
     tolerance: ClassVar[float] = 1e-4
 
     def write(self, model: "nn.Module", example: "Tensor", path: Path, metadata: str) -> None:
-        """Write the file; ``metadata`` is an extra file inside it."""
         import torch
 
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
@@ -29,7 +28,6 @@ class TorchExport:
             torch.export.save(program, file, extra_files={METADATA: metadata})
 
     def run(self, path: Path) -> Run:
-        """Load the file by ``torch.export.load``."""
         import torch
 
         with path.open("rb") as file:
