@@ -7,10 +7,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import (
-    added_positions,
+    PlainFamily,
     is_plain,
     layer_branches,
     layer_scale,
@@ -19,27 +19,20 @@ from lowrank_vit.architectures.plain import (
     plain_attention,
 )
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.records.sites import AttentionSite, TableSite
+from lowrank_vit.records.sites import AttentionSite
 
 HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with several of each, beside each other
 
 
 @FAMILIES.register("vit")
-class ViT(Family):
+class ViT(PlainFamily):
     """Describe blocks that add attention and an MLP, with a norm each, to a sequence of tokens."""
 
     revision: ClassVar[int] = 1
 
     about = "timm's ViT, DeiT, DeiT III"
-
-    def takes(self, model: nn.Module) -> bool:
-        return isinstance(model, VisionTransformer)
-
-    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        return listed_blocks(model, Block, ResPostBlock, ParallelThingsBlock)
-
-    def positions(self, model: nn.Module) -> TableSite | None:
-        return added_positions(model)
+    whole = VisionTransformer
+    blocks = (Block, ResPostBlock, ParallelThingsBlock)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         if isinstance(step, ParallelThingsBlock):
