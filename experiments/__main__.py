@@ -1,7 +1,5 @@
 """List the tables, run one, report on it: ``python -m experiments``. Each verb imports what it needs when it runs."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

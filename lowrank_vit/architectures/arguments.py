@@ -1,7 +1,5 @@
 """The arguments of ``timm.create_model`` that a model shows: they stand in none of its records."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The form of a model that the families describe, whichever library it is from."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from lowrank_vit.architectures.linears import call_every_layer, mark_shared

@@ -3,8 +3,6 @@
 The last norm keeps its scale and shift: what it hands on is read by users (``forward_features``) and by distillation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import timm.layers

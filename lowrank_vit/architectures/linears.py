@@ -1,7 +1,5 @@
 """Linear layers of any model: which ones are compressed, what stays dense, and their weights."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -1,7 +1,5 @@
 """Tell which classes are of Hugging Face's ``transformers``, or a CLIP of open_clip's or OpenAI's, without the packages."""
 
-from __future__ import annotations
-
 from torch import nn
 
 PACKAGE = "transformers.models."

@@ -1,7 +1,5 @@
 """A copy of a model as it computes now, without what surrounds it: masks, norms and adapters are part of the weights."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence

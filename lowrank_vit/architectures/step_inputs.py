@@ -1,7 +1,5 @@
 """What the blocks of a model are given beside the stream: rotary positions, position biases that they share, masks."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial

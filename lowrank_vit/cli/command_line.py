@@ -3,8 +3,6 @@
 Parsers show defaults and examples in the help, and report mistakes in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """What all public functions check of their arguments: the order of model and images, and the names of options."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Callable, Iterable

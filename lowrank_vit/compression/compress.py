@@ -4,8 +4,6 @@
 rest. What each file does is listed in CONTRIBUTING.md, in the order in which they run.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The decomposition of all units of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Exported files beside each other, as their programs run them: bytes, times in turns, and accuracy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

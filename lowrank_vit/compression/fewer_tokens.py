@@ -1,7 +1,5 @@
 """Fewer tokens in a dense or compressed model, as a last step."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +16,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.tokens import TOKENS, LearntRule, TokenRule
-from lowrank_vit.stages.tokens.learning.learn_selectors import learn_selectors
+from lowrank_vit.stages.tokens.train_selectors import learn_selectors
 
 NOTHING: Mapping[str, Any] = {}
 

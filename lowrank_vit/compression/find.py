@@ -4,8 +4,6 @@ A recipe for whole modules may hold a decomposition of single layers, too: it ta
 budget of predicted loss. What fell back, and why, is said in one line and in the report.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

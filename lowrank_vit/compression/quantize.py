@@ -1,7 +1,5 @@
 """Quantise a model, with images where the method of rounding looks at the layers' inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Programs in which a model or a module of it runs, so that they can be timed beside each other."""
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence

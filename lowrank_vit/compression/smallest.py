@@ -1,7 +1,5 @@
 """The smallest model that loses no more than asked for, by bisection over one analysis."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

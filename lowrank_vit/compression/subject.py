@@ -1,7 +1,5 @@
 """The model that is compressed: made once from the caller's, in the form that units are cut from, and asked by all."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterator
@@ -64,7 +62,7 @@ class Subject:
         sites: str = BLOCK_LINEARS,
         device: torch.device | None = None,
         learnt: LearntGates | None = None,
-    ) -> Subject:
+    ) -> "Subject":
         """Copy the caller's model, without what surrounds it and without its settings for training.
 
         ``device``: None leaves it where it is. Raises ``InputError`` for a model that was compressed already, and for one

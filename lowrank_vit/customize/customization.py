@@ -1,7 +1,5 @@
 """A model with a delta in it: attached, saved, loaded, merged, detached."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

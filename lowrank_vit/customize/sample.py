@@ -1,7 +1,5 @@
 """Images: drawn from prompts by DDIM with classifier-free guidance, also as a prior, read from files, shown in a grid."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass

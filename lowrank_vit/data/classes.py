@@ -1,7 +1,5 @@
 """From class names to labels."""
 
-from __future__ import annotations
-
 import functools
 import re
 import warnings
@@ -32,12 +30,7 @@ def imagenet_wnids(classes: int = IMAGENET_CLASSES) -> dict[str, int]:
 
 
 def class_labels(
-    names: Sequence[str],
-    where: str,
-    order: str | None = None,
-    classes: int | None = None,
-    *,
-    declared: bool = False,
+    names: Sequence[str], where: str, order: str | None = None, classes: int | None = None, *, declared: bool = False
 ) -> tuple[dict[str, int], int]:
     """Return the label of each class name, and the number of classes; ``where`` names the data in warnings.
 

@@ -1,7 +1,5 @@
 """Image folders: ``train/`` and ``validation/`` (or ``val/``), one folder for each class in them."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -30,7 +28,7 @@ class FileSplit:
         self.labels = labels
         self.side = side
 
-    def reduced(self, side: int) -> FileSplit:
+    def reduced(self, side: int) -> "FileSplit":
         """Return the same images, large JPEGs decoded at a smaller size."""
         return FileSplit(self.files, self.labels, side)
 

@@ -1,7 +1,5 @@
 """Which images, in which order, on which process."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

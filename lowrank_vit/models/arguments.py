@@ -1,7 +1,5 @@
 """The arguments that timm makes a fine-tuned model with: given ones, and what a checkpoint's shapes say."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read a checkpoint's tensors, of safetensors or of a file that PyTorch wrote, unpickling nothing; put them into a model."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json

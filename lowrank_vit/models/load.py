@@ -1,7 +1,5 @@
 """From a model's name to a model with weights."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Mapping
@@ -26,11 +24,7 @@ NEAREST = 5  # timm knows over a thousand models: an error lists only this many
 
 
 def load_model(
-    name: str,
-    checkpoint: Path | None = None,
-    *,
-    seed: int = 0,
-    arguments: Mapping[str, Any] | None = None,
+    name: str, checkpoint: Path | None = None, *, seed: int = 0, arguments: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Load the timm model or stand-in ``name`` with weights: in eval mode, float32, on the CPU.
 

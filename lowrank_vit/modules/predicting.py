@@ -1,7 +1,5 @@
 """The forward pass of any model: its logits, one line where it does not take the images, a warning of implausible ones."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Blocks that hand on fewer tokens: similar ones merged, unattended ones fused, or some dropped by a learnt selector."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """Classification: the divergence of the model's own predictions. No label is read."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Mapping
@@ -143,7 +141,7 @@ class Classification:
     def lacks(self, model: nn.Module) -> str:
         return without_classifier(model)
 
-    def fitted(self, model: nn.Module, batches: Batches) -> Classification:
+    def fitted(self, model: nn.Module, batches: Batches) -> "Classification":
         """Return the objective as it is: a distribution needs no scale."""
         return self
 

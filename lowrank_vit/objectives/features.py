@@ -1,7 +1,5 @@
 """Features: what a model without a classifier hands on, pooled or token by token. No label is read."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,7 +78,7 @@ class Features:
         """Return nothing: every model that returns a tensor has features."""
         return ""
 
-    def fitted(self, model: nn.Module, batches: Batches) -> Features:
+    def fitted(self, model: nn.Module, batches: Batches) -> "Features":
         """Return the objective with the variances over all images of all processes, unless it has some already.
 
         Raises ``InputError`` for images that can be gone through only once, and for features that do not vary.

@@ -1,7 +1,5 @@
 """A set of images to collect statistics on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -166,7 +164,7 @@ class Images:
     record: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, given: Batches | Images) -> Images:
+    def of(cls, given: "Batches | Images") -> "Images":
         """Return the images as such. Raises ``InputError`` for anything but batches."""
         if isinstance(given, Images):
             return given
@@ -208,7 +206,7 @@ class Images:
             whole[rank :: len(shares)] = share
         return whole
 
-    def each(self) -> Unlabelled:
+    def each(self) -> "Unlabelled":
         """Return the batches without labels, (B, C, H, W), to go through once or more."""
         return Unlabelled(self.batches)
 

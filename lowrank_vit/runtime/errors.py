@@ -3,8 +3,6 @@
 Messages name an argument as Python has it, in backticks: `sites=`, `device="cpu"`. The commands show it as their option.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 from collections.abc import Collection

@@ -4,8 +4,6 @@ A temporary file or folder is locked by the process that writes it. The lock end
 a killed process left behind is not locked, and is removed when the same target is written again.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """What a run computes on: devices, processes and precision in one record; settings of torch, and random numbers."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ class Hardware:
     devices: int = 1
     num_nodes: int = 1
     accelerator: str = "auto"
-    strategy: str | Strategy = "auto"
+    strategy: "str | Strategy" = "auto"
     precision: str | None = None
 
     @property

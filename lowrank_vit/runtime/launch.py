@@ -1,7 +1,5 @@
 """One run on several processes that torchrun, SLURM or Lightning starts; all of them execute the whole run together."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

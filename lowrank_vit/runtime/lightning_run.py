@@ -1,7 +1,5 @@
 """What all trainings share: the schedule, and a run under Lightning that can be interrupted."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Collection

@@ -1,7 +1,5 @@
 """Tensors outside of memory: safetensors files, records as bytes, activations on the disk, weights in the cache."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

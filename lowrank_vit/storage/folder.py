@@ -4,8 +4,6 @@ A model card, ``README.md``, stands beside them; ``nested.safetensors``, too, in
 Models that ``quantize`` made are stored with floating values in float16, all others in the types they have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass

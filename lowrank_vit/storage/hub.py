@@ -1,7 +1,5 @@
 """The Hugging Face hub: folders from it and to it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError

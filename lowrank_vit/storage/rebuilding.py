@@ -1,7 +1,5 @@
 """The record that rebuilds a model, checked before saving: a model that its folder does not rebuild would be lost."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A module of the user's that holds one known model; and models that are no models of images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, load, quantize, save
+from tests.support.cases import in_turn
 from tests.support.kinds import KINDS
 from tests.support.torch_kinds import CLIPS, TORCH, Headed
 
@@ -39,8 +38,7 @@ def distance(small: nn.Module, dense: nn.Module, data: Tensor) -> float:
     return float((small(data) - dense(data)).norm() / dense(data).norm())
 
 
-@pytest.mark.parametrize("kind", KNOWN)
-@pytest.mark.parametrize("hold", [Headed, Nested])
+@pytest.mark.parametrize(("kind", "hold"), in_turn(KNOWN, [Headed, Nested]))
 def test_a_backbone_is_compressed_as_one(kind: str, hold: type, caplog: pytest.LogCaptureFixture) -> None:
     model, data = hold(KNOWN[kind].make()).double().eval(), KNOWN[kind].images(8)
     small, report = compress(model, [data], "best", 0.2, device="cpu")

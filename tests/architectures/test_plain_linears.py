@@ -1,7 +1,5 @@
 """A linear layer computes ``x W^T + b`` and nothing else; whatever does more stays as it is, and the report says why."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lowrank_vit import compress, export_integers, learn, quantize
 from lowrank_vit.modules.surgery import replace_module
+from tests.support.cases import in_turn
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 WORD = {"adapter": "forward pass", "hooked": "hook"}
@@ -54,10 +53,7 @@ def hooked(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
-    "adapter": adapter,
-    "hooked": hooked,
-}
+CHANGES: dict[str, Callable[[nn.Linear], nn.Linear]] = {"adapter": adapter, "hooked": hooked}
 
 
 def model(change: Callable[[nn.Linear], nn.Linear], *names: str) -> nn.Module:
@@ -77,8 +73,7 @@ def same_layer(small: nn.Module, dense: nn.Module, name: str) -> bool:
         return torch.allclose(small.get_submodule(name)(x), dense.get_submodule(name)(x), atol=2e-3)
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"])
+@pytest.mark.parametrize(("change", "name"), in_turn(CHANGES, ["blocks.0.attn.qkv", "blocks.1.mlp.fc2"]))
 def test_compress_leaves_it_dense(change: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     dense = model(CHANGES[change], name)
     small, report = compress(dense, [X], "best", 0.1, device="cpu")

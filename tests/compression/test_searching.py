@@ -1,7 +1,5 @@
 """Sizes before they are made: what plans cost is what models have, and the search ends at the last size that is allowed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

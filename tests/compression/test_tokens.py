@@ -1,7 +1,5 @@
 """Fewer tokens end to end, in dense and compressed models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What class names mean: wnids, numbers, and names whose natural order is not that of text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,13 +1,12 @@
 """Folders of images: classes and their numbers, what is left out, what is broken."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
 from lowrank_vit.data import open_source
 from lowrank_vit.runtime.errors import InputError
+from tests.support.cases import in_turn
 from tests.support.image_folders import TENCH, TOILET_PAPER, data, labels, one_line, write
 
 
@@ -53,8 +52,7 @@ def test_one_folder_for_both_splits_is_refused(folder: Path) -> None:
         open_source(f"imagefolder:{folder}")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("content", [b"", b"junk", "truncated"])
+@pytest.mark.parametrize(("workers", "content"), in_turn([0, 1], [b"", b"junk", "truncated"]))
 def test_a_broken_image_is_named(folder: Path, workers: int, content: bytes | str) -> None:
     file = folder / "validation" / "b" / "110.png"
     file.write_bytes(file.read_bytes()[:200] if isinstance(content, str) else content)

@@ -1,7 +1,5 @@
 """Checkpoints in the forms that people have them: folders, shards, results of trainings; and files that are none."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path, PosixPath

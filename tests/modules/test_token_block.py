@@ -1,7 +1,5 @@
 """Merged and fused tokens: worked by hand, and against their definitions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

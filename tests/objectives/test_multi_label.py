@@ -1,7 +1,5 @@
 """Several labels for an image: each keeps its own probability, and none competes with another."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank_vit import InputError, compress, distill, evaluate, fewer_tokens, finetune, get_recipe, learn, load, save
+from lowrank_vit import InputError, compress, fewer_tokens, finetune, get_recipe, learn, load, save
 from lowrank_vit.objectives import objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.objectives.labels import LabelLoss
 from lowrank_vit.objectives.multi_label import MultiLabel
 from lowrank_vit.records.images import Images
+from tests.support.cases import few
 from tests.support.models import images, tiny
 
 SEVERAL = (torch.rand(24, 10, generator=torch.Generator().manual_seed(0)) < 0.3).float()
@@ -71,7 +70,7 @@ def test_images_alone_say_nothing() -> None:
         assert not Images(form).several_labels
 
 
-@pytest.mark.parametrize("recipe", ["best", "loss_aware"])
+@pytest.mark.parametrize("recipe", few(["loss_aware", "best"], 1))
 def test_every_label_keeps_its_probability(recipe: str, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     model = tiny()
     with caplog.at_level(logging.WARNING):
@@ -88,20 +87,6 @@ def test_every_label_keeps_its_probability(recipe: str, caplog: pytest.LogCaptur
     assert lost[0] < lost[2]
     save(small, tmp_path / "it")
     assert load(tmp_path / "it")(data).shape == (64, 10)
-
-
-def test_what_has_no_top_1_is_told() -> None:
-    with pytest.raises(InputError, match="images of several labels have no top-1"):
-        evaluate(tiny(), batches(SEVERAL), progress=False)
-
-
-def test_it_is_distilled_label_by_label() -> None:
-    model = tiny()
-    small, _ = compress(model, [images(24)], "svd", 0.4, device="cpu")
-    trained = distill(
-        small, model, images(24), objective=MultiLabel(), epochs=1, batch_size=8, flips=False, progress=False
-    )
-    assert "train_label_kl" in trained.describe()
 
 
 def test_a_configuration_says_it() -> None:

@@ -1,7 +1,5 @@
 """Small untrained vision transformers around torch's own attention, which neither timm nor transformers made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """``distill``: train a compressed model towards the dense one on the calibration images."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -47,12 +45,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")
     teacher = dense_model(args.folder, report, args.checkpoint)
-    data = image_data(
-        args,
-        model,
-        calibration_samples=args.calibration_samples,
-        held_out_samples=args.held_out_samples,
-    )
+    data = image_data(args, model, calibration_samples=args.calibration_samples, held_out_samples=args.held_out_samples)
     trained = distill(
         model,
         teacher,

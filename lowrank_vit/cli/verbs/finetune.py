@@ -1,7 +1,5 @@
 """``finetune``: train a compressed model, partially or fully."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--distill", action="store_true", help="learn from the dense model's predictions, too")
     parser.add_argument("--hard-teacher", action="store_true", help="with --distill: towards its answers alone")
     parser.add_argument(
-        "--align-weight",
-        type=float,
-        default=0.0,
-        help="with --distill: of the first and last blocks' outputs",
+        "--align-weight", type=float, default=0.0, help="with --distill: of the first and last blocks' outputs"
     )
     parser.add_argument("--full", action="store_true", help="train all parameters")
     add_logger(parser)

@@ -10,8 +10,6 @@ written; what they say is interpolated between those (``opened``). At a size of 
 to rounding: with whole modules a folder holds float32, and symmetric matrices as triangles (format 2).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

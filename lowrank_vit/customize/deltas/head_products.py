@@ -1,7 +1,5 @@
 """COMCAT: low-rank products added to those of every head (Xiao et al. 2023, equation 8)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar

@@ -3,8 +3,6 @@
 Products are computed in float32 batch by batch and added up in float64, so memory does not depend on the number of images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -3,8 +3,6 @@
 Memory does not depend on the number of images: products are computed in float32 batch by batch and added up in float64.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 

@@ -6,8 +6,6 @@ reduced alone, while the rest of the model stays dense, and the divergence from 
 says what the reduction really costs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

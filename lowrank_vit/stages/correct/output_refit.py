@@ -5,8 +5,6 @@ branch from first to last, its output layer is refitted to bring the stream back
 without labels, and without extra parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
@@ -107,13 +105,7 @@ class OutputRefit:
         return ridges
 
     def _branch(
-        self,
-        old: Branch,
-        new: Branch,
-        streams: Streams,
-        sources: Streams,
-        weights: Tensor,
-        given: dict[str, Any],
+        self, old: Branch, new: Branch, streams: Streams, sources: Streams, weights: Tensor, given: dict[str, Any]
     ) -> float | None:
         """Refit one branch, which sees ``sources``, by the ``weights`` of positions; return the ridge.
 

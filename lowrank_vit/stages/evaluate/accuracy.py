@@ -3,8 +3,6 @@
 A warning comes first where the classes of the data cannot be those that the model predicts.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 import warnings
@@ -176,10 +174,7 @@ class FeatureScore:
         if not shares:
             raise InputError(EMPTY)
         sums, counts = zip(*shares, strict=True)
-        return {
-            "feature_error": feature_error(torch.stack(sums).sum(0)),
-            "n": torch.tensor(sum(counts), dtype=PRECISE),
-        }
+        return {"feature_error": feature_error(torch.stack(sums).sum(0)), "n": torch.tensor(sum(counts), dtype=PRECISE)}
 
 
 class Evaluation(LightningModule):
@@ -316,12 +311,7 @@ def evaluate(
     if precision is not None and precision not in ("32", "32-true") and not precision.endswith("mixed"):
         evaluation = copy.deepcopy(evaluation)  # Lightning converts the weights in place
     with quiet_run(data, evaluation):
-        trainer = make_trainer(
-            hardware,
-            progress=progress,
-            logger=False,
-            enable_checkpointing=False,
-        )
+        trainer = make_trainer(hardware, progress=progress, logger=False, enable_checkpointing=False)
         results = trainer.validate(evaluation, datamodule=data, verbose=False)
     if not results or not results[0]["n"]:
         raise InputError(EMPTY)

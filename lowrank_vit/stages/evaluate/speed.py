@@ -5,8 +5,6 @@ rounds, of the ratio within a round. Random weights and images: speed does not d
 once, in turns, and kept in the cache folder.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import json

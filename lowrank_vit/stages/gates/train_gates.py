@@ -1,7 +1,5 @@
 """Training with gates under Lightning: gates alone, towards the dense model, or gates and weights, towards labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Moments of the inputs of the layers to be quantised, block by block, behind the blocks that are quantised already."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ compressed layer both factors as they are stored, ``U^T`` and ``V`` with G and Y
 tokens, biases and the kinds of Z that do not fold are rounded to float16, and stored as such.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from dataclasses import asdict

@@ -4,8 +4,6 @@ A rule is a frozen dataclass, called with a dense or compressed model; it return
 Some rules learn which: what they return is trained by ``learning``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -22,7 +20,7 @@ class TokenRule(Protocol):
         """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
         ...
 
-    def strengths(self, tokens: int) -> Sequence[TokenRule]:
+    def strengths(self, tokens: int) -> "Sequence[TokenRule]":
         """List the rule at all its strengths for a model of that many patches, the weakest first."""
         ...
 

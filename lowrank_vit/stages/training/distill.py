@@ -4,8 +4,6 @@ The dense model is the teacher, for the logits and for the final features. The i
 was calibrated on, so this takes minutes but may overfit: the divergence on unseen images is measured before and after.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

@@ -3,8 +3,6 @@
 Protocols: ``partial-ft`` (the paper's) and ``full-ft``, each with ``+kd`` where the dense model is the teacher.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a training has of its teacher: checks, images as both see them, outputs in memory, and the loss towards them."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math
