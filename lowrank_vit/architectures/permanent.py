@@ -47,8 +47,6 @@ def copied(model: nn.Module) -> nn.Module:
     if inner is not model:
         logger.warning("the %s inside the %s is compressed", type(inner).__name__, type(model).__name__)
     model = inner
-    for name, module in model.named_modules():
-        _check_own_functions(name or type(model).__name__, module)
     lazy = next((name for name, each in model.named_parameters() if is_lazy(each)), None)
     if lazy is not None:
         raise InputError(f"{lazy} has no values yet, as its layer is lazy: call the model once, on a batch of images")
@@ -62,6 +60,8 @@ def copied(model: nn.Module) -> nn.Module:
     for name, module in list(made.named_modules()):
         if name and (inner := _inside(module)) is not module:  # of one block
             replace_module(made, name, inner)
+    for name, module in made.named_modules():
+        _check_own_functions(name or type(made).__name__, module)
     return tell_apart(make_permanent(whole.get_base_model() if _is_adapted(made, "get_base_model") else made))
 
 
