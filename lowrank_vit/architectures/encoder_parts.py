@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.linears import called, is_linear
+from lowrank_vit.architectures.linears import called, computes_as_known, is_linear
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.runtime.errors import InputError
 
@@ -99,15 +99,13 @@ def exchange_blocks(model: nn.Module) -> nn.Module:
     """Exchange the blocks around torch's attention, in place, and return the model."""
     for name, module in list(model.named_modules()):
         made = _made(module)
-        if made is not None and name:
+        if made is not None and name and computes_as_known(module):
             replace_module(model, name, made.train(module.training))
     return model
 
 
 def _made(module: Any) -> EncoderBlock | None:
-    """Make our form of a block; None for any other module, and for a block with hooks or further parts."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return None
+    """Make our form of a block; None for any other module, and for a block with further parts."""
     kind = type(module)
     if kind is nn.TransformerEncoderLayer:
         drops = [module.dropout, module.dropout2]

@@ -50,6 +50,18 @@ def beyond_linear(layer: nn.Linear) -> str:
     return f"tied to {layer.shared_with!r} by a shared parameter" if is_shared(layer) else ""
 
 
+def computes_as_known(module: nn.Module) -> bool:
+    """Tell whether all parts of a module compute what their classes do: none is marked as changed, or an odd linear layer."""
+    unread = nn.modules.linear.NonDynamicallyQuantizableLinear  # of torch's attention
+    return not any(
+        getattr(part, "changed", False)
+        or (
+            isinstance(part, nn.Linear) and not isinstance(part, unread) and not is_shared(part) and beyond_linear(part)
+        )
+        for part in module.modules()
+    )
+
+
 def is_shared(layer: nn.Module) -> bool:
     """Tell whether a layer has a parameter of another place in its model, by the last ``mark_shared``."""
     return hasattr(layer, "shared_with")

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -57,7 +58,20 @@ def copied(model: nn.Module) -> nn.Module:
     for name, module in list(made.named_modules()):
         if name and (inner := _inside(module)) is not module:  # of one block
             replace_module(made, name, inner)
+    for name, module in made.named_modules():
+        _check_own_functions(name or type(made).__name__, module)
     return tell_apart(make_permanent(whole.get_base_model() if _is_adapted(made, "get_base_model") else made))
+
+
+def _check_own_functions(name: str, module: nn.Module) -> None:
+    """Raise ``InputError`` for a function in a method's place, which the copy would call on the original's layers."""
+    if isinstance(module, nn.Linear) or not any(isinstance(each, nn.Linear) for each in module.modules()):
+        return  # it stays as it is
+    for key, value in vars(module).items():
+        if isinstance(value, FunctionType) and callable(getattr(type(module), key, None)):
+            raise InputError(
+                f"{name}.{key} is a function, which a copy would call on this model: make it a method of a class"
+            )
 
 
 def _inside(model: nn.Module) -> nn.Module:
@@ -133,7 +147,9 @@ def tell_apart(model: nn.Module) -> nn.Module:
     for module in parts:
         if "forward" in vars(module) or id(module) in changing:
             kind = type(module)
-            module.__class__ = type(f"Changed{kind.__name__}", (kind,), {"__module__": kind.__module__})
+            module.__class__ = type(
+                f"Changed{kind.__name__}", (kind,), {"__module__": kind.__module__, "changed": True}
+            )
     for module in hooked:
         if id(module) not in changing:
             module._forward_hooks.clear()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family
 from lowrank_vit.architectures.encoder_parts import sequential_mlp
-from lowrank_vit.architectures.linears import is_linear
+from lowrank_vit.architectures.linears import computes_as_known
 from lowrank_vit.architectures.plain import COSINE, plain_attention
 from lowrank_vit.architectures.step_inputs import finish
 from lowrank_vit.architectures.windows import cut_windows, join_windows, padded
@@ -74,11 +74,8 @@ def exchange_windows(model: nn.Module) -> nn.Module:
         attention: Any = block.get_submodule("attn")
         if _kind(attention) != BLOCKS[_kind(block)]:  # exchanged before, or of another kind
             continue
-        parts = (block, attention, block.get_submodule("mlp"))
-        plain = all(is_linear(layer) for layer in (attention.qkv, attention.proj))
-        mlp = sequential_mlp(parts[-1])
-        hooks = any(each._forward_hooks or each._forward_pre_hooks for each in parts)
-        if mlp is None or hooks or not plain:
+        mlp = sequential_mlp(block.get_submodule("mlp"))
+        if mlp is None or not computes_as_known(block):
             continue
         replace_module(block, "mlp", mlp.train(block.training))
         made = ShiftedWindows(_core(attention), attention.window_size, attention.shift_size)

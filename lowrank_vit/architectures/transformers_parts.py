@@ -11,7 +11,7 @@ from timm.layers import Attention, AttentionPoolLatent, Mlp, SwiGLU
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.linears import called
+from lowrank_vit.architectures.linears import called, computes_as_known
 from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.modules.surgery import replace_module
 
@@ -42,7 +42,7 @@ def exchange_parts(model: nn.Module) -> nn.Module:
     )  # their classifiers average tokens, whatever a head pools
     for name, module in list(model.named_modules()):
         made = None if unread and kind_of(module).endswith("AttentionPoolingHead") else _made(module)
-        if made is not None:
+        if made is not None and computes_as_known(module):
             replace_module(model, name, made.train(module.training))
     return model
 

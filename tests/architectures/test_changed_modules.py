@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import compress, quantize
+from lowrank_vit import InputError, compress, quantize
+from tests.support.torch_kinds import TORCH
 
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 SIZES = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
@@ -92,6 +93,38 @@ def test_hooks_that_only_watch_change_nothing(bare: Tensor) -> None:
         seen.clear()
         model(X)
     assert len(seen) == 15  # the caller's own
+
+
+def test_torchvision_s_parts_are_not_exchanged_where_they_are_changed() -> None:
+    model: Any = TORCH["torchvision's vit"].make().float()
+    hooked(model.encoder.layers[0].mlp)
+    error, _, made = small(model)
+    assert error < 0.2
+    assert type(made.get_submodule("encoder.layers.encoder_layer_0.mlp")).__name__ == "ChangedMLPBlock"
+
+
+def test_transformers_parts_are_not_exchanged_where_they_are_changed() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=5)
+    model = transformers.ViTForImageClassification(config).eval()
+    first = next(name for name, module in model.named_modules() if type(module).__name__ == "ViTMLP")
+    hooked(model.get_submodule(first))
+    made, _ = compress(model, [X], "best", 0.1, device="cpu")
+    assert type(made.get_submodule(first)).__name__ == "ChangedViTMLP"
+    with torch.no_grad():
+        assert float((made(X).logits - model(X).logits).norm() / model(X).logits.norm()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn", ""])
+def test_a_function_in_a_method_s_place_is_refused(name: str) -> None:
+    model = tiny()
+    module, own = model.get_submodule(name), model.get_submodule(name).forward
+    module.forward = lambda x, **given: 2 * own(x, **given)
+    for call in (lambda: compress(model, [X], "svd", 0.2), lambda: quantize(model, 8)):
+        with pytest.raises(InputError, match=r"forward is a function, which a copy would call on this model"):
+            call()
 
 
 class Around(nn.Module):

@@ -72,6 +72,7 @@ def test_the_tower_for_images_is_found_in_a_clip(kind: str, tmp_path: Path, capl
         for quantizer in ("nearest", "gptq"):
             rounded: Any = quantize(model, 8, [data], quantizer=quantizer)[0]
             assert 0 < float((rounded.encode_image(data) - images).norm() / images.norm()) < 0.05
+            assert "only what sees images (visual) is quantised" in caplog.text
 
 
 def test_a_clip_of_transformers_is_refused_in_one_line() -> None:

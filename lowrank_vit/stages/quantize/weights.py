@@ -6,6 +6,7 @@ tokens, biases and the kinds of Z that do not fold are rounded to float16, and s
 """
 
 import copy
+import logging
 import re
 from dataclasses import asdict
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
+from lowrank_vit.architectures.origin import image_tower
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.embeddings import Patches
@@ -27,6 +29,7 @@ from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, Observe
 from lowrank_vit.stages.quantize.nearest import RoundToNearest
 
+logger = logging.getLogger(__name__)
 HALF = 16  # bits: nothing is quantised, everything is float16
 NEAREST = RoundToNearest()
 
@@ -118,6 +121,8 @@ def add_left_dense(entry: Quantization, model: nn.Module, sites: str) -> None:
     chosen = in_blocks(model) if sites == BLOCK_LINEARS else re.compile(sites).search
     beyond = {name: each for name, each in beyond_linears(model).items() if chosen(name)}
     tell_beyond(beyond)
+    if tower := image_tower(model):
+        logger.warning("only what sees images (%s) is quantised; the layers for texts stay in float16", tower)
     if beyond:
         entry["left_dense"] = beyond
 
