@@ -49,4 +49,4 @@ class EnergyMerging:
         return [replace(self, keep=1 - step / (2 * tokens)) for step in range(tokens + 1)]
 
 
-look("pitome", "X", (1, 3), "olive", "PiToMe", "saves no parameters")
+look("pitome", "v", (1, 3), "olive", "PiToMe", "saves no parameters")
