@@ -1,7 +1,5 @@
 """PiToMe: tokens of large clusters merged first (Tran et al., NeurIPS 2024)."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass, replace
@@ -46,9 +44,9 @@ class EnergyMerging:
             patches = kept
         return small
 
-    def strengths(self, tokens: int) -> list[EnergyMerging]:
+    def strengths(self, tokens: int) -> "list[EnergyMerging]":
         """List the rule from all tokens kept to half of them in every block."""
         return [replace(self, keep=1 - step / (2 * tokens)) for step in range(tokens + 1)]
 
 
-look("pitome", "X", (1, 3), "olive", "PiToMe", "saves no parameters")
+look("pitome", "v", (1, 3), "olive", "PiToMe", "saves no parameters")

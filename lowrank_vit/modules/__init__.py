@@ -13,7 +13,7 @@ from lowrank_vit.runtime.registry import Registry
 
 UNNAMED = ("linear", "quantized")  # kinds from the first format of the folders, whose entries do not name them
 
-PLAIN_TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+PLAIN_TYPES: Mapping[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
 
 
 class Replacement(nn.Module):
@@ -63,8 +63,8 @@ def empty_replacement(entry: Mapping[str, Any], dense: nn.Module | nn.Parameter)
 
 def _check_types(kind: type, config: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for a value whose plain type is not that of the module's own argument."""
-    for name, parameter in inspect.signature(kind).parameters.items():
-        types = PLAIN_TYPES.get(str(parameter.annotation))
+    for name, parameter in inspect.signature(kind, eval_str=True).parameters.items():
+        types = PLAIN_TYPES.get(parameter.annotation)
         value = config.get(name, parameter.default)
         if types is None or value is parameter.default:
             continue

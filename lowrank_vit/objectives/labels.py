@@ -1,7 +1,5 @@
 """The loss of labels that people gave: of one class for an image, or of several labels, each a yes or a no."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

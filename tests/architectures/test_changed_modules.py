@@ -1,7 +1,5 @@
 """Modules that do not compute what their class does: by hooks, by a forward pass of their own, or around another layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import MethodType
 from typing import Any

@@ -11,6 +11,7 @@ from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
+from tests.support.cases import few
 from tests.support.models import KINDS, images, modules_of, outputs, tiny
 
 
@@ -34,7 +35,7 @@ def halves_of(model: nn.Module, data: Tensor, names: list[str]) -> dict[str, tup
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 1))
 class TestBest:
     def test_all_directions_and_units_are_the_model_as_it_was(self, kind: str) -> None:
         """In float64 and in the modules that are deployed, with windows, shifts, masks and position biases."""

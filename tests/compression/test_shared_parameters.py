@@ -1,7 +1,5 @@
 """Layers that share a parameter, or stand at two places, stay dense, and the report says why; all others shrink."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

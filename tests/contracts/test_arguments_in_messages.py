@@ -1,7 +1,6 @@
 """A message names an argument as the caller wrote it: in Python as Python, in the shell as an option."""
 
-from __future__ import annotations
-
+import ast
 import contextlib
 import io
 import logging
@@ -19,14 +18,21 @@ from lowrank_vit.cli.command_line import _log
 from lowrank_vit.data import open_source
 from lowrank_vit.models import load_model
 from lowrank_vit.runtime.errors import InputError
-from tests.contracts.test_options import mentioned
 from tests.support.commands import STANDIN, refused
 from tests.support.image_folders import write
 from tests.support.kinds import KINDS
 
 PACKAGE = Path(lowrank_vit.__file__).parent
-OPTION = re.compile(r"(?<!\w)--[a-z]")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z0-9](?![\w-]*=)")
 COMMANDS = {"runtime/provenance.py", "storage/card.py"}  # git's options; those that a report's command has
+
+
+def mentioned(path: Path) -> set[str]:
+    """The options in the text of a file, without docstrings and commands in full."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in docs]
+    return {name for text in texts if isinstance(text, str) for name in OPTION.findall(re.sub("`[^`]*`", "", text))}
 
 
 def test_no_message_outside_the_commands_has_an_option() -> None:
