@@ -93,7 +93,7 @@ def _dense(model: nn.Module, found: FoundUnits) -> list[str]:
     told += [f"layer by layer: {whole}"] * bool(whole)
     left = left_dense(model, [unit.name for unit in found.units])
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in left if not name.rpartition(".")[2].isdigit())
-    return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:4])}"] if kinds else [])
+    return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:3])}"] if kinds else [])
 
 
 def _short(reason: str) -> str:
@@ -106,7 +106,12 @@ def _named(rows: Sequence[Row]) -> str:
     """List kinds of model, each with a model unless it is the one before it."""
     before = ["", *(row.model for row in rows)]
     return "; ".join(
-        row.kind if row.model == last else f"{row.kind} `{row.model}`" for row, last in zip(rows, before, strict=False)
+        f"`{row.model}`"
+        if row.model.startswith(row.kind)
+        else row.kind
+        if row.model == last
+        else f"{row.kind} `{row.model}`"
+        for row, last in zip(rows, before, strict=False)
     )
 
 

@@ -93,12 +93,12 @@ def placed() -> Iterator[tuple[str, str, type]]:
         yield ", ".join(f"`{slot}`" for slot in taken), name, method
 
 
-def of_methods(chosen: Callable[[str, type], bool]) -> Iterator[str]:
-    """Write the methods that are chosen, given their slots and their class."""
+def of_methods(chosen: Callable[[str, str, type], bool]) -> Iterator[str]:
+    """Write the methods that are chosen, given their slots, name and class."""
     rows = [
         row(taken, f"`{name}`", about(method), settings(method))
         for taken, name, method in placed()
-        if chosen(taken, method)
+        if chosen(taken, name, method)
     ]
     if rows:
         yield from (row("slot", "method", "what it does", "hyperparameters"), row(*["---"] * 4), *rows)
@@ -106,7 +106,12 @@ def of_methods(chosen: Callable[[str, type], bool]) -> Iterator[str]:
 
 def of_slots(*names: str) -> Iterator[str]:
     """Write the methods of some slots."""
-    yield from of_methods(lambda taken, method: any(f"`{name}`" in taken for name in names))
+    yield from of_methods(lambda taken, name, method: any(f"`{slot}`" in taken for slot in names))
+
+
+def named(*names: str) -> Iterator[str]:
+    """Write the methods of these names."""
+    yield from of_methods(lambda taken, name, method: name in names)
 
 
 def recipes_of(file: str) -> list[str]:
@@ -119,7 +124,7 @@ def head(file: str) -> Iterator[str]:
     names = recipes_of(file)
     if names:
         yield from (row("recipe", "units", "ranks", "more"), row(*["---"] * 4), *map(recipe_row, names), "")
-    yield from of_methods(lambda taken, method: method.__module__ == f"lowrank_vit.methods.{file}")
+    yield from of_methods(lambda taken, name, method: method.__module__ == f"lowrank_vit.methods.{file}")
     yield from ("", f"Code: `lowrank_vit/methods/{file}.py`.")
 
 
@@ -175,6 +180,7 @@ TABLES: dict[str, Callable[..., Iterator[str]]] = {
     "formats": formats,
     "head": head,
     "slots": of_slots,
+    "methods": named,
 }
 
 

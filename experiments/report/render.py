@@ -128,8 +128,7 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     if real and any(column in SHOWN for column in names):
         yield from ("", *filter(None, (said_of_errors(rows), said_of_pairs(rows))))
     if stale := older(behind):
-        changed = "a revision or the recipe behind these numbers has changed since"
-        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")
+        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}, before a revision or the recipe changed.")
     if "findings" in options:
         yield from ("", *(f"- {text}" for text in content["findings"]))
 

@@ -66,6 +66,10 @@ def test_neighbours_are_those_of_one_size_by_accuracy() -> None:
     some += [answered("elsewhere", hits, 25, reduction=0.25), answered("unknown", hits, 15) | {"hits": {}}]
     assert [(better["id"], worse["id"]) for better, worse, *_ in neighbours(some)] == [("high", "middle")]
     assert "high and middle, -50 %, 0 : 0, p = 1" in said_of_pairs(some)
+    clear = [answered("best", [True] * 20, 100), answered("worst", [False] * 20, 0)]
+    assert (
+        said_of_pairs(clear) == "McNemar's exact test tells neighbours that have kept their answers apart, p <= 0.05."
+    )
     assert said_of_pairs(some[3:]) == ""
 
 
