@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -108,7 +109,11 @@ class SeededTraining(LightningModule):
         self, groups: list[dict[str, Any]], factor: Callable[[int, int], float] = cosine, **settings: Any
     ) -> OptimizerLRSchedulerConfig:
         """Make AdamW over groups of parameters; ``factor(step, steps)`` multiplies the learning rates, step by step."""
-        optimizer, steps = torch.optim.AdamW(groups, **settings), int(self.trainer.estimated_stepping_batches)
+        return self.scheduled(torch.optim.AdamW(groups, **settings), factor)
+
+    def scheduled(self, optimizer: Optimizer, factor: Callable[[int, int], float]) -> OptimizerLRSchedulerConfig:
+        """Multiply the optimizer's learning rates by ``factor(step, steps)``, step by step."""
+        steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

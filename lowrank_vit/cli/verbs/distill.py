@@ -24,6 +24,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--calibration-samples", type=int, default=1000, help="images to train on")
     parser.add_argument("--held-out-samples", type=int, help="unseen images for the divergence; 0: none (default: 256)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the calibration images")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="what takes the steps of matrices")
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="learning rate of matrices")
     parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="learning rate of biases and norms")
     parser.add_argument("--mix", type=float, default=0.0, help="largest share of another image mixed into each")
@@ -58,6 +59,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
         loggers=chosen_logger(args),
         checkpoint_dir=folder,
         epochs=args.epochs,
+        optimizer=args.optimizer,
         lr=args.learning_rate,
         vector_lr=args.vector_learning_rate,
         batch_size=args.batch_size,

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
@@ -26,11 +27,13 @@ from lowrank_vit.records.images import Batches, Images, images_in
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware, derived_seed
 from lowrank_vit.runtime.lightning_run import SeededTraining, Start, run_record, train, warm_up_cosine
+from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.stages.training.teacher import augment, check_pair, check_settings, inputs_hash, remember
 
 PROTOCOL = "calibration-distilled"
 CLASSIFICATION = Classification()
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}  # words: names
 AUGMENTATION = 2  # the stream of random numbers, of one seed, that mirrors and crops
 
 
@@ -46,7 +49,8 @@ class Distillation(SeededTraining):
     ``logit_weight`` x the first, ``feature_weight`` x ``feature_error`` of the classifier's input, ``block_weight`` x
     its mean over the outputs of all blocks: with these the model memorises the few images less than with logits alone.
     AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which memorise
-    few images if they move far; ``warm_up_cosine`` step by step. A step takes ``batch_size`` images over all processes;
+    few images if they move far; ``warm_up_cosine`` step by step. ``optimizer="muon"`` orthogonalises the steps of
+    matrices (Jordan et al. 2024), scaled to AdamW's size of step, and leaves all else to NAdamW. A step takes ``batch_size`` images over all processes;
     an incomplete last batch is left out of its epoch. The student stays in eval mode: dropout would add noise to what
     it has to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``mix`` adds to each
     image up to this share of another (mixup, Zhang et al. 2018); the teacher answers for the mixture. ``held_out``:
@@ -66,6 +70,7 @@ class Distillation(SeededTraining):
         *,
         held_out: Tensor | None = None,
         epochs: int = 20,
+        optimizer: str = "adamw",
         lr: float = 1e-5,
         vector_lr: float = 3e-3,
         weight_decay: float = 0.0,
@@ -86,6 +91,8 @@ class Distillation(SeededTraining):
         rates = {"lr": lr, "vector_lr": vector_lr, "temperature": temperature}
         weights = (weight_decay, logit_weight, feature_weight, block_weight)
         check_settings(epochs, batch_size, rates, weights, warm_up, gradient_clip, crop_scale, mix)
+        if optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", optimizer, OPTIMIZERS)
         check_pair(objective, model.eval(), teacher.eval(), images)
         super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "objective", "run"])
@@ -112,9 +119,9 @@ class Distillation(SeededTraining):
         """
         name, (before, after) = self.objective.measures, self.kl_held_out.tolist()
         return {
-            "optimizer": "AdamW",
             "schedule": "warm-up, then cosine to zero, each step",
             **plain(self.hparams),
+            "optimizer": OPTIMIZERS[self.hparams["optimizer"]],
             **self.counts(),
             f"train_{name}": self.last_kl.item(),
             f"{name}_held_out": None if self._held_out is None else {"before": before, "after": after},
@@ -164,7 +171,10 @@ class Distillation(SeededTraining):
         matrices, vectors = ([p for p in self.trained_parameters() if (p.ndim == 1) is flat] for flat in (False, True))
         groups = [{"params": matrices, "lr": self.hparams["lr"]}, {"params": vectors, "lr": self.hparams["vector_lr"]}]
         factor = partial(warm_up_cosine, warm_up=self.hparams["warm_up"])
-        return self.adamw(groups, factor, weight_decay=self.hparams["weight_decay"])
+        decay = self.hparams["weight_decay"]
+        if self.hparams["optimizer"] == "muon":
+            return self.scheduled(Muon(groups, weight_decay=decay, nesterov=True), factor)
+        return self.adamw(groups, factor, weight_decay=decay)
 
     def on_fit_start(self) -> None:
         """Move the teacher to the model's device; measure the divergence, unless a resumed run has done so."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.training.distill import Distillation, feature_error
 from tests.support.distilling import IMAGES, run, student
 from tests.support.models import images, tiny
@@ -55,6 +56,29 @@ def test_the_loss_by_hand() -> None:
     )
     assert loss.item() == pytest.approx(4 * softer, rel=1e-5)
     assert seen.item() == pytest.approx(kl, rel=1e-5)
+
+
+def test_muon_steps_as_far_in_each_direction_and_leaves_vectors_to_adamw() -> None:
+    def steps(optimizer: str) -> dict[str, Tensor]:
+        before = dict(student().named_parameters())
+        after = run(student(), images(20), epochs=1, warm_up=0, lr=1e-3, optimizer=optimizer).model.named_parameters()
+        return {name: (parameter - before[name]).detach() for name, parameter in after}
+
+    muon, adamw = steps("muon"), steps("adamw")
+    matrices = [name for name, step in muon.items() if step.ndim == 2 and min(step.shape) >= 4]  # narrower: AdamW
+    assert matrices
+    for name in matrices:
+        values = torch.linalg.svdvals(muon[name])
+        largest = 1e-3 * 0.2 * max(muon[name].shape) ** 0.5  # the size of AdamW's steps
+        assert values.max() < 1.3 * largest, name
+        assert values[: len(values) // 2].min() > 0.6 * largest, name
+        assert torch.linalg.svdvals(adamw[name]).max() > 2 * largest, name  # which has no such bound
+    vectors = [name for name, step in muon.items() if step.ndim == 1]
+    assert vectors
+    for name in vectors:  # by signs: with Nesterov's momentum the first step is nearly twice as long
+        assert torch.equal(muon[name].sign(), adamw[name].sign()), name
+    with pytest.raises(InputError, match="unknown optimizer 'soup': choose from adamw, muon"):
+        run(student(), optimizer="soup")
 
 
 def test_the_blocks_errors_by_their_definition() -> None:
