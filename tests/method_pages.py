@@ -16,7 +16,7 @@ from typing import Any
 
 from lowrank_vit import Recipe, get_recipe
 from lowrank_vit.compression.recipe import PLAIN
-from lowrank_vit.compression.recipes import ORDER
+from lowrank_vit.compression.recipes import FULL_FORMS, ORDER
 from lowrank_vit.objectives import OBJECTIVES
 from lowrank_vit.stages.allocate import ALLOCATORS
 from lowrank_vit.stages.compensate import COMPENSATIONS
@@ -125,7 +125,9 @@ def head(file: str) -> Iterator[str]:
     if names:
         yield from (row("recipe", "units", "ranks", "more"), row(*["---"] * 4), *map(recipe_row, names), "")
     yield from of_methods(lambda taken, name, method: method.__module__ == f"lowrank_vit.methods.{file}")
-    yield from ("", f"Code: `lowrank_vit/methods/{file}.py`.")
+    verbs = [f"`learn --method {name}`" if name in FULL_FORMS else f"`compress --recipe {name}`" for name in names]
+    run = f" Run: {', '.join(verbs)}." if verbs else ""
+    yield from ("", f"Code: `lowrank_vit/methods/{file}.py`.{run}")
 
 
 def recipe_row(name: str) -> str:
