@@ -1,5 +1,7 @@
 # make setup | lint | test | test-slow | docs | dist | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
 # variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= OPTIMIZER= LR= GLOBAL_BATCH= WORKERS= LOADER_WORKERS= RESULTS=
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS)) $(if $(DEVICES),--devices $(DEVICES)) \
@@ -35,9 +37,11 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadsco
 test: setup
 	$(PYTEST) -m "not slow"
 
-# processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both
+# processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both.
+# Each file has a process of its own, two at a time: programs of exported models leave threads and gigabytes behind
 test-slow: setup
-	$(PYTEST) -m slow
+	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | \
+	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
 
 # the pages, in site; strict (mkdocs counts no warning with --quiet), and without a network. SERVE=1 shows them while they are written
 docs: setup

@@ -7,8 +7,6 @@ and the compression use the same calibration images; top-1 is of validation imag
 a processor multiplies well.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path

@@ -6,8 +6,6 @@ Sizes are priced by the times of modules on this machine, which are measured onc
 dense one are then timed in turns. Times of an earlier run are not read. It asks for a quiet machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import tempfile

@@ -9,8 +9,6 @@ every second moment, as they are symmetric), and the solutions; of the measured 
 of each unit to the end, at the same rate. Random images and weights: speed does not depend on them.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Print what a benchmark measured, and write it as JSON with its provenance."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

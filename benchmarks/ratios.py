@@ -1,7 +1,5 @@
 """Costs as ratios to a forward pass: CPU seconds in turns, and counted multiply-accumulates."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from statistics import median

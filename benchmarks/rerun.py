@@ -7,8 +7,6 @@ recipe and images: how many they are, how many have equal numbers, and the large
 of any other number but times, as a share of it.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import asdict
 from pathlib import Path

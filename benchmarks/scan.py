@@ -6,8 +6,6 @@ Times depend on shapes, not on weights, so the weights are random and so are the
 run in turns; times are medians, with quartiles. ``--clock cpu`` counts the processor's time, on a machine that others use.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -9,8 +9,6 @@ Weights are random, as speed does not depend on them; the shapes are real: ``mat
 -50 %, scaled to the model and the reduction; ``halves, 8`` has them in multiples of 8, as ``--rank-multiple 8`` gives them.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ PYTHONDONTWRITEBYTECODE is set, each start compiles all that it imports. `tests/
 these may import; `list models` is timm's list, and takes its import.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import shlex

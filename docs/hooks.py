@@ -1,7 +1,5 @@
 """What the pages take from outside of their folder, and how examples in docstrings are shown."""
 
-from __future__ import annotations
-
 import json
 import re
 from functools import cache

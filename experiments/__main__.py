@@ -1,7 +1,5 @@
 """List the tables, run one, report on it: ``python -m experiments``. Each verb imports what it needs when it runs."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -17,7 +15,7 @@ from experiments.jobs.checkpoints import check_folder
 from experiments.tables.catalogue import find, find_all, tables
 from experiments.tables.rows import Row
 from experiments.tracking.workspace import add_options
-from lowrank_vit.runtime.errors import InputError, disk_failed
+from lowrank_vit.runtime.errors import InputError, disk_failed, in_shell
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import check_spec
 
@@ -228,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         require("python -m experiments", *_packages(args))
         sys.exit(args.run(args))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {in_shell(' '.join(str(error).split()), vars(args))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,8 +12,6 @@ Public are the names below, and the packages ``runtime``, ``records``, ``linalg`
 and ``models``. All other modules are internal: what they do is reached by the names below.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -3,8 +3,6 @@
 ``python -m tests.families`` writes the page; a test holds it to what the code does.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Of every fault, the test that should notice it runs; the command names those tha
 1 where there is any. ``make mutants`` changes operators and numbers everywhere in ``linalg``, ``units`` and ``methods``.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

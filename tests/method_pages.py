@@ -4,8 +4,6 @@
 test holds the pages to what the code has.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

@@ -5,8 +5,6 @@ revision is to be raised. ``--record`` writes the file anew; it refuses while a 
 those that are recorded. ``--record --equal`` takes changes that are no larger than between machines.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import functools
@@ -259,10 +257,7 @@ def drawn() -> Made:
         parameter.data = 0.2 * torch.randn_like(parameter)
     scores, chosen = evaluate(model, data, **on_cpu()), list(map(int, data.calibration_indices))
     return {
-        "sizes": {
-            "images": len(seen),
-            "indices": sum(place * index for place, index in enumerate(chosen)),
-        },
+        "sizes": {"images": len(seen), "indices": sum(place * index for place, index in enumerate(chosen))},
         "losses": {name: float(scores[name]) for name in ("top1", "top5", "loss")},
         "outputs": seen.double().mean((1, 2, 3)).tolist(),
         "weights": {},

@@ -1,7 +1,5 @@
 """The page of families says what the code does."""
 
-from __future__ import annotations
-
 import pytest
 
 pytest.importorskip("transformers")

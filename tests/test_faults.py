@@ -1,7 +1,5 @@
 """The planted faults are of the code as it is, and a verdict is that of the test."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The golden numerics: what everything makes of a small model is what is recorded, or a revision was raised."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

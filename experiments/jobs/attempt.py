@@ -1,7 +1,5 @@
 """Run one task from its start to a line that says how it ended, in this process or in several that share it."""
 
-from __future__ import annotations
-
 import threading
 import traceback
 from contextlib import suppress

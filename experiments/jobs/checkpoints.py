@@ -1,7 +1,5 @@
 """Find the weights of a row's model, or say why they cannot be had."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Describe a job to whoever tracks it: the id and the config of its run, its tags, and the models that it leaves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Describe one result to compute, as a record whose hash names the job's folder."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -87,7 +85,7 @@ class Job:
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Job:
+    def from_json(cls, value: Mapping[str, Any]) -> "Job":
         """Make the job that ``as_json`` gave.
 
         Raises ``InputError`` for fields that a job has not, or lacks, and for values of other types.
@@ -123,7 +121,7 @@ class Job:
         return _short_hash(given)
 
     @property
-    def dense(self) -> Job:
+    def dense(self) -> "Job":
         """Return the evaluation of the dense model on the same images."""
         shared = (self.model, self.standin, self.data, self.images)
         return Job(*shared, None, 0.0, self.seed, self.checkpoint, epochs=0, limit=self.limit)

@@ -1,7 +1,5 @@
 """Keep what a job's stages have found on disk after every stage, and tell how they go."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A measurement is a function ``(model, data, job, ledger)`` to a dictionary of pl
 goes, and a long one keeps there what it has, so that it can be interrupted. The model stays as it is.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Keep the digits in memory, transformed once: decoding them anew each epoch is half the work of a stand-in's job."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Count the forward passes of one image that the parts of a job take; a backward pass counts two."""
 
-from __future__ import annotations
-
 from experiments.jobs.job import Job
 
 BACKWARD = 2.0  # a backward pass, in forward passes

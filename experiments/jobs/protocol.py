@@ -1,7 +1,5 @@
 """Say in words how a job was run, where that differs from its row and the paper."""
 
-from __future__ import annotations
-
 from experiments.jobs.job import Job
 from experiments.tables.rows import GATES_ALONE, Row
 

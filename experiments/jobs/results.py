@@ -1,7 +1,5 @@
 """Read results from disk, and say where they lie."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

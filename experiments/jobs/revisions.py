@@ -3,8 +3,6 @@
 A result, or a published row, is older where one of these has changed since. Messages, names and files make nothing older.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import operator

@@ -4,8 +4,6 @@ A finished job is not run again. One that was interrupted goes on after its last
 after the last finished epoch, as long as what makes it is still the same.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress

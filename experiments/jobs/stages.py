@@ -1,7 +1,5 @@
 """Run the stages of a job, one after the other; what a stage found is on disk before the next one begins."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,16 +8,14 @@ from typing import Any
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from experiments.jobs.beside import quantized, time_in_turns, with_fewer_tokens
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import measured
 from experiments.jobs.memory import DigitsInMemory
-from experiments.jobs.quantize import quantized
 from experiments.jobs.results import find_result, read_json
 from experiments.jobs.revisions import is_stale, made_by
-from experiments.jobs.speed import time_in_turns
 from experiments.jobs.summary import sum_up
 from experiments.jobs.task import CHECKPOINTS, EMBEDDED, STAGES, MissingWeightsError, Task, Tell, base_task
-from experiments.jobs.tokens import with_fewer_tokens
 from experiments.jobs.train_compressed import structured, trained
 from experiments.tracking.runs import log_compression
 from lowrank_vit import compress, evaluate, is_saved_model, load, save

@@ -1,7 +1,5 @@
 """Sum up what the stages of a job have found: the measured part of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from statistics import fmean
 from typing import Any

@@ -1,7 +1,5 @@
 """Hold a job with all that it takes to run it here: paths, hardware, and the row it belongs to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Train what a compression left: the paper's partial fine-tune, a full one, or distillation of all factors."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import timm

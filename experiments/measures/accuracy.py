@@ -3,8 +3,6 @@
 Everything else stays dense. The weight itself becomes ``U V^T`` of rank r, the same function as two factors.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ All ways that round may round the same layers: those of the blocks, the patch em
 chosen on training images: those that calibrate, and those that are held out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

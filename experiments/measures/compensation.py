@@ -4,8 +4,6 @@ Every layer keeps the same share of its weight's parameters, Z's among them. The
 mean over images of ``||X_i W' - X_i W||_F^2 / ||X_i W||_F^2``, on calibration images and on unseen ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

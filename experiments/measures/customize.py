@@ -5,8 +5,6 @@ prompts of images that the base draws, and that are learnt along. Eight training
 ``normal V* digit``; the digit's other training images are never seen.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

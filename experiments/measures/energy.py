@@ -5,8 +5,6 @@ approximation is worse than no layer at all. Beside it stands what each decompos
 of W for plain SVD, that of ``X_rep W`` for the representative input; the paper's figure has these.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

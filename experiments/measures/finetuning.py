@@ -3,8 +3,6 @@
 The model is compressed by the job's recipe, and fine-tuned for the job's epochs with one thing done otherwise.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Name blocks and layers, decompose them, and gather the statistics that all measurements share."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache

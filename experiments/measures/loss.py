@@ -5,8 +5,6 @@ Fisher information's second-order increase of the loss, which the allocator spen
 in nats per image; the expected increase of the loss is just that, to second order, where labels follow the model.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

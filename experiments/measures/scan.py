@@ -4,8 +4,6 @@
 linear layer in blocks that are set to zero afterwards. Scans are chosen on labelled training images, those of calibration.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Measure a recipe that has scans among its units: how many it leaves out, what that costs and saves."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Draw Table 1, and say in words when Z helps and when its budget is better spent on rank."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -78,7 +76,7 @@ def _compare(none: Row, rows: Sequence[Row], kind: str) -> str:
     )
 
 
-def draw(content: Mapping[str, Any]) -> Figure:
+def draw(content: Mapping[str, Any]) -> "Figure":
     """Draw error on unseen images, and accuracy, against Z's budget: a column for each model and base."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -116,7 +114,7 @@ def _hollow(solver: str) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4, "markerfacecolor": "white"} if solver == SGD else {}
 
 
-def _draw_panel(panel: Axes, rows: Sequence[Row], none: Row | None, field: str) -> None:
+def _draw_panel(panel: "Axes", rows: Sequence[Row], none: Row | None, field: str) -> None:
     if none is not None:
         panel.axhline(none[field], color="0.4", linewidth=2.5, alpha=0.5, zorder=0)
     for kind, (marker, _, colour) in ((kind, style.mpl) for kind, style in STYLES.items()):

@@ -1,7 +1,5 @@
 """Compare what was run here with what is published of the same revisions, recipe and images, number by number."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write what stands in a row of ``table.json`` as the text of a cell."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

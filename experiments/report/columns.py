@@ -1,7 +1,5 @@
 """Define the columns that a table can have: their names, and how a row of ``table.json`` is written and sorted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,7 @@ from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
 
-BATCHES = (1, 8)  # images at a time, as ``jobs/speed.py`` measures
+BATCHES = (1, 8)  # images at a time, as ``jobs/beside.py`` measures
 ERRORS = partial(number, digits=4)  # relative errors, and divergences
 
 
@@ -76,9 +74,8 @@ OVERHEAD = "Overhead reported: printed in the paper, relative to the other kinds
 GAP = "Gap: by how many percent the solver's loss lies above the closed form's."
 UNSEEN = (
     "KL unseen: divergence from the dense model in nats, and how often both answer the same, on training images that are "
-    "held out; settings are chosen by these alone."
+    "held out."
 )
-NEIGHBOURS = "k-NN, probe: top-1 in percent of the nearest neighbours and of a linear probe, both on the features."
 SPEED = (
     "Speed-up: measured in turns with the dense model, at that many images a batch, eager; on a CPU in its own time."
 )
@@ -149,8 +146,6 @@ CATALOGUE = {
         _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
         _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
-        *(_number(name, header, percent, about=NEIGHBOURS) for name, header in (("knn", "k-NN"), ("probe", "Probe"))),
-        _number("feature_error", "Feature error", ERRORS, about="Feature error: in shares of the features' variance."),
         *((_spread if each[0] in MEASURED_SPREADS else _number)(*each) for each in MEASURED_COLUMNS),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),

@@ -1,7 +1,5 @@
 """Write the command that repeats a row."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Write numbers as people read them."""
 
-from __future__ import annotations
-
 import re
 
 UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}

@@ -1,7 +1,5 @@
 r"""Write a table as LaTeX: a ``table`` environment to ``\input`` where the preamble loads booktabs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

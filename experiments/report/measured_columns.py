@@ -1,7 +1,5 @@
 """Define the columns of tables that measure something of their own: scans, files of a given size, customised models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Say where the numbers of a published row come from: job, recipe, revisions, versions, commits, and what was trained."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 ``python -m experiments publish`` writes both into ``docs/figures``, for light and for dark pages, without a background.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping

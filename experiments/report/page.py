@@ -1,7 +1,5 @@
 """Write a table as HTML whose columns sort: ``table.html``, ``index.html``, and the published tables of the site."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from experiments.report.cells import Row, notes_of, shown_status
 from experiments.report.columns import Column, chosen, legend
 from experiments.report.uncertainty import marked
+from experiments.tables.rows import Table
 
 LIBRARY = Path(__file__).parent / "tablesort.min.js"  # https://github.com/tristen/tablesort, MIT
 START = """
@@ -30,6 +29,16 @@ th[aria-sort=descending]::after { content: " \\25be" }
 [data-sort] { text-align: right; white-space: nowrap }
 .skipped, .reported { opacity: .7 }
 """
+
+
+RENDERED = ("table.md", "table.csv", "table.json", "table.tex", "table.html")
+
+
+def written(table: Table) -> list[str]:
+    """Name the files that a report of ``table`` consists of, once it has results."""
+    if table.drawing is None:
+        return [*RENDERED, *(f"{name}.{kind}" for name in table.pictures for kind in ("png", "pdf"))]
+    return ["table.json", *(f"{table.name}.{kind}" for kind in ("json", "png", "pdf"))]
 
 
 def script() -> str:
@@ -74,7 +83,6 @@ def page(
 def write_index(results: Path) -> None:
     """Write ``index.html`` among all results: every table and figure that was rendered, with its files."""
     from experiments.jobs.results import read_json
-    from experiments.report.files import written
     from experiments.tables import catalogue
     from lowrank_vit.runtime.files import write_text
 

@@ -1,7 +1,5 @@
 """Look up, by the names that a table gives, what draws its pictures and its figure, and what is said of it in words."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,9 +9,8 @@ from matplotlib.figure import Figure
 from experiments.report import ablation
 from experiments.report.drawing import accuracy, compensation, customize, energy, loss
 from experiments.report.drawing.panels import Results
-from experiments.report.images_plot import draw_images
+from experiments.report.other_plots import draw_images, draw_sizes
 from experiments.report.plots import draw_plot
-from experiments.report.size_plot import draw_sizes
 from experiments.tables.rows import Table
 
 PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {  # of the content of ``table.json``

@@ -1,7 +1,5 @@
 """Draw the pictures of a table, a panel for each architecture."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@
 test holds the texts to the JSON.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace

@@ -11,8 +11,6 @@ Within a sentence, ``<!-- value digits/table2 deit_b/best-50 accuracy -->97.9<!-
 Rows that an older revision has made are marked.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Add a row up over its seeds, and join seeds that were run at different times or on different machines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
@@ -30,7 +28,7 @@ NUMBERS = {  # field of a row: where a result has the number
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
     "top1_tuned": ("measured", "top1_tuned"),
-    **{name: ("measured", name) for name in ("knn", "probe", "feature_error", *MEASURED_FIELDS)},
+    **{name: ("measured", name) for name in MEASURED_FIELDS},
     "images": ("n",),
     **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
 }
@@ -54,8 +52,12 @@ def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """List the numbers that one result contributes to a row."""
-    completed = _completed(result)
-    found = {name: _at(completed, path) for name, path in NUMBERS.items()}
+    found = {name: _at(result, path) for name, path in NUMBERS.items()}
+    distillation = (
+        result.get("distillation") or {}
+    )  # has measured the divergence itself, and says which weights it kept
+    kl = (distillation.get("kl_held_out") or {}).get(distillation.get("kept", "after"))
+    found |= {} if kl is None else {"kl_unseen": kl}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -111,19 +113,6 @@ def add_up(by_seed: Seeds) -> dict[str, Any]:
         **{name: None if (mean := means[name]) is None else round(mean) for name in COUNTS},
         "seeds": sorted(map(int, by_seed)),
     }
-
-
-def _completed(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a result with its numbers moved to where a row looks for them.
-
-    The accuracy after a cut takes the place of a compressed model's. A distillation has measured the divergence itself,
-    before and after; where it rose, the weights from before were kept, and theirs counts.
-    """
-    cut = (result.get("measured") or {}).get("top1_cut")
-    distillation = result.get("distillation") or {}
-    kl = (distillation.get("kl_held_out") or {}).get(distillation.get("kept", "after"))
-    completed = result if cut is None else {**result, "top1": {"after": cut}}
-    return completed if kl is None else {**completed, "measured": {"kl": kl}}
 
 
 def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:

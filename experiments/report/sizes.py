@@ -1,7 +1,5 @@
 """Say of Table 4, from its own numbers, what a file holds beside the weights' bits that a paper counts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any

@@ -1,7 +1,5 @@
 """Choose how a method looks: one mark, one line and one colour, the same in every plot, on the page and in W&B."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Show the table as a person reads it in the terminal, from 120 columns on."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from rich.table import Table
 from experiments.report.agreement import agreement
 from experiments.report.cells import Row, notes_of
 from experiments.report.columns import Column, chosen, legend
-from experiments.report.files import written
+from experiments.report.page import written
 from experiments.report.uncertainty import marked
 from experiments.report.write import write_report
 from experiments.tables.rows import Table as TableToRun
@@ -68,7 +66,7 @@ class Section:
     skipped: Mapping[str, int]
 
     @classmethod
-    def of(cls, architecture: str | None, rows: Sequence[Row]) -> Section:
+    def of(cls, architecture: str | None, rows: Sequence[Row]) -> "Section":
         """Separate the rows that are printed from those that share a line."""
         reasons = Counter(str(row["reason"]) for row in rows if row["status"] == "skipped")
         shared = {reason: count for reason, count in reasons.items() if count > FEW}

@@ -1,7 +1,5 @@
 """Say how sure a number is: of how many seeds it is the mean, of how many images, and of which images beside other rows."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Write the files of a table: JSON, Markdown, CSV, LaTeX, a page and its pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Run tables: plan their rows, run what is not finished, report."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

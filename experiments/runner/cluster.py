@@ -1,7 +1,5 @@
 """Hand jobs to submitit, one each: an array of SLURM's tasks, or processes of this machine that live on their own."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Estimate how long jobs will take: from finished jobs, else from forward passes and the time of one batch."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

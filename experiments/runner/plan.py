@@ -1,7 +1,5 @@
 """Plan jobs from rows and options: what would run, what is skipped and why, and what the table says about both."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

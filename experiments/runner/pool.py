@@ -1,7 +1,5 @@
 """Run jobs side by side in a few long-lived processes, since importing torch and Lightning takes seconds."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

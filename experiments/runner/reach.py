@@ -1,7 +1,5 @@
 """Count models without memory for their weights: how small a row is to be, and whether its recipe gets there."""
 
-from __future__ import annotations
-
 import functools
 import json
 from typing import TYPE_CHECKING
@@ -57,7 +55,7 @@ def size_reduction(model: str, target: str, share: float = 1.0) -> float:
 
 
 @functools.cache
-def blank(model: str) -> nn.Module:
+def blank(model: str) -> "nn.Module":
     """Build a model, by timm's name, on no device."""
     import timm
     import torch

@@ -1,7 +1,5 @@
 """Show how the jobs go, on the error stream: one live display in a terminal, else a line for each job that ends."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -64,7 +62,7 @@ class LiveView:
         )
         self.all = self.progress.add_task("", total=max(sum(expected.values()), 1e-9), left="")
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> "LiveView":
         self._count()
         self.progress.start()
         return self

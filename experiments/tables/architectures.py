@@ -1,7 +1,5 @@
 """Name the models of the tables: timm's names with their tags, and the stand-ins of the embedded default."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,7 +1,5 @@
 """Find the tables of this folder, and the rows that a command line names."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ Energy kept is that of the layer's output. What each decomposition counts itself
 weight, that of the mean input's output), is drawn thin. The DeiT-Tiny, ViT and Swin rows are not in the paper.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.tables.rows import Row, Table
 

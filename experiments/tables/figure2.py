@@ -11,8 +11,6 @@ Three decompositions: of the weight, plain and, as the paper does, on the mean i
 --limit says otherwise. The DeiT-Tiny, ViT and Swin rows are not in the paper.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.tables.rows import Row, Table
 

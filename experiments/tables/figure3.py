@@ -13,8 +13,6 @@ laptop, Adam descends on the same loss over all calibration images at once. The 
 the paper.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.tables.rows import Row, Table
 

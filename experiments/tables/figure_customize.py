@@ -6,8 +6,6 @@ Command   python -m experiments run table_customize figure_customize      (they 
 The same noise for all methods: differences between rows are the methods'.
 """
 
-from __future__ import annotations
-
 from experiments.tables.rows import Table
 from experiments.tables.table_customize import ROWS
 

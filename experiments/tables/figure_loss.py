@@ -9,8 +9,6 @@ One part of one block is reduced - queries with keys, values, or hidden units -,
 the order of the parts right, so their rank correlation (Spearman) is what counts; a factor common to all costs nothing.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.tables.rows import Row, Table
 

@@ -1,7 +1,5 @@
 """Hold what a table is made of: rows to run, and printed numbers."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,11 +80,21 @@ class Row:
     calibration_images: int | None = None
 
     @classmethod
-    def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> Row:
+    def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> "Row":
         """Make a row that measures instead of compressing and comparing: nothing is trained."""
-        fields = {"recipe": None, "protocol": "training-free", "epochs": 0, "measure": measure, **fields}
+        fields = {"recipe": None, "measure": measure, **fields}
+        return cls.untrained(architecture, name, method, **fields)
+
+    @classmethod
+    def untrained(cls, architecture: Architecture, name: str, method: str, recipe: str | None, **fields: Any) -> "Row":
+        """Make the row of a method without training."""
+        return cls.of(architecture, name, method, recipe, **{"protocol": "training-free", "epochs": 0, **fields})
+
+    @classmethod
+    def of(cls, architecture: Architecture, name: str, method: str, recipe: str | None, **fields: Any) -> "Row":
+        """Make the row of a method on a model."""
         known = (architecture.label, architecture.model, architecture.standin)
-        return cls(f"{architecture.id}/{name}", *known, method, **fields)
+        return cls(f"{architecture.id}/{name}", *known, method, recipe, **fields)
 
     @property
     def own_reduction(self) -> float:

@@ -14,7 +14,8 @@ Its words are mini-batch gradient descent (``sgd``), which at its learning rate 
 nothing; with Adam, our reading, the same steps end at the closed form.
 """
 
-from __future__ import annotations
+from dataclasses import replace
+from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
@@ -40,50 +41,25 @@ PAPER_SETTING = (DEIT_B, "representative", "minibatch", 0.05)
 
 def none(model: Architecture, base: str, reduction: float) -> Row:
     """Return the row without Z: the whole budget is rank."""
-    return Row(
-        f"{model.id}/{base}-none",
-        model.label,
-        model.model,
-        model.standin,
-        f"none, {base}",
-        "svd_llm",
-        reduction,
-        protocol="training-free",
-        changes={"decomposition": BASES[base]},
-        epochs=0,
-        embedded_seeds=SEEDS,
-    )
+    changes = {"decomposition": BASES[base]}
+    fields: dict[str, Any] = {"reduction": reduction, "changes": changes, "embedded_seeds": SEEDS}
+    return Row.untrained(model, f"{base}-none", f"none, {base}", "svd_llm", **fields)
 
 
 def compensated(
-    model: Architecture,
-    base: str,
-    kind: str,
-    solver: str,
-    budget: float,
-    reduction: float,
-    optimizer: str | None = None,
+    model: Architecture, base: str, kind: str, solver: str, budget: float, reduction: float, optimizer: str = ""
 ) -> Row:
     """Return the row of one kind of Z by one solver, at one budget; with the recipe's optimiser, or another."""
     label, *reported = KINDS[kind]
     fields = ("overhead_reported", "residual_error_reported")
     printed = dict(zip(fields, reported, strict=True)) if (model, base, solver, budget) == PAPER_SETTING else {}
     changes = {"decomposition": BASES[base], "compensation": kind, "solver": solver, "budget": budget}
-    return Row(
-        f"{model.id}/{base}-{kind}-{solver}{f'-{optimizer}' if optimizer else ''}-{100 * budget:g}",
-        model.label,
-        model.model,
-        model.standin,
-        f"{label}, {base}",
-        "svd_llm",
-        reduction,
-        protocol="training-free",
-        source=PAPER if printed else None,
-        changes=changes | ({"optimizer": optimizer} if optimizer else {}),
-        epochs=0,
-        printed=printed,
-        embedded_seeds=SEEDS,
-    )
+    changes |= {"optimizer": optimizer} if optimizer else {}
+    return replace(
+        none(model, base, reduction),
+        id=f"{model.id}/{base}-{kind}-{solver}{f'-{optimizer}' if optimizer else ''}-{100 * budget:g}",
+        method=f"{label}, {base}", source=PAPER if printed else None, changes=changes, printed=printed,
+    )  # fmt: skip
 
 
 def ablation(model: Architecture, reduction: float) -> list[Row]:

@@ -14,8 +14,6 @@ the teacher (AAFM: features of the calibration images alone). LoSparse prints la
 The stand-ins have one seed by default; --seeds 0,1,2 shows the spread.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from experiments.tables.architectures import DEIT_B, DEIT_S, DEIT_T, SWIN_B, VIT_B, Architecture
@@ -59,22 +57,10 @@ IN1K = "of Swin-B trained on in1k alone (dense 83.60), not of this baseline"
 
 def baseline(model: Architecture, params: str | None, top1: float | None, note: str = "") -> Row:
     """Return the row of the dense model."""
-    source = None if top1 is None else PAPER
-    row = f"{model.id}/baseline"
-    return Row(
-        row,
-        model.label,
-        model.model,
-        model.standin,
-        "Baseline",
-        None,
-        0.0,
-        params,
-        top1,
-        "dense",
-        source,
-        note,
-        embedded_seeds=SEEDS,
+    return replace(
+        measured(model, "baseline", "Baseline", None, 0, params, top1, note),
+        id=f"{model.id}/baseline",
+        protocol="dense",
     )
 
 
@@ -91,18 +77,16 @@ def measured(
     model: Architecture,
     row: str,
     method: str,
-    recipe: str,
+    recipe: str | None,
     percent: int,
     params: str | None,
     top1: float | None,
     note: str,
 ) -> Row:
     """Return the row of a compression that is run here, fine-tuned for the paper's 20 epochs."""
-    source = None if top1 is None else PAPER
-    name, share = f"{model.id}/{row}-{percent}", percent / 100
-    return Row(
-        name, model.label, model.model, model.standin, method, recipe, share, params, top1, "partial-ft", source, note,
-        embedded_seeds=SEEDS,
+    return Row.of(
+        model, f"{row}-{percent}", method, recipe, reduction=percent / 100, params_printed=params, top1_reported=top1,
+        source=None if top1 is None else PAPER, note=note, embedded_seeds=SEEDS,
     )  # fmt: skip
 
 

@@ -11,8 +11,6 @@ printed one is of the real model's -, and the smaller one was trained from scrat
 FT": all parameters, by labels and the dense model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -84,12 +82,15 @@ def shrunk(percent: int) -> list[Row]:
     """List DeiT-Tiny, which has no published smaller model, at one size by each method, without training."""
     methods = METHODS | {"svd": "Vanilla SVD", "svd_llm": "Whitened, uniform (SVD-LLM)"}
     return [
-        Row(
-            f"{DEIT_T.id}/{recipe}-{percent}", f"DeiT-Tiny, -{percent} %", DEIT_T.model, DEIT_T.standin,
-            method, recipe, percent / 100, protocol="training-free", epochs=0,
+        Row.untrained(
+            replace(DEIT_T, label=f"DeiT-Tiny, -{percent} %"),
+            f"{recipe}-{percent}",
+            method,
+            recipe,
+            reduction=percent / 100,
         )
         for recipe, method in methods.items()
-    ]  # fmt: skip
+    ]
 
 
 COLUMNS = (

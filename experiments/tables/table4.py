@@ -17,8 +17,6 @@ that 4 bits need beside the count, and 0.4 of 1.8 at 8 bits: they leave most of 
 what it counts, and no single rule gives both. The findings below the table do this sum for one file of each model.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
 
@@ -44,23 +42,13 @@ def row(model: Architecture, recipe: str | None, percent: int, bits: int, quanti
     size, top1 = PRINTED.get((recipe, bits), (None, None)) if printed else (None, None)
     method = "Baseline" if recipe is None else f"-{percent}% ({recipe})"
     words = [method, *(["by", quantizer.upper()] if quantizer else [])]
-    return Row(
-        "-".join(
-            [f"{model.id}/dense" if recipe is None else f"{model.id}/{recipe}-{percent}", str(bits), *quantizer.split()]
-        ),
-        model.label,
-        model.model,
-        model.standin,
-        f"{' '.join(words)}, {'FP16' if bits == 16 else f'{bits}-bit'}",
-        recipe,
-        0.0 if recipe is None else percent / 100,
-        top1_reported=top1,
-        protocol="training-free" if recipe is None else "partial-ft",
-        source=None if top1 is None else PAPER,
-        bits=bits,
-        quantizer=quantizer or None,
+    name = "-".join(["dense" if recipe is None else f"{recipe}-{percent}", str(bits), *quantizer.split()])
+    return Row.of(
+        model, name, f"{' '.join(words)}, {'FP16' if bits == 16 else f'{bits}-bit'}", recipe,
+        reduction=0.0 if recipe is None else percent / 100, top1_reported=top1, bits=bits, quantizer=quantizer or None,
+        protocol="training-free" if recipe is None else "partial-ft", source=None if top1 is None else PAPER,
         printed={} if size is None else {"size_reported": size},
-    )
+    )  # fmt: skip
 
 
 def rows(model: Architecture, recipe: str | None, percent: int, few: bool = False) -> list[Row]:

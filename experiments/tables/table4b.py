@@ -11,8 +11,6 @@ images. At once, sizes and bits of every layer are chosen by one knapsack. Nothi
 more than 1.5 MiB.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_T
 from experiments.tables.rows import Row, Table
 

@@ -12,8 +12,6 @@ all together. Last, all parameters of ``heads``, and of all together, trained to
 images alone; for DeiT-Tiny, table R has the rows of ``heads``.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -60,12 +58,9 @@ def rows(model: Architecture) -> list[Row]:
 def _steps(model: Architecture, percent: int) -> list[Row]:
     """List the steps from one matrix at a time to all together, then steps with all parameters distilled."""
     steps = {
-        name: Row(
-            f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-            protocol="training-free", changes=changes, epochs=0,
-        )
+        name: Row.untrained(model, f"{name}-{percent}", method, recipe, reduction=percent / 100, changes=changes)
         for name, (method, recipe, changes) in STEPS.items()
-    }  # fmt: skip
+    }
     distilled = [
         replace(
             steps[step], id=f"{model.id}/{name}-{percent}", method=method, protocol=PROTOCOL, distill_epochs=EPOCHS,

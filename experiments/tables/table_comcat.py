@@ -10,8 +10,6 @@ biases, as in its code. The search spends the budget of `heads`, too. Last the m
 labels and the dense model's answers, blocks aligned; the paper has 30 rounds of search and 300 epochs.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +59,7 @@ PRINTED: dict[str, tuple[tuple[str, str, float, str], ...]] = {  # method, param
 
 def rows(model: Architecture) -> list[Row | Reported]:
     """List the dense model, all methods at all sizes, the search's choices, what is trained, and what is printed."""
-    dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
+    dense = Row.untrained(model, "dense", "Dense", None, protocol="dense")
     free = [_row(model, name, percent, *each) for percent in REDUCTIONS for name, each in METHODS.items()]
     choices = [
         _row(model, name, 50, f"COMCAT (comcat_search), {words}", "comcat_search", changes)
@@ -76,10 +74,7 @@ def rows(model: Architecture) -> list[Row | Reported]:
 
 def _row(model: Architecture, name: str, percent: int, method: str, recipe: str, changes: dict[str, Any]) -> Row:
     """Return the row of a method without training."""
-    return Row(
-        f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-        protocol="training-free", changes=changes, epochs=0,
-    )  # fmt: skip
+    return Row.untrained(model, f"{name}-{percent}", method, recipe, reduction=percent / 100, changes=changes)
 
 
 def _trained(model: Architecture) -> Row:

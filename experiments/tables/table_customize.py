@@ -10,8 +10,6 @@ draws are learnt along: of the class, as in DreamBooth, or of each old digit by 
 the stand-in digits_deit_small.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.tables.architectures import Architecture

@@ -6,8 +6,6 @@ Command   python -m experiments run table_finetune
 Every row is the recipe ``paper`` with Z in closed form and the partial fine-tune, with one choice made otherwise.
 """
 
-from __future__ import annotations
-
 from experiments.tables.architectures import DEIT_B, SWIN_B, Architecture
 from experiments.tables.rows import Row, Table
 

@@ -11,8 +11,6 @@ of each image is another one (mixup), and "all, factors pivoted", the last step 
 KL unseen is of training images that are held out.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -43,19 +41,14 @@ def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
         return [plain]
     mixed = _row(model, "mixed", "heads, distilled, mixed", percent, count)
     pivoted = _row(model, "pivoted", "best, distilled", percent, count)
-    return [
-        plain,
-        replace(mixed, distill_changes=MIXED),
-        replace(pivoted, recipe="best"),
-    ]
+    return [plain, replace(mixed, distill_changes=MIXED), replace(pivoted, recipe="best")]
 
 
 def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
     """Return the row of ``heads``, distilled on ``count`` images."""
-    return Row(
-        f"{model.id}/{name}-{count}-{percent}", model.label, model.model, model.standin, method, "heads", percent / 100,
-        protocol=PROTOCOL, distill_epochs=PASSES // count, calibration_images=count,
-        embedded_seeds=(0,),
+    return Row.of(
+        model, f"{name}-{count}-{percent}", method, "heads", reduction=percent / 100, protocol=PROTOCOL,
+        distill_epochs=PASSES // count, calibration_images=count, embedded_seeds=(0,),
     )  # fmt: skip
 
 

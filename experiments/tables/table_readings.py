@@ -8,8 +8,6 @@ Every row is the recipe ``paper`` with Z in closed form and nothing fine-tuned, 
 that ``paper_literal`` has, but for the solver of Z.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, Architecture
@@ -40,17 +38,13 @@ def rows(model: Architecture, percent: int) -> list[Row]:
     """List the readings on a model."""
     readings = READINGS | (WINDOWS if model is SWIN_B else {})
     return [
-        Row(
-            f"{model.id}/{name}-{percent}",
-            model.label,
-            model.model,
-            model.standin,
+        Row.untrained(
+            model,
+            f"{name}-{percent}",
             method,
             "paper",
-            percent / 100,
-            protocol="training-free",
+            reduction=percent / 100,
             changes={"solver": "closed_form", **changes},
-            epochs=0,
         )
         for name, (method, changes) in readings.items()
     ]

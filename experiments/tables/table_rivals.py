@@ -16,8 +16,6 @@ A second block is at equal multiply-accumulates: rules that let fewer tokens pas
 Speed-ups are measured where the model is a real one.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +49,7 @@ COLUMNS = (
 
 def rows(model: Architecture) -> list[Row | Reported]:
     """List the dense model, all methods at all sizes, what is distilled, and what is printed."""
-    dense = Row(f"{model.id}/dense", model.label, model.model, model.standin, "Dense", None, protocol="dense", epochs=0)
+    dense = Row.untrained(model, "dense", "Dense", None, protocol="dense")
     measured = [_row(model, recipe, percent) for percent in REDUCTIONS for recipe in METHODS]
     trained = [distilled_row(model, recipe, percent) for percent in REDUCTIONS for recipe in ("aafm", "vbp", "heads")]
     learnt = [learnt_row(model, recipe, percent) for percent in REDUCTIONS for recipe in LEARNT]
@@ -63,10 +61,9 @@ def rows(model: Architecture) -> list[Row | Reported]:
 
 def _row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a method without training."""
-    return Row(
-        f"{model.id}/{recipe}-{percent}", model.label, model.model, model.standin, _titled(recipe), recipe, percent / 100,
-        protocol=GATES_ALONE if recipe.endswith("-gates") else "training-free", note=LOOKS.get(recipe).note,
-        epochs=0, timed=True,
+    return Row.untrained(
+        model, f"{recipe}-{percent}", _titled(recipe), recipe, reduction=percent / 100, note=LOOKS.get(recipe).note,
+        protocol=GATES_ALONE if recipe.endswith("-gates") else "training-free", timed=True,
     )  # fmt: skip
 
 
@@ -108,16 +105,14 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
     """List the rows reduced to one share of the multiply-accumulates."""
 
     def row(name: str, method: str, recipe: str | None, **more: Any) -> Row:
-        return Row(
-            f"{model.id}/{name}-macs-{percent}", model.label, model.model, model.standin, method, recipe, percent / 100,
-            cost="macs", timed=True, **{"protocol": "training-free", "epochs": 0, **more},
-        )  # fmt: skip
+        more |= {"reduction": percent / 100, "cost": "macs", "timed": True}
+        return Row.untrained(model, f"{name}-macs-{percent}", method, recipe, **more)
 
     gates, budget = {"protocol": GATES_ALONE}, "MACs as budget"
     return [
         *(
             row(name, _titled(name), None, tokens=name, note=LOOKS.get(name).note, **more)
-            for name, more in {"tome": {}, "evit": {}, **SELECTORS}.items()
+            for name, more in {"tome": {}, "pitome": {}, "evit": {}, **SELECTORS}.items()
         ),
         row("ssp", f"S2ViTE's one-shot baseline, {budget} (ssp)", "ssp", note=LOOKS.get("ssp").note),
         row("spvit-he-gates", f"He's SPViT, gates alone, {budget} (spvit-he-gates)", "spvit-he-gates", **gates),
@@ -130,9 +125,9 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
 def learnt_row(model: Architecture, recipe: str, percent: int) -> Row:
     """Return the row of a full form."""
     name = "s2vite-schedule" if recipe == "s2vite" else recipe  # from trained weights, where the paper's are random
-    return Row(
-        f"{model.id}/{name}-{percent}", model.label, model.model, model.standin, _titled(recipe), recipe, percent / 100,
-        protocol="full-ft+kd", note=LOOKS.get(recipe).note, gradual_share=HALF, full=True,
+    return Row.of(
+        model, f"{name}-{percent}", _titled(recipe), recipe, reduction=percent / 100, protocol="full-ft+kd",
+        note=LOOKS.get(recipe).note, gradual_share=HALF, full=True,
     )  # fmt: skip
 
 
@@ -151,10 +146,9 @@ def _full(model: Architecture, percent: int) -> list[Row]:
 
 def _from_scratch(model: Architecture, percent: int) -> Row:
     """Return the row of S2ViTE as its paper has it: from random weights, on labels alone."""
-    return Row(
-        f"{model.id}/s2vite-{percent}", model.label, model.model, model.standin, "S2ViTE, from scratch (s2vite)", "s2vite",
-        percent / 100, protocol="full-ft", note="600 epochs; batch and learning rate are the run's", epochs=0,
-        gradual_epochs=SCRATCH, scratch=True, embedded_seeds=(0,),
+    return Row.untrained(
+        model, f"s2vite-{percent}", "S2ViTE, from scratch (s2vite)", "s2vite", reduction=percent / 100, protocol="full-ft",
+        note="600 epochs; batch and learning rate are the run's", gradual_epochs=SCRATCH, scratch=True, embedded_seeds=(0,),
     )  # fmt: skip
 
 

@@ -12,8 +12,6 @@ joined behind the norm, or with the mean of the map. Pruned: the smallest 40 % o
 Refitted, then a recipe: all scans are left out first. Scans in its budget: the recipe itself chooses which to leave out.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.tables.architectures import Architecture

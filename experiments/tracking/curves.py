@@ -1,7 +1,5 @@
 """Log the curves of a fine-tuning to the job's run of Weights & Biases, from one process or from several."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger

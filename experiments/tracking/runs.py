@@ -6,8 +6,6 @@ all folders joins them in the order in which they began, and their steps do not 
 last second, so every part of a job says anew what is known by then of its layers: the same values on the same axes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import os

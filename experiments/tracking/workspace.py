@@ -4,8 +4,6 @@ Described, not clicked together: whoever has the runs in a project gets the same
 without ``--save`` the description is written as JSON.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
@@ -49,7 +47,7 @@ OVER_STEPS = (  # section, and its panels: title, metric of a run's history
 )
 
 
-def build(entity: str, project: str, colours: Colours) -> Workspace:
+def build(entity: str, project: str, colours: Colours) -> "Workspace":
     """Build the workspace. ``colours``: of the groups of runs, by ``GROUPS``.
 
     Raises ``InputError`` where ``wandb-workspaces`` is not installed.
@@ -72,7 +70,7 @@ def build(entity: str, project: str, colours: Colours) -> Workspace:
     )
 
 
-def _methods() -> Section:
+def _methods() -> "Section":
     """Show the methods beside each other, a point or a bar each."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
@@ -87,7 +85,7 @@ def _methods() -> Section:
     return ws.Section("Methods", panels=panels, is_open=True)
 
 
-def _curves() -> list[Section]:
+def _curves() -> "list[Section]":
     """Show everything that has an axis: layers, Z's steps, the allocator's, the fine-tuning's."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
@@ -109,7 +107,7 @@ def _curves() -> list[Section]:
     return sections
 
 
-def describe(workspace: Workspace) -> dict[str, Any]:
+def describe(workspace: "Workspace") -> dict[str, Any]:
     """Return the workspace as W&B stores it: plain values."""
     view: dict[str, Any] = workspace._model.model_dump(mode="json", by_alias=True, exclude_none=True)
     return view

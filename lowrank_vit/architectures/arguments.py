@@ -1,7 +1,5 @@
 """The arguments of ``timm.create_model`` that a model shows: they stand in none of its records."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn
@@ -35,7 +33,7 @@ def shown_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def _children(module: nn.Module | None) -> list[nn.Module]:
-    return list(module.children()) if isinstance(module, nn.Sequential | nn.ModuleList) else []
+    return list(module) if isinstance(module, nn.Sequential | nn.ModuleList) else []
 
 
 def _classifier(model: nn.Module) -> object:

@@ -3,8 +3,6 @@
 A family is one file that registers a class. Only it uses the types of the library that the models come from.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

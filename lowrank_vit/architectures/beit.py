@@ -1,43 +1,26 @@
 """timm's BEiT: a ViT with a bias for every relative position, of each block or shared by all."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.beit import Attention, Beit, Block
 from torch import nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family
-from lowrank_vit.architectures.plain import added_positions, listed_blocks, plain_attention, scaled_branches
-from lowrank_vit.records.sites import AttentionSite, TableSite
+from lowrank_vit.architectures.base import FAMILIES
+from lowrank_vit.architectures.plain import PlainFamily, plain_attention
+from lowrank_vit.records.sites import AttentionSite
 
 
 @FAMILIES.register("beit")
-class BeitFamily(Family):
+class BeitFamily(PlainFamily):
     """Describe blocks that add attention with position biases, and an MLP, each after a norm, to a sequence of tokens."""
 
     revision: ClassVar[int] = 1
 
     about = "timm's BEiT"
-
-    def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``Beit``."""
-        return isinstance(model, Beit)
-
-    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
-        return listed_blocks(model, Block)
-
-    def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
-        return added_positions(model)
-
-    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
-        return scaled_branches(step)
+    whole = Beit
+    blocks = (Block,)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``Attention`` of BEiT, whose keys have no bias."""
         if type(module) is not Attention:
             return None
         biased, size = module.q_bias is not None, module.window_size

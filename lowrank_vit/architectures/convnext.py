@@ -1,7 +1,5 @@
 """timm's ConvNeXt: an MLP behind a convolution of each channel, stage by stage over a feature map."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -37,11 +35,9 @@ class ConvNeXtFamily(Family):
     about = "timm's ConvNeXt with linear layers"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``ConvNeXt``."""
         return isinstance(model, ConvNeXt)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the downsampling and the blocks, stage by stage."""
         assert isinstance(model, ConvNeXt)
         steps: dict[str, nn.Module] = {}
         for stage, module in model.stages.named_children():
@@ -54,13 +50,11 @@ class ConvNeXtFamily(Family):
         return steps
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branch of a block."""
         if not isinstance(step, ConvNeXtBlock):
             return ()
         branch = Branch(step, "mlp", "fc2", lambda x: added(step, x), step.gamma, pixels, feature_map, norm="norm")
         return (branch,)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Compute the model's outputs from the stream after the last step."""
         outputs: Tensor = model.forward_head(model.norm_pre(x))  # type: ignore[operator]
         return outputs

@@ -4,8 +4,6 @@ Known are ``nn.TransformerEncoderLayer`` and the blocks of torchvision's and ope
 told by their names, so that nothing here needs the packages. A block with further parts stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +45,7 @@ class EncoderBlock(nn.Module):
         self.norm_first, self.batch_first = norm_first, True
 
     @property
-    def self_attn(self) -> EncoderBlock:
+    def self_attn(self) -> "EncoderBlock":
         """Return what ``nn.TransformerEncoder`` asks whether the batch comes first."""
         return self
 
@@ -92,7 +90,7 @@ def refuse_more(*further: Any, **options: Any) -> tuple[tuple[()], dict[str, Any
     if asked or any(value is not None and value is not False for value in further):
         raise InputError(
             f"the model gives its blocks more than the stream ({', '.join(asked) or 'a second argument'}), which what was "
-            "found to take their place does not have: call it without, or choose layers by --sites"
+            "found to take their place does not have: call it without, or choose layers by `sites=`"
         )
     return (), {}
 

@@ -1,7 +1,5 @@
 """timm's EVA and what is built of its blocks: EVA02, rotary ViTs, DINOv3."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,33 +7,20 @@ from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
-from lowrank_vit.architectures.plain import (
-    ROTATED,
-    added_positions,
-    listed_blocks,
-    normed_branches,
-    plain_attention,
-    scaled_branches,
-)
-from lowrank_vit.records.sites import AttentionSite, TableSite
+from lowrank_vit.architectures.base import FAMILIES, Branch, Refusals, Sites
+from lowrank_vit.architectures.plain import ROTATED, PlainFamily, normed_branches, plain_attention, scaled_branches
+from lowrank_vit.records.sites import AttentionSite
 
 
 @FAMILIES.register("eva")
-class EvaFamily(Family):
+class EvaFamily(PlainFamily):
     """Describe blocks that add attention, rotary or not, and an MLP, with a norm each, to a sequence of tokens."""
 
     revision: ClassVar[int] = 1
 
     about = "timm's EVA, EVA02, rotary ViTs, DINOv3"
-
-    def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is an ``Eva``."""
-        return isinstance(model, Eva)
-
-    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
-        return listed_blocks(model, EvaBlock, EvaBlockPostNorm)
+    whole = Eva
+    blocks = (EvaBlock, EvaBlockPostNorm)
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
         """Find every attention module and MLP; with rotary positions, which the model makes, the logits stay dense."""
@@ -46,12 +31,7 @@ class EvaFamily(Family):
             replace(site, dense_logits=ROTATED) if type(site) is AttentionSite else site for site in sites
         ], refusals
 
-    def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
-        return added_positions(model)
-
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return normed_branches(step) if isinstance(step, EvaBlockPostNorm) else scaled_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

@@ -3,8 +3,6 @@
 The last norm keeps its scale and shift: what it hands on is read by users (``forward_features``) and by distillation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import timm.layers
@@ -14,7 +12,7 @@ from torch import nn
 from lowrank_vit.architectures.base import Branch, family_of
 from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.skipped import PlainNorm, Unscaled
-from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.modules.surgery import output_layer, replace_module
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.errors import InputError
 
@@ -47,7 +45,7 @@ def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
     norm = branch.block.get_submodule(branch.norm)
     if not isinstance(norm, nn.LayerNorm) or type(norm) not in NORMS or norm.weight is None:
         return
-    linears = [reader for reader in readers if type(reader) is nn.Linear and reader.bias is not None]
+    linears = [reader for reader in readers if is_linear(reader) and reader.bias is not None]
     if len(linears) < len(readers):
         return
     for linear in linears:
@@ -62,8 +60,9 @@ def _fold_norm(branch: Branch, readers: Sequence[nn.Module]) -> None:
 @torch.no_grad()
 def _fold_scale(branch: Branch) -> None:
     """Multiply a branch's output layer by the factors of the LayerScale after it."""
-    scale, linear = branch.block.get_submodule(branch.layer_scale), branch.output_layer
-    if not isinstance(scale, timm.layers.LayerScale) or not is_linear(linear):
+    scale = branch.block.get_submodule(branch.layer_scale)
+    linear = output_layer(branch.block.get_submodule(branch.output_name))
+    if type(scale) is not timm.layers.LayerScale or not is_linear(linear):
         return
     gamma = as_float64(scale.gamma)
     linear.weight.copy_(as_float64(linear.weight) * gamma[:, None])

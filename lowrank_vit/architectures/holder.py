@@ -1,13 +1,12 @@
 """A module that holds one known model: a backbone with a head of the user's, or in a class of the user's."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites, family_of
+from lowrank_vit.architectures.origin import image_tower
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.step_inputs import finish
 from lowrank_vit.records.sites import AttentionSite, MlpSite, TableSite
@@ -44,27 +43,21 @@ class Holder(Family):
         return model.get_submodule(self.name)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the backbone's steps."""
         return {f"{self.name}.{name}": step for name, step in self.family.steps(self._backbone(model)).items()}
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return what a block of the backbone adds to the stream."""
         return self.family.branches(step)
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
-        """Find the backbone's attention modules and MLPs."""
         return self.family.survey(model)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe an attention module of the backbone."""
         return self.family.attention(name, module)
 
     def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
-        """Describe an MLP of the backbone."""
         return self.family.mlp(name, module)
 
     def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the backbone's position embedding."""
         site = self.family.positions(self._backbone(model))
         if site is None:
             return None
@@ -73,7 +66,6 @@ class Holder(Family):
         )
 
     def token_blocks(self, model: nn.Module) -> list[str]:
-        """Name the backbone's blocks."""
         return [f"{self.name}.{name}" for name in self.family.token_blocks(self._backbone(model))]
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
@@ -84,6 +76,8 @@ class Holder(Family):
 
 def held(model: nn.Module) -> str:
     """Return the name of the backbone that is compressed inside a model; nothing for a model that is known itself."""
+    if tower := image_tower(model):
+        return tower
     try:
         family = family_of(model)
     except UnknownWholeError:

@@ -5,8 +5,6 @@ outputs: on random tokens, in float64, with random weights, so that a part that 
 stays as it is. Only what stands in a list (a name with a number) is tried, since heads and stems do not.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -293,12 +291,7 @@ def _split(linears: list[nn.Linear], found: Found) -> Iterator[tuple[list[nn.Lin
 
 
 def _block(
-    attn: nn.Module,
-    mlp: nn.Module,
-    norms: Sequence[nn.Module],
-    scales: Sequence[nn.Parameter],
-    first: bool,
-    width: int,
+    attn: nn.Module, mlp: nn.Module, norms: Sequence[nn.Module], scales: Sequence[nn.Parameter], first: bool, width: int
 ) -> EncoderBlock:
     made = EncoderBlock((norms[0], norms[1]), attn, mlp, norm_first=first)
     made.masked, made.walks = False, False
@@ -342,12 +335,7 @@ def _attentions(linears: list[nn.Linear], found: Found) -> Iterator[Callable[[],
 
 
 def _attention(
-    inputs: Sequence[nn.Linear],
-    output: nn.Linear,
-    heads: int,
-    order: str,
-    factor: float,
-    drops: Sequence[nn.Dropout],
+    inputs: Sequence[nn.Linear], output: nn.Linear, heads: int, order: str, factor: float, drops: Sequence[nn.Dropout]
 ) -> Attention:
     """Make timm's attention. ``order``: of the outputs by (c) queries, keys and values, (h) heads and (d) dimensions.
 

@@ -1,7 +1,5 @@
 """Linear layers of any model: which ones are compressed, what stays dense, and their weights."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +23,7 @@ EXPECTED_DENSE = (
     rf"(^|\.)(downsample|features\.\d+\.reduction)\b|(^|\.|_){POSITIONS}"  # small: compressed on request only
 )
 TIMM_S = ("timm.layers.linear", "Linear")  # computes the same as torch's
-MERGE = "merge the adapter first, or make what was added permanent"
+MERGE = "merge the adapter first, make what was added permanent, or give the layer a weight of its own"
 
 HEADS = ("classifier", "head", "heads")
 EMBEDDINGS = ("patch_embedding", "patch_embeddings", "conv_proj")
@@ -47,7 +45,31 @@ def beyond_linear(layer: nn.Linear) -> str:
     further = [name for name in (*layer._parameters, *layer._modules) if name not in ("weight", "bias")]
     if further:
         return f"a {kind.__name__} with {further[0]!r} beside its weight and bias"
-    return "changed by a hook" if _is_hooked(layer) else ""
+    if _is_hooked(layer):
+        return "changed by a hook"
+    return f"tied to {layer.shared_with!r} by a shared parameter" if is_shared(layer) else ""
+
+
+def is_shared(layer: nn.Module) -> bool:
+    """Tell whether a layer has a parameter of another place in its model, by the last ``mark_shared``."""
+    return hasattr(layer, "shared_with")
+
+
+def mark_shared(model: nn.Module) -> nn.Module:
+    """Let every linear layer remember the name of another one with which it shares a parameter, in place.
+
+    A layer at two places shares with itself. No layer alone can tell, and changing it would change the other place.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, layer in layers.items():
+        vars(layer).pop("shared_with", None)
+        others = [other for each in layer.parameters(recurse=False) for other in owners[id(each)] if other != name]
+        if others:
+            vars(layer)["shared_with"] = others[0]
+    return model
 
 
 @torch.no_grad()
@@ -65,14 +87,13 @@ def _is_hooked(layer: nn.Linear) -> bool:
 def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
     """Find the plain linear layers whose name contains a match of ``pattern``, in the model's order.
 
-    What computes more (``beyond_linear``) is left out.
+    What computes more (``beyond_linear``) is left out, and so is a layer that shares a parameter (``mark_shared``).
     The head and Swin's ``downsample.reduction`` are outside the default; ask for them by a pattern.
-    Raises ``InputError`` where nothing matches, where the model has been compressed already, and for a layer that
-    appears at two places, or shares its weight with another: it would be compressed at one of them only.
+    Raises ``InputError`` where nothing matches, and where the model has been compressed already.
     """
     try:
         matches = re.compile(pattern).search
-    except re.error as error:
+    except (re.error, TypeError) as error:  # or no text at all
         raise InputError(f"the site pattern {pattern!r} is not a regular expression: {error}") from None
     chosen: Callable[[str], Any] = in_blocks(model) if pattern == BLOCK_LINEARS else matches
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -88,9 +109,8 @@ def find_sites(model: nn.Module, pattern: str = BLOCK_LINEARS) -> list[Site]:
             raise InputError(f"no layer to compress: {odd!r} is {beyond[odd]}, no plain linear layer: {MERGE}")
         wanted = "stands in a block (blocks.0, blocks.1, ...)" if pattern == BLOCK_LINEARS else f"matches {pattern!r}"
         names = ", ".join(list(linears)[:3])
-        remedy = f"its linear layers are named like {names}; choose some by --sites" if names else "the model has none"
+        remedy = f"its linear layers are named like {names}; choose some by `sites=`" if names else "the model has none"
         raise InputError(f"no linear layer of {type(model).__name__} {wanted}: {remedy}")
-    _refuse_shared(model, {site.name for site in sites})
     return sites
 
 
@@ -113,18 +133,6 @@ def tell_beyond(reasons: Mapping[str, str]) -> None:
         name, reason = next(iter(reasons.items()))
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         logger.warning("left dense: %s%s, being %s: %s", name, more, reason, MERGE)
-
-
-def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:
-    """Raise ``InputError`` if a chosen layer shares a parameter with another one."""
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owner, first = name.rpartition(".")[0], owners.setdefault(id(parameter), name.rpartition(".")[0])
-        if first != owner and chosen & {first, owner}:
-            raise InputError(
-                f"{first!r} and {owner!r} share a parameter, so that neither can be compressed alone: "
-                "leave both out by --sites"
-            )
 
 
 def left_dense(model: nn.Module, compressed: Iterable[str]) -> dict[str, int]:

@@ -1,35 +1,23 @@
 """timm's MLP-Mixer: one MLP over the tokens of each channel, one over the channels of each token."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
+from lowrank_vit.architectures.base import FAMILIES, Branch
+from lowrank_vit.architectures.plain import PlainFamily
 
 
 @FAMILIES.register("mixer")
-class Mixer(Family):
+class Mixer(PlainFamily):
     """Describe blocks that add two MLPs, each after a norm, to a sequence of tokens; the first one sees it transposed."""
 
     revision: ClassVar[int] = 1
 
     about = "timm's MLP-Mixer"
-
-    def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is an ``MlpMixer``."""
-        return isinstance(model, MlpMixer)
-
-    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
-        assert isinstance(model, MlpMixer)
-        blocks = {f"blocks.{name}": block for name, block in model.blocks.named_children()}
-        other = next((type(block).__name__ for block in blocks.values() if type(block) is not MixerBlock), None)
-        if other is not None:
-            raise unwalked(model, other)
-        return blocks
+    whole = MlpMixer
+    blocks = (MixerBlock,)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
         """Return the branches of both MLPs; what is a token to the first one is a channel of the stream."""

@@ -1,7 +1,5 @@
 """Any other timm model: the MLPs and attention of usual kinds in its blocks, though the path through them is unknown."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The parts of a block as a family describes them: linear layers and timm's MLPs, and the error for any other part."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

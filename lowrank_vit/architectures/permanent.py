@@ -1,10 +1,8 @@
 """A copy of a model as it computes now, without what surrounds it: masks, norms and adapters are part of the weights."""
 
-from __future__ import annotations
-
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +57,7 @@ def copied(model: nn.Module) -> nn.Module:
     for name, module in list(made.named_modules()):
         if name and (inner := _inside(module)) is not module:  # of one block
             replace_module(made, name, inner)
-    return make_permanent(whole.get_base_model() if _is_adapted(made, "get_base_model") else made)
+    return tell_apart(make_permanent(whole.get_base_model() if _is_adapted(made, "get_base_model") else made))
 
 
 def _inside(model: nn.Module) -> nn.Module:
@@ -72,18 +70,23 @@ def _inside(model: nn.Module) -> nn.Module:
     return _inside(inner) if known or _same_outputs(model, inner) else model
 
 
-@torch.no_grad()
 def _same_outputs(model: nn.Module, inner: nn.Module) -> bool:
     """Tell whether two models have the same outputs for random images of the size that the inner one takes."""
+    outer, own = _outputs(model, inner), _outputs(inner, inner)
+    return outer is not None and own is not None and torch.equal(outer, own)
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inner: nn.Module) -> Tensor | None:
+    """Return a model's outputs for random images of the size that a part of it takes; None where it takes other things."""
     size, modes = input_size(inner), [(module, module.training) for module in model.modules()]
     if size is None:
-        return False
+        return None
     x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(next(inner.parameters()))
     try:
-        model.eval()
-        return torch.equal(logits_of(model(x)), logits_of(inner(x)))
+        return logits_of(model.eval()(x))
     except Exception:  # it takes something else than images
-        return False
+        return None
     finally:
         for module, training in modes:
             module.training = training
@@ -116,6 +119,51 @@ def make_permanent(model: nn.Module) -> nn.Module:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         logger.warning("masks, adapters or parametrizations of %s%s are made part of the weights", changed[0], more)
     return model
+
+
+def tell_apart(model: nn.Module) -> nn.Module:
+    """Give modules that do not compute what their class does a class of their own, in place; return the model.
+
+    Such have a ``forward`` of their own, or hooks that change inputs or outputs. Hooks that only watch are removed. Linear
+    layers are left: their one definition (``is_linear``) asks for both.
+    """
+    parts = [module for name, module in model.named_modules() if name and not isinstance(module, nn.Linear)]
+    hooked = [module for module in parts if module._forward_hooks or module._forward_pre_hooks]
+    changing = _changing(model, hooked) if hooked else set()
+    for module in parts:
+        if "forward" in vars(module) or id(module) in changing:
+            kind = type(module)
+            module.__class__ = type(f"Changed{kind.__name__}", (kind,), {"__module__": kind.__module__})
+    for module in hooked:
+        if id(module) not in changing:
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+    return model
+
+
+@torch.no_grad()
+def _changing(model: nn.Module, hooked: Sequence[nn.Module]) -> set[int]:
+    """Return the ids of modules whose hooks change something, seen by running the model; of all where it cannot be run."""
+    changing = set[int]()
+
+    def noting(module: nn.Module, hook: Any) -> Any:
+        def note(*given: Any) -> Any:
+            before = [value.clone() for value in _tensors(given, 3)]
+            made = hook(*given)
+            if made is not None or not all(map(torch.equal, before, _tensors(given, 3))):
+                changing.add(id(module))
+            return made
+
+        return note
+
+    kept = [(hooks, dict(hooks)) for module in hooked for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+    for module in hooked:
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.update({key: noting(module, hook) for key, hook in hooks.items()})
+    ran = _outputs(model, model) is not None
+    for hooks, own in kept:
+        hooks.update(own)
+    return changing if ran else set(map(id, hooked))
 
 
 def _is_adapted(module: nn.Module, *methods: str) -> bool:

@@ -1,14 +1,12 @@
 """Blocks and attention as most families of timm have them, with timm's names."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import Branch, checked_attention, unwalked
+from lowrank_vit.architectures.base import Branch, Family, checked_attention, unwalked
 from lowrank_vit.architectures.parts import APART, NORMALISED, NORMS, described_linear, refuse_extras
 from lowrank_vit.records.sites import AttentionSite, Site, TableSite
 
@@ -125,3 +123,22 @@ def normed_branches(block: Any) -> tuple[Branch, ...]:
         return y
 
     return Branch(block, "attn", "proj", attend, normed=True), Branch(block, "mlp", "fc2", think, normed=True)
+
+
+class PlainFamily(Family):
+    """Describe a class of timm's whose blocks stand in a list, behind a position embedding that is added, if any."""
+
+    whole: ClassVar[type[nn.Module]]
+    blocks: ClassVar[tuple[type[nn.Module], ...]]
+
+    def takes(self, model: nn.Module) -> bool:
+        return isinstance(model, self.whole)
+
+    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
+        return listed_blocks(model, *self.blocks)
+
+    def positions(self, model: nn.Module) -> TableSite | None:
+        return added_positions(model)
+
+    def branches(self, step: nn.Module) -> tuple[Branch, ...]:
+        return scaled_branches(step)

@@ -1,7 +1,5 @@
 """What the blocks of a model are given beside the stream: rotary positions, position biases that they share, masks."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import first_inputs
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.modules.counting import input_size
-from lowrank_vit.modules.predicting import logits_of
+from lowrank_vit.modules.predicting import logits_of, predict
 from lowrank_vit.runtime.errors import InputError
 
 SEEN = "seen_image_size"  # attribute of a model: (C, H, W) of the images that it was walked through with
@@ -33,7 +31,7 @@ def step_inputs(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor
     setattr(model, SEEN, tuple(images.shape[1:]))
     hooks = [step.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, step in steps.items()]
     try:
-        model(images.to(next(model.parameters())))
+        predict(model, images)
     finally:
         for hook in hooks:
             hook.remove()

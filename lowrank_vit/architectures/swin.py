@@ -1,7 +1,5 @@
 """timm's Swin transformers: attention within shifted windows of a feature map, patches merged between stages."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -18,12 +16,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import (
-    FAMILIES,
-    Branch,
-    Family,
-    unwalked,
-)
+from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
 from lowrank_vit.architectures.plain import COSINE, plain_attention
 from lowrank_vit.records.sites import AttentionSite
 
@@ -63,11 +56,9 @@ class Swin(Family):
     part: ClassVar[type[nn.Module]] = SwinTransformerBlock
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is of timm's class."""
         return isinstance(model, self.whole)
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the merging of patches and the blocks, stage by stage."""
         assert isinstance(model, SwinTransformer | SwinTransformerV2)
         steps: dict[str, nn.Module] = {}
         for stage, layer in model.layers.named_children():
@@ -79,7 +70,6 @@ class Swin(Family):
         return steps
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP of a block."""
         if not isinstance(step, SwinTransformerBlock):
             return ()
         return (
@@ -96,7 +86,6 @@ class Swin(Family):
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``WindowAttention``."""
         if type(module) is not WindowAttention:
             return None
         height, width = module.window_size
@@ -114,7 +103,6 @@ class SwinV2(Swin):
     part: ClassVar[type[nn.Module]] = SwinTransformerV2Block
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP of a block."""
         if not isinstance(step, SwinTransformerV2Block):
             return ()
         return (
@@ -131,5 +119,4 @@ class SwinV2(Swin):
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``WindowAttention`` of Swin V2."""
         return plain_attention(name, module, dense_logits=COSINE) if type(module) is CosineAttention else None

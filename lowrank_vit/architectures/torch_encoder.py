@@ -3,8 +3,6 @@
 Such are torchvision's, open_clip's, those of ``nn.TransformerEncoder``, and most of those that people wrote themselves.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from timm.layers import Attention
@@ -28,7 +26,6 @@ class TorchEncoder(Family):
     about = "torchvision's ViT, open_clip's vision towers, `nn.TransformerEncoder`, blocks found to compute the same"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether such a block stands in the model."""
         return any(isinstance(module, EncoderBlock | BranchStep) for module in model.modules())
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -47,7 +44,6 @@ class TorchEncoder(Family):
         return dict(steps)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         if isinstance(step, BranchStep):
             output = "fc2" if isinstance(getattr(step.core, "fc2", None), nn.Module) else "proj"
             return (Branch(step, CORE, output, step.added, norm="norm"),)
@@ -55,11 +51,9 @@ class TorchEncoder(Family):
         return layer_branches(step, step.attend) if step.norm_first else _normed_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``Attention``, which took the place of torch's."""
         return plain_attention(name, module) if type(module) is Attention else None
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Compute the model's outputs from the stream after the last step."""
         *_, last = self.steps(model).values()
         return finish(model, last, x)
 

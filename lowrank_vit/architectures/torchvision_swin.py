@@ -3,8 +3,6 @@
 Classes are told by their names, so that nothing here needs the package. A block with hooks or other parts stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -126,15 +124,12 @@ class TorchvisionSwin(Family):
     about = "torchvision's Swin and Swin V2"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether attention that was exchanged stands in the model."""
         return any(isinstance(module, ShiftedWindows) for module in model.modules())
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks and the merging of patches, stage by stage."""
         return {name: module for name, module in model.named_modules() if _kind(module) in (*BLOCKS, *MERGING)}
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP of a block."""
         block: Any = step
         if _kind(step) in MERGING:
             return ()
@@ -173,6 +168,5 @@ class TorchvisionSwin(Family):
         return plain_attention(name, module, window_size=(height, width))
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Compute the model's outputs from the stream after the last step."""
         *_, last = self.steps(model).values()
         return finish(model, last, x)

@@ -4,8 +4,6 @@ What is known of timm's parts then holds for them, too. Classes are told by thei
 package; a part that has something else than its class had when this was written stays as it is.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

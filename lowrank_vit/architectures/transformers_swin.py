@@ -1,7 +1,5 @@
 """Hugging Face's Swin transformers: attention within shifted windows of a feature map, whose pixels come as tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isqrt
 from typing import Any, ClassVar
@@ -50,14 +48,12 @@ class TransformersSwin(TransformersViT):
     merging: ClassVar[str] = "SwinPatchMerging"
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks and the merging of patches, stage by stage."""
         blocks = super().steps(model)
         return {
             name: module for name, module in model.named_modules() if name in blocks or kind_of(module) == self.merging
         }
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP of a block."""
         if kind_of(step) == self.merging:
             return ()
         block: Any = step

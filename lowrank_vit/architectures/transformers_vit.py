@@ -1,7 +1,5 @@
 """Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision models: a norm, attention, a norm and an MLP in each block."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,7 +64,6 @@ class TransformersViT(Family):
     blocks: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether blocks of these classes stand in the model."""
         return any(kind_of(module) in self.blocks for module in model.modules())
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -78,7 +75,6 @@ class TransformersViT(Family):
         return steps
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return block_branches(step, LAYOUTS[kind_of(step)])
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:

@@ -1,7 +1,5 @@
 """timm's plain vision transformers: ViT, DeiT, and all that are built of the same blocks."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.layers import Attention
@@ -9,10 +7,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import (
-    added_positions,
+    PlainFamily,
     is_plain,
     layer_branches,
     layer_scale,
@@ -21,33 +19,22 @@ from lowrank_vit.architectures.plain import (
     plain_attention,
 )
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.records.sites import AttentionSite, TableSite
+from lowrank_vit.records.sites import AttentionSite
 
 HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with several of each, beside each other
 
 
 @FAMILIES.register("vit")
-class ViT(Family):
+class ViT(PlainFamily):
     """Describe blocks that add attention and an MLP, with a norm each, to a sequence of tokens."""
 
     revision: ClassVar[int] = 1
 
     about = "timm's ViT, DeiT, DeiT III"
-
-    def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``VisionTransformer``."""
-        return isinstance(model, VisionTransformer)
-
-    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
-        return listed_blocks(model, Block, ResPostBlock, ParallelThingsBlock)
-
-    def positions(self, model: nn.Module) -> TableSite | None:
-        """Describe the position embedding."""
-        return added_positions(model)
+    whole = VisionTransformer
+    blocks = (Block, ResPostBlock, ParallelThingsBlock)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         if isinstance(step, ParallelThingsBlock):
             return tuple(
                 Branch(
@@ -66,7 +53,6 @@ class ViT(Family):
         return normed_branches(step) if isinstance(step, ResPostBlock) else layer_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``Attention``."""
         if type(module) is not Attention:  # a subclass may compute something else
             return None
         return plain_attention(name, module)

@@ -1,7 +1,5 @@
 """timm's ViT with relative positions, of each block or shared by all."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from timm.models.vision_transformer_relpos import (
@@ -12,29 +10,22 @@ from timm.models.vision_transformer_relpos import (
 )
 from torch import nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family
-from lowrank_vit.architectures.plain import BIASED, layer_branches, listed_blocks, normed_branches, plain_attention
+from lowrank_vit.architectures.base import FAMILIES, Branch
+from lowrank_vit.architectures.plain import BIASED, PlainFamily, layer_branches, normed_branches, plain_attention
 from lowrank_vit.records.sites import AttentionSite
 
 
 @FAMILIES.register("vit_relpos")
-class RelPosViT(Family):
+class RelPosViT(PlainFamily):
     """Describe blocks that add attention with position biases, and an MLP, with a norm each, to a sequence of tokens."""
 
     revision: ClassVar[int] = 1
 
     about = "timm's ViT with relative positions"
-
-    def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model is a ``VisionTransformerRelPos``."""
-        return isinstance(model, VisionTransformerRelPos)
-
-    def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks."""
-        return listed_blocks(model, RelPosBlock, ResPostRelPosBlock)
+    whole = VisionTransformerRelPos
+    blocks = (RelPosBlock, ResPostRelPosBlock)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        """Return the branches of attention and MLP."""
         return normed_branches(step) if isinstance(step, ResPostRelPosBlock) else layer_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

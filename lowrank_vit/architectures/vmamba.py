@@ -1,7 +1,5 @@
 """VMamba: a scan in four directions in the place of attention, then an MLP, stage by stage over a feature map."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from torch import nn
@@ -27,11 +25,9 @@ class VMamba(Family):
     about = "VMamba, v2 and v0"
 
     def takes(self, model: nn.Module) -> bool:
-        """Tell whether the model has a mixer."""
         return bool(mixers(model))
 
     def steps(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Return the blocks and the downsampling, stage by stage."""
         steps: dict[str, nn.Module] = {}
         for stage, layer in model.get_submodule("layers").named_children():
             for name, block in layer.get_submodule("blocks").named_children():

@@ -1,7 +1,5 @@
 """Whether the stream of a model goes from each block to the next: seen by running it, since anything may stand between."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise

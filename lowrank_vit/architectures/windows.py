@@ -1,7 +1,5 @@
 """Feature maps cut into windows, padded before they are shifted: as torchvision's and Hugging Face's Swin see them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

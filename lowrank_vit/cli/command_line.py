@@ -3,14 +3,12 @@
 Parsers show defaults and examples in the help, and report mistakes in one line.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from lowrank_vit import __version__
@@ -18,7 +16,7 @@ from lowrank_vit.cli.arguments import natural
 from lowrank_vit.cli.early import check_early
 from lowrank_vit.cli.recipe_file import expanded
 from lowrank_vit.cli.verbs import shrink
-from lowrank_vit.runtime.errors import InputError, disk_failed
+from lowrank_vit.runtime.errors import InputError, disk_failed, in_shell
 from lowrank_vit.runtime.extras import not_installed
 
 COUNTS = (int, natural)
@@ -67,9 +65,21 @@ class Verbs:
         return parser
 
 
-def fail(message: str) -> int:
-    """Print a mistake on the error stream; returns the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+class ShellFormatter(logging.Formatter):
+    """Write arguments in what is logged as the ``options`` of a command."""
+
+    def __init__(self, options: Collection[str]) -> None:
+        super().__init__()
+        self.options = options
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message alone."""
+        return in_shell(super().format(record), self.options)
+
+
+def fail(message: str, options: Collection[str] = ()) -> int:
+    """Print a mistake on the error stream, with arguments as ``options``; returns the exit code."""
+    print(f"error: {in_shell(' '.join(message.split()), options)}", file=sys.stderr)
     return 2
 
 
@@ -97,10 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(fail(str(error)))
     if arguments is None:
         sys.argv[1:] = given  # which a report records: with the words of its recipe's file
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
-    warnings.formatwarning = _one_line
+    options = vars(args).keys()
+    _log(options, logging.INFO if args.verbose else logging.WARNING)
     try:
         check_early(args)
         if getattr(args, "folder", None):
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args.folder = local_folder(args.folder, nested=args.run is shrink.run)
         _run(args)
     except InputError as error:
-        sys.exit(fail(str(error)))
+        sys.exit(fail(str(error), options))
     except ModuleNotFoundError as error:
         line = not_installed(error)
         if line is None:
@@ -126,9 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _one_line(message: Warning | str, *_: object, **__: object) -> str:
-    """Format a warning without the line of code that it came from."""
-    return f"warning: {' '.join(str(message).split())}\n"
+def _log(options: Collection[str], level: int) -> None:
+    """Write on the error stream what is logged and warned of, without the line of code that it came from."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(ShellFormatter(options))
+    logging.basicConfig(level=level, handlers=[handler])
+
+    def one_line(message: Warning | str, *_: object, **__: object) -> str:
+        return f"warning: {in_shell(' '.join(str(message).split()), options)}\n"
+
+    warnings.formatwarning = one_line
 
 
 def _run(args: argparse.Namespace) -> None:

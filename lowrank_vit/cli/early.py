@@ -1,7 +1,5 @@
 """What is wrong with the arguments of a command, found before anything heavy is imported or loaded."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Figures: what every layer of a report keeps and loses, the steps of Algorithm 1, and the Pareto plot of a sweep."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

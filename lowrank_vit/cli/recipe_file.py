@@ -4,8 +4,6 @@ A report holds its recipe field by field, and the words of its command. A TOML h
 may have a table ``[recipe_fields]`` as reports have it. Words of the command at hand go before those of the file.
 """
 
-from __future__ import annotations
-
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,7 +70,7 @@ def read(path: str) -> Mapping[str, Any]:
     return found
 
 
-def recipe_from(text: str) -> Recipe:
+def recipe_from(text: str) -> "Recipe":
     """Return the recipe of a name, or of a file. Raises ``InputError`` for an unknown name or field."""
     from lowrank_vit.compression.recipe import recipe_of
     from lowrank_vit.compression.recipes import get_recipe

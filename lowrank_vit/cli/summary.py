@@ -1,7 +1,5 @@
 """Show what became of a model that was compressed and saved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def summarise(
-    dense: nn.Module,
-    compressed: nn.Module,
+    dense: "nn.Module",
+    compressed: "nn.Module",
     folder: Path,
-    data: ImageData,
+    data: "ImageData",
     *,
     progress: bool,
     among: str = "unseen training images",

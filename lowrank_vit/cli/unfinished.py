@@ -1,7 +1,5 @@
 """The folder from which an interrupted command resumes: ``.NAME.unfinished`` beside ``--out``, locked by one process."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence

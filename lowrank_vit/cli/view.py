@@ -1,7 +1,5 @@
 """A report as text for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The analysis of a model, unit by unit, before a size is chosen; any reduction follows from it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What all public functions check of their arguments: the order of model and images, and the names of options."""
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,6 +9,8 @@ import torch
 from torch import nn
 
 from lowrank_vit.runtime.errors import InputError
+
+TEXTS = "input_ids"  # as transformers calls texts
 
 
 def check_model(model: object, second: object) -> None:
@@ -24,6 +24,12 @@ def check_model(model: object, second: object) -> None:
         if meta is not None:
             raise InputError(
                 f"the model is on the device 'meta', without weights ({meta}): make it on the CPU, and load some"
+            )
+        kinds = {name: each.dtype for name, each in model.state_dict().items() if isinstance(each, torch.Tensor)}
+        odd = next((name for name, kind in kinds.items() if kind.is_complex), None)
+        if odd is not None:
+            raise InputError(
+                f"{odd} is {kinds[odd]}, which no file of safetensors holds: keep its real and imaginary parts apart"
             )
         _check_forward(model)
         return
@@ -41,6 +47,12 @@ def _check_forward(model: nn.Module) -> None:
         for name, each in inspect.signature(model.forward).parameters.items()
         if each.kind in kinds and each.default is inspect.Parameter.empty
     ]
+    first = next(iter(inspect.signature(model.forward).parameters), "")
+    if first == TEXTS:
+        raise InputError(
+            f"{type(model).__name__} takes texts first ({TEXTS}): pass the part that sees images, such as "
+            "model.vision_model"
+        )
     named = inspect.Parameter.KEYWORD_ONLY
     if len(needed) == 1 and inspect.signature(model.forward).parameters[needed[0]].kind is named:
         raise InputError(

@@ -1,7 +1,5 @@
 """The budget of a whole model, and what it leaves for its units."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 

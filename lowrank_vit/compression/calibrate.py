@@ -1,7 +1,5 @@
 """Statistics of a model's layers: collected, or read from disk if they were collected before."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 

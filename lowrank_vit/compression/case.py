@@ -1,7 +1,5 @@
 """What is known of a model before a size is chosen. A step takes a case and returns a value; nothing is handed back up."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Several budgets at once: one price made of all costs, weighted so that the sizes that it buys keep within each budget."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +21,7 @@ Allocate = Callable[[Sequence[ErrorCurve], int], RankPlan]
 
 
 def within_all(
-    curves: Sequence[ErrorCurve],
-    costs: Sequence[Sequence[ErrorCurve]],
-    allowed: Sequence[int],
-    allocate: Allocate,
+    curves: Sequence[ErrorCurve], costs: Sequence[Sequence[ErrorCurve]], allowed: Sequence[int], allocate: Allocate
 ) -> RankPlan:
     """Choose sizes by the losses of ``curves`` that keep within every budget.
 

@@ -1,7 +1,5 @@
 """The compensation Z of all cut layers, by the recipe's solver."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

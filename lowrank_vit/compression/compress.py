@@ -4,14 +4,13 @@
 rest. What each file does is listed in CONTRIBUTING.md, in the order in which they run.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
@@ -141,15 +140,29 @@ def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -
     return shared(analysis, size) if merges(analysis.model, analysis.recipe, size) else analysis.compress(size)
 
 
-def for_labels(recipe: Recipe, images: Images) -> Recipe:
-    """Return a recipe that keeps every label's probability, where the images come with several labels; it is told."""
-    if not isinstance(recipe.objective, Classification) or not images.several_labels:
+def for_outputs(recipe: Recipe, subject: Subject, images: Images) -> Recipe:
+    """Return a recipe that keeps what the model's outputs are, where these are no scores of one class each; it is told.
+
+    Images that come with several labels say that every output is a yes or a no; other outputs than (B, classes) are features.
+    """
+    outputs, further = subject.outputs or (torch.zeros(1, 2), 0)
+    if further:
+        logger.warning("the model returns %d outputs: the first one is kept, others as far as it goes", further + 1)
+    if not isinstance(recipe.objective, Classification):
         return recipe
+    if images.several_labels:
+        logger.warning(
+            "the images have several labels each: recipe %r keeps the probability of every label (objective 'multi_label')",
+            recipe.name,
+        )
+        return recipe.but(objective="multi_label")
+    if (outputs.ndim == 2 and outputs.shape[1] > 1) or recipe.objective.lacks(subject.dense):
+        return recipe
+    shape = ", ".join(map(str, outputs.shape[1:]))
     logger.warning(
-        "the images have several labels each: recipe %r keeps the probability of every label (objective 'multi_label')",
-        recipe.name,
+        "the model returns (B, %s): recipe %r keeps it as features (objective 'features')", shape, recipe.name
     )
-    return recipe.but(objective="multi_label")
+    return recipe.but(objective="features")
 
 
 @isolated()
@@ -193,7 +206,7 @@ def analyse(
     services = Services(where, ResumeStore(None, "", where), seed, shown_by_default(progress))
     subject = Subject.of(model, recipe, sites, where, learnt)
     subject.learn_size(seen)
-    recipe = for_labels(recipe, seen)
+    recipe = for_outputs(recipe, subject, seen)
     found = find_units(subject.model, recipe, sites)
     check_sizes(subject, found, sizes)
     announce(found)

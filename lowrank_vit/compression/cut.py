@@ -1,7 +1,5 @@
 """Smaller modules at the sizes of a plan, models made of them, and corrections of these as a whole."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

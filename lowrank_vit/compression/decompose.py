@@ -1,7 +1,5 @@
 """The decomposition of all units of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +28,7 @@ def decompose(
             parts: dict[str, Any] = unit.decompose(model, moments)
         except (torch.linalg.LinAlgError, ValueError) as error:
             method = type(unit.method).__name__
-            remedy = "leave it out with --sites, or use more images"
+            remedy = "leave it out by `sites=`, or use more images"
             raise InputError(f"layer {unit.name!r} cannot be decomposed by {method}: {error}; {remedy}") from error
         return parts
 

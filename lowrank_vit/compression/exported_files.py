@@ -1,7 +1,5 @@
 """Exported files beside each other, as their programs run them: bytes, times in turns, and accuracy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +53,7 @@ def compare_files(
 def _format(path: Path) -> Exporter:
     """Return the format that a file has by its suffix: ONNX, unless another has it."""
     if not path.is_file():
-        raise InputError(f"{path} is not there: make it by `lowrank-vit export DIR --format onnx`")
+        raise InputError(f"{path} is not there: export the model to ONNX first")
     names = [name for name in EXPORTERS.names() if EXPORTERS.get(name).suffix == path.suffix]
     return exporter(names[0] if names else "onnx")
 
@@ -77,5 +75,5 @@ def _accuracies(runs: Mapping[str, Run], labelled: Iterable[tuple[Tensor, Tensor
         for name, run in runs.items():
             hits[name] += float(count_hits(run(images), labels, 1))
     if not count:
-        raise InputError("there are no images to measure the accuracy on: name some by --data")
+        raise InputError("there are no images to measure the accuracy on: the data set is empty")
     return [(100 * each / count, count) for each in hits.values()]

@@ -1,7 +1,5 @@
 """Fewer tokens in a dense or compressed model, as a last step."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +13,10 @@ from lowrank_vit.modules.token_block import TokenBlock
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.tokens import TOKENS, LearntRule, TokenRule
-from lowrank_vit.stages.tokens.learning.learn_selectors import learn_selectors
+from lowrank_vit.stages.tokens.train_selectors import learn_selectors
 
 NOTHING: Mapping[str, Any] = {}
 
@@ -37,7 +35,7 @@ def fewer_tokens(
     ``rule``: ``"tome"`` (``r`` pairs merged in every block), ``"evit"`` (``keep``, the share kept after three blocks), or
     selectors that learn what to keep, which add some parameters: ``"spvit-kong-gates"`` (``keep``, its square and its third
     power), which learns on calibration images, ``learn_on``, without labels, and ``"spvit-kong"``, which trains the weights,
-    too, on a data module of labelled ones; the model itself is the teacher of both. ``training``: the settings of
+    too, on labelled ones; the model itself is the teacher of both. ``training``: the settings of
     ``learn_selectors``, such as ``epochs``, ``lr``, ``seed`` and ``checkpoint_dir``.
     ``macs`` chooses the strength: the least that leaves this share of the dense model's multiply-accumulates.
     The copy has a report, of the model as it was, with its multiply-accumulates counted anew and the rule in ``tokens``.
@@ -54,7 +52,7 @@ def fewer_tokens(
     _check_images(rule, made, learn_on)
     chosen = made if macs is None else _within(model, made, rule, macs)
     small: Any = chosen(model)
-    described = _learnt(small, model, learn_on, training) if isinstance(chosen, LearntRule) else {}
+    described = _learnt(small, model, chosen, learn_on, training) if isinstance(chosen, LearntRule) else {}
     report: Any = getattr(model, "compression_report", None) or dense_report(model)
     if (size := input_size(model)) is not None:
         report = {**report, "macs": {**report["macs"], "compressed": multiply_accumulates(small, size)}}
@@ -69,15 +67,20 @@ def _check_images(name: str, rule: TokenRule, images: Any) -> None:
     if not isinstance(rule, LearntRule):
         if images is not None:
             raise InputError(f"the token rule {name!r} learns nothing: leave out learn_on")
-    elif isinstance(images, LightningDataModule) != rule.labelled or images is None:
-        needed = "a data module of labelled images" if rule.labelled else "batches of calibration images"
-        raise InputError(f"the token rule {name!r} learns what to keep: give it {needed}, learn_on=...")
+    elif images is None or (isinstance(images, LightningDataModule) and not rule.labelled):
+        needed = "labelled images" if rule.labelled else "batches of calibration images"
+        raise InputError(f"the token rule {name!r} learns what to keep: give it {needed} by `learn_on=`")
 
 
-def _learnt(small: nn.Module, model: nn.Module, images: Any, training: Mapping[str, Any]) -> dict[str, Any]:
+def _learnt(
+    small: nn.Module, model: nn.Module, rule: LearntRule, images: Any, training: Mapping[str, Any]
+) -> dict[str, Any]:
     """Train selectors, on calibration images in the first process alone, whose result all get; say how."""
-    if isinstance(images, LightningDataModule):
-        return {"learnt": learn_selectors(small, model, data_module=images, **training)}
+    if rule.labelled:
+        from lowrank_vit.data.loading import as_data_module  # with Lightning
+
+        module = as_data_module(images, training.get("hardware", ONE_PROCESS))
+        return {"learnt": learn_selectors(small, model, data_module=module, **training)}
     images = Images.of(images)
     device = next(model.parameters()).device
     hardware = Hardware(accelerator="gpu" if device.type == "cuda" else device.type, precision="32-true")

@@ -4,8 +4,6 @@ A recipe for whole modules may hold a decomposition of single layers, too: it ta
 budget of predicted loss. What fell back, and why, is said in one line and in the report.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +47,7 @@ def find_units(model: nn.Module, recipe: Recipe, sites: str = BLOCK_LINEARS) -> 
     whole = [kind for kind in recipe.units if kind != SINGLE]
     if whole and sites != BLOCK_LINEARS:
         if SINGLE not in recipe.units:
-            raise InputError("this recipe compresses all attention modules and MLPs as a whole: leave out --sites")
+            raise InputError("this recipe compresses all attention modules and MLPs as a whole: leave out `sites=`")
         recipe, reasons = recipe.only(SINGLE), [CHOSEN_SITES]
     units = _units(model, recipe, sites)
     reasons += _refused(model, units, recipe)

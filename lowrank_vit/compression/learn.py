@@ -1,7 +1,5 @@
 """What gates learn on the way to a compression: on the calibration images, or before it, on labelled ones."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +36,7 @@ EPOCHS = 10  # of gates alone, on the calibration images
 
 def learn(
     model: nn.Module,
-    data_module: LightningDataModule | Batches,
+    data_module: "LightningDataModule | Batches",
     recipe: str | Recipe,
     reduction: float = 0.5,
     **options: Any,

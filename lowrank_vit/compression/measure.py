@@ -1,7 +1,5 @@
 """What is measured before the budget is spent: losses of units alone and of a whole smaller model, and a search for sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

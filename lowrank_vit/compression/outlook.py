@@ -1,7 +1,5 @@
 """What a compression will take, from one batch; and what every size of a model would cost, without compressing."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

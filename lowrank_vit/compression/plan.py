@@ -1,7 +1,5 @@
 """The size of every unit, from a case and a budget: spent by predicted losses, then by measured ones, then counted."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +24,7 @@ Measure = Callable[[RankPlan, Iterable[Tensor], int], dict[str, tuple[int, float
 
 def planner_within(
     case: Case, budget: Budget, losses: Sequence[ErrorCurve], measure: Measure, *, pivoted: bool
-) -> Planner:
+) -> "Planner":
     """Return what chooses every unit's size so that the whole model keeps within a budget, to within one step of its price.
 
     ``losses``: the curves to choose from; ``measure`` returns the losses of all units at a plan's sizes, on some images.

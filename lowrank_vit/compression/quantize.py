@@ -1,14 +1,12 @@
 """Quantise a model, with images where the method of rounding looks at the layers' inputs."""
 
-from __future__ import annotations
-
-import copy
 from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
+from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.arguments import check_model
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
@@ -107,13 +105,10 @@ def _with_outside(
         check_bits(each)
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = canonical(copy.deepcopy(model))
+    exact = canonical(copied(model))
     PatchUnit.prepare(exact)
     expand(exact)
     wanted = dict.fromkeys(outside_blocks(exact), outside) | dict.fromkeys(stage.block_linears(exact, sites), bits)
     quantized, entry = quantize_each(exact, wanted, quantizer=method, observe=observe)
-    addition: QuantizationAddition = {"quantization": entry}
-    attached = getattr(quantized, "compression_report", None)
-    if attached is not None:
-        quantized.compression_report = {**attached, **addition}  # type: ignore[assignment]  # as compress does
-    return quantized, addition
+    stage.add_left_dense(entry, exact, sites)
+    return stage.with_addition(quantized, entry)

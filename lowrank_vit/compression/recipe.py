@@ -1,7 +1,5 @@
 """A recipe: which method stands at which stage, with its hyperparameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -122,7 +120,7 @@ class Recipe:
         stages = (self.allocator, self.sense, self.search, self.measured, self.refit, self.gradual)
         return [*self.units.values(), *(method for method in stages if method is not None)]
 
-    def only(self, *kinds: str) -> Recipe:
+    def only(self, *kinds: str) -> "Recipe":
         """Return the recipe for some kinds of units."""
         return replace(self, units={kind: method for kind, method in self.units.items() if kind in kinds})
 
@@ -130,7 +128,7 @@ class Recipe:
         """Return the method in a slot: a kind of unit, or a stage; None where there is none."""
         return self.units.get(slot) if slot in UNITS.names() else getattr(self, slot)
 
-    def but(self, **changes: Any) -> Recipe:
+    def but(self, **changes: Any) -> "Recipe":
         """Change some fields; ``None`` leaves a field as it is.
 
         A method is given as an instance, by its registered name, or as ``"slot.field"`` for one of its hyperparameters.
@@ -142,7 +140,7 @@ class Recipe:
             changed = changed._with(name, given[name])
         return changed
 
-    def _with(self, name: str, value: Any) -> Recipe:
+    def _with(self, name: str, value: Any) -> "Recipe":
         slot, _, hyperparameter = name.partition(".")
         if slot in (*PLAIN, "labelled") and not hyperparameter:
             return replace(self, **{slot: value})

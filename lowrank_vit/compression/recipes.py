@@ -1,7 +1,5 @@
 """The named recipes, in the order of lists and tables. The files of ``methods`` add them."""
 
-from __future__ import annotations
-
 from numbers import Real
 
 from lowrank_vit.compression.recipe import ADDED, Recipe

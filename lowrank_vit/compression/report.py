@@ -1,7 +1,5 @@
 """The entries of a report that describe a whole model: its sizes, what stayed dense, its compensation."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -14,14 +12,7 @@ from lowrank_vit.architectures.linears import EXPECTED_DENSE, beyond_linears, le
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.cut import pivots
 from lowrank_vit.compression.recipe import Recipe
-from lowrank_vit.modules.counting import (
-    input_size,
-    macs_of,
-    model_size,
-    parameter_count,
-    saved_bytes,
-    scan_accumulates,
-)
+from lowrank_vit.modules.counting import input_size, macs_of, model_size, parameter_count, saved_bytes, scan_accumulates
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.report import (
     FORMAT,
@@ -94,7 +85,7 @@ def left_dense_entry(
         share = 100 * sum(unexpected.values()) / parameter_count(model)
         logger.warning(
             "left dense, being in no block of a known kind: %s (%d in all, %.1f %% of the parameters); "
-            "recipes for single layers take linear ones by --sites",
+            "recipes for single layers take linear ones by `sites=`",
             some(unexpected),
             len(unexpected),
             share,

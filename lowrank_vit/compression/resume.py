@@ -1,7 +1,5 @@
 """Phases of a compression, kept on disk until the model is saved, keyed by the hash of all that they depend on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -39,7 +37,7 @@ class ResumeStore:
     identity: str
     device: torch.device
 
-    def keyed_by(self, *plain: Any) -> ResumeStore:
+    def keyed_by(self, *plain: Any) -> "ResumeStore":
         """Return a copy for phases that depend on further plain values."""
         text = json.dumps([self.identity, *plain], sort_keys=True)
         return replace(self, identity=hashlib.sha256(text.encode()).hexdigest()[:32])

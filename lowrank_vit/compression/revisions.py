@@ -5,8 +5,6 @@ Whoever changes what a method or a part of the engine computes raises its revisi
 what they make of small models, and a test fails, naming the revision to raise, where that changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Programs in which a model or a module of it runs, so that they can be timed beside each other."""
 
-from __future__ import annotations
-
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +42,7 @@ def settings_in(device: str, runtimes: Sequence[str], batches: Sequence[int]) ->
             continue
         exporter(FORMATS[mode])
         if device != "auto" and torch.device(device).type != "cpu":
-            raise InputError(f"{mode} runs exported files on the CPU here: leave it out, or give --device cpu")
+            raise InputError(f'{mode} runs exported files on the CPU here: leave it out, or give `device="cpu"`')
         found += [Setting("cpu", "float32", mode, each.batch) for each in settings("cpu", ["eager"], batches)]
     return found
 

@@ -1,7 +1,5 @@
 """Models in folders, local or on the hub, opened at the size they were saved at or, if nested, at any other."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path

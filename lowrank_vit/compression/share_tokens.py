@@ -1,7 +1,5 @@
 """Fewer tokens and smaller layers under one budget of multiply-accumulates or time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,11 +36,7 @@ def shared(analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
     for small in Splits(analysis, budget_of(size)).models():
         with analysis.services.watch("divergence"):
             [divergence] = divergences(
-                analysis.recipe.objective,
-                analysis.model,
-                [small],
-                judges.each(),
-                progress=analysis.services.progress,
+                analysis.recipe.objective, analysis.model, [small], judges.each(), progress=analysis.services.progress
             )
         report = small.compression_report
         split = {"pairs": report["tokens"]["pairs"], "parameters": report["params"]["compressed"]}

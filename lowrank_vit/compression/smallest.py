@@ -1,7 +1,5 @@
 """The smallest model that loses no more than asked for, by bisection over one analysis."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +70,7 @@ def smallest(
         last = trials[-1]
         raise InputError(
             f"even a reduction of {last.reduction:.3f} loses {last.lost:.2f} points on {last.measured['n']} images: raise "
-            f"{'the budget or ' if sizes else ''}--max-loss, or calibrate on more images"
+            f"{'the budget or ' if sizes else ''}`max_loss=`, or calibrate on more images"
         )
     return *kept, trials
 

@@ -1,7 +1,5 @@
 """The model that is compressed: made once from the caller's, in the form that units are cut from, and asked by all."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterator
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.folding import fold_norms
@@ -19,6 +17,7 @@ from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.modules.counting import input_size, model_size, tokens_per_image
+from lowrank_vit.modules.predicting import logits_of
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.errors import InputError
@@ -63,7 +62,7 @@ class Subject:
         sites: str = BLOCK_LINEARS,
         device: torch.device | None = None,
         learnt: LearntGates | None = None,
-    ) -> Subject:
+    ) -> "Subject":
         """Copy the caller's model, without what surrounds it and without its settings for training.
 
         ``device``: None leaves it where it is. Raises ``InputError`` for a model that was compressed already, and for one
@@ -75,9 +74,8 @@ class Subject:
         if name := held(own):
             inside, whole = type(own.get_submodule(name)).__name__, type(own).__name__
             logger.warning("the %s inside the %s (%s) is compressed as a backbone, and put back", inside, whole, name)
-        dtype = next(own.parameters()).dtype
-        narrow = dtype if dtype.itemsize < 4 else None
-        dense = own if narrow is None else own.float()
+        narrow = _narrow(own)
+        dense = own.float() if any(kind.itemsize < 4 for kind in _kinds(own)) else own
         start = dense if learnt is None else with_mixers(dense, learnt)
         return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS)
 
@@ -89,6 +87,22 @@ class Subject:
         if first is not None and first.ndim == 4:
             for model in (self.dense, self.model):
                 model.image_size = tuple(first.shape[-2:])  # type: ignore[assignment]  # as torchvision's ViT calls it
+
+    @cached_property
+    def outputs(self) -> tuple[Tensor, int] | None:
+        """Return the outputs for a blank image, and how many further ones are left out; None where its size is not known."""
+        size, like = input_size(self.dense), next(self.dense.parameters())
+        try:
+            with torch.no_grad():
+                made = None if size is None else self.dense(torch.zeros(1, *size).to(like))
+        except (RuntimeError, AssertionError):  # from whichever layer does not fit the size
+            made = None
+        if made is None:
+            return None
+        further = (
+            [each for each in made[1:] if isinstance(each, Tensor) and each.ndim > 1] if isinstance(made, tuple) else []
+        )
+        return logits_of(made), len(further)
 
     @cached_property
     def size(self) -> tuple[int, int | None]:
@@ -104,6 +118,21 @@ class Subject:
         """Count the tokens that layers see of an image; nothing where images' size is not known."""
         size = input_size(self.model)
         return {} if size is None else tokens_per_image(self.model, names, size)
+
+
+def _kinds(model: nn.Module) -> list[torch.dtype]:
+    """List the floating types that a model's parameters have."""
+    return list(dict.fromkeys(each.dtype for each in model.parameters() if each.is_floating_point()))
+
+
+def _narrow(model: nn.Module) -> torch.dtype | None:
+    """Return the type of a model of less than 32 bits; None for another one, and for several types, which is told."""
+    kinds = _kinds(model)
+    if len(kinds) > 1:
+        names = ", ".join(str(kind).removeprefix("torch.") for kind in kinds)
+        logger.warning("the parameters are of several types (%s): the smaller model is float32, or wider", names)
+        return None
+    return kinds[0] if kinds[0].itemsize < 4 else None
 
 
 def stop_checkpointing(model: nn.Module) -> None:

@@ -7,8 +7,6 @@ that are left, the cheapest of which is found exactly by dynamic programming ove
 add up, so several paths are measured whole, and the best is refined by measured exchanges between blocks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +49,7 @@ class BlockCosts:
     prefix: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> BlockCosts:
+    def of(cls, model: nn.Module) -> "BlockCosts":
         """Read them off the blocks' weights."""
         family = family_of(model)
         blocks = [model.get_submodule(name) for name in family.token_blocks(model)]

@@ -1,7 +1,5 @@
 """A model with a delta in it: attached, saved, loaded, merged, detached."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +96,7 @@ def load_delta(model: TextToImage, path: Path) -> Customization:
     about, tensors = _read(path)
     if about["base"] != model.hash():
         raise InputError(
-            f"{path} was made for another base model: its weights have another hash; pass the --model it was made with"
+            f"{path} was made for another base model: its weights have another hash; pass the model that it was made with"
         )
     try:
         method = DELTAS.get(about["method"])(**json.loads(about["settings"]))

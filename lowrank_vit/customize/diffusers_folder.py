@@ -4,8 +4,6 @@ A model without a text encoder has a table of words instead: ``words.safetensors
 the vocabulary. Weights are read from safetensors files only, so that nothing in them is executed.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ digits 4 and 7 are in none of its training images: 4 is the new thing that a cus
 choices. Positions of words do not count, since the U-Net has no position table for them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Images: drawn from prompts by DDIM with classifier-free guidance, also as a prior, read from files, shown in a grid."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +104,7 @@ def load_images(folder: Path, channels: int, side: int) -> Tensor:
     Raises ``InputError`` where there are none, and for one that cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}: --images takes a folder of image files")
+        raise InputError(f"there is no folder {folder}: name a folder of image files")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{folder} holds no image files ({', '.join(SUFFIXES)}): put a few of the new thing there")

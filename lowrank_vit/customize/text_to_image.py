@@ -1,7 +1,5 @@
 """A frozen text-to-image model: its U-Net, the schedule of the noise, and the text model, of a table of words or CLIP."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +144,7 @@ class TextToImage:
         """List the parts that have weights."""
         return [part for part in (self.unet, self.text.encoder, self.autoencoder) if part is not None]
 
-    def to(self, device: torch.device) -> TextToImage:
+    def to(self, device: torch.device) -> "TextToImage":
         """Move all parts to a device, in place."""
         for module in self.modules():
             module.to(device)

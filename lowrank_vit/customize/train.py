@@ -1,7 +1,5 @@
 """One training loop for all deltas: predict the noise that was added to a few images of the new thing."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, field

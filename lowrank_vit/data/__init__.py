@@ -1,7 +1,5 @@
 """Images by a SPEC string: ``digits``, ``imagefolder:PATH``, ``parquet:PATH``, ``arrow:PATH`` or ``hf:NAME``."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """From class names to labels."""
 
-from __future__ import annotations
-
 import functools
 import re
 import warnings
@@ -32,12 +30,7 @@ def imagenet_wnids(classes: int = IMAGENET_CLASSES) -> dict[str, int]:
 
 
 def class_labels(
-    names: Sequence[str],
-    where: str,
-    order: str | None = None,
-    classes: int | None = None,
-    *,
-    declared: bool = False,
+    names: Sequence[str], where: str, order: str | None = None, classes: int | None = None, *, declared: bool = False
 ) -> tuple[dict[str, int], int]:
     """Return the label of each class name, and the number of classes; ``where`` names the data in warnings.
 
@@ -46,8 +39,9 @@ def class_labels(
 
     - Wnids have their label in the ImageNet of so many classes, however many are present; as many of them as the model
       has classes are these, in order; ImageNet-1k is meant otherwise.
-    - The integers 0 .. N-1 are the labels themselves; of a model of N classes, some may be missing.
-    - Other names are ranked as text. Where the natural order is another, and for a mixture with wnids, a warning says so.
+    - The integers 0 .. N-1 are the labels themselves; of a model of N classes, some may be missing. Other integers, such as
+      1 .. N, are ranked as numbers.
+    - Other names are ranked as text. A warning says where text and natural order differ, and tells of a mixture with wnids.
 
     >>> class_labels(["dog", "cat"], "pets")
     ({'cat': 0, 'dog': 1}, 2)
@@ -67,20 +61,20 @@ def class_labels(
             return found
     if declared:
         return _ranks(present)
-    numbers = _numbers(present, classes)
-    if numbers is not None:
-        if list(numbers) != present:
-            _warn(
-                f"{where}: the class names 0, 1, 2, ... are the labels themselves; for a model that was trained on them as "
-                f"text ({_few(present)}), give --class-order text"
-            )
-        whole = max(numbers.values()) < len(numbers)
-        return numbers, len(numbers) if whole or classes is None else classes
     natural = sorted(present, key=natural_key)
+    if all(name.isascii() and name.isdecimal() for name in present):
+        labels, count = _numbers(natural, classes) or _ranks(natural)
+        if natural != present:
+            what = "the labels themselves" if max(map(int, present)) in labels.values() else "ranked as numbers"
+            _warn(
+                f"{where}: the class names {_few(natural)} are {what}; for a model that was trained on them as text "
+                f'({_few(present)}), give `class_order="text"`'
+            )
+        return labels, count
     if natural != present:
         _warn(
             f"{where}: labels are the ranks of the class names as text ({_few(present)}), as torchvision has them; timm has "
-            f"them in natural order ({_few(natural)}): choose with --class-order natural or text"
+            f'them in natural order ({_few(natural)}): choose by `class_order="natural"` or `class_order="text"`'
         )
     return _ranks(present)
 
@@ -118,15 +112,15 @@ def _wnid_labels(
     return None
 
 
-def _numbers(present: Sequence[str], classes: int | None) -> dict[str, int] | None:
-    """Return the names as numbers, in their order, where they are labels: all of 0 .. N-1, or some of a model's."""
-    if not all(name.isascii() and name.isdecimal() for name in present):
-        return None
-    numbers = dict(sorted(((name, int(name)) for name in present), key=lambda pair: pair[1]))
-    if len(set(numbers.values())) < len(present):
-        return None
-    whole = [*numbers.values()] == list(range(len(present)))
-    return numbers if whole or (classes is not None and max(numbers.values()) < classes) else None
+def _numbers(natural: Sequence[str], classes: int | None) -> tuple[dict[str, int], int] | None:
+    """Return names as numbers, and how many classes, where they are labels: all of 0 .. N-1, or some of a model's."""
+    numbers = {name: int(name) for name in natural}
+    whole = [*numbers.values()] == list(range(len(natural)))
+    if whole or (
+        classes is not None and len(set(numbers.values())) == len(natural) and max(numbers.values()) < classes
+    ):
+        return numbers, len(natural) if whole else classes or 0
+    return None
 
 
 def _listed(file: str, present: Sequence[str], where: str) -> list[str]:

@@ -1,7 +1,5 @@
 """From a file's bytes to an upright 8-bit image of as many channels as a model takes."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

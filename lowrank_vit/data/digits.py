@@ -1,7 +1,5 @@
 """The embedded images: scikit-learn's 1797 scans of handwritten digits, split once and for all."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Literal
@@ -51,7 +49,7 @@ class DigitsSplit:
         """Return the raw pixels."""
         return self.images[index].tobytes()
 
-    def reduced(self, side: int) -> DigitsSplit:
+    def reduced(self, side: int) -> "DigitsSplit":
         """Return the scans as they are."""
         return self
 

@@ -1,7 +1,5 @@
 """Image folders: ``train/`` and ``validation/`` (or ``val/``), one folder for each class in them."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lowrank_vit.data.classes import are_ranks
 from lowrank_vit.data.decoding import read_image
 from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
 from lowrank_vit.runtime.errors import InputError
@@ -29,7 +28,7 @@ class FileSplit:
         self.labels = labels
         self.side = side
 
-    def reduced(self, side: int) -> FileSplit:
+    def reduced(self, side: int) -> "FileSplit":
         """Return the same images, large JPEGs decoded at a smaller size."""
         return FileSplit(self.files, self.labels, side)
 
@@ -41,7 +40,9 @@ class FileSplit:
                 raise InputError(f"cannot read the image {path}: it is no file; remove it")
             return path.read_bytes()
         except OSError as error:
-            raise InputError(f"cannot read the image {self.files[index]}: {error.strerror}") from error
+            raise InputError(
+                f"cannot read the image {self.files[index]} ({error.strerror}): replace or remove it"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.files)
@@ -75,17 +76,24 @@ def open_folder(spec: str, target: str) -> ImageSource:
     files = {folder: _files_by_class(folder) for folder in folders}
     names = tuple(sorted({name for classes in files.values() for name in classes if name}))
     empty = [name for name in names if not any(classes.get(name) for classes in files.values())]
-    if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        warnings.warn(
-            f"{spec}: the class folder {empty[0]!r}{more} has no images, and counts as a class all the same: remove it if "
-            "the model was trained without it",
-            stacklevel=3,
-        )
+    _tell_odd(spec, empty, "has no images")
+    if train and validation and are_ranks(names):
+        _tell_odd(spec, [name for name in names if name not in files[train]], f"is in {validation.name}/ alone")
     labels = {name: rank for rank, name in enumerate(names)}
     splits = {folder: _file_split(spec, folder, files[folder], labels) for folder in folders}
     pair = (splits[train] if train else None, splits[validation] if validation else None)
     return ImageSource(spec, len(names) or None, *pair, names=names)
+
+
+def _tell_odd(spec: str, names: Sequence[str], what: str) -> None:
+    """Warn of class folders that a model may not have been trained with."""
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        warnings.warn(
+            f"{spec}: the class folder {names[0]!r}{more} {what}, and counts as a class all the same: remove it if the model "
+            "was trained without it",
+            stacklevel=4,
+        )
 
 
 def _photographs(spec: str, root: Path, loose: list[str], validation: Path | None) -> ImageSource:

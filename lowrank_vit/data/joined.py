@@ -1,7 +1,5 @@
 """More images without labels beside the training images of another source."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +36,7 @@ class JoinedSplit:
         split, own = self._of(index)
         return split.content(own)
 
-    def reduced(self, side: int) -> JoinedSplit:
+    def reduced(self, side: int) -> "JoinedSplit":
         """Return the same images, large JPEGs decoded at a smaller size."""
         return JoinedSplit(self.first.reduced(side), self.second.reduced(side))
 

@@ -1,7 +1,5 @@
 """The kinds of sources of images, without importing what opens them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """From an image split, or from batches of the caller's own, to batches of tensors."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import random

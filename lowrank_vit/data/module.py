@@ -1,7 +1,5 @@
 """The images of one source, transformed for one model, as a LightningDataModule."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

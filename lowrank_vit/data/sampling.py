@@ -1,7 +1,5 @@
 """Which images, in which order, on which process."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -29,7 +27,9 @@ def draw_balanced(labels: Sequence[int], count: int, seed: int, stream: int) -> 
     """
     array = np.asarray(labels)
     if (array < 0).any():
-        raise InputError("a class-balanced calibration needs labels, and these images have none: use stratified=False")
+        raise InputError(
+            "a class-balanced calibration needs labels, and these images have none: leave out `stratified=`"
+        )
     random = _random(seed, stream)
     shuffled = random.permutation(len(array))
     grouped = shuffled[np.argsort(array[shuffled], kind="stable")]

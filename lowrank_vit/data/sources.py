@@ -1,7 +1,5 @@
 """From a SPEC string to the source that it stands for."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from lowrank_vit.data.classes import class_labels

@@ -1,7 +1,5 @@
 """What an opened source is: splits of images with labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,7 +22,7 @@ class ImageSplit(Protocol):
     def content(self, index: int) -> bytes:
         """Return the bytes that identify the image's content: as they are encoded, or its raw pixels."""
 
-    def reduced(self, side: int) -> ImageSplit:
+    def reduced(self, side: int) -> "ImageSplit":
         """Return the same images for a transform that resizes their shorter side to ``side``: large ones decoded smaller."""
 
     def __len__(self) -> int: ...
@@ -57,7 +55,7 @@ class ImageSource:
             raise unknown("split", name, ("train", "validation"))
         split = self.train if name == "train" else self.validation
         if split is None:
-            raise InputError(f"{self.spec} has no {name} split: add one, or pass another --data")
+            raise InputError(f"{self.spec} has no {name} split: add one, or pass other images")
         return split
 
 
@@ -77,7 +75,7 @@ class Relabelled:
         """Return the bytes that identify the image's content."""
         return self.given.content(index)
 
-    def reduced(self, side: int) -> Relabelled:
+    def reduced(self, side: int) -> "Relabelled":
         """Return the same images, large ones decoded smaller."""
         return Relabelled(self.given.reduced(side), self.numbers)
 

@@ -5,8 +5,6 @@ by least squares on the hidden covariance C; the mean of what is lost goes into 
 activation function, so the units that are left out need not be computed at all: saving starts with the first one.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

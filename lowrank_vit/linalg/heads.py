@@ -1,7 +1,5 @@
 """Products that attention computes, in a head's own s dimensions: metrics of its logits, and bases of its values."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

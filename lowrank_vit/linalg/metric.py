@@ -5,8 +5,6 @@ the work and of the memory of the full matrix, in pieces that stay in the cache.
 once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ first r_a columns and ``g_k = sum of p_a over r_a > k`` (COMCAT, Xiao et al., IC
 is a matrix of its own). Where each size has a refitted weight, the weights are mixed as they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Pairs of factors with the same product: singular values split equally between both, or an identity that is not stored."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

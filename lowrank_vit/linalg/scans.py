@@ -4,8 +4,6 @@ Two exact ways to compute ``h_l = a_l h_(l-1) + x_l``, ``h_0 = 0``: position by 
 them. Tensors have the positions first, (L, ...), so that a step of the loop reads adjacent memory.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

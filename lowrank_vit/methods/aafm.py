@@ -1,7 +1,5 @@
 """AAFM: atomic feature mimicking, PCA of the layer's output (Yu and Wu, AAAI 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

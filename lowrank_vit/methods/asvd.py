@@ -1,7 +1,5 @@
 """ASVD: activation-aware SVD by a diagonal scaling (Yuan et al., arXiv 2312.05821)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,7 +28,6 @@ class ActivationScaledSVD:
     currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         magnitude = moments.mean("input_abs")
         scale = magnitude.clamp_min(self.floor * magnitude.max()).pow(self.alpha)
         return project_output(weight, scale[:, None] * weight)
@@ -40,12 +37,7 @@ UNITS = {"decomposition": ActivationScaledSVD()}
 RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the released code: a layer's parameters, as shares of the dense one's
 
 
-add_recipe(
-    "asvd",
-    units=UNITS,
-    allocator=Uniform(),
-    about="SVD of the weight scaled by input magnitudes (Yuan et al.)",
-)
+add_recipe("asvd", units=UNITS, allocator=Uniform(), about="SVD of the weight scaled by input magnitudes (Yuan et al.)")
 
 
 add_recipe(

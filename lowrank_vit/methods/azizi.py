@@ -1,7 +1,5 @@
 """The paper, Azizi et al. 2024: activation-aware SVD on the average input, Algorithm 1, and a compensation Z."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +55,6 @@ class RepresentativeSVD:
             raise unknown("mean", self.over, (IMAGES, WINDOWS))
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         x = moments.mean("representative")
         if self.over == WINDOWS:
             windows = round(float(moments.sums["representative_windows"])) // moments.images

@@ -5,8 +5,6 @@ softmax and the scale of the original head width. Everything happens in a head's
 an identity to approximate, so no (n, n) matrix is factorised.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -193,12 +191,7 @@ class KroneckerTable:
 
 HEADS = add_recipe(
     "heads",
-    units={
-        "attention": HeadLowRank(),
-        "mlp": Interpolation(),
-        "scan": LeaveOut(),
-        "decomposition": TwoSided(),
-    },
+    units={"attention": HeadLowRank(), "mlp": Interpolation(), "scan": LeaveOut(), "decomposition": TwoSided()},
     bias_correction=True,
     objective=Classification(sampling="signs"),
     measured=MeasuredLosses(),

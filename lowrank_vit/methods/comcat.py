@@ -1,7 +1,5 @@
 """COMCAT: plain low rank of the products that attention computes, ranks by differentiable search (Xiao et al., ICML 2023)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -135,6 +133,5 @@ RELEASED = "Xiao et al. 2023, released models"
 
 
 PRINTED.add(
-    "comcat",
-    (Printed("deit_b", "COMCAT", "33.8M (-61%)", 82.28, RELEASED, "full-ft+kd", "330", "the dense model"),),
+    "comcat", (Printed("deit_b", "COMCAT", "33.8M (-61%)", 82.28, RELEASED, "full-ft+kd", "330", "the dense model"),)
 )

@@ -7,8 +7,6 @@ collected anew before each MLP (``layerwise`` there; ``corp_layerwise`` here ref
 Its example configurations calibrate on the folder that they evaluate; here calibration never sees it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """EViT: tokens that the class token does not attend to, fused into one (Liang et al. 2022)."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass, replace
@@ -47,7 +45,7 @@ class AttentiveTokens:
                 tokens = count + 1  # with the fused one
         return small
 
-    def strengths(self, tokens: int) -> list[AttentiveTokens]:
+    def strengths(self, tokens: int) -> "list[AttentiveTokens]":
         """List the rule from all tokens kept, one less at a time, to a single one."""
         return [replace(self, keep=kept / tokens) for kept in range(tokens, 0, -1)]
 

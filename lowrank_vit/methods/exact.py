@@ -1,7 +1,5 @@
 """Ours: the exact minimiser of the error of outputs, about their mean, with ranks by an exact knapsack."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """FLAR-SVD: whitened SVD, with ranks of equal measured feature error (Thoma et al., CVPRW 2025)."""
 
-from __future__ import annotations
-
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.methods.svd_llm import Whitened
 from lowrank_vit.records.looks import PRINTED, Printed, look

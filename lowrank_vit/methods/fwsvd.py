@@ -1,7 +1,5 @@
 """FWSVD: Fisher-weighted SVD (Hsu et al., ICLR 2022)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,7 +30,6 @@ class FisherWeightedSVD:
     currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
-        """Decompose ``weight``, (n, d)."""
         fisher = moments.mean("fisher_rows")
         row_weights = fisher.clamp_min(self.floor * fisher.max()).sqrt()
         return project_output(weight, row_weights[:, None] * weight)
@@ -40,10 +37,7 @@ class FisherWeightedSVD:
 
 UNITS = {"decomposition": FisherWeightedSVD()}
 add_recipe(
-    "fwsvd",
-    units=UNITS,
-    allocator=Uniform(),
-    about="SVD with rows weighted by the diagonal Fisher (Hsu et al.)",
+    "fwsvd", units=UNITS, allocator=Uniform(), about="SVD with rows weighted by the diagonal Fisher (Hsu et al.)"
 )
 add_recipe(
     "fwsvd_search",

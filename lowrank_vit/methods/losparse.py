@@ -1,7 +1,5 @@
 """LoSparse: a low-rank part of each layer, and rows beside it, of which fewer and fewer stay (Li et al. 2023)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

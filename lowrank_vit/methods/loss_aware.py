@@ -1,7 +1,5 @@
 """Ours: statistics of the input on one side of a layer, of the loss's gradient on the other."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Ours: tokens merged by a plan (``stages/tokens/merging.py`` has the rule, ``compression/token_plan.py`` makes the plan)."""
 
-from __future__ import annotations
-
 from lowrank_vit.records.looks import look
 from lowrank_vit.stages.tokens import TOKENS
 from lowrank_vit.stages.tokens.merging import PlannedMerging

@@ -1,7 +1,5 @@
 """S2ViTE: heads and hidden units that drop and grow in training (Chen et al. 2021); and SSP, its one-shot baseline."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """SPViT of He et al. 2024: hidden units that are drawn while training, and attention that may become a convolution."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """SPViT of Kong et al. 2022: tokens that a learnt selector drops, packed into one."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import dataclass, replace
@@ -60,7 +58,7 @@ class SelectorsAlone:
                 replace_module(small, names[place], block)
         return small.train(model.training)
 
-    def strengths(self, tokens: int) -> list[SelectorsAlone]:
+    def strengths(self, tokens: int) -> "list[SelectorsAlone]":
         """List the rule from all patches but one kept, one less at a time, to a single one."""
         return [replace(self, keep=kept / tokens) for kept in range(tokens - 1, 0, -1)]
 

@@ -1,7 +1,5 @@
 """Plain singular value decomposition of the weight (Eckart and Young, 1936)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """SVD-LLM: the exact minimiser of the error of outputs, by SVD of the whitened weight (Wang et al., arXiv 2403.07378)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar
 

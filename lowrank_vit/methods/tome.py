@@ -1,7 +1,5 @@
 """ToMe: token merging (Bolya et al., ICLR 2023)."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, replace
 
@@ -39,7 +37,7 @@ class TokenMerging:
             replace_module(small, name, TokenBlock(small.get_submodule(name), MERGE, self.r, prefix, **ends))
         return small
 
-    def strengths(self, tokens: int) -> list[TokenMerging]:
+    def strengths(self, tokens: int) -> "list[TokenMerging]":
         """List the rule from no pair in a block to half of the tokens."""
         return [replace(self, r=pairs) for pairs in range(tokens // 2 + 1)]
 

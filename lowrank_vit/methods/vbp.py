@@ -1,7 +1,5 @@
 """VBP: variance-based pruning of hidden units (ICCV 2025), before its distillation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """VTP, "Visual Transformer Pruning" (Zhu et al. 2021): gates on what modules read, on values and on hidden units."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """WDPruning: width by scores and thresholds of heads, hidden units and outputs; depth by the last blocks (Yu et al. 2022)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The arguments that timm makes a fine-tuned model with: given ones, and what a checkpoint's shapes say."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +24,7 @@ def make_model(name: str, arguments: Mapping[str, Any], **options: Any) -> nn.Mo
     """
     for key in FETCHING:
         if key in arguments:
-            raise InputError(f"{key!r} is not an argument of the architecture: leave it out of --model-args")
+            raise InputError(f"{key!r} is not an argument of the architecture: leave it out")
     overlay = _changed_images(name, arguments)
     if overlay:
         options["pretrained_cfg_overlay"] = overlay

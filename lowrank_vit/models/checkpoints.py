@@ -1,7 +1,5 @@
 """Read a checkpoint's tensors, of safetensors or of a file that PyTorch wrote, unpickling nothing; put them into a model."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json
@@ -65,7 +63,7 @@ def read_checkpoint(path: Path, expected: Collection[str]) -> Checkpoint:
         return _chosen(sets, entry, names, file)
     fitting: dict[str, Mapping[str, Tensor]] = {}
     for name, tensors in sets.items():
-        inner = {prefix: _below(tensors, prefix) for prefix in _prefixes(tensors, names)} or {"": tensors}
+        inner = {prefix: _around(tensors, prefix, names) for prefix in _prefixes(tensors, names)} or {"": tensors}
         fitting |= {".".join(filter(None, (name, prefix))): each for prefix, each in inner.items()}
     known = {place: each for place, each in fitting.items() if len(names & each.keys()) >= SHARE * len(names)}
     fitting = known or fitting
@@ -210,12 +208,21 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
 
 
+def _around(tensors: Mapping[str, Tensor], prefix: str, names: set[str]) -> dict[str, Tensor]:
+    """Return the tensors below a prefix, and those above it that a model has, too: of a head beside its backbone."""
+    found, parts = _below(tensors, prefix), prefix.split(".")[:-1]
+    for count in range(len(parts), -1, -1):
+        above = _below(tensors, ".".join(parts[:count])) if count else tensors
+        found = {name: tensor for name, tensor in above.items() if name in names} | found
+    return found
+
+
 def _chosen(sets: Mapping[str, Mapping[str, Tensor]], entry: str, names: set[str], file: Path) -> Checkpoint:
     """Return the tensors that an ENTRY names: a place, a place and a prefix, or a prefix of the only names."""
     for place, tensors in sets.items():
         if entry == place:
             prefixes = _prefixes(tensors, names)
-            return Checkpoint(_below(tensors, prefixes[0]) if len(prefixes) == 1 else tensors, entry)
+            return Checkpoint(_around(tensors, prefixes[0], names) if len(prefixes) == 1 else tensors, entry)
     for place, tensors in sets.items():
         for prefix in (entry, entry.removeprefix(f"{place}.")):
             if below := _below(tensors, prefix):

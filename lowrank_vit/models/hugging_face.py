@@ -4,8 +4,6 @@ A configuration comes from elsewhere and is not trusted: the class is one of a l
 kernel is fetched, and weights are read from safetensors only.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

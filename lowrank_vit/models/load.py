@@ -1,7 +1,5 @@
 """From a model's name to a model with weights."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Mapping
@@ -26,11 +24,7 @@ NEAREST = 5  # timm knows over a thousand models: an error lists only this many
 
 
 def load_model(
-    name: str,
-    checkpoint: Path | None = None,
-    *,
-    seed: int = 0,
-    arguments: Mapping[str, Any] | None = None,
+    name: str, checkpoint: Path | None = None, *, seed: int = 0, arguments: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Load the timm model or stand-in ``name`` with weights: in eval mode, float32, on the CPU.
 
@@ -45,7 +39,7 @@ def load_model(
     given = dict(arguments or {})
     if name.startswith(hugging_face.PREFIX):
         if given or checkpoint is not None:
-            raise InputError(f"{name!r} says how its model is made: leave out --checkpoint and arguments")
+            raise InputError(f"{name!r} says how its model is made: leave out `checkpoint=` and arguments")
         model = hugging_face.load(name)
     elif name.startswith(HUB):
         model = _from_hub(name, checkpoint, given)
@@ -57,7 +51,7 @@ def load_model(
         elif is_standin(name):
             if given:
                 raise InputError(
-                    f"the stand-in {name!r} does not take {given}: leave it out, or pass --checkpoint FILE"
+                    f"the stand-in {name!r} does not take {given}: leave it out, or pass `checkpoint=FILE`"
                 )
             from lowrank_vit.models.standin_training import trained_standin  # with Lightning
 
@@ -101,12 +95,12 @@ def _pretrained(name: str, given: Mapping[str, Any]) -> nn.Module:
     config = timm.models.get_pretrained_cfg(name)
     file = (config and config.hf_hub_filename) or WEIGHTS
     if config is None or not config.hf_hub_id or not file.endswith(".safetensors"):
-        raise InputError(f"the hub has no safetensors weights of {name!r}: pass --checkpoint FILE.safetensors")
+        raise InputError(f"the hub has no safetensors weights of {name!r}: pass `checkpoint=FILE.safetensors`")
     classes = given.get("num_classes", config.num_classes)
     if classes not in (0, config.num_classes):  # 0: the features alone
         raise InputError(
             f"the pretrained weights of {name!r} have {config.num_classes} classes, not {classes}: pass the fine-tuned "
-            "ones, --checkpoint FILE.safetensors"
+            "ones, `checkpoint=FILE.safetensors`"
         )
     model = make_model(name, given)
     load_checkpoint(model, _fetch(name, config.hf_hub_id, file), name)
@@ -145,7 +139,7 @@ def _fetch(name: str, repository: str, file: str) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
     if isinstance(cached, str):
         return Path(cached)
-    remedy = "pass --checkpoint FILE.safetensors"
+    remedy = "pass `checkpoint=FILE.safetensors`"
     if not hub_reachable():
         raise InputError(f"the pretrained weights of {name!r} are not cached, and the hub cannot be reached: {remedy}")
     try:

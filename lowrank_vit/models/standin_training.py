@@ -1,7 +1,5 @@
 """How a stand-in is trained on the digits: one short recipe for all of them, deterministic by seed."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -9,8 +9,6 @@ and deviation; ViT pools the tokens, normalises with 0.5 and has another depth a
 windows of 2 x 2 tokens, shifted in every other block, and merges patches between its two stages.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model

@@ -5,8 +5,6 @@ official checkpoints (github.com/MzeroMiko/VMamba, releases v2cls and v0cls), wh
 where you trust them, the averaged weights ``model_ema`` first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

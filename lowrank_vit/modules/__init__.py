@@ -3,8 +3,6 @@
 A module that replaces another is registered with its kind, under which ``config.json`` describes it.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """A convolution down to a head's width and back, or nothing, in the place of attention (SPViT, He et al. 2024)."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -56,7 +54,7 @@ class ConvMixer(Replacement):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, down: Tensor, bias: Tensor, up: Tensor, up_bias: Tensor) -> ConvMixer:
+    def of(cls, down: Tensor, bias: Tensor, up: Tensor, up_bias: Tensor) -> "ConvMixer":
         """Make a mixer from its weights, as ``shared_weights`` returns them, and the bias of the way up, (n,)."""
         made = cls(down.shape[1], down.shape[0], down.shape[2]).to(down)
         made.down.weight.copy_(down)

@@ -1,7 +1,5 @@
 """Exact sizes: parameters, bytes and multiply-accumulates of a model; and a hash of its weights."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence

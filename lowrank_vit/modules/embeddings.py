@@ -1,7 +1,5 @@
 """Embeddings whose rank can be chosen: that of patches as a linear layer, that of positions as two factors."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +25,7 @@ class Patches(Replacement):
         self.linear = nn.Linear(in_channels * height * width, out_channels)
 
     @classmethod
-    def of(cls, convolution: nn.Conv2d) -> Patches:
+    def of(cls, convolution: nn.Conv2d) -> "Patches":
         """Make the same function as a convolution that ``is_plain``, with its weights."""
         patches = cls(convolution.in_channels, convolution.out_channels, convolution.kernel_size)
         patches.linear.weight = nn.Parameter(convolution.weight.detach().flatten(1).clone())
@@ -35,7 +33,7 @@ class Patches(Replacement):
         patches.linear.bias = nn.Parameter(
             patches.linear.weight.new_zeros(convolution.out_channels) if bias is None else bias.detach().clone()
         )
-        return patches.train(convolution.training)
+        return patches.train(convolution.training).requires_grad_(convolution.weight.requires_grad)
 
     @property
     def weight(self) -> Tensor:
@@ -78,14 +76,14 @@ class Positions(Replacement):
         self.columns = None if rank is None else nn.Parameter(torch.zeros(rank, width))
 
     @classmethod
-    def of(cls, table: Tensor) -> Positions:
+    def of(cls, table: Tensor) -> "Positions":
         """Make the same table, (1, T, n), without factors."""
         positions = cls(table.shape[1], table.shape[2])
-        positions.rows = nn.Parameter(table.detach()[0].clone())
+        positions.rows = nn.Parameter(table.detach()[0].clone(), table.requires_grad)
         return positions
 
     @classmethod
-    def product(cls, u: Tensor, v: Tensor, like: Tensor) -> Positions:
+    def product(cls, u: Tensor, v: Tensor, like: Tensor) -> "Positions":
         """Make ``U V^T`` of balanced factors, u: (T, r), v: (n, r), in the type and on the device of ``like``."""
         u, v = balance(as_float64(u), as_float64(v))
         positions = cls(len(u), len(v), u.shape[1])

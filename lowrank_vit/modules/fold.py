@@ -1,7 +1,5 @@
 """Folding: the smaller layer or module, made from what is kept of the one that it replaces."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The module that replaces a dense attention: smaller projections, queries and values of unequal widths."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The modules that replace a linear layer, by two thin ones and a correction, and an MLP, by one with fewer hidden units."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 

@@ -4,8 +4,6 @@ Zeros take the place of the directions that are lost, so that the module around 
 (norms, rotations, cosines, biases by position), runs unchanged. The queries of a pooling are the same for all images.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

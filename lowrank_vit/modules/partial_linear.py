@@ -1,7 +1,5 @@
 """Linear layers that read some of their inputs, or make some of their outputs, so that the stream keeps its width."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 

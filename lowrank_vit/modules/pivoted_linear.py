@@ -1,7 +1,5 @@
 """A linear layer whose weight holds identities that are neither stored nor counted, and all such layers of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """The forward pass of any model: its logits, one line where it does not take the images, a warning of implausible ones."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from statistics import fmean
@@ -54,7 +52,7 @@ def logits_of(outputs: Any) -> Tensor:
         outputs = next((found[name] for name in OUTPUTS if found.get(name) is not None), outputs)
     if not isinstance(outputs, Tensor):
         raise InputError(f"the model returns a {type(outputs).__name__} without logits: wrap it, to return a tensor")
-    return outputs
+    return outputs[:, None] if outputs.ndim == 1 else outputs  # of a single output, (B,)
 
 
 class Predicting(nn.Module):

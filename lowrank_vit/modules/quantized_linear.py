@@ -6,8 +6,6 @@ widest part first, and each part is packed on its own with no bit lost. A part o
 Neighbouring codes lie in neighbouring bytes, so that unpacking is a few shifts of whole arrays.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

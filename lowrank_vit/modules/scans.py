@@ -8,8 +8,6 @@ For direction k, channel d, state n, position l (Liu et al. 2024, VMamba)::
 B and C are shared by all channels of a direction; delta, A and the skip D are each channel's own.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 
@@ -128,7 +126,7 @@ class SmallScan(Scan, Replacement):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, scan: Scan, dim: int, mode: str, skip: str = "channel", features: str = "none") -> SmallScan:
+    def of(cls, scan: Scan, dim: int, mode: str, skip: str = "channel", features: str = "none") -> "SmallScan":
         """Make the smaller form of a whole scan, with its weights; what it adds after the output layer is zero."""
         small = cls(scan.inner, scan.state, scan.rank, dim, mode, skip, features).to(scan.Ds)
         weights = {name: getattr(scan, name) for name in SCANNED} if mode != LEFT_OUT else {}

@@ -1,7 +1,5 @@
 """What is left of a removed block, and of norms and LayerScale once linear layers have taken up their weights."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Find a module, and replace it by another."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Blocks that hand on fewer tokens: similar ones merged, unattended ones fused, or some dropped by a learnt selector."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -37,16 +35,55 @@ def merged(x: Tensor, keys: Tensor, count: int, prefix: int = 1, salience: Tenso
     best, target = scores.max(-1)
     order = best.argsort(-1, descending=True)
     gone, stay = order[:, :count], order[:, count:].sort(-1).values
-    weighted = torch.cat([x[..., :-1] * x[..., -1:], x[..., -1:]], -1)
-    sources, targets = weighted[:, ::2], weighted[:, 1::2]
+    tokens = _weighted(x)
+    sources, targets = tokens[:, ::2], tokens[:, 1::2]
+    targets = _added(targets, target.gather(1, gone), _picked(sources, gone))
+    return _means(torch.cat([_picked(sources, stay), targets], 1))
 
-    def picked(tokens: Tensor, index: Tensor) -> Tensor:
-        return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
 
-    index = target.gather(1, gone)[..., None].expand(-1, -1, x.shape[-1])
-    targets = targets.scatter_add(1, index, picked(sources, gone))
-    summed = torch.cat([picked(sources, stay), targets], 1)
+def merged_by_energy(x: Tensor, keys: Tensor, count: int, prefix: int, margin: float) -> Tensor:
+    """Merge ``count`` pairs of the tokens that most others resemble (PiToMe, Tran et al., NeurIPS 2024, eq. 4).
+
+    x and keys as in ``merged``. A token's energy is the mean over all tokens of the cosine c of their keys, which counts as
+    exp(c - margin) - 1 below the ``margin``. The 2 ``count`` tokens of the highest energies are taken in turn as sources
+    and targets, and each source joins the target that it resembles most; all others stay as they are.
+    """
+    count = min(count, (x.shape[1] - prefix) // 2)
+    if count <= 0:
+        return x
+    keys = F.normalize(keys[:, prefix:], dim=-1)
+    cosines = keys @ keys.mT
+    energy = torch.where(cosines >= margin, cosines, (cosines - margin).exp() - 1).mean(-1)
+    order = energy.argsort(-1, descending=True)
+    sources, targets, stay = (
+        order[:, : 2 * count : 2],
+        order[:, 1 : 2 * count : 2],
+        order[:, 2 * count :].sort(-1).values,
+    )
+    pairs = _picked(cosines, sources).gather(2, targets[:, None].expand(-1, count, -1))
+    tokens = _weighted(x[:, prefix:])
+    joined = _added(_picked(tokens, targets), pairs.argmax(-1), _picked(tokens, sources))
+    return torch.cat([x[:, :prefix], _means(torch.cat([_picked(tokens, stay), joined], 1))], 1)
+
+
+def _weighted(x: Tensor) -> Tensor:
+    """Multiply tokens, (B, T, n + 1), by their sizes, the last channel."""
+    return torch.cat([x[..., :-1] * x[..., -1:], x[..., -1:]], -1)
+
+
+def _means(summed: Tensor) -> Tensor:
+    """Divide sums of weighted tokens, (B, T, n + 1), by their sizes."""
     return torch.cat([summed[..., :-1] / summed[..., -1:], summed[..., -1:]], -1)
+
+
+def _picked(tokens: Tensor, index: Tensor) -> Tensor:
+    """Take the tokens at ``index``, (B, K), of (B, T, n)."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def _added(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Add ``values``, (B, K, n), to the tokens at ``index``, (B, K), of (B, T, n)."""
+    return tokens.scatter_add(1, index[..., None].expand(-1, -1, tokens.shape[-1]), values)
 
 
 def fused(x: Tensor, attention: Tensor, count: int) -> Tensor:
@@ -71,7 +108,8 @@ class TokenBlock(Replacement):
     which computes the first ``count`` tokens alone, from all that they attend to. The sizes of merged tokens travel as one
     more channel, from the ``first`` such block to the ``last``; attention counts a token as often as it has merged ones
     (proportional attention). ``prefix``: tokens before the patches, which always stay. ``salience``: how much less similar
-    a token counts that the class token attends to as to the mean one; what it attends to stays apart.
+    a token counts that the class token attends to as to the mean one; what it attends to stays apart. ``margin``: pairs by
+    energies (``merged_by_energy``) in place of similarities alone.
     """
 
     norm1: nn.Module
@@ -92,6 +130,7 @@ class TokenBlock(Replacement):
         first: bool = True,
         last: bool = True,
         salience: float = 0.0,
+        margin: float | None = None,
     ) -> None:
         super().__init__()
         if rule not in (MERGE, FUSE, READ):
@@ -101,6 +140,8 @@ class TokenBlock(Replacement):
         self.config = {"rule": rule, "count": count, "prefix": prefix, "first": first, "last": last}
         if salience:
             self.config["salience"] = salience  # earlier versions know none
+        if margin is not None:
+            self.config["margin"] = margin
 
     @classmethod
     def empty(cls, config: Mapping[str, Any], dense: Any) -> Self:
@@ -144,7 +185,11 @@ class TokenBlock(Replacement):
         compared = keys.transpose(1, 2).flatten(2)
 
         def handed_on(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            fewer = merged(tokens, compared, self.config["count"], self.config["prefix"], salience)
+            count, prefix, margin = (self.config.get(name) for name in ("count", "prefix", "margin"))
+            if margin is None:
+                fewer = merged(tokens, compared, count, prefix, salience)
+            else:
+                fewer = merged_by_energy(tokens, compared, count, prefix, margin)
             return fewer[..., :-1], fewer[..., -1:]
 
         return self.drop_path1(self.ls1(y)), handed_on

@@ -3,8 +3,6 @@
 One file for each objective. Every stage works with any of them.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -41,7 +39,7 @@ class Objective(Protocol):
     def lacks(self, model: nn.Module) -> str:
         """Say what a model lacks for the objective to be measured on it; nothing where it can be measured."""
 
-    def fitted(self, model: nn.Module, batches: Batches) -> Objective:
+    def fitted(self, model: nn.Module, batches: Batches) -> "Objective":
         """Return the objective with what it needs to know of the dense model's outputs for the calibration images."""
 
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:

@@ -1,7 +1,5 @@
 """Classification: the divergence of the model's own predictions. No label is read."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import classifiers
-from lowrank_vit.architectures.origin import kind_of
+from lowrank_vit.architectures.origin import is_clip, kind_of
 from lowrank_vit.objectives import OBJECTIVES, SEVERAL, Outputs, compared_outputs, image_signs
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.registry import unknown
@@ -90,6 +88,8 @@ def without_classifier(model: nn.Module) -> str:
         return f"has {what}, which is no choice between classes,"
     if kind_of(model) and not any(isinstance(each, nn.Linear) for each in classifiers(model).values()):
         return "has no classifier"
+    if classes is None and is_clip(model):
+        return f"embeds images ({type(model).__name__}) and has no classifier"
     if classes == 0:
         return "has no classifier (num_classes is 0)"
     record = getattr(model, "pretrained_cfg", None) or {}
@@ -141,7 +141,7 @@ class Classification:
     def lacks(self, model: nn.Module) -> str:
         return without_classifier(model)
 
-    def fitted(self, model: nn.Module, batches: Batches) -> Classification:
+    def fitted(self, model: nn.Module, batches: Batches) -> "Classification":
         """Return the objective as it is: a distribution needs no scale."""
         return self
 

@@ -1,7 +1,5 @@
 """Features: what a model without a classifier hands on, pooled or token by token. No label is read."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -80,7 +78,7 @@ class Features:
         """Return nothing: every model that returns a tensor has features."""
         return ""
 
-    def fitted(self, model: nn.Module, batches: Batches) -> Features:
+    def fitted(self, model: nn.Module, batches: Batches) -> "Features":
         """Return the objective with the variances over all images of all processes, unless it has some already.
 
         Raises ``InputError`` for images that can be gone through only once, and for features that do not vary.
@@ -96,7 +94,7 @@ class Features:
                 sums = sums + feature_sums(features, features)
         shares = [share for share in gathered(sums) if share.ndim]
         if not shares:
-            raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+            raise InputError("no images to calibrate on: the data set is empty")
         found = variances(torch.stack(shares).sum(0), self.floor)
         return replace(self, variances=tuple(float(f"{variance:.{DIGITS}g}") for variance in found.tolist()))
 

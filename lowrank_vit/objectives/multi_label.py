@@ -1,7 +1,5 @@
 """Several labels for an image: every output is a yes or a no of its own. No label is read."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,14 +35,13 @@ class MultiLabel:
 
     @property
     def probe_name(self) -> str:
-        """Return the name of the probe."""
         return "label signs"
 
     def lacks(self, model: nn.Module) -> str:
         """Say that a model has no classifier, where it has none."""
         return "" if classes_of(model) else "has no classifier"
 
-    def fitted(self, model: nn.Module, batches: Batches) -> MultiLabel:
+    def fitted(self, model: nn.Module, batches: Batches) -> "MultiLabel":
         """Return the objective as it is: probabilities need no scale."""
         return self
 

@@ -1,7 +1,5 @@
 """What a model may cost after its compression: a share of what the dense one costs, or an amount."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What a size costs, and the kinds of cost in which a budget can be given."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +13,10 @@ class Cost:
     parameters: int = 0
     macs: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.parameters + other.parameters, self.macs + other.macs)
 
-    def __mul__(self, count: int) -> Cost:
+    def __mul__(self, count: int) -> "Cost":
         return Cost(count * self.parameters, count * self.macs)
 
 

@@ -1,7 +1,5 @@
 """What every size of a unit costs and loses, and the plan that an allocator makes of it."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +44,7 @@ class ErrorCurve:
         fixed_cost: int = 0,
         multiple: int = 1,
         full_rank: int | None = None,
-    ) -> ErrorCurve:
+    ) -> "ErrorCurve":
         """Make a curve whose costs are known in parameters only."""
         return cls(name, errors, Cost(rank_cost), Cost(dense_cost), Cost(fixed_cost), multiple, full_rank)
 

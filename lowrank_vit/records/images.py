@@ -1,7 +1,5 @@
 """A set of images to collect statistics on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -29,35 +27,55 @@ def _entry(batch: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def images_in(batch: Batch) -> Tensor:
     """Return a batch's images, (B, C, H, W), in float32 at least. Raises ``InputError`` where there are none, or integers."""
-    images = batch
-    if not isinstance(batch, Tensor):
-        images = _entry(batch, IMAGES) if isinstance(batch, Mapping) else batch[0]
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+    images: Any = batch
+    if isinstance(batch, Mapping):
+        images = _entry(batch, IMAGES)
+    elif isinstance(batch, list | tuple) and batch:
+        images = batch[0]
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
+        kind = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InputError(
-            f"a batch of images is {kind}: pass tensors of normalised floats, as the model was trained with"
+            f"a batch of images is {kind}: pass tensors (B, C, H, W) of normalised floats, as the model was trained with"
         )
     return images.float() if images.itemsize < 4 else images
 
 
-def labels_in(batch: Batch) -> Tensor:
-    """Return a batch's labels, (B,), int64. Raises ``InputError`` where there are none, or no whole number for each image."""
+def labels_in(batch: Batch, several: int | None = None) -> Tensor:
+    """Return a batch's labels, (B,), int64; where an image has ``several``, so many of 0 and 1, (B, several), float32.
+
+    Raises ``InputError`` where there are none, or others.
+    """
+    labels, count = _given_labels(batch), len(images_in(batch))
+    kind = str(labels.dtype).removeprefix("torch.")
+    if several is not None:
+        if labels.shape != (count, several) or not ((labels == 0) | (labels == 1)).all():
+            raise InputError(
+                f"the labels of {count} images are {kind} of the shape {tuple(labels.shape)}: pass a 0 or a 1 for each of "
+                f"{several} labels, of the shape ({count}, {several}), as in the first batch"
+            )
+        return labels.float()
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.shape != (count,):
+        raise InputError(
+            f"the labels of {count} images are {kind} of the shape {tuple(labels.shape)}: pass a class number for each, "
+            f"integers of the shape ({count},), {_remedy(labels, count)}"
+        )
+    return labels.long()
+
+
+def labels_of_several(batch: Batch) -> Tensor | None:
+    """Return a batch's labels, (B, labels), where images have several each, as not just one of a row is 1; else None."""
+    labels = _given_labels(batch)
+    return labels if labels.ndim == 2 and labels.shape[1] > 1 and _is_several(labels) else None
+
+
+def _given_labels(batch: Batch) -> Tensor:
     if isinstance(batch, Mapping):
         labels = _entry(batch, LABELS)
     elif isinstance(batch, Tensor) or len(batch) < 2:
         raise InputError("a batch has no labels: pass pairs of images and labels")
     else:
         labels = batch[1]
-    if not isinstance(labels, Tensor):
-        labels = _tensor_of(labels)
-    count = len(images_in(batch))
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.shape != (count,):
-        kind = str(labels.dtype).removeprefix("torch.")
-        raise InputError(
-            f"the labels of {count} images are {kind} of the shape {tuple(labels.shape)}: pass a class number for each, "
-            f"integers of the shape ({count},), {_remedy(labels, count)}"
-        )
-    return labels.long()
+    return labels if isinstance(labels, Tensor) else _tensor_of(labels)
 
 
 def known_labels(batch: Batch) -> Tensor | None:
@@ -68,13 +86,6 @@ def known_labels(batch: Batch) -> Tensor | None:
     return None if len(labels) and int(labels.min()) < 0 else labels
 
 
-def training_labels(batch: Batch, classes: int | None) -> Tensor:
-    """Return a batch's labels, (B,), for a classifier of so many classes. Raises ``InputError`` for any that it lacks."""
-    labels = labels_in(batch)
-    check_labels(labels, classes)
-    return labels
-
-
 def check_labels(labels: Tensor, classes: int | None) -> None:
     """Raise ``InputError`` for labels, (B,), that are missing (-1) or that a classifier of so many classes does not have."""
     if classes == 1:
@@ -83,7 +94,7 @@ def check_labels(labels: Tensor, classes: int | None) -> None:
         return
     smallest, largest = int(labels.min()), int(labels.max())
     if smallest < 0:
-        raise InputError(f"some images have no labels ({smallest}): give labelled ones, such as --split validation")
+        raise InputError(f"some images have no labels ({smallest}): give labelled ones, as of another split")
     if classes is not None and largest >= classes:
         raise InputError(f"label {largest} is beyond the model's {classes} classes: the data belong to another model")
 
@@ -153,7 +164,7 @@ class Images:
     record: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, given: Batches | Images) -> Images:
+    def of(cls, given: "Batches | Images") -> "Images":
         """Return the images as such. Raises ``InputError`` for anything but batches."""
         if isinstance(given, Images):
             return given
@@ -195,7 +206,7 @@ class Images:
             whole[rank :: len(shares)] = share
         return whole
 
-    def each(self) -> Unlabelled:
+    def each(self) -> "Unlabelled":
         """Return the batches without labels, (B, C, H, W), to go through once or more."""
         return Unlabelled(self.batches)
 

@@ -1,7 +1,5 @@
 """How methods are shown: in plots, on pages and in tables; and the numbers that their papers print."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

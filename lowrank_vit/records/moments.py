@@ -1,7 +1,5 @@
 """Running sums of one layer's statistics over the calibration images. Tensors are float64."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,7 +45,7 @@ class Moments:
     tokens: int
     sums: Mapping[str, Tensor]
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: "Moments") -> "Moments":
         if self.sums.keys() != other.sums.keys():
             raise ValueError("moments of different statistics cannot be merged")
         sums = {name: total + other.sums[name] for name, total in self.sums.items()}

@@ -1,7 +1,5 @@
 """Linear layers and whole modules that are to be made smaller: names and shapes, no weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from lowrank_vit.records.costs import Cost, UnitCosts

@@ -1,7 +1,5 @@
 """What may be missing: packages that only some commands need, and the Hugging Face hub."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import socket

@@ -4,8 +4,6 @@ A temporary file or folder is locked by the process that writes it. The lock end
 a killed process left behind is not locked, and is removed when the same target is written again.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os
@@ -49,7 +47,7 @@ def check_spec(spec: str) -> None:
     if kind in AROUND and "," in target:
         return check_spec(target.partition(",")[2])
     if kind in LOCAL and target and not given_path(target).exists():
-        raise InputError(f"--data {spec}: {target} does not exist")
+        raise InputError(f"{spec}: {target} does not exist")
 
 
 @contextmanager

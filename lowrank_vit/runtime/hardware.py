@@ -1,7 +1,5 @@
 """What a run computes on: devices, processes and precision in one record; settings of torch, and random numbers."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ class Hardware:
     devices: int = 1
     num_nodes: int = 1
     accelerator: str = "auto"
-    strategy: str | Strategy = "auto"
+    strategy: "str | Strategy" = "auto"
     precision: str | None = None
 
     @property
@@ -61,7 +59,9 @@ def resolve_device(device: str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used ({reason}): try --device cpu or auto") from None
+        raise InputError(
+            f'device {device!r} cannot be used ({reason}): try `device="cpu"` or `device="auto"`'
+        ) from None
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """One run on several processes that torchrun, SLURM or Lightning starts; all of them execute the whole run together."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os
@@ -40,7 +38,7 @@ def processes_asked_for(devices: int | None, num_nodes: int | None) -> tuple[int
     if asked != started:
         raise InputError(
             f"{started[0]} processes on {started[1]} machines were started, but {asked[0]} devices on {asked[1]} are "
-            "asked for: leave out --devices and --num-nodes, the launcher sets them"
+            "asked for: leave out `devices=` and `num_nodes=`, the launcher sets them"
         )
     return started
 

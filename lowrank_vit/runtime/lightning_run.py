@@ -1,7 +1,5 @@
 """What all trainings share: the schedule, and a run under Lightning that can be interrupted."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Collection
@@ -61,7 +59,7 @@ class SeededTraining(LightningModule):
 
     Freezes the other parameters. The teacher is in no checkpoint and in no count. The subclass saves its
     hyperparameters, ``seed`` among them.
-    Raises ``InputError`` where the teacher is the model.
+    Raises ``InputError`` where the teacher is the model, and for float16.
     """
 
     doing: ClassVar[str] = "train"  # in the words of the progress bar
@@ -76,6 +74,10 @@ class SeededTraining(LightningModule):
         self._first_epoch = True
         self.trained = frozenset(trained)
         for name, parameter in model.named_parameters():
+            if parameter.dtype == torch.float16 and name in self.trained:
+                raise InputError(
+                    f"{name} is float16, whose gradients vanish or overflow: call model.float() to train it"
+                )
             parameter.requires_grad_(name in self.trained)
 
     def trained_parameters(self) -> list[nn.Parameter]:

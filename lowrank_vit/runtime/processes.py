@@ -4,8 +4,6 @@ A single process exchanges nothing; ``launch.py`` starts several. The environmen
 checked first: what is wrong there would end in a traceback of each process, or in waiting for minutes.
 """
 
-from __future__ import annotations
-
 import atexit
 import errno
 import multiprocessing

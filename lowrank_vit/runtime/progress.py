@@ -1,7 +1,5 @@
 """Text for people, at the terminal's width, or whole in a pipe; progress on the error stream; and seconds."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator

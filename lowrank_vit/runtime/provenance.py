@@ -1,7 +1,5 @@
 """Where a result comes from: versions, commit, device, command."""
 
-from __future__ import annotations
-
 import hashlib
 import platform
 import resource

@@ -1,7 +1,5 @@
 """Named things: registered by a decorator, found by a scan of their folder, looked up with a hint for a misspelling."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import pkgutil

@@ -1,7 +1,5 @@
 """Tensors outside of memory: safetensors files, records as bytes, activations on the disk, weights in the cache."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -37,8 +35,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Return a safetensors file's content."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    """Return a safetensors file's content; what several names share is written under each of them."""
+    own, seen = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        made = tensor.detach().cpu().contiguous()
+        place = made.untyped_storage().data_ptr()
+        own[name] = made.clone() if place in seen else made
+        seen.add(place)
+    return save(own, metadata)
 
 
 def tensor_bytes_count(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> int:

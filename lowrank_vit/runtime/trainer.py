@@ -3,8 +3,6 @@
 Checkpoints are written whole after each epoch; only the run that wrote one can resume from it.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import re
@@ -169,11 +167,7 @@ def _unwrap(error: BaseException) -> BaseException:
 
 
 def make_trainer(
-    hardware: Hardware,
-    *,
-    progress: bool = True,
-    callbacks: list[Callback] | None = None,
-    **options: Any,
+    hardware: Hardware, *, progress: bool = True, callbacks: list[Callback] | None = None, **options: Any
 ) -> Trainer:
     """Make a Trainer without summary, sanity check or padding sampler; the data module shards the indices itself.
 

@@ -4,8 +4,6 @@
 after saving is not loaded. Folders from before there were checksums have none, and are loaded unchecked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -4,8 +4,6 @@ A model card, ``README.md``, stands beside them; ``nested.safetensors``, too, in
 Models that ``quantize`` made are stored with floating values in float16, all others in the types they have.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from lowrank_vit.modules import replacement_entries
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import json_text, replacing
+from lowrank_vit.runtime.files import given_path, json_text, replacing
 from lowrank_vit.runtime.tensors import METADATA, tensor_bytes
 from lowrank_vit.storage import card
 from lowrank_vit.storage.contents import (
@@ -83,7 +81,7 @@ def save(
     Raises ``InputError`` where ``folder`` holds something already, cannot be written, the model was not compressed, or
     would be another one when it is made again.
     """
-    target = Path(folder)
+    target = given_path(str(folder))
     known = is_saved_model(target)
     if not (known and overwrite):
         check_free(target, "pass overwrite=True to replace it" if known else "choose another folder")

@@ -1,11 +1,10 @@
 """The Hugging Face hub: folders from it and to it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import hub_reachable
+from lowrank_vit.runtime.files import given_path
 from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
 from lowrank_vit.storage.shipped import shipped_folder
 
@@ -27,7 +26,7 @@ def local_folder(name: str | Path, *, nested: bool = False) -> Path:
     sizes are cut from, too. Raises ``InputError`` if it cannot be fetched.
     """
     if not is_hub_name(name):
-        return shipped_folder(name) or Path(name)
+        return shipped_folder(name) or given_path(str(name))
     import huggingface_hub
 
     repository, _, revision = str(name)[len(PREFIXES[0]) :].partition("@")

@@ -1,7 +1,5 @@
 """The record that rebuilds a model, checked before saving: a model that its folder does not rebuild would be lost."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,7 +122,7 @@ def _difference(model: nn.Module, record: Mapping[str, Any], layers: Mapping[str
     for name in [*expected, *shapes]:
         if shapes.get(name) != expected.get(name):
             return f"its {name} has the shape {shapes.get(name)}, here {expected.get(name)}"
-    theirs, ours = (dict(each.named_modules()) for each in (rebuilt, model))
+    theirs, ours = (dict(each.named_modules(remove_duplicate=False)) for each in (rebuilt, model))
     for name in {**ours, **theirs}:
         found = _different(theirs.get(name), ours.get(name))
         if found is not None:

@@ -3,8 +3,6 @@
 Nothing in a folder that comes over the network is trusted: the ``check_*`` raise ``ValueError``, which names the culprit.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 from collections.abc import Iterator, Mapping

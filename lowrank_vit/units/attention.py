@@ -1,7 +1,5 @@
 """The units of an attention module: directions of its heads' logits, and of their values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -42,7 +40,7 @@ Part = InputSubset | Logits
 class DecomposedAttention(DecomposedModule[Part]):
     """Hold an attention module with the directions of its logits and of its values, where these get fewer."""
 
-    unit: AttentionUnit
+    unit: "AttentionUnit"
 
     def cut(self, ranks: Ranks) -> ModuleCut:
         site, model, (value, query_key) = self.unit.site, self.model, map(self.unit.named, (VALUE, QUERY_KEY))
@@ -106,7 +104,7 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
     @classmethod
     def find(
         cls, model: nn.Module, method: AttentionDecomposition, settings: Settings, sites: str
-    ) -> list[AttentionUnit]:
+    ) -> "list[AttentionUnit]":
         found = [site for site in whole_modules(model, settings) if isinstance(site, AttentionSite)]
         units = [cls(site, method, settings) for site in found if method.pools or not isinstance(site, PoolSite)]
         return [unit for unit in units if unit.costs()]

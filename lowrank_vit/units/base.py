@@ -6,8 +6,6 @@ statistics it needs and decomposes its module; ``decomposed`` then tells the los
 can be cut at any sizes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -97,7 +95,7 @@ AnyCut = TypeVar("AnyCut", bound=Cut)
 class Decomposed(Generic[Found, AnyCut]):
     """Hold a unit with what its decomposition has found of each part, by the parts' names; moments are by layer."""
 
-    unit: Unit[Any, Found]
+    unit: "Unit[Any, Found]"
     model: nn.Module
     parts: Mapping[str, Found]
     moments: Mapping[str, Moments]
@@ -181,7 +179,7 @@ class Unit(Generic[Method, Found]):
         """Bring a model into the form that the unit is cut from, in place."""
 
     @classmethod
-    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> Sequence[Unit[Method, Found]]:
+    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> "Sequence[Unit[Method, Found]]":
         """Find the units of this kind in a model; ``sites``: a pattern of single layers' names.
 
         Raises ``InputError`` for a model that has none.

@@ -1,7 +1,5 @@
 """How many blocks stay."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +42,7 @@ class DepthSite:
 class DecomposedDepth(Decomposed[Directions, Folded]):
     """Hold the blocks of a model in order."""
 
-    unit: DepthUnit
+    unit: "DepthUnit"
 
     def kept(self, ranks: Ranks) -> list[int]:
         """Return the places of the blocks that stay: the first in the order."""
@@ -93,7 +91,7 @@ class DepthUnit(Unit[BlockChoice, Directions]):
         return (self.site.output,)
 
     @classmethod
-    def find(cls, model: nn.Module, method: BlockChoice, settings: Settings, sites: str) -> list[DepthUnit]:
+    def find(cls, model: nn.Module, method: BlockChoice, settings: Settings, sites: str) -> "list[DepthUnit]":
         """Find the blocks. Raises ``InputError`` for a model whose blocks are not known, or of which there is one."""
         family = family_of(model)
         blocks = tuple(name for name, step in family.steps(model).items() if family.branches(step))

@@ -1,7 +1,5 @@
 """The ranks of the patch embedding, as a linear layer over patches, and of the position embedding."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -69,7 +67,7 @@ def table_site(model: nn.Module) -> TableSite | None:
 class DecomposedPositions(Decomposed[Factors, Folded]):
     """Hold the position embedding with all its directions."""
 
-    unit: PositionUnit
+    unit: "PositionUnit"
 
     def cut(self, ranks: Ranks) -> Folded:
         rank = ranks[self.unit.name]
@@ -117,7 +115,7 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
             replace_module(model, site.name, Positions.of(part(model, site.name)))
 
     @classmethod
-    def find(cls, model: nn.Module, method: TableDecomposition, settings: Settings, sites: str) -> list[PositionUnit]:
+    def find(cls, model: nn.Module, method: TableDecomposition, settings: Settings, sites: str) -> "list[PositionUnit]":
         """Find the position embedding, where ``prepare`` has made a module of it."""
         site = table_site(model)
         ready = site is not None and isinstance(dict(model.named_modules()).get(site.name), Positions)

@@ -5,8 +5,6 @@ layer with its product of factors, heads with queries that compare less, an outp
 is folded, and every family is the same.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,7 +125,7 @@ class ModuleCut(Folded):
 class DecomposedModule(Decomposed[Part, ModuleCut]):
     """Hold an attention module or an MLP with all its directions."""
 
-    unit: ModuleUnit[Any, Part]
+    unit: "ModuleUnit[Any, Part]"
 
     def probe_rank(self, part: str) -> int:
         directions = self.parts[part].units

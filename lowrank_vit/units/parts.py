@@ -5,8 +5,6 @@ second, a head with its queries, keys and values, an input with its columns of t
 row and its bias. One class cuts them all; the kinds below say which parts they order, and what a method is asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -87,7 +85,7 @@ class Kept:
 class DecomposedParts(DecomposedModule[Found]):
     """Hold a module with its parts in order."""
 
-    unit: PartUnit[Any, Found]
+    unit: "PartUnit[Any, Found]"
 
     def cut(self, ranks: Ranks) -> ModuleCut:
         site, (*_, layer) = self.unit.site, self.unit.linears
@@ -149,7 +147,7 @@ class PartUnit(ModuleUnit[Method, Found]):
     result: ClassVar[type[DecomposedParts[Any]]] = DecomposedParts
 
     @classmethod
-    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> list[PartUnit[Method, Found]]:
+    def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> "list[PartUnit[Method, Found]]":
         return [cls(site, method, settings) for site in whole_modules(model, settings) if cls.takes(site)]
 
     @classmethod

@@ -1,7 +1,5 @@
 """The scan of a mixer: all channels, or none."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,7 +41,7 @@ class ScanSite:
 class DecomposedScan(Decomposed[Directions, Folded]):
     """Hold a scan with its predicted loss."""
 
-    unit: ScanUnit
+    unit: "ScanUnit"
 
     def cut(self, ranks: Ranks) -> Folded:
         """Leave the scan out, or keep it at the size None."""
@@ -88,7 +86,7 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
         return self.site.linears
 
     @classmethod
-    def find(cls, model: nn.Module, method: ScanDecomposition, settings: Settings, sites: str) -> list[ScanUnit]:
+    def find(cls, model: nn.Module, method: ScanDecomposition, settings: Settings, sites: str) -> "list[ScanUnit]":
         units = []
         for name, mixer in mixers(model).items():
             scan = mixer.scan

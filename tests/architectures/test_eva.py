@@ -1,7 +1,5 @@
 """Plain EVA as a family: biases beside the layer, LayerScale as parameters."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Gated MLPs in a whole model: what is kept of them against a dense float64 truth, and the way into every format."""
 
-from __future__ import annotations
-
 import pytest
 import timm
 import torch

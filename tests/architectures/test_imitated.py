@@ -1,7 +1,5 @@
 """Vision transformers that people wrote themselves: taken for what they compute, never for what they look like."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 
@@ -14,9 +12,9 @@ from lowrank_vit.architectures.base import UnknownWholeError, family_of
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
 from lowrank_vit.architectures.imitated import BranchStep
-from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.counting import parameter_count
 from tests.support.hand_written import PARTLY, WHOLE, Listed
+from tests.support.walks import check_walk
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -47,19 +45,9 @@ def test_what_is_exchanged_computes_the_same(kind: str) -> None:
 class TestWhole:
     @torch.no_grad()
     def test_steps_are_the_whole_way(self, kind: str) -> None:
-        model = canonical(made(kind).double())
-        family = family_of(model)
-        steps, data = family.steps(model), X.double()
-        assert all(isinstance(step, EncoderBlock | BranchStep) for step in steps.values())
-        given, inputs = enter(model, steps, [data[:3], data[3:]])
-        x = torch.cat(list(inputs))
-        for name, step in steps.items():
-            after = x
-            for branch in family.branches(step):
-                after = after + branch.add(after, **given[name])
-            x = run_step(step, x, given[name])
-            torch.testing.assert_close(after, x)
-        torch.testing.assert_close(family.head(model, x), model(data))
+        model, data = canonical(made(kind).double()), X.double()
+        assert all(isinstance(step, EncoderBlock | BranchStep) for step in family_of(model).steps(model).values())
+        check_walk(model, data, model(data))
 
     def test_best_takes_it_whole(self, kind: str, tmp_path: Path) -> None:
         model = made(kind)
@@ -104,16 +92,3 @@ def test_a_block_that_is_asked_for_more(asked: bool) -> None:
     else:
         _, report = compress(model, [X], "best", 0.2, device="cpu")
         assert report["refit"]
-
-
-def test_attention_of_another_token_order_stays() -> None:
-    model = canonical(made("causal"))
-    assert not any(isinstance(module, EncoderBlock) for module in model.modules())
-
-
-def test_random_state_and_training_mode_are_the_caller_s() -> None:
-    model, state = made("branches").train(), torch.get_rng_state()
-    canonical(model)
-    assert model.training
-    assert all(module.training for module in model.modules())
-    assert torch.equal(torch.get_rng_state(), state)

@@ -1,7 +1,5 @@
 """What makes weights from others - masks, norms, adapters - is part of the weights before anything is measured."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from lowrank_vit import compress, export_integers, learn, load, quantize, save
+from lowrank_vit import compress, learn, load, quantize, save
 from lowrank_vit.architectures.permanent import copied
 from tests.architectures.test_plain_linears import X, model
+from tests.support.cases import few
 
 NAMES = ("blocks.0.attn.qkv", "blocks.1.mlp.fc1")
 
@@ -72,7 +71,7 @@ KINDS: dict[str, Callable[[nn.Linear], nn.Module]] = {
     "adapter": Adapter,
     "adapter switched off": Disabled,
 }
-each = pytest.mark.parametrize("kind", KINDS)
+each = pytest.mark.parametrize("kind", few(["adapter", *(kind for kind in KINDS if kind != "adapter")]))
 
 
 def made(kind: str) -> nn.Module:
@@ -131,12 +130,7 @@ def test_gates_are_learnt_on_plain_layers(kind: str) -> None:
     compress(dense, [X], "vtp", 0.1, learnt=learnt, device="cpu")
 
 
-@pytest.mark.parametrize("kind", ["pruning mask", "weight norm", "adapter"])
-def test_a_file_of_integers_is_written(kind: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    assert export_integers(made(kind), tmp_path / "it.onnx", 8, [X]).divergence < 1e-2
-
-
+@pytest.mark.slow
 def test_a_levit_that_has_seen_a_batch_with_gradients() -> None:
     levit = timm.create_model("levit_128s", num_classes=10).eval()
     images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -146,6 +140,7 @@ def test_a_levit_that_has_seen_a_batch_with_gradients() -> None:
         assert (small(images) - levit(images)).norm() < 0.5 * levit(images).norm()
 
 
+@pytest.mark.slow
 def test_parameters_that_were_made_in_inference_mode() -> None:
     with torch.inference_mode():
         dense = model(lambda layer: layer, *NAMES)

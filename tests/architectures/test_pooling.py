@@ -1,20 +1,16 @@
 """Attention pooling: queries that are the same for all images, values and an MLP that shrink as those of blocks do."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from lowrank_vit import Analysis, analyse, compress, get_recipe, load, save
+from lowrank_vit import Analysis, analyse, get_recipe
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.stages.export.export import export
 from tests.support.kinds import KINDS
 from tests.support.models import outputs
 
@@ -79,23 +75,6 @@ class TestPooling:
         torch.testing.assert_close(outputs(at_sizes(analysis, query_key=2), data), expected, rtol=1e-9, atol=1e-9)
         assert (expected - dense).norm() > 1e-4 * dense.norm()
 
-    def test_lost_values_are_those_of_a_dense_projection(self, kind: str) -> None:
-        """``W^ = B (B^T C B)^-1 B^T C W`` in the dense module, its mean loss in the bias."""
-        analysis, data = analysed(kind)
-        part, truth = analysis.parts["attn_pool"][VALUE], copy.deepcopy(analysis.model)
-        whole = torch.block_diag(*part.basis)
-        inverse, kept = torch.linalg.inv(whole), part.units.kept(12)
-        spread, chosen = inverse.T @ part.covariance @ inverse, whole[:, kept]
-        proj = truth.attn_pool.proj
-        weight = proj.weight.detach().T
-        inner = torch.linalg.solve(chosen.T @ spread @ chosen, chosen.T @ spread @ weight)
-        lost = weight - chosen @ inner
-        proj.weight.data -= lost.T
-        proj.bias.data += part.mean @ lost
-        torch.testing.assert_close(
-            outputs(at_sizes(analysis, value=12), data), outputs(truth, data), rtol=1e-8, atol=1e-8
-        )
-
     def test_costs_are_those_of_the_module(self, kind: str) -> None:
         analysis, data = analysed(kind)
         small, curves = at_sizes(analysis, query_key=2, value=12), {curve.name: curve for curve in analysis.curves}
@@ -125,17 +104,3 @@ def test_a_heads_logits_lose_what_they_say() -> None:
     units = analysis.parts["attn_pool"][QUERY_KEY].units
     torch.testing.assert_close(units.order, gains.argsort(descending=True))
     torch.testing.assert_close(-units.loss.diff(), gains[units.order], rtol=1e-4, atol=1e-12)
-
-
-@pytest.mark.slow
-def test_best_measures_saves_loads_and_exports_it(tmp_path: Path) -> None:
-    model, data = KINDS["attention pooling"].make().float(), KINDS["attention pooling"].images(12).float()
-    small, report = compress(model, [data[:6], data[6:]], BEST, 0.4, device="cpu")
-    assert report["left_dense"]["layers"] == []
-    assert "fallback" not in report
-    names = {layer["name"] for layer in report["layers"]}
-    assert {"attn_pool", "attn_pool.mlp"} <= names
-    assert report["refit"]["ridges"]
-    save(small, tmp_path / "small", model_args=KINDS["attention pooling"].arguments)
-    assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
-    assert export(small, tmp_path / "file", "torch-export")[3] < 1e-4

@@ -1,7 +1,5 @@
 """Vision transformers around torch's own attention: the same promises as for timm's."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from functools import cache
@@ -14,11 +12,12 @@ from torch import Tensor, nn
 from lowrank_vit import compress
 from lowrank_vit.architectures.base import FAMILIES, family_of
 from lowrank_vit.architectures.canonical import canonical
-from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.counting import parameter_count
+from tests.support.cases import few
 from tests.support.torch_kinds import TORCH
+from tests.support.walks import check_walk
 
-each = pytest.mark.parametrize("kind", TORCH)
+each = pytest.mark.parametrize("kind", few(sorted(TORCH, key=lambda kind: "swin" in kind), 3))
 
 
 @cache
@@ -43,23 +42,10 @@ class TestEveryKind:
 
     def test_steps_are_the_whole_way(self, kind: str) -> None:
         model, data = canonical(copy.deepcopy(made(kind)[0])), made(kind)[1]
-        family = family_of(model)
-        assert type(family) is FAMILIES.get(TORCH[kind].family)
-        if not TORCH[kind].walks:
-            return
-        steps = family.steps(model)
-        with torch.no_grad():
-            given, inputs = enter(model, steps, [data[:2], data[2:]])
-            x = torch.cat(list(inputs))
-            for name, step in steps.items():
-                after = x
-                for branch in family.branches(step):
-                    torch.testing.assert_close(branch.stream(branch.tokens(after), after.shape), after)
-                    after = after + branch.add(after, **given[name])
-                x = run_step(step, x, given[name])
-                if family.branches(step):
-                    torch.testing.assert_close(after, x)
-            torch.testing.assert_close(family.head(model, x), model(data))
+        assert type(family_of(model)) is FAMILIES.get(TORCH[kind].family)
+        if TORCH[kind].walks:
+            with torch.no_grad():
+                check_walk(model, data, model(data))
 
     def test_best_takes_it_whole(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
         model, data = made(kind)
@@ -73,11 +59,3 @@ class TestEveryKind:
         assert ("refit" in report) == TORCH[kind].walks
         assert ("fallback" in report) != TORCH[kind].walks
         assert distance(small, model, data) < 0.6
-
-    def test_it_is_exchanged_once_and_multiply_accumulates_are_a_budget(self, kind: str) -> None:
-        model, data = made(kind)
-        assert distance(canonical(canonical(copy.deepcopy(model))), model, data) < 1e-10
-        recipe = "flar" if TORCH[kind].walks else "best"
-        small, report = compress(model, [data], recipe, budget="macs=0.8", device="cpu")
-        assert report["macs"]["compressed"] <= 0.8 * report["macs"]["dense"]
-        assert distance(small, model, data) < 0.9

@@ -1,7 +1,5 @@
 """Models that are not timm's are fine-tuned and distilled like timm's."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ pytest.importorskip("transformers")
 from lowrank_vit import compress, distill, finetune, load, save
 from lowrank_vit.__main__ import main
 from lowrank_vit.models import load_model
-from lowrank_vit.objectives import compared_outputs
-from tests.support.hand_written import WHOLE
+from tests.support.cases import few
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.torch_kinds import TORCH
 
@@ -32,7 +29,7 @@ def logits(model: nn.Module, data: Tensor) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 1))
 def test_it_is_trained_in_place_and_learns(kind: str) -> None:
     model, data = KINDS[kind].make().float(), KINDS[kind].images(8).float()
     small, _ = compress(model, [data], **BEST)
@@ -55,25 +52,7 @@ def test_it_is_trained_in_place_and_learns(kind: str) -> None:
     assert (after - target).norm() < 0.7 * (before - target).norm()
 
 
-@pytest.mark.parametrize("kind", ["vit", "swin", "torchvision's vit"])
-@torch.no_grad()
-def test_features_are_what_the_head_reads(kind: str) -> None:
-    model, data = KINDS[kind].make(), KINDS[kind].images(3)
-    head = model.classifier if hasattr(model, "classifier") else model.heads
-    features, outputs, *blocks = compared_outputs(model, data, blocks=True)
-    torch.testing.assert_close(head(features), outputs)
-    assert len(blocks) == (2 if "vit" in kind else 3)
-    assert all(len(block) == 3 and block.ndim == 3 for block in blocks)
-
-
-def test_a_hand_written_model_learns_too() -> None:
-    model, data = WHOLE["branches"]().eval(), torch.randn(8, 3, 32, 32)
-    small, _ = compress(model, [data], **BEST)
-    distilled = distill(copy.deepcopy(small), model, data, epochs=2, batch_size=4, flips=False, progress=False)
-    assert distilled.counts()
-    finetune(small, [(data, torch.arange(8))], teacher=model, epochs=1, progress=False)
-
-
+@pytest.mark.slow
 def test_a_folder_of_transformers_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, small = tmp_path / "dense", tmp_path / "small"
     model: Any = HUGGING_FACE["vit"].make().float()

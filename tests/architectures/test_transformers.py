@@ -1,30 +1,27 @@
 """Models of Hugging Face's transformers: the same promises as for timm's, and the same numbers where both have one model."""
 
-from __future__ import annotations
-
 import copy
 import json
 from functools import cache
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
 from lowrank_vit import analyse, compress, get_recipe, load, save
-from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.canonical import canonical
-from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.counting import input_size, parameter_count
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.export.export import export
-from tests.support.hugging_face import HUGGING_FACE, Kind
+from tests.support.cases import few
+from tests.support.hugging_face import HUGGING_FACE
+from tests.support.walks import check_walk
 
-each = pytest.mark.parametrize("kind", HUGGING_FACE)
+each = pytest.mark.parametrize("kind", few(HUGGING_FACE, 3))
 BEST = get_recipe("heads")
 
 
@@ -49,26 +46,8 @@ class TestEveryClass:
         assert len(input_size(model) or ()) == 3
 
     def test_steps_are_the_whole_way(self, kind: str) -> None:
-        """Every branch adds what it is said to, of images whose last windows are padded, too; the head is the model's."""
         model, data = canonical(copy.deepcopy(made(kind)[0])), made(kind)[1]
-        family = family_of(model)
-        steps = family.steps(model)
-        with torch.no_grad():
-            given, inputs = enter(model, steps, [data[:2], data[2:]])
-            x = torch.cat(list(inputs))
-            for name, step in steps.items():
-                after, branches = x, family.branches(step)
-                for branch in branches:
-                    added, made_of = branch.with_inputs(after, **given[name])
-                    after = after + added
-                    tokens = branch.tokens(added)
-                    expected = branch.output_layer(made_of).reshape(tokens.shape)
-                    there = branch.tokens(torch.ones_like(added))
-                    torch.testing.assert_close(tokens, (1 if branch.scale is None else branch.scale) * expected * there)
-                    torch.testing.assert_close(branch.stream(tokens, added.shape), added)
-                x = run_step(step, x, given[name])
-                torch.testing.assert_close(after if branches else x, x)
-            torch.testing.assert_close(family.head(model, x), outputs(model, data))
+        check_walk(model, data, outputs(model, data))
 
     @pytest.mark.slow
     def test_best_takes_it_whole(self, kind: str) -> None:
@@ -101,55 +80,6 @@ class TestEveryClass:
         assert torch.equal(outputs(again, data), outputs(small, data))
         save(again, tmp_path / "again")
         assert export(again, tmp_path / "file", "torch-export")[3] < 1e-4
-
-
-def twins() -> tuple[nn.Module, nn.Module, Tensor]:
-    """timm's DeiT and transformers' ViT with the same weights, in either one's own layout, and images."""
-    kind = Kind("ViTForImageClassification", "ViTConfig", classes=True)
-    theirs = kind.make()
-    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
-    ours = timm.create_model("deit_tiny_patch16_224", num_classes=10, **arguments).double().eval()
-    ours.load_state_dict(timm_weights(theirs.state_dict()))
-    for module in ours.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-12  # timm's is 1e-6
-    return ours, theirs, kind.images(12)
-
-
-def timm_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of transformers' ViT by the names that timm has."""
-    renamed = {"embeddings.cls_token": "cls_token", "embeddings.position_embeddings": "pos_embed"}
-    renamed |= {"embeddings.patch_embeddings.projection": "patch_embed.proj", "layernorm_before": "norm1"}
-    renamed |= {"layernorm_after": "norm2", "layernorm": "norm", "attention.o_proj": "attn.proj", "classifier": "head"}
-    found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("vit.").replace("layers.", "blocks.", 1)
-        if "_proj." in name and "o_proj" not in name:
-            continue
-        for old, new in renamed.items():
-            name = name.replace(old, new)
-        found[name] = tensor
-    for place in range(2):
-        for part in ("weight", "bias"):
-            rows = [state[f"vit.layers.{place}.attention.{layer}_proj.{part}"] for layer in "qkv"]
-            found[f"blocks.{place}.attn.qkv.{part}"] = torch.cat(rows)
-    return found
-
-
-def test_both_libraries_forms_of_a_model_become_the_same() -> None:
-    """By ``best`` with all that it does: predicted and measured losses, sizes, ridges, outputs."""
-    ours, theirs, data = twins()
-    torch.testing.assert_close(outputs(ours, data), outputs(theirs, data))
-    pairs = [compress(model, [data[:6], data[6:]], BEST, 0.3, device="cpu") for model in (ours, theirs)]
-    (one, told), (two, said) = pairs
-    for first, second in zip(told["layers"], said["layers"], strict=True):
-        assert first["rank"] == second["rank"]
-        assert first["details"] == pytest.approx(second["details"], rel=1e-6)
-    assert told["refit"]["ridges"].values() != []
-    assert list(told["refit"]["ridges"].values()) == list(said["refit"]["ridges"].values())
-    assert told["params"] == said["params"]
-    assert told["macs"] == said["macs"]
-    torch.testing.assert_close(outputs(one, data), outputs(two, data), rtol=1e-6, atol=1e-6)
 
 
 class TestFolders:

@@ -1,10 +1,5 @@
 """What the texts of a command line become."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
-
 import pytest
 
 from lowrank_vit.cli.arguments import key_value
@@ -23,14 +18,3 @@ from lowrank_vit.cli.arguments import key_value
 def test_a_value_is_json_where_it_can_be(text: str, value: object) -> None:
     key, found = key_value(text)
     assert (key, found, type(found)) == (text.partition("=")[0], value, type(value))
-
-
-@pytest.mark.slow
-def test_an_unknown_recipe_is_answered_before_timm_is_imported() -> None:
-    script = (
-        "import sys; from lowrank_vit.cli import main\ntry: main(sys.argv[1:])\nfinally: print('timm' in sys.modules)"
-    )
-    wrong = ["compress", "--model", "x", "--data", "digits", "--recipe", "exakt", "--reduction", "0.5", "--out", "x"]
-    done = subprocess.run([sys.executable, "-c", script, *wrong], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "False\n", 1)
-    assert "unknown recipe 'exakt': did you mean 'exact'?" in done.stderr

@@ -1,7 +1,5 @@
 """The command distill: what it prints, saves and refuses, and that it reads no label."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What a new user sees: sizes before they are made, how a compression went, and what it lost."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -73,37 +71,17 @@ def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.Ca
     assert "give --held-out-samples" in refused(capsys, *command, "--max-loss", 5, "--held-out-samples", 0)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_says_what_a_verb_does_and_gives_an_example_that_works(
-    verb: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_says_what_a_verb_does_and_gives_an_example_that_works(capsys: pytest.CaptureFixture[str]) -> None:
     parser = make_parser()
-    with pytest.raises(SystemExit):
-        parser.parse_args([verb, "--help"])
-    unbroken = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
-    said, _, example = unbroken.partition(" example: ")
-    own = next(action for action in parser._actions if action.choices and verb in action.choices).choices[verb]
-    assert f" {own.description} " in said
-    assert own.description.endswith(".")
-    assert all(action.help for action in own._actions)
-    words = shlex.split(example)
-    assert words[:2] == ["lowrank-vit", verb]
-    assert parser.parse_args(words[1:]).run is own.get_default("run")
-
-
-@pytest.mark.slow
-def test_mistakes_are_found_before_anything_is_imported(tmp_path: Path) -> None:
-    """In a process that would fail at torch: what is heavy is not reached."""
-    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
-    compress = ("compress", "--model", STANDIN, "--out", tmp_path / "out", "--reduction")
-    for mistake in (
-        (*compress, "0.4", "--data", f"imagefolder:{tmp_path / 'nowhere'}"),
-        (*compress, "1.4", "--data", "digits"),
-        (*compress, "0.4", "--data", "digits", "--checkpoint", tmp_path / "nowhere.safetensors"),
-        ("evaluate", tmp_path / "nowhere", "--data", "digits"),
-        ("distill", tmp_path, "--data", "digits", "--out", tmp_path / "out"),
-        ("evaluate", "--model", STANDIN, "--data", "digits", "--batch-size", "0"),
-    ):
-        done = typed(*mistake, PYTHONPATH=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-        assert done.stderr.startswith("error: ")
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            parser.parse_args([verb, "--help"])
+        unbroken = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+        said, _, example = unbroken.partition(" example: ")
+        own = next(action for action in parser._actions if action.choices and verb in action.choices).choices[verb]
+        assert f" {own.description} " in said
+        assert own.description.endswith(".")
+        assert all(action.help for action in own._actions)
+        words = shlex.split(example)
+        assert words[:2] == ["lowrank-vit", verb]
+        assert parser.parse_args(words[1:]).run is own.get_default("run")

@@ -1,7 +1,5 @@
 """A model without a classifier through the verbs, in real processes: it keeps its features."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -12,10 +10,11 @@ from safetensors.torch import save_file
 
 from lowrank_vit import load
 from lowrank_vit.cli import main
-from tests.cli.test_fine_tuned import ARGUMENTS, GIVEN, NAME
-from tests.cli.test_first_use import typed
 from tests.support.commands import json_of, refused
 
+NAME = "vit_tiny_patch16_224"
+ARGUMENTS = {"in_chans": 1, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
+GIVEN = [part for key, value in ARGUMENTS.items() for part in ("--model-args", f"{key}={value}")]
 FEW = ["--calibration-samples", "48", "--held-out-samples", "32"]
 GENTLY = ["--vector-learning-rate", "1e-4"]
 DATA = ["--data", "digits", "--workers", "0"]
@@ -30,27 +29,6 @@ def weights(tmp_path: Path) -> Path:
         parameter.data += 0.1 * torch.randn_like(parameter)
     save_file(model.state_dict(), tmp_path / "tuned.safetensors")
     return tmp_path / "tuned.safetensors"
-
-
-@pytest.mark.slow
-def test_in_a_real_process(tmp_path: Path, weights: Path) -> None:
-    small, model = tmp_path / "small", ["--model", NAME, "--checkpoint", weights, *GIVEN]
-    done = typed("compress", *model, "--model-args", "num_classes=0", *DATA, *FEW, "--reduction", 0.4, "--out", small)
-    assert done.returncode == 0, done.stderr
-    assert "recipe 'best' by the objective 'features', as the model has no classifier (num_classes is 0)" in done.stderr
-    out = " ".join(done.stdout.split())
-    assert "by recipe best" in out
-    assert "losses by the objective features" in out
-    assert "on 32 unseen training images: features differ from the dense model's by " in out
-    report = json.loads((small / "report.json").read_text())
-    fields = report["recipe_fields"]
-    assert (fields["objective"], len(fields["hyperparameters"]["objective"]["variances"])) == ("features", 16)
-    assert "of the features' variance" in (small / "README.md").read_text()
-    told = typed("evaluate", small, *DATA, "--limit", 40, "--dense", "--checkpoint", weights, "--json")
-    assert told.returncode == 0, told.stderr
-    found = json.loads(told.stdout)
-    assert found["n"] == 40
-    assert 0 < found["feature_error"] < 1
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Odd numbers, paths, specifications and images: they work, or are refused in one line, and nothing is left or lost."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -41,23 +39,18 @@ def flags(weights: Path, out: Path, **changes: object) -> list[str]:
 @pytest.mark.parametrize(
     "change",
     [
-        *({"reduction": value} for value in ("0", "1", "-1", "nan", "inf", "x", "")),
-        *({"batch_size": value} for value in ("0", "-1", "2.5")),
-        *({"calibration_samples": value} for value in ("0", "-5")),
-        {"held_out_samples": "-1"},
-        *({"seed": value} for value in ("-1", str(2**70), "x")),
-        *({"workers": value} for value in ("-1", "x")),
-        *({"rank_multiple": value} for value in ("0", "-3", "1000")),
-        *({"steps": value} for value in ("0", "-1")),
-        *({"sites": value} for value in ("(", "nothing", "[")),
-        *({"device": value} for value in ("", "cuda:77", "tpu", "☃")),
-        *({"model": value} for value in ("", "☃", "../../etc/passwd", "hf-hub:x/y", ".")),
-        *({"data": value} for value in ("", ":", "☃:x", "imagefolder:", "imagefolder:..", "digits:x", "tar:/x")),
+        *({"reduction": value} for value in ("0", "nan", "x")),
+        *({"batch_size": value} for value in ("0", "2.5")),
+        *({name: "-5"} for name in ("calibration_samples", "held_out_samples", "workers", "rank_multiple", "steps")),
+        *({"seed": value} for value in ("-1", str(2**70))),
+        *({"sites": value} for value in ("(", "nothing")),
+        *({"device": value} for value in ("cuda:77", "☃")),
+        *({"model": value} for value in ("", "../../etc/passwd", "hf-hub:x/y")),
         *(
             {"data": value}
-            for value in ("parquet:/nowhere", "arrow:..", f"imagefolder:{'x' * 300}", "parquet:/dev/null")
+            for value in (":", "☃:x", "imagefolder:..", "tar:/x", "parquet:/nowhere", "parquet:/dev/null")
         ),
-        *({"checkpoint": value} for value in ("", "/dev/null", "nowhere", "x.pth", "x" * 300)),
+        *({"checkpoint": value} for value in ("/dev/null", "x.pth", "x" * 300)),
     ],
     ids=str,
 )

@@ -1,7 +1,5 @@
 """The command learn: what it makes, what it refuses, and that an interrupted one goes on to the same bytes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A recipe as a file: a report, or a TOML, makes the same bytes again, and the command goes before the file."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -10,7 +8,7 @@ import pytest
 
 from lowrank_vit import InputError, get_recipe
 from lowrank_vit.cli import main
-from lowrank_vit.cli.recipe_file import expanded, options, recipe_from
+from lowrank_vit.cli.recipe_file import options, recipe_from
 from tests.support.commands import STANDIN, refused
 
 BYTES = "model.safetensors"
@@ -62,22 +60,6 @@ def test_a_recipe_keeps_its_fields_where_its_name_means_something_else_now(tmp_p
     (tmp_path / "report.json").write_text(json.dumps({"recipe_fields": changed.record()}))
     assert recipe_from(str(tmp_path / "report.json")) == changed
     assert recipe_from("exact") == get_recipe("exact")
-
-
-def test_words_of_the_command_go_before_those_of_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "a.toml"
-    file.write_text(
-        'model = "m"\nbudget = "macs=0.5"\nbits = [2, 4]\npivoted = true\nnested = false\n[model_args]\ndepth = 3\n'
-    )
-    told = ["--model=m", "--bits=2,4", "--pivoted", "--model-args=depth=3"]
-    own = ["--recipe", str(file), "--reduction", "0.4"]
-    assert expanded(["compress", *own]) == ["compress", *told, *own]
-    assert expanded(["compress", *own[:2]])[2] == "--budget=macs=0.5"
-    assert expanded(["compress", "--recipe", "best"]) == ["compress", "--recipe", "best"]
-    (tmp_path / "report.json").write_text(
-        json.dumps({"provenance": {"command": "x compress --model a --out b --resume"}})
-    )
-    assert expanded(["compress", "--recipe", str(tmp_path / "report.json")])[1:2] == ["--model=a"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Commands that are interrupted, started twice or short of disk: a clear line, nothing half-written, and the way on."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,24 +1,17 @@
 """Recipe ``best`` end to end on tiny models: whole attention modules and MLPs, exact where nothing is removed."""
 
-from __future__ import annotations
-
-import json
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit import Analysis, analyse, compress
-from lowrank_vit.cli.plot import dense_parameters
 from lowrank_vit.compression.recipes import get_recipe
-from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import SmallMlp
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from tests.support.models import KINDS, images, modules_of, outputs, tiny
-
-STEP = 33  # the costliest direction of either tiny model: 2 * 16 + 1
 
 
 def analysed(model: nn.Module, data: Tensor, **options: object) -> Analysis:
@@ -39,12 +32,6 @@ def halves_of(model: nn.Module, data: Tensor, names: list[str]) -> dict[str, tup
     for hook in hooks:
         hook.remove()
     return found
-
-
-def unbiased(model: nn.Module) -> list[LowRankAttention]:
-    """Name an attention module once for each of its heads that has lost its position biases with its directions."""
-    found = [module for module in model.modules() if isinstance(module, LowRankAttention) and module.window_size]
-    return [module for module in found for _ in range(len(module.value.widths) - len(module.live))]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,33 +59,6 @@ class TestBest:
             less, report = analysis.apply(RankPlan({**plan, name: full // 2}))
             assert report["params"]["compressed"] == parameter_count(less) < dense
             assert sum(layer["params"] < layer["details"]["dense_params"] for layer in report["layers"]) == 1
-
-    @pytest.mark.parametrize("reduction", [0.2, 0.4, 0.6])
-    def test_the_report_says_what_the_model_is(self, kind: str, reduction: float) -> None:
-        model, data = tiny(kind), images(24, kind)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        compressed, report = compress(model, data.split(8), "heads", reduction, held_out=[images(16, kind, seed=5)])
-        dense = parameter_count(model)
-        assert report["params"]["compressed"] == parameter_count(compressed) <= (1 - reduction) * dense
-        gone = sum(m.relative_position_index.max() + 1 for m in unbiased(compressed))  # of heads without directions
-        assert parameter_count(compressed) > (1 - reduction) * dense - STEP - gone
-        assert report["macs"]["compressed"] == multiply_accumulates(compressed, data.shape[1:])
-        assert report["macs"]["compressed"] < report["macs"]["dense"]
-        assert json.loads(json.dumps(report, allow_nan=False)) == report
-        assert [layer["name"] for layer in report["layers"]] == [site.name for site in modules_of(model)]
-        for layer in report["layers"]:
-            module, details = compressed.get_submodule(layer["name"]), layer["details"]
-            assert layer["params"] == parameter_count(module)
-            assert dense_parameters(layer) == parameter_count(model.get_submodule(layer["name"]))
-            if isinstance(module, LowRankAttention):
-                assert details["query_key"] == sum(module.query_key.widths)
-                assert details["value"] == layer["rank"] == sum(module.value.widths)
-            elif isinstance(module, SmallMlp):
-                assert layer["rank"] == details["hidden"] == module.fc1.out_features
-            else:
-                assert layer["rank"] is None
-        for key, value in model.state_dict().items():
-            assert torch.equal(value, before[key])
 
     def test_the_mean_input_of_the_output_layer_loses_nothing(self, kind: str) -> None:
         """What is lost on average is in the bias, before any refit: the mean hidden unit, the mean value of every head."""
@@ -150,14 +110,3 @@ def test_a_shifted_window_keeps_its_mask() -> None:
                 assert (module(*inputs) - y).abs().max() > 1e-3
                 masked += 1
     assert masked
-
-
-def test_what_is_returned_is_balanced() -> None:
-    """The two vectors of each direction have equal root mean squares: of queries and keys, of values and outputs."""
-    small, _ = compress(tiny(), [images(8)], "heads", 0.3)
-    found = [module for module in small.modules() if isinstance(module, LowRankAttention)]
-    assert found
-    for module in found:
-        keys, values = module.key_value.weight.split([module.query.out_features, module.proj.in_features])
-        for one, other in ((module.query.weight, keys), (values, module.proj.weight.T)):
-            torch.testing.assert_close(one.norm(dim=1) / one.shape[1] ** 0.5, other.norm(dim=1) / other.shape[1] ** 0.5)

@@ -1,7 +1,5 @@
 """Budgets in any cost: what a model is counted to cost keeps within it, and no better choice does."""
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 
@@ -70,8 +68,10 @@ def test_counted_multiply_accumulates_keep_within_the_budget(recipe: str, kind: 
     assert entry["predicted"] == counted if recipe == "exact" else entry["predicted"] <= counted
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("kind", "recipe"), [("vit", "best"), ("swin", "best"), ("vit", "loss_aware")])
+@pytest.mark.parametrize(
+    ("kind", "recipe", "dtype"),
+    [("vit", "best", torch.float32), ("swin", "best", torch.bfloat16), ("vit", "loss_aware", torch.float64)],
+)
 def test_the_file_that_is_saved_keeps_within_its_bytes(
     kind: str, recipe: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:

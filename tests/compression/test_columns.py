@@ -1,7 +1,5 @@
 """Inputs and inner parts that go: whatever the kind of model, what goes is replaced by its mean."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 
@@ -18,7 +16,7 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
-from tests.support.cases import few
+from tests.support.cases import few, in_turn
 from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin
 
@@ -79,8 +77,7 @@ def mean_inputs(model: nn.Module, names: Sequence[str], data: Tensor) -> dict[st
     return means
 
 
-@pytest.mark.parametrize("share", [0.1, 0.6])  # with few parts whole heads go
-@pytest.mark.parametrize("kind", few(SOME, 5))
+@pytest.mark.parametrize(("share", "kind"), few(in_turn([0.1, 0.6], SOME), 4))
 def test_what_goes_is_replaced_by_its_mean(kind: str, share: float) -> None:
     """Parameters and multiply-accumulates are those that gates tell, too."""
     model, data = made(kind)

@@ -1,7 +1,5 @@
 """Several budgets at once: each holds, and the sizes lose as little as those of all choices that keep within them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 
@@ -38,7 +36,7 @@ def test_both_budgets_bind_in_a_case_by_hand() -> None:
     assert within_all(first, [first, second], [9, 11], Knapsack()).ranks == {"a": 3, "b": 2}
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_sizes_are_near_the_best_of_all_that_keep_within_three_budgets(seed: int) -> None:
     rng = np.random.default_rng(seed)
     each = rng.integers(1, 9, (3, 5))

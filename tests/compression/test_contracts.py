@@ -1,18 +1,15 @@
 """What users hand in: any precision, batches of any shape, outputs of other libraries; it works, or one line says why not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from lowrank_vit import InputError, compare, compress, evaluate, load, save
+from lowrank_vit import compress, load, save
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.modules.counting import model_hash
-from tests.support.models import ARGUMENTS, images, outputs, tiny
+from tests.support.models import ARGUMENTS, images, tiny
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -37,21 +34,6 @@ def test_a_model_in_half_precision_is_computed_in_float32(dtype: torch.dtype, tm
     save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
     assert same(load(tmp_path / "small"), small)
     assert model_hash(model) != model_hash(small)
-
-
-def test_features_have_no_accuracy() -> None:
-    dense = tiny()
-    dense.reset_classifier(0)
-    small, _ = compress(dense, [images(8)], "exact", 0.3)
-    loader = DataLoader(images(6), batch_size=4)  # labels are not read
-    with pytest.raises(InputError, match=r"no classifier .*pass the dense model"):
-        evaluate(small, loader, progress=False)
-    found = evaluate(small, loader, dense=dense, progress=False)
-    wanted, given = outputs(dense, images(6)), outputs(small, images(6))
-    shares = (wanted - given).double().square().mean(0) / wanted.double().var(0, correction=0)
-    assert found == {"feature_error": pytest.approx(float(shares.mean())), "n": 6}
-    assert compare(dense, small, [images(4), images(6)[4:]])["n"] == 6
-    assert evaluate(dense, loader, dense=dense, progress=False) == {"feature_error": 0, "n": 6}
 
 
 def test_inputs_that_hardly_vary_are_decomposed() -> None:

@@ -1,7 +1,5 @@
 """Depth: the model up to a block, and the classifier that ridge regression gives it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Patch and position embeddings as units, and folded norms: budgets, losses, refit, and what is done with the model."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,22 +1,18 @@
 """Budgets in time, by a clock that ticks once for every multiply-accumulate: what is predicted can be counted."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_vit import InputError, analyse, compress, get_recipe
+from lowrank_vit import analyse, get_recipe
 from lowrank_vit.compression.prices import latency
-from lowrank_vit.compression.prices.latency import SHARES, Grid, Latency
+from lowrank_vit.compression.prices.latency import SHARES
 from lowrank_vit.compression.runtimes import call_in
-from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.evaluate import speed as module_times
 from tests.support.models import images, model_and_images, outputs, tiny
 
@@ -78,21 +74,6 @@ def test_a_budget_is_kept_however_near_the_first_plan_was(clock: Clock) -> None:
     assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
 
 
-def test_of_plans_that_end_above_the_budget_the_last_one_within_counts(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A clock that jumps: far below the budget first, above it ever after; or never below it, which is told."""
-    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
-    limit = analysis.plan({"latency": 0.6}).budget["limit"]  # type: ignore[index]
-    for first, kept in ((0.8, True), (1.02, False)):
-        times = iter([first, 1.02, 1.02, 1.02, 1.02])
-        monkeypatch.setattr(Latency, "count", lambda self, small, times=times: round(limit * next(times)))
-        entry = analysis.plan({"latency": 0.6}).budget
-        assert entry is not None
-        assert (entry["counted"] <= limit) == kept
-    assert "more than its budget" in caplog.text
-
-
 def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = tiny(), images(16)
 
@@ -110,33 +91,24 @@ def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.M
     monkeypatch.undo()
 
 
-def test_the_times_of_two_units_add_up_where_both_are_reduced() -> None:
-    """Together they save more than alone, as a padded pair does: by hand, for 8 directions each."""
-    curves = [ErrorCurve.in_parameters(name, torch.zeros(9), 1, 9) for name in ("a", "b")]
-    decomposed = SimpleNamespace(unit=SimpleNamespace(name="x"))
-    grid = Grid(decomposed, curves)
-    times = {(a, b): 10.0 * a + 20 * b + 30 * max(a, b) + 7 for a, b in grid.points}
-    assert len(grid.points) == 3 * len(SHARES) - 2  # all full is one point
-    tables = grid.tables(500.0, times, 1)
-    for size in (1, 2, 4, 6, 8):
-        assert tables["a"][size] + tables["b"][size] == pytest.approx(times[size, size], abs=1)
-    saved = tables["a"][8] - tables["a"][4]
-    assert saved == 10 * 4 + 30 * 4 / 2  # half of what the pair saves by its width
-    assert tables["a"][5] == pytest.approx((tables["a"][4] + tables["a"][6]) / 2, abs=1)
-    assert tables["a"][-1] == tables["b"][-1] == 250
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("runtime", "kind"), [("onnxruntime", "swin"), ("openvino", "vit")])
 def test_modules_are_timed_in_the_program_that_will_run_them(
     kind: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a program computes is what the module does; the times are those of this machine."""
+    """What a program computes is what the module does; all but the dense model counts half of its time on this machine."""
+    real = module_times.seconds_in_turns  # alone, so small a model may save nothing
+
+    def halved(calls: Mapping[str, Callable[[object], object]], *more: object) -> dict[str, list[float]]:
+        times = real(calls, *more)
+        return {name: each if name == "dense" else [0.5 * time for time in each] for name, each in times.items()}
+
+    monkeypatch.setattr(module_times, "seconds_in_turns", halved)
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "SHARES", (0.5, 1.0))
     model, data = model_and_images(kind, 16)
     analysis = analyse(model.float(), [data.float()], get_recipe("heads").but(measured=0, refit=False), runtime=runtime)
-    entry = analysis.plan({"latency": 0.97}).budget  # most of the time of so small a model is the program's own
+    entry = analysis.plan({"latency": 0.9}).budget
     assert entry is not None
     assert entry["where"]["mode"] == runtime
     assert entry["counted"] > 0
@@ -146,8 +118,3 @@ def test_modules_are_timed_in_the_program_that_will_run_them(
     x = torch.randn(2, 5, 5, module.fc1.in_features)
     found = call_in(module, replace(analysis.setting, dtype="float32"), (x,), {})()
     torch.testing.assert_close(found, outputs(module, x), rtol=1e-4, atol=1e-5)
-
-
-def test_an_unknown_program_is_one_line(clock: Clock) -> None:
-    with pytest.raises(InputError, match="unknown runtime 'onnx': choose from compile, onnxruntime"):
-        compress(tiny(), [images(8)], "exact", budget={"latency": 0.7}, runtime="onnx")

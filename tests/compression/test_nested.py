@@ -1,7 +1,5 @@
 """Nested folders: opened at any reduction they are, bit by bit, what compressing to it gives; or the recipe is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Several processes do what one does, to rounding, each its share; one that dies ends the others with a line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 from torch import nn
 
 from lowrank_vit import load, save
-from lowrank_vit.compression import resume as phases
 from lowrank_vit.compression.compress import compress
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.compression.resume import identity
@@ -71,49 +68,6 @@ def load_report(folder: Path) -> dict:
     from lowrank_vit.storage.folder import load_report
 
     return load_report(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_a_compression_goes_on_where_a_phase_ended(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interrupted after each phase in turn, it ends with the same bits, and computes no phase twice."""
-    data = list(images(16).split(8))
-
-    def run(folder: Path | None) -> dict[str, torch.Tensor]:
-        return compress(tiny(), data, RECIPES[name], 0.4, seed=3, checkpoint_dir=folder)[0].state_dict()
-
-    whole, computed = run(None), []
-
-    class StoppedError(Exception):
-        """In place of a power cut."""
-
-    def keep(path: Path, content: bytes) -> None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-        computed.append(path.name)
-        raise StoppedError
-
-    monkeypatch.setattr(phases, "write_bytes", keep)
-    result = None
-    while result is None:
-        try:
-            result = run(tmp_path / "state")
-        except StoppedError:
-            assert len(computed) <= 3
-    expected = {
-        "exact": ["decompose"],
-        "best": ["decompose", "measure", "refit"],
-        "closed": ["decompose", "compensate"],
-    }
-    assert [file.partition("-")[0] for file in computed] == expected.get(
-        name, ["decompose", "compensate", "closed_form"]
-    )
-    assert whole.keys() == result.keys()
-    assert all(torch.equal(whole[key], result[key]) for key in whole)
-    run(tmp_path / "state")
-    monkeypatch.setattr(phases, "write_bytes", lambda path, content: computed.append("again"))
-    compress(tiny(seed=1), data, RECIPES[name], 0.4, seed=3, checkpoint_dir=tmp_path / "state")
-    assert "again" in computed  # another model's phases are not taken for its own
 
 
 def test_an_identity_follows_all_that_the_phases_depend_on() -> None:

@@ -1,7 +1,5 @@
 """Recipes with pivoted factors: the same functions, with more directions for the same parameters."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,13 @@ from lowrank_vit.compression.compress import analyse
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.pivoted_linear import PivotedLinear
 from lowrank_vit.runtime.lightning_run import train
+from tests.support.cases import in_turn
 from tests.support.models import ARGUMENTS, KINDS, images, model_and_images, tiny
 
 RECIPES = ("exact", "loss_aware", "heads")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("kind", "recipe"), in_turn(KINDS, RECIPES))
 def test_a_plan_makes_the_same_function_of_fewer_parameters(recipe: str, kind: str) -> None:
     model, batch = model_and_images(kind)
     plain = analyse(model, [batch], recipe, device="cpu")

@@ -1,7 +1,5 @@
 """The claims about DeiT-Tiny, on its real weights and real images; the sample set is not ImageNet's validation set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

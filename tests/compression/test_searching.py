@@ -1,7 +1,5 @@
 """Sizes before they are made: what plans cost is what models have, and the search ends at the last size that is allowed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -49,11 +47,11 @@ def test_the_search_ends_at_the_last_size_that_is_allowed(monkeypatch: pytest.Mo
     assert 0.34 < report["params"]["reduction"] <= 0.37
     [macs] = report["budget"]["also"] if report["budget"]["cost"] != "macs" else [report["budget"]]
     assert macs["counted"] <= macs["limit"]
-    with pytest.raises(InputError, match=r"loses 100\.00 points on 9 images: raise the budget or --max-loss"):
+    with pytest.raises(InputError, match=r"loses 100\.00 points on 9 images: raise the budget or `max_loss=`"):
         smallest(analysis, 1.0, [], within="macs=0.5")
     monkeypatch.setattr(searching, "points_lost", lambda measured: 50.0)
     with pytest.raises(
-        InputError, match=r"even a reduction of 0.0\d+ loses 50.00 points on 9 images: raise --max-loss"
+        InputError, match=r"even a reduction of 0.0\d+ loses 50.00 points on 9 images: raise `max_loss=`"
     ):
         smallest(analysis, 1.0, [])
     with pytest.raises(InputError, match="from 0 to 100"):

@@ -1,7 +1,5 @@
 """Fewer tokens and smaller layers under one budget."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The caller's world stays outside: what surrounds a model, how it is trained, and what torch is set to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from lowrank_vit import analyse, compress
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 from tests.support.weights import same
 
@@ -65,17 +64,10 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("around", [autocast, float64, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    ("recipe", "around"), in_turn(RECIPES, [autocast, float64, torch.no_grad, torch.inference_mode])
+)
 def test_settings_of_torch_change_nothing(recipe: str, around: Any, plain: Any) -> None:
     model = tiny()
     with around():
         assert same(made(model, recipe), plain[recipe])
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_random_state_is_the_caller_s(recipe: str) -> None:
-    model = tiny()
-    before = torch.get_rng_state()
-    made(model, recipe)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -1,13 +1,10 @@
 """Pairs of tokens planned by block: the cheapest path, the exact last block, the refit behind merged tokens."""
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from lowrank_vit import InputError, analyse, compress, fewer_tokens, get_recipe
@@ -17,7 +14,7 @@ from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.tokens.merging import PlannedMerging
-from tests.support.models import NAMES, images, outputs, tiny
+from tests.support.models import images, outputs, tiny
 
 HEADS = get_recipe("heads").but(refit=False, measured=0)
 
@@ -69,13 +66,6 @@ def test_the_last_block_computes_what_the_head_reads_and_nothing_changes(smaller
     assert macs(small) < macs(model)
 
 
-def test_where_all_tokens_are_pooled_all_are_computed() -> None:
-    name, arguments = NAMES["vit"]
-    model = timm.create_model(name, **arguments, global_pool="avg", class_token=False).eval()
-    small = fewer_tokens(model, "merge")
-    assert macs(small) == macs(model)
-
-
 def test_the_planned_pairs_keep_within_their_limit() -> None:
     analysis = analyse(tiny("vit"), images(16, "vit").split(8), HEADS, device="cpu")
     planner, dense = TokenPlanner(analysis), analysis.subject.cost.macs
@@ -84,15 +74,6 @@ def test_the_planned_pairs_keep_within_their_limit() -> None:
         assert (share - 0.15) * dense < planner.counted(rule) <= share * dense
     with pytest.raises(InputError, match="no merging of tokens leaves"):
         planner.rule(0.1 * dense)
-
-
-def test_costs_of_blocks_are_those_that_are_counted() -> None:
-    model = tiny("vit")
-    costs = BlockCosts.of(model)
-    rest = macs(PlannedMerging()(model)) - costs((0, 0))
-    for pairs in ((3, 0), (7, 0)):
-        counted = macs(PlannedMerging(pairs, salience=0.0)(model))
-        assert rest + costs(pairs) == pytest.approx(counted, rel=0.02)
 
 
 def test_refitted_outputs_are_nearer_behind_merged_tokens() -> None:
@@ -106,15 +87,6 @@ def test_refitted_outputs_are_nearer_behind_merged_tokens() -> None:
     [after] = divergences(Classification(), model, [small], [data])
     assert ridges.keys() == set(names)
     assert after < before
-
-
-def test_without_merged_pairs_there_is_nothing_to_refit() -> None:
-    model, data = tiny("vit").double(), images(16, "vit").double()
-    small = PlannedMerging()(model)
-    names = [f"blocks.{block}.{layer}" for block in range(2) for layer in ("attn.proj", "mlp.fc2")]
-    even = {name: torch.ones(17, dtype=torch.float64) for name in names}
-    OutputRefit()(model, small, even, data.split(8))
-    torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=1e-6, atol=1e-6)
 
 
 def test_best_merges_where_macs_are_the_budget_and_pivots_where_parameters_are() -> None:

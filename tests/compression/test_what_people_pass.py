@@ -1,10 +1,9 @@
 """Models, batches and labels as people pass them: they work as they are, or end in one line."""
 
-from __future__ import annotations
-
 import copy
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lowrank_vit import InputError, compress, distill, evaluate, finetune, quantize
+from lowrank_vit import InputError, compress, distill, evaluate, finetune, load, quantize, save
 from tests.support.models import images, tiny
 
 X, Y = images(24), torch.arange(24) % 10
@@ -77,6 +75,10 @@ def test_batches_of_any_form_give_the_same(form: str, right: Tensor) -> None:
         ([UserDict(x=X)], "name one of them 'pixel_values'"),
         (TensorDataset(X), "pass batches, a DataLoader"),
         ([each.byte() for each in BATCHES], "torch.uint8"),
+        ([None], "a batch of images is a NoneType"),
+        ([()], "a batch of images is a tuple"),
+        (["train/cat.png"], "a batch of images is a str"),
+        (list(X), r"torch\.float32 \(1, 8, 8\): pass tensors \(B, C, H, W\)"),
         ([each[..., :6] for each in BATCHES], r"the images are \(1, 8, 6\)"),
         ([each * float("nan") for each in BATCHES], "not finite"),
         ([], "no images"),
@@ -88,6 +90,22 @@ def test_other_batches_are_refused_in_one_line(data: Any, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("error:a single image")
+def test_a_last_batch_of_one_image_is_not_all_there_is(right: Tensor) -> None:
+    torch.testing.assert_close(logits(small(tiny(), [X[:16], X[16:23], X[23:]])), right)
+
+
+def test_parameters_of_several_types_become_float32(right: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    model: Any = tiny()
+    for block in model.blocks:
+        for layer in (block.norm1, block.norm2):
+            layer.bfloat16()
+    made = small(model)
+    assert "the parameters are of several types (float32, bfloat16)" in caplog.text
+    assert {each.dtype for each in made.parameters()} == {torch.float32}
+    torch.testing.assert_close(logits(made), right, rtol=0.1, atol=0.1)
+
+
 class Own(nn.Module):
     """A class of the user's, whose only part is called as ``DataParallel`` calls it."""
 
@@ -97,21 +115,6 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x).softmax(-1)
-
-
-class Hand(nn.Module):
-    """A model whose blocks are checkpointed by hand."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.inner._pos_embed(self.inner.patch_embed(x))
-        for block in self.inner.blocks:
-            x = checkpoint(block, x, use_reentrant=False)
-        logits: Tensor = self.inner.forward_head(self.inner.norm(x))
-        return logits
 
 
 def each_block(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -152,17 +155,87 @@ def test_a_layer_with_a_buffer_is_a_plain_layer(right: Tensor) -> None:
     assert float((logits(made) - right).norm()) < 0.1 * float(right.norm())
 
 
+def test_a_frozen_model_stays_frozen() -> None:
+    frozen = small(tiny().requires_grad_(False))
+    assert not [name for name, parameter in frozen.named_parameters() if parameter.requires_grad]
+
+
+class Maps(nn.Module):
+    """Outputs of another shape, or several, from a backbone."""
+
+    def __init__(self, *, pair: bool) -> None:
+        super().__init__()
+        self.vit, self.pair = tiny(), pair
+        self.maps, self.scores = nn.Conv2d(self.vit.embed_dim, 5, 1), nn.Linear(self.vit.embed_dim, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        tokens = self.vit.forward_features(x)
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        maps = self.maps(tokens[:, 1:].mT.unflatten(2, (side, side)))
+        return (self.scores(tokens[:, 0]), maps) if self.pair else maps
+
+
+def test_maps_are_kept_as_features(caplog: pytest.LogCaptureFixture) -> None:
+    model = Maps(pair=False).eval()
+    made = small(model)
+    assert "the model returns (B, 5, 4, 4): recipe 'best' keeps it as features" in caplog.text
+    assert float((logits(made) - logits(model)).norm() / logits(model).norm()) < 0.3
+
+
+class Squeezed(nn.Module):
+    """A regression: one number for an image, (B,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vit = tiny()
+        self.vit.reset_classifier(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        number: Tensor = self.vit(x).squeeze(-1)
+        return number
+
+
+def test_a_regression_may_return_one_number(caplog: pytest.LogCaptureFixture) -> None:
+    model = Squeezed().eval()
+    made = small(model)
+    assert "the model returns (B, 1): recipe 'best' keeps it as features" in caplog.text
+    assert logits(made).shape == (24,)
+    assert float((logits(made) - logits(model)).norm() / logits(model).norm()) < 0.3
+    with pytest.raises(InputError, match="single output"):
+        evaluate(model, PAIRS, progress=False)
+
+
+def test_maps_have_no_top_1() -> None:
+    with pytest.raises(InputError, match=r"returns \(B, 5, 4, 4\), which class numbers cannot score"):
+        evaluate(Maps(pair=False).eval(), PAIRS, progress=False)
+
+
+@pytest.mark.parametrize("sites", [["fc1"], None, 3, "("])
+def test_sites_are_a_regular_expression(sites: Any) -> None:
+    with pytest.raises(InputError, match="is not a regular expression"):
+        compress(tiny(), BATCHES, "svd", 0.3, device="cpu", sites=sites)
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    made = small(tiny(), recipe="svd")
+    save(made, "~/made")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    torch.testing.assert_close(logits(load("~/made")), logits(made))
+
+
+def test_several_outputs_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    small(Maps(pair=True).eval())
+    assert "the model returns 2 outputs: the first one is kept" in caplog.text
+
+
 def test_a_class_of_the_user_s_keeps_what_it_computes(right: Tensor) -> None:
     made = small(Own(tiny()))
     assert isinstance(made, Own)
     assert float((logits(made) - logits(Own(tiny()))).norm() / logits(made).norm()) < 0.3
     rounded, _ = quantize(Own(tiny()), 8)
     torch.testing.assert_close(logits(rounded).sum(1), torch.ones(24))
-
-
-def test_blocks_that_are_checkpointed_by_hand_count_once(right: Tensor) -> None:
-    made = small(Hand(tiny()))
-    assert float((logits(made) - logits(tiny())).norm()) < 1.3 * float((right - logits(tiny())).norm())
 
 
 def test_a_default_device_stays_outside(right: Tensor) -> None:
@@ -175,6 +248,12 @@ def test_a_default_device_stays_outside(right: Tensor) -> None:
 def lazy() -> nn.Module:
     model: Any = tiny()
     model.blocks[0].mlp.fc1 = nn.LazyLinear(64)
+    return model
+
+
+def with_complex() -> nn.Module:
+    model = tiny()
+    model.register_buffer("freqs", torch.zeros(2, dtype=torch.complex64))
     return model
 
 
@@ -199,6 +278,7 @@ class Keyword(nn.Module):
         (lazy, r"blocks\.0\.mlp\.fc1\.weight has no values yet"),
         (on_meta, "device 'meta'"),
         (lambda: torch.jit.trace(tiny(), X[:1]), "TorchScript"),
+        (with_complex, "freqs is torch.complex64, which no file"),
         (Keyword, "takes images by the keyword pictures alone"),
     ],
 )
@@ -222,6 +302,10 @@ class TestTraining:
         with pytest.raises(InputError, match=r"not finite after the epochs \(distil\)"):
             distill(tiny(), tiny(), X * float("nan"), **QUIET)
 
+    def test_float16_is_refused(self) -> None:
+        with pytest.raises(InputError, match=r"is float16, .* model\.float\(\)"):
+            finetune(tiny().half(), PAIRS, **QUIET)
+
     def test_empty_batches_are_passed_over(self) -> None:
         padded = [PAIRS[0], (X[:0], Y[:0]), *PAIRS[1:]]
         assert evaluate(tiny(), padded, progress=False) == evaluate(tiny(), PAIRS, progress=False)
@@ -230,9 +314,6 @@ class TestTraining:
         assert all(parameter.isfinite().all() for parameter in model.parameters())
         with pytest.raises(InputError, match="no images to train on"):
             finetune(tiny(), [], **QUIET)
-
-    def test_a_stream_is_trained_on(self) -> None:
-        finetune(tiny(), DataLoader(Stream(), 8), **QUIET)
 
     def test_distillation_takes_batches_too(self) -> None:
         student = compress(tiny(), BATCHES, "svd", 0.4, device="cpu", progress=False)[0]

@@ -1,7 +1,5 @@
 """Truths are in float64 throughout."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

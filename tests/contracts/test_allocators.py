@@ -1,7 +1,5 @@
 """What every allocator promises, against brute force and a worked example."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import replace
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from lowrank_vit.methods.azizi import GradualReduction
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, least_cost, next_rank
+from tests.support.cases import in_turn
 
 NAMES = ALLOCATORS.names()
 
@@ -51,8 +50,7 @@ def brute_force(curves: list[ErrorCurve], budget: int) -> float:
     return min(sum(c.error(r) for c, r in zip(curves, ranks, strict=True)) for spent, ranks in costs if spent <= budget)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.75, 0.9, 0.97, 1.0])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("share", "name"), in_turn([0.3, 0.5, 0.75, 0.9, 0.97, 1.0], NAMES))
 class TestEveryAllocator:
     def test_budget_is_met_to_within_one_rank_and_never_exceeded(self, name: str, share: float) -> None:
         for seed in range(4):
@@ -141,9 +139,7 @@ def test_algorithm_1_removes_what_the_schedule_says(start: str, size: int) -> No
     assert plan.ranks["wide"] == 17
 
 
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("share", [0.35, 0.85])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("seed", "share", "name"), in_turn(range(2), [0.35, 0.85], NAMES))
 def test_costs_of_a_table_as_times_are(name: str, share: float, seed: int) -> None:
     """Costs that rise unevenly, some not at all, against all choices; the budget is kept, and the knapsack exact."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,5 @@
 """What every decomposition promises, against dense float64 truths."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -16,6 +14,7 @@ from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.decompose import DECOMPOSITIONS
+from tests.support.cases import in_turn
 from tests.support.layer import Sample, sample
 
 NAMES = DECOMPOSITIONS.names()
@@ -81,8 +80,7 @@ def own_loss(name: str, layer: Sample, approximation: Tensor) -> float:
     raise NotImplementedError(f"say what {name} minimises")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("shape", "name"), in_turn(SHAPES, NAMES))
 class TestEveryDecomposition:
     def test_exact_at_full_rank(self, name: str, shape: tuple[int, int]) -> None:
         layer = sample(*shape, tokens=20)  # at least n tokens, or the representative input caps the rank
@@ -164,8 +162,7 @@ def test_two_sided_is_the_svd_between_both_roots(shape: tuple[int, int]) -> None
     torch.testing.assert_close(factors_of("two_sided", layer).loss, truth, atol=1e-12, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "shape"), in_turn(NAMES, SHAPES))
 def test_centring_is_never_worse(name: str, shape: tuple[int, int]) -> None:
     """Whatever the factors, moving the mean error into the bias cannot raise the error."""
     layer = sample(*shape)
@@ -178,8 +175,7 @@ def test_centring_is_never_worse(name: str, shape: tuple[int, int]) -> None:
     assert shifted <= metric.relative_error(u @ v.T) + TIGHT
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("name", "shape"), in_turn(NAMES, SHAPES))
 def test_centred_and_normalised_is_never_worse_under_equation_3(name: str, shape: tuple[int, int]) -> None:
     """Image by image, with the mean error in the bias: what a layer of the recipe ``exact_normalised`` does."""
     layer = sample(*shape)

@@ -3,8 +3,6 @@
 No GPU is needed, and none is replaced: kernels, memory and streams of a real one are not tested.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

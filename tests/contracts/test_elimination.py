@@ -1,7 +1,5 @@
 """Backward elimination of units, against least squares of every candidate."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

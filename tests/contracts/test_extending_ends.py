@@ -1,7 +1,5 @@
 """What CONTRIBUTING.md promises, at both ends: a source of images, an allocator, a method of rounding, a format of files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +38,7 @@ class Stripes:
     def content(self, index: int) -> bytes:
         return bytes([self.shades[index]])
 
-    def reduced(self, side: int) -> Stripes:
+    def reduced(self, side: int) -> "Stripes":
         return self
 
     def __len__(self) -> int:

@@ -1,7 +1,5 @@
 """What CONTRIBUTING.md promises: a paper is one file in ``methods``, where registries, lists, plots and tables find it."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -53,7 +51,7 @@ import json, sys
 import lowrank_vit.methods
 lowrank_vit.methods.__path__.append(sys.argv[1])
 from lowrank_vit import RECIPES, compress, get_recipe, recipe_of
-from lowrank_vit.cli.listing import listing
+from lowrank_vit.cli.verbs.list import listing
 from lowrank_vit.records.looks import PRINTED
 from experiments.report.styles import known_style
 from experiments.tables import table_rivals

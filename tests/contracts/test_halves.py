@@ -1,7 +1,5 @@
 """What the decompositions of whole attention modules and MLPs promise, against dense float64 truths."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """What low rank of the logits promises, against dense float64 truths."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Units whose sizes can be searched: the dense model with the parameters of one size is the folded model."""
 
-from __future__ import annotations
-
 import pytest
 import timm
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 from lowrank_vit import analyse, get_recipe
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.search.gates import mixed_outputs
-from tests.support.cases import few
+from tests.support.cases import in_turn
 from tests.support.models import KINDS, images, outputs, tiny
 
 PARTS = {"measured": False, "refit": False, "sense": False}  # what follows the cut, or takes long
@@ -41,8 +39,7 @@ def differences(model: nn.Module, data: torch.Tensor, recipe: str) -> dict[str, 
     return found
 
 
-@pytest.mark.parametrize("kind", few(KINDS, 3))
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("kind", "recipe"), in_turn(KINDS, RECIPES))
 def test_a_share_of_one_is_the_folded_model(recipe: str, kind: str) -> None:
     found = differences(tiny(kind).double(), images(16, kind).double(), recipe)
     assert set(found) == {"half", "dense", "some"}

@@ -1,7 +1,5 @@
 """What is imported is declared, and an extra that is missing is named in one line."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

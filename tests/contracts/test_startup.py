@@ -1,7 +1,5 @@
 """What a command imports before it has listed, shown or refused something: modules are counted, not seconds."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

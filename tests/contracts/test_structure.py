@@ -1,7 +1,5 @@
 """The folders of the package in one direction, stages apart, types of timm in one place, experiments on public names."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

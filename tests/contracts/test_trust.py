@@ -1,83 +1,39 @@
-"""What is opened and what is not: no pickle, no code in a text, no network at import, no markup from data."""
-
-from __future__ import annotations
+"""What is opened runs no code (ruff's rules for pickles, eval and shells see the rest), and an import opens no socket."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support.sources import ROOT
 
-PACKAGES = ("lowrank_vit", "experiments", "benchmarks")
-RUN_CODE = {"eval", "exec", "compile", "__import__"}  # as plain names; module.eval() is another thing
-UNPICKLE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-UNSAFE = {("yaml", "load"), ("yaml", "unsafe_load"), ("yaml", "full_load"), ("os", "system"), ("os", "popen")}
-UNPICKLED_UNLESS_TOLD = {("torch", "load"), ("trainer", "fit"), ("trainer", "validate"), ("trainer", "test")}
-NO_FILE = "ckpt_path"  # Lightning opens one only where this is given
+OPEN = ("torch.load", "trainer.fit", "trainer.validate", "trainer.test")  # Lightning's: only where a file is named
 
 
-def calls(tree: ast.AST) -> Iterator[tuple[ast.Call, str, str]]:
-    """All calls, with the last two parts of what is called."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            called = node.func
-            if isinstance(called, ast.Name):
-                yield node, "", called.id
-            elif isinstance(called, ast.Attribute):
-                yield node, called.value.id if isinstance(called.value, ast.Name) else "", called.attr
+def unsafe(text: str) -> list[str]:
+    """The calls of a source that would unpickle a file."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    options = {ast.unparse(call): {word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls}
+    opening = {c: o for c, o in options.items() if c.startswith(OPEN) and ("torch" in c or "ckpt_path" in o)}
+    found = [call for call, own in opening.items() if own.get("weights_only") != "True"]
+    return found + [call for call, own in options.items() if own.get("allow_pickle") == "True"]
 
 
-def dangers(text: str) -> list[str]:
-    """What of a source can run code that stands in a file, a line each."""
-    tree, found = ast.parse(text), []
-    for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        found += [f"line {node.lineno}: imports {name}" for name in names if name.split(".")[0] in UNPICKLE]
-    for call, owner, name in calls(tree):
-        told = {keyword.arg: keyword.value for keyword in call.keywords}
-        safe = isinstance(told.get("weights_only"), ast.Constant) and told["weights_only"].value is True
-        opens = (owner, name) == ("torch", "load") or NO_FILE in told
-        if (owner, name) in UNPICKLED_UNLESS_TOLD and opens and not safe:
-            found.append(f"line {call.lineno}: {owner}.{name} without weights_only=True")
-        if (not owner and name in RUN_CODE and isinstance(call.func, ast.Name)) or (owner, name) in UNSAFE:
-            found.append(f"line {call.lineno}: {name}()")
-        if name == "load" and isinstance(told.get("allow_pickle"), ast.Constant) and told["allow_pickle"].value:
-            found.append(f"line {call.lineno}: allow_pickle")
-        if any(key == "shell" for key in told):
-            found.append(f"line {call.lineno}: a shell")
-    return found
-
-
-def test_nothing_that_is_opened_can_run_code() -> None:
-    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    assert len(files) > 200
-    assert sum("torch.load(" in path.read_text(encoding="utf-8") for path in files) >= 3
-    found = {path.relative_to(ROOT).as_posix(): dangers(path.read_text(encoding="utf-8")) for path in files}
-    assert {name: lines for name, lines in found.items() if lines} == {}
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "torch.load(path, weights_only=safe)",
-        "trainer.fit(module, ckpt_path=path)",
-        "import pickle",
-        "from joblib import load",
-        "eval(text)",
-        "exec(text)",
-        "yaml.load(file)",
-        "np.load(file, allow_pickle=True)",
-        "subprocess.run(text, shell=True)",
-    ],
-)
-def test_what_could_run_code_is_reported(line: str) -> None:
-    assert len(dangers(f"def f():\n    {line}\n")) == 1
+def test_nothing_that_is_opened_is_unpickled() -> None:
+    files = [
+        path for package in ("lowrank_vit", "experiments", "benchmarks") for path in (ROOT / package).rglob("*.py")
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    assert sum("torch.load(" in text for text in texts) >= 3
+    assert [call for text in texts for call in unsafe(text)] == []
+    for line in (
+        "torch.load(x)",
+        "torch.load(x, weights_only=no)",
+        "trainer.fit(m, ckpt_path=x)",
+        "np.load(x, allow_pickle=True)",
+    ):
+        assert unsafe(line) == [line]
 
 
 OFFLINE = """

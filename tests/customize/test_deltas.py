@@ -1,7 +1,5 @@
 """What every delta promises, and what COMCAT's and LoRA's compute, against dense truths."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from lowrank_vit.customize.deltas import DELTAS, attentions
 from lowrank_vit.customize.deltas.head_products import HeadProducts
 from lowrank_vit.customize.deltas.weights import Lora
 from lowrank_vit.customize.text_to_image import TextToImage
+from tests.support.cases import in_turn
 from tests.support.diffusion import METHODS, attached, moved, outputs, small
 
 
@@ -35,8 +34,7 @@ def test_nothing_changes_at_step_zero(name: str) -> None:
     assert change <= 1e-6
 
 
-@pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("merged", "name"), in_turn([False, True], METHODS))
 def test_detaching_restores_the_base_bit_by_bit(name: str, merged: bool) -> None:
     model = small(torch.float32)
     weights, modules, before = state(model), kinds(model), outputs(model, ["normal 3"])

@@ -1,7 +1,5 @@
 """Folders of diffusers: the small model's, one with a text encoder and an autoencoder, and those that are refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,35 +1,24 @@
-"""Metrics by hand-worked cases and identities; what the judge sees."""
+"""Metrics by hand-worked cases and identities, what the judge sees, and the prior of old images."""
 
-from __future__ import annotations
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 
-from lowrank_vit.customize.digits import (
-    Judge,
-    accuracy,
-    digit_images,
-    frechet_distance,
-)
+from lowrank_vit.customize.digits import Judge, accuracy, digit_images, frechet_distance
+from lowrank_vit.customize.sample import Prior
+from lowrank_vit.customize.train import Training, train
 from lowrank_vit.models import load_model
+from tests.customize.test_train_and_sample import knowing
+from tests.support.diffusion import attached, small
 
 
 def features(seed: int, scale: float = 1.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(40, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double()
-
-
-def test_frechet_distance_of_sets_on_a_line() -> None:
-    first, second = torch.tensor([[0.0], [2.0]]).double(), torch.tensor([[3.0], [7.0]]).double()
-    assert frechet_distance(first, second) == pytest.approx(16 + 2)  # means 1, 5; deviations sqrt 2, sqrt 8
-
-
-def test_frechet_distance_of_a_moved_set_is_the_square_of_the_way() -> None:
-    way = torch.tensor([3.0, 0, 0, 4, 0, 0]).double()
-    assert frechet_distance(features(0), features(0) + way) == pytest.approx(25)
-    assert frechet_distance(features(0), features(0)) == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_distance_by_the_matrix_square_root() -> None:
@@ -47,3 +36,33 @@ def test_the_judge_knows_the_real_digits() -> None:
     assert accuracy(answers, digits) > 95
     assert pooled.shape == (500, 24)
     assert accuracy(Judge(classifier)(-images)[0], digits) < 50
+
+
+IMAGES = torch.linspace(-1, 1, 128).view(2, 1, 8, 8)
+
+
+def first_loss(prior: Prior | None) -> float:
+    """The loss of the first step, at which nothing is trained yet."""
+    customization = attached(small(torch.float32), "comcat")
+    return train(customization, IMAGES, "normal V* digit", Training(1, 2, 1e-3), prior=prior).losses[0]
+
+
+def test_its_loss_is_added_by_its_weight() -> None:
+    drawn, prompts = -IMAGES[:1], ("normal 3",)
+    alone, once, thrice = (first_loss(prior) for prior in (None, Prior(drawn, prompts), Prior(drawn, prompts, 3.0)))
+    assert once > alone
+    assert thrice - alone == pytest.approx(3 * (once - alone), rel=1e-4)
+
+
+def test_each_image_is_learnt_by_its_own_prompt() -> None:
+    """A U-Net that knows one image for the empty prompt, and another one for any other, has no loss to learn from."""
+    empty, given = torch.full((1, 8, 8), 0.1), torch.full((1, 8, 8), -0.2)
+    model = knowing(empty, given)
+    bias = torch.nn.Parameter(torch.zeros(()))
+    model.unet.register_forward_hook(lambda module, inputs, made: SimpleNamespace(sample=made.sample + 0 * bias))
+    method = SimpleNamespace(trains_word=False, learning_rate=1e-3)
+    customization: Any = SimpleNamespace(model=model, method=method, prompt=model.prompt, trained=[bias])
+    images, drawn = given.expand(2, -1, -1, -1), torch.stack([empty, given])
+    for prompts, right in ((("", "a word"), True), (("a word", ""), False)):
+        told = train(customization, images, "a word", Training(3, 8), prior=Prior(drawn, prompts))
+        assert all((loss < 1e-6) == right for loss in told.losses)

@@ -1,7 +1,5 @@
 """Training and sampling by their definitions: U-Nets whose answers are known."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from lowrank_vit.customize.sample import sample
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.train import Training, noise_loss, train
+from tests.support.cases import in_turn
 from tests.support.diffusion import attached, outputs, small
 
 SHAPE = (1, 8, 8)
@@ -64,8 +63,7 @@ def test_who_knows_the_images_has_no_loss(kind: str) -> None:
     assert wrong > 1e-2
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize(("kind", "guidance"), in_turn(["epsilon", "v_prediction"], [0.0, 1.0, 2.0]))
 def test_guidance_goes_from_the_empty_prompts_image_beyond_the_given_ones(guidance: float, kind: str) -> None:
     empty, given = torch.full(SHAPE, 0.1), torch.full(SHAPE, -0.2)
     images = sample(knowing(empty, given, kind), ["a word"] * 3, guidance=guidance, steps=5)

@@ -1,16 +1,11 @@
 """Folders of images that several files share."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.image_folders import (
-    picture,
-    write,
-)
+from tests.support.image_folders import picture, write
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Images of every mode become grey or RGB, upright and on white; large JPEGs are decoded at reduced size."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lowrank_vit.data.decoding import MARGIN, read_image, to_channels
+from tests.support.cases import in_turn
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
@@ -18,8 +17,9 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert np.array_equal(to_channels(Image.fromarray(np.array([[0, 7, 255]], np.int32)), 1), [[0, 7, 255]])
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "YCbCr", "I;16", "I", "F"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "channels"), in_turn(["1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "YCbCr", "I;16", "I", "F"], [1, 3])
+)
 def test_every_mode_becomes_grey_or_rgb(mode: str, channels: int) -> None:
     result = to_channels(Image.new(mode, (5, 4)), channels)
     assert result.mode == {1: "L", 3: "RGB"}[channels]

@@ -1,13 +1,12 @@
 """Folders of images: classes and their numbers, what is left out, what is broken."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
 from lowrank_vit.data import open_source
 from lowrank_vit.runtime.errors import InputError
+from tests.support.cases import in_turn
 from tests.support.image_folders import TENCH, TOILET_PAPER, data, labels, one_line, write
 
 
@@ -53,8 +52,7 @@ def test_one_folder_for_both_splits_is_refused(folder: Path) -> None:
         open_source(f"imagefolder:{folder}")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("content", [b"", b"junk", "truncated"])
+@pytest.mark.parametrize(("workers", "content"), in_turn([0, 1], [b"", b"junk", "truncated"]))
 def test_a_broken_image_is_named(folder: Path, workers: int, content: bytes | str) -> None:
     file = folder / "validation" / "b" / "110.png"
     file.write_bytes(file.read_bytes()[:200] if isinstance(content, str) else content)
@@ -81,3 +79,14 @@ def test_an_empty_class_folder_is_told_and_what_archives_leave_is_no_class(tmp_p
     (tmp_path / "train" / "a").mkdir()
     with pytest.warns(UserWarning, match="class folder 'a' has no images, and counts as a class all the same"):
         assert data(tmp_path).source.names == ("a", "b", "c")
+    write(tmp_path / "validation" / "bb", 3)
+    with pytest.warns(
+        UserWarning, match="class folder 'bb' is in validation/ alone, and counts as a class all the same"
+    ):
+        assert data(tmp_path).source.names == ("a", "b", "bb", "c")
+
+
+def test_a_link_to_nowhere_is_named(folder: Path) -> None:
+    (folder / "validation" / "b" / "lost.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(InputError, match=r"lost\.png \(No such file or directory\): replace or remove it"):
+        labels(data(folder).val_dataloader())

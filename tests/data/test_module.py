@@ -1,7 +1,5 @@
 """The loaders of a model's images: transforms, order, workers, and what unlabelled images can be used for."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,7 @@ from torch.utils.data import DataLoader
 
 from lowrank_vit.data import open_source
 from lowrank_vit.data.loading import training_transform
-from tests.support.image_folders import (
-    CONFIG,
-    data,
-    images,
-)
+from tests.support.image_folders import CONFIG, data, images
 
 
 def test_the_evaluation_transform_is_timms(folder: Path) -> None:

@@ -1,8 +1,5 @@
 """Which images are drawn, in which order, on which process."""
 
-from __future__ import annotations
-
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -15,13 +12,7 @@ import torch
 from lowrank_vit.data import ImageData
 from lowrank_vit.data.sampling import CALIBRATION, EVALUATION, TRAINING, draw
 from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import (
-    GREY,
-    data,
-    images,
-    one_line,
-    write,
-)
+from tests.support.image_folders import GREY, data, images, one_line, write
 
 
 def test_the_calibration_subset_is_reproducible(folder: Path) -> None:
@@ -36,18 +27,6 @@ def test_the_calibration_subset_is_reproducible(folder: Path) -> None:
     assert tensor.dtype == torch.float32
     assert tensor.equal(images(second.calibration_dataloader()))
     assert tensor.equal(images(first.calibration_dataloader()))  # and again
-
-
-def test_known_digits_subset() -> None:
-    digits = ImageData("digits", GREY, calibration_samples=4)
-    assert digits.calibration_indices == [
-        1268,
-        85,
-        896,
-        1262,
-    ]  # in every version: results name their images by the hash
-    expected = hashlib.sha256(np.array([1268, 85, 896, 1262], dtype="<i8").tobytes()).hexdigest()
-    assert digits.calibration_record == {"source": "digits", "indices_sha256": expected, "samples": 4}
 
 
 def test_calibration_on_the_evaluation_split_is_refused(folder: Path) -> None:

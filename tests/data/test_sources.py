@@ -1,12 +1,15 @@
 """What a specification opens, the embedded digits among it, and what is none."""
 
-from __future__ import annotations
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lowrank_vit.data import open_source
 from lowrank_vit.data.kinds import source_kinds
-from lowrank_vit.data.splits import SOURCES
+from lowrank_vit.data.splits import NO_LABEL, SOURCES
+from lowrank_vit.runtime.errors import InputError
+from tests.support.image_folders import TENCH, TOILET_PAPER, write
 
 
 def test_the_digits_split_is_stratified() -> None:
@@ -20,3 +23,40 @@ def test_the_digits_split_is_stratified() -> None:
 
 def test_kinds_are_known_before_anything_is_imported() -> None:
     assert source_kinds() == SOURCES.names()
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    """Two labelled training images, one to evaluate on, three photographs."""
+    write(tmp_path / "labelled" / "train" / TENCH, 1, 2)
+    write(tmp_path / "labelled" / "validation" / TOILET_PAPER, 3)
+    write(tmp_path / "photos" / "b", 4)
+    write(tmp_path / "photos" / "a", 5)
+    write(tmp_path / "photos", 6)
+    write(tmp_path / "photos" / ".thumbnails", 7)
+    return f"joined:{tmp_path}/photos,imagefolder:{tmp_path}/labelled"
+
+
+def test_photographs_follow_the_training_images(spec: str) -> None:
+    source = open_source(spec)
+    train = source.split("train")
+    assert (source.spec, source.num_classes, source.mirrors) == (spec, 1000, True)
+    assert list(train.labels) == [0, 0, NO_LABEL, NO_LABEL, NO_LABEL]
+    assert len(train) == 5
+    rest, photos = spec.removeprefix("joined:").split(",imagefolder:")[1], spec.split(",")[0].removeprefix("joined:")
+    files = [f"{rest}/train/{TENCH}/001.png", f"{rest}/train/{TENCH}/002.png"]
+    files += [f"{photos}/006.png", f"{photos}/a/005.png", f"{photos}/b/004.png"]
+    assert {train.content(index) for index in range(5)} == {Path(file).read_bytes() for file in files}
+    assert [train[index][1] for index in range(5)] == list(train.labels)
+    assert train.reduced(8)[4][0].size == train[4][0].size
+
+
+def test_loose_photographs_calibrate(tmp_path: Path) -> None:
+    write(tmp_path, *range(5))
+    source = open_source(f"imagefolder:{tmp_path}")
+    assert (len(source.split("train")), source.num_classes) == (5, None)
+    with pytest.raises(InputError, match="no validation split"):
+        source.split("validation")
+    write(tmp_path / "validation" / "cat", 7)
+    source = open_source(f"imagefolder:{tmp_path}")
+    assert (list(source.split("train").labels), list(source.split("validation").labels)) == ([-1] * 5, [0])

@@ -1,7 +1,5 @@
 """Parquet files, saved data sets and the hub: the same images and labels, and what is broken is named."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,7 @@ import pytest
 
 from lowrank_vit.data import open_source
 from lowrank_vit.runtime.errors import InputError
-from tests.support.image_folders import (
-    TENCH,
-    TOILET_PAPER,
-    data,
-    picture,
-)
+from tests.support.image_folders import TENCH, TOILET_PAPER, data, picture
 
 
 def same_images(source: Any, first: int = 0) -> bool:

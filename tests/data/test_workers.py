@@ -1,18 +1,13 @@
 """Workers of a loader: as many as there are cores for them, kept between epochs, and gone with their loader."""
 
-from __future__ import annotations
-
 import multiprocessing
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lowrank_vit.data.loading import default_workers
 from tests.support.image_folders import data, images
 
 pytestmark = pytest.mark.slow
@@ -58,21 +53,3 @@ def test_kept_workers_load_what_new_ones_load(folder: Path) -> None:
     assert pids() - before == team  # the same processes in all of them
     del kept
     assert left(before) == []
-
-
-@pytest.mark.parametrize(
-    ("cores", "here", "jobs", "workers"),
-    [(2, 1, 1, 2), (96, 1, 1, 16), (96, 8, 1, 12), (64, 1, 8, 8), (4, 8, 1, 1), (2, 1, 8, 1)],
-)
-def test_cores_are_shared(
-    cores: int,
-    here: int,
-    jobs: int,
-    workers: int,
-    as_rank: Callable[[int, int], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """By the processes of a run on this machine, and by jobs side by side; no loader has more than 16."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    as_rank(0, here)
-    assert default_workers(jobs) == workers

@@ -1,7 +1,5 @@
 """Every command and every block of Python of the guides is run, page by page, in an empty folder."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import sys

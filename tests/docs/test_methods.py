@@ -1,7 +1,5 @@
 """The tables of methods say what the code has, and leave nothing out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

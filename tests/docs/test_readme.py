@@ -1,7 +1,5 @@
 """The README is short, its links lead somewhere, and no result on its first screen was typed by hand."""
 
-from __future__ import annotations
-
 import re
 
 from tests.support.sources import ROOT

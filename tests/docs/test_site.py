@@ -1,7 +1,5 @@
 """The pages build strictly, lack no public name, and fetch nothing from elsewhere."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

@@ -3,8 +3,6 @@
 ``python -m tests.docs.test_tutorials`` makes the outputs anew.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tempfile

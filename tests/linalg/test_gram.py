@@ -1,15 +1,16 @@
 """The symmetric product against the dense one in float64, on both sides of the panel's width."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
 from lowrank_vit.linalg.metric import PANEL, PIECE, assembled, gram, gram_panels, weighted_sum
+from tests.support.cases import in_turn
 
 
-@pytest.mark.parametrize("width", [1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 3 * PANEL + 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    in_turn([1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 3 * PANEL + 5], [torch.float32, torch.float64]),
+)
 def test_it_is_the_whole_product(width: int, dtype: torch.dtype) -> None:
     """Within the bound of a sum of m products, ``m eps |X|^T |X|``."""
     x = torch.randn(40, width, dtype=dtype, generator=torch.Generator().manual_seed(0)) + 1

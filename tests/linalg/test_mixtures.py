@@ -1,7 +1,5 @@
 """Mixtures of sizes against their definition: every candidate as a matrix of its own, weighed by its share."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Pivoted factors: the same product, an identity in it, and coefficients that stay small."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

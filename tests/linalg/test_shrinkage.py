@@ -1,7 +1,5 @@
 """The oracle's shrinkage: against its risk, found by drawing samples, and worked by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

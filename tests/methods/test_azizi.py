@@ -1,7 +1,5 @@
 """Algorithm 1 at the real shapes of the paper's models, where the mean image caps the ranks far below break-even."""
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from typing import Any
@@ -15,6 +13,7 @@ from lowrank_vit.methods.azizi import COUNTED, SCHEDULE, GradualReduction
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.sites import Site
+from tests.support.cases import few
 
 SWIN = "swin_base_patch4_window7_224"
 MODELS = ("deit_base_patch16_224", "vit_large_patch16_224", SWIN)
@@ -73,7 +72,7 @@ def test_what_is_unseen_gives_the_algorithm_a_say(name: str, reduction: float) -
     assert one.ranks != other.ranks
 
 
-@pytest.mark.parametrize("start", ["factored", "dense"])
+@pytest.mark.parametrize("start", few(["factored", "dense"], 1))
 @pytest.mark.parametrize(("name", "reduction"), CASES[1:2])
 def test_the_schedule_ends_at_its_own_target(name: str, reduction: float, start: str) -> None:
     """The own count is then within 0.2 % of what was to be removed, or one rank; single ranks follow only where it must."""
@@ -110,6 +109,7 @@ def test_more_iterations_change_the_schedule_that_is_run_to_its_end() -> None:
         assert count == pytest.approx(target + share * (begun - target), abs=0.01 * target)
 
 
+@pytest.mark.slow
 def test_of_equal_losses_the_layer_with_the_largest_share_left_is_cut() -> None:
     """By hand: two layers that lose nothing, of 4 and 8 ranks; cut in turn, so that their shares stay alike."""
     given = [

@@ -1,7 +1,5 @@
 """The position embedding at a rank, against the loss increase that it predicts, in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """COMCAT as its specification accepts it: all directions, the search on a stand-in, and DeiT-Tiny's real weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

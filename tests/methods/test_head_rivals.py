@@ -1,7 +1,5 @@
 """Choices of heads, of dimensions of heads, and of hidden units: dense float64 truths, and worked by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """LoSparse's rows: their importance and schedule by hand, what they cost, and that folding changes nothing."""
 
-from __future__ import annotations
-
 import copy
 from itertools import pairwise
 

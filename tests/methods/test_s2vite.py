@@ -1,17 +1,9 @@
 """Drop and grow: the sizes by hand, what dies and what grows, and a whole run on labels that can be interrupted."""
 
-from __future__ import annotations
-
 import timm
 import torch
 
-from lowrank_vit.methods.s2vite import (
-    DropAndGrow,
-    LiveGate,
-    exchange,
-    kept_count,
-    live_counts,
-)
+from lowrank_vit.methods.s2vite import DropAndGrow, LiveGate, exchange, kept_count, live_counts
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.sites import HEAD, HIDDEN

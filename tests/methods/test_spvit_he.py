@@ -1,7 +1,5 @@
 """Attention that becomes a convolution: each choice of its gates, what it costs, the folded model against the masked one."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Selectors that learn: what is drawn and trained, resumed to the same bytes, dropped as it was masked, kept in files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from lowrank_vit import compress, fewer_tokens, get_recipe
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.token_block import SelectingBlock
-from lowrank_vit.stages.tokens.learning.train_selectors import SelectorTraining, drawn, see
+from lowrank_vit.stages.tokens.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
 from tests.support.models import images, outputs, tiny

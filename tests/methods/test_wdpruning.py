@@ -1,7 +1,5 @@
 """WDPruning's gates: the mask and its gradients by hand, the Lagrangian, and scores that keep each matrix's count."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A fine-tuned model's classes and image size: as given, or as its checkpoint's shapes say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Checkpoints in the forms that people have them: folders, shards, results of trainings; and files that are none."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path, PosixPath
@@ -61,6 +59,11 @@ FORMS: dict[str, Callable[[Path, State], Path]] = {
     "no suffix": lambda folder, state: saved(folder, state, "it"),
     "Lightning with a loss's weights": lambda folder, state: saved(
         folder, {"state_dict": below("model.", state) | {"loss.weight": torch.ones(3)}}
+    ),
+    "a head beside the backbone": lambda folder, state: saved(
+        folder,
+        {f"net.{'' if name.startswith('head') else 'backbone.'}{name}": each for name, each in state.items()}
+        | {"net.neck.weight": torch.ones(3)},
     ),
     "averaged model": lambda folder, state: saved(folder, below("module.", state) | {"n_averaged": torch.tensor(3)}),
     "results of a training": lambda folder, state: saved(

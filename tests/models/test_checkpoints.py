@@ -1,9 +1,6 @@
 """Checkpoints as people have them: PyTorch's files, wrapped, with prefixes and moving averages; nothing is unpickled."""
 
-from __future__ import annotations
-
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,24 +74,3 @@ def test_of_several_one_is_chosen(tmp_path: Path, state: State, average: Any, na
             assert model_arguments(SMALL, place, {}) == {}
     with pytest.raises(InputError, match="has no 'other'"):
         load_model(SMALL, Path(f"{file}#other"))
-
-
-class Evil:
-    """Run code where it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (os.environ["EVIL"],)
-
-
-def test_nothing_is_unpickled(tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
-    contents = [Evil(), {"model": state, "more": Evil()}, timm.create_model(SMALL), [1, 2], {"epoch": 1}]
-    for content in contents:
-        torch.save(content, tmp_path / "weights.pth")
-        with pytest.raises(InputError) as error:
-            load_model(SMALL, tmp_path / "weights.pth")
-        assert "\n" not in str(error.value)
-    (tmp_path / "weights.pth").write_bytes(b"junk")
-    with pytest.raises(InputError, match="truncated or not a file"):
-        load_model(SMALL, tmp_path / "weights.pth")
-    assert not (tmp_path / "evil").exists()

@@ -1,7 +1,5 @@
 """Models of transformers by name: from a folder with safetensors, with what their preprocessor says of images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -61,11 +59,3 @@ def test_what_is_no_such_model_is_one_line(changes: dict[str, object], said: str
     with pytest.raises(InputError, match=said) as refused:
         load_model(f"hf:{tmp_path}")
     assert "\n" not in str(refused.value)
-
-
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    model = saved("vit", tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="safetensors"):
-        load_model(f"hf:{tmp_path}")

@@ -1,7 +1,5 @@
 """Models by name and from files: what fits is loaded, everything else is one line."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

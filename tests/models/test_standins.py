@@ -1,7 +1,5 @@
 """The small stand-ins: trained once for each recipe and seed, on disk from then on, and good."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """VMamba against what the official code computes, and its sizes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A mixer that shares attention's weights: one position after another by hand, its cost, its file, and what it refuses."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

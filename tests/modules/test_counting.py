@@ -1,7 +1,5 @@
 """Products are counted as Appendix A counts them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

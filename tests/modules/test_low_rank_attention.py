@@ -1,13 +1,9 @@
 """Attention with heads of unequal widths, by its definition."""
 
-from __future__ import annotations
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lowrank_vit.modules.fold import AttentionWeights, fold_attention
-from lowrank_vit.modules.low_rank_attention import Heads, LowRankAttention, relative_positions
-from lowrank_vit.records.sites import AttentionSite, Site
+from lowrank_vit.modules.low_rank_attention import Heads, LowRankAttention
 
 
 def test_ragged_heads_split_and_join() -> None:
@@ -76,22 +72,3 @@ def test_a_head_of_no_directions_costs_nothing() -> None:
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
     assert len(three.config["value"]) == 3  # type: ignore[arg-type]  # the dense module's heads are still known
-
-
-def test_folding_leaves_out_the_position_biases_of_a_head_without_directions() -> None:
-    heads, width, n = 3, 2, 6
-    site = AttentionSite("a", Site("a.qkv", n, 18, True, heads), Site("a.proj", n, n, True), width, window_size=(1, 5))
-    generator = torch.Generator().manual_seed(0)
-    weight, bias, table = (torch.randn(*shape, generator=generator).double() for shape in ((n, 18), (18,), (9, heads)))
-    dense = AttentionWeights(weight, bias, 0.5, torch.float64, table)
-    same = torch.eye(width).double().expand(heads, -1, -1)
-    kept, output = torch.tensor([0, 1, 4]), torch.randn(3, n, generator=generator).double()
-    logits = torch.tensor([0, 1, 4, 5])
-    small = fold_attention(site, dense, (same, same), logits, same, kept, output, torch.zeros(n).double())
-    assert (small.query_key.widths, small.value.widths) == ([2, 0, 2], [2, 0, 1])
-    x = torch.randn(1, 5, n, generator=generator).double()
-    q, k, v = ((x @ weight + bias)[0].view(5, 3, heads, width)[:, part].transpose(0, 1) for part in range(3))
-    logits = 0.5 * q @ k.mT + table[relative_positions(1, 5)].permute(2, 0, 1)
-    truth = (logits.softmax(-1) @ v).transpose(0, 1).flatten(1)[:, kept] @ output
-    with torch.no_grad():
-        torch.testing.assert_close(small(x)[0], truth)

@@ -1,7 +1,5 @@
 """The smaller MLPs against timm's, with gates and without: by their definition, hidden unit by hidden unit."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest
@@ -29,14 +27,8 @@ KINDS = {  # a module of timm's, and its hidden units
     "plain": (partial(Mlp, N, HIDDEN_UNITS, D), lambda m, x: F.gelu(m.fc1(x))),
     "no bias": (partial(Mlp, N, HIDDEN_UNITS, D, bias=False), lambda m, x: F.gelu(m.fc1(x))),
     "swiglu": (partial(SwiGLU, N, HIDDEN_UNITS, D), lambda m, x: F.silu(m.fc1_g(x)) * m.fc1_x(x)),
-    "swiglu, no bias": (
-        partial(SwiGLU, N, HIDDEN_UNITS, D, bias=False),
-        lambda m, x: F.silu(m.fc1_g(x)) * m.fc1_x(x),
-    ),
-    "packed": (
-        partial(SwiGLUPacked, N, 2 * HIDDEN_UNITS, D),
-        lambda m, x: F.silu(halves(m, x)[0]) * halves(m, x)[1],
-    ),
+    "swiglu, no bias": (partial(SwiGLU, N, HIDDEN_UNITS, D, bias=False), lambda m, x: F.silu(m.fc1_g(x)) * m.fc1_x(x)),
+    "packed": (partial(SwiGLUPacked, N, 2 * HIDDEN_UNITS, D), lambda m, x: F.silu(halves(m, x)[0]) * halves(m, x)[1]),
     "gate last": (
         partial(GluMlp, N, 2 * HIDDEN_UNITS, D),
         lambda m, x: halves(m, x)[0] * torch.sigmoid(halves(m, x)[1]),

@@ -1,7 +1,5 @@
 """Layers of values and outputs with fewer directions, by their definition."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

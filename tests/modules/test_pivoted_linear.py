@@ -1,7 +1,5 @@
 """Linear layers with identities that are not stored."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """VMamba's mixer against float64 loops over channels, and the theorem on the mean of all channels."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 
@@ -11,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.modules.scans import LEFT_OUT, MODES, SS2D, SmallScan
+from tests.support.cases import in_turn
 
 SCANNED = [mode for mode in MODES if mode != LEFT_OUT]
 
@@ -95,8 +94,7 @@ def test_the_mean_of_all_channels_leaves_the_gate(mode: str) -> None:
     assert spread(smaller(module, mode, "mean"), x, expected) <= 1e-6
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("mode", SCANNED)
+@pytest.mark.parametrize(("gated", "mode"), in_turn([False, True], SCANNED))
 def test_with_the_skip_by_channel_it_is_no_scan_at_all(mode: str, gated: bool) -> None:
     module, x = mixer(gated=gated, state=2), torch.randn(2, 5, 7, 12, dtype=torch.float64)
     written, left_out = smaller(module, mode), smaller(module, LEFT_OUT)

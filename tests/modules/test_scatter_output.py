@@ -1,17 +1,15 @@
 """A layer that makes some of its outputs: the masked layer, wherever it stands, and nothing that cannot be one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
 
 from lowrank_vit.modules import empty_replacement, replacement_entries
 from lowrank_vit.modules.partial_linear import ScatterOutput
+from tests.support.cases import in_turn
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kept", [[0, 2, 3], [4], [], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize(("bias", "kept"), in_turn([True, False], [[0, 2, 3], [4], [], [0, 1, 2, 3, 4]]))
 def test_it_is_the_layer_with_zeros_in_the_other_outputs(bias: bool, kept: list[int]) -> None:
     linear, x = nn.Linear(3, 5, bias=bias).double(), torch.randn(2, 7, 3, dtype=torch.float64)
     small, mask = ScatterOutput.of(linear, torch.tensor(kept, dtype=torch.long)), torch.zeros(5, dtype=torch.float64)

@@ -1,17 +1,15 @@
 """A layer that reads some of its inputs: the masked layer, wherever it stands, and nothing that cannot be one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
 
 from lowrank_vit.modules import empty_replacement, replacement_entries
 from lowrank_vit.modules.partial_linear import SelectInput
+from tests.support.cases import in_turn
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kept", [[0, 2, 3], [4], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize(("bias", "kept"), in_turn([True, False], [[0, 2, 3], [4], [0, 1, 2, 3, 4]]))
 def test_it_is_the_layer_with_zeros_in_the_other_columns(bias: bool, kept: list[int]) -> None:
     linear, x = nn.Linear(5, 3, bias=bias).double(), torch.randn(2, 7, 5, dtype=torch.float64)
     small, mask = SelectInput.of(linear, torch.tensor(kept)), torch.zeros(5, dtype=torch.float64)

@@ -1,7 +1,5 @@
 """Selected tokens: the package worked by hand, scores against their definition, dropped tokens against masked ones."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

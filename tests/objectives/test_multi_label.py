@@ -1,7 +1,5 @@
 """Several labels for an image: each keeps its own probability, and none competes with another."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lowrank_vit import InputError, compress, distill, evaluate, get_recipe, load, save
+from lowrank_vit import InputError, compress, fewer_tokens, finetune, get_recipe, learn, load, save
 from lowrank_vit.objectives import objective_for
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives.labels import LabelLoss
 from lowrank_vit.objectives.multi_label import MultiLabel
 from lowrank_vit.records.images import Images
+from tests.support.cases import few
 from tests.support.models import images, tiny
 
 SEVERAL = (torch.rand(24, 10, generator=torch.Generator().manual_seed(0)) < 0.3).float()
@@ -70,7 +70,7 @@ def test_images_alone_say_nothing() -> None:
         assert not Images(form).several_labels
 
 
-@pytest.mark.parametrize("recipe", ["best", "loss_aware"])
+@pytest.mark.parametrize("recipe", few(["loss_aware", "best"], 1))
 def test_every_label_keeps_its_probability(recipe: str, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     model = tiny()
     with caplog.at_level(logging.WARNING):
@@ -89,21 +89,61 @@ def test_every_label_keeps_its_probability(recipe: str, caplog: pytest.LogCaptur
     assert load(tmp_path / "it")(data).shape == (64, 10)
 
 
-def test_what_has_no_top_1_is_told() -> None:
-    with pytest.raises(InputError, match="images of several labels have no top-1"):
-        evaluate(tiny(), batches(SEVERAL), progress=False)
-
-
-def test_it_is_distilled_label_by_label() -> None:
-    model = tiny()
-    small, _ = compress(model, [images(24)], "svd", 0.4, device="cpu")
-    trained = distill(
-        small, model, images(24), objective=MultiLabel(), epochs=1, batch_size=8, flips=False, progress=False
-    )
-    assert "train_label_kl" in trained.describe()
-
-
 def test_a_configuration_says_it() -> None:
     model = nn.Linear(4, 3)
     model.num_classes, model.config = 3, type("Config", (), {"problem_type": "multi_label_classification"})()  # type: ignore[assignment]
     assert isinstance(objective_for(model, Classification()), MultiLabel)
+
+
+def test_the_loss_of_labels_by_hand() -> None:
+    model, logits = tiny(), torch.tensor([[0.7, -1.2], [0.1, 2.0]])
+    model.head = nn.Linear(16, 2)
+    several = (images(2), torch.tensor([[1, 1], [0, 1]]))
+    loss = LabelLoss(model, 0.1)
+    p = logits.double().sigmoid()
+    yes = torch.tensor([[0.95, 0.95], [0.05, 0.95]], dtype=torch.float64)
+    expected = -(yes * p.log() + (1 - yes) * (1 - p).log()).sum() / 2
+    assert float(loss(logits, loss.targets(several))) == pytest.approx(float(expected), rel=1e-6)
+    assert isinstance(loss.objective(several), MultiLabel)
+    single = (images(2), torch.tensor([[0, 1], [1, 0]]))
+    assert loss.targets(single).tolist() == [[0, 1], [1, 0]]  # as in the first batch
+    with pytest.raises(InputError, match=r"pass a 0 or a 1 for each of 2 labels, of the shape \(2, 2\)"):
+        loss.targets((images(2), torch.tensor([0, 1])))
+    with pytest.raises(InputError, match=r"labels\.argmax\(1\)"):
+        LabelLoss(model, 0.1).targets(single)
+
+
+RIGHT = torch.cat([torch.ones(24, 3), torch.zeros(24, 7)], 1)  # what can be learnt from the first steps
+
+
+def binary_loss(model: nn.Module) -> float:
+    with torch.no_grad():
+        return float(nn.functional.binary_cross_entropy_with_logits(model(images(24)), RIGHT))
+
+
+QUIET: dict[str, Any] = {"epochs": 3, "lr": 1e-2, "progress": False}
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_it_is_fine_tuned_label_by_label(taught: bool) -> None:
+    model, before = tiny(), binary_loss(tiny())
+    teacher = tiny() if taught else None
+    trained = finetune(model, batches(RIGHT), teacher=teacher, distillation_weight=0.1, **QUIET)
+    assert binary_loss(model) < 0.8 * before
+    assert trained.val_top1 is None
+    with pytest.raises(InputError, match="no single answer of a teacher"):
+        finetune(tiny(), batches(RIGHT), teacher=tiny(), hard_teacher=True, **QUIET)
+
+
+@pytest.mark.parametrize("taught", [False, True])
+def test_gates_are_learnt_label_by_label(taught: bool) -> None:
+    model, before = tiny(), binary_loss(tiny())
+    learn(model, batches(RIGHT), "vtp", 0.3, teacher=tiny() if taught else None, distillation_weight=0.1, **QUIET)
+    assert binary_loss(model) < 0.8 * before
+
+
+def test_selectors_are_learnt_label_by_label() -> None:
+    model = tiny()
+    before = binary_loss(model)
+    small = fewer_tokens(model, "spvit-kong", learn_on=batches(RIGHT), training=QUIET | {"lr": 0.5})
+    assert binary_loss(small) < 0.8 * before

@@ -1,7 +1,5 @@
 """Budgets as users write them: worked by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from lowrank_vit.records.budgets import Budget, budget_of

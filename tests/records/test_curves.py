@@ -1,12 +1,10 @@
-"""What sizes cost and lose: worked by hand."""
-
-from __future__ import annotations
+"""What sizes cost and lose, and which rows and columns come first: worked by hand."""
 
 import torch
 
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.factors import Directions
+from lowrank_vit.records.factors import Columns, Directions
 
 
 def curve(dense: int, multiple: int = 1) -> ErrorCurve:
@@ -43,3 +41,21 @@ def test_directions_are_kept_among_those_that_may_be() -> None:
     units = Directions(torch.tensor([3, 0, 2, 1]), torch.zeros(5))
     assert units.kept(2).tolist() == [0, 3]
     assert units.kept(2, torch.tensor([True, True, True, False])).tolist() == [0, 2]
+
+
+INNER, INPUTS = torch.tensor([0.2, 0.9, 0.1]), torch.tensor([0.3, 0.05])
+
+
+def test_the_best_of_either_kind_come_first_and_then_one_order() -> None:
+    """The order is inner 1, input 0; inner 0, inner 2, input 1: ranks 1 to 4 keep 2 to 5 of it."""
+    columns = Columns.by_score(INNER, INPUTS, torch.zeros(3), torch.zeros(2))
+    assert [tuple(each.tolist() for each in columns.kept(rank)) for rank in (1, 2, 3, 4)] == [
+        ([1], [0]),
+        ([0, 1], [0]),
+        ([0, 1, 2], [0]),
+        ([0, 1, 2], [0, 1]),
+    ]
+    assert [each.tolist() for each in columns.kept(None)] == [[0, 1, 2], [0, 1]]
+    torch.testing.assert_close(columns.units.loss[1:], torch.tensor([0.2, 0.1, 0.05, 0.0]))
+    inner, inputs = columns.counts()
+    assert (inner[1:].tolist(), inputs[1:].tolist()) == ([1, 2, 3, 3], [1, 1, 1, 2])

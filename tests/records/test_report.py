@@ -1,7 +1,5 @@
 """What the report says of Z, against equation (10) worked out image by image from the model's own inputs."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from lowrank_vit.methods.svd import PlainSVD
 from lowrank_vit.records.report import z_summary
 from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 
 SOLVERS = ("closed_form", "moments", "minibatch")
@@ -41,8 +40,7 @@ def equation_10(inputs: list[Tensor], weight: Tensor, approximation: Tensor) -> 
     )
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("kind", COMPENSATIONS.names())
+@pytest.mark.parametrize(("solver", "kind"), in_turn(SOLVERS, COMPENSATIONS.names()))
 def test_losses_of_z_are_equation_10(kind: str, solver: str) -> None:
     model, data = tiny().double(), images(12).double()
     compressed, report = compress(model, [data], recipe(kind, solver), 0.3)

@@ -1,7 +1,5 @@
 """Files whole or not at all: what a full disk, a killed process and a living one leave behind."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -76,29 +74,3 @@ def test_a_folder_is_there_with_all_its_files_or_not_at_all(tmp_path: Path) -> N
         make(target, "another")
     assert (target / "file").read_text() == "whole"
     assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="which file a handle belongs to is asked of Linux's /proc")
-@pytest.mark.parametrize("folder", [False, True])
-def test_a_name_is_on_the_disk_after_its_content(folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut at any moment leaves the old file or the new one: content first, then the name, then the folder."""
-    flushed, events = os.fsync, []
-
-    def fsync(handle: int) -> None:
-        path = Path(f"/proc/self/fd/{handle}").readlink()
-        events.append("folder around" if path == tmp_path else "content" if TEMPORARY in str(path) else str(path))
-        flushed(handle)
-
-    renamed = os.replace
-
-    def replace(source: Path, target: Path) -> None:
-        events.append("rename")
-        renamed(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "replace", replace)
-    if folder:
-        make(tmp_path / "x", "text")
-    else:
-        write_text(tmp_path / "x", "text")
-    assert events == ["content"] * (2 if folder else 1) + ["rename", "folder around"]

@@ -1,7 +1,5 @@
 """Processes that are started, tell each other things, and end together; launchers are believed."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Processes that were started end with the one that started them, however it died."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,6 +1,4 @@
-"""Environments in which processes cannot meet: one line each, soon, and no process is left."""
-
-from __future__ import annotations
+"""Environments in which processes cannot meet: one line each, soon; work is dealt out, the most expensive first."""
 
 import socket
 from collections.abc import Iterator
@@ -9,6 +7,7 @@ import pytest
 
 from lowrank_vit import InputError
 from lowrank_vit.runtime.launch import launch
+from lowrank_vit.runtime.processes import split
 
 NOWHERE = "no-such-host.invalid"
 
@@ -48,3 +47,9 @@ def test_what_is_wrong_is_named_before_anybody_waits(taken: str, monkeypatch: py
             with pytest.raises(InputError) as found:
                 launch(print, "met", devices=devices or None)
             assert str(found.value).startswith(line)
+
+
+def test_the_most_expensive_is_dealt_out_first() -> None:
+    """Of 1, 2, 3, 4, 6 for two: 6, then 4 + 3, then 2 to the first (8), and 1 to the second (8)."""
+    costs = {"one": 1, "two": 2, "three": 3, "four": 4, "six": 6}
+    assert split(costs, 2) == [["six", "two"], ["four", "three", "one"]]

@@ -1,7 +1,5 @@
 """Folders to the hub and back: the hub's own client on a cache on this disk, its network calls stood in for."""
 
-from __future__ import annotations
-
 import fnmatch
 import shutil
 from pathlib import Path

@@ -1,9 +1,6 @@
 """What is saved is loaded again: arguments that the model shows, factories, dense models that are handed in; or refused."""
 
-from __future__ import annotations
-
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,18 +82,6 @@ def test_a_factory_is_called_by_whom_allows_it_only(tmp_path: Path) -> None:
     save(again, tmp_path / "again")  # it knows its factory
     assert torch.equal(outputs(load(tmp_path / "again", allow_factory=NAME), images(6)), outputs(small, images(6)))
     assert f'load("DIR", allow_factory="{NAME}")' in (tmp_path / "again" / "README.md").read_text()
-
-
-def test_nothing_is_imported_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "strangers.py").write_text("from tests.support.factories import mixer")
-    monkeypatch.syspath_prepend(tmp_path)
-    save(compressed(mixer(), images(6)), tmp_path / "small", factory="strangers:mixer")
-    del sys.modules["strangers"]
-    with pytest.raises(InputError, match="not run unasked"):
-        load(tmp_path / "small")
-    assert "strangers" not in sys.modules
-    load(tmp_path / "small", allow_factory="strangers:mixer")
-    assert sys.modules.pop("strangers")
 
 
 def trained(model: nn.Module) -> nn.Module:

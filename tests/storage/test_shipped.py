@@ -1,7 +1,5 @@
 """The model that comes with the package loads, and sees what is in a photograph."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -28,13 +26,6 @@ def test_it_is_whole_and_small_and_free_to_be_given_away() -> None:
         assert not any(part in file.read_bytes() for part in (b"/work", b"/home", b"/root"))
 
 
-def test_a_folder_of_that_name_goes_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert shipped_folder(NAME) is not None
-    (tmp_path / NAME).mkdir()
-    assert shipped_folder(NAME) is None
-
-
 def test_it_loads_and_names_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (300, 200), (250, 250, 250)).save(tmp_path / "white.png")
     model = lowrank_vit.load(NAME)
@@ -48,6 +39,7 @@ def test_it_loads_and_names_classes(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "cannot read the image" in refused(capsys, "classify", NAME, tmp_path / "text.jpg").partition("\n")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_it_sees_what_photographs_show(real_data: Path) -> None:
     classes = sorted((real_data / "imagenet-samples" / "validation").iterdir())

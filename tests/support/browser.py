@@ -1,7 +1,5 @@
 """Chromium, where there is one: ``make browser`` installs it."""
 
-from __future__ import annotations
-
 import shutil
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,7 +1,5 @@
 """Cases of a parametrised test: a few run always, the others with the slow tests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,3 +14,13 @@ def few(cases: Iterable[Any], fast: int = 2) -> list[Any]:
 def _slow(case: Any) -> Any:
     values = case if isinstance(case, tuple) else (case,)
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def in_turn(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """As many cases as the longest axis has values, in which every value of every axis comes up.
+
+    >>> in_turn("abcd", (1, 2, 3))
+    [('a', 1), ('b', 2), ('c', 3), ('d', 1)]
+    """
+    values = [list(axis) for axis in axes]
+    return [tuple(axis[place % len(axis)] for axis in values) for place in range(max(map(len, values)))]

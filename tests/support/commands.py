@@ -1,7 +1,5 @@
 """Commands in this process: what they print as JSON, and the one line that a mistake prints."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Small problems with dense float64 truths, and a model whose layers see inputs of every form that timm's do."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The small diffusion model with random weights, and what it computes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A compressed stand-in to distil, a short run of it, and a run that breaks off."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """Things that a test registers for a while, as a new file would for good."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """A model that timm does not make, and functions that make it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A tiny model with low-rank layers and its images, for short fine-tunes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """Gates on a tiny model, a short run of them, and a run that breaks off."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable
 from typing import Any

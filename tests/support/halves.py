@@ -1,7 +1,5 @@
 """One attention module and one MLP with random statistics."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

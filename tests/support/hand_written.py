@@ -1,7 +1,5 @@
 """Small vision transformers as people write them: blocks and branches of classes that nobody knows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Where the tests compute: on the CPU, in one process unless a test says otherwise."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny models without a classifier."""
 
-from __future__ import annotations
-
 import timm
 import torch
 from torch import nn

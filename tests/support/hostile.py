@@ -1,7 +1,5 @@
 """What hostile tests share: a command in this process, and changes at random to a tree of JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

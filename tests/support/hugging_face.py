@@ -1,7 +1,5 @@
 """Small untrained models of Hugging Face's transformers, one of each class that is known; imported where it is installed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

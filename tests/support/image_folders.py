@@ -1,7 +1,5 @@
 """Small image folders and what their loaders give: labels, images, and the one line of an error."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The real import graph of a package, and what in it climbs against the order of its folders."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,23 +1,16 @@
-"""Kill a job again and again, and see that what it leaves in the end has the bytes of a job that nothing disturbed.
-
-    python -m tests.support.kills --kills 50 --seed 0   # SIGKILL at random moments: a quarter of an hour on one busy core
-    python -m tests.support.kills --every-write         # dead just before each rename and each deletion, in their order
+"""Kill a job just before each rename and each deletion: what it leaves has the bytes of a job that nothing disturbed.
 
 The job is one of the embedded default: the recipe ``paper`` with a few steps of its Z, and two epochs of fine-tuning. It
 runs in forks of this process, so that its imports are paid once; each fork is killed as any process is.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,9 +115,7 @@ class Stage:
         model = load_model(MODEL)
         data = DigitsInMemory("digits", resolve_model_data_config(model))
         data.train_dataloader(), data.val_dataloader()  # decoded once, for all forks
-        start = time.monotonic()
         self.whole = self.run(self.fresh())
-        self.seconds = time.monotonic() - start
 
     def fresh(self) -> tuple[Task, Path]:
         """The job in a new folder, and its cache."""
@@ -171,31 +162,10 @@ def at_every_write(stage: Stage) -> int:
     return kills
 
 
-def at_random_moments(stage: Stage, kills: int, seed: int) -> int:
-    """How many whole jobs came of it; every one is checked."""
-    moments, place, done, whole = random.Random(seed), stage.fresh(), 0, 0
-    while done < kills:
-        pid = stage.start(*place)
-        time.sleep(moments.uniform(0, stage.seconds))
-        os.kill(pid, signal.SIGKILL)
-        if wait(pid) == -signal.SIGKILL:
-            done += 1
-            print(f"kill {done} of {kills}", file=sys.stderr, flush=True)
-        else:
-            stage.check(place)
-            place, whole = stage.fresh(), whole + 1
-    stage.run(place)
-    stage.check(place)
-    return whole + 1
-
-
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=20, help="of Z's solver")
-    parser.add_argument("--every-write", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     source_hash(), git_state()  # the same for all forks, whatever becomes of the source meanwhile
@@ -203,11 +173,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder), args.steps)
         names = len(stage.whole)
-        if args.every_write:
-            print(f"{at_every_write(stage)} kills, one before every write: the same {names} files, byte for byte")
-            return
-        whole = at_random_moments(stage, args.kills, args.seed)
-        print(f"{args.kills} kills, {whole} jobs came to their end: the same {names} files each, byte for byte")
+        print(f"{at_every_write(stage)} kills, one before every write: the same {names} files, byte for byte")
 
 
 if __name__ == "__main__":

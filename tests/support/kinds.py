@@ -1,7 +1,5 @@
 """timm's kinds of models, each at the smallest size that timm makes it in, and what a recipe family does with it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One random layer with correlated inputs, its images kept, so that every statistic has a dense float64 truth."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

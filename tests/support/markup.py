@@ -1,7 +1,5 @@
 """Markup in the texts of a foreign file: what a page or a card must not pass on."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

@@ -1,7 +1,5 @@
 """Small untrained timm models and random images."""
 
-from __future__ import annotations
-
 import timm
 import torch
 from torch import Tensor, nn

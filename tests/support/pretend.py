@@ -4,8 +4,6 @@ A process that has set it up keeps it, so tests run what they try in processes o
 ``python -m tests.support.pretend_stages STAGE [PLANTED]``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -33,7 +31,7 @@ class Away(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Away:
+    def __new__(cls, inner: Tensor) -> "Away":
         made: Away = Tensor._make_wrapper_subclass(
             cls,
             inner.size(),

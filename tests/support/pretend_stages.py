@@ -1,7 +1,5 @@
 """What is run on a device that is not there: every recipe, and what is done with a model afterwards."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Two processes in one: the second goes first, and what it hands to the others is added to what the first one has."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

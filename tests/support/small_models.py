@@ -1,7 +1,5 @@
 """Small forms of timm's models whose own constructors fix their sizes, registered with timm under names of their own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from timm.layers import GatedMlp, GluMlp

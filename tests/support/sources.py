@@ -1,7 +1,5 @@
 """Where the sources are, and what they import."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

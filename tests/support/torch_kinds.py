@@ -1,12 +1,11 @@
 """Small untrained vision transformers around torch's own attention, which neither timm nor transformers made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
@@ -89,6 +88,39 @@ class Tower(nn.Module):
         return pooled
 
 
+Tower.__module__ = "open_clip.transformer"
+
+
+class CLIP(nn.Module):
+    """A whole CLIP as open_clip has it: a tower for images, and blocks for texts."""
+
+    def __init__(self, visual: nn.Module | None = None) -> None:
+        super().__init__()
+        self.visual, self.transformer = Tower() if visual is None else visual, nn.Module()
+        self.transformer.resblocks = nn.ModuleList(ResidualAttentionBlock() for _ in range(2))
+        self.token_embedding, self.logit_scale = nn.Embedding(50, 32), nn.Parameter(torch.ones([]))
+        self.text_projection = nn.Parameter(torch.randn(32, 10) / 6)
+
+    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
+        features = self.visual(image)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+        x = self.token_embedding(text)
+        for block in self.transformer.resblocks:  # type: ignore[union-attr]
+            x = block(x, attn_mask=torch.full((text.shape[1],) * 2, float("-inf")).triu(1).to(x))
+        features = x[:, -1] @ self.text_projection
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def forward(self, image: Tensor | None = None, text: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        images = None if image is None else self.encode_image(image, normalize=True)
+        texts = None if text is None else self.encode_text(text, normalize=True)
+        return images, texts, self.logit_scale.exp()
+
+
+CLIP.__module__ = "open_clip.model"
+
+
 class Headed(nn.Module):
     """A backbone, and a head."""
 
@@ -147,3 +179,7 @@ TORCH = {
     "layers in a list": Kind(Listed, "nn.TransformerEncoderLayer"),
 }
 HELD = {"backbone and head": Kind(lambda: Headed(KINDS["vit"].make()), "Headed")}
+CLIPS = {
+    "open_clip's CLIP": Kind(CLIP, "CLIP"),
+    "timm's tower": Kind(lambda: CLIP(Headed(KINDS["vit"].make())), "CLIP"),
+}

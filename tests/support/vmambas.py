@@ -1,7 +1,5 @@
 """A small VMamba with random weights that all matter, and images for it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import timm

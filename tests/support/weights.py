@@ -1,7 +1,5 @@
 """Weights of models, copied and compared."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

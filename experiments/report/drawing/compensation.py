@@ -1,7 +1,5 @@
 """Draw figure 3."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,12 +29,7 @@ from experiments.report.plots import add_key
 SMALL, LARGE = 4, 8  # points; Z's two solvers end so close to each other that one has to stand around the other
 METHODS = {  # label, style, whether the markers are hollow, their size
     "svd": ("plain SVD", SVD, False, SMALL),
-    "before": (
-        "mean-input SVD before Z, of lower rank",
-        (REPRESENTATIVE[0], ":", REPRESENTATIVE[2]),
-        True,
-        SMALL,
-    ),
+    "before": ("mean-input SVD before Z, of lower rank", (REPRESENTATIVE[0], ":", REPRESENTATIVE[2]), True, SMALL),
     "rank": ("mean-input SVD, Z's budget spent on rank", REPRESENTATIVE, False, SMALL),
     "gradient": ("mean-input SVD + Z by gradients", GRADIENT, True, LARGE),
     "closed_form": ("mean-input SVD + Z in closed form", CLOSED_FORM, False, SMALL),

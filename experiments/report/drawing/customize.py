@@ -1,7 +1,5 @@
 """Draw figure D: samples of each customised model, beside the examples that it was shown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Draw figure 1."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

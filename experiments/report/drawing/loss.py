@@ -1,7 +1,5 @@
 """Draw figure B: the predicted increase of the loss against the measured one, a point for each part and share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

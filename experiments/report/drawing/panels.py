@@ -1,7 +1,5 @@
 """Share what all figures have in common: 8 points at a printed width of 7.2 inches, titles, means, legends."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """``benchmark``: the measured speed of a folder's model beside the dense one."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping, Sequence
@@ -166,7 +164,7 @@ def _show(results: Mapping[str, Any]) -> None:
         console.print(table)
 
 
-def _tables(rows: Sequence[Mapping[str, Any]]) -> tuple[Table, Table]:
+def _tables(rows: Sequence[Mapping[str, Any]]) -> "tuple[Table, Table]":
     """Make a table of times and one of throughput and memory, each within 80 columns."""
     from rich.table import Table
 

@@ -1,7 +1,5 @@
 """``classify``: what a model sees in photographs."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -54,11 +54,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", default="comcat", help="comcat | lora | custom_diffusion | dreambooth | textual_inversion"
     )
-    parser.add_argument(
-        "--rank",
-        type=natural,
-        help="rank per head (comcat, default: 2) or layer (lora, default: 4)",
-    )
+    parser.add_argument("--rank", type=natural, help="rank per head (comcat, default: 2) or layer (lora, default: 4)")
     parser.add_argument(
         "--method-args",
         type=key_value,

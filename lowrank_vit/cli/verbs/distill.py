@@ -1,7 +1,5 @@
 """``distill``: train a compressed model towards the dense one on the calibration images."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--calibration-samples", type=int, default=1000, help="images to train on")
     parser.add_argument("--held-out-samples", type=int, help="unseen images for the divergence; 0: none (default: 256)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the calibration images")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw", help="what takes the steps of matrices")
+    parser.add_argument(
+        "--optimizer", choices=("adamw", "muon"), default="adamw", help="what takes the steps of matrices"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-5, help="learning rate of matrices")
     parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="learning rate of biases and norms")
     parser.add_argument("--mix", type=float, default=0.0, help="largest share of another image mixed into each")
@@ -45,12 +45,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")
     teacher = dense_model(args.folder, report, args.checkpoint)
-    data = image_data(
-        args,
-        model,
-        calibration_samples=args.calibration_samples,
-        held_out_samples=args.held_out_samples,
-    )
+    data = image_data(args, model, calibration_samples=args.calibration_samples, held_out_samples=args.held_out_samples)
     trained = distill(
         model,
         teacher,

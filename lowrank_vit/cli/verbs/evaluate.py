@@ -1,7 +1,5 @@
 """``evaluate``: measure top-1, top-5 and loss, beside the dense model's where it is asked for."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import TYPE_CHECKING, Any
@@ -84,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         print("beside the dense model: --dense [--checkpoint FILE]")
 
 
-def _dense(args: argparse.Namespace) -> nn.Module:
+def _dense(args: argparse.Namespace) -> "nn.Module":
     """Load the dense model that DIR was made from."""
     from lowrank_vit.storage import folder as storage
 

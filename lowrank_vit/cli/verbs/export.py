@@ -39,11 +39,7 @@ def add_parser(verbs: Any) -> None:
     integers = parser.add_mutually_exclusive_group()
     for bits, what in ((8, "weights and activations"), (4, "weights, for products that know them")):
         integers.add_argument(
-            f"--int{bits}",
-            dest="bits",
-            action="store_const",
-            const=bits,
-            help=f"{what} in {bits} bits; needs --data",
+            f"--int{bits}", dest="bits", action="store_const", const=bits, help=f"{what} in {bits} bits; needs --data"
         )
     parser.add_argument(
         "--symmetric", action="store_true", help="--int8 without zero points of activations, as TensorRT asks"

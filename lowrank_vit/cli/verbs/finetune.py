@@ -1,14 +1,13 @@
 """``finetune``: train a compressed model, partially or fully."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
 
 from lowrank_vit.cli.arguments import add_data, image_data, lightning_hardware
 from lowrank_vit.cli.train_folder import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
-from lowrank_vit.cli.unfinished import unfinished
+from lowrank_vit.cli.unfinished import check_new, unfinished
+from lowrank_vit.runtime.errors import InputError
 
 
 def add_parser(verbs: Any) -> None:
@@ -25,14 +24,18 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--distill", action="store_true", help="learn from the dense model's predictions, too")
     parser.add_argument("--hard-teacher", action="store_true", help="with --distill: towards its answers alone")
     parser.add_argument(
-        "--align-weight",
-        type=float,
-        default=0.0,
-        help="with --distill: of the first and last blocks' outputs",
+        "--align-weight", type=float, default=0.0, help="with --distill: of the first and last blocks' outputs"
     )
     parser.add_argument("--full", action="store_true", help="train all parameters")
     add_logger(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=check)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for what learns from the dense model without ``--distill``, and where ``--out`` is taken."""
+    if (args.hard_teacher or args.align_weight) and not args.distill:
+        raise InputError("--hard-teacher and --align-weight imitate the dense model: give --distill with them")
+    check_new(args)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,5 @@
 """``inspect``: show what a folder holds."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

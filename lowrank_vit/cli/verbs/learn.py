@@ -1,7 +1,5 @@
 """``learn``: learn on labelled images what to keep, while the weights are trained, and compress by that."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 from pathlib import Path
@@ -87,7 +85,7 @@ def _size(args: argparse.Namespace) -> Size:
     return budget
 
 
-def _run(args: argparse.Namespace, recipe: Recipe, size: Size, folder: Path) -> None:
+def _run(args: argparse.Namespace, recipe: "Recipe", size: Size, folder: Path) -> None:
     from lowrank_vit.cli.summary import summarise
     from lowrank_vit.compression import save as saving
     from lowrank_vit.compression.budget import check_budget

@@ -1,10 +1,21 @@
 """``list``: show the names to choose from."""
 
-from __future__ import annotations
-
 import argparse
+import importlib
+import inspect
 import json
 from typing import Any
+
+from lowrank_vit.runtime.registry import Registry
+
+REGISTRIES = {  # by the kind: their folder of ``stages``, and their names there
+    "decompositions": ("decompose", ("DECOMPOSITIONS", "ATTENTIONS", "MLPS", "TABLES")),
+    "allocators": ("allocate", ("ALLOCATORS",)),
+    "quantizers": ("quantize", ("QUANTIZERS",)),
+    "exporters": ("export.formats", ("EXPORTERS",)),
+    "tokens": ("tokens", ("TOKENS",)),
+    "compensations": ("compensate", ("COMPENSATIONS",)),
+}
 
 
 def add_parser(verbs: Any) -> None:
@@ -20,8 +31,6 @@ def add_parser(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the names of a kind, one a line."""
-    from lowrank_vit.cli.listing import listing
-
     entries = listing(args.kind)
     if args.json:
         print(json.dumps(list(entries)))
@@ -29,3 +38,32 @@ def run(args: argparse.Namespace) -> None:
     width = max(map(len, entries))
     for name, about in entries.items():
         print(f"{name:{width}}  {about}".rstrip())
+
+
+def listing(kind: str) -> dict[str, str]:
+    """Return the names of a kind, each with one line about it."""
+    if kind == "models":
+        return _models()
+    if kind in ("recipes", "methods"):
+        from lowrank_vit.compression.recipes import FULL_FORMS, RECIPES
+
+        return {name: recipe.about for name, recipe in (RECIPES if kind == "recipes" else FULL_FORMS).items()}
+    module, names = REGISTRIES[kind]
+    found: list[Registry] = [getattr(importlib.import_module(f"lowrank_vit.stages.{module}"), name) for name in names]
+    return {name: _first_line(registry.get(name)) for registry in found for name in registry.names()}
+
+
+def _models() -> dict[str, str]:
+    import timm
+
+    from lowrank_vit.models import STANDINS
+
+    families = ("vit_*", "deit_*", "deit3_*", "swin_*", "beit*", "eva*")
+    models = dict.fromkeys(STANDINS, "embedded stand-in, trained on digits on first use")
+    for family in families:
+        models.update(dict.fromkeys(timm.list_models(family), ""))
+    return models
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").split("\n")[0]

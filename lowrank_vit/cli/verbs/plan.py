@@ -1,7 +1,5 @@
 """``plan``: what every size of a model would cost, without compressing it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """``push``: upload a folder to the Hugging Face hub."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

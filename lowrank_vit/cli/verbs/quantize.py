@@ -1,7 +1,5 @@
 """``quantize``: store a model's weights in fewer bits."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """``scan``: replace the scans of a VMamba by smaller ones, or leave them out."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -1,7 +1,5 @@
 """``shrink``: take a smaller model out of a nested folder, without images."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

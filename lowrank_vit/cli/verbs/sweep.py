@@ -1,7 +1,5 @@
 """``sweep``: what several sizes keep, from one calibration, and what each costs; drawn as a Pareto plot."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Mapping
@@ -98,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
         show_sweep(result)
 
 
-def costs_of(report: Report) -> dict[str, Any]:
+def costs_of(report: "Report") -> dict[str, Any]:
     """Return what was asked for, and each cost of the dense model and of the smaller one, where it is known."""
     pairs: dict[str, Mapping[str, Any] | None] = {
         "params": report["params"],

@@ -1,7 +1,5 @@
 """``tokens``: let a model hand on fewer tokens."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -44,10 +42,7 @@ def add_parser(verbs: Any) -> None:
     )
     strength.add_argument("--r", type=natural, metavar="PAIRS", help="pairs of tokens to merge in every block (tome)")
     strength.add_argument(
-        "--keep",
-        type=float,
-        metavar="SHARE",
-        help="share of the tokens to keep, three times (not tome)",
+        "--keep", type=float, metavar="SHARE", help="share of the tokens to keep, three times (not tome)"
     )
     parser.add_argument("--epochs", type=natural, default=10, help="passes over the images, for rules that learn")
     parser.add_argument("--learning-rate", type=float, default=1e-2, help="initial learning rate, for rules that learn")

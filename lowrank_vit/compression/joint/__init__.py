@@ -1,7 +1,5 @@
 """Sizes and bits of every module, chosen together under one budget of bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The forms that a unit's module can take: its linear layers, whose shapes depend on the sizes of its units."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """All that can be chosen for a module, sizes and bits together: those choices that nothing cheaper surpasses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -79,7 +77,7 @@ class _Points:
     losses: NDArray[np.float64]
 
     @classmethod
-    def of(cls, form: Form, errors: Mapping[str, ErrorCurve], losses: Losses) -> _Points:
+    def of(cls, form: Form, errors: Mapping[str, ErrorCurve], losses: Losses) -> "_Points":
         """Sum what each combination of sizes loses and what the rounding of its layers adds to it."""
         terms, bits = form.terms, combinations(form.layers, losses)
         by_size = np.zeros(len(terms))

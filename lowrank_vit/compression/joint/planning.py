@@ -1,7 +1,5 @@
 """Sizes and bits of a whole model under one budget of bytes: one knapsack over all that can be chosen."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +55,7 @@ class JointPlanner:
     ``dense``: bits alone are chosen, and every module keeps its size.
     """
 
-    analysis: Analysis
+    analysis: "Analysis"
     bits: Sequence[int]
     quantizer: Quantizer
     dense: bool = False

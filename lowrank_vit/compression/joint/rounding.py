@@ -4,8 +4,6 @@ The errors under the second moments of a layer's inputs tell how the loss goes w
 model, measured with one layer rounded at one number of bits, tells how much that is.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 

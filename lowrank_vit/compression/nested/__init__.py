@@ -10,8 +10,6 @@ written; what they say is interpolated between those (``opened``). At a size of 
 to rounding: with whole modules a folder holds float32, and symmetric matrices as triangles (format 2).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +59,7 @@ def check_nestable(recipe: Recipe, units: Sequence[Unit] = ()) -> None:
     if recipe.compensation is not None and recipe.solver == "minibatch":
         raise InputError(
             f"recipe {recipe.name!r} cannot be nested with solver 'minibatch', which fits Z to the images at every size: "
-            "choose --solver closed_form or moments"
+            'choose `solver="closed_form"` or `solver="moments"`'
         )
     if recipe.compensation is not None and (recipe.refit is not None or recipe.measured is not None):
         raise InputError(f"recipe {recipe.name!r} cannot be nested with a compensation Z: choose one without")
@@ -117,7 +115,7 @@ def unpack(
     entry = storage.nested_entry(folder)
     if entry is None:
         raise InputError(
-            f"{folder} holds one size only: compress with --nested, or save(..., nested=analysis), for others"
+            f"{folder} holds one size only: compress the dense model again as a nested one, or to another size"
         )
     if entry.get("format") not in FORMATS:
         raise InputError(

@@ -1,7 +1,5 @@
 """An analysis as plain values and named tensors, which a nested folder holds, and back, checked: the file may be anyone's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -174,10 +172,7 @@ def _units(model: nn.Module, recipe: Recipe, sites: Sequence[Mapping[str, Any]])
     if set(recipe.units) != {SINGLE}:
         return find_units(model, recipe).units
     settings = Settings(
-        recipe.bias_correction,
-        recipe.rank_multiple,
-        recipe.compensation,
-        pivoted=recipe.pivoted is not False,
+        recipe.bias_correction, recipe.rank_multiple, recipe.compensation, pivoted=recipe.pivoted is not False
     )
     return [LinearUnit(Site(**site), recipe.units[SINGLE], settings) for site in sites]
 

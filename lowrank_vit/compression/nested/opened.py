@@ -6,8 +6,6 @@ Changes in this form can be added up. At another size, what a direction that is 
 by least squares, exactly as the layer's own weight is; so at the size that it was fitted at, a change is what it was.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace

@@ -4,8 +4,6 @@ Prices add up over the units. Where that is not the whole truth, ``count`` says 
 made again until the model keeps within its budget.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Costs that are counted: parameters, multiply-accumulates, bytes on disk."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +26,6 @@ class Parameters(Price):
 
     @cached_property
     def dense(self) -> int:
-        """Count the dense model's parameters."""
         return parameter_count(self.model)
 
 
@@ -44,7 +41,6 @@ class Macs(Price):
 
     @cached_property
     def dense(self) -> int:
-        """Count the dense model's multiply-accumulates."""
         return self.count(self.model)
 
     def count(self, small: nn.Module) -> int:
@@ -75,11 +71,9 @@ class Bytes(Price):
 
     @cached_property
     def dense(self) -> int:
-        """Count the bytes of the dense model."""
         return self.count(self.model)
 
     def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
-        """Price the parameters by their width."""
         width = self.dtype.itemsize
         return [
             replace(
@@ -93,5 +87,4 @@ class Bytes(Price):
         ]
 
     def count(self, small: nn.Module) -> int:
-        """Count the bytes of the file that ``save`` writes."""
         return saved_bytes(small, self.dtype)

@@ -1,7 +1,5 @@
 """A cost of a model that hands on fewer tokens: every size is priced by the tokens that its block still sees."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +25,7 @@ class FewerTokens(Price):
     rule: TokenRule
 
     @classmethod
-    def of(cls, whole: Price, rule: TokenRule) -> FewerTokens:
+    def of(cls, whole: Price, rule: TokenRule) -> "FewerTokens":
         """Make the price of a rule from that of all tokens."""
         return cls(whole.cost, whole.model, whole.setting, whole.start, whole=whole, rule=rule)
 
@@ -38,12 +36,10 @@ class FewerTokens(Price):
 
     @property
     def where(self) -> dict[str, Any]:
-        """Describe the machine, where the cost depends on it."""
         return self.whole.where
 
     @cached_property
     def dense(self) -> int:
-        """Return what the dense model costs, with all tokens."""
         return self.whole.dense
 
     @property
@@ -57,7 +53,6 @@ class FewerTokens(Price):
         return self.whole.count(self.rule(self.base))
 
     def rest(self, curves: Sequence[ErrorCurve]) -> int:
-        """Return what the model costs beside its units."""
         return self.uncut - sum(curve.dense_cost for curve in curves)
 
     def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
@@ -75,7 +70,6 @@ class FewerTokens(Price):
         return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, decomposed)]
 
     def count(self, small: nn.Module) -> int:
-        """Return what a smaller model costs with fewer tokens."""
         return self.whole.count(self.rule(small))
 
     def misses(self, counted: int, limit: float) -> bool:

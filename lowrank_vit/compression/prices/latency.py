@@ -5,8 +5,6 @@ size, and of what it saves while they are reduced by the same share. So the unit
 all are reduced by one share.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -47,7 +45,6 @@ class Latency(Price):
 
     @property
     def where(self) -> dict[str, Any]:
-        """Describe the setting."""
         return {**asdict(self.setting), "threads": torch.get_num_threads()}
 
     @cached_property
@@ -62,7 +59,6 @@ class Latency(Price):
 
     @cached_property
     def dense(self) -> int:
-        """Return the dense model's time."""
         name = f"whole {described(self.model, (self.images,))}"
         make = partial(self._call, self.model, ((self.images,), {}))
         return round(NANO * ModuleTimes(self.setting).seconds({name: make})[name])
@@ -77,7 +73,6 @@ class Latency(Price):
         return self.dense - sum(curve.dense_cost for curve in curves)
 
     def count(self, small: nn.Module) -> int:
-        """Measure a smaller model and the dense one in turns."""
         inputs: Inputs = (self.images,), {}
         calls = {"dense": self._call(self.model, inputs), "small": self._call(small, inputs)}
         times = agreed(in_turns(calls, self.setting) if is_first() else None)
@@ -114,7 +109,7 @@ class Latency(Price):
     def _call(self, module: nn.Module, inputs: Inputs) -> Call:
         return call_in(module, self.setting, *inputs)
 
-    def _folded(self, grid: Grid, sizes: Sizes, inputs: Inputs) -> Call:
+    def _folded(self, grid: "Grid", sizes: Sizes, inputs: Inputs) -> Call:
         return self._call(grid.folded(sizes), inputs)
 
 

@@ -3,8 +3,6 @@
 A method is a frozen dataclass. It is attached to a U-Net whose parameters are frozen, and detached again without a trace.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol

@@ -1,7 +1,5 @@
 """COMCAT: low-rank products added to those of every head (Xiao et al. 2023, equation 8)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -67,7 +65,7 @@ def _check_plain(name: str, attention: Any) -> None:
     norms = (attention.spatial_norm, attention.group_norm, attention.norm_q, attention.norm_k)
     if any(norm is not None for norm in norms) or attention.residual_connection or attention.rescale_output_factor != 1:
         raise InputError(
-            f"{name} has norms or a residual of its own, which comcat does not take: choose another --method"
+            f"{name} has norms or a residual of its own, which comcat does not take: choose another method"
         )
 
 

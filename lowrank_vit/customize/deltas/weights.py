@@ -1,7 +1,5 @@
 """Methods that train weights, or a product beside them: LoRA, Custom Diffusion, DreamBooth; textual inversion trains none."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

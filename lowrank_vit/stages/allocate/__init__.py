@@ -4,8 +4,6 @@ An allocator is a frozen dataclass, called with the layers' error curves and the
 together); it returns a ``RankPlan`` that never exceeds the budget.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 

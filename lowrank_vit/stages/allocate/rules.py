@@ -1,7 +1,5 @@
 """Allocators: uniform shares, the largest gain first, one threshold on errors, and the exact one, a knapsack."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +110,7 @@ class EqualError:
     threshold: float | None = None
     from_uniform: bool = False
 
-    def fitted(self, curves: Sequence[ErrorCurve], budget: int, lost: Callable[[RankPlan], float]) -> EqualError:
+    def fitted(self, curves: Sequence[ErrorCurve], budget: int, lost: Callable[[RankPlan], float]) -> "EqualError":
         """Return the allocator with its threshold, where that is to come from a model with uniform ranks.
 
         ``lost``: measures what the whole model loses by a plan.
@@ -180,12 +178,12 @@ class _Choices:
     ranks: list[int | None]
 
     @classmethod
-    def of(cls, curve: ErrorCurve) -> _Choices:
+    def of(cls, curve: ErrorCurve) -> "_Choices":
         ranks: list[int | None] = [*curve.ranks, None]
         costs = np.array([curve.cost(rank) for rank in ranks], dtype=np.int64)
         return cls(costs, np.array([curve.error(rank) for rank in ranks]), ranks)
 
-    def keep(self, which: NDArray[np.bool_]) -> _Choices:
+    def keep(self, which: NDArray[np.bool_]) -> "_Choices":
         return _Choices(self.costs[which], self.errors[which], [r for r, k in zip(self.ranks, which, strict=True) if k])
 
     def penalised(self, price: float) -> NDArray[np.float64]:

@@ -1,7 +1,5 @@
 """A cache of calibration statistics on disk, keyed by the hash of what they depend on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings

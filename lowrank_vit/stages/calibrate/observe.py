@@ -3,8 +3,6 @@
 Products are computed in float32 batch by batch and added up in float64, so memory does not depend on the number of images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,7 +94,7 @@ class Accumulator:
         if len(seen.rows) % self.batch.images:
             raise InputError(
                 f"layer {self.site.name!r} is given {len(seen.rows)} rows for {self.batch.images} images, so it does not "
-                "look at images one by one: leave it out with --sites"
+                "look at images one by one: leave it out by `sites=`"
             )
         self.images, self.tokens = self.images + self.batch.images, self.tokens + len(seen.rows)
         self.add("input_sum", seen.shared("sum", lambda: seen.rows.sum(0)))

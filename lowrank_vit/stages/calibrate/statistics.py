@@ -4,8 +4,6 @@ A statistic is a function, registered under the name that a method's ``needs`` l
 float64, to the layer's accumulator. The sum ``KIND_weight`` beside sums ``KIND_...`` is what ``Moments.mean`` divides by.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property

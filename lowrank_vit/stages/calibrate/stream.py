@@ -3,8 +3,6 @@
 Memory does not depend on the number of images: products are computed in float32 batch by batch and added up in float64.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -97,18 +95,18 @@ def _check_images(count: int, device: torch.device) -> None:
         dist.all_reduce(counts)
     images, without = counts.tolist()
     if not images:
-        raise InputError("no images to calibrate on: the data set or --calibration-samples is empty")
+        raise InputError("no images to calibrate on: the data set is empty")
     if images == 1:
         warnings.warn("a single image says little of a model: calibrate on some hundred", stacklevel=3)
     if without:
-        raise InputError(f"{images} images for {world} processes: give each one at least, or fewer --devices")
+        raise InputError(f"{images} images for {world} processes: give each one at least, or start fewer processes")
 
 
 def _check_called(accumulators: Sequence[Accumulator]) -> None:
     for layer in accumulators:
         if not layer.images:
             raise InputError(
-                f"layer {layer.site.name!r} is never called as a module, so its input is unknown: leave it out with --sites"
+                f"layer {layer.site.name!r} is never called as a module, so its input is unknown: leave it out by `sites=`"
             )
 
 
@@ -148,10 +146,10 @@ def calibrate(
     backward = any(needs_gradient(names) for names in wanted.values())
     if backward and objective.lacks(model):
         raise InputError(
-            f"the model {objective.lacks(model)}, so its predictions have no loss: pass objective=Features()"
+            f"the model {objective.lacks(model)}, so its predictions have no loss: pass `objective=Features()`"
         )
     model, size = model.to(device).eval(), None
-    batch = Batch()
+    batch, seen = Batch(), 0
     accumulators = _accumulators(model, sites, wanted, batch)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     hooks = [_layer(model, layer.site).register_forward_hook(_hook(layer)) for layer in accumulators]
@@ -161,7 +159,7 @@ def calibrate(
             images = _checked(item, size)
             if size is None:
                 tell_implausible(model, images)
-            batch.images, size = len(images), images.shape[1:]
+            batch.images, size, seen = len(images), images.shape[1:], seen + len(images)
             with torch.set_grad_enabled(backward):
                 outputs = predict(model, images)
                 if backward:
@@ -172,7 +170,7 @@ def calibrate(
             hook.remove()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainable[name])
-    _check_images(batch.images, next(model.parameters()).device)
+    _check_images(seen, next(model.parameters()).device)
     _check_called(accumulators)
     moments = _reduce({layer.site.name: layer.moments() for layer in accumulators})
     _check_finite(moments)

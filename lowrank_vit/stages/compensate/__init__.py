@@ -6,8 +6,6 @@ one that needs Lightning) use it only through the methods of ``Compensation``. E
 shape. The kinds have a folder of their own: the registry imports the whole folder, and importing Lightning takes seconds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,12 +28,12 @@ class State:
     trainable: Mapping[str, Tensor]
     fixed: Mapping[str, Tensor]  # the support of a sparse Z
 
-    def layer(self, index: int) -> State:
+    def layer(self, index: int) -> "State":
         """Return the state of one layer, still stacked (L is 1) and detached from the graph."""
         trainable = {name: tensor.detach()[index : index + 1] for name, tensor in self.trainable.items()}
         return State(self.shape, trainable, {name: tensor[index : index + 1] for name, tensor in self.fixed.items()})
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> State:
+    def to(self, device: torch.device, dtype: torch.dtype) -> "State":
         """Move the state to a device; ``dtype`` is that of the trainable tensors."""
         trainable = {name: tensor.to(device, dtype) for name, tensor in self.trainable.items()}
         return State(self.shape, trainable, {name: tensor.to(device) for name, tensor in self.fixed.items()})

@@ -1,7 +1,5 @@
 """What the minibatch solver sees: seeded batches of images, and layers' inputs, from a pass of the dense model or memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """Minibatch gradient descent: images pass through the frozen dense model. Only this file needs Lightning."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

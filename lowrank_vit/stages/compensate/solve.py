@@ -1,7 +1,5 @@
 """Solvers for the compensation Z that need the moments, not the images; and the optimisers of all gradient solvers."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

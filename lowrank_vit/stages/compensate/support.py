@@ -1,7 +1,5 @@
 """What the kinds of Z with a fixed support share."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 

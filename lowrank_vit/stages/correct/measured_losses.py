@@ -6,8 +6,6 @@ reduced alone, while the rest of the model stays dense, and the divergence from 
 says what the reduction really costs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -142,7 +140,7 @@ class Replay:
         table, modules = self._family.positions(self._model), [each for each, _ in self._model.named_modules()]
         if (table is not None and name == table.name) or name in modules[: modules.index(next(iter(self._steps)))]:
             return -1
-        raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out with --sites")
+        raise InputError(f"{name!r} is in no block, so its loss cannot be measured: leave it out by `sites=`")
 
     def _entering(self, start: int, batch: int) -> Tensor:
         """Return the stream before a step; for -1, before the first, computed anew, as the exchanged module comes earlier."""

@@ -1,7 +1,5 @@
 """Output layers refitted where tokens merge: each is to be the mean of the dense tokens that were merged into it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -5,8 +5,6 @@ branch from first to last, its output layer is refitted to bring the stream back
 without labels, and without extra parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import Branch, family_of, first_inputs
-from lowrank_vit.architectures.linears import is_linear
+from lowrank_vit.architectures.linears import is_linear, is_shared
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.token_block import TokenBlock
@@ -107,13 +105,7 @@ class OutputRefit:
         return ridges
 
     def _branch(
-        self,
-        old: Branch,
-        new: Branch,
-        streams: Streams,
-        sources: Streams,
-        weights: Tensor,
-        given: dict[str, Any],
+        self, old: Branch, new: Branch, streams: Streams, sources: Streams, weights: Tensor, given: dict[str, Any]
     ) -> float | None:
         """Refit one branch, which sees ``sources``, by the ``weights`` of positions; return the ridge.
 
@@ -132,6 +124,7 @@ class OutputRefit:
                 inputs[place] = h
                 folds.add(h, error, rows)
             change, shift, ridge = _seen(old.scale, *folds.fit(self.ridges))
+            ridge = None if is_shared(layer) else ridge  # the other place would change, too
             if ridge is not None:
                 _add_to(layer, change, shift, old.scale)
             if old.normed:

@@ -6,8 +6,6 @@ side, ``"input_second"`` always that of the input. A decomposition of an attenti
 kept of it, direction by direction or hidden unit by hidden unit, with the predicted loss for any number of them.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Protocol
 
 import torch

@@ -3,8 +3,6 @@
 A warning comes first where the classes of the data cannot be those that the model predicts.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 import warnings
@@ -39,7 +37,7 @@ from lowrank_vit.runtime.processes import gathered, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
 
 SEEN = 0.9  # of a model's classes: numbers without names may lack the last few
-EMPTY = "no images to evaluate: the data set, its validation split or --limit is empty"
+EMPTY = "no images to evaluate: the data set, its validation split or `limit=` is empty"
 
 
 def misfit(model: nn.Module, data: Any) -> str:
@@ -61,7 +59,7 @@ def misfit(model: nn.Module, data: Any) -> str:
     if classes == IMAGENET_CLASSES and are_ranks(names) and not chosen:
         return (
             f"the class names ({names[0]}, ...) are no wnids of ImageNet, so labels are their ranks: an ImageNet model "
-            "predicts another order; name the folders by wnids, or give --class-order"
+            "predicts another order; name the folders by wnids, or give `class_order=`"
         )
     return ""
 
@@ -176,10 +174,7 @@ class FeatureScore:
         if not shares:
             raise InputError(EMPTY)
         sums, counts = zip(*shares, strict=True)
-        return {
-            "feature_error": feature_error(torch.stack(sums).sum(0)),
-            "n": torch.tensor(sum(counts), dtype=PRECISE),
-        }
+        return {"feature_error": feature_error(torch.stack(sums).sum(0)), "n": torch.tensor(sum(counts), dtype=PRECISE)}
 
 
 class Evaluation(LightningModule):
@@ -203,6 +198,9 @@ class Evaluation(LightningModule):
         if batch_idx == 0:
             tell_implausible(self.model, images)
         logits = predict(self.model, images)
+        if logits.ndim != 2:
+            shape = ", ".join(map(str, logits.shape[1:]))
+            raise InputError(f"the model returns (B, {shape}), which class numbers cannot score: pass a classifier")
         check_labels(labels, logits.shape[-1])
         self.hits.append(logits.topk(1, dim=-1).indices[:, 0] == labels)
         beside = [] if self.dense is None else [predict(self.dense, images)]
@@ -270,7 +268,7 @@ def _evaluation(model: nn.Module, dense: nn.Module | None) -> Evaluation:
         return Evaluation(model, dense)
     if dense is None:
         raise InputError(
-            f"the model {missing}, so it has no accuracy: pass the dense model (--dense) to compare its features with"
+            f"the model {missing}, so it has no accuracy: pass the dense model (`dense=`) to compare its features with"
         )
     return FeatureEvaluation(model, dense)
 
@@ -313,12 +311,7 @@ def evaluate(
     if precision is not None and precision not in ("32", "32-true") and not precision.endswith("mixed"):
         evaluation = copy.deepcopy(evaluation)  # Lightning converts the weights in place
     with quiet_run(data, evaluation):
-        trainer = make_trainer(
-            hardware,
-            progress=progress,
-            logger=False,
-            enable_checkpointing=False,
-        )
+        trainer = make_trainer(hardware, progress=progress, logger=False, enable_checkpointing=False)
         results = trainer.validate(evaluation, datamodule=data, verbose=False)
     if not results or not results[0]["n"]:
         raise InputError(EMPTY)

@@ -1,7 +1,5 @@
 """What a model sees in a picture, in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A compressed model beside the dense one, on the same images: how often classifiers agree, or how far features differ."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -5,8 +5,6 @@ rounds, of the ratio within a round. Random weights and images: speed does not d
 once, in turns, and kept in the cache folder.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import json
@@ -77,7 +75,7 @@ def settings(device: str, modes: Sequence[str] = MODES, batches: Sequence[int] =
         raise InputError(f"batches {list(batches)} cannot be run: give sizes from 1 to {LARGEST}")
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
     if "compiled" in modes and not any(shutil.which(name) for name in compilers if name):
-        raise InputError("torch.compile needs a C++ compiler: install g++, or leave it out with --modes eager")
+        raise InputError("torch.compile needs a C++ compiler: install g++, or leave out 'compiled'")
     both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     places = [
         (place, "bfloat16" if "cuda" in place else "float32") for place in (both if device == "auto" else [device])

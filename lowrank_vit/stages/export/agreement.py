@@ -1,7 +1,5 @@
 """How far a file in fewer bits is from the float32 file, on images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Export of a model for other programs: a file of one of the ``formats``, compared with the model before it gets its name."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile
@@ -47,12 +45,7 @@ def placed(path: Path) -> Iterator[Path]:
 
 
 def export(
-    model: nn.Module,
-    path: Path,
-    file_format: str,
-    *,
-    batches: Sequence[int] = BATCHES,
-    tolerance: float | None = None,
+    model: nn.Module, path: Path, file_format: str, *, batches: Sequence[int] = BATCHES, tolerance: float | None = None
 ) -> dict[int, float]:
     """Write ``path``, run what was written, and return the largest difference of a logit at each batch size.
 

@@ -4,8 +4,6 @@ float16 ends at 65504, and near 64 its steps are 1/16. So a node stays in float3
 a norm where it squares such values, and a softmax where its logits are large.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,12 +34,7 @@ class HalfFile:
 
 
 def export_half(
-    model: nn.Module,
-    path: Path,
-    batches: Iterable[Tensor],
-    *,
-    file_format: str = "onnx",
-    tolerated: float = TOLERATED,
+    model: nn.Module, path: Path, batches: Iterable[Tensor], *, file_format: str = "onnx", tolerated: float = TOLERATED
 ) -> HalfFile:
     """Write a file in float16, and compare it on images with the model's file in float32.
 
@@ -63,7 +56,7 @@ def export_half(
             raise InputError(
                 f"in float16 the outputs diverge by {made.agreement.divergence:.2g} from those in float32, and "
                 f"{made.agreement.percent:.1f} % of {sum(map(len, images))} images keep their class: {path} was not "
-                f"written; keep float32, or allow more by --tolerated (it is {tolerated:g})"
+                f"written; keep float32, or allow more by `tolerated=` (it is {tolerated:g})"
             )
     return made
 

@@ -6,8 +6,6 @@ Layers that a measured divergence shows to be sensitive stay float. With 4 bits 
 32 weights has a scale of its own.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

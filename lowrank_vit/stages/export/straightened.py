@@ -4,8 +4,6 @@ A graph keeps each step as it is traced. Where torch needs all of a head's direc
 have the zeros in their weights, and queries and keys may be narrower than values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +42,7 @@ class EvenAttention(LowRankAttention):
     values: nn.Linear
 
     @classmethod
-    def of(cls, attention: LowRankAttention) -> EvenAttention:
+    def of(cls, attention: LowRankAttention) -> "EvenAttention":
         """Make the same function, with the attention's weights and biases of positions."""
         config: dict[str, Any] = attention.config
         with torch.device("meta"):  # all weights are given below

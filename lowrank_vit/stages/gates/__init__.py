@@ -5,8 +5,6 @@ a step. What it has learnt is a score for each part of each unit: the pipeline h
 them, and folds what is left as it folds any other choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What a model will cost once its closed gates are removed: counted from the gates, without making the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,7 +108,7 @@ class Prices:
     whole: Cost
 
     @classmethod
-    def of(cls, model: nn.Module, sites: Sequence[GatedSite]) -> Prices:
+    def of(cls, model: nn.Module, sites: Sequence[GatedSite]) -> "Prices":
         """Count a model; without the size of its images, multiply-accumulates are left out."""
         size = input_size(model)
         if size is None:

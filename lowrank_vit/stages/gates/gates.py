@@ -3,8 +3,6 @@
 Gates are plain parameters and buffers of the wrapped model, so that checkpoints have them; ``unwrap`` leaves none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +81,7 @@ class Gate(nn.Module):
         """Return what else was learnt, from which a smaller module is made; usually nothing."""
         return {}
 
-    def around(self, layer: nn.Module) -> GatedLayer:
+    def around(self, layer: nn.Module) -> "GatedLayer":
         """Wrap a layer in one that applies the gates."""
         return GatedLayer(layer)
 

@@ -1,7 +1,5 @@
 """Learn a structure: put gates into a model, train, take the gates out again."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -88,11 +86,11 @@ def learn_gates(
     *,
     teacher: nn.Module | None = None,
     images: Tensor | None = None,
-    data_module: LightningDataModule | None = None,
+    data_module: "LightningDataModule | None" = None,
     target: float = 0.5,
     epochs: int = 10,
     hardware: Hardware = ONE_PROCESS,
-    loggers: Logger | list[Logger] | None = None,
+    loggers: "Logger | list[Logger] | None" = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = True,
     seed: int = 0,
@@ -120,7 +118,7 @@ def learn_gates(
 
 
 def _check(
-    method: GradualMethod, teacher: nn.Module | None, images: Tensor | None, data_module: LightningDataModule | None
+    method: GradualMethod, teacher: nn.Module | None, images: Tensor | None, data_module: "LightningDataModule | None"
 ) -> None:
     """Raise ``InputError`` unless there is one thing to learn from, and the method can learn from it."""
     if (images is None) == (data_module is None) or (images is not None and teacher is None):

@@ -1,7 +1,5 @@
 """Parts that are drawn by learnt probabilities while training; attention that may so become a convolution, or nothing."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,13 +1,10 @@
 """Training with gates under Lightning: gates alone, towards the dense model, or gates and weights, towards labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -17,9 +14,10 @@ from torch.utils.data import DataLoader
 from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.objectives import Objective
-from lowrank_vit.objectives.classification import Classification, classes_of, distillation_loss
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives.labels import LabelLoss
 from lowrank_vit.records.costs import Cost
-from lowrank_vit.records.images import images_in, training_labels
+from lowrank_vit.records.images import images_in
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import Hardware
@@ -78,6 +76,7 @@ class GradualTraining(SeededTraining):
         record = {"method": {"name": type(method).__name__, **plain(vars(method))}, "distilled": teacher is not None}
         self.save_hyperparameters({**settings, **own, **record, **(run or {})})
         self.method, self.gates, self.objective = method, dict(gates), objective
+        self.labelled = LabelLoss(model, label_smoothing)
         self._images, self.prices = images, prices
         self.layers = [module for module in model.modules() if isinstance(module, GatedLayer)]
         method.begin(self.gates, prices, target, seed)
@@ -117,15 +116,15 @@ class GradualTraining(SeededTraining):
             with torch.no_grad():
                 target = predict(self._teacher[0], batch[0])
             return self.objective.pull(predict(self.model, batch[0]), target, 1.0)
-        images, labels = images_in(batch), training_labels(batch, classes_of(self.model))
+        images, labels = images_in(batch), self.labelled.targets(batch)
         logits = predict(self.model, images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
+        loss = self.labelled(logits, labels)
         if not self._teacher:
             return loss
         with torch.no_grad():
             target = predict(self._teacher[0], images)
         weight = self.hparams["distillation_weight"]
-        return (1 - weight) * loss + weight * distillation_loss(logits, target, 1.0)
+        return (1 - weight) * loss + weight * self.labelled.objective(batch).pull(logits, target, 1.0)
 
     def on_train_start(self) -> None:
         """Count what the gates leave: of a resumed run, those of its checkpoint."""

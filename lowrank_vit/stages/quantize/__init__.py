@@ -5,8 +5,6 @@ layer's inputs where it ``needs`` that. It returns codes, uint8 (out, in), and f
 point, uint8: ``w ~ s (q - z)``.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Protocol
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Frantar, Ashkboos, Hoefler and Alistarh: GPTQ, ICLR 2023, with two additions. Th
 is that about the mean wherever the layer has a bias, which takes up the rest.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

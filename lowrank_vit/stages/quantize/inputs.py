@@ -1,7 +1,5 @@
 """Moments of the inputs of the layers to be quantised, block by block, behind the blocks that are quantised already."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ class _Sums:
     def moments(self, name: str) -> InputMoments:
         if not self.tokens:
             raise InputError(
-                f"layer {name!r} is never called as a module, so its input is unknown: leave it out by --sites"
+                f"layer {name!r} is never called as a module, so its input is unknown: leave it out by `sites=`"
             )
         if not self.second.sum().isfinite():
             raise InputError(f"the inputs of layer {name!r} are not finite: check the weights and the images")

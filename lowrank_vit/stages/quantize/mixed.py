@@ -1,7 +1,5 @@
 """Round every layer to a number of bits of its own; what has none is stored in float16."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Round to nearest, one scale for each output channel: equation (16) of the paper."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -5,8 +5,6 @@ compressed layer both factors as they are stored, ``U^T`` and ``V`` with G and Y
 tokens, biases and the kinds of Z that do not fold are rounded to float16, and stored as such.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from dataclasses import asdict
@@ -110,11 +108,22 @@ def quantize(
         _replace(quantized, linears, bits, quantizer, observe)
     round_to_half(quantized)
     entry = _entry(bits, linears, quantized, quantizer)
-    chosen = in_blocks(exact) if sites == BLOCK_LINEARS else re.compile(sites).search
-    beyond = {} if bits == HALF else {name: each for name, each in beyond_linears(exact).items() if chosen(name)}
+    if bits != HALF:
+        add_left_dense(entry, exact, sites)
+    return with_addition(quantized, entry)
+
+
+def add_left_dense(entry: Quantization, model: nn.Module, sites: str) -> None:
+    """Add to an entry, in place, the layers of a model that stay floating as they are no plain linear ones; they are told."""
+    chosen = in_blocks(model) if sites == BLOCK_LINEARS else re.compile(sites).search
+    beyond = {name: each for name, each in beyond_linears(model).items() if chosen(name)}
+    tell_beyond(beyond)
     if beyond:
-        tell_beyond(beyond)
         entry["left_dense"] = beyond
+
+
+def with_addition(quantized: nn.Module, entry: Quantization) -> tuple[nn.Module, QuantizationAddition]:
+    """Return a quantised model, and what to add to its report, which is added already where it is attached."""
     addition: QuantizationAddition = {"quantization": entry}
     attached = getattr(quantized, "compression_report", None)
     if attached is not None:

@@ -1,7 +1,5 @@
 """Searches for the sizes of all units at once, one file each: what a size is worth while all others change, too."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """COMCAT's differentiable search: every unit's size is a mixture, whose shares are learnt with the weights frozen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise

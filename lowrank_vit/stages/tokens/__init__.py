@@ -4,8 +4,6 @@ A rule is a frozen dataclass, called with a dense or compressed model; it return
 Some rules learn which: what they return is trained by ``learning``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -22,7 +20,7 @@ class TokenRule(Protocol):
         """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
         ...
 
-    def strengths(self, tokens: int) -> Sequence[TokenRule]:
+    def strengths(self, tokens: int) -> "Sequence[TokenRule]":
         """List the rule at all its strengths for a model of that many patches, the weakest first."""
         ...
 
@@ -37,7 +35,7 @@ class LearntRule(TokenRule, Protocol):
 TOKENS: Registry[type[TokenRule]] = Registry("token rule", "lowrank_vit.methods")
 
 
-def check_shares(keep: float, at: Sequence[float]) -> None:
+def check_shares(keep: float, at: Sequence[float] = ()) -> None:
     """Raise ``InputError`` unless ``keep`` is a share of tokens, and ``at`` are shares of the depth."""
     if not 0 < keep <= 1 or not all(0 <= share < 1 for share in at):
         raise InputError(f"keep={keep}, at={tuple(at)}: need shares above 0 and up to 1, and from 0 to below 1")

@@ -1,7 +1,5 @@
 """Ours: pairs of similar tokens merged by a plan, block by block, and a last block for the tokens that the head reads."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -67,6 +65,6 @@ class PlannedMerging:
             ends = {"first": begin >= end, "last": True}
             yield names[end], TokenBlock(model.get_submodule(names[end]), READ, read, prefix, **ends)
 
-    def strengths(self, tokens: int) -> list[PlannedMerging]:
+    def strengths(self, tokens: int) -> "list[PlannedMerging]":
         """List the rule from no pair in a block to half of the tokens, the same number in every block."""
         return [replace(self, pairs=(pairs,)) for pairs in range(tokens // 2 + 1)]

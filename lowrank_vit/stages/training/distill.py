@@ -4,8 +4,6 @@ The dense model is the teacher, for the logits and for the final features. The i
 was calibrated on, so this takes minutes but may overfit: the divergence on unseen images is measured before and after.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,11 +48,12 @@ class Distillation(SeededTraining):
     its mean over the outputs of all blocks: with these the model memorises the few images less than with logits alone.
     AdamW on every parameter, ``vector_lr`` for vectors (biases, normalisation) and ``lr`` for matrices, which memorise
     few images if they move far; ``warm_up_cosine`` step by step. ``optimizer="muon"`` orthogonalises the steps of
-    matrices (Jordan et al. 2024), scaled to AdamW's size of step, and leaves all else to NAdamW. A step takes ``batch_size`` images over all processes;
-    an incomplete last batch is left out of its epoch. The student stays in eval mode: dropout would add noise to what
-    it has to match. ``flips`` and ``crop_scale`` augment; the images must keep their meaning. ``mix`` adds to each
-    image up to this share of another (mixup, Zhang et al. 2018); the teacher answers for the mixture. ``held_out``:
-    unseen images, for the divergence before and after. ``run`` is recorded with the hyperparameters.
+    matrices (Jordan et al. 2024), scaled to AdamW's size of step, and leaves all else to NAdamW. A step takes
+    ``batch_size`` images over all processes; an incomplete last batch is left out of its epoch. The student stays in
+    eval mode: dropout would add noise to what it has to match. ``flips`` and ``crop_scale`` augment; the images must
+    keep their meaning. ``mix`` adds to each image up to this share of another (mixup, Zhang et al. 2018); the teacher
+    answers for the mixture. ``held_out``: unseen images, for the divergence before and after. ``run`` is recorded with
+    the hyperparameters.
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
 

@@ -3,15 +3,12 @@
 Protocols: ``partial-ft`` (the paper's) and ``full-ft``, each with ``+kd`` where the dense model is the teacher.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -23,13 +20,17 @@ from lowrank_vit.architectures.linears import classifiers, patch_embedding
 from lowrank_vit.data.loading import as_data_module
 from lowrank_vit.modules.pivoted_linear import expanded
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.objectives.classification import classes_of
-from lowrank_vit.records.images import Batch, Batches, images_in, labels_in, training_labels
+from lowrank_vit.objectives import Objective
+from lowrank_vit.objectives.classification import Classification, classes_of
+from lowrank_vit.objectives.labels import LabelLoss
+from lowrank_vit.records.images import Batch, Batches, images_in, labels_in, labels_of_several
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.stages.training.teacher import check_imitation, towards_teacher
+
+CLASSIFICATION = Classification()
 
 
 def _classifier_parameters(model: nn.Module) -> set[int]:
@@ -38,7 +39,7 @@ def _classifier_parameters(model: nn.Module) -> set[int]:
     heads = tuple(classifiers(model).values()) if get_classifier is None else get_classifier()
     if heads == ():
         raise InputError(
-            f"{type(model).__name__} has no classifier of a known name (head, classifier, ...): pass full=True (--full)"
+            f"{type(model).__name__} has no classifier of a known name (head, classifier, ...): pass `full=True`"
         )
     return {id(p) for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()}
 
@@ -129,7 +130,7 @@ class PartialFineTune(SeededTraining):
         super().__init__(model, teacher, self.names(model))
         self.save_hyperparameters(ignore=["model", "teacher", "run"])
         self.save_hyperparameters({"distilled": teacher is not None, **(run or {})})
-        self.top1 = MeanMetric()
+        self.labelled, self.top1 = LabelLoss(model, label_smoothing), MeanMetric()
         self.register_buffer("last_top1", torch.tensor(float("nan")))  # a buffer, so that checkpoints have it
 
     @property
@@ -155,28 +156,31 @@ class PartialFineTune(SeededTraining):
             "val_top1": self.val_top1,
         }
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Compute the training loss, a mean over the batch. images: (B, C, H, W), labels: (B,)."""
+    def loss(self, images: Tensor, labels: Tensor, objective: Objective = CLASSIFICATION) -> Tensor:
+        """Compute the training loss, a mean over the batch. images: (B, C, H, W), labels: (B,), or (B, labels)."""
 
         def labelled(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
+            return self.labelled(logits, labels)
 
         if not self._teacher:
             return labelled(predict(self.model, images))
-        return towards_teacher(self.model, self._teacher[0], images, labelled, self.hparams, self.current_epoch)
+        settings, epoch = self.hparams, self.current_epoch
+        return towards_teacher(self.model, self._teacher[0], images, labelled, objective, settings, epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the loss of a batch, if it has images. Raises ``InputError`` for labels that are missing or foreign."""
-        images, labels = images_in(batch), training_labels(batch, classes_of(self.model))
+        images = images_in(batch)
         if not len(images):
             return None
-        loss = self.loss(images, labels)
+        loss = self.loss(images, self.labelled.targets(batch), self.labelled.objective(batch))
         self.log("train_loss", loss, prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count hits for ``val_top1``, in percent, over all images of all processes."""
+        """Count hits for ``val_top1``, in percent, over all images of all processes; of several labels there are none."""
+        if labels_of_several(batch) is not None:
+            return
         images, labels = images_in(batch), labels_in(batch)
         self.top1.update(100.0 * (predict(self.model, images).argmax(-1) == labels))
 

@@ -1,7 +1,5 @@
 """What a training has of its teacher: checks, images as both see them, outputs in memory, and the loss towards them."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math
@@ -16,7 +14,7 @@ from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.objectives import Objective, Outputs, compared_outputs
-from lowrank_vit.objectives.classification import distillation_loss
+from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.runtime.errors import InputError
 
 CROPS = (0.25, 1.0)  # shares of a photograph's area, within which a crop keeps its meaning
@@ -124,7 +122,7 @@ def check_imitation(teacher: nn.Module | None, hard_teacher: bool, align_weight:
     if not 0 <= align_weight < math.inf:
         raise InputError(f"align_weight is {align_weight}: it must not be negative, and finite")
     if teacher is None and (hard_teacher or align_weight):
-        raise InputError("hard_teacher and align_weight imitate the dense model: give a teacher (--distill)")
+        raise InputError("hard_teacher and align_weight imitate the dense model: give a teacher (`teacher=`)")
 
 
 def align_factor(weight: float, epoch: int, epochs: int) -> float:
@@ -146,24 +144,26 @@ def towards_teacher(
     teacher: nn.Module,
     images: Tensor,
     labelled: Callable[[Tensor], Tensor],
+    objective: Objective,
     settings: Mapping[str, Any],
     epoch: int,
 ) -> Tensor:
     """Compute the loss of a batch with a teacher.
 
-    ``labelled``: the loss of logits by labels. Of it, ``distillation_weight`` is replaced by ``distillation_loss`` with
+    ``labelled``: the loss of logits by labels. Of it, ``distillation_weight`` is replaced by the ``objective``'s pull with
     the ``temperature`` or, with ``hard_teacher``, by cross-entropy to the teacher's answer; ``align_weight`` times
-    ``apart`` is added.
+    ``apart`` is added. Raises ``InputError`` for a hard teacher of several labels.
     """
     aligned = settings["align_weight"] > 0
     logits, *blocks = _outputs(model, images, aligned)
     with torch.no_grad():
         target, *known = _outputs(teacher, images, aligned)
-    pull = (
-        F.cross_entropy(logits.float(), target.argmax(-1))
-        if settings["hard_teacher"]
-        else distillation_loss(logits, target, settings["temperature"])
-    )
+    if settings["hard_teacher"]:
+        if not isinstance(objective, Classification):
+            raise InputError("images of several labels have no single answer of a teacher: leave out `hard_teacher=`")
+        pull = F.cross_entropy(logits.float(), target.argmax(-1))
+    else:
+        pull = objective.pull(logits, target, settings["temperature"])
     weight = settings["distillation_weight"]
     loss = (1 - weight) * labelled(logits) + weight * pull
     if not aligned:
@@ -177,7 +177,5 @@ def _outputs(model: nn.Module, images: Tensor, blocks: bool) -> tuple[Tensor, ..
         return (predict(model, images),)
     found = compared_outputs(model, images, True)[1:]
     if len(found) == 1:
-        raise InputError(
-            f"{type(model).__name__} has no blocks of a known name: leave out align_weight (--align-weight)"
-        )
+        raise InputError(f"{type(model).__name__} has no blocks of a known name: leave out `align_weight=`")
     return found

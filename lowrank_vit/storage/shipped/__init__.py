@@ -3,8 +3,6 @@
 ``deit_tiny_4mib`` is DeiT-Tiny (Apache-2.0) in 4 MiB; its ``report.json`` has the command that made it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 FOLDER = Path(__file__).parent

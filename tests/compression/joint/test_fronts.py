@@ -1,7 +1,5 @@
 """Sizes and bits from one knapsack, against all that could be chosen; bytes against those of real files."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -9,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lowrank_vit.compression.joint import fronts
 from lowrank_vit.compression.joint.forms import NAMED_BYTES, Form, Layer
 from lowrank_vit.compression.joint.fronts import PAGE, Front, Losses, front
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate.rules import Knapsack
+from tests.support.cases import in_turn
 
 BITS = (2, 4, 8, 16)
 Option = tuple[int, float]  # pages and loss
@@ -63,8 +61,7 @@ def made(modules: Sequence[tuple[Form, list[ErrorCurve]]], losses: Losses, dense
     return [front(f"module{place}", [form], curves, losses, dense) for place, (form, curves) in enumerate(modules)]
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("pages", [110, 124, 150, 185])
+@pytest.mark.parametrize(("seed", "pages"), in_turn(range(4), [110, 124, 150, 185]))
 def test_the_knapsack_loses_as_little_as_the_best_of_all_choices(seed: int, pages: int) -> None:
     modules, losses = problem(seed)
     both = [np.array(list(options(form, curves, losses))) for form, curves in modules]
@@ -84,21 +81,6 @@ def test_a_choice_says_what_its_cost_and_its_loss_are_of() -> None:
         places = itertools.product(itertools.product(*form.sizes.values()), itertools.product(BITS, repeat=3))
         known = dict(zip(places, options(form, curves, losses), strict=True))
         assert known[sizes, bits] == pytest.approx((found.curve.cost(rank), found.curve.error(rank)))
-
-
-def test_many_layers_keep_the_best_combinations_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the largest size nothing is lost by that: the cost and loss of the layers go with their weights there."""
-    form, curves = attention("wide", 1.0)
-    whole = Form(form.layers, form.rest, {unit: [12] for unit in form.sizes})
-    losses = {
-        layer.name: {b: scale * 4.0**-b for b in (2, 4, 8)}
-        for layer, scale in zip(form.layers, (1.0, 2.0, 0.3), strict=True)
-    }
-    everything = made([(whole, curves)], losses)[0]
-    monkeypatch.setattr(fronts, "MANY", 1)
-    some = made([(whole, curves)], losses)[0]
-    assert len(fronts.combinations(whole.layers, losses)) < 27
-    assert some.curve.errors.tolist() == everything.curve.errors.tolist()
 
 
 def test_what_is_as_large_as_float16_is_no_choice() -> None:

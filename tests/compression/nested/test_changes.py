@@ -1,7 +1,5 @@
 """What a refit changed is carried to other sizes by least squares, the mean of the output kept."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest
@@ -10,7 +8,9 @@ from torch import Tensor
 
 from lowrank_vit import analyse
 from lowrank_vit.compression.analysis import Analysis
+from lowrank_vit.compression.nested.file import packed, unpacked
 from lowrank_vit.compression.nested.opened import narrowed, widened
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 
 PARTS = ["attn", "mlp"]
@@ -49,27 +49,7 @@ def test_at_the_size_that_it_was_fitted_at_a_change_is_what_it_was(part: str, co
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_two_steps_lead_where_one_leads(part: str) -> None:
-    known, whole = known_of(part), change_of(part, len(subset_of(part).weight))
-    nine, four = ranks_of(part, 9), ranks_of(part, 4)
-    by_nine = narrowed(known, four, widened(known, nine, narrowed(known, nine, whole)))
-    for one, other in zip(by_nine, narrowed(known, four, whole), strict=True):
-        assert torch.allclose(one, other, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_directions_that_are_left_out_are_made_of_the_others_by_least_squares(part: str) -> None:
-    subset, known = subset_of(part), known_of(part)
-    weight, added = change_of(part, len(subset.weight))
-    rows = torch.linalg.cholesky(subset.covariance).T  # with rows.T @ rows the covariance
-    kept = subset.units.kept(6)
-    dense = torch.linalg.lstsq(rows[:, kept], rows @ weight).solution
-    assert torch.allclose(narrowed(known, ranks_of(part, 6), (weight, added))[0], dense, rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("sizes", [(9, 4), (4, 9), (DENSE, 7), (7, DENSE)])
+@pytest.mark.parametrize(("part", "sizes"), in_turn(PARTS, [(9, 4), (4, 9), (DENSE, 7), (7, DENSE)]))
 def test_what_a_change_adds_in_the_mean_is_the_same_at_all_sizes(
     part: str, sizes: tuple[int | None, int | None]
 ) -> None:
@@ -85,13 +65,11 @@ def test_what_a_change_adds_in_the_mean_is_the_same_at_all_sizes(
     assert torch.allclose(*added, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_change_of_all_directions_is_the_same_map_in_a_dense_module(part: str) -> None:
-    """A module with all of its directions and the dense module are one function, so must they be once changed."""
-    known, subset = known_of(part), subset_of(part)
-    full, dense = ranks_of(part, len(subset.weight)), ranks_of(part, DENSE)
-    weight, bias = change_of(part, len(subset.weight))
-    there, shift = narrowed(known, dense, widened(known, full, (weight, bias)))
-    seen = torch.randn(7, len(subset.weight), dtype=torch.float64)  # by the dense output layer
-    kept = known.cut(full).kept
-    assert torch.allclose(seen @ there + shift, (seen - kept.offset) @ kept.columns @ weight + bias, atol=1e-8)
+@pytest.mark.parametrize("side", [1, 2, 3, 50])
+def test_a_symmetric_matrix_is_whole_again(side: int) -> None:
+    torch.manual_seed(side)
+    matrix = torch.randn(side, side, dtype=torch.float64)
+    matrix = matrix + matrix.T
+    small = packed("covariance", matrix)
+    assert (small.dtype, small.shape) == (torch.float32, (side * (side + 1) // 2,))
+    assert torch.equal(unpacked("covariance", small), matrix.float().double())

@@ -1,7 +1,5 @@
 """Recipes that look at images once a size is chosen: what compress makes at known sizes, and close to it between them."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,7 +13,6 @@ from lowrank_vit import analyse, load, save
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.nested import unpack
 from lowrank_vit.compression.nested.opened import Opened
-from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.storage.folder import nested_entry
 from tests.support import models
 from tests.support.kinds import KINDS
@@ -74,52 +71,6 @@ def test_at_a_size_that_was_known_it_is_what_compress_makes(kind: str) -> None:
                 assert own[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6)
 
 
-def test_between_two_sizes_a_change_is_between_theirs() -> None:
-    """At one plan, so that the directions are the same, the output's weight moves linearly with the place between."""
-    analysis = opened()
-    larger, smaller = analysis.sizes[1:3]
-    ends = [analysis._shares(size.ranks) for size in (larger, smaller)]
-    assert ends == [[(larger, 1.0)], [(smaller, 1.0)]]
-    plan = analysis.plan(0.25)
-    (one, first), (other, second) = analysis._shares(plan.ranks)
-    spent = [
-        sum(curve.cost(size[curve.name]) for curve in analysis.curves) for size in (one.ranks, plan.ranks, other.ranks)
-    ]
-    assert spent[0] > spent[1] > spent[2]
-    assert second == pytest.approx((spent[0] - spent[1]) / (spent[0] - spent[2]))
-    assert first + second == pytest.approx(1)
-    weights = []
-    for shares in ([(one, 1.0)], [(other, 1.0)], [(one, first), (other, second)]):
-        small = analysis.resized(plan)
-        object.__setattr__(analysis, "_shares", lambda ranks, shares=shares: shares)
-        analysis.correct(small, plan.ranks)
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in small.parameters()]))
-    object.__delattr__(analysis, "_shares")
-    assert torch.allclose(first * weights[0] + second * weights[1], weights[2], atol=1e-6)
-    assert not torch.allclose(weights[0], weights[1], atol=1e-4)
-
-
-def test_measured_losses_are_interpolated_by_their_ratio() -> None:
-    """Twice the predicted loss at one count and eight times at another: four times in the middle, in logarithms."""
-    analysis = opened()
-    name = next(curve.name for curve in analysis.curves if curve.name.endswith("hidden"))
-    curve = next(curve for curve in analysis.curves if curve.name == name)
-    sizes = []
-    for size, (count, factor) in zip(analysis.sizes[:2], [(30, 2.0), (10, 8.0)], strict=True):
-        points = {**size.points, name: (count, factor * curve.error(count))}
-        sizes.append(type(size)(size.ranks, points, size.changes))
-    made_up = Opened(**{**vars_of(analysis), "sizes": sizes})
-    for count, factor in [(30, 2.0), (20, 4.0), (10, 8.0), (5, 8.0)]:
-        plan = RankPlan({**dict.fromkeys(each.name for each in analysis.curves), name: count})
-        at, loss = made_up.measure(plan, [], 0)[name]
-        assert at == count
-        assert loss == pytest.approx(factor * curve.error(count))
-
-
-def vars_of(analysis: Opened) -> dict[str, Any]:
-    return {name: getattr(analysis, name) for name in type(analysis).__dataclass_fields__}
-
-
 def test_any_budget_opens_it_and_no_image_is_seen() -> None:
     _, folder = nested("vit")
     for budget, cost in [("macs=0.6", "macs"), ({"bytes": 0.6}, "bytes"), ({"params": "5k"}, "parameters")]:
@@ -127,7 +78,3 @@ def test_any_budget_opens_it_and_no_image_is_seen() -> None:
         assert entry["cost"] == cost
         assert entry["counted"] <= entry["limit"]
     assert opened().images.batches == ()
-
-
-def first(tensors: dict[str, Tensor], kind: str) -> str:
-    return next(name for name in tensors if name.startswith(f"{kind}|"))

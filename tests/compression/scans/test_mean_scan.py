@@ -1,7 +1,5 @@
 """Scans replaced: the choice of layers, refits in closed form, and what becomes of the model afterwards."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

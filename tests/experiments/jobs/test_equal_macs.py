@@ -1,7 +1,5 @@
 """Rows at equal multiply-accumulates: another budget, fewer tokens behind it, and how fast the result is."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,11 +1,7 @@
 """Jobs on a stand-in: the stages, going on after an interruption, what is run again and what is not."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.data import resolve_model_data_config
 
 from experiments.__main__ import main
 from experiments.jobs import stages
@@ -26,13 +21,10 @@ from experiments.jobs.task import Task
 from experiments.runner import campaign
 from experiments.runner.pool import View, run_here
 from lowrank_vit import Hardware, InputError, load
-from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count
-from lowrank_vit.stages.evaluate.accuracy import evaluate
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent.parent.parent
 TINY = {"epochs": 2, "limit": 64, "calibration_samples": 64, "held_out_samples": 32}
 SMALL = [
     "--seeds",
@@ -100,20 +92,6 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert any("fine-tune, epoch 2 of 2" in text for text in said)
 
 
-def test_the_dense_model_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
-    evaluate = stages.evaluate
-    monkeypatch.setattr(stages, "evaluate", lambda *args, **kwargs: counted.append(1) or evaluate(*args, **kwargs))
-    first = run_job(task(tmp_path, recipe=None, epochs=0), lambda said: None)
-    assert (first["top1"]["before"], first["layers"]) == (None, [])
-    assert first["top1"]["after"] == first["top1"]["dense"]
-    second = run_job(task(tmp_path, recipe="svd", epochs=0), lambda said: None)
-    assert second["top1"]["dense"] == first["top1"]["dense"]
-    assert second["top1"]["before"] is None  # nothing was fine-tuned
-    assert (first["z"], second["z"], first["relative_error"]) == (None, None, None)
-    assert len(counted) == 2
-
-
 class StoppedError(RuntimeError):
     """In place of a power cut."""
 
@@ -125,35 +103,6 @@ def stop_at(text: str, said: list[str]) -> Callable[[str], None]:
             raise StoppedError
 
     return tell
-
-
-def evaluate_digits(folder: Path) -> float:
-    """Top-1 of a saved model on the images of the tests' jobs."""
-    model = load(folder)
-    data = ImageData("digits", resolve_model_data_config(model), limit=TINY["limit"], seed=0)
-    return evaluate(model, data, progress=False, hardware=Hardware(accelerator="cpu"))["top1"]
-
-
-def test_of_two_processes_with_one_job_one_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, said = task(tmp_path, "svd", epochs=0), []
-    done = run_job(own, lambda text: None)
-    lock = tmp_path / "locks" / f"{own.job.key}.lock"
-    hold = (
-        f"import filelock; lock = filelock.FileLock({str(lock)!r}); lock.acquire(); print('held', flush=True); input()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-
-        def tell(text: str) -> None:
-            said.append(text)
-            other.kill()  # a dead process holds no lock
-
-        monkeypatch.setattr(stages, "perform", lambda *args: pytest.fail("it was run twice"))
-        assert run_job(own, tell) == done
-    assert said == ["wait for another process with the same job"]
 
 
 def test_an_interrupted_job_goes_on(tmp_path: Path) -> None:
@@ -246,19 +195,6 @@ def test_bad_input_is_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_the_command_in_processes_of_its_own(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "experiments", "run", "table2/deit_s/ours-paper-40", "--results", str(tmp_path)]
-    command += ["--seeds", "0", "--epochs", "1", "--steps", "3", "--limit", "64", "--calibration-samples", "64"]
-    first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "1 jobs to run" in first.stderr
-    assert (tmp_path / "table2" / "accuracy_vs_params.png").exists()
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
-    second = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "jobs to run" not in second.stderr
-    assert second.stdout == first.stdout
 
 
 @pytest.mark.slow

@@ -1,16 +1,11 @@
 """What the figures measure, against dense truths."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.jobs.ledger import Ledger
-from experiments.measures import accuracy
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.records.curves import RankPlan
@@ -91,32 +86,6 @@ def test_accuracy_against_a_model_cut_by_hand() -> None:
             count += len(labels)
     assert count == 64
     assert found["top1"]["svd"]["blocks.1"][1] == pytest.approx(100 * hits / 64, abs=0.01)
-
-
-@pytest.mark.slow
-def test_an_interrupted_measurement_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, job, count = dense(), job_for("accuracy_by_layer"), 0
-    evaluate = accuracy.evaluate
-
-    def interrupted(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        nonlocal count
-        count += 1
-        if count == 1 + 4 + 4 + 2:  # dense, the first layer type by both methods, half of the next
-            raise KeyboardInterrupt
-        return evaluate(*args, **kwargs)
-
-    monkeypatch.setattr(accuracy, "evaluate", interrupted)
-
-    def measure() -> dict[str, Any]:
-        return accuracy.by_layer(model, data_for(model, job), job, Ledger(tmp_path / "stages.json", lambda said: None))
-
-    with pytest.raises(KeyboardInterrupt):
-        measure()
-    count = 100
-    found = measure()
-    assert count == 100 + 1 + 4 * 3 * 4 - 2 * 4
-    monkeypatch.setattr(accuracy, "evaluate", evaluate)
-    assert found == run("accuracy_by_layer", model, job)
 
 
 @pytest.mark.parametrize("images", ["calibration", "unseen"])

@@ -1,12 +1,10 @@
 """Table 1 in words and as a picture, from made-up rows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 
-from experiments.report.ablation import draw, findings
+from experiments.report.ablation import findings
 
 
 def row(
@@ -39,12 +37,3 @@ def test_findings_compare_with_rank(content: dict[str, Any]) -> None:
     )
     assert said[1].endswith("rank helps more")
     assert said[2].endswith("no difference in error")
-
-
-def test_a_row_of_another_draw_is_not_compared(content: dict[str, Any]) -> None:
-    """Its error, the least of all, may be the draw's."""
-    lucky = {**row("representative", "low_rank", "closed_form", 0.025, 0.001, 99.0), "seeds": [1]}
-    with_lucky = {**content, "rows": [lucky, *content["rows"]]}
-    assert findings(with_lucky) == findings(content)
-    lines = [[tuple(line.get_ydata()) for line in draw(some).axes[0].get_lines()] for some in (with_lucky, content)]
-    assert lines[0] == lines[1]

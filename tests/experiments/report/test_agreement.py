@@ -1,7 +1,5 @@
 """Whether a run's numbers are those that are published."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

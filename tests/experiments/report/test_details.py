@@ -1,32 +1,30 @@
 """The command that repeats a row."""
 
-from __future__ import annotations
-
 import shlex
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from experiments.__main__ import _parser
 from experiments.report.details import command
 from experiments.runner.campaign import _options
-from experiments.runner.plan import Images, Options, make_plan
+from experiments.runner.plan import Options, make_plan
 from tests.experiments.support.synthetic import IMAGES, TABLE
+from tests.support.cases import in_turn
 
-REAL = Images("imagefolder:samples", 1000, 1000, 1000)
 ROWS = {row.id: row for row in TABLE.runnable}
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        Options(),
-        Options(seeds=(3,), epochs=2, steps=7, solver="moments", limit=100),
-        Options(seeds=(0, 1), batch_size=32, calibration_samples=64, processes=4, precision="bf16-mixed"),
-    ],
+    ("options", "name"),
+    in_turn(
+        [
+            Options(),
+            Options(seeds=(3,), epochs=2, steps=7, solver="moments", limit=100),
+            Options(seeds=(0, 1), batch_size=32, calibration_samples=64, processes=4, precision="bf16-mixed"),
+        ],
+        ["m/baseline", "m/svd-40", "m/ours-40"],
+    ),
 )
-@pytest.mark.parametrize("name", ["m/baseline", "m/svd-40", "m/ours-40"])
 def test_the_command_line_plans_the_same_jobs(options: Options, name: str) -> None:
     """The truth is the parser of the command line itself, and the plan that it leads to."""
 
@@ -38,13 +36,3 @@ def test_the_command_line_plans_the_same_jobs(options: Options, name: str) -> No
     words = shlex.split(command(TABLE, ROWS[name], plan[name].jobs))
     assert words[:5] == ["python", "-m", "experiments", "run", f"table9/{name}"]
     assert jobs(_options(_parser().parse_args(words[3:]))) == jobs(options)
-
-
-def test_folders_that_nobody_knows_are_placeholders(tmp_path: Path) -> None:
-    (tmp_path / "deit_tiny_patch16_224.fb_in1k.safetensors").write_bytes(b"weights")
-    options = Options(data="imagefolder:/data/samples", checkpoints=tmp_path)
-    plan = {item.row.id: item for item in make_plan(TABLE, options, REAL)}
-    told = command(TABLE, ROWS["m/svd-40"], plan["m/svd-40"].jobs)
-    assert "--data imagefolder:PATH/samples --checkpoints PATH --seeds 0" in told
-    assert str(tmp_path) not in told
-    assert "--data hf:a/b" in command(TABLE, ROWS["m/svd-40"], [replace(plan["m/svd-40"].jobs[0], data="hf:a/b")])

@@ -1,7 +1,5 @@
 """The page of a table: every cell, harmless whatever the texts are, and sorted by values in a browser."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,10 @@ import pytest
 
 from experiments.report.columns import CATALOGUE, chosen
 from experiments.report.details import commands
-from experiments.report.page import page, write_index
+from experiments.report.page import page
 from experiments.report.rows import table_json
 from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, fill
-from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.markup import poisoned
 
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><b>'&"
@@ -75,41 +72,3 @@ def test_texts_are_not_markup(made: tuple[dict[str, Any], dict[str, str]]) -> No
     assert [tag for tag, _ in seen].count("script") == 1
     assert not [tag for tag, _ in seen if tag in ("img", "b", "iframe", "object", "link")]
     assert not [names for _, names in seen if "src" in names or any(name.startswith("on") for name in names)]
-
-
-def test_the_index_links_what_is_there(tmp_path: Path) -> None:
-    write_index(tmp_path)
-    assert "Nothing was rendered yet" in (tmp_path / "index.html").read_text()
-    (tmp_path / "table2").mkdir()
-    (tmp_path / "table2" / "table.json").write_text('{"title": "Two < three"}')
-    (tmp_path / "table2" / "table.html").write_text("")
-    write_index(tmp_path)
-    text = (tmp_path / "index.html").read_text()
-    assert [names["href"] for tag, names in Tags(text).seen if tag == "a"] == ["table2/table.html", "table2/table.json"]
-    assert "Two &lt; three" in text
-
-
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: `make browser` installs Debian's, as root")
-def test_a_click_sorts_by_value(made: tuple[dict[str, Any], dict[str, str]], tmp_path: Path) -> None:
-    """15.6k comes before 26.0k, and rows without a number are last when the largest is first."""
-    from playwright.sync_api import sync_playwright
-
-    path, wrong = tmp_path / "table.html", []
-    path.write_text(page(*made, None), encoding="utf-8")
-    place = made[0]["columns"].index("params") + 1
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        tab = browser.new_page()
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.goto(path.as_uri())
-        orders = []
-        for _ in range(2):
-            tab.locator(f"th:nth-child({place})").click()
-            cells = tab.locator(f"tbody td:nth-child({place})").all()
-            orders.append([float(cell.get_attribute("data-sort") or "nan") for cell in cells])
-        browser.close()
-    assert wrong == []
-    assert sorted(orders, key=lambda order: order[0]) == [sorted(orders[0]), sorted(orders[0], reverse=True)]
-    assert len(set(orders[0])) > 2

@@ -1,7 +1,5 @@
 """From results to rows and renderings."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -16,13 +14,13 @@ from experiments.jobs.job import Job
 from experiments.jobs.revisions import made_by
 from experiments.report.cells import remarks
 from experiments.report.columns import CATALOGUE, chosen
-from experiments.report.files import written
 from experiments.report.markdown import csv_text, markdown
+from experiments.report.page import written
 from experiments.report.rows import FIELDS, table_json
 from experiments.report.seeds import aggregate
 from experiments.report.terminal import show
 from experiments.report.write import write_report
-from experiments.runner.plan import Options, read_plan
+from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, compare, fill
 
 
@@ -114,14 +112,6 @@ def test_a_report_is_all_files_that_it_says(tmp_path: Path, monkeypatch: pytest.
     assert index.index('href="table9/table.html"') < index.index('href="table9/table.md"')
     assert (tmp_path / TABLE.name / "accuracy_vs_params.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / TABLE.name / "accuracy_vs_params.pdf").read_bytes().startswith(b"%PDF")
-
-
-def test_overrides_are_in_the_table(tmp_path: Path) -> None:
-    fill(tmp_path, Options(epochs=1, steps=7))
-    rows = table_json(tmp_path, TABLE, read_plan(tmp_path, TABLE))
-    assert row(rows, "m/ours-40")["protocol"] == "partial-ft, 1 epoch, 7 steps"
-    assert row(rows, "m/svd-40")["protocol"] == "partial-ft, 1 epoch"
-    assert row(rows, "m/baseline")["protocol"] == "dense"
 
 
 def test_every_column_writes_every_row(table: dict[str, Any]) -> None:

@@ -1,11 +1,10 @@
-"""Standard errors, and which rows have fewer seeds."""
-
-from __future__ import annotations
+"""Standard errors, which rows have fewer seeds, and one look for each method wherever it is drawn."""
 
 import pytest
 import torch
 from scipy.stats import binomtest
 
+from experiments.report.styles import COLOURS, SIZE, STYLES, known_style, series_of, styles_of
 from experiments.report.uncertainty import (
     caveats,
     fewer_seeds,
@@ -16,6 +15,8 @@ from experiments.report.uncertainty import (
     said_of_pairs,
     with_image_errors,
 )
+from experiments.tables.catalogue import tables
+from experiments.tables.rows import Table
 from lowrank_vit.stages.evaluate.accuracy import pack_hits
 
 
@@ -80,3 +81,24 @@ def test_of_real_images_the_error_stands_in_place_of_the_spread() -> None:
     assert with_image_errors(row | {"job": {"images": "1000+1000", "limit": 100}})["top1_std"] == pytest.approx(4)
     assert "top1_dense_std" not in with_image_errors(row)
     assert with_image_errors(row | {"job": None})["top1_std"] == 0.1
+
+
+DRAWN = [table for table in tables().values() if table.pictures and table.drawing is None]
+
+
+def test_no_two_styles_are_alike() -> None:
+    assert len({(style.marker, style.name) for style in STYLES.values()}) == len(STYLES)
+    assert {style.name for style in STYLES.values()} <= COLOURS.keys()
+
+
+@pytest.mark.parametrize("table", DRAWN, ids=lambda t: t.name)
+def test_every_method_of_a_table_has_its_own(table: Table) -> None:
+    """A new method registers its look, so that it is the same beside whatever it is drawn."""
+    panels: dict[str, dict[str, None]] = {}
+    for row in table.runnable:
+        if row.protocol != "dense":
+            panels.setdefault(row.architecture, {})[series_of({"method": row.method, "bits": row.bits})] = None
+    assert panels
+    for names in panels.values():
+        assert [name for name in names if known_style(name) is None] == []
+        assert len(set(styles_of(list(names)).values())) == len({name.removesuffix(SIZE) for name in names})

@@ -1,7 +1,5 @@
 """How long jobs will take: by hand, by row, and on request, when nothing is run."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

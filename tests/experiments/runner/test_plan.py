@@ -1,7 +1,5 @@
 """From rows and options to jobs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Processes side by side, without what makes them slow to start."""
 
-from __future__ import annotations
-
 import os
 import signal
 from multiprocessing.connection import Connection

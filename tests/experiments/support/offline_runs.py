@@ -1,7 +1,5 @@
 """Offline runs read back with W&B's own reader, ``wandb leet inspect --json``."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

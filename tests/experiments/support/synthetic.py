@@ -1,7 +1,5 @@
 """A small table, its plan and its results, made up."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

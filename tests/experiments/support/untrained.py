@@ -1,7 +1,5 @@
 """Measurements of untrained stand-ins."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory

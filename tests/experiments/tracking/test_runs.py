@@ -1,7 +1,5 @@
 """Runs of Weights & Biases, read back with its own reader: what a job leaves there, alone, interrupted, on two processes."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

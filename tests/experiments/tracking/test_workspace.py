@@ -1,7 +1,5 @@
 """The workspace as code: it builds, and every name in it is one that real runs have."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

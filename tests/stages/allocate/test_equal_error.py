@@ -1,13 +1,12 @@
 """One threshold on all errors: worked by hand, and against uniform ranks where all curves are one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import total_cost
 from lowrank_vit.stages.allocate.rules import EqualError, Uniform
+from tests.support.cases import in_turn
 
 
 def curve(name: str, errors: list[float], unit: int = 10, dense: int = 100, multiple: int = 1) -> ErrorCurve:
@@ -36,8 +35,7 @@ def test_a_given_threshold_is_scaled_by_hand() -> None:
     assert tight.ranks["c"] >= tight.ranks["a"] >= tight.ranks["b"]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.77])
-@pytest.mark.parametrize("threshold", [None, 2.5])
+@pytest.mark.parametrize(("share", "threshold"), in_turn([0.2, 0.5, 0.77], [None, 2.5]))
 def test_equal_curves_get_uniform_ranks(threshold: float | None, share: float) -> None:
     curves = [curve(name, FALLING) for name in "abc"]
     budget = int(share * 300)

@@ -1,7 +1,5 @@
 """What is summed of a layer: only what is needed, once, and without keeping a graph."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 

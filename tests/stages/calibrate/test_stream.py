@@ -1,7 +1,5 @@
 """The streaming statistics against their definitions on inputs and gradients kept by the test itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -7,13 +7,17 @@ import torch
 
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation, State, empty_module, squared_error
-from tests.support.compensation_problems import every_shape, loss, make, problem, root
+from tests.support.cases import in_turn
+from tests.support.compensation_problems import SHAPES, every_shape, loss, make, problem, root
 
 NAMES = COMPENSATIONS.names()
 SPARSE = ["diagonal", "structured_sparse", "unstructured_sparse"]
 
 every_kind = pytest.mark.parametrize("kind", NAMES)
-both_ranks = pytest.mark.parametrize("deficient", [False, True])
+IN_TURN = [(kind, *shape) for kind, shape in in_turn(NAMES, SHAPES)]
+every_kind_in_turn = pytest.mark.parametrize(("kind", "n", "d"), IN_TURN)
+RANKS = [(kind, *shape, deficient) for (kind, deficient), shape in in_turn(product(NAMES, (False, True)), SHAPES)]
+every_rank = pytest.mark.parametrize(("kind", "n", "d", "deficient"), RANKS)
 
 
 def trainable(state: State) -> State:
@@ -26,16 +30,15 @@ def gradients(compensation: Compensation, state: State, residual, moment) -> lis
     return list(torch.autograd.grad(total, list(state.trainable.values())))
 
 
-@pytest.mark.parametrize("kind", [name for name in NAMES if name != "diagonal"])
-@pytest.mark.parametrize("budget", [0.0, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    ("kind", "budget"), in_turn([name for name in NAMES if name != "diagonal"], [0.0, -0.1, 1.5, float("nan")])
+)
 def test_budget_out_of_range(kind, budget):
     with pytest.raises(InputError, match="budget"):
         make(kind, budget)
 
 
-@both_ranks
-@every_shape
-@every_kind
+@every_rank
 def test_closed_form_is_a_minimiser(kind, n, d, deficient):
     residual, moment = problem(n, d, deficient=deficient)
     compensation = make(kind)
@@ -56,9 +59,7 @@ def test_closed_form_is_a_minimiser(kind, n, d, deficient):
         assert loss(compensation.dense(moved)[0], residual[0], moment[0]) > best - 1e-10 * energy
 
 
-@both_ranks
-@every_shape
-@pytest.mark.parametrize("kind", SPARSE)
+@pytest.mark.parametrize(("kind", "n", "d", "deficient"), [case for case in RANKS if case[0] in SPARSE])
 def test_sparse_closed_form_is_dense_least_squares_on_the_support(kind, n, d, deficient):
     residual, moment = problem(n, d, deficient=deficient)
     compensation = make(kind)
@@ -78,8 +79,8 @@ def test_sparse_closed_form_is_dense_least_squares_on_the_support(kind, n, d, de
     assert not compensation.dense(state)[0].flatten()[outside].any()
 
 
-@both_ranks
-@every_shape
+@pytest.mark.parametrize("deficient", [False, True])
+@pytest.mark.parametrize(("n", "d"), SHAPES[:2])
 def test_low_rank_closed_form_is_eckart_young(n, d, deficient):
     residual, moment = problem(n, d, deficient=deficient)
     compensation = make("low_rank")
@@ -128,8 +129,7 @@ def test_start_is_zero_but_not_stationary(kind):
     assert {k: t.shape for k, t in state.trainable.items()} == {k: t.shape for k, t in closed.trainable.items()}
 
 
-@every_shape
-@every_kind
+@every_kind_in_turn
 def test_batched_layers_equal_single_ones(kind, n, d):
     residual, moment = problem(n, d, layers=3)
     compensation = make(kind)
@@ -139,8 +139,7 @@ def test_batched_layers_equal_single_ones(kind, n, d):
         torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
 
 
-@every_shape
-@every_kind
+@every_kind_in_turn
 def test_product_is_that_of_the_dense_matrix(kind, n, d):
     residual, moment = problem(n, d, layers=2)
     compensation = make(kind)
@@ -150,8 +149,7 @@ def test_product_is_that_of_the_dense_matrix(kind, n, d):
 
 
 @pytest.mark.parametrize("budget", [0.05, 0.2])
-@every_shape
-@every_kind
+@every_kind_in_turn
 def test_module_applies_z_with_the_parameters_counted(kind, n, d, budget):
     residual, moment = problem(n, d, layers=3)
     compensation = make(kind, budget)

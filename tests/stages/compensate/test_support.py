@@ -1,7 +1,5 @@
 """Which entries of a sparse Z are kept: the best single ones by trying all, and greedily from there."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

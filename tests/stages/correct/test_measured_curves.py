@@ -1,7 +1,5 @@
 """Measured curves: against models compressed by hand, and worked by hand."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -20,6 +18,7 @@ from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import least_cost, total_cost
 from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves
+from tests.support.cases import in_turn
 from tests.support.models import KINDS, images, outputs, tiny
 
 
@@ -90,8 +89,10 @@ def test_a_curve_by_hand() -> None:
     assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
 
 
-@pytest.mark.parametrize("sense", [MeasuredCurves(), MeasuredCurves(points=2), MeasuredCurves(ratios=(0.4, 0.7, 0.9))])
-@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize(
+    ("sense", "multiple"),
+    in_turn([MeasuredCurves(), MeasuredCurves(points=2), MeasuredCurves(ratios=(0.4, 0.7, 0.9))], [1, 8]),
+)
 def test_no_size_below_the_least_measured_is_chosen(sense: MeasuredCurves, multiple: int) -> None:
     """The loss there is not known: neither one threshold, nor the knapsack, nor what is cheapest takes such a size."""
     generator = torch.Generator().manual_seed(0)
@@ -131,3 +132,11 @@ def test_a_recipe_with_measured_curves_meets_its_budget(name: str) -> None:
     assert outputs(small, data).isfinite().all()
     assert "sense" in report["seconds"]
     assert "MeasuredCurves" in report["methods"]
+
+
+def test_the_divergence_is_that_of_the_small_model_from_the_dense_one() -> None:
+    """KL(p || q) of p = (1/2, 1/2), q = (1/4, 3/4): 1/2 log 2 + 1/2 log 2/3; the other way it would be another number."""
+    dense, small = (torch.tensor([shares]).double().log() for shares in ([0.5, 0.5], [0.25, 0.75]))
+    truth = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert float(Classification().divergence(dense, small)) == pytest.approx(truth)
+    assert float(Classification().divergence(small, dense)) != pytest.approx(truth, rel=1e-2)

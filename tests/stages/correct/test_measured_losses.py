@@ -1,7 +1,5 @@
 """Measured losses: one half exchanged, against whole models; and what the allocator makes of them."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import replace

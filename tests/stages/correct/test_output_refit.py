@@ -1,7 +1,5 @@
 """The refit of every half's output: dense least squares as the truth, layouts against what the modules really do."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -18,6 +16,7 @@ from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.correct.regression import Regression, Streams, cross_validated
+from tests.support.cases import few, in_turn
 from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
 
 PLAIN = get_recipe("heads").but(refit=False, measured=0)
@@ -85,8 +84,7 @@ def test_cross_validation_is_leaving_one_out() -> None:
     assert not bias.any()
 
 
-@pytest.mark.parametrize("kind", WALKED)
-@pytest.mark.parametrize("sensitivity", [0.0, 0.5])
+@pytest.mark.parametrize(("kind", "sensitivity"), in_turn(WALKED, [0.0, 0.5]))
 def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity: float) -> None:
     """Its last layer, from all tokens at once: what the dense stream is after it, on its own inputs there."""
     model, data = model_and_images(kind)
@@ -159,7 +157,7 @@ def test_the_streams_are_those_of_both_models(kind: str) -> None:
     torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *LONE])
+@pytest.mark.parametrize("kind", few([*KINDS, *LONE], 1))
 def test_it_brings_the_model_nearer_to_the_dense_one(kind: str) -> None:
     """With the same number of parameters, on the images that it was fitted on."""
     model, data = model_and_images(kind, 64)

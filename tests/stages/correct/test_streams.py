@@ -1,7 +1,5 @@
 """Streams on the disk: the refit is the one with all images in memory, and nothing stays on the disk."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """What is counted is what Appendix A says; what is timed is taken in turns, and a ratio is one of a round."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every registered format of exported files: what it says of itself, and that its files do what the model does."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """An exported file does what the model does, at batch sizes that it was not traced at, whatever was compressed how."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

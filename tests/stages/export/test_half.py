@@ -1,7 +1,5 @@
 """Files in float16: what stays in float32, what is refused, and how far they are from the model."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +14,8 @@ from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import NARROWED, files, narrowed
 from lowrank_vit.stages.export.half import beyond, export_half
 from tests.support.models import images, outputs, tiny
+
+pytestmark = pytest.mark.slow
 
 BATCHES = [images(8), images(8, seed=2)]
 FORMATS = NARROWED.names()

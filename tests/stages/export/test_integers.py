@@ -1,7 +1,5 @@
 """Files that compute in integers: what onnxruntime makes of them, and how far they are from the model."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is written for other programs is the same function, in float64, with heads of even widths."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

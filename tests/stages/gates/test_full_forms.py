@@ -1,7 +1,5 @@
 """Full forms on labels: resumed to the same bytes, equal on two processes, and within the budget when compressed."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

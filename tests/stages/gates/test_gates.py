@@ -1,7 +1,5 @@
 """Gates: all open they change nothing, closed they cost what is counted, and no trace of them is left."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -19,14 +17,14 @@ from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
+from tests.support.cases import in_turn
 from tests.support.gradual import masks
 from tests.support.models import KINDS, images, outputs, tiny
 
 METHODS = GRADUAL.names()
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "kind"), in_turn(METHODS, KINDS))
 def test_open_gates_change_nothing_bit_by_bit(name: str, kind: str) -> None:
     model, data = tiny(kind), images(3, kind)
     dense, before = outputs(model, data), list(model.state_dict())
@@ -38,8 +36,7 @@ def test_open_gates_change_nothing_bit_by_bit(name: str, kind: str) -> None:
     assert list(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("unit", [HEAD, VALUE, HIDDEN, INPUT])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("unit", "kind"), in_turn([HEAD, VALUE, HIDDEN, INPUT], KINDS))
 def test_a_closed_gate_is_a_zero_column(unit: str, kind: str) -> None:
     """What a part adds is multiplied by zero: the same as no weights that read it."""
     model, data = tiny(kind).double(), images(3, kind).double()
@@ -58,8 +55,7 @@ PRUNED = {  # units with gates: the recipe whose groups fold them
 }
 
 
-@pytest.mark.parametrize("units", PRUNED)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("units", "kind"), in_turn(PRUNED, KINDS))
 def test_what_hardened_gates_leave_costs_what_is_expected(units: tuple[str, ...], kind: str) -> None:
     """Parameters and multiply-accumulates counted on the folded model are those told from the masks."""
     model, gates = tiny(kind), masks(tiny(kind), units, seed=3)

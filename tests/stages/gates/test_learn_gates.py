@@ -1,7 +1,5 @@
 """Training with gates: what is trained, what a run depends on, and that an interrupted one ends with the same bytes."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

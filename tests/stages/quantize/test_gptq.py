@@ -1,7 +1,5 @@
 """Error feedback solves the least squares problem that it claims to solve, and no row errs more than by nearest rounding."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -12,6 +10,7 @@ from lowrank_vit.modules.quantized_linear import dequantize
 from lowrank_vit.stages.quantize import QUANTIZERS, Codes
 from lowrank_vit.stages.quantize.gptq import PANEL, ErrorFeedback
 from lowrank_vit.stages.quantize.nearest import quantize_tensor
+from tests.support.cases import in_turn
 
 UNCUT = (1.0,)
 
@@ -29,8 +28,7 @@ def losses(weight: Tensor, codes: Codes, moment: Tensor) -> Tensor:
     return ((error @ moment) * error).sum(1)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS.names())
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(("name", "bits"), in_turn(QUANTIZERS.names(), range(2, 9)))
 def test_no_row_errs_more_than_by_nearest_rounding(name: str, bits: int) -> None:
     weight, moment = problem(9, 24, seed=bits)
     codes = QUANTIZERS.get(name)()(weight, bits, moment=moment)

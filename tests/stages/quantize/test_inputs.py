@@ -1,7 +1,5 @@
 """Moments of the inputs of layers to be quantised: those of the dense model at first, then behind what was replaced."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

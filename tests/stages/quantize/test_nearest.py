@@ -1,7 +1,5 @@
 """Rounding to nearest keeps its bound, packing loses no bit, and a quantised model is its dequantised twin."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -20,6 +18,7 @@ from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.stages.quantize import weights as quantize
 from lowrank_vit.stages.quantize.nearest import quantize_tensor
 from lowrank_vit.stages.quantize.weights import quantize_linear
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 
 BITS = range(2, 9)
@@ -61,8 +60,7 @@ def test_every_error_is_at_most_half_a_step(array: np.ndarray, bits: int) -> Non
     assert (step <= ideal * (1 + 2**-9) + 2**-24).all()  # no coarser than (16) but for the scale's float16
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("bits", "bias"), in_turn(BITS, [True, False]))
 def test_the_layer_is_a_linear_layer_of_its_weights(bits: int, bias: bool) -> None:
     torch.manual_seed(bits)
     linear = nn.Linear(7, 5, bias=bias)

@@ -1,7 +1,5 @@
 """Inputs that hardly vary, or not at all: finite codes, and no layer that errs more than by rounding to nearest."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +8,7 @@ from lowrank_vit.stages.quantize.gptq import ErrorFeedback
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
 from lowrank_vit.stages.quantize.nearest import RoundToNearest
 from lowrank_vit.stages.quantize.weights import quantize_linear
+from tests.support.cases import in_turn
 from tests.support.models import images, tiny
 
 
@@ -52,8 +51,7 @@ def true_moments(model: nn.Module, name: str, data: Tensor) -> InputMoments:
     return InputMoments(x.mean(0), x.T @ x / len(x), x.mean(0), away.T @ away / len(x))
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("case", "bits"), in_turn(CASES, [2, 4, 8]))
 def test_gptq_is_finite_and_no_worse_than_nearest(case: str, bits: int) -> None:
     model, data = CASES[case]()
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "blocks" in name]

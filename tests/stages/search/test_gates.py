@@ -1,7 +1,5 @@
 """The search by gates: its candidates, its hand-over to a knapsack, and what it finds on a problem with a known answer."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

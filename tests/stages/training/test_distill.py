@@ -1,7 +1,5 @@
 """Distillation on the calibration images: the loss by hand, what is trained, what a run depends on."""
 
-from __future__ import annotations
-
 import logging
 import math
 

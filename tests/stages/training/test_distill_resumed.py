@@ -1,7 +1,5 @@
 """A distillation that is interrupted and goes on is that of an undisturbed run, or is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

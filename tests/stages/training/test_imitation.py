@@ -1,7 +1,5 @@
 """The loss with a teacher: against its parts by hand."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

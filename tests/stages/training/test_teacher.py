@@ -1,7 +1,5 @@
 """What the teacher is shown and says: mirrored and cropped images, outputs of blocks, and what is remembered."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A low-rank Z: the paper's choice."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

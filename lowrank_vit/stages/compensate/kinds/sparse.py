@@ -1,7 +1,5 @@
 """Sparse Z: the diagonal, whole rows or columns, entries anywhere."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -39,7 +39,6 @@ class Onnx:
         self._write(model, example, path, {METADATA: metadata}, ({0: torch.export.Dim("batch", min=1)},))
 
     def write_fixed(self, module: nn.Module, example: Tensor, path: Path) -> None:
-        """Write the file of a module for one shape."""
         self._write(module, example, path, {}, None)
 
     def _write(self, model: nn.Module, example: Tensor, path: Path, properties: dict[str, str], shapes: Any) -> None:
@@ -50,7 +49,9 @@ class Onnx:
 
         model = straightened(model, example.shape[1])
         if parameter_bytes(model) >= LIMIT:
-            raise InputError("the model has 2 GiB or more, which no single ONNX file holds: use --format torch-export")
+            raise InputError(
+                "the model has 2 GiB or more, which no single ONNX file holds: choose the format torch-export"
+            )
         program = torch.onnx.export(
             model,
             (example,),
@@ -68,7 +69,6 @@ class Onnx:
         program.save(path, external_data=False)
 
     def convert(self, exact: Path, path: Path) -> None:
-        """Copy the file."""
         shutil.copyfile(exact, path)
 
     def halve(self, exact: Path, path: Path, kept: frozenset[str]) -> None:

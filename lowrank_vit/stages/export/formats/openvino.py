@@ -39,14 +39,12 @@ class OpenVino:
             self.convert(exact, path)
 
     def write_fixed(self, module: nn.Module, example: Tensor, path: Path) -> None:
-        """Write both files of a module for one shape."""
         with tempfile.TemporaryDirectory() as folder:
             exact = Path(folder) / "exact.onnx"
             Onnx().write_fixed(module, example, exact)
             self.convert(exact, path)
 
     def convert(self, exact: Path, path: Path) -> None:
-        """Write both files from an ONNX file."""
         self._save(exact, path, half=False)
 
     def halve(self, exact: Path, path: Path, kept: frozenset[str]) -> None:

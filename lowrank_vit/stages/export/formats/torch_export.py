@@ -1,7 +1,5 @@
 """Files of ``torch.export``, which keep the packed codes of a quantised model as they are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,8 +18,7 @@ class TorchExport:
     packages: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 1e-4
 
-    def write(self, model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
-        """Write the file; ``metadata`` is an extra file inside it."""
+    def write(self, model: "nn.Module", example: "Tensor", path: Path, metadata: str) -> None:
         import torch
 
         program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
@@ -31,7 +28,6 @@ class TorchExport:
             torch.export.save(program, file, extra_files={METADATA: metadata})
 
     def run(self, path: Path) -> Run:
-        """Load the file by ``torch.export.load``."""
         import torch
 
         with path.open("rb") as file:

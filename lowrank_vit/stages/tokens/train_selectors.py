@@ -1,26 +1,30 @@
 """Training of token selectors under Lightning: alone, towards the dense model, or with the weights, towards labels, too."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lowrank_vit.architectures.base import first_inputs
+from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.modules.token_block import SelectingBlock, masked, packed
-from lowrank_vit.objectives.classification import classes_of, distillation_loss
-from lowrank_vit.records.images import images_in, training_labels
+from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives.labels import LabelLoss
+from lowrank_vit.records.images import images_in
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import derived_seed
-from lowrank_vit.runtime.lightning_run import SeededTraining
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware, derived_seed
+from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
+from lowrank_vit.runtime.trainer import quiet_run
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]  # of scores, what is kept, and a selector's place: what it keeps
 LOGIT, TOKEN, RATIO = 0.5, 0.5, 2.0  # weights beside a cross-entropy of 1, as in the released code
@@ -113,6 +117,7 @@ class SelectorTraining(SeededTraining):
             else {"images": len(images), "batch_size": batch_size}
         )
         self.save_hyperparameters({**settings, **own, **(run or {})})
+        self.labelled = LabelLoss(model, label_smoothing)
         self._images, patches = images, int(model.patch_embed.num_patches)  # type: ignore[union-attr, arg-type]
         self.blocks = [module for module in model.modules() if isinstance(module, SelectingBlock)]
         self.targets = [block.config["count"] / patches for block in self.blocks]
@@ -135,7 +140,8 @@ class SelectorTraining(SeededTraining):
             tokens = self._teacher[0].forward_features(images)  # type: ignore[operator]
             logits = self._teacher[0].forward_head(tokens)  # type: ignore[operator]
         seen = see(self.model, images, self._draw)
-        pull = distillation_loss(seen.logits, logits, 1.0)
+        objective = Classification() if self._images is not None else self.labelled.objective(batch)
+        pull = objective.pull(seen.logits, logits, 1.0)
         last = seen.kept[-1].detach()
         apart = ((seen.tokens - tokens[:, 1:]).square().mean(-1, keepdim=True) * last).sum() / self._over_all(
             last.sum()
@@ -143,9 +149,7 @@ class SelectorTraining(SeededTraining):
         if self._images is not None:
             loss = pull + apart
         else:
-            labels = training_labels(batch, classes_of(self.model))
-            true = F.cross_entropy(seen.logits.float(), labels, label_smoothing=self.hparams["label_smoothing"])
-            loss = true + LOGIT * pull + TOKEN * apart
+            loss = self.labelled(seen.logits, self.labelled.targets(batch)) + LOGIT * pull + TOKEN * apart
         self.log("train_loss", loss, prog_bar=True)
         return loss + RATIO * self._excess(seen)
 
@@ -192,3 +196,34 @@ def selector_names(model: nn.Module) -> set[str]:
     if not found:
         raise InputError("the model has no selectors to train: with keep=1 all tokens stay")
     return found
+
+
+def learn_selectors(
+    model: nn.Module,
+    teacher: nn.Module,
+    *,
+    images: Tensor | None = None,
+    data_module: LightningDataModule | None = None,
+    epochs: int = 10,
+    hardware: Hardware = ONE_PROCESS,
+    loggers: Logger | list[Logger] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Train the selectors of ``model`` in place on ``images``, (N, C, H, W), or with its weights on a ``data_module``.
+
+    ``fields`` are further ones of ``SelectorTraining``. With ``checkpoint_dir`` each epoch ends in ``last.ckpt``, from which
+    a later call continues and, on the same kind and number of devices, ends with the numbers of an undisturbed run (bitwise
+    on CPU). Returns how they were trained. Raises ``InputError`` for bad settings, and for a checkpoint of another run.
+    """
+    hardware = replace(hardware, precision=hardware.mixed_precision)
+    run = run_record(hardware, inputs_sha256=model_hash(model))
+    with quiet_run(data_module, model, teacher), isolate_rng():
+        model.train(images is None)
+        module = SelectorTraining(model, teacher, images=images, epochs=epochs, seed=seed, run=run, **fields)
+        running: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume, "loggers": loggers}
+        train(module, data_module, epochs=epochs, hardware=hardware, progress=progress, **running)
+        return module.describe()

@@ -1,13 +1,12 @@
-"""The exact allocation where there are many choices; its promises for all others are in contracts/test_allocators.py."""
-
-from __future__ import annotations
+"""The exact allocation where there are many choices, and what rounding leaves filled in by the largest gain."""
 
 import numpy as np
 import pytest
 import torch
 
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.stages.allocate.rules import Knapsack
+from lowrank_vit.stages.allocate import fill
+from lowrank_vit.stages.allocate.rules import Knapsack, lower_hull
 
 
 def straight(name: str, width: int, slope: float) -> ErrorCurve:
@@ -41,3 +40,21 @@ def test_of_choices_that_lose_the_same_the_cheapest_is_taken() -> None:
     """From rank 2 on nothing is lost: rank 2 costs 20, rank 3 costs 30, dense costs 35, and the budget allows 30."""
     errors = torch.tensor([4.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     assert dict(Knapsack()([ErrorCurve.in_parameters("x", errors, 10, 35)], 30).ranks) == {"x": 2}
+
+
+def curve(name: str, errors: list[float], rank_cost: int, dense: int) -> ErrorCurve:
+    return ErrorCurve.in_parameters(name, torch.tensor(errors, dtype=torch.float64), rank_cost, dense)
+
+
+def test_the_largest_gain_for_a_parameter_comes_first() -> None:
+    """A step of "a" gains 6 for 6 parameters, one of "b" 4 for 2: of 6 that are left "b" takes 2, too much for "a"."""
+    curves = [curve("a", [20, 10, 4], 6, 100), curve("b", [20, 10, 6], 2, 100)]
+    assert fill(curves, {"a": 1, "b": 1}, 8 + 6) == {"a": 1, "b": 2}
+    assert fill(curves, {"a": 1, "b": 1}, 8 + 8) == {"a": 2, "b": 2}  # both, to the last parameter
+    assert fill(curves, {"a": 1, "b": 1}, 8 + 1) == {"a": 1, "b": 1}
+
+
+def test_the_hull_of_a_curve() -> None:
+    """Of the points (1, 8), (2, 7), (3, 2), (4, 1) and dense, (6, 0), the second lies above the line to the third."""
+    hull = lower_hull(curve("x", [9, 8, 7, 2, 1], 1, 6))
+    assert [(cost, error) for cost, error, _ in hull] == [(1, 8), (3, 2), (4, 1), (6, 0)]
