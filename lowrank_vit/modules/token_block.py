@@ -185,7 +185,7 @@ class TokenBlock(Replacement):
         compared = keys.transpose(1, 2).flatten(2)
 
         def handed_on(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            count, prefix, margin = (self.config.get(name) for name in ("count", "prefix", "margin"))
+            count, prefix, margin = self.config["count"], self.config["prefix"], self.config.get("margin")
             if margin is None:
                 fewer = merged(tokens, compared, count, prefix, salience)
             else:
