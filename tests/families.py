@@ -3,6 +3,8 @@
 ``python -m tests.families`` writes the page; a test holds it to what the code does.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,15 @@ WORDS = {"query_key": "logits", "value": "values", "hidden": "hidden units", "sc
 HEAD = """# Families of models
 
 What `best` makes smaller in each kind of model that the contract tests run, each at the smallest size in its library:
-{families} families, {kinds} kinds. `python -m tests.families` writes this page from the registry; a test compares it with
-the code.
+{families} families, {kinds} kinds. Most other models of timm are taken by their usual MLPs; the report says what falls back,
+and why. `python -m tests.families` writes this page, and a test compares it with the code.
 
-*Logits* are directions in which the queries and keys of a head are compared, *values* those that a head passes on, *hidden
-units* those of an MLP. *Layers* are single linear layers at low rank, under the same budget, where a module cannot be taken
-as a whole. *Refit*: losses are measured and outputs refitted, which needs a known path from block to block.
+*Logits* are directions in which a head compares queries with keys, *values* those that it passes on, *hidden units* those of
+an MLP. *Layers* are single linear layers at low rank, where a module cannot be taken as a whole. *Refit*: losses are measured
+and outputs refitted, which needs a known path from block to block.
+
+| family | kinds | shrinks | refit | stays dense, or goes layer by layer |
+| --- | --- | --- | --- | --- |
 """
 VMAMBAS = {
     "VMamba v2": Kind("vmamba_tiny_s1l8", {"depths": (2, 1), "dims": 12}),
@@ -82,39 +87,46 @@ def _dense(model: nn.Module, found: FoundUnits) -> list[str]:
     logits = {getattr(getattr(unit, "site", None), "dense_logits", "") for unit in found.units} - {""}
     told = [f"queries and keys, {reason}" for reason in sorted(logits)]
     refusals = [error.reason for name, error in survey(model)[1].items() if name]
-    told += [f"layer by layer: {reason}" for reason in dict.fromkeys(map(_short, refusals))]
+    whole = ", ".join(dict.fromkeys(map(_short, refusals)))
+    told += [f"layer by layer: {whole}"] * bool(whole)
     left = left_dense(model, [unit.name for unit in found.units])
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in left if not name.rpartition(".")[2].isdigit())
-    return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:4])}"] if kinds else [])
+    return told + ([f"beside the blocks: {', '.join(f'`{name}`' for name in list(kinds)[:3])}"] if kinds else [])
 
 
 def _short(reason: str) -> str:
-    """Leave out which of its blocks a module is in."""
+    """Leave out which of its blocks a module is in, and name a class that is not known as a whole without its package."""
     _, quote, rest = reason.partition("' ")
-    return rest if quote else reason
+    return re.sub(r"belongs to [\w.]*?(\w+), which .*", r"`\1`", rest if quote else reason)
+
+
+def _named(rows: Sequence[Row]) -> str:
+    """List kinds of model, each with a model unless it is the one before it."""
+    before = ["", *(row.model for row in rows)]
+    return "; ".join(
+        f"`{row.model}`"
+        if row.model.startswith(row.kind)
+        else row.kind
+        if row.model == last
+        else f"{row.kind} `{row.model}`"
+        for row, last in zip(rows, before, strict=False)
+    )
 
 
 def page() -> str:
     """Render the whole page."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, dict[tuple[str, bool, str], list[Row]]] = {}
     kinds = [*KINDS.items(), *HUGGING_FACE.items(), *TORCH.items(), *HELD.items(), *VMAMBAS.items()]
     for named, kind in kinds:
         family, row = described(named, kind)
-        found.setdefault(family, []).append(row)
-    lines = [HEAD.format(families=len(FAMILIES.names()), kinds=len(kinds))]
+        found.setdefault(family, {}).setdefault((row.shrinks, row.refit, row.dense), []).append(row)
+    lines = HEAD.format(families=len(FAMILIES.names()), kinds=len(kinds))
     for name in [*FAMILIES.names(), ""]:
-        about = FAMILIES.get(name)().about if name else "Models without a known attention or MLP"
-        lines += [
-            f"## {about}\n",
-            "| kind | model | shrinks | refit | stays dense |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {row.kind} | `{row.model}` | {row.shrinks} | {'yes' if row.refit else 'no'} | {row.dense} |"
-            for row in found.get(name, [])
-        ]
-        lines.append("")
-    return "\n".join(lines)
+        about = FAMILIES.get(name)().about if name else "no known attention or MLP"
+        for (shrinks, refit, dense), rows in found.get(name, {}).items():
+            lines += f"| {about} | {_named(rows)} | {shrinks} | {'yes' if refit else 'no'} | {dense} |\n"
+            about = ""
+    return lines
 
 
 if __name__ == "__main__":

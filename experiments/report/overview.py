@@ -38,7 +38,7 @@ NAMES = {  # in the order of the legend; a method that is not published has no l
     "comcat0": "COMCAT's start",
     "fwsvd_search": "FWSVD, searched",
     "asvd": "ASVD",
-    "paper": "the paper, word by word",
+    "paper": "the paper, our settlements",
     "svd": "plain SVD",
 }
 THEMES = {"light": (0, "#333333", "#d5d5d5"), "dark": (1, "#e0e0e0", "#555555")}  # which colour, ink, lines

@@ -5,7 +5,8 @@ A text holds a place for each rendering, and everything in it is written anew:
     <!-- published digits/table2 columns=method,params,top1 rows=deit_b/* -->
     <!-- end -->
 
-``sentence=ROW`` writes one row in words; ``across=reduction`` writes the last column once for each reduction, side by side.
+``sentence=ROW`` writes one row in words, ``lines=ROWS`` a line for each method with its accuracy at every reduction;
+``across=reduction`` writes the last column once for each reduction, side by side.
 Within a sentence, ``<!-- value digits/table2 deit_b/best-50 accuracy -->97.9<!-- /value -->`` is one cell of one row.
 Rows that an older revision has made are marked.
 """
@@ -69,22 +70,54 @@ def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
     yield place[0].partition("\n")[0]
     if "sentence" in options:
         yield _sentence(content, options["sentence"])
+    elif "lines" in options:
+        yield from _lines(content, options["lines"])
     else:
-        yield from _benchmark(content) if "header" in content else _table(content, options)
+        yield from _benchmark(content, options) if "header" in content else _table(content, options)
     yield "<!-- end -->"
+
+
+def _known(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the rows; those of an older file lack fields."""
+    return [dict.fromkeys(FIELDS) | row for row in content["rows"]]
+
+
+def _chosen_rows(content: Mapping[str, Any], patterns: str) -> tuple[list[dict[str, Any]], bool]:
+    """List the rows whose names match, and tell whether they are of real images, whose ± is a standard error."""
+    rows = [row for row in _known(content) if any(fnmatch.fnmatchcase(row["id"], each) for each in patterns.split(","))]
+    real = content.get("profile", "embedded") != "embedded"
+    return [with_image_errors(row) for row in rows] if real else rows, real
+
+
+def _lines(content: Mapping[str, Any], patterns: str) -> Iterator[str]:
+    """Write the accuracy of each method at every reduction. Raises ``InputError`` where no row matches."""
+    rows, real = _chosen_rows(content, patterns)
+    if not rows:
+        raise InputError(f"{content['title']} has no row {patterns!r} that is published")
+    about = content["title"].partition(" · ")[2]
+    spread = "standard error of the sample" if real else "deviation over the seeds"
+    dense = rows[0]["top1_dense"]
+    yield f"*{rows[0]['architecture']}, {about}*: top-1 ± {spread}; the dense model has {dense:.1f}."
+    yield ""
+    reduction, accuracy = chosen(["reduction", "accuracy"])
+    said: dict[str, list[str]] = {}
+    for row in marked_alike(rows):
+        text = f"{accuracy.write(row, {}, 1)} at -{reduction.write(row, {}, 1)}"
+        said.setdefault(row["method"], []).append(text)
+    yield from (f"- {method}: {', '.join(texts)}" for method, texts in said.items())
 
 
 def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
     """Render a published table, or what is said above a figure."""
-    patterns = options.get("rows", "*").split(",")
-    known = [dict.fromkeys(FIELDS) | row for row in content["rows"]]  # an older file lacks fields
-    rows = [row for row in known if any(fnmatch.fnmatchcase(row["id"], pattern) for pattern in patterns)]
-    real = content.get("profile", "embedded") != "embedded"
-    rows = [with_image_errors(row) for row in rows] if real else rows
+    known = _known(content)
+    rows, real = _chosen_rows(content, options.get("rows", "*"))
     names = options["columns"].split(",") if "columns" in options else content["columns"]
     behind = rows or known  # without rows, a picture of all of them follows
     commits = content["provenance"]["commits"]
-    yield f"*{content['title']}*; {_origin(behind, content['provenance'])}; {commits_of(behind, commits)}."
+    done = any(row["status"] == "done" for row in behind)
+    origin = f"; {_origin(behind, content['provenance'])}; {commits_of(behind, commits)}." if done else ""
+    name, _, about = content["title"].partition(" · ")
+    yield f"*{name.partition(':')[0]} · {about}*{origin}"
     yield ""
     if "across" in options:
         yield from across_lines(chosen(names), marked_alike(rows), options["across"], digits=1)
@@ -93,8 +126,7 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     if real and any(column in SHOWN for column in names):
         yield from ("", *filter(None, (said_of_errors(rows), said_of_pairs(rows))))
     if stale := older(behind):
-        changed = "a revision or the recipe behind these numbers has changed since"
-        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}; {changed}.")
+        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}, before a revision or the recipe changed.")
     if "findings" in options:
         yield from ("", *(f"- {text}" for text in content["findings"]))
 
@@ -131,12 +163,15 @@ def _kept_in_words(row: Mapping[str, Any]) -> str:
     )
 
 
-def _benchmark(content: Mapping[str, Any]) -> Iterator[str]:
-    """Render what ``python -m benchmarks.NAME --json FILE`` wrote."""
+def _benchmark(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
+    """Render what ``python -m benchmarks.NAME --json FILE`` wrote: all rows, or those whose first cell matches ``rows``."""
     made = content["provenance"]
     yield f"*{content['title']}*; `{made['command']}` on {made['device']}, commit {made['git']['commit'][:7]}."
-    yield ""
-    yield from lines_of([content["header"], [":--", *["--:"] * (len(content["header"]) - 1)], *content["rows"]])
+    patterns = options.get("rows", "*").split(",")
+    rows = [row for row in content["rows"] if any(fnmatch.fnmatchcase(row[0], each) for each in patterns)]
+    if rows:
+        yield ""
+        yield from lines_of([content["header"], [":--", *["--:"] * (len(content["header"]) - 1)], *rows])
 
 
 def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:
@@ -149,6 +184,6 @@ def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str
     timm = " and ".join(sorted({each["timm"] for each in versions}))
     length = amount(round(seconds), "second") if seconds < 60 else amount(round(seconds / 60), "minute")
     return (
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {amount(jobs, 'job')}, {length} of work on "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {amount(jobs, 'job')}, {length} on "
         f"{', '.join(source['devices'])}, torch {torch_of(versions)}, timm {timm}"
     )

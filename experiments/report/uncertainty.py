@@ -7,6 +7,7 @@ from math import comb, sqrt
 from typing import Any
 
 Row = Mapping[str, Any]
+LEVEL = 0.05  # of McNemar's test
 TOP1 = {  # measured on the evaluation's images: the field of its error
     "top1": "top1_std",
     "top1_before_finetune": "top1_before_std",
@@ -73,7 +74,7 @@ def said_of_errors(rows: Sequence[Row]) -> str:
     """Say what follows a ± where it is ``with_image_errors``."""
     counts = sorted({count for row in rows if (count := images_evaluated(row))})
     images = " or ".join(f"{count:,}" for count in counts)
-    return f"±: the binomial standard error of a top-1 of {images} images, not a spread over seeds." if counts else ""
+    return f"±: the binomial standard error over {images} images." if counts else ""
 
 
 def paired(one: Row, other: Row) -> tuple[int, int] | None:
@@ -114,21 +115,22 @@ def neighbours(rows: Sequence[Row]) -> Iterator[tuple[Row, Row, int, int]]:
 
 
 def said_of_pairs(rows: Sequence[Row]) -> str:
-    """Compare neighbours in words, image by image; nothing where no two have kept their answers."""
-    said = [
-        f"{better['method']} and {worse['method']}{_at(better)} {first} : {second}, p {_p(mcnemar(first, second))}"
-        for better, worse, first, second in neighbours(rows)
+    """Name the neighbours that the images do not tell apart; nothing where no two have kept their answers."""
+    pairs = list(neighbours(rows))
+    alike = [
+        f"{better['method']} and {worse['method']}{_at(better)} {first} : {second}, p = {p:.2g}"
+        for better, worse, first, second in pairs
+        if (p := mcnemar(first, second)) > LEVEL
     ]
-    text = "; ".join(said)
-    return f"Images that only one of two neighbours classifies right, and McNemar's exact test: {text}." if said else ""
+    if alike:
+        return (
+            f"Neighbours not told apart by McNemar's exact test (images that only one has right): {'; '.join(alike)}."
+        )
+    return f"McNemar's exact test tells neighbours that have kept their answers apart, p <= {LEVEL}." if pairs else ""
 
 
 def _at(row: Row) -> str:
     return f", -{100 * row['reduction']:.0f} %," if row.get("stored_top1") is None and row["reduction"] else ""
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 def caveats(rows: Sequence[Row]) -> list[str]:

@@ -8,7 +8,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_it_is_short() -> None:
-    assert len(TEXT.splitlines()) <= 180
+    assert len(TEXT.splitlines()) <= 120
 
 
 def test_its_links_lead_to_files() -> None:

@@ -17,7 +17,7 @@ from tests.support.sources import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = (
-    "index.html", "guides/budgets.html", "methods/layers.html", "results/table_best.html", "open-questions.html",
+    "index.html", "guides/budgets.html", "methods/best.html", "results/table_rivals.html", "open-questions.html",
     "reference/index.html", "tutorials/five-minutes.html",
 )  # fmt: skip
 LOCAL = ("file:", "data:", "blob:")

@@ -5,7 +5,16 @@ import torch
 from scipy.stats import binomtest
 
 from experiments.report.styles import COLOURS, SIZE, STYLES, known_style, series_of, styles_of
-from experiments.report.uncertainty import caveats, fewer_seeds, marked, mcnemar, paired, with_image_errors
+from experiments.report.uncertainty import (
+    caveats,
+    fewer_seeds,
+    marked,
+    mcnemar,
+    neighbours,
+    paired,
+    said_of_pairs,
+    with_image_errors,
+)
 from experiments.tables.catalogue import tables
 from experiments.tables.rows import Table
 from lowrank_vit.stages.evaluate.accuracy import pack_hits
@@ -50,6 +59,19 @@ def test_two_rows_are_compared_image_by_image() -> None:
     assert paired(answered("a", one, 66.7), answered("b", other, 44.4)) == (3, 1)
     assert paired(answered("a", one, 66.7), answered("b", [*other, True], 44.4)) is None
     assert paired(answered("a", one, 66.7), answered("b", other, 44.4) | {"hits": {}}) is None
+
+
+def test_neighbours_are_those_of_one_size_by_accuracy() -> None:
+    hits = [True, False, True]
+    some = [answered("low", hits, 10), answered("high", hits, 30), answered("middle", hits, 20)]
+    some += [answered("elsewhere", hits, 25, reduction=0.25), answered("unknown", hits, 15) | {"hits": {}}]
+    assert [(better["id"], worse["id"]) for better, worse, *_ in neighbours(some)] == [("high", "middle")]
+    assert "high and middle, -50 %, 0 : 0, p = 1" in said_of_pairs(some)
+    clear = [answered("best", [True] * 20, 100), answered("worst", [False] * 20, 0)]
+    assert (
+        said_of_pairs(clear) == "McNemar's exact test tells neighbours that have kept their answers apart, p <= 0.05."
+    )
+    assert said_of_pairs(some[3:]) == ""
 
 
 def test_of_real_images_the_error_stands_in_place_of_the_spread() -> None:
