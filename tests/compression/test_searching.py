@@ -13,10 +13,11 @@ from tests.support.models import images, outputs, tiny
 
 
 def test_a_comparison_counts_by_hand() -> None:
-    dense, small = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-    dense.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    small.weight.data = torch.tensor([[1.0, 0.0], [3.0, 0.0]])  # the second class where the first input is positive
-    x, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 1.0]]), torch.tensor([0, 1, 1, 1])
+    dense, small = (nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)) for _ in range(2))
+    dense[1].weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    small[1].weight.data = torch.tensor([[1.0, 0.0], [3.0, 0.0]])  # the second class where the first input is positive
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 1.0]])[:, :, None, None]  # images of two channels
+    labels = torch.tensor([0, 1, 1, 1])
     seen = compare(dense, small, [(x[:3], labels[:3]), (x[3:], labels[3:])])
     assert (seen["n"], seen["agreement"]) == (4, 25.0)  # dense: 0 1 1 0; small: 1 0 1 1, where equal logits are class 0
     assert (seen["top1_dense"], seen["top1"]) == (75.0, 50.0)
