@@ -22,14 +22,14 @@ def model_card(config: Mapping[str, Any], report: Report, size: int) -> str:
 
     In the template every ``<`` is escaped, since a foreign report's texts are no markup.
     """
-    calibration, macs = report["provenance"]["calibration"], report["macs"] or {"dense": None, "compressed": None}
+    calibration, macs = report["provenance"]["calibration"], report["macs"] or {}
     kind, _, target = calibration["source"].partition(":") if calibration else ("", "", "")
     card = ModelCard.from_template(
         _metadata(config, report),
         str(Path(__file__).with_name("card.md.jinja")),
         report=report,
         steps=_steps(report),
-        macs={which: "unknown" if count is None else f"{count:,}" for which, count in macs.items()},
+        macs={which: f"{macs[which]:,}" if which in macs else "unknown" for which in ("dense", "compressed")},
         size=size / 2**20,
         maker=_maker(config),
         nested=config["lowrank_vit"].get("nested"),
