@@ -22,7 +22,7 @@ def model_card(config: Mapping[str, Any], report: Report, size: int) -> str:
 
     In the template every ``<`` is escaped, since a foreign report's texts are no markup.
     """
-    calibration, macs = report["provenance"]["calibration"], report["macs"] or {}
+    calibration, macs = report["provenance"]["calibration"], dict(report["macs"] or {})
     kind, _, target = calibration["source"].partition(":") if calibration else ("", "", "")
     card = ModelCard.from_template(
         _metadata(config, report),
