@@ -38,10 +38,12 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 # processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both.
-# Each file has a process of its own, two at a time: programs of exported models leave threads and gigabytes behind
+# Each file has a process of its own, two at a time: programs of exported models leave threads and gigabytes behind. One
+# that dies of a signal runs once more: kernels of some virtual machines kill a waiting process now and then
+SLOW = $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
 test-slow: setup
-	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | \
-	  OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
+	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -I FILE \
+	  sh -c '$(SLOW) FILE || { [ $$? -gt 128 ] && echo "FILE died of a signal: once more" && $(SLOW) FILE; }'
 
 # the pages, in site; strict (mkdocs counts no warning with --quiet), and without a network. SERVE=1 shows them while they are written
 docs: setup
