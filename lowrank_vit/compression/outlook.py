@@ -45,6 +45,7 @@ def estimate(
         batch = next(iter(seen.each()))
     few, recipe, units = batch[:SAMPLE], found.recipe, found.units
     device = next(model.parameters()).device
+    held = provenance.peak_memory(device)
     start = time.perf_counter()
     with torch.inference_mode():
         model(few.to(device))
@@ -66,7 +67,9 @@ def estimate(
     sums = sum(total.nbytes for layer in moments.values() for total in layer.sums.values())
     parts = FLOAT64 * 3 * sum(max(site.parameters, site.full_rank**2) for site in sites)
     streams = _stream_bytes(sites, moments, images[0]) if recipe.refit is not None else 0
-    return seconds, provenance.peak_memory(device) + sums + parts + streams
+    peak = provenance.peak_memory(device)
+    activations = round((peak - held) * len(batch) / len(few))  # of a whole batch, with what their gradients keep
+    return seconds, held + activations + sums + parts + streams
 
 
 def _stream_bytes(sites: Sequence[Site], moments: Mapping[str, Moments], images: int) -> int:
