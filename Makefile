@@ -38,8 +38,8 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 # processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both.
-# Each file has a process of its own, two at a time: programs of exported models leave threads and gigabytes behind. One
-# that dies of a signal runs once more: kernels of some virtual machines kill a waiting process now and then
+# Each file has a process of its own, two at a time, as one for all grows by gigabytes. One that dies of a signal runs once
+# more, and says so: on one virtual machine such processes died while they slept, by a signal of the kernel's
 SLOW = $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
 test-slow: setup
 	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -I FILE \

@@ -1,16 +1,17 @@
 """PiToMe: tokens of large clusters merged first (Tran et al., NeurIPS 2024)."""
 
-import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import nn
 
-from lowrank_vit.architectures.base import family_of
-from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.modules.token_block import MERGE, TokenBlock
 from lowrank_vit.records.looks import look
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.tokens import TOKENS, check_shares
+from lowrank_vit.stages.tokens.merging import merge_in_blocks
 
 MARGIN = 0.9  # of the cosine in the first block; it falls to 0 along the depth, as in the paper
 
@@ -31,18 +32,18 @@ class EnergyMerging:
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy whose blocks merge tokens."""
-        small = copy.deepcopy(model)
-        names = family_of(small).token_blocks(small)
-        prefix = getattr(small, "num_prefix_tokens", 1)
-        patches = given = int(getattr(small.patch_embed, "num_patches", 0))
-        for place, name in enumerate(names):
-            kept = max(math.ceil(given * self.keep ** (place + 1)), patches - patches // 2)
-            ends = {"first": place == 0, "last": place == len(names) - 1}
-            margin = MARGIN * (1 - place / len(names))
-            block = TokenBlock(small.get_submodule(name), MERGE, patches - kept, prefix, **ends, margin=margin)
-            replace_module(small, name, block)
-            patches = kept
-        return small
+        return merge_in_blocks(model, partial(self._blocks, model))
+
+    def _blocks(self, model: nn.Module, depth: int) -> Iterator[dict[str, Any]]:
+        """Yield the pairs and the margin of each block. Raises ``InputError`` for a model that does not say its patches."""
+        patches: int | None = getattr(getattr(model, "patch_embed", None), "num_patches", None)
+        if patches is None:
+            raise InputError(f"{type(model).__name__} does not say how many patches it has, of which a share is kept")
+        left = patches
+        for place in range(depth):
+            kept = max(math.ceil(patches * self.keep ** (place + 1)), left - left // 2)
+            yield {"count": left - kept, "margin": MARGIN * (1 - place / depth)}
+            left = kept
 
     def strengths(self, tokens: int) -> "list[EnergyMerging]":
         """List the rule from all tokens kept to half of them in every block."""

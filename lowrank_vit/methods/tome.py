@@ -1,16 +1,13 @@
 """ToMe: token merging (Bolya et al., ICLR 2023)."""
 
-import copy
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from lowrank_vit.architectures.base import family_of
-from lowrank_vit.modules.surgery import replace_module
-from lowrank_vit.modules.token_block import MERGE, TokenBlock
 from lowrank_vit.records.looks import look
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.tokens import TOKENS
+from lowrank_vit.stages.tokens.merging import merge_in_blocks
 
 
 @TOKENS.register("tome")
@@ -29,13 +26,7 @@ class TokenMerging:
             raise InputError(f"r={self.r}: the number of pairs merged in a block is not negative")
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        small = copy.deepcopy(model)
-        names = family_of(small).token_blocks(small)
-        prefix = getattr(small, "num_prefix_tokens", 1)
-        for place, name in enumerate(names):
-            ends = {"first": place == 0, "last": place == len(names) - 1}
-            replace_module(small, name, TokenBlock(small.get_submodule(name), MERGE, self.r, prefix, **ends))
-        return small
+        return merge_in_blocks(model, lambda depth: [{"count": self.r}] * depth)
 
     def strengths(self, tokens: int) -> "list[TokenMerging]":
         """List the rule from no pair in a block to half of the tokens."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import compress, fewer_tokens, get_recipe, load, save
+from lowrank_vit import InputError, compress, fewer_tokens, get_recipe, load, save
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.token_block import TokenBlock
@@ -82,7 +82,16 @@ def test_a_share_of_multiply_accumulates_is_met_by_the_least_strength(rule: str,
     assert macs(small) <= 0.7 * macs(model)
     strengths = TOKENS.get(rule)().strengths(16)
     counts = [macs(each(start)) for each in strengths]
+    if rule != "pitome":  # it compares all with all in every block, which costs more than the first few pairs save
+        assert counts == sorted(counts, reverse=True)
     assert counts[-1] < counts[0]
     assert macs(small) == next(count for count in counts if count <= 0.7 * macs(model))
     if smaller:
         assert small.compression_report["macs"] == {"dense": macs(model), "compressed": macs(small)}
+
+
+def test_a_share_of_patches_needs_their_number() -> None:
+    model: Any = tiny("vit")
+    del model.patch_embed.num_patches
+    with pytest.raises(InputError, match="does not say how many patches"):
+        fewer_tokens(model, "pitome", keep=0.9)

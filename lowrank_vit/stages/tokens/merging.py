@@ -1,9 +1,9 @@
 """Ours: pairs of similar tokens merged by a plan, block by block, and a last block for the tokens that the head reads."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -68,3 +68,13 @@ class PlannedMerging:
     def strengths(self, tokens: int) -> "list[PlannedMerging]":
         """List the rule from no pair in a block to half of the tokens, the same number in every block."""
         return [replace(self, pairs=(pairs,)) for pairs in range(tokens // 2 + 1)]
+
+
+def merge_in_blocks(model: nn.Module, options: Callable[[int], Iterable[Mapping[str, Any]]]) -> nn.Module:
+    """Return a copy whose blocks all merge tokens; ``options`` lists those of each ``TokenBlock`` for a number of blocks."""
+    small = copy.deepcopy(model)
+    names, prefix = family_of(small).token_blocks(small), getattr(small, "num_prefix_tokens", 1)
+    for place, (name, fields) in enumerate(zip(names, options(len(names)), strict=True)):
+        ends = {"first": place == 0, "last": place == len(names) - 1}
+        replace_module(small, name, TokenBlock(small.get_submodule(name), MERGE, prefix=prefix, **ends, **fields))
+    return small
