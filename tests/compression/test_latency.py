@@ -1,6 +1,7 @@
 """Budgets in time, by a clock that ticks once for every multiply-accumulate: what is predicted can be counted."""
 
 import json
+from ast import literal_eval
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,14 +97,19 @@ def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.M
 def test_modules_are_timed_in_the_program_that_will_run_them(
     kind: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a program computes is what the module does; all but the dense model counts half of its time on this machine."""
-    real = module_times.seconds_in_turns  # alone, so small a model may save nothing
+    """What a program computes is what the module does; the clock reads a call's name, as no program counts operations."""
 
-    def halved(calls: Mapping[str, Callable[[object], object]], *more: object) -> dict[str, list[float]]:
-        times = real(calls, *more)
-        return {name: each if name == "dense" else [0.5 * time for time in each] for name, each in times.items()}
+    def ticks(name: str) -> float:
+        if name.endswith(")"):  # the sizes of a module's units
+            return sum(literal_eval(name[name.rindex("(") :]))
+        return {"dense": 100.0, "small": 85.0}.get(name, 20_000.0 if name.startswith("whole") else 1000.0)
 
-    monkeypatch.setattr(module_times, "seconds_in_turns", halved)
+    def clock(calls: Mapping[str, Callable[[object], object]], data: object, *more: object) -> dict[str, list[float]]:
+        for call in calls.values():
+            call(data)
+        return {name: [1e-6 * ticks(name)] for name in calls}
+
+    monkeypatch.setattr(module_times, "seconds_in_turns", clock)
     monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "SHARES", (0.5, 1.0))
     model, data = model_and_images(kind, 16)
@@ -111,7 +117,7 @@ def test_modules_are_timed_in_the_program_that_will_run_them(
     entry = analysis.plan({"latency": 0.9}).budget
     assert entry is not None
     assert entry["where"]["mode"] == runtime
-    assert entry["counted"] > 0
+    assert entry["counted"] == round(0.85 * entry["dense"])
     [kept] = (tmp_path / "cache" / "latency").iterdir()
     assert runtime in json.loads(kept.read_text())["machine"]
     module = analysis.model.get_submodule("blocks.0.mlp" if kind == "vit" else "layers.0.blocks.0.mlp")
