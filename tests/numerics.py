@@ -66,7 +66,6 @@ class Case:
     make: Callable[[], Made]
     parts: tuple[str, ...]
     recipe: Recipe | None = None
-    slow: bool = False
     chaotic: bool = False
 
     def made_by(self) -> Made:
@@ -338,7 +337,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     for delta in DELTAS.names():
         yield f"customised by {delta}", Case(functools.partial(customised, delta), ("customize",))
     yield "images", Case(drawn, ("images", "evaluate"))
-    yield "stand-in", Case(standin, ("standins",), slow=True, chaotic=True)
+    yield "stand-in", Case(standin, ("standins",), chaotic=True)
 
 
 def compute(case: Case) -> Made:

@@ -20,13 +20,12 @@ from tests.numerics import Case, cases, check, difference, recorded, to_raise, u
 CASES = cases()
 
 
-@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_numbers_are_those_recorded(slow: bool) -> None:
+@pytest.mark.slow
+def test_numbers_are_those_recorded() -> None:
     """If this fails, a number has changed: raise the revision that is named, or mend the code."""
-    chosen = {name: case for name, case in CASES.items() if case.slow == slow}
-    assert chosen
-    differing, _ = check(chosen)
-    assert not differing, verdict(differing, chosen)
+    assert CASES
+    differing, _ = check(CASES)
+    assert not differing, verdict(differing, CASES)
 
 
 def test_everything_registered_has_a_case_and_a_revision() -> None:

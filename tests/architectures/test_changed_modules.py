@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, quantize
+from tests.support.cases import in_turn
 from tests.support.torch_kinds import TORCH
 
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -58,8 +59,10 @@ def bare() -> Tensor:
     return outputs
 
 
-@pytest.mark.parametrize("change", [hooked, before, patched])
-@pytest.mark.parametrize("name", ["blocks.0.norm1", "patch_embed.proj", "blocks.0.attn", "blocks.0.mlp", "blocks.0"])
+PLACES = ["blocks.0.norm1", "patch_embed.proj", "blocks.0.attn", "blocks.0.mlp", "blocks.0"]
+
+
+@pytest.mark.parametrize(("name", "change"), in_turn(PLACES, [hooked, before, patched]))
 def test_what_changes_a_module_is_kept(name: str, change: Callable[[nn.Module], None]) -> None:
     model = tiny()
     change(model.get_submodule(name))

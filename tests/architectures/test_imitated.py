@@ -13,6 +13,7 @@ from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
 from lowrank_vit.architectures.imitated import BranchStep
 from lowrank_vit.modules.counting import parameter_count
+from tests.support.cases import few
 from tests.support.hand_written import PARTLY, WHOLE, Listed
 from tests.support.walks import check_walk
 
@@ -41,7 +42,7 @@ def test_what_is_exchanged_computes_the_same(kind: str) -> None:
     assert parameter_count(exchanged) == parameter_count(model)
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", few(WHOLE))
 class TestWhole:
     @torch.no_grad()
     def test_steps_are_the_whole_way(self, kind: str) -> None:

@@ -103,6 +103,7 @@ def test_the_copy_computes_the_same_with_plain_layers(kind: str, caplog: pytest.
     )
 
 
+@pytest.mark.slow
 @each
 def test_every_verb_takes_it(kind: str, tmp_path: Path) -> None:
     dense = made(kind)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lowrank_vit import compress, export_integers, learn, quantize
 from lowrank_vit.modules.surgery import replace_module
-from tests.support.cases import in_turn
+from tests.support.cases import few, in_turn
 
 X = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 WORD = {"adapter": "forward pass", "hooked": "hook"}
@@ -102,8 +102,7 @@ def error(small: nn.Module, dense: nn.Module) -> float:
         return float((small(X) - dense(X)).norm() / dense(X).norm())
 
 
-@pytest.mark.parametrize("outside", [None, 8])
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(("odd", "outside"), in_turn(ODD, [None, 8]))
 def test_rounding_leaves_it_and_says_so(odd: str, outside: int | None) -> None:
     change, plain = ODD[odd]
     dense = model(change, *NAMES)
@@ -113,7 +112,7 @@ def test_rounding_leaves_it_and_says_so(odd: str, outside: int | None) -> None:
     assert error(rounded, dense) < 0.03
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("odd", few(ODD))
 def test_bits_are_chosen_for_the_others(odd: str) -> None:
     change, plain = ODD[odd]
     dense = model(change, *NAMES)
@@ -124,7 +123,7 @@ def test_bits_are_chosen_for_the_others(odd: str) -> None:
         assert same_layer(small, dense, name)
 
 
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("odd", few(ODD))
 def test_gates_pass_it_by(odd: str) -> None:
     change, plain = ODD[odd]
     dense, data = model(change, *NAMES), [(X, torch.arange(8))]

@@ -13,7 +13,6 @@ pytest.importorskip("transformers")
 from lowrank_vit import compress, distill, finetune, load, save
 from lowrank_vit.__main__ import main
 from lowrank_vit.models import load_model
-from tests.support.cases import few
 from tests.support.hugging_face import HUGGING_FACE
 from tests.support.torch_kinds import TORCH
 
@@ -29,7 +28,8 @@ def logits(model: nn.Module, data: Tensor) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
-@pytest.mark.parametrize("kind", few(KINDS, 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_is_trained_in_place_and_learns(kind: str) -> None:
     model, data = KINDS[kind].make().float(), KINDS[kind].images(8).float()
     small, _ = compress(model, [data], **BEST)

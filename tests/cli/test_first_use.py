@@ -43,6 +43,7 @@ def test_a_first_compression_in_a_real_process(tmp_path: Path) -> None:
     assert "nowhere does not exist" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     told = json_of(capsys, "plan", "--model", STANDIN, *FEW)
     assert [size["reduction"] for size in told["sizes"]] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
@@ -59,6 +60,7 @@ def test_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "out of reach" in beyond["reason"]
 
 
+@pytest.mark.slow
 def test_the_smallest_model_that_loses_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compress", "--model", STANDIN, *FEW, "--recipe", "exact", "--out", str(tmp_path / "small")]
     main([*command, "--max-loss", "5"])

@@ -28,6 +28,7 @@ def report(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_report_and_a_toml_make_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tmp_path / "first"
     run(monkeypatch, *WORDS, "--reduction", "0.3,0.4", "--out", first)

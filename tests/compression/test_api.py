@@ -40,7 +40,7 @@ def layer_inputs(model: nn.Module, data: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("kind", "name"), few(in_turn(["vit", "swin"], NAMES), 4))
+@pytest.mark.parametrize(("kind", "name"), few(in_turn(["vit", "swin"], NAMES), 2))
 class TestEveryRecipe:
     def test_report_says_what_the_model_is(self, name: str, kind: str) -> None:
         model, data = tiny(kind), images(24, kind)

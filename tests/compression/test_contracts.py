@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lowrank_vit import compress, load, save
 from lowrank_vit.linalg.metric import cholesky_root
 from lowrank_vit.modules.counting import model_hash
+from tests.support.cases import few
 from tests.support.models import ARGUMENTS, images, tiny
 
 
@@ -21,7 +22,7 @@ def same(model: nn.Module, other: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16], 1))
 def test_a_model_in_half_precision_is_computed_in_float32(dtype: torch.dtype, tmp_path: Any) -> None:
     """It is that of the widened model, rounded."""
     model, data = tiny().to(dtype), images(8).to(dtype)

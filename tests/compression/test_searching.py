@@ -29,6 +29,7 @@ def test_a_comparison_counts_by_hand() -> None:
         compare(dense, small, [])
 
 
+@pytest.mark.slow
 def test_the_search_ends_at_the_last_size_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a loss of 100 points for all, a threshold in the reductions is found to within 1/64 of their range."""
     analysis = analyse(tiny(), images(16).split(8), "svd", device="cpu")

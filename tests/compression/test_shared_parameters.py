@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit import compress, load, quantize, save
 from lowrank_vit.runtime.errors import InputError
+from tests.support.cases import few, in_turn
 
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -66,8 +67,7 @@ def error(small: nn.Module, dense: nn.Module) -> float:
     return float((logits(small) - logits(dense)).norm() / logits(dense).norm())
 
 
-@pytest.mark.parametrize("recipe", ["best", "exact"])
-@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize(("kind", "recipe"), few(in_turn(SHARING, ["best", "exact"])))
 def test_what_shares_stays_dense(kind: str, recipe: str, tmp_path: Path) -> None:
     make, names = SHARING[kind]
     dense = make()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lowrank_vit import analyse, compress
-from tests.support.cases import in_turn
+from tests.support.cases import few, in_turn
 from tests.support.models import images, tiny
 from tests.support.weights import same
 
@@ -42,7 +42,7 @@ class Averaged(torch.optim.swa_utils.AveragedModel):
 
 
 @pytest.mark.parametrize(
-    "wrap", [nn.DataParallel, Averaged, torch.compile, lambda model: nn.DataParallel(Averaged(model))]
+    "wrap", few([nn.DataParallel, Averaged, lambda model: nn.DataParallel(Averaged(model)), torch.compile], 3)
 )
 def test_what_surrounds_a_model_is_taken_off_and_said(wrap: Any, plain: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert same(made(wrap(tiny())), plain["best"])

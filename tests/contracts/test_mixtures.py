@@ -8,7 +8,7 @@ from torch import nn
 from lowrank_vit import analyse, get_recipe
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.search.gates import mixed_outputs
-from tests.support.cases import in_turn
+from tests.support.cases import few, in_turn
 from tests.support.models import KINDS, images, outputs, tiny
 
 PARTS = {"measured": False, "refit": False, "sense": False}  # what follows the cut, or takes long
@@ -67,7 +67,7 @@ def test_without_biases() -> None:
     torch.testing.assert_close(gated, outputs(bare, data), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("family", ["beit", "plain"])
+@pytest.mark.parametrize("family", few(["plain", "beit"], 1))
 def test_biases_of_other_names_and_none(family: str) -> None:
     """BEiT has its queries' biases beside the layer; a model without biases gets those that take up lost means."""
     torch.manual_seed(0)

@@ -52,12 +52,14 @@ def test_the_version_is_written_once_and_told_by_the_changelog_and_the_citation(
     assert latest == lowrank_vit.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", sorted(OURS))
 def test_every_import_is_declared(package: str) -> None:
     assert {"torch", "matplotlib"} <= imported_by(package)
     assert undeclared(package) == set()
 
 
+@pytest.mark.slow
 def test_no_dependency_is_declared_for_nothing() -> None:
     assert names(PROJECT["dependencies"]) <= imported_by("lowrank_vit")
 

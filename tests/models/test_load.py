@@ -88,6 +88,7 @@ def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
     assert "is a pickle" in refusal(SMALL, tmp_path / name)
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_deit_tiny_knows_the_real_images(real_data: Path) -> None:
     from lowrank_vit.models import load_model

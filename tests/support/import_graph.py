@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 
@@ -14,10 +15,15 @@ def names_of(root: Path) -> dict[str, Path]:
     return names
 
 
-def imported(path: Path, package: str) -> set[str]:
+def imported(path: Path, package: str) -> frozenset[str]:
     """What a file imports: at its top, within functions, and for the type checker."""
+    return _imported(path.read_text(encoding="utf-8"), package)
+
+
+@cache
+def _imported(text: str, package: str) -> frozenset[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -25,7 +31,7 @@ def imported(path: Path, package: str) -> set[str]:
             start = parts[: len(parts) - node.level + 1] if node.level else []
             base = ".".join([*start, *filter(None, [node.module])])
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def graph_of(root: Path, *, parents: bool = True) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

@@ -70,6 +70,7 @@ def test_energies_against_the_images_themselves(energy: dict[str, Any], images: 
         assert found["own"][rank] == pytest.approx(float(squares[:rank].sum() / squares.sum()), abs=EXACT)
 
 
+@pytest.mark.slow
 def test_accuracy_against_a_model_cut_by_hand() -> None:
     model, job = dense(), job_for("accuracy_by_block")
     found = run("accuracy_by_block", model, job)

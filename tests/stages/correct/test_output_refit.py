@@ -84,7 +84,7 @@ def test_cross_validation_is_leaving_one_out() -> None:
     assert not bias.any()
 
 
-@pytest.mark.parametrize(("kind", "sensitivity"), in_turn(WALKED, [0.0, 0.5]))
+@pytest.mark.parametrize(("kind", "sensitivity"), few(in_turn(WALKED, [0.0, 0.5]), 3))
 def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity: float) -> None:
     """Its last layer, from all tokens at once: what the dense stream is after it, on its own inputs there."""
     model, data = model_and_images(kind)
@@ -117,7 +117,7 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
     torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", WALKED)
+@pytest.mark.parametrize("kind", few(WALKED, 3))
 def test_nothing_to_mend_changes_nothing(kind: str) -> None:
     model, data = model_and_images(kind)
     analysis = analyse(model, data.split(8), "heads")
@@ -136,7 +136,7 @@ class Watched(OutputRefit):
         return ridge
 
 
-@pytest.mark.parametrize("kind", WALKED)
+@pytest.mark.parametrize("kind", few(WALKED, 3))
 def test_the_streams_are_those_of_both_models(kind: str) -> None:
     """After the last half, with nothing gone through twice: what either model, as it is in the end, has there."""
     model, data = model_and_images(kind)
