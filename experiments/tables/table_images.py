@@ -6,9 +6,9 @@ Command   python -m experiments run table_images
 
 The same images calibrate the compression and train the smaller model towards the dense one, at one budget: 9,000 images
 pass through the training, however many different ones there are. PHOTOS is a folder of images without labels; they join the
-training images of IMAGES, and what is evaluated stays as it was. Two more with the most images: "mixed", where up to half
-of each image is another one (mixup), and "all, factors pivoted", the last step of table B before its distillation.
-KL unseen is of training images that are held out.
+training images of IMAGES, and what is evaluated stays as it was. Others with the most images: "mixed", where up to half
+of each image is another one (mixup), and ``best`` for ``heads``. From the latter, at the smaller size, twice as many passes,
+and as many with Muon for AdamW. KL unseen is of training images that are held out.
 """
 
 from dataclasses import replace
@@ -18,10 +18,11 @@ from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
 from experiments.tables.table_best import PROTOCOL
 
-PASSES = 9_000
+PASSES, MORE_PASSES = 9_000, 18_000
 COUNTS = (125, 250, 500, 1000, 2250, 4500)  # divisors of the budget
 MOST = {DEIT_B: 1000, DEIT_T: 4500}  # the digits have 1,297 training images
 MIXED: dict[str, Any] = {"mix": 0.5}
+MUON: dict[str, Any] = {"optimizer": "muon"}
 REDUCTIONS = {DEIT_B: (50, 70), DEIT_T: (40, 50)}  # in percent; the stand-ins lose little at 40
 COLUMNS = (
     "architecture", "method", "reduction", "calibration_images", "params", "top1_dense", "top1_before_finetune", "top1",
@@ -41,7 +42,16 @@ def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
         return [plain]
     mixed = _row(model, "mixed", "heads, distilled, mixed", percent, count)
     pivoted = _row(model, "pivoted", "best, distilled", percent, count)
-    return [plain, replace(mixed, distill_changes=MIXED), replace(pivoted, recipe="best")]
+    rows = [plain, replace(mixed, distill_changes=MIXED), replace(pivoted, recipe="best")]
+    if percent != max(REDUCTIONS[model]):
+        return rows
+    longer = _row(model, "longer", f"best, {MORE_PASSES:,} passes", percent, count)
+    muon = _row(model, "muon", "best, distilled by Muon", percent, count)
+    return [
+        *rows,
+        replace(longer, recipe="best", distill_epochs=MORE_PASSES // count),
+        replace(muon, recipe="best", distill_changes=MUON),
+    ]
 
 
 def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
