@@ -80,7 +80,7 @@ def at_printed_size(rows: Sequence[Row], size: float | None) -> list[Row]:
 
 def shrunk(percent: int) -> list[Row]:
     """List DeiT-Tiny, which has no published smaller model, at one size by each method, without training."""
-    methods = METHODS | {"svd": "Vanilla SVD", "svd_llm": "Whitened, uniform (SVD-LLM)"}
+    methods = METHODS | {"svd": "Vanilla SVD", "svd_llm": "Whitened, uniform (svd_llm)"}
     return [
         Row.untrained(
             replace(DEIT_T, label=f"DeiT-Tiny, -{percent} %"),

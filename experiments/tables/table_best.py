@@ -21,7 +21,7 @@ from experiments.tables.rows import Row, Table
 FOLDED = {"folded": True}
 PATCHES, POSITIONS = {"patches": "two_sided"}, {"positions": "kronecker"}
 STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
-    "svd_llm": ("Whitened, uniform (SVD-LLM)", "svd_llm", {}),
+    "svd_llm": ("Whitened, uniform (svd_llm)", "svd_llm", {}),
     "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
     "halves": ("Heads and interpolation", "heads", {"refit": False, "measured": 0}),
     "measured": ("+ losses measured", "heads", {"refit": False}),

@@ -23,7 +23,7 @@ VMAMBA_B = Architecture("vmamba_b", "VMamba-B", "vmamba_base_s2l15", "digits_vma
 VMAMBA_V0 = Architecture("vmamba_v0", "VMamba-T v0", "vanilla_vmamba_tiny", None)
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "written": ("As written (VMeanba)", {}),
+    "written": ("Our reading (VMeanba)", {}),
     "skip": ("Skip kept", {"skip": "channel"}),
     "dropped": ("Left out", {"mode": "left_out"}),
     "refitted": ("Left out, refitted", {"refit": "dropped"}),

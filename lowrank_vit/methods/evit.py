@@ -50,4 +50,4 @@ class AttentiveTokens:
         return [replace(self, keep=kept / tokens) for kept in range(tokens, 0, -1)]
 
 
-look("evit", "s", (5, 3), "violet", "EViT", "saves no parameters; without its training")
+look("evit", "s", (5, 3), "violet", "EViT's rule, untrained", "saves no parameters; without its training")

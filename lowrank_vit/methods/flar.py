@@ -15,7 +15,7 @@ add_recipe(
 )
 look(
     "flar", "X", (), "red", "FLAR-SVD, no latency model",
-    "measured on a grid of 7 ranks; theirs bisects over multiples of 8",
+    "measured on a grid of 8 ranks; theirs bisects over multiples of 8",
 )  # fmt: skip
 PRINTED.add(
     "flar",

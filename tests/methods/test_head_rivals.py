@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from lowrank_vit.compression.recipes import get_recipe
+from lowrank_vit.linalg.elimination import oracle_shrinkage
 from lowrank_vit.methods.comcat import HeadProducts, product_bases
-from lowrank_vit.methods.corp import Coordinates
+from lowrank_vit.methods.corp import ActiveEnergy, Coordinates
 from lowrank_vit.methods.s2vite import AttentionSalience
 from lowrank_vit.methods.vbp import Variance
 from lowrank_vit.methods.vtp import FirstOrderUnits
@@ -31,6 +33,25 @@ def test_variances_are_those_of_the_tokens() -> None:
     variance = layer.rows.var(0, correction=0)
     torch.testing.assert_close(part.units.loss[:-1], variance.sort(descending=True).values)
     torch.testing.assert_close(part.mean, layer.rows.mean(0))
+
+
+def test_shrinkage_raises_the_ridge_to_the_oracle_s() -> None:
+    layer = sample(INNER, N)
+    least = oracle_shrinkage(layer.rows.T.cov(correction=0), len(layer.rows))
+    assert least > 1e-4
+    plain, shrunk, asked = (
+        make(MLP, layer.weight, layer.moments, MADE)
+        for make in (ActiveEnergy(), ActiveEnergy(shrinkage=True), ActiveEnergy(damping=least))
+    )
+    assert shrunk.ridge == pytest.approx(asked.ridge, rel=1e-3)
+    assert shrunk.ridge > 10 * plain.ridge
+    assert get_recipe("corp_layerwise").method("mlp") == ActiveEnergy(shrinkage=True)
+
+
+@pytest.mark.parametrize("name", ["comcat0", "comcat"])
+def test_comcat_s_queries_take_their_bias_along(name: str) -> None:
+    """As its specification has it; what the row does to the logits is tested below."""
+    assert get_recipe(name).method("attention") == HeadProducts(bias_row=True)
 
 
 def test_the_salience_of_a_head_is_its_attention_times_the_slope_of_it() -> None:
