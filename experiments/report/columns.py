@@ -145,7 +145,6 @@ CATALOGUE = {
         ),
         _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
-        _spread("top1_tuned", "after FT", percent, "after\nFT %", TOP1),
         *((_spread if each[0] in MEASURED_SPREADS else _number)(*each) for each in MEASURED_COLUMNS),
         _spread("gap", "Gap %", of_share, "Gap\n%", GAP),
         _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),

@@ -47,8 +47,6 @@ def untrained(row: Row) -> bool:
     """Tell whether a row is called fine-tuned or distilled although nothing was trained for its numbers."""
     if row["status"] != "done" or not TRAINED.search(f"{row['protocol']} {row['method']}"):
         return False
-    if row.get("top1_tuned") is not None:  # a measurement of a training, which keeps no record of it
-        return False
     if "training" in row:
         return not row["training"] or row["training"]["epochs"] == 0
     rounded = row["bits"] is not None and row["epochs"] > 0  # published before rows kept the record: the job's word

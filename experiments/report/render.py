@@ -28,7 +28,7 @@ from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import InputError, amount
 
 PUBLISHED = Path(__file__).parent.parent / "published"
-SHOWN = {"top1", "accuracy", "top1_dense", "top1_before_finetune", "top1_tuned", "stored_top1"}  # with standard errors
+SHOWN = {"top1", "accuracy", "top1_dense", "top1_before_finetune", "stored_top1"}  # with standard errors
 PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)
 VALUE = re.compile(r"(?P<mark><!-- value (?P<name>\S+) (?P<row>\S+) (?P<column>\S+) -->).*?<!-- /value -->")
 

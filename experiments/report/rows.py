@@ -23,7 +23,7 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "trainable_share", "seconds", "epochs", "stale", "source", "note", "base", "z", "solver", "optimizer", "budget",
     "overhead", "gap", "gap_std", "relative_error", "relative_error_std", "relative_error_held_out_std",
     "residual_error_reported", "overhead_reported", "bits", "top1_float", "file_bytes", "size_reported", "target",
-    "kl_unseen", "agreement_unseen", "top1_tuned", "top1_tuned_std", "images", "speedup_1", "speedup_8", "calibration_images",
+    "kl_unseen", "agreement_unseen", "images", "speedup_1", "speedup_8", "calibration_images",
     *MEASURED_FIELDS, *(f"{name}_std" for name in MEASURED_SPREADS),
 )  # fmt: skip
 FINDINGS = {"compensation": ablation.findings, "sizes": sizes.findings}  # sentences about the content of ``table.json``

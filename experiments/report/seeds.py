@@ -27,7 +27,6 @@ NUMBERS = {  # field of a row: where a result has the number
     "top1_float": ("top1_float",),
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
-    "top1_tuned": ("measured", "top1_tuned"),
     **{name: ("measured", name) for name in MEASURED_FIELDS},
     "images": ("n",),
     **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
@@ -35,10 +34,7 @@ NUMBERS = {  # field of a row: where a result has the number
 SPREADS = {  # field of a row: the number whose spread it is
     "top1_dense_std": "top1_dense",
     "top1_before_std": "top1_before_finetune",
-    **{
-        f"{name}_std": name
-        for name in ("top1", "top1_tuned", "gap", "relative_error", "relative_error_held_out", *MEASURED_SPREADS)
-    },
+    **{f"{name}_std": name for name in ("top1", "gap", "relative_error", "relative_error_held_out", *MEASURED_SPREADS)},
 }
 COUNTS = ("params", "params_dense", "macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
 Seeds = Mapping[str, Mapping[str, float]]  # the numbers of each seed; JSON has no other keys than strings

@@ -186,7 +186,7 @@ def _made(row: Row, options: Options) -> dict[str, Any]:
         "changes": {**row.changes, **recipe_changes(row, options)},
         "epochs": epochs - learning,
         "gradual_epochs": row.gradual_epochs or learning,
-        "batch_size": options.batch_size,
+        "batch_size": row.batch_size or options.batch_size,
         "lr": options.lr if epochs or row.gradual_epochs else Job.lr,  # a distillation has its own
         "processes": options.processes,
         "precision": options.precision,

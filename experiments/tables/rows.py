@@ -41,7 +41,7 @@ class Row:
     they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     ``cost`` is what ``reduction`` is of; ``tokens`` names a rule that removes what is left of it after ``before_tokens``,
     the recipe's share. ``timed``: the speed of a real model is measured; it says little about the small stand-ins.
-    ``calibration_images`` None leaves their number to the run.
+    ``calibration_images`` and ``batch_size`` None leave their numbers to the run.
     """
 
     id: str
@@ -78,6 +78,7 @@ class Row:
     before_tokens: float = 0.0
     timed: bool = False
     calibration_images: int | None = None
+    batch_size: int | None = None
 
     @classmethod
     def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> "Row":
