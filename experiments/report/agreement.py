@@ -14,7 +14,7 @@ from experiments.runner.plan import read_plan
 from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import amount
 
-TIMES = ("seconds", "custom_step", "scans_speed_1", "scans_speed_8", "speedup_1", "speedup_8")  # differ in every run
+TIMES = ("seconds", "custom_step", "speedup_1", "speedup_8")  # differ in every run
 Result = Mapping[str, Any]
 Numbers = Mapping[str, float]  # by their names; those of a figure by their paths in the JSON
 

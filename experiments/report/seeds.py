@@ -5,10 +5,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.jobs.revisions import is_stale, same_makers
-from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
 from experiments.report.origins import versions_of
 from lowrank_vit.runtime.errors import InputError
 
+MEASURED = (  # what tables of their own measure
+    "scans_replaced", "scans_top1", "scans_kl", "stored_bytes", "stored_top1", "custom_count", "custom_bytes",
+    "custom_concept", "custom_composition", "custom_distance", "custom_nearest", "custom_old", "custom_old_change",
+    "custom_old_distance", "custom_step",
+)  # fmt: skip
 NUMBERS = {  # field of a row: where a result has the number
     "params": ("params", "compressed"),
     "params_dense": ("params", "dense"),
@@ -27,14 +31,25 @@ NUMBERS = {  # field of a row: where a result has the number
     "top1_float": ("top1_float",),
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
-    **{name: ("measured", name) for name in MEASURED_FIELDS},
+    **{name: ("measured", name) for name in MEASURED},
     "images": ("n",),
     **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
 }
 SPREADS = {  # field of a row: the number whose spread it is
     "top1_dense_std": "top1_dense",
     "top1_before_std": "top1_before_finetune",
-    **{f"{name}_std": name for name in ("top1", "gap", "relative_error", "relative_error_held_out", *MEASURED_SPREADS)},
+    **{
+        f"{name}_std": name
+        for name in (
+            "top1",
+            "gap",
+            "stored_top1",
+            "custom_concept",
+            "custom_composition",
+            "custom_old",
+            "custom_distance",
+        )
+    },
 }
 COUNTS = ("params", "params_dense", "macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
 Seeds = Mapping[str, Mapping[str, float]]  # the numbers of each seed; JSON has no other keys than strings

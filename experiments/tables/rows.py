@@ -121,7 +121,7 @@ class Table:
     title: str
     about: str
     rows: tuple[Row | Reported, ...]
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...]
     pictures: tuple[str, ...] = ("accuracy_vs_params",)
     findings: str | None = None
     drawing: str | None = None

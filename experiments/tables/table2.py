@@ -166,4 +166,8 @@ TABLE = Table(
         *ours(DEIT_T, 50, None, None, "not in the paper"),
         *ours(DEIT_T, 60, None, None, "not in the paper"),
     ),
-)
+    columns=(
+        "architecture", "method", "protocol", "params_printed", "params", "top1_reported", "top1_dense",
+        "top1_before_finetune", "top1", "relative_error_held_out", "macs", "seconds", "status",
+    ),
+)  # fmt: skip

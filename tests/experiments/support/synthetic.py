@@ -10,6 +10,7 @@ from experiments.jobs.results import ERROR, RESULT, job_folder
 from experiments.jobs.revisions import made_by
 from experiments.runner.plan import PLAN, Images, Options, as_json, make_plan
 from experiments.tables.rows import Reported, Row, Table
+from experiments.tables.table2 import TABLE as TABLE2
 
 PAPER = "A paper, Table 9"
 TABLE = Table(
@@ -36,6 +37,7 @@ TABLE = Table(
         ),
         Row("n/svd-40", "Model-N", "vit_base_patch16_224.augreg_in21k_ft_in1k", None, "Vanilla SVD + FT", "svd", 0.4),
     ),
+    TABLE2.columns,
 )  # fmt: skip
 GOLDEN = Path(__file__).parent.parent.parent / "golden"
 OLDER_REVISIONS = {"evaluate": 0}
