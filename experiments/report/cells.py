@@ -73,6 +73,5 @@ def reduction_text(row: Row, notes: Notes, digits: int) -> str:
     """Write the share that is removed and, unless it is of the parameters, of what."""
     if row["reduction"] is None:
         return ""
-    cost = row.get("cost")  # published rows of a time when there was one cost lack it
-    of = f" of {COSTS[cost]}" if cost in COSTS else ""
+    of = f" of {COSTS[row['cost']]}" if row["cost"] in COSTS else ""
     return f"{100 * row['reduction']:.0f}%{of}"

@@ -101,8 +101,6 @@ def _earlier(path: Path, table: Table) -> tuple[dict[str, dict[str, Any]], dict[
     before = (read_json(path) if table.drawing is None else None) or {"rows": [], "commands": {}}
     known = {row.id for row in table.rows}
     kept = {row["id"]: dict.fromkeys(FIELDS) | row for row in before["rows"] if row["id"] in known}
-    for row in kept.values():
-        row.setdefault("commits", before["provenance"]["commits"])
     return kept, {name: command for name, command in before["commands"].items() if name in kept}
 
 

@@ -16,7 +16,6 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
 
     Raises ``InputError`` where the table was never run.
     """
-    from experiments.report.page import write_index
     from lowrank_vit.runtime.files import write_json
 
     plan, folder = read_plan(results, table), results / table.name
@@ -26,7 +25,6 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
         _write_table(results, table, plan, content)
     else:
         _write_figure(results, table, plan, content["title"])
-    write_index(results)
     return content
 
 
