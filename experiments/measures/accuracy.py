@@ -6,6 +6,7 @@ Everything else stays dense. The weight itself becomes ``U V^T`` of rank r, the 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
+from experiments.jobs.passes import images_of
 from experiments.measures.layers import block_of, factors_by, layer_of, sites_of
 from lowrank_vit import Hardware, collect, evaluate, find_sites
 from lowrank_vit.data import ImageData
@@ -41,11 +43,10 @@ def by_layer(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dic
 
 def forward_passes(job: Job) -> float:
     """Count the statistics, and an evaluation for each variant and for the dense model."""
-    validation = int(job.images.split("+")[1])
     assert job.measure is not None
     groups = {GROUPS[job.measure](site) for site in sites_of(job.model)}
     variants = len(groups) * len(METHODS) * len(REMOVED)
-    return job.calibration_samples + (1 + variants) * min(_limit(job) or validation, validation)
+    return job.calibration_samples + (1 + variants) * images_of(replace(job, limit=_limit(job)))[1]
 
 
 def _limit(job: Job) -> int | None:

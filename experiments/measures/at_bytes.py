@@ -13,7 +13,7 @@ from torch import nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import compression_passes
+from experiments.jobs.passes import comparison_passes
 from lowrank_vit import Hardware, InputError, analyse, compare, compress, evaluate, quantize, quantize_within
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
@@ -107,14 +107,7 @@ def measure_of(make: Make, revision: int = 1) -> Measure:
             "agreement": round(found["agreement"], DIGITS),
         }
 
-    return Measure(run, forward_passes, ("quantise", f"quantizer.{QUANTIZER}"), revision=revision)
-
-
-def forward_passes(job: Job) -> float:
-    """Count the passes of the compression, of rounding, and of both models on the held-out and validation images."""
-    validation = int(job.images.split("+")[1])
-    compression = 0 if job.recipe is None else compression_passes(job)
-    return compression + 2 * job.calibration_samples + 3 * job.held_out_samples + validation
+    return Measure(run, comparison_passes, ("quantise", f"quantizer.{QUANTIZER}"), revision=revision)
 
 
 MEASURES.register("bytes_by_ranks")(measure_of(ranks))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
+from experiments.jobs.passes import BATCH, statistics_passes
 from experiments.measures.layers import DIGITS, block_of, factors_by, image_counts, seen_and_unseen
 from lowrank_vit import Compensation, Hardware, Recipe, Solution, dense_weight, find_sites, solve
 from lowrank_vit.data import ImageData
@@ -24,7 +25,6 @@ from lowrank_vit.records.sites import Site
 SITES = r"(^|\.)blocks\.\d+\.attn\.proj$"
 EXACT = "whitened_normalised"  # the exact minimiser of this very error
 NEEDS = {"representative", "input_second", "normalised_input_second"}
-BATCH = 64  # of the minibatch solver, as in the paper
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,6 @@ class Approximation:
 
     weight: Tensor
     parameters: int
-
-
-def forward_passes(job: Job) -> float:
-    """Count the statistics, and the batches of the minibatch solver."""
-    recipe = job.recipe_used()
-    batches = BATCH * recipe.steps if recipe.solver == "minibatch" else 0
-    return job.calibration_samples + job.held_out_samples + batches
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
@@ -130,4 +123,4 @@ def errors(
     return result
 
 
-MEASURES.register("compensation")(Measure(measure, forward_passes, ("decomposition.svd", f"decomposition.{EXACT}")))
+MEASURES.register("compensation")(Measure(measure, statistics_passes, ("decomposition.svd", f"decomposition.{EXACT}")))

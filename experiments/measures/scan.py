@@ -12,7 +12,7 @@ from torch import nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import compression_passes
+from experiments.jobs.passes import comparison_passes
 from lowrank_vit import MeanScan, compare, compress, mean_scan
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.scans import Scan
@@ -20,13 +20,6 @@ from lowrank_vit.records.images import Images
 
 REPLACED_FIRST = {"layers": "all", "refit": "dropped"}  # where a recipe compresses the rest
 DIGITS = 6
-
-
-def forward_passes(job: Job) -> float:
-    """Count the passes of choosing scans, one for each, of the compression, and of both models on the evaluation."""
-    validation = int(job.images.split("+")[1])
-    scans = 20 * job.calibration_samples
-    return scans + (0 if job.recipe is None else compression_passes(job)) + 2 * min(job.limit or validation, validation)
 
 
 def replaced(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
@@ -69,5 +62,5 @@ def whole_scans(model: nn.Module) -> int:
     return sum(type(module) is Scan for module in model.modules())
 
 
-MEASURES.register("scan")(Measure(replaced, forward_passes, ("scans",)))
-MEASURES.register("scan_units")(Measure(left_out, forward_passes))
+MEASURES.register("scan")(Measure(replaced, comparison_passes, ("scans",)))
+MEASURES.register("scan_units")(Measure(left_out, comparison_passes))

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from experiments.report import ablation
 from experiments.report.drawing import accuracy, compensation, customize, energy, loss
 from experiments.report.drawing.panels import Results
-from experiments.report.other_plots import draw_images, draw_sizes
 from experiments.report.plots import draw_plot
+from experiments.report.size_plot import draw_sizes
 from experiments.tables.rows import Table
 
 PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {  # of the content of ``table.json``
@@ -18,7 +18,6 @@ PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {  # of the content
     "front_vs_params": partial(draw_plot, front=True),
     "front_vs_macs": partial(draw_plot, against="macs", front=True),
     "accuracy_vs_size": draw_sizes,
-    "accuracy_vs_images": draw_images,
     "error_vs_budget": ablation.draw,
 }
 DRAWINGS: dict[str, Callable[[Results, str], Figure]] = {  # of what jobs measured, and a title

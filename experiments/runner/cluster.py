@@ -8,7 +8,7 @@ from typing import Any
 from experiments.jobs.attempt import FAILED, Outcome, attempt
 from experiments.jobs.run import record_failure
 from experiments.jobs.task import Task
-from experiments.runner.pool import View
+from experiments.runner.view import LiveView
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.registry import unknown
@@ -46,7 +46,7 @@ def run_on(
     tasks: Sequence[Task],
     workers: int,
     threads: int | None,
-    view: View,
+    view: LiveView,
     work: Work | None = None,
 ) -> list[Outcome]:
     """Run every task as a job of its own: all at once in SLURM's queue, ``workers`` at a time on this machine.
