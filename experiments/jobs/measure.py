@@ -61,7 +61,6 @@ def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: L
         "hits": numbers.pop("hits", None),
         "top1": {},
         "seconds": {"total": round(time.perf_counter() - start, 3)},
-        "layers": [],
         "threads": torch.get_num_threads(),
         "provenance": provenance.record(where, job.seed, data.calibration_record),
     }

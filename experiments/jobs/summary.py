@@ -12,8 +12,6 @@ from lowrank_vit.records.report import z_summary
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.hardware import resolve_device
 
-LAYER = ("name", "rank", "params", "relative_error", "relative_error_held_out")  # what is kept of a layer
-
 
 def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: dict[str, Any] | None) -> dict[str, Any]:
     """Sum up sizes, scores, errors and seconds. ``dense``: what is known of the dense model."""
@@ -34,7 +32,6 @@ def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: di
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "speed": stages.get("speed"),
         "seconds": _seconds(stages),
-        "layers": [{name: layer[name] for name in LAYER} for layer in layers],
         "threads": torch.get_num_threads(),
         "provenance": provenance.record(resolve_device(task.hardware.device), task.job.seed, calibration),
     }

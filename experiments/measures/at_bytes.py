@@ -14,7 +14,8 @@ from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
 from experiments.jobs.passes import comparison_passes
-from lowrank_vit import Hardware, InputError, analyse, compare, compress, evaluate, quantize, quantize_within
+from experiments.measures.layers import calibration_images, hardware_of, held_out_images
+from lowrank_vit import InputError, analyse, compare, compress, evaluate, quantize, quantize_within
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.records.images import Images
@@ -91,13 +92,10 @@ def measure_of(make: Make, revision: int = 1) -> Measure:
         """
         size = allowed(model, job)
         ledger.tell(f"a file of {size:,} bytes")
-        images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-        unseen = Images(data.held_out_dataloader(), data.held_out_fingerprint)
-        small = make(model, images, unseen, size, job)
+        small = make(model, calibration_images(data), held_out_images(data), size, job)
         ledger.tell("evaluate")
         found = compare(model, small, data.held_out_dataloader())
-        hardware = Hardware(accelerator="gpu" if next(model.parameters()).is_cuda else "cpu")
-        score = evaluate(small, data, hardware=hardware, progress=False, hits=True)
+        score = evaluate(small, data, hardware=hardware_of(model), progress=False, hits=True)
         return {
             "params": parameter_count(small),
             "stored_bytes": stored(small),

@@ -13,10 +13,10 @@ from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
 from experiments.jobs.passes import comparison_passes
+from experiments.measures.layers import calibration_images
 from lowrank_vit import MeanScan, compare, compress, mean_scan
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.scans import Scan
-from lowrank_vit.records.images import Images
 
 REPLACED_FIRST = {"layers": "all", "refit": "dropped"}  # where a recipe compresses the rest
 DIGITS = 6
@@ -27,7 +27,7 @@ def replaced(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dic
     given = dict(job.changes if job.recipe is None else REPLACED_FIRST)
     layers, device = given.pop("layers"), str(next(model.parameters()).device)
     ledger.tell(f"replace {layers} of {whole_scans(model)} scans")
-    images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
+    images = calibration_images(data)
     count = whole_scans(model) if layers == "all" else layers
     small, _ = mean_scan(model, images, layers=count, method=MeanScan(**given), device=device)
     if job.recipe is not None:
@@ -38,12 +38,10 @@ def replaced(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dic
 
 def left_out(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """Measure what a recipe makes that has scans among its units."""
-    images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
     ledger.tell(f"compress by {job.recipe}")
-    device = str(next(model.parameters()).device)
-    return compared(
-        model, compress(model, images, job.recipe_used(), job.reduction, seed=job.seed, device=device)[0], data
-    )
+    options: dict[str, Any] = {"seed": job.seed, "device": str(next(model.parameters()).device)}
+    small, _ = compress(model, calibration_images(data), job.recipe_used(), job.reduction, **options)
+    return compared(model, small, data)
 
 
 def compared(model: nn.Module, small: nn.Module, data: ImageData) -> dict[str, Any]:

@@ -106,45 +106,34 @@ def open_images(spec: str) -> Images:
 
 def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
     """Plan every row that can be run: its jobs, or the reason why it has none."""
-    planned = [_enough_images(_plan_row(row, options, images), images) for row in table.runnable]
-    reach = Reach()
-    hardest = sorted(
-        planned, key=lambda item: -item.jobs[0].reduction if item.jobs else 0.0
-    )  # spares the others a check
-    reached = {item.row.id: _within_reach(item, reach) for item in hardest}
-    return [reached[row.id] for row in table.runnable]
-
-
-def _enough_images(item: Planned, images: Images) -> Planned:
-    """Return the planned row; without jobs, and with the reason, where it wants more images than there are."""
-    wanted = item.row.calibration_images
-    if not item.jobs or wanted is None or item.jobs[0].calibration_samples == wanted:
-        return item
-    left = item.jobs[0].calibration_samples
-    return Planned(item.row, reason=f"{wanted} images to calibrate on, of which {images.data} has {left}")
-
-
-def _within_reach(item: Planned, reach: Reach) -> Planned:
-    """Return the planned row; without jobs, and with the reason, where no sizes reach its reduction."""
-    reason = reach.exceeded(item.jobs[0]) if item.jobs else None  # the others differ in their seeds
-    return item if reason is None else Planned(item.row, reason=reason)
+    planned = {row.id: _plan_row(row, options, images) for row in table.runnable}
+    reach, able = Reach(), [item for item in planned.values() if item.jobs]
+    for item in sorted(able, key=lambda item: -item.jobs[0].reduction):  # the hardest first spares the others a check
+        reason = reach.exceeded(item.jobs[0])  # the others differ in their seeds
+        if reason is not None:
+            planned[item.row.id] = Planned(item.row, reason=reason)
+    return list(planned.values())
 
 
 def _plan_row(row: Row, options: Options, images: Images) -> Planned:
+    model, path, reason, checkpoint = row.model, None, None, None
     if (row.full or row.gradual_share) and epochs_of(row, options) == 0:
-        return Planned(row, reason=UNTRAINED)
-    if options.embedded:
-        if row.standin is None:
-            return Planned(row, reason=NO_STANDIN.format(row.architecture))
-        return Planned(row, _jobs(row, row.standin, None, options, images))
-    if options.checkpoints is None:
-        reason = hub_reason(row.model)
-        return Planned(row, () if reason else _jobs(row, row.model, None, options, images), reason)
-    path = find_checkpoint(options.checkpoints, row.model)
-    if path is None:
-        names = " or ".join(checkpoint_names(row.model))
-        return Planned(row, reason=f"no checkpoint: {options.checkpoints} has no {names}")
-    return Planned(row, _jobs(row, row.model, f"{path.name}@{file_hash(path)}", options, images), checkpoint=path)
+        reason = UNTRAINED
+    elif options.embedded:
+        model, reason = row.standin or "", None if row.standin else NO_STANDIN.format(row.architecture)
+    elif options.checkpoints is None:
+        reason = hub_reason(model)
+    elif (path := find_checkpoint(options.checkpoints, model)) is not None:
+        checkpoint = f"{path.name}@{file_hash(path)}"
+    else:
+        reason = f"no checkpoint: {options.checkpoints} has no {' or '.join(checkpoint_names(model))}"
+    if reason is not None:
+        return Planned(row, reason=reason)
+    jobs = _jobs(row, model, checkpoint, options, images)
+    left, wanted = jobs[0].calibration_samples, row.calibration_images
+    if wanted not in (None, left):
+        return Planned(row, reason=f"{wanted} images to calibrate on, of which {images.data} has {left}")
+    return Planned(row, jobs, checkpoint=path)
 
 
 def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images: Images) -> tuple[Job, ...]:

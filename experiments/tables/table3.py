@@ -58,7 +58,12 @@ def pair(
         )
         for recipe, method in METHODS.items()
     ]  # fmt: skip
-    full = {"method": "Beyond (heads), full FT", "protocol": "full-ft+kd", "full": True, "embedded_seeds": (0,)}
+    full: dict[str, Any] = {
+        "method": "Beyond (heads), full FT",
+        "protocol": "full-ft+kd",
+        "full": True,
+        "embedded_seeds": (0,),
+    }
     printed_sizes = [
         replace(
             row, id=f"{row.id}-printed", method=f"{row.method}, printed size", target_params=printed_size,

@@ -141,8 +141,7 @@ def gains(measured: Mapping[str, Any]) -> dict[str, float]:
 
 def log_result(run: Any, measured: Mapping[str, Any]) -> None:
     """Keep the flat result as the run's summary, with what it saved and lost."""
-    result = {name: value for name, value in measured.items() if name != "layers"}
-    run.summary.update(flat(result) | gains(measured) | {"status": "done"})
+    run.summary.update(flat(measured) | gains(measured) | {"status": "done"})
 
 
 def log_models(run: Any, name: str, about: Mapping[str, Any], folders: Sequence[Path], checkpoint: Path | None) -> None:

@@ -44,9 +44,7 @@ def put(folder: Path, provenance: dict[str, Any], code: str = "new", epochs: int
     fields: dict[str, Any] = {"threads": 1, "finetune": {"epochs": epochs} if epochs else None}
     for item in make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES):
         for job in item.jobs:
-            content = result(
-                job, code, 90.0 + job.seed, provenance=provenance | {"seed": job.seed}, layers=[], **fields
-            )
+            content = result(job, code, 90.0 + job.seed, provenance=provenance | {"seed": job.seed}, **fields)
             write(folder, job, content)
 
 
@@ -98,7 +96,7 @@ def one_seed(folder: Path, seed: int, top1: float, commit: str) -> None:
     plan = make_plan(TABLE, options, IMAGES)
     (folder / TABLE.name / PLAN).write_text(json.dumps(as_json(TABLE, options, IMAGES, plan)))
     made = PROVENANCE | {"seed": seed, "git": {"commit": commit, "dirty": False}}
-    fields: dict[str, Any] = {"layers": [], "threads": 1, "finetune": {"epochs": 20}, "file_bytes": 2**seed}
+    fields: dict[str, Any] = {"threads": 1, "finetune": {"epochs": 20}, "file_bytes": 2**seed}
     for job in [job for item in plan for job in item.jobs]:
         write(folder, job, result(job, "new", top1, provenance=made, **fields))
 

@@ -59,19 +59,6 @@ def result(job: Job, source: str, after: float | None, before: float | None = No
         "relative_error_held_out": None if job.recipe is None else 0.1 + 0.01 * job.seed,
         "trainable_share": None if job.recipe is None else 0.05,
         "seconds": {"total": 10.0 + job.seed},
-        "layers": []
-        if job.recipe is None
-        else [
-            {"name": "blocks.0.mlp.fc1", "rank": 8 + job.seed, "params": 90, "relative_error_held_out": 0.2},
-            {
-                "name": "blocks.0.mlp.fc2",
-                "rank": 4,
-                "params": 80,
-                "relative_error": 0.05,
-                "relative_error_held_out": 0.1,
-            },
-            {"name": "blocks.1.mlp.fc1", "rank": None, "params": 70},
-        ],
         "provenance": {
             "source": source,
             "git": {"commit": "0123abcd", "dirty": bool(job.seed)},
