@@ -10,7 +10,6 @@ from experiments.report import cells
 from experiments.report.cells import Notes, Row
 from experiments.report.formats import file_size, human, number, of_share, percent, printed_count, share
 from experiments.report.seeds import SPREADS
-from experiments.report.sizes import counted_bytes
 from experiments.report.uncertainty import caveats
 from lowrank_vit.runtime.registry import unknown
 
@@ -52,6 +51,10 @@ def _number(name: str, header: str, write: Callable[..., str], short: str = "", 
         return write(row[name], row[spread], digits) if spread in SPREADS else write(row[name])
 
     return Column(name, header, text, itemgetter(name), short=short, about=about)
+
+
+def _counted_bytes(row: Row) -> float | None:
+    return None if row["params"] is None or row["bits"] is None else row["params"] * row["bits"] / 8
 
 
 TOP1 = (
@@ -154,8 +157,8 @@ CATALOGUE = {
         Column(
             "size_counted",
             "Size counted",
-            lambda row, notes, digits: file_size(counted_bytes(row)),
-            lambda row: counted_bytes(row),
+            lambda row, notes, digits: file_size(_counted_bytes(row)),
+            lambda row: _counted_bytes(row),
             short="Size\ncounted",
             about=COUNTED,
         ),

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.jobs.job import Job
 from experiments.jobs.protocol import protocol
 from experiments.jobs.results import ERROR, find_result, job_folder, read_json
-from experiments.report import ablation, sizes
+from experiments.report.ablation import findings
 from experiments.report.columns import chosen
 from experiments.report.seeds import NUMBERS, SPREADS, aggregate
 from experiments.report.styles import untrained
@@ -20,7 +20,6 @@ FIELDS = (  # of a row of table.json, in the order of table.csv
     "source", "note", "params_printed", "top1_reported", "size_reported", "residual_error_reported", "overhead_reported",
     "base", "z", "solver", "optimizer", "budget", "bits", "target", "calibration_images", *NUMBERS, *SPREADS,
 )  # fmt: skip
-FINDINGS = {"compensation": ablation.findings, "sizes": sizes.findings}  # sentences about the content of ``table.json``
 
 
 def table_json(folder: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def table_json(folder: Path, table: Table, plan: Mapping[str, Any]) -> dict[str,
         rows.append(_reported(row) if isinstance(row, Reported) else _measured(folder, row, entry))
     columns = [column.name for column in chosen(table.columns)]
     content = {"title": plan["title"], "profile": plan["profile"], "columns": columns, "rows": rows}
-    return content if table.findings is None else {**content, "findings": FINDINGS[table.findings](content)}
+    return {**content, "findings": findings(content)} if table.findings else content
 
 
 def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -64,10 +64,8 @@ def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """List the numbers that one result contributes to a row."""
     found = {name: _at(result, path) for name, path in NUMBERS.items()}
-    distillation = (
-        result.get("distillation") or {}
-    )  # has measured the divergence itself, and says which weights it kept
-    kl = (distillation.get("kl_held_out") or {}).get(distillation.get("kept", "after"))
+    distilled = result.get("distillation") or {}  # has measured the divergence itself, and says which weights it kept
+    kl = (distilled.get("kl_held_out") or {}).get(distilled.get("kept", "after"))
     found |= {} if kl is None else {"kl_unseen": kl}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -115,12 +113,12 @@ def seeds_of(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def add_up(by_seed: Seeds) -> dict[str, Any]:
-    """Return the means of all numbers, the spreads of some, and the seeds, as a row of the table has them."""
+    """Return the means of all numbers, the spreads (n - 1) of some, and the seeds, as a row of the table has them."""
     columns = {name: [each[name] for each in by_seed.values() if name in each] for name in NUMBERS}
-    means = {name: mean_of(values) for name, values in columns.items()}
+    means = {name: fmean(values) if values else None for name, values in columns.items()}
     return {
         **means,
-        **{name: spread_of(columns[of]) for name, of in SPREADS.items()},
+        **{name: stdev(columns[of]) if len(columns[of]) > 1 else None for name, of in SPREADS.items()},
         **{name: None if (mean := means[name]) is None else round(mean) for name in COUNTS},
         "seeds": sorted(map(int, by_seed)),
     }
@@ -132,13 +130,3 @@ def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
     for name in path:
         value = None if value is None else value.get(name)
     return value
-
-
-def mean_of(values: Sequence[float]) -> float | None:
-    """Return the mean; None for no values."""
-    return fmean(values) if values else None
-
-
-def spread_of(values: Sequence[float]) -> float | None:
-    """Return the standard deviation over seeds with n - 1 in the denominator; None for fewer than two values."""
-    return stdev(values) if len(values) > 1 else None

@@ -1,6 +1,7 @@
 """Write the files of a table: JSON, Markdown, CSV, LaTeX, a page and its pictures."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def _write_table(results: Path, table: Table, plan: Mapping[str, Any], content: 
 
 
 def _write_figure(results: Path, table: Table, plan: Mapping[str, Any], title: str) -> None:
-    from experiments.report.pictures import draw_figure
     from experiments.report.plots import save_figure
     from lowrank_vit.runtime.files import write_json
 
     measured = finished(results, plan)
     write_json(results / table.name / f"{table.name}.json", {"title": title, "rows": measured})
     if measured:
-        save_figure(results / table.name / table.name, draw_figure(table, measured, title))
+        drawing = import_module(f"experiments.report.drawing.{table.drawing}")
+        save_figure(results / table.name / table.name, drawing.draw(measured, title))

@@ -113,8 +113,8 @@ class Table:
     """Hold a table or a figure of the paper. ``about``: the paper, the exact command, its wall time, measured on what.
 
     ``columns``: what the rendered table shows, by the names of ``report/columns.py``. ``pictures``: made of
-    ``table.json``'s content; ``findings``: sentences about the same content; ``drawing``: the figure of what the jobs
-    measured. All three are names of ``report/pictures.py``.
+    ``table.json``'s content, by the names of ``report/pictures.py``; ``findings``: whether ``report/ablation.py`` says
+    something about the same content; ``drawing``: the figure of what the jobs measured, a file in ``report/drawing``.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Table:
     rows: tuple[Row | Reported, ...]
     columns: tuple[str, ...]
     pictures: tuple[str, ...] = ("accuracy_vs_params",)
-    findings: str | None = None
+    findings: bool = False
     drawing: str | None = None
 
     @property
