@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.task import Task
 from lowrank_vit.records.report import z_summary
@@ -32,7 +30,6 @@ def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: di
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "speed": stages.get("speed"),
         "seconds": _seconds(stages),
-        "threads": torch.get_num_threads(),
         "provenance": provenance.record(resolve_device(task.hardware.device), task.job.seed, calibration),
     }
 

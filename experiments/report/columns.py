@@ -53,6 +53,10 @@ def _number(name: str, header: str, write: Callable[..., str], short: str = "", 
     return Column(name, header, text, itemgetter(name), short=short, about=about)
 
 
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
 def _counted_bytes(row: Row) -> float | None:
     return None if row["params"] is None or row["bits"] is None else row["params"] * row["bits"] / 8
 
@@ -61,7 +65,10 @@ TOP1 = (
     "Top-1 in percent. Reported: printed in papers, on ImageNet; dense, before and after fine-tuning (FT): measured here, "
     "{}."
 )
-ERROR = "{}: ||y - y'||² / ||y||² on {} images, mean over the compressed layers."
+ACCURACY = "Top-1 in percent, measured here, {}: dense, and of the model in the row."
+ERROR = "Error: ||y - y'||² / ||y||² on held-out images, mean over the compressed layers."
+ERROR_SEEN = "Error on calibration: ||y - y'||² / ||y||² on the calibration images, mean over the compressed layers."
+ERROR_REPORTED = "Error reported: as printed in the paper."
 SECONDS = "Seconds: a job, without what it shares: loading and evaluating the dense model."
 BUDGET = "Budget: the share of a layer that Z may take; overhead: Z's share of the dense layers; both in percent."
 OPTIMIZER = "Optimizer: of a gradient solver; sgd is the paper's plain gradient descent, adam ours."
@@ -123,31 +130,10 @@ CATALOGUE = {
         _number("top1_float", "Top-1 float32", percent, "float32\n%", FLOAT),
         Column("top1_before_finetune", "before FT", cells.before_text, cells.before, short="before\nFT %", about=TOP1),
         Column("top1", "after FT", cells.after_text, cells.after, short="after\nFT %", about=TOP1),
-        Column(
-            "accuracy",
-            "Top-1",
-            cells.top1_text,
-            lambda row: None if row["protocol"] == "dense" else row["top1"],
-            short="top-1\n%",
-            about="Top-1 in percent, measured here, {}: dense, and of the model in the row.",
-        ),
-        _number(
-            "relative_error",
-            "Error calibration",
-            ERRORS,
-            "Error\ncalib.",
-            ERROR.format("Error on calibration", "the calibration"),
-        ),
-        _number(
-            "relative_error_held_out", "Error held-out", ERRORS, "Error\nunseen", ERROR.format("Error", "held-out")
-        ),
-        _number(
-            "residual_error_reported",
-            "Error reported",
-            lambda error: "" if error is None else f"{error:g}",
-            "Error\npaper",
-            "Error reported: as printed in the paper.",
-        ),
+        Column("accuracy", "Top-1", cells.top1_text, cells.top1, short="top-1\n%", about=ACCURACY),
+        _number("relative_error", "Error calibration", ERRORS, "Error\ncalib.", ERROR_SEEN),
+        _number("relative_error_held_out", "Error held-out", ERRORS, "Error\nunseen", ERROR),
+        _number("residual_error_reported", "Error reported", _short, "Error\npaper", ERROR_REPORTED),
         _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
         _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
         _number("gap", "Gap %", of_share, "Gap\n%", GAP),
@@ -158,14 +144,12 @@ CATALOGUE = {
             "size_counted",
             "Size counted",
             lambda row, notes, digits: file_size(_counted_bytes(row)),
-            lambda row: _counted_bytes(row),
+            _counted_bytes,
             short="Size\ncounted",
             about=COUNTED,
         ),
         _number("file_bytes", "File size", file_size, "File\nsize", SIZE),
-        _number(
-            "size_reported", "Size reported", lambda size: "" if size is None else f"{size:g}", "Size\npaper", SIZE
-        ),
+        _number("size_reported", "Size reported", _short, "Size\npaper", SIZE),
         _number("scans_replaced", "Scans", partial(number, digits=0), about=SCANNED),
         _number("scans_top1", "Top-1", percent, about=SCAN_TOP1),
         _number("scans_kl", "KL", ERRORS, about=SCAN_TOP1),

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from experiments.jobs.attempt import FAILED, Outcome, attempt
@@ -84,11 +85,7 @@ def run_one(task: Task, threads: int | None) -> tuple[str, str]:
 
         torch.set_num_threads(threads)
     print(f"== {task.name} {task.job.key}", flush=True)
-    return launch(attempt, task, _say, accelerator=task.hardware.accelerator)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    return launch(attempt, task, partial(print, flush=True), accelerator=task.hardware.accelerator)
 
 
 def _executor(launcher: str, options: Mapping[str, str], task: Task) -> Any:

@@ -46,10 +46,6 @@ class Options:
         """Tell whether the run is on the stand-ins."""
         return self.data == EMBEDDED
 
-    def seeds_of(self, row: Row) -> tuple[int, ...]:
-        """Choose the seeds: those asked for, else the row's own for the small stand-ins (mostly three), else one."""
-        return self.seeds or (row.embedded_seeds if self.embedded else (0,))
-
 
 @dataclass(frozen=True)
 class Images:
@@ -139,31 +135,29 @@ def _plan_row(row: Row, options: Options, images: Images) -> Planned:
 def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images: Images) -> tuple[Job, ...]:
     from lowrank_vit.data import hold_out
 
-    counts = f"{images.train}+{images.validation}"
     wanted = row.calibration_images or options.calibration_samples
     seen, unseen = hold_out(range(images.train), wanted, Job.held_out_samples)
     target = row.standin_target if options.embedded else row.target
+    reduction = row.reduction if row.tokens is None else row.before_tokens  # a token rule removes the rest after it
     fields: dict[str, Any] = {
         "model": model,
         "standin": options.embedded,
         "data": images.data,
-        "images": counts,
-        "recipe": row.recipe,
-        "reduction": row.own_reduction if target is None else size_reduction(model, target, share_aimed_at(row)),
-        "cost": row.cost,
+        "images": f"{images.train}+{images.validation}",
+        "reduction": reduction if target is None else size_reduction(model, target, share_aimed_at(row)),
         "tokens": {} if row.tokens is None else {"rule": row.tokens, "macs": round(1 - row.reduction, 6)},
         "timed": row.timed and not options.embedded,
         "checkpoint": checkpoint,
         "limit": options.limit,
-        "bits": row.bits,
-        "quantizer": row.quantizer,
-        "measure": row.measure,
+        "epochs": 0,
+        **{name: getattr(row, name) for name in ("recipe", "cost", "bits", "quantizer", "measure")},
     }
     made = row.recipe is not None or row.measure is not None or row.tokens in LEARNT_TOKENS
     if made or row.quantizer is not None:  # they see images
         fields |= {"calibration_samples": len(seen), "held_out_samples": len(unseen)}
-    fields |= _made(row, options) if made else {"epochs": 0}
-    return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
+    fields |= _made(row, options) if made else {}
+    seeds = options.seeds or (row.embedded_seeds if options.embedded else (0,))
+    return tuple(Job(seed=seed, **fields) for seed in seeds)
 
 
 def _made(row: Row, options: Options) -> dict[str, Any]:
@@ -184,8 +178,9 @@ def _made(row: Row, options: Options) -> dict[str, Any]:
 
 
 def epochs_of(row: Row, options: Options) -> int:
-    """Count the epochs of training of a row: its own, else those asked for, else the paper's."""
-    return next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None)
+    """Count the epochs of training of a row: its own, else those asked for, else the paper's; 0 after a distillation."""
+    own = 0 if row.distill_epochs else row.epochs
+    return next(count for count in (own, options.epochs, Job.epochs) if count is not None)
 
 
 def recipe_changes(row: Row, options: Options) -> dict[str, Any]:

@@ -97,16 +97,6 @@ class Row:
         known = (architecture.label, architecture.model, architecture.standin)
         return cls(f"{architecture.id}/{name}", *known, method, recipe, **fields)
 
-    @property
-    def own_reduction(self) -> float:
-        """Return what the recipe removes: all, unless a token rule removes the rest after it."""
-        return self.reduction if self.tokens is None else self.before_tokens
-
-    @property
-    def own_epochs(self) -> int | None:
-        """Return the epochs of fine-tuning that the row insists on: none after a distillation."""
-        return 0 if self.distill_epochs else self.epochs
-
 
 @dataclass(frozen=True)
 class Table:

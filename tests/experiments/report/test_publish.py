@@ -41,7 +41,7 @@ def results(tmp_path: Path) -> Path:
 
 def put(folder: Path, provenance: dict[str, Any], code: str = "new", epochs: int = 20) -> None:
     """Give every job of the table a result."""
-    fields: dict[str, Any] = {"threads": 1, "finetune": {"epochs": epochs} if epochs else None}
+    fields: dict[str, Any] = {"finetune": {"epochs": epochs} if epochs else None}
     for item in make_plan(TABLE, Options(steps=100, seeds=(0, 1)), IMAGES):
         for job in item.jobs:
             content = result(job, code, 90.0 + job.seed, provenance=provenance | {"seed": job.seed}, **fields)
@@ -94,7 +94,7 @@ def one_seed(folder: Path, seed: int, top1: float, commit: str) -> None:
     plan = make_plan(TABLE, options, IMAGES)
     (folder / TABLE.name / PLAN).write_text(json.dumps(as_json(TABLE, options, IMAGES, plan)))
     made = PROVENANCE | {"seed": seed, "git": {"commit": commit, "dirty": False}}
-    fields: dict[str, Any] = {"threads": 1, "finetune": {"epochs": 20}, "file_bytes": 2**seed}
+    fields: dict[str, Any] = {"finetune": {"epochs": 20}, "file_bytes": 2**seed}
     for job in [job for item in plan for job in item.jobs]:
         write(folder, job, result(job, "new", top1, provenance=made, **fields))
 
