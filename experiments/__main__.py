@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,24 @@ from lowrank_vit.runtime.files import check_spec
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")
-REPORTING = ("matplotlib",)
 KEPT = "finished work is kept; run the same command to continue"
 LR = """(default: 1e-4, the paper's for a batch that it does not name; it stays as it is, whatever the batch. 64 images on
 each of eight devices are a batch of 512: --global-batch 64 keeps the steps of one device; to scale the rate linearly with
 the batch instead, give --lr 8e-4)"""
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
+def _whole(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number of at least 0 or 1."""
+
+    def read(text: str) -> int:
+        if text.isdigit() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number{' above zero' if least else ''}")
+
+    return read
 
 
-def _natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+_count, _natural = _whole(1), _whole(0)
 
 
 def _rate(text: str) -> float:
@@ -166,14 +167,13 @@ def list_tables(args: argparse.Namespace) -> int:
         return 0
     table, row = find(args.table)
     print(f"{table.about.strip()}\n")
-    chosen = {item.id for item in table.select(row)} if row else {item.id for item in table.rows}
+    chosen = table.rows if row is None else table.select(row)
     width = max(len(item.id) for item in table.rows)
-    for item in table.rows:
-        if item.id in chosen:
-            reported = item.top1_reported if isinstance(item, Row) else item.top1
-            about = "" if isinstance(item, Row) else f"reported only ({item.protocol})"
-            model = item.model if isinstance(item, Row) else ""
-            print(f"{item.id:{width}}  {'' if reported is None else f'{reported:.2f}':>6}  {model or about}".rstrip())
+    for item in chosen:
+        known = (
+            (item.top1_reported, item.model) if isinstance(item, Row) else (item.top1, f"reported ({item.protocol})")
+        )
+        print(f"{item.id:{width}}  {'' if known[0] is None else f'{known[0]:.2f}':>6}  {known[1]}")
     return 0
 
 
@@ -207,11 +207,6 @@ def run_table(args: argparse.Namespace) -> int:
     return run(args, report)
 
 
-def _packages(args: argparse.Namespace) -> list[str]:
-    """List the optional packages without which a verb fails, perhaps after hours of work; W&B is not among them."""
-    return [*REPORTING, *(["sklearn"] if vars(args).get("data") == "digits" else [])]
-
-
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
@@ -223,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.command = shlex.join(["python", "-m", "experiments", *words])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        require("python -m experiments", *_packages(args))
+        # without which a verb fails, perhaps after hours of work; W&B is not among them
+        require("python -m experiments", "matplotlib", *(["sklearn"] if vars(args).get("data") == "digits" else []))
         sys.exit(args.run(args))
     except InputError as error:
         print(f"error: {in_shell(' '.join(str(error).split()), vars(args))}", file=sys.stderr)

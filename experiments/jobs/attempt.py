@@ -67,11 +67,7 @@ def _together(task: Task, tell: Tell) -> tuple[str, str]:
 
 
 def _with_pipe(task: Task, pipe: Connection) -> tuple[str, str]:
-    return _attempt(task, pipe.send if is_first() else _nothing)
-
-
-def _nothing(said: str) -> None:
-    """Report to nobody."""
+    return _attempt(task, pipe.send if is_first() else lambda said: None)
 
 
 def _pass_on(pipe: Connection, tell: Tell) -> None:

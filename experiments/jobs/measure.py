@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from experiments.jobs.job import Job
@@ -61,7 +60,5 @@ def measured(job: Job, model: nn.Module, data: ImageData, device: str, ledger: L
         "hits": numbers.pop("hits", None),
         "top1": {},
         "seconds": {"total": round(time.perf_counter() - start, 3)},
-        "layers": [],
-        "threads": torch.get_num_threads(),
         "provenance": provenance.record(where, job.seed, data.calibration_record),
     }

@@ -15,7 +15,7 @@ def deviations(job: Job, row: Row) -> list[str]:
     said += [f"{value} steps" if name == "steps" else f"{name} {value}" for name, value in changed.items()]
     if job.lr != Job.lr:
         said.append(f"lr {job.lr:g}")
-    if job.batch_size * job.processes != Job.batch_size:
+    if job.batch_size * job.processes != (row.batch_size or Job.batch_size):
         said.append(f"batch {job.batch_size * job.processes}")
     if job.calibration_samples != Job.calibration_samples:
         said.append(f"{job.calibration_samples} calibration images")

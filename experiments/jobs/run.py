@@ -10,11 +10,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.description import describe, models_of
+from experiments.jobs.description import describe, log_outcome
 from experiments.jobs.results import ERROR, RESULT, find_result, read_json
 from experiments.jobs.revisions import is_stale, made_by
 from experiments.jobs.task import CHECKPOINTS, JOB, STAGES, Task, Tell, base_task
-from experiments.tracking.runs import log_result, tracked
+from experiments.tracking.runs import tracked
 from lowrank_vit.runtime.files import TEMPORARY
 from lowrank_vit.runtime.processes import agreed, is_first
 
@@ -72,10 +72,11 @@ def _run(task: Task, tell: Tell) -> dict[str, Any]:
             shutil.rmtree(folder, ignore_errors=True)  # begun by other revisions: its half would spoil the rest
             write_json(folder / JOB, description)
         (folder / ERROR).unlink(missing_ok=True)
-    with tracked(describe(task)) if task.wandb and is_first() else nullcontext() as run:
+    with tracked(**describe(task)) if task.wandb and is_first() else nullcontext() as run:
         measured = perform(task, tell, run)
         result = {"format": 1, **description, **measured}
-        log_result(run, measured, models_of(task, measured))
+        if run is not None:
+            log_outcome(run, task, measured)
     if is_first():
         write_json(folder / RESULT, result)
     return result

@@ -115,7 +115,7 @@ def _evaluation(task: Task) -> dict[str, Any]:
 
 def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     """Measure accuracy and size of the dense model: once for each model and set of images."""
-    path = task.folder / "dense" / f"{task.job.dense_key}.json"
+    path = task.folder / "dense" / f"{task.job.dense.key}.json"
     known = agreed(read_json(path))
     if known is not None and not is_stale(known):
         return known

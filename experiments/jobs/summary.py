@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.task import Task
 from lowrank_vit.records.report import z_summary
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.hardware import resolve_device
-
-LAYER = ("name", "rank", "params", "relative_error", "relative_error_held_out")  # what is kept of a layer
 
 
 def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: dict[str, Any] | None) -> dict[str, Any]:
@@ -34,8 +30,6 @@ def sum_up(task: Task, ledger: Ledger, dense: Mapping[str, Any], calibration: di
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "speed": stages.get("speed"),
         "seconds": _seconds(stages),
-        "layers": [{name: layer[name] for name in LAYER} for layer in layers],
-        "threads": torch.get_num_threads(),
         "provenance": provenance.record(resolve_device(task.hardware.device), task.job.seed, calibration),
     }
 

@@ -4,8 +4,9 @@ Everything else stays dense. The weight itself becomes ``U V^T`` of rank r, the 
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,54 +16,44 @@ from torch.utils.data import DataLoader, TensorDataset
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.measures.layers import block_of, factors_by, layer_of, sites_of
-from lowrank_vit import Hardware, collect, evaluate, find_sites
+from experiments.jobs.passes import images_of
+from experiments.measures.layers import block_of, calibration_images, factors_by, hardware_of, layer_of, sites_of
+from lowrank_vit import collect, evaluate, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.records.factors import Factors
-from lowrank_vit.records.images import Images
 from lowrank_vit.records.sites import Site
 
 METHODS = ("svd", "representative", "whitened")
 REMOVED = (25, 50, 75, 90)  # percent of the full rank
 IMAGES = 250  # that a real model is evaluated on, unless a limit says otherwise
-GROUPS = {"accuracy_by_block": block_of, "accuracy_by_layer": layer_of}
-
-
-def by_block(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure top-1 with the layers of a single block reduced, block by block."""
-    return _measure(model, data, job, ledger, block_of)
-
-
-def by_layer(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure top-1 with the layers of one type reduced in all blocks, type by type."""
-    return _measure(model, data, job, ledger, layer_of)
+GROUPS = {
+    "accuracy_by_block": block_of,
+    "accuracy_by_layer": layer_of,
+}  # by the measure: which layers are reduced together
 
 
 def forward_passes(job: Job) -> float:
     """Count the statistics, and an evaluation for each variant and for the dense model."""
-    validation = int(job.images.split("+")[1])
     assert job.measure is not None
     groups = {GROUPS[job.measure](site) for site in sites_of(job.model)}
     variants = len(groups) * len(METHODS) * len(REMOVED)
-    return job.calibration_samples + (1 + variants) * min(_limit(job) or validation, validation)
+    return job.calibration_samples + (1 + variants) * images_of(replace(job, limit=_limit(job)))[1]
 
 
 def _limit(job: Job) -> int | None:
     return job.limit or (None if job.standin else IMAGES)
 
 
-def _measure(
-    model: nn.Module, data: ImageData, job: Job, ledger: Ledger, group_of: Callable[[Site], str]
-) -> dict[str, Any]:
+def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
     """Measure "top1", by method and group, at each share in "removed", all on the same "n" images."""
-    sites = find_sites(model)
-    groups: dict[str, list[Site]] = {}
+    assert job.measure is not None
+    sites, groups = find_sites(model), dict[str, list[Site]]()
     for site in sites:
-        groups.setdefault(group_of(site), []).append(site)
+        groups.setdefault(GROUPS[job.measure](site), []).append(site)
     ledger.tell("statistics of all blocks")
-    calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-    moments = collect(model, sites, frozenset({"input_second", "representative"}), calibration, job.seed, False)
+    needs = frozenset({"input_second", "representative"})
+    moments = collect(model, sites, needs, calibration_images(data), job.seed, False)
     factors = {method: factors_by(method, model, sites, moments) for method in METHODS}
     loader = in_memory(data, _limit(job))
     dense = _score(model, loader)
@@ -97,8 +88,7 @@ def in_memory(data: ImageData, limit: int | None) -> DataLoader[Any]:
 
 
 def _score(model: nn.Module, loader: DataLoader[Any]) -> dict[str, Any]:
-    cuda = next(model.parameters()).is_cuda
-    return evaluate(model, loader, hardware=Hardware(accelerator="gpu" if cuda else "cpu"), progress=False)
+    return evaluate(model, loader, hardware=hardware_of(model), progress=False)
 
 
 @contextmanager
@@ -122,5 +112,5 @@ def kept_rank(site: Site, percent: int) -> int:
 
 
 PARTS = ("calibrate", *(f"decomposition.{method}" for method in METHODS))
-MEASURES.register("accuracy_by_block")(Measure(by_block, forward_passes, PARTS))
-MEASURES.register("accuracy_by_layer")(Measure(by_layer, forward_passes, PARTS))
+for name in GROUPS:
+    MEASURES.register(name)(Measure(measure, forward_passes, PARTS))

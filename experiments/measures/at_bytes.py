@@ -13,8 +13,9 @@ from torch import nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import compression_passes
-from lowrank_vit import Hardware, InputError, analyse, compare, compress, evaluate, quantize, quantize_within
+from experiments.jobs.passes import comparison_passes
+from experiments.measures.layers import calibration_images, hardware_of, held_out_images
+from lowrank_vit import InputError, analyse, compare, compress, evaluate, quantize, quantize_within
 from lowrank_vit.data import ImageData
 from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.records.images import Images
@@ -91,13 +92,10 @@ def measure_of(make: Make, revision: int = 1) -> Measure:
         """
         size = allowed(model, job)
         ledger.tell(f"a file of {size:,} bytes")
-        images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-        unseen = Images(data.held_out_dataloader(), data.held_out_fingerprint)
-        small = make(model, images, unseen, size, job)
+        small = make(model, calibration_images(data), held_out_images(data), size, job)
         ledger.tell("evaluate")
         found = compare(model, small, data.held_out_dataloader())
-        hardware = Hardware(accelerator="gpu" if next(model.parameters()).is_cuda else "cpu")
-        score = evaluate(small, data, hardware=hardware, progress=False, hits=True)
+        score = evaluate(small, data, hardware=hardware_of(model), progress=False, hits=True)
         return {
             "params": parameter_count(small),
             "stored_bytes": stored(small),
@@ -107,14 +105,7 @@ def measure_of(make: Make, revision: int = 1) -> Measure:
             "agreement": round(found["agreement"], DIGITS),
         }
 
-    return Measure(run, forward_passes, ("quantise", f"quantizer.{QUANTIZER}"), revision=revision)
-
-
-def forward_passes(job: Job) -> float:
-    """Count the passes of the compression, of rounding, and of both models on the held-out and validation images."""
-    validation = int(job.images.split("+")[1])
-    compression = 0 if job.recipe is None else compression_passes(job)
-    return compression + 2 * job.calibration_samples + 3 * job.held_out_samples + validation
+    return Measure(run, comparison_passes, ("quantise", f"quantizer.{QUANTIZER}"), revision=revision)
 
 
 MEASURES.register("bytes_by_ranks")(measure_of(ranks))

@@ -46,35 +46,28 @@ DRAWN, DRAWN_OF_OLD = 180, 20  # images of the concept, and of each old digit
 SHOWN = 8  # kept for the picture
 BAR = 85.0  # percent of the old digits that the base must draw well before anything is said of customising it
 DIGITS = 4
-
-
-def forward_passes(job: Job) -> float:
-    """Count in images of the judge, which is much smaller than the U-Net."""
-    return 100_000
+PASSES = 100_000  # of the judge, which is much smaller than the U-Net
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``measured_columns``' numbers; some samples are kept, a byte in hexadecimal for each pixel.
+    """Customise the small model, and measure; some samples are kept, a byte in hexadecimal for each pixel.
 
     The judge is the stand-in of seed 0 whatever the job's seed is, so that distances can be compared.
+    Raises ``InputError`` where the base is below its bar.
     """
-    return customized_and_measured(dict(job.changes), job.seed, Judge(load_model(job.model, None)), ledger.tell)
-
-
-def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, tell: Any) -> dict[str, Any]:
-    """Customise the small model by ``changes``, and measure. Raises ``InputError`` where the base is below its bar."""
+    changes, seed, judge, tell = dict(job.changes), job.seed, Judge(load_model(job.model, None)), ledger.tell
     name, digit, kept = changes.pop("method", None), changes.pop("digit", CONCEPT), changes.pop("prior", None)
-    model, (scans, _) = digits_model(), digit_images([digit])
+    unet, (scans, _) = digits_model(), digit_images([digit])
     examples = scans[torch.randperm(len(scans), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]]
     tell("draw old digits")
-    before = old_digits(model, judge)
+    before = old_digits(unet, judge)
     if before["accuracy"] < BAR:
         raise InputError(
             f"the base draws {before['accuracy']:.0f} % of the old digits well, below {BAR:.0f} %: remove it"
         )
-    prior = draw_prior(model, kept, PRIOR, seed=seed) if kept else None
+    prior = draw_prior(unet, kept, PRIOR, seed=seed) if kept else None
     kind = DELTAS.get(name or "textual_inversion")
-    customization = customized(model, kind(**changes), WORD, seed=seed)
+    customization = customized(unet, kind(**changes), WORD, seed=seed)
     told: dict[str, Any] = {}
     if name is not None:
         tell(f"customise by {name}")
@@ -82,7 +75,7 @@ def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, te
         trained = train(customization, examples, prompt, Training(STEPS, BATCH), prior=prior, seed=seed)
         told = {**size(customization), "custom_step": round(1000 * trained.seconds_a_step, 3)}
     tell("draw")
-    after, learnt = old_digits(model, judge, WORD), new_digit(model, judge, digit, examples)
+    after, learnt = old_digits(unet, judge, WORD), new_digit(unet, judge, digit, examples)
     return {
         "images": DRAWN,
         "examples": [pixels(image) for image in examples],
@@ -92,7 +85,6 @@ def customized_and_measured(changes: dict[str, Any], seed: int, judge: Judge, te
         "custom_old": round(after["accuracy"], DIGITS),
         "custom_old_change": round(after["accuracy"] - before["accuracy"], DIGITS),
         "custom_old_distance": round(after["distance"], DIGITS),
-        "custom_old_distance_before": round(before["distance"], DIGITS),
     }
 
 
@@ -145,4 +137,4 @@ def delta(job: Job) -> dict[str, int]:
     return {} if name is None else {f"delta.{name}": revision_of(DELTAS.get(name))}
 
 
-MEASURES.register("customize")(Measure(measure, forward_passes, ("customize",), methods=delta))
+MEASURES.register("customize")(Measure(measure, lambda job: PASSES, ("customize",), methods=delta))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
+from experiments.jobs.passes import statistics_passes
 from experiments.measures.layers import block_of, factors_by, image_counts, layer_of, rounded, seen_and_unseen
 from lowrank_vit import dense_weight, find_sites
 from lowrank_vit.data import ImageData
@@ -23,11 +24,6 @@ from lowrank_vit.records.moments import Moments
 
 METHODS = ("svd", "representative", "whitened")
 POINTS = 96  # ranks of a curve, at most
-
-
-def forward_passes(job: Job) -> float:
-    """Count the images of both kinds."""
-    return job.calibration_samples + job.held_out_samples
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
@@ -72,4 +68,4 @@ def spread(largest: int) -> list[int]:
 
 
 PARTS = ("calibrate", *(f"decomposition.{method}" for method in METHODS))
-MEASURES.register("energy")(Measure(measure, forward_passes, PARTS))
+MEASURES.register("energy")(Measure(measure, statistics_passes, PARTS))

@@ -1,13 +1,13 @@
 """Name blocks and layers, decompose them, and gather the statistics that all measurements share."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import DECOMPOSITIONS, collect, dense_weight, find_sites
+from lowrank_vit import DECOMPOSITIONS, Hardware, collect, dense_weight, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
@@ -15,22 +15,17 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 
 DIGITS = 5  # decimals in the results
+IN_BLOCK = re.compile(r"((?:.*\.)?blocks\.\d+)\.(.+)")
 
 
 def block_of(site: Site) -> str:
     """Name the block that a layer is in: ``blocks.0``, in a Swin ``layers.1.blocks.0``."""
-    return _parts(site)[0]
+    return IN_BLOCK.fullmatch(site.name)[1]  # type: ignore[index]  # every measured layer is in a block
 
 
 def layer_of(site: Site) -> str:
     """Name a layer within its block, the same in all blocks: ``attn.qkv``."""
-    return _parts(site)[1]
-
-
-def _parts(site: Site) -> tuple[str, str]:
-    parts = re.fullmatch(r"((?:.*\.)?blocks\.\d+)\.(.+)", site.name)
-    assert parts is not None, f"{site.name} is in no block"
-    return parts[1], parts[2]
+    return IN_BLOCK.fullmatch(site.name)[2]  # type: ignore[index]
 
 
 @cache
@@ -44,15 +39,28 @@ def sites_of(model: str) -> list[Site]:
         return find_sites(timm.create_model(model, pretrained=False))
 
 
+def calibration_images(data: ImageData) -> Images:
+    """Return the images that calibrate."""
+    return Images(data.calibration_dataloader(), data.calibration_fingerprint)
+
+
+def held_out_images(data: ImageData) -> Images:
+    """Return the training images that are held out."""
+    return Images(data.held_out_dataloader(), data.held_out_fingerprint)
+
+
+def hardware_of(model: nn.Module) -> Hardware:
+    """Return one device, of the kind that the model is on."""
+    return Hardware(accelerator="gpu" if next(model.parameters()).is_cuda else "cpu")
+
+
 def seen_and_unseen(
-    model: nn.Module, sites: Sequence[Site], seen: Iterable[str], unseen: Iterable[str], data: ImageData, seed: int
+    model: nn.Module, sites: Sequence[Site], seen: set[str], unseen: set[str], data: ImageData, seed: int
 ) -> tuple[dict[str, Moments], dict[str, Moments]]:
     """Collect the statistics ``seen`` of the calibration images and ``unseen`` of the held-out images."""
-    calibration = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-    held_out = Images(data.held_out_dataloader(), data.held_out_fingerprint)
     return (
-        collect(model, sites, frozenset(seen), calibration, seed, False),
-        collect(model, sites, frozenset(unseen), held_out, seed, False),
+        collect(model, sites, frozenset(seen), calibration_images(data), seed, False),
+        collect(model, sites, frozenset(unseen), held_out_images(data), seed, False),
     )
 
 

@@ -14,11 +14,10 @@ from torchmetrics.functional import spearman_corrcoef
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.measures.layers import block_of, sites_of
+from experiments.measures.layers import block_of, calibration_images, sites_of
 from lowrank_vit import Recipe, analyse, get_recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.records.images import Images
 
 REMOVED = (25, 50, 75)  # percent of a part
 IMAGES = 64  # unseen ones that a real model is compared on, unless a limit says otherwise
@@ -46,8 +45,9 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     """Measure the loss of every part at each share in "removed"; "rank_correlation" is Spearman's over all of them."""
     ledger.tell("statistics of all blocks")
     recipe = predicting()
-    images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-    analysis = analyse(model, images, recipe, seed=job.seed, device=str(next(model.parameters()).device))
+    analysis = analyse(
+        model, calibration_images(data), recipe, seed=job.seed, device=str(next(model.parameters()).device)
+    )
     unseen = data.held_out_tensor()[: _limit(job)]
     parts: dict[str, dict[str, list[float]]] = {
         curve.name: {"predicted": [], "measured": []} for curve in analysis.curves

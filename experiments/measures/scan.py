@@ -1,111 +1,64 @@
-"""Measure what replacing scans costs and saves. A row's ``changes`` say which, and how; a recipe compresses what is left.
+"""Measure what replacing scans costs, in a row of Table V.
 
-``layers`` (a number, or ``"all"``) and the fields of ``MeanScan``; ``pruned``: the share of the smallest weights of every
-linear layer in blocks that are set to zero afterwards. Scans are chosen on labelled training images, those of calibration.
+A row's ``changes`` say how many scans are replaced (``layers``, a number or ``"all"``) and how (the fields of
+``MeanScan``). They are chosen on labelled training images, those of calibration. A recipe compresses what is left of a model
+whose scans are all refitted; as ``scan_units`` it chooses itself which scans to leave out.
 """
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import compression_passes
-from lowrank_vit import (
-    MeanScan,
-    Setting,
-    benchmark,
-    channel_energy,
-    compare,
-    compress,
-    find_sites,
-    get_recipe,
-    mean_scan,
-)
+from experiments.jobs.passes import comparison_passes
+from experiments.measures.layers import calibration_images
+from lowrank_vit import MeanScan, compare, compress, mean_scan
 from lowrank_vit.data import ImageData
-from lowrank_vit.modules.scans import SS2D, Scan
-from lowrank_vit.records.images import Images
+from lowrank_vit.modules.scans import Scan
 
 REPLACED_FIRST = {"layers": "all", "refit": "dropped"}  # where a recipe compresses the rest
-BATCHES = (1, 8)
-SECONDS = 4.0  # of timing, for each batch size
 DIGITS = 6
 
 
-def forward_passes(job: Job) -> float:
-    """Count the passes of choosing scans, one for each, of the compression, and of both models on the evaluation."""
-    validation = int(job.images.split("+")[1])
-    scans = 20 * job.calibration_samples
-    return scans + (0 if job.recipe is None else compression_passes(job)) + 2 * min(job.limit or validation, validation)
-
-
-def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Measure ``measured_columns``' numbers, and which scans were replaced."""
+def replaced(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
+    """Measure the model with some scans replaced, compressed if the job has a recipe."""
     given = dict(job.changes if job.recipe is None else REPLACED_FIRST)
-    pruned, layers = given.pop("pruned", 0.0), given.pop("layers", 0)
-    names = [name for name, module in model.named_modules() if isinstance(module, Scan)]
-    count, device = len(names) if layers == "all" else int(layers), str(next(model.parameters()).device)
-    ledger.tell(f"replace {count} of {len(names)} scans")
-    images = Images(data.calibration_dataloader(), data.calibration_fingerprint)
-    small, report = mean_scan(model, images, layers=count, method=MeanScan(**given), device=device)
+    layers, device = given.pop("layers"), str(next(model.parameters()).device)
+    ledger.tell(f"replace {layers} of {whole_scans(model)} scans")
+    images = calibration_images(data)
+    count = whole_scans(model) if layers == "all" else layers
+    small, _ = mean_scan(model, images, layers=count, method=MeanScan(**given), device=device)
     if job.recipe is not None:
         ledger.tell(f"compress by {job.recipe}")
-        recipe = get_recipe(job.recipe)
-        small, _ = compress(small, images, recipe, job.reduction, seed=job.seed, device=device)
-    zeros = prune(small, pruned)
-    ledger.tell("evaluate")
+        small, _ = compress(small, images, job.recipe_used(), job.reduction, seed=job.seed, device=device)
+    return compared(model, small, data)
+
+
+def left_out(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
+    """Measure what a recipe makes that has scans among its units."""
+    ledger.tell(f"compress by {job.recipe}")
+    options: dict[str, Any] = {"seed": job.seed, "device": str(next(model.parameters()).device)}
+    small, _ = compress(model, calibration_images(data), job.recipe_used(), job.reduction, **options)
+    return compared(model, small, data)
+
+
+def compared(model: nn.Module, small: nn.Module, data: ImageData) -> dict[str, Any]:
+    """Compare both models on the images of the evaluation; "scans_replaced" counts those that are no longer there."""
     found = compare(model, small, data.val_dataloader())
-    settings = [Setting(device, "float32", "eager", batch) for batch in BATCHES]
-    speed = benchmark({"dense": model, "small": small}, settings, seconds=SECONDS, clock="cpu")["rows"]
-    first, _ = next(iter(data.calibration_dataloader()))
-    replaced = report["scan"]["replaced"]
     return {
         "images": found["n"],
-        "scans": replaced,
-        "scans_replaced": count,
+        "scans_replaced": whole_scans(model) - whole_scans(small),
         "scans_top1": round(found["top1"], DIGITS),
-        "scans_drop": round(found["top1_dense"] - found["top1"], DIGITS),
         "scans_kl": round(found["kl"], DIGITS),
-        **{f"scans_speed_{row['batch']}": round(row["small"]["speedup"], 3) for row in speed},
-        "scans_energy": shared_energy(model, replaced, first.to(device)),
-        "scans_zeros": zeros,
     }
 
 
-@torch.no_grad()
-def prune(model: nn.Module, share: float) -> float | None:
-    """Set a share of the smallest weights of each linear layer in blocks to zero, in place; return the share of zeros.
-
-    Ties go, too. Nothing else changes: zeros are stored and multiplied as other weights are. None for a share of zero.
-    """
-    if not share:
-        return None
-    parameters = dict(model.named_parameters())
-    weights = [parameters[f"{site.name}.weight"] for site in find_sites(model)]
-    for weight in weights:
-        smallest = weight.abs().flatten().kthvalue(max(1, round(share * weight.numel()))).values
-        weight[weight.abs() <= smallest] = 0
-    return sum(int(weight.eq(0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+def whole_scans(model: nn.Module) -> int:
+    """Count the scans that nothing has replaced: a replacement is a ``Scan`` as well."""
+    return sum(type(module) is Scan for module in model.modules())
 
 
-def shared_energy(model: nn.Module, scans: list[str], images: Tensor) -> float | None:
-    """Return the mean of ``channel_energy`` over some scans, given by name; None for none."""
-    shares: list[float] = []
-    chosen = [model.get_submodule(name.rpartition(".")[0]) for name in scans]
-    hooks = [
-        mixer.register_forward_pre_hook(lambda module, inputs: shares.append(channel_energy(module, inputs[0])))
-        for mixer in chosen
-        if isinstance(mixer, SS2D)
-    ]
-    try:
-        with torch.inference_mode():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return sum(shares) / len(shares) if shares else None
-
-
-MEASURES.register("scan")(Measure(measure, forward_passes, ("scans", "time")))
+MEASURES.register("scan")(Measure(replaced, comparison_passes, ("scans",)))
+MEASURES.register("scan_units")(Measure(left_out, comparison_passes))

@@ -51,7 +51,7 @@ def untrained(row: Row) -> bool:
 
 def after_text(row: Row, notes: Notes, digits: int) -> str:
     """Write the top-1 after fine-tuning."""
-    return percent(after(row), row["top1_std"] if after(row) is not None else None, digits)
+    return percent(after(row), row["top1_std"], digits)
 
 
 def before_text(row: Row, notes: Notes, digits: int) -> str:
@@ -59,9 +59,14 @@ def before_text(row: Row, notes: Notes, digits: int) -> str:
     return percent(before(row), row["top1_std" if untrained(row) else "top1_before_std"], digits)
 
 
+def top1(row: Row) -> float | None:
+    """Return a row's top-1; the dense model's stands in another column."""
+    return None if row["protocol"] == "dense" else row["top1"]
+
+
 def top1_text(row: Row, notes: Notes, digits: int) -> str:
-    """Write a row's top-1; the dense model's stands in another column."""
-    return "" if row["protocol"] == "dense" else percent(row["top1"], row["top1_std"], digits)
+    """Write a row's top-1, with its spread."""
+    return percent(top1(row), row["top1_std"], digits)
 
 
 def status_text(row: Row, notes: Notes, digits: int) -> str:
@@ -73,6 +78,5 @@ def reduction_text(row: Row, notes: Notes, digits: int) -> str:
     """Write the share that is removed and, unless it is of the parameters, of what."""
     if row["reduction"] is None:
         return ""
-    cost = row.get("cost")  # published rows of a time when there was one cost lack it
-    of = f" of {COSTS[cost]}" if cost in COSTS else ""
+    of = f" of {COSTS[row['cost']]}" if row["cost"] in COSTS else ""
     return f"{100 * row['reduction']:.0f}%{of}"

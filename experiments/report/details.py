@@ -35,7 +35,7 @@ def command(table: Table, row: Row, jobs: Sequence[Job]) -> str:
             "epochs": _unless(job.epochs, epochs_of(row, Options())),
             **{name: changes.get(name) for name in ("steps", "solver", "optimizer")},
             "calibration-samples": _unless(job.calibration_samples, Job.calibration_samples),
-            "batch-size": _unless(job.batch_size, Job.batch_size),
+            "batch-size": _unless(job.batch_size, row.batch_size or Job.batch_size),
             "lr": _unless(job.lr, Job.lr),
             "devices": _unless(job.processes, Job.processes),
             "precision": job.precision,

@@ -1,7 +1,5 @@
 """Write a table as Markdown and as CSV."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,10 +76,9 @@ def _cell(text: str) -> str:
 
 def csv_text(table: Mapping[str, Any]) -> str:
     """Write ``table.csv``: the fields of ``table.json``, seeds separated by blanks, the title in a column of its own."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["title", *FIELDS])
-    for row in table["rows"]:
-        values = [" ".join(map(str, row[name])) if name == "seeds" and row[name] else row[name] for name in FIELDS]
-        writer.writerow([table["title"], *values])
-    return out.getvalue()
+    import pandas
+
+    rows = [{**row, "seeds": " ".join(map(str, row["seeds"] or ()))} for row in table["rows"]]
+    frame = pandas.DataFrame(rows, columns=FIELDS, dtype=object)
+    frame.insert(0, "title", table["title"])
+    return str(frame.to_csv(index=False))

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.jobs.revisions import is_stale
@@ -45,14 +45,8 @@ def _learnt(result: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def untrained(row: Row) -> bool:
     """Tell whether a row is called fine-tuned or distilled although nothing was trained for its numbers."""
-    if row["status"] != "done" or not TRAINED.search(f"{row['protocol']} {row['method']}"):
-        return False
-    if row.get("top1_tuned") is not None:  # a measurement of a training, which keeps no record of it
-        return False
-    if "training" in row:
-        return not row["training"] or row["training"]["epochs"] == 0
-    rounded = row["bits"] is not None and row["epochs"] > 0  # published before rows kept the record: the job's word
-    return row["trainable_share"] is None and not rounded
+    called = TRAINED.search(f"{row['protocol']} {row['method']}")
+    return bool(called) and (not row["training"] or row["training"]["epochs"] == 0)
 
 
 def older(rows: Iterable[Row]) -> list[Row]:
@@ -60,10 +54,11 @@ def older(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["status"] == "done" and is_stale(row)]
 
 
-def marked(rows: Iterable[Row], column: str) -> list[Row]:
+def marked(rows: Sequence[Row], column: str) -> list[Row]:
     """Mark, in the column of that name, the older rows, and those made with another torch than most."""
-    rows = list(rows)
-    marks = {row["id"]: f"(torch {torch})" for row, torch in _other_torch(rows)}
+    known = [(row["id"], torch_of(row["versions"])) for row in rows if row.get("versions")]
+    most = Counter(torch for _, torch in known).most_common(1)
+    marks = {name: f"(torch {torch})" for name, torch in known if torch != most[0][0]}
     marks |= {row["id"]: OLDER for row in older(rows)}
     return [
         {**row, column: f"{row[column] or ''} {marks[row['id']]}".strip()} if row["id"] in marks else row
@@ -71,32 +66,20 @@ def marked(rows: Iterable[Row], column: str) -> list[Row]:
     ]
 
 
+def marked_alike(rows: Sequence[Row]) -> list[Row]:
+    """Mark every row of a method that has an older one, since they share a line."""
+    methods = {row["method"] for row in older(rows)}
+    return [{**row, "method": f"{row['method']} {OLDER}"} if row["method"] in methods else row for row in rows]
+
+
 def torch_of(versions: Iterable[Mapping[str, str]]) -> str:
     """Name the versions of torch among several sets of versions."""
     return " and ".join(sorted({each["torch"] for each in versions}))
 
 
-def _other_torch(rows: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-    """Yield the rows whose versions of torch are not those of most rows, with these versions in words."""
-    known = [(row, torch_of(row["versions"])) for row in rows if row.get("versions")]
-    most = Counter(torch for _, torch in known).most_common(1)
-    yield from ((row, torch) for row, torch in known if torch != most[0][0])
-
-
-def marked_alike(rows: Iterable[Row]) -> list[Row]:
-    """Mark every row of a method that has an older one, since they share a line."""
-    rows = list(rows)
-    methods = {row["method"] for row in older(rows)}
-    return [{**row, "method": f"{row['method']} {OLDER}"} if row["method"] in methods else row for row in rows]
-
-
-def commits_of(rows: Sequence[Row], otherwise: Sequence[str]) -> str:
-    """Name the commits of the rows; where there are several and no row is older, add that their revisions are the same.
-
-    ``otherwise``: the commits of the whole file, for rows that do not name their own.
-    """
-    commits = {commit for row in rows if row["status"] == "done" for commit in row.get("commits", otherwise)}
-    short = [commit[:7] for commit in sorted(commits or otherwise)]
-    if len(short) == 1:
-        return f"commit {short[0]}"
-    return f"commits {', '.join(short)}{'' if older(rows) else ' (the same revisions)'}"
+def commits_of(rows: Sequence[Row]) -> str:
+    """Name the commits of the rows; where there are several and no row is older, add that their revisions are the same."""
+    commits = [commit[:7] for commit in sorted({commit for row in rows for commit in row.get("commits") or ()})]
+    if len(commits) == 1:
+        return f"commit {commits[0]}"
+    return f"commits {', '.join(commits)}{'' if older(rows) else ' (the same revisions)'}"

@@ -1,4 +1,4 @@
-"""Write a table as HTML whose columns sort: ``table.html``, ``index.html``, and the published tables of the site."""
+"""Write a table as HTML whose columns sort: ``table.html``, and the published tables of the site."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -29,8 +29,6 @@ th[aria-sort=descending]::after { content: " \\25be" }
 [data-sort] { text-align: right; white-space: nowrap }
 .skipped, .reported { opacity: .7 }
 """
-
-
 RENDERED = ("table.md", "table.csv", "table.json", "table.tex", "table.html")
 
 
@@ -76,25 +74,13 @@ def page(
     table: Mapping[str, Any], commands: Mapping[str, str], command: str | None, pictures: Sequence[str] = ()
 ) -> str:
     """Write ``table.html``. ``command``: the last one that ran; None where the plan does not know it."""
-    ran = f"<p>Last run: <code>{escape(command)}</code></p>" if command else ""
-    return _document(table["title"], f"{ran}\n{body(table, commands, pictures)}\n<script>{script()}</script>")
-
-
-def write_index(results: Path) -> None:
-    """Write ``index.html`` among all results: every table and figure that was rendered, with its files."""
-    from experiments.jobs.results import read_json
-    from experiments.tables import catalogue
-    from lowrank_vit.runtime.files import write_text
-
-    entries = []
-    for table in catalogue.tables().values():
-        files = [name for name in written(table) if (results / table.name / name).is_file()]
-        content = read_json(results / table.name / "table.json")
-        if files and content is not None:
-            best_first = sorted(files, key=lambda name: (not name.endswith(".html"), not name.endswith(".png")))
-            links = ", ".join(f'<a href="{table.name}/{name}">{name}</a>' for name in best_first)
-            entries.append(f"{escape(content['title'])}: {links}")
-    write_text(results / "index.html", _document("Results", _list("ul", entries) or "<p>Nothing was rendered yet.</p>"))
+    title, ran = escape(table["title"]), f"<p>Last run: <code>{escape(command)}</code></p>\n" if command else ""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+        f"{ran}{body(table, commands, pictures)}\n<script>{script()}</script>\n</body>\n</html>\n"
+    )
 
 
 def _cell(column: Column, row: Row, notes: Mapping[str, int]) -> str:
@@ -106,12 +92,3 @@ def _cell(column: Column, row: Row, notes: Mapping[str, int]) -> str:
 def _list(kind: str, items: Any) -> str:
     lines = "".join(f"<li>{item}</li>" for item in items)
     return f"<{kind}>{lines}</{kind}>" if lines else ""
-
-
-def _document(title: str, content: str) -> str:
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
-        f"{content}\n</body>\n</html>\n"
-    )

@@ -12,11 +12,12 @@ from typing import Any
 
 from experiments.jobs.job import Job
 from experiments.jobs.results import read_json
+from experiments.report.ablation import findings
 from experiments.report.details import command as command_of
 from experiments.report.origins import origin, untrained
 from experiments.report.pictures import PICTURES
 from experiments.report.render import PUBLISHED, published_file, render_all
-from experiments.report.rows import FIELDS, FINDINGS, finished, table_json
+from experiments.report.rows import FIELDS, finished, table_json
 from experiments.report.seeds import hits_of, joined, numbers
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Row, Table
@@ -56,8 +57,8 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Colle
         "provenance": _provenance(results_kept),
         "commands": earlier_commands | _commands(table, rows),
     }
-    if table.findings is not None:
-        kept["findings"] = FINDINGS[table.findings](kept)
+    if table.findings:
+        kept["findings"] = findings(kept)
     if table.drawing is not None:
         kept["measured"] = {row: [result["measured"] for result in of_row] for row, of_row in by_row.items()}
     write_json(path, kept)
@@ -101,8 +102,6 @@ def _earlier(path: Path, table: Table) -> tuple[dict[str, dict[str, Any]], dict[
     before = (read_json(path) if table.drawing is None else None) or {"rows": [], "commands": {}}
     known = {row.id for row in table.rows}
     kept = {row["id"]: dict.fromkeys(FIELDS) | row for row in before["rows"] if row["id"] in known}
-    for row in kept.values():
-        row.setdefault("commits", before["provenance"]["commits"])
     return kept, {name: command for name, command in before["commands"].items() if name in kept}
 
 
@@ -136,17 +135,12 @@ def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> di
 
 
 def _provenance(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the provenance that the results share, and the seconds that they took together."""
+    """Return the provenance that the results share."""
     origins = [result["provenance"] for result in results]
     return {
         "commits": sorted({item["git"]["commit"] for item in origins}),
-        "sources": sorted({item["source"] for item in origins}),
         "versions": origins[0]["versions"],
         "devices": sorted({item["device"] for item in origins}),
-        "threads": sorted({result["threads"] for result in results}),
-        "seeds": sorted({item["seed"] for item in origins}),
-        "jobs": len(results),
-        "seconds": round(sum(result["seconds"]["total"] for result in results)),
     }
 
 

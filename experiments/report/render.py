@@ -21,14 +21,14 @@ from experiments.jobs.results import read_json
 from experiments.report.columns import chosen
 from experiments.report.formats import file_size
 from experiments.report.markdown import across_lines, lines_of, table_lines
-from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, torch_of, versions_of
+from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, torch_of
 from experiments.report.rows import FIELDS
 from experiments.report.uncertainty import said_of_errors, said_of_pairs, with_image_errors
 from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import InputError, amount
 
 PUBLISHED = Path(__file__).parent.parent / "published"
-SHOWN = {"top1", "accuracy", "top1_dense", "top1_before_finetune", "top1_tuned", "stored_top1"}  # with standard errors
+SHOWN = {"top1", "accuracy", "top1_dense", "top1_before_finetune", "stored_top1"}  # with standard errors
 PLACE = re.compile(r"<!-- published (?P<name>\S+)(?P<options>(?: \S+=\S+)*) -->\n.*?<!-- end -->", re.DOTALL)
 VALUE = re.compile(r"(?P<mark><!-- value (?P<name>\S+) (?P<row>\S+) (?P<column>\S+) -->).*?<!-- /value -->")
 
@@ -54,14 +54,16 @@ def _published(folder: Path, name: str) -> Any:
     content = read_json(folder / f"{name}.json")
     if content is None:
         raise InputError(f"nothing is published as {name!r}: run it, then python -m experiments publish")
+    if "header" not in content:  # not of a benchmark; a file that nothing has been added to lately lacks fields
+        content["rows"] = [dict.fromkeys(FIELDS) | row for row in content["rows"]]
     return content
 
 
 def _row(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    row = next((row for row in content["rows"] if row["id"] == name), None)
-    if row is None:
-        raise InputError(f"{content['title']} has no row {name!r} that is published")
-    return dict.fromkeys(FIELDS) | row  # an older file lacks fields
+    for row in content["rows"]:
+        if row["id"] == name:
+            return dict(row)
+    raise InputError(f"{content['title']} has no row {name!r} that is published")
 
 
 def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
@@ -77,15 +79,10 @@ def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
     yield "<!-- end -->"
 
 
-def _known(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List the rows; those of an older file lack fields."""
-    return [dict.fromkeys(FIELDS) | row for row in content["rows"]]
-
-
 def _chosen_rows(content: Mapping[str, Any], patterns: str) -> tuple[list[dict[str, Any]], bool]:
     """List the rows whose names match, and tell whether they are of real images, whose ± is a standard error."""
-    rows = [row for row in _known(content) if any(fnmatch.fnmatchcase(row["id"], each) for each in patterns.split(","))]
-    real = content.get("profile", "embedded") != "embedded"
+    rows = [row for row in content["rows"] if any(fnmatch.fnmatchcase(row["id"], each) for each in patterns.split(","))]
+    real = content["profile"] != "embedded"
     return [with_image_errors(row) for row in rows] if real else rows, real
 
 
@@ -109,13 +106,11 @@ def _lines(content: Mapping[str, Any], patterns: str) -> Iterator[str]:
 
 def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
     """Render a published table, or what is said above a figure."""
-    known = _known(content)
     rows, real = _chosen_rows(content, options.get("rows", "*"))
     names = options["columns"].split(",") if "columns" in options else content["columns"]
-    behind = rows or known  # without rows, a picture of all of them follows
-    commits = content["provenance"]["commits"]
+    behind = rows or content["rows"]  # without rows, a picture of all of them follows
     done = any(row["status"] == "done" for row in behind)
-    origin = f"; {_origin(behind, content['provenance'])}; {commits_of(behind, commits)}." if done else ""
+    origin = f"; {_origin(behind, content['provenance'])}; {commits_of(behind)}." if done else ""
     name, _, about = content["title"].partition(" · ")
     yield f"*{name.partition(':')[0]} · {about}*{origin}"
     yield ""
@@ -126,9 +121,7 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
     if real and any(column in SHOWN for column in names):
         yield from ("", *filter(None, (said_of_errors(rows), said_of_pairs(rows))))
     if stale := older(behind):
-        yield from ("", f"{OLDER}: made by {commits_of(stale, commits)}, before a revision or the recipe changed.")
-    if "findings" in options:
-        yield from ("", *(f"- {text}" for text in content["findings"]))
+        yield from ("", f"{OLDER}: made by {commits_of(stale)}, before a revision or the recipe changed.")
 
 
 def _value(place: re.Match[str], content: Mapping[str, Any]) -> str:
@@ -179,8 +172,8 @@ def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str
     done = [row for row in rows if row["status"] == "done"]
     seeds = sorted({seed for row in done for seed in row["seeds"]})
     jobs = sum(len(row["seeds"]) for row in done)
-    seconds = sum((row["seconds"] or 0) * len(row["seeds"]) for row in done)
-    versions = versions_of(each for row in done for each in row.get("versions") or [source["versions"]])
+    seconds = sum(row["seconds"] * len(row["seeds"]) for row in done)
+    versions = [each for row in done for each in row["versions"]]
     timm = " and ".join(sorted({each["timm"] for each in versions}))
     length = amount(round(seconds), "second") if seconds < 60 else amount(round(seconds / 60), "minute")
     return (

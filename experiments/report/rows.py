@@ -7,26 +7,19 @@ from typing import Any
 from experiments.jobs.job import Job
 from experiments.jobs.protocol import protocol
 from experiments.jobs.results import ERROR, find_result, job_folder, read_json
-from experiments.report import ablation, sizes
-from experiments.report.columns import DEFAULT, chosen
-from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
-from experiments.report.seeds import aggregate
+from experiments.report.ablation import findings
+from experiments.report.columns import chosen
+from experiments.report.seeds import NUMBERS, SPREADS, aggregate
 from experiments.report.styles import untrained
 from experiments.runner.plan import jobs_of
 from experiments.tables.rows import Reported, Row, Table
 from lowrank_vit import get_recipe
 
 FIELDS = (  # of a row of table.json, in the order of table.csv
-    "id", "architecture", "model", "method", "protocol", "status", "reason", "reduction", "cost", "params_printed",
-    "params", "params_dense", "macs", "macs_dense", "top1_reported", "top1_dense", "top1_dense_std",
-    "top1_before_finetune", "top1_before_std", "top1", "top1_std", "seeds", "relative_error_held_out",
-    "trainable_share", "seconds", "epochs", "stale", "source", "note", "base", "z", "solver", "optimizer", "budget",
-    "overhead", "gap", "gap_std", "relative_error", "relative_error_std", "relative_error_held_out_std",
-    "residual_error_reported", "overhead_reported", "bits", "top1_float", "file_bytes", "size_reported", "target",
-    "kl_unseen", "agreement_unseen", "top1_tuned", "top1_tuned_std", "images", "speedup_1", "speedup_8", "calibration_images",
-    *MEASURED_FIELDS, *(f"{name}_std" for name in MEASURED_SPREADS),
+    "id", "architecture", "model", "method", "protocol", "status", "reason", "reduction", "cost", "epochs", "seeds", "stale",
+    "source", "note", "params_printed", "top1_reported", "size_reported", "residual_error_reported", "overhead_reported",
+    "base", "z", "solver", "optimizer", "budget", "bits", "target", "calibration_images", *NUMBERS, *SPREADS,
 )  # fmt: skip
-FINDINGS = {"compensation": ablation.findings, "sizes": sizes.findings}  # sentences about the content of ``table.json``
 
 
 def table_json(folder: Path, table: Table, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,9 +28,9 @@ def table_json(folder: Path, table: Table, plan: Mapping[str, Any]) -> dict[str,
     for row in table.rows:
         entry = plan["rows"].get(row.id, {"reason": "this row is new: run the table again", "jobs": []})
         rows.append(_reported(row) if isinstance(row, Reported) else _measured(folder, row, entry))
-    columns = [column.name for column in chosen(table.columns or DEFAULT)]
+    columns = [column.name for column in chosen(table.columns)]
     content = {"title": plan["title"], "profile": plan["profile"], "columns": columns, "rows": rows}
-    return content if table.findings is None else {**content, "findings": FINDINGS[table.findings](content)}
+    return {**content, "findings": findings(content)} if table.findings else content
 
 
 def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -5,10 +5,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.jobs.revisions import is_stale, same_makers
-from experiments.report.measured_columns import MEASURED_FIELDS, MEASURED_SPREADS
 from experiments.report.origins import versions_of
 from lowrank_vit.runtime.errors import InputError
 
+MEASURED = (  # what tables of their own measure
+    "scans_replaced", "scans_top1", "scans_kl", "stored_bytes", "stored_top1", "custom_count", "custom_bytes",
+    "custom_concept", "custom_composition", "custom_distance", "custom_nearest", "custom_old", "custom_old_change",
+    "custom_old_distance", "custom_step",
+)  # fmt: skip
 NUMBERS = {  # field of a row: where a result has the number
     "params": ("params", "compressed"),
     "params_dense": ("params", "dense"),
@@ -27,8 +31,7 @@ NUMBERS = {  # field of a row: where a result has the number
     "top1_float": ("top1_float",),
     "kl_unseen": ("measured", "kl"),
     "agreement_unseen": ("measured", "agreement"),
-    "top1_tuned": ("measured", "top1_tuned"),
-    **{name: ("measured", name) for name in MEASURED_FIELDS},
+    **{name: ("measured", name) for name in MEASURED},
     "images": ("n",),
     **{f"speedup_{batch}": ("speed", batch) for batch in ("1", "8")},
 }
@@ -37,7 +40,15 @@ SPREADS = {  # field of a row: the number whose spread it is
     "top1_before_std": "top1_before_finetune",
     **{
         f"{name}_std": name
-        for name in ("top1", "top1_tuned", "gap", "relative_error", "relative_error_held_out", *MEASURED_SPREADS)
+        for name in (
+            "top1",
+            "gap",
+            "stored_top1",
+            "custom_concept",
+            "custom_composition",
+            "custom_old",
+            "custom_distance",
+        )
     },
 }
 COUNTS = ("params", "params_dense", "macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
@@ -53,10 +64,8 @@ def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """List the numbers that one result contributes to a row."""
     found = {name: _at(result, path) for name, path in NUMBERS.items()}
-    distillation = (
-        result.get("distillation") or {}
-    )  # has measured the divergence itself, and says which weights it kept
-    kl = (distillation.get("kl_held_out") or {}).get(distillation.get("kept", "after"))
+    distilled = result.get("distillation") or {}  # has measured the divergence itself, and says which weights it kept
+    kl = (distilled.get("kl_held_out") or {}).get(distilled.get("kept", "after"))
     found |= {} if kl is None else {"kl_unseen": kl}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -104,12 +113,12 @@ def seeds_of(row: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def add_up(by_seed: Seeds) -> dict[str, Any]:
-    """Return the means of all numbers, the spreads of some, and the seeds, as a row of the table has them."""
+    """Return the means of all numbers, the spreads (n - 1) of some, and the seeds, as a row of the table has them."""
     columns = {name: [each[name] for each in by_seed.values() if name in each] for name in NUMBERS}
-    means = {name: mean_of(values) for name, values in columns.items()}
+    means = {name: fmean(values) if values else None for name, values in columns.items()}
     return {
         **means,
-        **{name: spread_of(columns[of]) for name, of in SPREADS.items()},
+        **{name: stdev(columns[of]) if len(columns[of]) > 1 else None for name, of in SPREADS.items()},
         **{name: None if (mean := means[name]) is None else round(mean) for name in COUNTS},
         "seeds": sorted(map(int, by_seed)),
     }
@@ -121,13 +130,3 @@ def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
     for name in path:
         value = None if value is None else value.get(name)
     return value
-
-
-def mean_of(values: Sequence[float]) -> float | None:
-    """Return the mean; None for no values."""
-    return fmean(values) if values else None
-
-
-def spread_of(values: Sequence[float]) -> float | None:
-    """Return the standard deviation over seeds with n - 1 in the denominator; None for fewer than two values."""
-    return stdev(values) if len(values) > 1 else None

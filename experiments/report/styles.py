@@ -99,7 +99,6 @@ NAMES = {  # methods whose names do not end in their recipe's
     "-50% (heads) by gptq": "best, fed back",
     "baseline by gptq": "baseline, fed back",
     "ranks alone (heads, float16)": "sizes alone",
-    "bits alone (gptq)": "bits alone",
     "bits alone, the same for all blocks (gptq)": "bits alone",
     "bits alone, of each layer (gptq)": "bits by layer",
     "ranks, then bits (heads, gptq)": "sizes, then bits",

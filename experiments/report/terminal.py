@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from experiments.report.agreement import agreement
 from experiments.report.cells import Row, notes_of
-from experiments.report.columns import Column, chosen, legend
+from experiments.report.columns import chosen, legend
 from experiments.report.page import written
 from experiments.report.uncertainty import marked
 from experiments.report.write import write_report
@@ -33,66 +32,41 @@ def report(results: Path, table: TableToRun) -> list[str]:
 
 def show(table: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table, a section for each architecture; many rows that were skipped for one reason share a line."""
-    console = console or make_console()
-    columns, by_architecture = chosen(table["columns"]), "architecture" in table["columns"]
-    rows = marked(table["rows"])
-    sections = [
-        Section.of(architecture, list(section))
-        for architecture, section in groupby(rows, key=lambda row: row["architecture"] if by_architecture else None)
-    ]
-    notes = notes_of([row for section in sections for row in section.footnoted])
-    view = Table(title=table["title"], title_justify="left", title_style="bold", header_style="bold", box=None)
-    view.padding, view.pad_edge = (0, 1, 0, 0), False
+    console, columns = console or make_console(), chosen(table["columns"])
+    rows = merged(marked(table["rows"]))
+    notes = notes_of(rows)
+    view = Table(title=table["title"], title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    view.pad_edge = False
     shown = [column for column in columns if column.name != "architecture"]
     for column in shown:
         head, wraps = column.short or column.header, column.wrap is not None
         view.add_column(head, justify="left" if wraps else "right", no_wrap=not wraps, min_width=column.wrap)
-    for section in sections:
-        section.add_to(view, shown, notes)
+    for architecture, section in groupby(rows, key=lambda row: row["architecture"]):
+        own = list(section)
+        if len(shown) < len(columns) and any(row["id"] for row in own):
+            models = [row["model"] for row in own if row["status"] == "done"]
+            view.add_row(f"[bold]{escape(architecture)}[/]", *models[:1])
+        for row in own:
+            texts = [column.write(row, notes, 1).replace(" ± ", " ±").removeprefix("done").strip() for column in shown]
+            style = "yellow" if row["stale"] else None if row["status"] == "done" else "dim"
+            view.add_row(*map(escape, texts), style=style)
     console.print(view)
-    console.print(legend(columns, rows), style="dim", highlight=False)
+    console.print(legend(columns, table["rows"]), style="dim", highlight=False)
     for text in table.get("findings", ()):
         console.print(f"- {text}", markup=False, highlight=False)
     for text, number in notes.items():
         console.print(f"[{number}] {text}", style="dim", markup=False, highlight=False)
 
 
-@dataclass(frozen=True)
-class Section:
-    """Hold the rows of an architecture, and how many were skipped for each reason that many share."""
-
-    architecture: str | None
-    rows: list[Row]
-    skipped: Mapping[str, int]
-
-    @classmethod
-    def of(cls, architecture: str | None, rows: Sequence[Row]) -> "Section":
-        """Separate the rows that are printed from those that share a line."""
-        reasons = Counter(str(row["reason"]) for row in rows if row["status"] == "skipped")
-        shared = {reason: count for reason, count in reasons.items() if count > FEW}
-        kept = [row for row in rows if row["status"] != "skipped" or str(row["reason"]) not in shared]
-        return cls(architecture, kept, shared)
-
-    @property
-    def footnoted(self) -> list[Row]:
-        """List what the footnotes refer to: the rows, and each shared reason once."""
-        blank = {"status": "skipped", "stale": False, "note": "", "source": None}
-        return [*self.rows, *({**blank, "reason": reason} for reason in self.skipped)]
-
-    def add_to(self, view: Table, columns: Sequence[Column], notes: Mapping[str, int]) -> None:
-        """Add the rows under the name of their architecture, or without it where the table does not show one."""
-        title = "" if self.architecture is None else f"[bold]{escape(self.architecture)}[/]"
-        if title and self.rows:
-            models = sorted({row["model"] for row in self.rows if row["status"] == "done"})
-            view.add_row(title, *models[:1])
-            title = ""
-        for row in self.rows:
-            style = "yellow" if row["stale"] else None if row["status"] == "done" else "dim"
-            texts = [
-                column.write(row, notes, 1).replace(" ± ", " ±").removeprefix("done").strip() for column in columns
-            ]
-            view.add_row(*map(escape, texts), style=style)
-        for reason, count in self.skipped.items():
-            mark = escape(f"[{notes[reason]}]")
-            view.add_row(title, f"{count} rows", *[""] * (len(columns) - 3), f"skipped {mark}", style="dim")
-            title = ""
+def merged(rows: Sequence[Row]) -> list[Row]:
+    """Put one row in the place of an architecture's rows that were skipped for one reason, where they are many."""
+    skipped = Counter((row["architecture"], row["reason"]) for row in rows if row["status"] == "skipped")
+    kept: dict[Any, Row] = {}
+    for row in rows:
+        name = row["architecture"], row["reason"]
+        if row["status"] == "skipped" and skipped[name] > FEW:
+            same = {field: row[field] for field in ("architecture", "status", "reason", "stale")}
+            kept[name] = dict.fromkeys(row) | same | {"method": f"{row['architecture']}: {skipped[name]} rows"}
+        else:
+            kept[row["id"]] = row
+    return list(kept.values())

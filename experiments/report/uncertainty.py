@@ -12,7 +12,6 @@ TOP1 = {  # measured on the evaluation's images: the field of its error
     "top1": "top1_std",
     "top1_before_finetune": "top1_before_std",
     "top1_dense": "top1_dense_std",
-    "top1_tuned": "top1_tuned_std",
     "stored_top1": "stored_top1_std",
 }
 

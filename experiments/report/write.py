@@ -1,6 +1,7 @@
 """Write the files of a table: JSON, Markdown, CSV, LaTeX, a page and its pictures."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
 
     Raises ``InputError`` where the table was never run.
     """
-    from experiments.report.page import write_index
     from lowrank_vit.runtime.files import write_json
 
     plan, folder = read_plan(results, table), results / table.name
@@ -26,7 +26,6 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
         _write_table(results, table, plan, content)
     else:
         _write_figure(results, table, plan, content["title"])
-    write_index(results)
     return content
 
 
@@ -48,11 +47,11 @@ def _write_table(results: Path, table: Table, plan: Mapping[str, Any], content: 
 
 
 def _write_figure(results: Path, table: Table, plan: Mapping[str, Any], title: str) -> None:
-    from experiments.report.pictures import draw_figure
     from experiments.report.plots import save_figure
     from lowrank_vit.runtime.files import write_json
 
     measured = finished(results, plan)
     write_json(results / table.name / f"{table.name}.json", {"title": title, "rows": measured})
     if measured:
-        save_figure(results / table.name / table.name, draw_figure(table, measured, title))
+        drawing = import_module(f"experiments.report.drawing.{table.drawing}")
+        save_figure(results / table.name / table.name, drawing.draw(measured, title))

@@ -1,7 +1,6 @@
 """Run tables: plan their rows, run what is not finished, report."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from lowrank_vit import Hardware
 from lowrank_vit.data.loading import default_workers
 from lowrank_vit.runtime.errors import InputError, amount
 from lowrank_vit.runtime.extras import installed
+from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.launch import launch, processes_asked_for
 from lowrank_vit.runtime.processes import agreed, is_first, launched_from_outside, own_cores
 
@@ -43,26 +43,20 @@ def run(args: argparse.Namespace, report: Report) -> int:
         args.devices, args.num_nodes = processes_asked_for(args.devices, args.num_nodes)
     elif launched_from_outside():
         raise InputError("--launcher starts the jobs itself: leave out torchrun or srun")
-    else:
-        args.devices, args.num_nodes = args.devices or 1, args.num_nodes or 1
+    args.devices, args.num_nodes = args.devices or 1, args.num_nodes or 1
     if launched_from_outside():
         return launch(_run, args, report, accelerator=_hardware(args).accelerator)
     return _run(args, report)
 
 
 def _run(args: argparse.Namespace, report: Report) -> int:
-    chosen = find_all(args.targets)
-    options, hardware = _options(args), _hardware(args)
+    chosen, options, hardware = find_all(args.targets), _options(args), _hardware(args)
     workers = _workers(args, options)
     images = open_images(options.data)
     plans = [(table, selected, make_plan(table, options, images)) for table, selected in chosen]
-    if is_first() and not args.dry_run:
-        from lowrank_vit.runtime.files import write_json
-
-        for table, _, plan in plans:
-            write_json(
-                args.results / table.name / PLAN, as_json(table, options, images, plan) | {"command": args.command}
-            )
+    for table, _, plan in plans if is_first() and not args.dry_run else ():
+        content = as_json(table, options, images, plan) | {"command": args.command}
+        write_json(args.results / table.name / PLAN, content)
     tasks = agreed(_tasks(args, plans, hardware))
     for line in skipped(item for _, selected, plan in plans for item in plan if item.row in selected):
         say(line)
@@ -124,7 +118,7 @@ def _loader_workers(args: argparse.Namespace, workers: int) -> int | None:
 def _tasks(
     args: argparse.Namespace, plans: Sequence[tuple[Table, list[Row], list[Planned]]], hardware: Hardware
 ) -> list[Task]:
-    """List the tasks left to run of the selected rows, each job once; stale results are removed where they run again."""
+    """List the tasks left to run of the selected rows, each job once."""
     wandb = not args.no_wandb
     if wandb and not installed("wandb"):
         say("wandb is not installed: going on without it (pip install 'lowrank-vit[experiments]')")
@@ -136,20 +130,12 @@ def _tasks(
             for job in item.jobs if item.row.id in chosen else ():
                 about = (item.row.id, item.row.method, table.name, args.results, args.data, item.checkpoint)
                 wanted.setdefault(job.key, Task(job, *about, hardware=hardware, wandb=wandb))
-    left, stale = [], 0
-    for task in wanted.values():
-        result = find_result(task.folder, task.job)
-        if result is not None and is_stale(result):
-            stale += 1
-            if args.rerun_stale:
-                if is_first() and not args.dry_run:
-                    shutil.rmtree(task.own_folder, ignore_errors=True)
-                result = None
-        if result is None:
-            left.append(task)
+    results = {key: find_result(task.folder, task.job) for key, task in wanted.items()}
+    stale = {key for key, result in results.items() if result is not None and is_stale(result)}
     if stale and not args.rerun_stale:
-        say(f"{stale} finished jobs were made by an older revision: --rerun-stale runs them again")
-    return left
+        say(f"{len(stale)} finished jobs were made by an older revision: --rerun-stale runs them again")
+    again = stale if args.rerun_stale else set()
+    return [task for key, task in wanted.items() if results[key] is None or key in again]
 
 
 def skipped(plan: Iterable[Planned]) -> list[str]:
@@ -174,15 +160,16 @@ def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, op
     threads, workers = 1 if options.embedded else None, min(workers, len(tasks))
     tasks = [replace(task, loader_workers=_loader_workers(args, workers)) for task in tasks]
     times, basis = agreed(estimate(tasks, threads) if is_first() else ([], ""))
-    total = sum(time.total for time in times) / workers
-    if is_first() and (args.dry_run or not options.embedded):
-        show_expected(tasks, times, make_console(stderr=True))
-    say(f"{len(tasks)} jobs to run, {workers} at a time: about {duration(total)} (estimated from {basis})")
+    console = make_console(stderr=True, quiet=not is_first())
+    if args.dry_run or not options.embedded:
+        show_expected(tasks, times, console)
+    about = duration(sum(times) / workers)
+    say(f"{len(tasks)} jobs to run, {workers} at a time: about {about} (estimated from {basis})")
     if args.dry_run:
         return []
-    expected = {task.job.key: time.total for task, time in zip(tasks, times, strict=True)}
+    view = LiveView({task.job.key: seconds for task, seconds in zip(tasks, times, strict=True)}, console)
     try:
-        with LiveView(expected, make_console(stderr=True, quiet=not is_first())) as view:
+        with view.progress:
             if launched_from_outside():
                 return run_here(tasks, view)
             if args.launcher:

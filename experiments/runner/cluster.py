@@ -3,12 +3,13 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from experiments.jobs.attempt import FAILED, Outcome, attempt
 from experiments.jobs.run import record_failure
 from experiments.jobs.task import Task
-from experiments.runner.pool import View
+from experiments.runner.view import LiveView
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.registry import unknown
@@ -46,7 +47,7 @@ def run_on(
     tasks: Sequence[Task],
     workers: int,
     threads: int | None,
-    view: View,
+    view: LiveView,
     work: Work | None = None,
 ) -> list[Outcome]:
     """Run every task as a job of its own: all at once in SLURM's queue, ``workers`` at a time on this machine.
@@ -84,11 +85,7 @@ def run_one(task: Task, threads: int | None) -> tuple[str, str]:
 
         torch.set_num_threads(threads)
     print(f"== {task.name} {task.job.key}", flush=True)
-    return launch(attempt, task, _say, accelerator=task.hardware.accelerator)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    return launch(attempt, task, partial(print, flush=True), accelerator=task.hardware.accelerator)
 
 
 def _executor(launcher: str, options: Mapping[str, str], task: Task) -> Any:

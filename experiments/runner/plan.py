@@ -46,10 +46,6 @@ class Options:
         """Tell whether the run is on the stand-ins."""
         return self.data == EMBEDDED
 
-    def seeds_of(self, row: Row) -> tuple[int, ...]:
-        """Choose the seeds: those asked for, else the row's own for the small stand-ins (mostly three), else one."""
-        return self.seeds or (row.embedded_seeds if self.embedded else (0,))
-
 
 @dataclass(frozen=True)
 class Images:
@@ -106,75 +102,62 @@ def open_images(spec: str) -> Images:
 
 def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
     """Plan every row that can be run: its jobs, or the reason why it has none."""
-    planned = [_enough_images(_plan_row(row, options, images), images) for row in table.runnable]
-    reach = Reach()
-    hardest = sorted(
-        planned, key=lambda item: -item.jobs[0].reduction if item.jobs else 0.0
-    )  # spares the others a check
-    reached = {item.row.id: _within_reach(item, reach) for item in hardest}
-    return [reached[row.id] for row in table.runnable]
-
-
-def _enough_images(item: Planned, images: Images) -> Planned:
-    """Return the planned row; without jobs, and with the reason, where it wants more images than there are."""
-    wanted = item.row.calibration_images
-    if not item.jobs or wanted is None or item.jobs[0].calibration_samples == wanted:
-        return item
-    left = item.jobs[0].calibration_samples
-    return Planned(item.row, reason=f"{wanted} images to calibrate on, of which {images.data} has {left}")
-
-
-def _within_reach(item: Planned, reach: Reach) -> Planned:
-    """Return the planned row; without jobs, and with the reason, where no sizes reach its reduction."""
-    reason = reach.exceeded(item.jobs[0]) if item.jobs else None  # the others differ in their seeds
-    return item if reason is None else Planned(item.row, reason=reason)
+    planned = {row.id: _plan_row(row, options, images) for row in table.runnable}
+    reach, able = Reach(), [item for item in planned.values() if item.jobs]
+    for item in sorted(able, key=lambda item: -item.jobs[0].reduction):  # the hardest first spares the others a check
+        reason = reach.exceeded(item.jobs[0])  # the others differ in their seeds
+        if reason is not None:
+            planned[item.row.id] = Planned(item.row, reason=reason)
+    return list(planned.values())
 
 
 def _plan_row(row: Row, options: Options, images: Images) -> Planned:
+    model, path, reason, checkpoint = row.model, None, None, None
     if (row.full or row.gradual_share) and epochs_of(row, options) == 0:
-        return Planned(row, reason=UNTRAINED)
-    if options.embedded:
-        if row.standin is None:
-            return Planned(row, reason=NO_STANDIN.format(row.architecture))
-        return Planned(row, _jobs(row, row.standin, None, options, images))
-    if options.checkpoints is None:
-        reason = hub_reason(row.model)
-        return Planned(row, () if reason else _jobs(row, row.model, None, options, images), reason)
-    path = find_checkpoint(options.checkpoints, row.model)
-    if path is None:
-        names = " or ".join(checkpoint_names(row.model))
-        return Planned(row, reason=f"no checkpoint: {options.checkpoints} has no {names}")
-    return Planned(row, _jobs(row, row.model, f"{path.name}@{file_hash(path)}", options, images), checkpoint=path)
+        reason = UNTRAINED
+    elif options.embedded:
+        model, reason = row.standin or "", None if row.standin else NO_STANDIN.format(row.architecture)
+    elif options.checkpoints is None:
+        reason = hub_reason(model)
+    elif (path := find_checkpoint(options.checkpoints, model)) is not None:
+        checkpoint = f"{path.name}@{file_hash(path)}"
+    else:
+        reason = f"no checkpoint: {options.checkpoints} has no {' or '.join(checkpoint_names(model))}"
+    if reason is not None:
+        return Planned(row, reason=reason)
+    jobs = _jobs(row, model, checkpoint, options, images)
+    left, wanted = jobs[0].calibration_samples, row.calibration_images
+    if wanted not in (None, left):
+        return Planned(row, reason=f"{wanted} images to calibrate on, of which {images.data} has {left}")
+    return Planned(row, jobs, checkpoint=path)
 
 
 def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images: Images) -> tuple[Job, ...]:
     from lowrank_vit.data import hold_out
 
-    counts = f"{images.train}+{images.validation}"
     wanted = row.calibration_images or options.calibration_samples
     seen, unseen = hold_out(range(images.train), wanted, Job.held_out_samples)
     target = row.standin_target if options.embedded else row.target
+    reduction = row.reduction if row.tokens is None else row.before_tokens  # a token rule removes the rest after it
     fields: dict[str, Any] = {
         "model": model,
         "standin": options.embedded,
         "data": images.data,
-        "images": counts,
-        "recipe": row.recipe,
-        "reduction": row.own_reduction if target is None else size_reduction(model, target, share_aimed_at(row)),
-        "cost": row.cost,
+        "images": f"{images.train}+{images.validation}",
+        "reduction": reduction if target is None else size_reduction(model, target, share_aimed_at(row)),
         "tokens": {} if row.tokens is None else {"rule": row.tokens, "macs": round(1 - row.reduction, 6)},
         "timed": row.timed and not options.embedded,
         "checkpoint": checkpoint,
         "limit": options.limit,
-        "bits": row.bits,
-        "quantizer": row.quantizer,
-        "measure": row.measure,
+        "epochs": 0,
+        **{name: getattr(row, name) for name in ("recipe", "cost", "bits", "quantizer", "measure")},
     }
     made = row.recipe is not None or row.measure is not None or row.tokens in LEARNT_TOKENS
     if made or row.quantizer is not None:  # they see images
         fields |= {"calibration_samples": len(seen), "held_out_samples": len(unseen)}
-    fields |= _made(row, options) if made else {"epochs": 0}
-    return tuple(Job(seed=seed, **fields) for seed in options.seeds_of(row))
+    fields |= _made(row, options) if made else {}
+    seeds = options.seeds or (row.embedded_seeds if options.embedded else (0,))
+    return tuple(Job(seed=seed, **fields) for seed in seeds)
 
 
 def _made(row: Row, options: Options) -> dict[str, Any]:
@@ -186,7 +169,7 @@ def _made(row: Row, options: Options) -> dict[str, Any]:
         "changes": {**row.changes, **recipe_changes(row, options)},
         "epochs": epochs - learning,
         "gradual_epochs": row.gradual_epochs or learning,
-        "batch_size": options.batch_size,
+        "batch_size": row.batch_size or options.batch_size,
         "lr": options.lr if epochs or row.gradual_epochs else Job.lr,  # a distillation has its own
         "processes": options.processes,
         "precision": options.precision,
@@ -195,8 +178,9 @@ def _made(row: Row, options: Options) -> dict[str, Any]:
 
 
 def epochs_of(row: Row, options: Options) -> int:
-    """Count the epochs of training of a row: its own, else those asked for, else the paper's."""
-    return next(count for count in (row.own_epochs, options.epochs, Job.epochs) if count is not None)
+    """Count the epochs of training of a row: its own, else those asked for, else the paper's; 0 after a distillation."""
+    own = 0 if row.distill_epochs else row.epochs
+    return next(count for count in (own, options.epochs, Job.epochs) if count is not None)
 
 
 def recipe_changes(row: Row, options: Options) -> dict[str, Any]:

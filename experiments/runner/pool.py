@@ -12,28 +12,18 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
 
 from experiments.jobs.attempt import FAILED, Outcome, attempt
 from experiments.jobs.run import record_failure
 from experiments.jobs.task import Task
+from experiments.runner.view import LiveView
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import die_with_parent
 
 Serve = Callable[[Connection, Path, int | None], None]
 
 
-class View(Protocol):
-    """Define the interface of what shows how the jobs go."""
-
-    def stage(self, task: Task, said: str) -> None:
-        """Show that a task has come to a stage."""
-
-    def end(self, outcome: Outcome) -> None:
-        """Show that a task has ended."""
-
-
-def run_here(tasks: Sequence[Task], view: View) -> list[Outcome]:
+def run_here(tasks: Sequence[Task], view: LiveView) -> list[Outcome]:
     """Run the tasks one after the other in this process, which torchrun or SLURM started."""
     outcomes = []
     for task in tasks:
@@ -58,7 +48,7 @@ class _Worker:
 
 
 def run_pool(
-    tasks: Sequence[Task], workers: int, threads: int | None, view: View, serve: Serve | None = None
+    tasks: Sequence[Task], workers: int, threads: int | None, view: LiveView, serve: Serve | None = None
 ) -> list[Outcome]:
     """Run the tasks, ``workers`` at a time, each process on ``threads`` threads (None: torch's own choice).
 
@@ -101,7 +91,7 @@ def _start(number: int, folder: Path, threads: int | None, serve: Serve) -> _Wor
     return _Worker(process, here)
 
 
-def _listen(worker: _Worker, view: View) -> Outcome | None:
+def _listen(worker: _Worker, view: LiveView) -> Outcome | None:
     """Receive a message of a worker: pass on a stage, or return how the task ended."""
     assert worker.task is not None
     try:

@@ -21,10 +21,15 @@ class Reach:
 
     def exceeded(self, job: Job) -> str | None:
         """Return how far the job's recipe reaches, where no choice of sizes reaches its reduction; None where one does."""
-        if job.recipe is None or job.measure is not None or not _is_known(job.model):
+        if job.recipe is None or job.measure is not None:
             return None
+        import timm
+
+        import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
         from lowrank_vit import check_budget
 
+        if not timm.is_model(job.model.partition(".")[0]):  # it is refused when it is loaded
+            return None
         key = json.dumps([job.model, job.recipe, job.as_json()["changes"], job.cost], sort_keys=True)
         if 0 < job.reduction <= self._largest.get(key, 0.0):
             return None
@@ -71,12 +76,3 @@ def _count(model: str) -> int:
     from lowrank_vit.modules.counting import parameter_count
 
     return parameter_count(blank(model))
-
-
-def _is_known(model: str) -> bool:
-    """Tell whether timm has a model of that name; an unknown one is refused when it is loaded."""
-    import timm
-
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-
-    return bool(timm.is_model(model.partition(".")[0]))

@@ -1,18 +1,16 @@
 """Show how the jobs go, on the error stream: one live display in a terminal, else a line for each job that ends."""
 
-import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
 from experiments.jobs.attempt import DONE, Outcome
 from experiments.jobs.task import Task
-from experiments.runner.estimate import Expected
-from lowrank_vit.runtime.progress import make_console
+
+PERIOD = 24 * 3600.0  # seconds over which the speed is averaged: jobs may be long
 
 
 def duration(seconds: float) -> str:
@@ -26,80 +24,53 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def show_expected(tasks: Sequence[Task], times: Sequence[Expected], console: Console) -> None:
-    """Show a line for each row: its jobs, the time of their arithmetic, of loading their images, and of both."""
-    rows: dict[str, list[Expected]] = {}
-    for task, expected in zip(tasks, times, strict=True):
-        rows.setdefault(f"{task.table}/{task.row}", []).append(expected)
-    table = RichTable(title="expected", box=None)
-    for column in ("row", "jobs", "arithmetic", "loading", "in all"):
-        table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
+def show_expected(tasks: Sequence[Task], times: Sequence[float], console: Console) -> None:
+    """Show a line for each row: its jobs, and the time that they take together."""
+    rows: dict[str, list[float]] = {}
+    for task, seconds in zip(tasks, times, strict=True):
+        rows.setdefault(f"{task.table}/{task.row}", []).append(seconds)
+    table = RichTable("row", "jobs", "time", title="expected", box=None)
     for name, own in rows.items():
-        sums = (sum(getattr(expected, part) for expected in own) for part in ("arithmetic", "loading", "total"))
-        table.add_row(name, str(len(own)), *map(duration, sums))
+        table.add_row(name, str(len(own)), duration(sum(own)))
     console.print(table, markup=False)
 
 
 class LiveView:
-    """Show the jobs done of all, the time that is left, and what each worker is at.
+    """Show the jobs done of all, the time that is left, and what each worker is at, while ``progress`` is open.
 
-    ``expected``: seconds of every job, by its key; what they turn out to take corrects the time that is left.
+    ``expected``: seconds of every job, by its key.
     """
 
-    def __init__(self, expected: Mapping[str, float], console: Console | None = None) -> None:
-        self.console = console or make_console(stderr=True)
-        self.expected, self.done, self.spent, self.start = expected, 0, 0.0, time.monotonic()
+    def __init__(self, expected: Mapping[str, float], console: Console) -> None:
+        self.console, self.expected, self.done = console, expected, 0
         self.lines: dict[str, TaskID] = {}
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[left]}"),
+            TimeRemainingColumn(),
             TimeElapsedColumn(),
-            console=self.console,
+            console=console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not console.is_terminal,
+            speed_estimate_period=PERIOD,
         )
-        self.all = self.progress.add_task("", total=max(sum(expected.values()), 1e-9), left="")
-
-    def __enter__(self) -> "LiveView":
-        self._count()
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
+        self.all = self.progress.add_task(f"0/{len(expected)} jobs", total=max(sum(expected.values()), 1e-9))
 
     def stage(self, task: Task, said: str) -> None:
         """Show a line under the bar for each job that runs."""
-        text = f"  {escape(task.name)}: {escape(said)}"
-        line = self.lines.get(task.job.key)
-        if line is None:
-            self.lines[task.job.key] = self.progress.add_task(text, total=None, left="")
-        else:
-            self.progress.update(line, description=text)
+        if task.job.key not in self.lines:
+            self.lines[task.job.key] = self.progress.add_task("", total=None)
+        self.progress.update(self.lines[task.job.key], description=f"  {escape(task.name)}: {escape(said)}")
 
     def end(self, outcome: Outcome) -> None:
         """Count the job; print how it ended where there is no display, and always if it failed."""
         self.done += 1
-        self.spent += self.expected[outcome.task.job.key]
-        line = self.lines.pop(outcome.task.job.key, None)
-        if line is not None:
-            self.progress.remove_task(line)
-        self._count()
+        key, count = outcome.task.job.key, f"{self.done}/{len(self.expected)}"
+        if key in self.lines:
+            self.progress.remove_task(self.lines.pop(key))
+        self.progress.update(self.all, advance=self.expected[key], description=f"{count} jobs")
         if outcome.status != DONE or not self.console.is_terminal:
-            count = f"[{self.done}/{len(self.expected)}]"
             status = "" if outcome.status == DONE else f"{outcome.status}: "
-            self.console.print(
-                f"{count} {outcome.task.name}: {status}{outcome.said}", markup=False, highlight=False, soft_wrap=True
-            )
-
-    def _count(self) -> None:
-        left = sum(self.expected.values()) - self.spent
-        pace = (time.monotonic() - self.start) / self.spent if self.spent else None
-        said = "" if pace is None else f"{duration(left * pace)} left"
-        self.progress.update(
-            self.all, completed=self.spent, description=f"{self.done}/{len(self.expected)} jobs", left=said
-        )
+            line = f"[{count}] {outcome.task.name}: {status}{outcome.said}"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,8 @@ laptop, Adam descends on the same loss over all calibration images at once. The 
 the paper.
 """
 
+from typing import Any
+
 from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
 from experiments.tables.rows import Row, Table
 
@@ -21,15 +23,9 @@ PERCENT = 50  # of each projection's parameters that are removed
 
 def row(model: Architecture) -> Row:
     """Return the row of a model's projections."""
-    return Row.measuring(
-        model,
-        f"attn-proj-{PERCENT}",
-        "error of attn.proj",
-        "compensation",
-        recipe="paper",
-        reduction=PERCENT / 100,
-        changes={"allocator": "uniform"} | ({"solver": "moments"} if model is DEIT_T else {}),
-    )
+    changes = {"allocator": "uniform"} | ({"solver": "moments"} if model is DEIT_T else {})
+    fields: dict[str, Any] = {"recipe": "paper", "reduction": PERCENT / 100, "changes": changes}
+    return Row.measuring(model, f"attn-proj-{PERCENT}", "error of attn.proj", "compensation", **fields)
 
 
 TABLE = Table(

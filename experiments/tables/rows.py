@@ -41,7 +41,7 @@ class Row:
     they stand in; ``embedded_seeds`` are those of the stand-ins by default.
     ``cost`` is what ``reduction`` is of; ``tokens`` names a rule that removes what is left of it after ``before_tokens``,
     the recipe's share. ``timed``: the speed of a real model is measured; it says little about the small stand-ins.
-    ``calibration_images`` None leaves their number to the run.
+    ``calibration_images`` and ``batch_size`` None leave their numbers to the run.
     """
 
     id: str
@@ -78,6 +78,7 @@ class Row:
     before_tokens: float = 0.0
     timed: bool = False
     calibration_images: int | None = None
+    batch_size: int | None = None
 
     @classmethod
     def measuring(cls, architecture: Architecture, name: str, method: str, measure: str, **fields: Any) -> "Row":
@@ -96,33 +97,23 @@ class Row:
         known = (architecture.label, architecture.model, architecture.standin)
         return cls(f"{architecture.id}/{name}", *known, method, recipe, **fields)
 
-    @property
-    def own_reduction(self) -> float:
-        """Return what the recipe removes: all, unless a token rule removes the rest after it."""
-        return self.reduction if self.tokens is None else self.before_tokens
-
-    @property
-    def own_epochs(self) -> int | None:
-        """Return the epochs of fine-tuning that the row insists on: none after a distillation."""
-        return 0 if self.distill_epochs else self.epochs
-
 
 @dataclass(frozen=True)
 class Table:
     """Hold a table or a figure of the paper. ``about``: the paper, the exact command, its wall time, measured on what.
 
     ``columns``: what the rendered table shows, by the names of ``report/columns.py``. ``pictures``: made of
-    ``table.json``'s content; ``findings``: sentences about the same content; ``drawing``: the figure of what the jobs
-    measured. All three are names of ``report/pictures.py``.
+    ``table.json``'s content, by the names of ``report/pictures.py``; ``findings``: whether ``report/ablation.py`` says
+    something about the same content; ``drawing``: the figure of what the jobs measured, a file in ``report/drawing``.
     """
 
     name: str
     title: str
     about: str
     rows: tuple[Row | Reported, ...]
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...]
     pictures: tuple[str, ...] = ("accuracy_vs_params",)
-    findings: str | None = None
+    findings: bool = False
     drawing: str | None = None
 
     @property

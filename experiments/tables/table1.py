@@ -85,5 +85,5 @@ TABLE = Table(
     rows=(*ablation(DEIT_B, 0.4), *ablation(DEIT_T, 0.25)),
     columns=COLUMNS,
     pictures=("error_vs_budget",),
-    findings="compensation",
+    findings=True,
 )

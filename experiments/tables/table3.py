@@ -11,8 +11,8 @@ printed one is of the real model's -, and the smaller one was trained from scrat
 FT": all parameters, by labels and the dense model.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_S, DEIT_T, VIT_L, Architecture
 from experiments.tables.rows import Row, Table
@@ -35,7 +35,7 @@ DEIT_T_SIZE = "printed as 5.0M; the model has 5.72M"
 def pair(
     large: Architecture,
     small: Architecture,
-    small_standin: str,
+    standin: str,
     sizes: tuple[str, str],
     reported: tuple[float, float],
     note: str = "",
@@ -43,52 +43,43 @@ def pair(
 ) -> list[Row]:
     """List the smaller model as it was trained, and the larger one compressed to its size by each method.
 
-    ``printed_size``: parameters that the paper aims at, where they are not the smaller model's.
+    ``standin``: the smaller model's; ``printed_size``: parameters that the paper aims at, where they are not that model's.
     """
     label = f"{large.label} to {small.label}"
+    trained = Row(
+        f"{large.id}/{small.id}", label, small.model, standin, f"{small.label}, trained at this size", None,
+        params_printed=sizes[0], top1_reported=reported[0], protocol="dense", source=PAPER, note=note,
+    )  # fmt: skip
+    printed: dict[str, Any] = {"params_printed": sizes[1], "top1_reported": reported[1], "source": PAPER}
     rows = [
-        Row(
-            f"{large.id}/{small.id}", label, small.model, small_standin, f"{small.label}, trained at this size", None,
-            params_printed=sizes[0], top1_reported=reported[0], protocol="dense", source=PAPER, note=note,
+        Row.of(
+            replace(large, label=label), recipe, method, recipe, target=small.model, standin_target=standin,
+            **printed if recipe in PRINTED else {},
         )
+        for recipe, method in METHODS.items()
     ]  # fmt: skip
-    for recipe, method in METHODS.items():
-        ours = recipe in PRINTED
-        rows.append(
-            Row(
-                f"{large.id}/{recipe}", label, large.model, large.standin, method, recipe,
-                params_printed=sizes[1] if ours else None, top1_reported=reported[1] if ours else None,
-                source=PAPER if ours else None, target=small.model, standin_target=small_standin,
-            )
-        )  # fmt: skip
-    full = replace(
-        rows[-1], id=f"{rows[-1].id}-full", method="Beyond (heads), full FT", protocol="full-ft+kd", full=True
-    )
-    return [*rows, replace(full, embedded_seeds=(0,)), *at_printed_size(rows[1:], printed_size)]
-
-
-def at_printed_size(rows: Sequence[Row], size: float | None) -> list[Row]:
-    """List the rows again at the size in parameters that the paper prints, where that is another."""
-    if size is None:
-        return []
-    method = "{}, printed size".format
-    return [
-        replace(row, id=f"{row.id}-printed", method=method(row.method), target_params=size, embedded_seeds=(0,))
-        for row in rows
-    ]
+    full: dict[str, Any] = {
+        "method": "Beyond (heads), full FT",
+        "protocol": "full-ft+kd",
+        "full": True,
+        "embedded_seeds": (0,),
+    }
+    printed_sizes = [
+        replace(
+            row, id=f"{row.id}-printed", method=f"{row.method}, printed size", target_params=printed_size,
+            embedded_seeds=(0,),
+        )
+        for row in (rows if printed_size is not None else ())
+    ]  # fmt: skip
+    return [trained, *rows, replace(rows[-1], id=f"{rows[-1].id}-full", **full), *printed_sizes]
 
 
 def shrunk(percent: int) -> list[Row]:
     """List DeiT-Tiny, which has no published smaller model, at one size by each method, without training."""
+    model = replace(DEIT_T, label=f"DeiT-Tiny, -{percent} %")
     methods = METHODS | {"svd": "Vanilla SVD", "svd_llm": "Whitened, uniform (svd_llm)"}
     return [
-        Row.untrained(
-            replace(DEIT_T, label=f"DeiT-Tiny, -{percent} %"),
-            f"{recipe}-{percent}",
-            method,
-            recipe,
-            reduction=percent / 100,
-        )
+        Row.untrained(model, f"{recipe}-{percent}", method, recipe, reduction=percent / 100)
         for recipe, method in methods.items()
     ]
 

@@ -14,7 +14,7 @@ counted", is 41.3 MiB for both; 42.2 and 41.7 are printed. A file of DeiT-B need
 blocks' 84.93M weights and stay in float16: 2.34 MiB more than at 4 bits, 1.56 more than at 8. Each output channel has a
 scale and a zero point, 3 bytes: 0.24 MiB for the dense model's 82,944. So the printed sizes hold at most 0.9 of the 2.6 MiB
 that 4 bits need beside the count, and 0.4 of 1.8 at 8 bits: they leave most of the float16 rest out. The paper does not say
-what it counts, and no single rule gives both. The findings below the table do this sum for one file of each model.
+what it counts, and no single rule gives both.
 """
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
@@ -71,5 +71,4 @@ TABLE = Table(
     ),
     columns=COLUMNS,
     pictures=("accuracy_vs_size",),
-    findings="sizes",
 )

@@ -18,41 +18,23 @@ from experiments.tables.rows import Row, Table
 UNET = Architecture("unet", "U-Net on digits", "digits_deit_small", "digits_deit_small")  # named is the judge
 OLD = [f"normal {digit}" for digit in (0, 1, 2, 3, 5, 6, 8, 9)]  # what is not to be forgotten
 CLASS = [f"{style} digit" for style in ("normal", "inverted")]  # what the new thing is one of, in both styles
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+COMCAT: dict[str, Any] = {"method": "comcat", "rank": 2, "learning_rate": 1e-2}
+LORA: dict[str, Any] = {"method": "lora", "rank": 4, "learning_rate": 3e-3}
+DREAMBOOTH: dict[str, Any] = {"method": "dreambooth", "learning_rate": 3e-4}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # row: method, settings
     "none": ("None: a random new word", {}),
-    "comcat": ("COMCAT, r = 2, zero start", {"method": "comcat", "rank": 2, "learning_rate": 1e-2}),
-    "comcat-cross": (
-        "COMCAT, r = 2, to the prompt only",
-        {"method": "comcat", "rank": 2, "layers": "cross", "learning_rate": 1e-2},
-    ),
-    "comcat-random": (
-        "COMCAT, r = 2, as printed",
-        {"method": "comcat", "rank": 2, "zero_start": False, "learning_rate": 1e-2},
-    ),
-    "comcat-class": (
-        "COMCAT, r = 2, prior of the class",
-        {"method": "comcat", "rank": 2, "learning_rate": 1e-2, "prior": CLASS},
-    ),
-    "comcat-prior": (
-        "COMCAT, r = 2, prior of the old digits",
-        {"method": "comcat", "rank": 2, "learning_rate": 1e-2, "prior": OLD},
-    ),
-    "lora-2": ("LoRA, rank 2", {"method": "lora", "rank": 2, "learning_rate": 1e-2}),
-    "lora-4": ("LoRA, rank 4", {"method": "lora", "rank": 4, "learning_rate": 3e-3}),
+    "comcat": ("COMCAT, r = 2, zero start", COMCAT),
+    "comcat-cross": ("COMCAT, r = 2, to the prompt only", COMCAT | {"layers": "cross"}),
+    "comcat-random": ("COMCAT, r = 2, as printed", COMCAT | {"zero_start": False}),
+    "comcat-class": ("COMCAT, r = 2, prior of the class", COMCAT | {"prior": CLASS}),
+    "comcat-prior": ("COMCAT, r = 2, prior of the old digits", COMCAT | {"prior": OLD}),
+    "lora-2": ("LoRA, rank 2", LORA | {"rank": 2, "learning_rate": 1e-2}),
+    "lora-4": ("LoRA, rank 4", LORA),
     "custom_diffusion": ("Custom Diffusion", {"method": "custom_diffusion", "learning_rate": 3e-3}),
-    "lora-4-prior": (
-        "LoRA, rank 4, prior of the old digits",
-        {"method": "lora", "rank": 4, "learning_rate": 1e-2, "prior": OLD},
-    ),
-    "dreambooth": ("DreamBooth", {"method": "dreambooth", "learning_rate": 3e-4}),
-    "dreambooth-class": (
-        "DreamBooth, prior of the class",
-        {"method": "dreambooth", "learning_rate": 3e-4, "prior": CLASS},
-    ),
-    "dreambooth-prior": (
-        "DreamBooth, prior of the old digits",
-        {"method": "dreambooth", "learning_rate": 1e-3, "prior": OLD},
-    ),
+    "lora-4-prior": ("LoRA, rank 4, prior of the old digits", LORA | {"learning_rate": 1e-2, "prior": OLD}),
+    "dreambooth": ("DreamBooth", DREAMBOOTH),
+    "dreambooth-class": ("DreamBooth, prior of the class", DREAMBOOTH | {"prior": CLASS}),
+    "dreambooth-prior": ("DreamBooth, prior of the old digits", DREAMBOOTH | {"learning_rate": 1e-3, "prior": OLD}),
     "textual_inversion": ("Textual inversion", {"method": "textual_inversion", "learning_rate": 1e-1}),
 }
 ROWS = tuple(

@@ -68,5 +68,5 @@ TABLE = Table(
     about=__doc__ or "",
     rows=tuple(row for model in REDUCTIONS for row in rows(model)),
     columns=COLUMNS,
-    pictures=("accuracy_vs_images",),
+    pictures=(),
 )

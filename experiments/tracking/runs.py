@@ -7,11 +7,9 @@ last second, so every part of a job says anew what is known by then of its layer
 """
 
 import hashlib
-import importlib.metadata
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,75 +45,19 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return joined
 
 
-@dataclass(frozen=True)
-class RunDescription:
-    """Say what a run is: its id, its group, its kind (W&B's job type), its name, its tags and its flat config."""
-
-    id: str
-    group: str
-    kind: str
-    name: str
-    tags: list[str]
-    config: Mapping[str, Any]
-    folder: Path  # of all results
-
-
-@dataclass(frozen=True)
-class Models:
-    """Tell which models a job leaves: the artifact's name, what is told of it, the folders, and the dense weights' file."""
-
-    name: str
-    about: Mapping[str, Any]
-    folders: Sequence[Path]
-    checkpoint: Path | None
-
-
 @contextmanager
-def tracked(description: RunDescription) -> Iterator[Any]:
-    """Track a run within the block: silent, without system metrics; marked as failed if the block raises."""
-    folder = description.folder / "wandb"
+def tracked(folder: Path, run_id: str, config: Mapping[str, Any], **about: Any) -> Iterator[Any]:
+    """Track a run within the block: silent, without system metrics; marked as failed if the block raises.
+
+    ``folder``: of all results; ``about``: what else ``wandb.init`` is told of the run.
+    """
+    import wandb
+
     os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_DATA_DIR", str(folder.absolute()))  # of tables until they are synced
-    mode = os.environ.get("WANDB_MODE", "offline")
-    begun = sum(1 for _ in folder.glob(f"offline-run-*-{description.id}*"))
-    run = _begin(description, mode)
-    if begun and mode == "offline":
-        run.log({"attempt": begun}, step=begun * STEPS_OF_AN_ATTEMPT, commit=True)
-    try:
-        yield run
-    except BaseException as error:
-        run.summary.update({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
-        run.finish(exit_code=1)
-        raise
-    run.finish()
-
-
-def _begin(description: RunDescription, mode: str) -> Any:
-    import wandb
-
-    run = wandb.init(
-        project=PROJECT,
-        id=description.id,
-        resume="allow",
-        group=description.group,
-        job_type=description.kind,
-        name=description.name,
-        tags=description.tags,
-        config={**description.config, "versions/wandb": importlib.metadata.version("wandb")},
-        dir=str(description.folder),
-        mode=mode,  # type: ignore[arg-type]
-        settings=_settings(),
-    )
-    for metric, axis in AXES.items():
-        run.define_metric(axis, hidden=True)
-        run.define_metric(metric, step_metric=axis, summary="none" if metric.endswith("*") else None)
-    return run
-
-
-def _settings() -> Any:
-    import wandb
-
-    return wandb.Settings(
+    os.environ.setdefault("WANDB_DATA_DIR", str((folder / "wandb").absolute()))  # of tables until they are synced
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    begun = sum(1 for _ in (folder / "wandb").glob(f"offline-run-*-{run_id}*"))
+    settings = wandb.Settings(
         silent=True,
         console="off",
         disable_code=True,
@@ -125,6 +67,21 @@ def _settings() -> Any:
         x_save_requirements=False,
         x_transaction_log_flush_interval=1.0,  # what a killed job has not written is lost; the default is 15 seconds
     )
+    known = {**config, "versions/wandb": wandb.__version__}
+    where: dict[str, Any] = {"project": PROJECT, "id": run_id, "resume": "allow", "dir": str(folder), "mode": mode}
+    run = wandb.init(config=known, settings=settings, **where, **about)
+    for metric, axis in AXES.items():
+        run.define_metric(axis, hidden=True)
+        run.define_metric(metric, step_metric=axis, summary="none" if metric.endswith("*") else None)
+    if begun and mode == "offline":
+        run.log({"attempt": begun}, step=begun * STEPS_OF_AN_ATTEMPT, commit=True)
+    try:
+        yield run
+    except BaseException as error:
+        run.summary.update({"status": "failed", "reason": f"{type(error).__name__}: {error}"})
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 def log_compression(run: Any, report: Mapping[str, Any]) -> None:
@@ -172,55 +129,38 @@ def _layer(index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def gains(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of the dense model's size that is gone, and the points of top-1 lost, where both are known.
+    """Return the share of the parameters that is gone, and the points of top-1 lost, where there is a top-1.
 
     >>> gains({"params": {"dense": 200, "compressed": 50}, "top1": {"dense": 95.0, "before": None, "after": 93.5}})
     {'params/reduction': 0.75, 'top1/drop': 1.5}
     """
-    found = {}
-    for name in ("params", "macs"):
-        size = measured.get(name) or {}
-        if size.get("dense") and size.get("compressed") is not None:
-            found[f"{name}/reduction"] = 1 - size["compressed"] / size["dense"]
-    top1 = measured.get("top1") or {}
-    for when, name in (("after", "drop"), ("before", "drop_before")):
-        if top1.get(when) is not None:
-            found[f"top1/{name}"] = top1["dense"] - top1[when]
-    return found
+    size, top1 = measured["params"], measured["top1"]
+    drop = {"top1/drop": top1["dense"] - top1["after"]} if top1.get("after") is not None else {}
+    return {"params/reduction": 1 - size["compressed"] / size["dense"], **drop}
 
 
-def log_result(run: Any, measured: Mapping[str, Any], models: Models) -> None:
-    """Keep the flat result as the run's summary, with what it saved and lost, and the models as an artifact."""
-    if run is None:
-        return
-    result = {name: value for name, value in measured.items() if name != "layers"}
-    run.summary.update(flat(result) | gains(measured) | {"status": "done"})
-    if models.folders or models.checkpoint is not None:
-        run.log_artifact(_artifact(models))
+def log_result(run: Any, measured: Mapping[str, Any]) -> None:
+    """Keep the flat result as the run's summary, with what it saved and lost."""
+    run.summary.update(flat(measured) | gains(measured) | {"status": "done"})
 
 
-def _artifact(models: Models) -> Any:
-    """List the model folders, and the dense weights by their path. Files are uploaded from where they lie, not copied.
+def log_models(run: Any, name: str, about: Mapping[str, Any], folders: Sequence[Path], checkpoint: Path | None) -> None:
+    """Log an artifact: the folders of a job's models, and the file of the dense weights by its path.
 
-    Models above ``ATTACHED_BYTES`` together are named by their paths and sha256 instead, and stay where they are.
+    Files are uploaded from where they lie, not copied. Models above ``ATTACHED_BYTES`` together are named by their paths
+    and sha256 instead, and stay where they are.
     """
     import wandb
 
-    files = [(f"{folder.name}/{path.name}", path) for folder in models.folders for path in sorted(folder.iterdir())]
+    files = [(f"{folder.name}/{path.name}", path) for folder in folders for path in sorted(folder.iterdir())]
     by_path = sum(path.stat().st_size for _, path in files) > ATTACHED_BYTES
-    hashes = {name: _sha256(path) for name, path in files} if by_path else {}
-    artifact = wandb.Artifact(models.name, "model", metadata={**models.about, "sha256": hashes})
-    for name, path in files:
+    hashes = {file: hashlib.sha256(path.read_bytes()).hexdigest() for file, path in files} if by_path else {}
+    artifact = wandb.Artifact(name, "model", metadata={**about, "sha256": hashes})
+    for file, path in files:
         if by_path:
-            artifact.add_reference(path.absolute().as_uri(), name=name, checksum=False)
+            artifact.add_reference(path.absolute().as_uri(), name=file, checksum=False)
         else:
-            artifact.add_file(str(path), name=name, policy="immutable")
-    if models.checkpoint is not None:
-        path = models.checkpoint
-        artifact.add_reference(path.absolute().as_uri(), name=f"dense/{path.name}", checksum=False)
-    return artifact
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            artifact.add_file(str(path), name=file, policy="immutable")
+    if checkpoint is not None:
+        artifact.add_reference(checkpoint.absolute().as_uri(), name=f"dense/{checkpoint.name}", checksum=False)
+    run.log_artifact(artifact)

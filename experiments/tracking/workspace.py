@@ -107,12 +107,6 @@ def _curves() -> "list[Section]":
     return sections
 
 
-def describe(workspace: "Workspace") -> dict[str, Any]:
-    """Return the workspace as W&B stores it: plain values."""
-    view: dict[str, Any] = workspace._model.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return view
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     parser.add_argument("--entity", help="the user or team that has the project (needed by --save)")
@@ -126,7 +120,10 @@ def run(args: argparse.Namespace, colours: Colours) -> int:
         raise InputError("--save needs --entity: the user or team on wandb.ai that has the project")
     workspace = build(args.entity or "", args.project, colours)
     if not args.save:
-        print(json.dumps(describe(workspace), indent=2))
+        view = workspace._model.model_dump(
+            mode="json", by_alias=True, exclude_none=True
+        )  # plain values, as W&B stores it
+        print(json.dumps(view, indent=2))
         print("not published: --save --entity NAME does (after wandb login and wandb sync)", file=sys.stderr)
         return 0
     try:

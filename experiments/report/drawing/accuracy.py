@@ -15,7 +15,6 @@ METHODS = {"svd": "plain SVD", "representative": "mean-image SVD", "whitened": "
 PARTS = {"blocks": "(a) one block", "layers": "(b) layer type"}
 WIDTHS = {"blocks": 5, "layers": 4}
 TICKS = 8  # numbers of blocks that fit below a panel
-Place = tuple[str, str]  # part and method
 SHARES = (("o", "-", "0.7"), ("s", "--", "0.5"), ("^", "-.", "0.3"), ("D", ":", "0.0"))  # darker: more is removed
 
 
@@ -25,38 +24,28 @@ def draw(results: Results, title: str) -> Figure:
     counts = sorted({result["measured"]["n"] for seeds in results.values() for result in seeds})
     notes = f"top-1 on {' or '.join(f'{count:,}' for count in counts)} images, everything else dense"
     figure = new_figure(title, notes, results, 1.0 + 1.7 * len(models) + 0.4)
-    places = _places(results)
+    places = [(part, method) for part in PARTS for method in METHODS]
     widths = [WIDTHS[part] for part, _ in places]
     panels = figure.subplots(len(models), len(places), squeeze=False, sharey="row", width_ratios=widths)
-    for number, (line, model) in enumerate(zip(panels, models, strict=True)):
-        _draw_line(line, places, {part: results.get(f"{model}/{part}", ()) for part in PARTS})
+    for line, model in zip(panels, models, strict=True):
         for panel, (part, method) in zip(line, places, strict=True):
-            if number == 0:
-                panel.set_title(f"{PARTS[part]},\n{METHODS[method]}", fontsize=SIZE)
-            if number == len(models) - 1:
+            panel.set_visible(f"{model}/{part}" in results)
+            if panel.get_visible():
+                _draw_part(panel, results[f"{model}/{part}"], method)
                 panel.set_xlabel("block" if part == "blocks" else "layer type", fontsize=SIZE)
+                panel.set_title(f"{PARTS[part]},\n{METHODS[method]}", fontsize=SIZE)
+                finish(panel)
+        first = next(panel for panel in line if panel.get_visible())
+        own = next(seeds for name, seeds in results.items() if name.startswith(f"{model}/"))
+        first.set_ylabel(f"{architecture(own)}\ntop-1, %", fontsize=SIZE)
+        first.tick_params(labelleft=True)
+    for panel in panels[1:].flat:
+        panel.set_title("")
+    for panel in panels[:-1].flat:
+        panel.set_xlabel("")
     removed = next(iter(results.values()))[0]["measured"]["removed"]
     add_key(figure, _entries(removed), columns=5, title="removed of the full rank of these layers:")
     return figure
-
-
-def _places(results: Results) -> list[Place]:
-    """List the panels of a line: those methods that all results have, since older ones lack the mean image's."""
-    known = [set(result["measured"]["top1"]) for seeds in results.values() for result in seeds]
-    return [(part, method) for part in PARTS for method in METHODS if all(method in names for names in known)]
-
-
-def _draw_line(panels: Sequence[Axes], places: Sequence[Place], parts: Results) -> None:
-    """Draw the panels of a model; those of a part that was not measured stay empty."""
-    measured = [(panel, place) for panel, place in zip(panels, places, strict=True) if parts[place[0]]]
-    for panel, (part, method) in measured:
-        _draw_part(panel, parts[part], method)
-    for panel in panels:
-        finish(panel)
-        panel.set_visible(panel in [panel for panel, _ in measured])
-    first, (part, _) = measured[0]
-    first.set_ylabel(f"{architecture(parts[part])}\ntop-1, %", fontsize=SIZE)
-    first.tick_params(labelleft=True)
 
 
 def _draw_part(panel: Axes, results: Sequence[Mapping[str, Any]], method: str) -> None:

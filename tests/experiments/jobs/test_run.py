@@ -19,7 +19,7 @@ from experiments.jobs.revisions import made_by
 from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
 from experiments.runner import campaign
-from experiments.runner.pool import View, run_here
+from experiments.runner.pool import run_here
 from lowrank_vit import Hardware, InputError, load
 from lowrank_vit.modules.counting import parameter_count
 
@@ -52,7 +52,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     """Jobs run in this process; returns what was run."""
     ran: list[Task] = []
 
-    def run(tasks: Sequence[Task], workers: int, threads: int | None, view: View) -> list[Outcome]:
+    def run(tasks: Sequence[Task], workers: int, threads: int | None, view: Any) -> list[Outcome]:
         ran.extend(tasks)
         return run_here(tasks, view)
 
@@ -85,7 +85,6 @@ def test_a_job_from_end_to_end(tmp_path: Path) -> None:
     assert result["seconds"]["total"] > 0
     assert {name: result[name] for name in ("recipe", "revisions")} == made_by(own.job)
     assert {"seed", "source", "git", "versions", "command"} <= result["provenance"].keys()
-    assert len(result["layers"]) == 11  # of twelve: Algorithm 1 leaves one dense
     assert parameter_count(load(own.own_folder / "finetuned")) == result["params"]["compressed"]
     assert not (own.own_folder / "checkpoints").exists()
     assert not (own.own_folder / "stages.json").exists()
@@ -212,7 +211,7 @@ def test_a_job_on_two_processes_is_that_of_one(tmp_path: Path) -> None:
         assert other["top1"][when] == pytest.approx(top1, abs=100 / 64 + 1e-6), when  # an image may tip over
     for name in ("dense", "before", "after"):
         assert other["loss"][name] == pytest.approx(one["loss"][name], rel=1e-3), name
-    assert [layer["rank"] for layer in other["layers"]] == [layer["rank"] for layer in one["layers"]]
+    assert other["params"] == one["params"]
     assert sorted(path.name for path in two.own_folder.iterdir()) == sorted(
         path.name for path in alone.own_folder.iterdir()
     )

@@ -36,7 +36,7 @@ def made(job: Job, **changes: Any) -> dict[str, Any]:
         "device": "cpu",
         "seed": job.seed,
     }
-    fields = {"provenance": provenance, "threads": 1, "finetune": {"epochs": 20}}
+    fields = {"provenance": provenance, "finetune": {"epochs": 20}}
     return {**result(job, "new", 90.0 + job.seed), **fields, **changes}
 
 
