@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 FOLDER = "the folder of a compressed model, hf_hub:OWNER/NAME, or deit_tiny_4mib, which comes with the package"
+SHARE = "a share between 0 and 1, such as 0.4 for 40 %"
 
 
 def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -231,7 +232,10 @@ def add_calibration(parser: argparse.ArgumentParser, *, held_out: bool = True) -
 
 def shares(text: str) -> dict[str, float]:
     """Read numbers, keyed by their text, which names their folders."""
-    return {part.strip(): float(part) for part in text.split(",")}
+    try:
+        return {part.strip(): float(part) for part in text.split(",")}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {SHARE}") from None
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from lowrank_vit.cli.arguments import check_one_model
+from lowrank_vit.cli.arguments import SHARE, check_one_model
 from lowrank_vit.cli.recipe_file import is_file
 from lowrank_vit.data.kinds import check_kind
 from lowrank_vit.records.budgets import parse_budgets
@@ -45,8 +45,7 @@ def check_early(args: argparse.Namespace) -> None:
     reductions = given.get("reduction")
     for share in reductions.values() if isinstance(reductions, dict) else []:
         if not (math.isfinite(share) and 0 < share < 1):
-            remedy = f"{share / 100:g} for {share:g} %" if 1 < share < 100 else "a share between 0 and 1"
-            raise InputError(f"reduction {share:g} is out of reach: give {remedy}")
+            raise InputError(f"reduction {share:g} is out of reach: it is {SHARE}")
     if isinstance(given.get("budget"), str):
         parse_budgets(args.budget)
     if "check" in given:

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from lowrank_vit.runtime.errors import InputError
 
 TEXTS = "input_ids"  # as transformers calls texts
+SIZE = re.compile(r"(.*_)?(ratio|share|sparsity)")  # as others call a reduction
 
 
 def check_model(model: object, second: object) -> None:
@@ -71,6 +73,7 @@ def check_options(given: Iterable[str], function: Callable[..., Any], *takers: C
     parameters = [each for taker in (function, *takers) for each in inspect.signature(taker).parameters.values()]
     known = {each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
     for name in [name for name in given if name not in known]:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
+        sizes = [size for size in ("reduction", "budget") if size in known and SIZE.fullmatch(name)]
+        near = sizes or difflib.get_close_matches(name, known, n=1)
+        hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise TypeError(f"{function.__name__}() has no argument {name!r}{hint}")

@@ -7,6 +7,7 @@ rest. What each file does is listed in CONTRIBUTING.md, in the order in which th
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def compress(
     check_options(options, compress, analyse)
     if reduction is not None and budget is not None:
         raise InputError(f"reduction={reduction!r} and budget={budget!r} exclude each other: give one of them")
+    if isinstance(budget, Real):
+        raise InputError(
+            f"`budget={budget}`: a budget names its cost, as in budget={{'params': 0.6}} (what may remain); `reduction=0.4` "
+            "removes a share"
+        )
     size: Size = DEFAULT_REDUCTION if reduction is None else reduction
     return next(sweep(model, calibration, recipe, [size if budget is None else budget], bits=bits, **options))
 

@@ -1,9 +1,11 @@
 """The kinds of sources of images, without importing what opens them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from lowrank_vit.runtime.files import AROUND
+from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import AROUND, given_path
 from lowrank_vit.runtime.registry import unknown
 
 REGISTERED = re.compile(r'^@source\("(\w+)"', re.MULTILINE)
@@ -15,11 +17,18 @@ def source_kinds() -> list[str]:
     return sorted(name for file in files for name in REGISTERED.findall(file.read_text("utf-8")))
 
 
+def unknown_source(spec: str, known: Iterable[str]) -> InputError:
+    """Return the error for a SPEC of images that is none of the ``known`` ones; of a folder, what was meant."""
+    if given_path(spec).is_dir():
+        return InputError(f"data source {spec!r} names no kind: did you mean imagefolder:{spec}?")
+    return unknown("data source", spec, known)
+
+
 def check_kind(spec: str) -> None:
     """Raise ``InputError`` for a SPEC of images of an unknown kind."""
     kind, _, target = spec.partition(":")
     known = source_kinds()
     if known and kind not in known:
-        raise unknown("data source", spec, known)
+        raise unknown_source(spec, known)
     if kind in AROUND and "," in target:
         check_kind(target.partition(",")[2])

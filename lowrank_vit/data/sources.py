@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from lowrank_vit.data.classes import class_labels
+from lowrank_vit.data.kinds import unknown_source
 from lowrank_vit.data.splits import SOURCES, ImageSource, ImageSplit, Relabelled, source
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.registry import unknown
 
 FORM = "ordered:ORDER,SPEC"
 
@@ -25,7 +25,7 @@ def opened(spec: str) -> ImageSource:
     kind, _, target = spec.partition(":")
     forms = {name: SOURCES.get(name).form for name in SOURCES.names()}
     if kind not in forms:
-        raise unknown("data source", spec, forms.values())
+        raise unknown_source(spec, forms.values())
     if not target and ":" in forms[kind]:
         raise InputError(f"the data source {spec!r} is incomplete: write {forms[kind]}")
     if ":" in spec and ":" not in forms[kind]:

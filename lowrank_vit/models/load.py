@@ -84,7 +84,7 @@ def check_name(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=NEAREST, cutoff=0.5)
-        raise unknown("model", name, near or STANDINS)
+        raise InputError(f"unknown model {name!r}: similar names: {', '.join(near or STANDINS)}")
     tags = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in tags:
         raise unknown("pretrained tag of a model", name, tags)

@@ -128,6 +128,8 @@ def parse_budget(text: str) -> Budget:
     Raises ``InputError`` for an unknown cost or unit, and for a number that is neither.
     """
     name, equals, value = text.partition("=")
+    if re.fullmatch(r"\s*\d*\.?\d+\s*", name):
+        raise InputError(f"budget {name} names no cost: did you mean params={name}?")
     cost = NAMES.get(name.strip(), name.strip())
     if equals and cost not in (*COSTS.names(), LATENCY):
         raise unknown("budget", name.strip(), [*NAMES, *UNITS])

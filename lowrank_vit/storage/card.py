@@ -1,6 +1,7 @@
 """The model card of a saved folder: ``README.md`` as the Hugging Face hub reads it, from what config and report hold."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,13 @@ def _metadata(config: Mapping[str, Any], report: Report) -> ModelCardData:
 
 
 def _steps(report: Report) -> list[str]:
-    steps = [] if report["recipe"] is None else [f"recipe `{report['recipe']}`, {report['recipe_fields']['about']}"]
+    steps = []
+    if report["recipe"] is not None:
+        fields, tokens = report["recipe_fields"], report.get("tokens")
+        about = re.sub(r"; .*, as the budget has it$", "", fields["about"])
+        steps = [f"recipe `{report['recipe']}`, {about}"]
+        steps += ["factors pivoted"] if fields.get("pivoted") else []
+        steps += ["tokens merged"] if tokens is not None and any(tokens.get("pairs", [True])) else []
     if "quantization" in report:
         bits = report["quantization"]["bits"]
         steps.append("stored in float16" if bits == 16 else f"linear layers in {bits} bits, the rest in float16")
@@ -92,4 +99,4 @@ def _width(layer: LayerEntry) -> str:
     kept = [
         f"{name} {details[part]} of {details[f'{part}_of']}" for part, name in PARTS.items() if f"{part}_of" in details
     ]
-    return ", ".join(kept) or ("dense" if layer["rank"] is None else str(layer["rank"]))
+    return ", ".join(kept) or ("dense" if layer["rank"] is None else f"rank {layer['rank']}")

@@ -96,6 +96,11 @@ def test_a_reduction_and_a_budget_of_parameters_are_the_same() -> None:
     assert (first["budget"]["asked"], second["budget"]["asked"]) == ("reduction 0.4", "params=0.6")
     with pytest.raises(InputError, match="exclude each other"):
         compress(model, [data], "exact", 0.4, budget="params=0.6")
+    named = r"`budget=0.6`: a budget names its cost, as in budget={'params': 0.6} \(what may remain\)"
+    with pytest.raises(InputError, match=named):
+        compress(model, [data], "exact", budget=0.6)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"no argument 'ratio': did you mean 'reduction' or 'budget'\?"):
+        compress(model, [data], "exact", ratio=0.4)
 
 
 @pytest.mark.parametrize("cost", ["params", "macs", "bytes"])

@@ -11,6 +11,7 @@ from lowrank_vit import compress, save
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.storage.card import model_card
 from lowrank_vit.storage.folder import load_report, read_config
+from lowrank_vit.storage.shipped import shipped, shipped_folder
 from tests.support.cases import few
 from tests.support.markup import poisoned
 from tests.support.models import ARGUMENTS, images, tiny
@@ -50,7 +51,7 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
         assert row[4:] == [f"{100 * layer[key]:.2f}" for key in ("relative_error", "relative_error_held_out")]
         kept = layer.get("details", {})
         if layer["name"].endswith(("qkv", "proj", "fc1", "fc2", "linear", "pos_embed")):
-            assert row[1] == ("dense" if layer["rank"] is None else str(layer["rank"]))
+            assert row[1] == ("dense" if layer["rank"] is None else f"rank {layer['rank']}")
         elif layer["name"].endswith("attn"):
             words = {"query_key": "query-key {} of 16", "value": "value {} of 16", "head": "heads {} of 2"}
             words |= {
@@ -73,6 +74,20 @@ def test_the_card_says_what_the_report_says(recipe: str, tmp_path: Path) -> None
     assert ("no label was read" in text) == ("learnt" in report)
     assert "No accuracy: the report holds none" in text
     assert "nested" not in text
+
+
+def test_the_card_says_what_was_done_of_what_the_budget_decides() -> None:
+    folder = shipped_folder(shipped()[0])
+    assert folder is not None
+    config, tokens, report = read_config(folder), {"rule": "merge", "pairs": [0, 8]}, dict(load_report(folder))
+    report.pop("quantization", None)
+    for pivoted, entry, end in (
+        (True, {}, "; factors pivoted"), (False, {}, ""), (False, {"tokens": tokens}, "; tokens merged"),
+        (False, {"tokens": {**tokens, "pairs": [0, 0]}}, ""),
+    ):  # fmt: skip
+        fields = {**report["recipe_fields"], "about": get_recipe("best").about, "pivoted": pivoted}
+        text = model_card(config, {**report, "recipe_fields": fields, **entry}, 1000)
+        assert f"`, heads, and embeddings at a rank, norms folded{end}." in text
 
 
 HOSTILE = "</script><script>alert(1)</script>\n---\nlicense: mit\ntags: [x]\n"

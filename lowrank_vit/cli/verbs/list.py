@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
     kinds = (
         "models", "recipes", "methods", "decompositions", "allocators", "compensations", "quantizers", "tokens", "exporters",
     )  # fmt: skip
-    parser.add_argument("kind", choices=kinds, help="what to list")
+    parser.add_argument("kind", choices=kinds, metavar=f"{{{','.join(kinds)}}}", help="what to list")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.set_defaults(run=run)
 

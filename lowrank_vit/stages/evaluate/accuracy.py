@@ -5,6 +5,7 @@ A warning comes first where the classes of the data cannot be those that the mod
 
 import base64
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -33,9 +34,10 @@ from lowrank_vit.records.images import (
 )
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
-from lowrank_vit.runtime.processes import gathered, rank_and_world
+from lowrank_vit.runtime.processes import gathered, is_first, rank_and_world
 from lowrank_vit.runtime.trainer import make_trainer, quiet_run
 
+ENOUGH = 50  # images, to tell a model from chance
 SEEN = 0.9  # of a model's classes: numbers without names may lack the last few
 EMPTY = "no images to evaluate: the data set, its validation split or `limit=` is empty"
 
@@ -75,6 +77,19 @@ def tell_misfit(model: nn.Module, data: Any) -> bool:
 def fitting(model: nn.Module, data: Any, batches: Batches) -> Batches:
     """Return batches of ``data``: without their labels, and a warning, where these are not what a model predicts."""
     return Unlabelled(batches) if tell_misfit(model, data) else batches
+
+
+def tell_chance(top1: float, images: int, classes: int | None) -> None:
+    """Warn, once, where a model's ``top1``, in percent, is no more than guesses reach: its classes have other numbers."""
+    chance = 1 / (classes or math.inf)
+    guessed = chance + 2 * math.sqrt(chance * (1 - chance) / images)
+    if classes and images >= ENOUGH and top1 <= 100 * guessed and is_first():
+        warnings.warn(
+            f"top-1 is {top1:.2f} % on {images} images, no more than by chance ({100 * chance:.3g} %): their labels do not "
+            "look like the model's classes; read them by ImageData, which numbers classes by their names, name folders by "
+            "wnids, or give `class_order=`",
+            stacklevel=2,
+        )
 
 
 PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
@@ -305,8 +320,9 @@ def evaluate(
     data = dataloader
     if not isinstance(data, LightningDataModule):
         data = _LoaderModule(Images.of(data).batches)
+    misfits = False
     if isinstance(evaluation.score, ClassificationScore):
-        tell_misfit(model, dataloader)
+        misfits = tell_misfit(model, dataloader)
     precision = hardware.precision
     if precision is not None and precision not in ("32", "32-true") and not precision.endswith("mixed"):
         evaluation = copy.deepcopy(evaluation)  # Lightning converts the weights in place
@@ -319,6 +335,8 @@ def evaluate(
     if loss != loss:  # NaN
         raise InputError("the model's outputs are not numbers for some images: check the weights and the images")
     found: dict[str, Any] = {**results[0], "n": round(results[0]["n"])}
+    if "top1" in found and not misfits:
+        tell_chance(found.get("top1_dense", found["top1"]), found["n"], classes_of(model))
     if hits and sum(map(len, evaluation.hits)) == found["n"]:
         found["hits"] = pack_hits(torch.cat(evaluation.hits))
     return found

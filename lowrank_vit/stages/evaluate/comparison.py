@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict, tell_implausible
-from lowrank_vit.objectives.classification import Classification, without_classifier
+from lowrank_vit.objectives.classification import Classification, classes_of, without_classifier
 from lowrank_vit.records.images import Batches, each_image, images_in, known_labels
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, count_hits
+from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, count_hits, tell_chance
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def compare(dense: nn.Module, small: nn.Module, batches: Batches, *, progress: b
     if not n:
         raise InputError(EMPTY)
     known = all(with_labels)
+    if known:
+        tell_chance(100 * hits_dense / n, int(n), classes_of(dense))
     return {
         "n": int(n),
         "agreement": 100 * same / n,

@@ -1,4 +1,5 @@
 import base64
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lowrank_vit.stages.evaluate.accuracy import evaluate, shard
 from lowrank_vit.stages.evaluate.comparison import compare
 from tests.support.hardware import on_cpu
+from tests.support.models import images as random_images
+from tests.support.models import tiny as of_timm
 from tests.support.processes import become
 
 IMAGES = 65
@@ -109,3 +112,29 @@ def test_the_hits_are_those_of_the_images_in_order() -> None:
     assert bits.tolist() == [int(place % 3 != 0) for place in range(23)]
     assert found["top1"] == pytest.approx(100 * bits.mean())
     assert "hits" not in run(model, batches)
+
+
+def test_images_that_are_not_normalised_are_told_with_the_remedy() -> None:
+    with pytest.warns(
+        UserWarning, match=r"as if they were not normalised .*: prepare them by timm\.data\.create_transform"
+    ):
+        compare(of_timm(), of_timm(), [random_images(20).sigmoid()])
+
+
+def test_labels_that_are_hit_by_chance_only_are_told_of() -> None:
+    """By the dense model's hits where there is one: a smaller model may have lost them by itself."""
+    model, images, told = tiny().eval(), tiny_data().tensors[0], r"no more than by chance \(10 %\)"
+    hit, worse = model(images).argmax(-1), tiny()
+    worse.head.weight.data *= -1
+    wrong = (hit + 1) % 10
+    with warnings.catch_warnings(action="error"):
+        run(model, [(images, hit)])
+        run(worse, [(images, hit)], dense=model)
+        run(model, [(images[:8], wrong[:8])])  # too few to tell
+    for measure in (
+        lambda: run(model, DataLoader(TensorDataset(images, wrong), batch_size=8)),
+        lambda: run(worse, [(images, wrong)], dense=model),
+        lambda: compare(model, worse, [(images, wrong)]),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            measure()
