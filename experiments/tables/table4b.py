@@ -15,7 +15,7 @@ from experiments.tables.architectures import DEIT_T
 from experiments.tables.rows import Row, Table
 
 DENSE_BYTES = 22_883_376  # of DeiT-Tiny's file in float32
-SIZES = (8, 6, 4, 3, 2, 1.5)  # MiB
+SIZES = (4, 3, 2, 1.5)  # MiB
 WAYS = {
     "bytes_by_ranks": "ranks alone (heads, float16)",
     "bytes_by_bits": "bits alone, the same for all blocks (GPTQ)",
