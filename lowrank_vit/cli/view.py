@@ -20,8 +20,8 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
 UNITS = {
-    QUERY_KEY: "logits",
-    VALUE: "values",
+    QUERY_KEY: "query-key",
+    VALUE: "value",
     HIDDEN: "hidden",
     HEAD: "heads",
     INPUT: "inputs",
@@ -89,13 +89,12 @@ def _show_notes(console: Console, report: Report) -> None:
         left_out = f"; left out: {', '.join(fallback['left_out'])}" if fallback["left_out"] else ""
         singles = f"{len(fallback['layers'])} single layers" + left_out
         console.print(f"recipe {escape(fallback['asked'])} fell back ({singles}): {escape(fallback['reason'])}")
-    if report.get("refit") or report.get("measured_losses"):
-        console.print(f"losses by the objective {escape(report['recipe_fields']['objective'])}")
     overfit = report.get("overfit")
     if overfit is not None:
         console.print(
-            f"error of the reduced layers: {100 * overfit['relative_error']:.2f} % seen, "
-            f"{100 * overfit['relative_error_held_out']:.2f} % unseen ({overfit['ratio']:.2f} times)"
+            f"relative error of the layers' outputs: {100 * overfit['relative_error']:.2f} % on calibration images, "
+            f"{100 * overfit['relative_error_held_out']:.2f} % on unseen ones ({overfit['ratio']:.2f} times; if it is far "
+            "above 1, calibrate on more images)"
         )
 
 
@@ -116,13 +115,13 @@ def feature_line(measured: Mapping[str, Any]) -> str:
 
 
 def size_line(report: Report, file_bytes: int) -> str:
-    """Say how much smaller the file is, and how much faster the model could be."""
+    """Say how much smaller the file is, and how much less is computed."""
     macs, dense = report.get("macs"), FLOAT32 * report["params"]["dense"]
     line = f"size {mebibytes(dense)} -> {mebibytes(file_bytes)}"
     if macs is None or not macs["compressed"]:
         return line
     ratio = macs["dense"] / macs["compressed"]
-    return f"{line}; predicted speed {ratio:.2f} times the dense model's, by multiply-accumulates (`benchmark` measures it)"
+    return f"{line}; {ratio:.2f} times fewer multiply-accumulates; `lowrank-vit benchmark` measures the speed"
 
 
 def show_trials(trials: Sequence[Any], max_loss: float) -> None:
@@ -165,6 +164,10 @@ def show_plans(result: Mapping[str, Any]) -> None:
         costs = (f"{size['parameters']:,}", f"{size['macs'] / 1e6:,.1f}", f"{size['bytes'] / 2**20:.2f}")
         table.add_row(asked, f"{size['predicted_loss']:.4f}", *costs)
     console.print(table)
+    console.print(
+        "The predicted loss is a second-order estimate, before anything is measured: the real divergence is often several "
+        "times higher. `lowrank-vit sweep` measures accuracy."
+    )
 
 
 def show_sweep(result: Mapping[str, Any]) -> None:
@@ -221,8 +224,8 @@ def _show_layers(console: Console, layers: Sequence[LayerEntry]) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("layer", no_wrap=True, min_width=max(len(layer["name"]) for layer in layers))
     compensated = any(layer["z"] is not None for layer in layers)
-    for column in ("kept", *(["Z"] if compensated else []), "params", "error %", "unseen %"):
-        table.add_column(column, justify="left" if column == "kept" else "right", no_wrap=True)
+    for column in ("kept", *(["Z"] if compensated else []), "params", "error of\noutput %", "on unseen\nimages %"):
+        table.add_column(column, justify="left" if column == "kept" else "right", no_wrap=column != "kept")
     for layer in layers:
         unseen, z = layer["relative_error_held_out"], layer["z"]
         table.add_row(

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.find import FoundUnits
-from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.modules.counting import model_size, parameter_count
 from lowrank_vit.records.budgets import REMOVED, Size, budget_of
 from lowrank_vit.records.costs import COSTS, PARAMETERS, Cost
 from lowrank_vit.records.curves import ErrorCurve
@@ -92,8 +92,7 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
 
     The losses are those known before a plan is made: predicted ones, or the recipe's measured curves.
     Returns the ``dense`` costs, the ``currency`` of the losses, and ``sizes``: each with its ``reduction`` or ``budget``,
-    ``predicted_loss`` (which adds up over the units) and costs, or the ``reason`` why it is out of reach. Heads of unequal
-    widths are padded when they run, to some more multiply-accumulates than said here.
+    ``predicted_loss`` (which adds up over the units) and costs, or the ``reason`` why it is out of reach.
     """
     predicted = replace(analysis, recipe=replace(analysis.recipe, measured=None))
     curves, dense = predicted.priced_losses, analysis.dense_cost
@@ -103,12 +102,16 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
         budget = budget_of(size, cost)
         asked = {"reduction": budget.number} if budget.unit == REMOVED else {"budget": str(budget)}
         try:
-            ranks = predicted.plan(budget).ranks
+            plan = predicted.plan(budget)
         except InputError as error:
             told.append({**asked, "reason": str(error)})
             continue
-        loss = sum(curve.error(ranks[curve.name]) for curve in curves)
-        told.append({**asked, "predicted_loss": loss, **_costs(curves, ranks, start)})
+        loss = sum(curve.error(plan.ranks[curve.name]) for curve in curves)
+        costs = _costs(curves, plan.ranks, start)
+        counted = (
+            None if analysis.recipe.compensation is not None else model_size(predicted.resized(plan))[1]
+        )  # has no Z
+        told.append({**asked, "predicted_loss": loss, **costs, **({} if counted is None else {"macs": counted})})
     recipe = analysis.recipe
     currency = recipe.objective.unit if recipe.needs_gradient else "shares of energy, summed over layers"
     currency = currency if recipe.sense is None else recipe.sense.comparison(recipe.objective).unit

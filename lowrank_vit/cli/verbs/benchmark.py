@@ -170,7 +170,7 @@ def _tables(rows: Sequence[Mapping[str, Any]]) -> "tuple[Table, Table]":
 
     times, rates = (Table(box=None, header_style="bold", padding=(0, 1, 0, 0)) for _ in range(2))
     for table, columns in (
-        (times, ("dense ms", "small ms", "speed-up", "of MACs' %")),
+        (times, ("dense ms", "small ms", "speed-up", "speed-up /\nMACs ratio %")),
         (rates, ("dense images/s", "small images/s", "dense MiB", "small MiB", "files MiB")),
     ):
         table.add_column("setting", no_wrap=True)

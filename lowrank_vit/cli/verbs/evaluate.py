@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             f"KL(dense || compressed) {result['kl']:.4f} nats"
         )
     elif args.folder is not None:
-        print("beside the dense model: --dense [--checkpoint FILE]")
+        print("to compare with the dense model, add --dense")
 
 
 def _dense(args: argparse.Namespace) -> "nn.Module":

@@ -1,0 +1,47 @@
+"""What the commands print of a report, of plans and of a sweep: each number says what it is."""
+
+import pytest
+
+from lowrank_vit import analyse, compress, get_recipe
+from lowrank_vit.cli.view import show_plans, show_report, size_line
+from lowrank_vit.compression.outlook import outlook
+from lowrank_vit.modules.counting import model_size
+from tests.support.models import images, tiny
+
+pytestmark = pytest.mark.usefixtures("wide")
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_a_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report = compress(tiny(), [images(12)], "best", 0.4, held_out=[images(6, seed=7)], progress=False)
+    show_report(report, 1000)
+    text = " ".join(capsys.readouterr().out.split())
+    attention = next(layer["details"] for layer in report["layers"] if layer["name"].endswith("attn"))
+    for part in (
+        f"query-key {attention['query_key']} of {attention['query_key_of']}, value {attention['value']} of ",
+        "params error of on unseen",
+        "output % images %",
+        "relative error of the layers' outputs: ",
+        "% on calibration images, ",
+    ):
+        assert part in text
+    assert "if it is far above 1, calibrate on more images)" in text
+    assert "objective" not in text
+    assert "times fewer multiply-accumulates; `lowrank-vit benchmark` measures the speed" in size_line(report, 1000)
+    monkeypatch.setenv("COLUMNS", "60")
+    show_report(report, 1000)
+    assert "…" not in capsys.readouterr().out
+
+
+def test_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    """Multiply-accumulates are those of the model that is made, whose heads are padded to one width."""
+    analysis = analyse(tiny(), [images(12)], get_recipe("best").but(measured=0), progress=False)
+    told = outlook(analysis, (0.3, 0.5))
+    made = [model_size(analysis.resized(analysis.plan(share)))[1] for share in (0.3, 0.5)]
+    assert [size["macs"] for size in told["sizes"]] == made
+    show_plans({"model": "tiny", "recipe": "best", **told})
+    assert "a second-order estimate, before anything is measured" in capsys.readouterr().out
