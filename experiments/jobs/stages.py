@@ -69,10 +69,8 @@ def _rounded(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, dens
     exact = None if base is None else find_result(base.folder, base.job)
     if exact is None:
         return result | {"top1_float": dense["score"]["top1"]}
-    return result | {
-        "top1_float": exact["top1"]["after"],
-        **{name: exact[name] for name in ("finetune", "distillation")},
-    }
+    kept = {name: exact[name] for name in ("finetune", "distillation")}
+    return result | {"top1_float": exact["top1"]["after"], **kept}
 
 
 def _load(task: Task) -> nn.Module:
@@ -100,17 +98,16 @@ def _images(task: Task, model: nn.Module) -> ImageData:
     )
 
 
+def _evaluated(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
+    return evaluate(model, data, hardware=replace(task.hardware, precision=None), progress=False, hits=True)
+
+
 def _score(task: Task, model: nn.Module, data: ImageData, ledger: Ledger, when: str, said: str) -> None:
     """Measure the accuracy before or after training, unless it is known already."""
-    if when in ledger.found:
-        return
-    with ledger.stage("evaluate", said):
-        score = evaluate(model, data, **_evaluation(task))
-    ledger.keep(when, score)
-
-
-def _evaluation(task: Task) -> dict[str, Any]:
-    return {"hardware": replace(task.hardware, precision=None), "progress": False, "hits": True}
+    if when not in ledger.found:
+        with ledger.stage("evaluate", said):
+            score = _evaluated(task, model, data)
+        ledger.keep(when, score)
 
 
 def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
@@ -123,7 +120,7 @@ def _dense(task: Task, model: nn.Module, data: ImageData) -> dict[str, Any]:
     dense = {
         "job": task.job.dense.as_json(),
         **made_by(task.job.dense),
-        "score": evaluate(model, data, **_evaluation(task)),
+        "score": _evaluated(task, model, data),
         "params": cost.parameter_count(model),
         "macs": None if size is None else cost.multiply_accumulates(model, size),
     }

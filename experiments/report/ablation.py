@@ -22,12 +22,7 @@ LABELS = {
 BASES = {"representative": "base: SVD on the mean image", "whitened_normalised": "base: whitened (exact)"}
 SGD = "minibatch, sgd"
 SOLVERS: dict[str, Any] = {"closed_form": "-", "moments": "--", "minibatch": ":", SGD: "-."}
-STYLES = {
-    "low_rank": styles.STYLES["low-rank, representative"],
-    "diagonal": styles.STYLES["diagonal, representative"],
-    "structured_sparse": styles.STYLES["sparse, structured, representative"],
-    "unstructured_sparse": styles.STYLES["sparse, unstructured, representative"],
-}
+STYLES = {kind: styles.STYLES[f"{label}, representative"] for kind, label in LABELS.items()}
 ERROR, TOP1 = "relative_error_held_out", "top1"
 
 
@@ -115,6 +110,8 @@ def _hollow(solver: str) -> dict[str, Any]:
 
 
 def _draw_panel(panel: "Axes", rows: Sequence[Row], none: Row | None, field: str) -> None:
+    from experiments.report.plots import add_grid
+
     if none is not None:
         panel.axhline(none[field], color="0.4", linewidth=2.5, alpha=0.5, zorder=0)
     for kind, (marker, _, colour) in ((kind, style.mpl) for kind, style in STYLES.items()):
@@ -132,5 +129,4 @@ def _draw_panel(panel: "Axes", rows: Sequence[Row], none: Row | None, field: str
         for ticks in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
             ticks("{x:g}")
         panel.tick_params(axis="y", which="minor", labelsize=7)
-    panel.grid(visible=True, color="0.92")
-    panel.set_axisbelow(True)
+    add_grid(panel)

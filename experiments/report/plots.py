@@ -170,6 +170,11 @@ def _draw_panel(
     panel.set_ylim(max(panel.get_ylim()[0], -1), min(panel.get_ylim()[1], 101.5))  # no accuracy is above 100 %
     panel.set_xlabel(f"{NAMES[against]}, {label}")
     panel.set_ylabel("top-1, %")
+    add_grid(panel)
+
+
+def add_grid(panel: Axes) -> None:
+    """Add pale lines behind what is drawn."""
     panel.grid(visible=True, color="0.92")
     panel.set_axisbelow(True)
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.plots import add_key, entry, said_of_images
+from experiments.report.plots import add_grid, add_key, entry, said_of_images
 from experiments.report.styles import Style, model_of, series_of, styles_of
 
 Row = Mapping[str, Any]
@@ -38,18 +38,13 @@ def draw_sizes(table: Mapping[str, Any]) -> Figure:
         panel.margins(y=0.12)
         panel.set_xlabel(f"file on disk, {label}")
         panel.set_ylabel("top-1, %")
-        panel.grid(visible=True, color="0.92")
-        panel.set_axisbelow(True)
+        add_grid(panel)
     if styles:
-        add_key(
-            figure,
-            [entry(style, model) for model, style in styles.items()],
-            columns=4,
-            title=said_of_images(measured, width),
-        )
-    said = (
-        "numbers: bits of a weight" if any(row["bits"] for row in measured) else "" if names else "nothing measured yet"
-    )
+        entries = [entry(style, model) for model, style in styles.items()]
+        add_key(figure, entries, columns=4, title=said_of_images(measured, width))
+    said = "" if names else "nothing measured yet"
+    if any(row["bits"] for row in measured):
+        said = "numbers: bits of a weight"
     figure.suptitle(textwrap.fill("; ".join(filter(None, (table["title"], said))), int(10 * width)), fontsize=11)
     return figure
 

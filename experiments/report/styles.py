@@ -143,16 +143,8 @@ def styles_of(methods: Sequence[str]) -> dict[str, Style]:
     """Choose the styles of the methods of one plot. One that is not known takes what no other method has."""
     chosen = {method: style for method in methods if (style := known_style(method)) is not None}
     taken = {(style.marker, style.name) for style in STYLES.values()}
-    pairs = [
-        (marker, colour) for turn in range(len(MARKERS)) for marker, colour in zip(_from(turn), COLOURS, strict=True)
-    ]
-    spare = (Style(marker, (6, 3), colour) for marker, colour in pairs if (marker, colour) not in taken)
+    spare = (Style(marker, (6, 3), colour) for colour in COLOURS for marker in MARKERS if (marker, colour) not in taken)
     return {method: chosen[method] if method in chosen else next(spare) for method in dict.fromkeys(methods)}
-
-
-def _from(turn: int) -> str:
-    """Rotate the markers."""
-    return MARKERS[turn:] + MARKERS[:turn]
 
 
 def group_colours() -> dict[tuple[str, str], str]:

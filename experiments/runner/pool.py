@@ -41,11 +41,6 @@ class _Worker:
     pipe: Connection
     task: Task | None = None
 
-    def give(self, task: Task) -> None:
-        """Send the worker its next task."""
-        self.task = task
-        self.pipe.send(task)
-
 
 def run_pool(
     tasks: Sequence[Task], workers: int, threads: int | None, view: LiveView, serve: Serve | None = None
@@ -64,7 +59,8 @@ def run_pool(
                 number = free.popleft()
                 if number not in team or not team[number].process.is_alive():
                     team[number] = _start(number, tasks[0].folder, threads, serve or serve_jobs)
-                team[number].give(queue.popleft())
+                team[number].task = queue.popleft()
+                team[number].pipe.send(team[number].task)
             ready = connection.wait([worker.pipe for worker in team.values() if worker.task])
             for number in [number for number, worker in team.items() if worker.task and worker.pipe in ready]:
                 outcome = _listen(team[number], view)
@@ -93,22 +89,20 @@ def _start(number: int, folder: Path, threads: int | None, serve: Serve) -> _Wor
 
 def _listen(worker: _Worker, view: LiveView) -> Outcome | None:
     """Receive a message of a worker: pass on a stage, or return how the task ended."""
-    assert worker.task is not None
+    task = worker.task
+    assert task is not None
     try:
         status, said = worker.pipe.recv()
     except (EOFError, ConnectionError):
         worker.process.join()
-        reason = f"the process died with exit code {worker.process.exitcode}" + (
-            ", killed, perhaps out of memory" if worker.process.exitcode == -signal.SIGKILL else ""
-        )
-        task, worker.task = worker.task, None
+        killed = ", killed, perhaps out of memory" if worker.process.exitcode == -signal.SIGKILL else ""
+        status, said = FAILED, f"the process died with exit code {worker.process.exitcode}{killed}"
         with suppress(InputError):  # the disk is full, perhaps
-            record_failure(task, f"failed: {reason}")
-        return Outcome(task, FAILED, reason)
+            record_failure(task, f"failed: {said}")
     if status == "stage":
-        view.stage(worker.task, said)
+        view.stage(task, said)
         return None
-    task, worker.task = worker.task, None
+    worker.task = None
     return Outcome(task, status, said)
 
 

@@ -15,7 +15,7 @@ images alone; for DeiT-Tiny, table R has the rows of ``heads``.
 from dataclasses import replace
 from typing import Any
 
-from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
+from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import Row, Table
 
 FOLDED = {"folded": True}
@@ -40,7 +40,7 @@ UNTRAINED = ("svd_llm", "loss_aware", "halves", "measured", "best", "pivoted", "
 EPOCHS = 9  # of 1000 images, 20 a step
 PROTOCOL = "calibration-distilled"
 REDUCTIONS = (50, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
-MORE = {DEIT_B: (25, 40, 60), DEIT_T: (25, 40, 60)}  # of `best` on DeiT-B; of what is not trained on DeiT-Tiny
+MORE = (25, 40, 60)  # of `heads` alone on DeiT-B; of what is not trained on DeiT-Tiny
 COLUMNS = (
     "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "macs", "seconds",
     "status",
@@ -49,7 +49,7 @@ COLUMNS = (
 
 def rows(model: Architecture) -> list[Row]:
     """List all steps at some sizes, and the most important ones at others."""
-    more = [row for percent in MORE.get(model, ()) for row in _steps(model, percent)]
+    more = [row for percent in MORE for row in _steps(model, percent)]
     names = ("best",) if model is DEIT_B else UNTRAINED
     kept = [row for row in more if row.id.partition("/")[2].rpartition("-")[0] in names]
     return [*kept, *(row for percent in REDUCTIONS for row in _steps(model, percent))]
@@ -76,6 +76,6 @@ TABLE = Table(
     name="table_best",
     title="Table B: what each ingredient of best brings",
     about=__doc__ or "",
-    rows=tuple(row for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T) for row in rows(model)),
+    rows=tuple(row for model in (DEIT_B, DEIT_T) for row in rows(model)),
     columns=COLUMNS,
 )

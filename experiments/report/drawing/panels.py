@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.report.plots import SIZE
+from experiments.report.plots import SIZE, add_grid
 from experiments.report.styles import STYLES
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by row: one for each seed
@@ -46,8 +46,7 @@ def mean(results: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
 def finish(panel: Axes) -> None:
     """Set what all panels have in common."""
     panel.tick_params(labelsize=SIZE)
-    panel.grid(visible=True, color="0.92")
-    panel.set_axisbelow(True)
+    add_grid(panel)
 
 
 def counted(results: Iterable[Mapping[str, Any]]) -> str:

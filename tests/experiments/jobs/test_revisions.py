@@ -90,7 +90,7 @@ def test_every_row_says_what_makes_it() -> None:
     assert {row.measure for row in rows} - {None} <= {*MEASURES.names()}
     published = [read_json(path) for path in sorted(PUBLISHED.glob("*/*.json")) if path.parent.name != "benchmarks"]
     done = [row for table in published for row in table["rows"] if row["status"] == "done"]
-    assert len(done) >= 900
+    assert len(done) >= 800
     raised = {"sense", "measure.bytes_in_turn", "measure.bytes_by_bits"}
     older = [row for row in done if is_stale(row)]
     assert [row["id"] for row in older if not raised & made_by(Job.from_json(row["job"]))["revisions"].keys()] == []
