@@ -1,11 +1,16 @@
 """What the commands print of a report, of plans and of a sweep: each number says what it is."""
 
+import json
+
 import pytest
 
 from lowrank_vit import analyse, compress, get_recipe
+from lowrank_vit.cli import main
 from lowrank_vit.cli.view import show_plans, show_report, size_line
 from lowrank_vit.compression.outlook import outlook
 from lowrank_vit.modules.counting import model_size
+from lowrank_vit.records.images import Images
+from lowrank_vit.runtime.files import cache_folder
 from tests.support.models import images, tiny
 
 pytestmark = pytest.mark.usefixtures("wide")
@@ -23,8 +28,7 @@ def test_a_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     attention = next(layer["details"] for layer in report["layers"] if layer["name"].endswith("attn"))
     for part in (
         f"query-key {attention['query_key']} of {attention['query_key_of']}, value {attention['value']} of ",
-        "params error of on unseen",
-        "output % images %",
+        "error of on unseen layer kept params output % images %",
         "relative error of the layers' outputs: ",
         "% on calibration images, ",
     ):
@@ -45,3 +49,19 @@ def test_plans(capsys: pytest.CaptureFixture[str]) -> None:
     assert [size["macs"] for size in told["sizes"]] == made
     show_plans({"model": "tiny", "recipe": "best", **told})
     assert "a second-order estimate, before anything is measured" in capsys.readouterr().out
+
+
+def test_recipes_begin_with_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", "recipes"])
+    assert capsys.readouterr().out.startswith("best (default)  ")
+    main(["list", "recipes", "--json"])
+    assert "best" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("fingerprint", [None, "few"])
+def test_one_batch_has_an_estimate_too(fingerprint: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    compress(tiny(), Images([images(12)], fingerprint), "svd", 0.3, progress=True)
+    told = capsys.readouterr().err
+    assert "estimate from one batch: about " in told
+    where = f"; statistics are cached in {cache_folder()}, which may be deleted at any time"
+    assert (where in told) == (fingerprint is not None)
