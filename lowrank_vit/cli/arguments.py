@@ -238,6 +238,11 @@ def shares(text: str) -> dict[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {SHARE}") from None
 
 
+def words(text: str) -> list[str]:
+    """Read words."""
+    return [part.strip() for part in text.split(",")]
+
+
 def whole_numbers(text: str) -> list[int]:
     """Read whole numbers."""
     return [int(part) for part in text.split(",")]

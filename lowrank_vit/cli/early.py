@@ -50,11 +50,13 @@ def check_early(args: argparse.Namespace) -> None:
         parse_budgets(args.budget)
     if "check" in given:
         args.check(args)
-    if given.get("recipe") is not None and not is_file(args.recipe):  # the last, as recipes need PyTorch
-        from lowrank_vit.compression.recipes import RECIPES, RENAMED
+    recipe = given.get("recipe") or []
+    for name in [recipe] if isinstance(recipe, str) else recipe:
+        if not is_file(name):  # the last, as recipes need PyTorch
+            from lowrank_vit.compression.recipes import RECIPES, RENAMED
 
-        if RENAMED.get(args.recipe, args.recipe) not in RECIPES:
-            raise unknown("recipe", args.recipe, RECIPES)
+            if RENAMED.get(name, name) not in RECIPES:
+                raise unknown("recipe", name, RECIPES)
 
 
 def check_figure(path: Path) -> None:

@@ -8,9 +8,11 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lowrank_vit.records.looks import LOOKS, Look
 from lowrank_vit.records.report import LayerEntry, Report
 from lowrank_vit.runtime.files import replacing
 
+PLAIN = Look("o", (), "black")
 GREYS = ("#000000", "#7f7f7f", "#b3b3b3", "#4d4d4d")
 HATCHES = ("", "//", "..", "xx")
 AXES = {"params": "parameters", "macs": "multiply-accumulates", "bytes": "bytes on disk", "latency": "time of a batch"}
@@ -85,9 +87,12 @@ def plot_report(report: Report, path: Path) -> None:
 def plot_sweep(result: Mapping[str, Any], path: Path) -> None:
     """Draw top-1, or the divergence where there are no labels, against each cost as a share of the dense model's.
 
+    Each recipe is a curve, with the look of tables where there are several.
+
     Raises ``InputError`` where ``path`` cannot be written.
     """
     rows = result["rows"]
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     costs = list(rows[0]["costs"])
     labelled = all(row["top1"] is not None for row in rows)
     values = [row["top1"] if labelled else row["kl"] for row in rows]
@@ -95,11 +100,18 @@ def plot_sweep(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(3.2 * len(costs), 3.4), layout="constrained")
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, cost in zip(panels, costs, strict=True):
-        shares = [100 * compressed / dense for dense, compressed in (row["costs"][cost] for row in rows)]
-        points = sorted(zip(shares, values, strict=True))
-        axes.plot(*zip(*points, strict=True), color="black", marker="o", markersize=4, linewidth=1)
+        for recipe in recipes:
+            chosen = [
+                (row["costs"][cost], value) for row, value in zip(rows, values, strict=True) if row["recipe"] == recipe
+            ]
+            points = sorted((100 * compressed / dense, value) for (dense, compressed), value in chosen)
+            look = LOOKS.get(recipe) if len(recipes) > 1 and recipe in LOOKS.names() else PLAIN
+            style = {"linestyle": (0, look.dashes) if look.dashes else "-", "marker": look.marker, "color": look.colour}
+            axes.plot(*zip(*points, strict=True), markersize=4, linewidth=1, label=recipe, **style)
         axes.axhline(rows[0]["top1_dense"] if labelled else 0.0, color="#7f7f7f", linestyle="--", linewidth=0.8)
         axes.set_xlabel(f"{AXES.get(cost, cost)} (% of dense)")
+    if len(recipes) > 1:
+        panels[0].legend(fontsize="small")
     panels[0].set_ylabel("top-1 (%)" if labelled else "KL from the dense model (nats)")
     figure.suptitle(
         f"{result['model']}, recipe {result['recipe']}; dashed: dense; {rows[0]['n']} images", fontsize="medium"

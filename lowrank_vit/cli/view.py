@@ -175,12 +175,14 @@ def show_sweep(result: Mapping[str, Any]) -> None:
     rows = result["rows"]
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     costs = list(rows[0]["costs"])
-    for column in ("asked", *(f"{cost} %" for cost in costs), "top-1 %", "agreement %", "KL nats"):
-        table.add_column(column, justify="left" if column == "asked" else "right", no_wrap=True)
+    several = len({row["recipe"] for row in rows}) > 1
+    first = ("recipe", "asked") if several else ("asked",)
+    for column in (*first, *(f"{cost} %" for cost in costs), "top-1 %", "agreement %", "KL nats"):
+        table.add_column(column, justify="left" if column in first else "right", no_wrap=True)
     for row in rows:
         shares = (f"{100 * compressed / dense:.1f}" for dense, compressed in row["costs"].values())
         top1 = "" if row["top1"] is None else f"{row['top1']:.2f}"
-        table.add_row(row["asked"], *shares, top1, f"{row['agreement']:.2f}", f"{row['kl']:.4f}")
+        table.add_row(*(row[name] for name in first), *shares, top1, f"{row['agreement']:.2f}", f"{row['kl']:.4f}")
     console = make_console()
     dense = "" if rows[0]["top1_dense"] is None else f", dense top-1 {rows[0]['top1_dense']:.2f} %"
     console.print(

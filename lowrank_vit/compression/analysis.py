@@ -14,6 +14,7 @@ from lowrank_vit.compression.cut import correct, cut, fold, pivots, resized
 from lowrank_vit.compression.measure import measure_plan, measured_curves
 from lowrank_vit.compression.plan import planner_within
 from lowrank_vit.compression.report import make_report
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.modules.fold import balance_directions
 from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.records.budgets import Size, budgets_of
@@ -50,13 +51,15 @@ class Analysis(Case):
         return (planners[0] if len(planners) == 1 else CombinedPlanner.of(planners)).plan()
 
     @isolated()
-    def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
+    def measure(
+        self, plan: RankPlan, batches: Iterable[Tensor], images: int, store: ResumeStore | None = None
+    ) -> dict[str, tuple[int, float]]:
         """Measure the loss of every unit at its planned size, with the rest of the model dense.
 
         A unit that stays dense is measured at its ``probe_rank``. Returns, by unit, the size and the divergence from the
-        dense model on the first ``images`` of the batches.
+        dense model on the first ``images`` of the batches. ``store`` keeps each unit's, for these batches alone.
         """
-        return measure_plan(self, plan, batches, images)
+        return measure_plan(self, plan, batches, images, store)
 
     def compress(self, size: Size, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
         """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""

@@ -27,7 +27,7 @@ from lowrank_vit.compression.learn import gated, target_share
 from lowrank_vit.compression.outlook import estimate, tell
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import as_recipe
-from lowrank_vit.compression.resume import ResumeStore, identity
+from lowrank_vit.compression.resume import ResumeStore, identity, tell_resumed
 from lowrank_vit.compression.runtimes import mode_of
 from lowrank_vit.compression.share_tokens import shared
 from lowrank_vit.compression.subject import Subject
@@ -219,11 +219,13 @@ def analyse(
     if found.recipe.refit is not None or found.recipe.replays:
         check_refit(subject.model, seen.batches)
     if services.progress:
-        tell(estimate(subject.model, found, seen, unseen, seed))
+        tell(estimate(subject.model, found, seen, unseen, seed), cached=seen.fingerprint is not None)
     recipe, moments, of_unseen = calibrated(subject.model, found, seen, unseen, services, moments)
     if checkpoint_dir is not None:
         key = identity(subject.model, moments, recipe.record(), seed)
         services = replace(services, store=ResumeStore(Path(checkpoint_dir), key, where))
+        if services.progress:
+            tell_resumed(services.store)
     if recipe.gradual is not None:
         learnt, moments, services = gated(subject.model, recipe, found.units, seen, moments, learnt, target, services)
     parts = decompose(subject.model, found.units, moments, services)

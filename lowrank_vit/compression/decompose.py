@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lowrank_vit.compression.case import Services
+from lowrank_vit.compression.resume import DECOMPOSED
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import divide_work
@@ -39,4 +40,4 @@ def decompose(
         return divide_work({unit.name: unit.work for unit in units}, work, services.device)
 
     with services.watch("decompose"):
-        return services.store("decompose", whole)
+        return services.store(DECOMPOSED, whole)

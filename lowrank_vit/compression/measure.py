@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.cut import cut
-from lowrank_vit.compression.resume import ResumeStore, identity
+from lowrank_vit.compression.resume import MEASURED, ResumeStore, identity
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.images import labels_in
 from lowrank_vit.runtime.errors import InputError
@@ -20,24 +20,35 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, Replay
 from lowrank_vit.stages.search import Question, Search, Unit
+from lowrank_vit.units.base import Decomposed
 
 Points = dict[str, list[tuple[int, float]]]  # of every unit: size, loss
 
 
-def measured_at(case: Case, replay: Replay, sizes: Mapping[str, Sequence[int]]) -> Points:
-    """Measure the loss of every unit at its ``sizes``, with the rest of the model dense."""
+def measured_at(
+    case: Case, replay: Replay, sizes: Mapping[str, Sequence[int]], store: ResumeStore | None = None
+) -> Points:
+    """Measure the loss of every part at its ``sizes``, with the rest of the model dense; ``store`` keeps each unit's."""
+
+    def measure(known: Decomposed) -> Points:
+        parts = [curve.name for curve in case.curves_by_unit[known.unit.name]]
+
+        def loss(part: str, size: int) -> float:
+            small = known.cut({each: size if each == part else None for each in parts}).fold()
+            return replay.divergence(known.unit.name, small)
+
+        return {part: [(size, loss(part, size)) for size in sizes[part]] for part in parts}
+
     points: Points = {}
-    for known in track(case.decomposed, "measure", shown=case.services.progress):
-        units = [curve.name for curve in case.curves_by_unit[known.unit.name]]
-        for unit in units:
-            points[unit] = []
-            for size in sizes[unit]:
-                small = known.cut({each: size if each == unit else None for each in units}).fold()
-                points[unit].append((size, replay.divergence(known.unit.name, small)))
+    for place, known in enumerate(track(case.decomposed, "measure", shown=case.services.progress)):
+        own = partial(measure, known)
+        points |= own() if store is None else store(f"{MEASURED}_{place}", own)
     return points
 
 
-def measure_plan(case: Case, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
+def measure_plan(
+    case: Case, plan: RankPlan, batches: Iterable[Tensor], images: int, store: ResumeStore | None = None
+) -> dict[str, tuple[int, float]]:
     """Measure every unit at its planned size, by the recipe's objective; see ``Analysis.measure``."""
     sizes = {}
     for known in case.decomposed:
@@ -46,7 +57,7 @@ def measure_plan(case: Case, plan: RankPlan, batches: Iterable[Tensor], images: 
             sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
     with Spill() as kept:
         replay = Replay(case.model, case.recipe.objective, batches, images, kept)
-        return {unit: points[0] for unit, points in measured_at(case, replay, sizes).items()}
+        return {unit: points[0] for unit, points in measured_at(case, replay, sizes, store).items()}
 
 
 def measured_curves(case: Case, sense: MeasuredCurves) -> list[ErrorCurve]:
@@ -63,7 +74,8 @@ def measured_curves(case: Case, sense: MeasuredCurves) -> list[ErrorCurve]:
         key = identity(case.model, case.moments, case.images.fingerprint)
         store = ResumeStore(cache_folder() / "curves", key, case.services.device)
     with case.services.watch("sense"):
-        points = store.keyed_by(*plain)("sense", lambda: _measured(case, sense, sizes))
+        store = store.keyed_by(*plain)
+        points = store("sense", lambda: _measured(case, sense, sizes, store))
     return [sense(curve, points[curve.name]) for curve in case.curves]
 
 
@@ -75,9 +87,9 @@ def loss_of_plan(case: Case, sense: MeasuredCurves, plan: RankPlan) -> float:
             return replay.together(modules)
 
 
-def _measured(case: Case, sense: MeasuredCurves, sizes: Mapping[str, Sequence[int]]) -> Points:
+def _measured(case: Case, sense: MeasuredCurves, sizes: Mapping[str, Sequence[int]], store: ResumeStore) -> Points:
     with _replay(case, sense) as replay:
-        return measured_at(case, replay, sizes)
+        return measured_at(case, replay, sizes, store)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.runtime.progress import say
 from lowrank_vit.stages.calibrate.stream import calibrate
@@ -35,15 +36,15 @@ def estimate(
 ) -> tuple[float, int] | None:
     """Return about how many seconds and bytes of memory a compression takes; None where that cannot be told.
 
-    It calibrates on a few images of the first batch: not on images that can be gone through only once, of several
-    processes, or where there is only one batch.
+    It calibrates on a few images of the first batch: not on images that can be gone through only once, or of several
+    processes.
     """
     counts = [0 if images is None else length_hint(images.batches) for images in (seen, unseen)]
-    if isinstance(seen.batches, Iterator) or counts[0] < 2 or rank_and_world()[1] > 1:
+    if isinstance(seen.batches, Iterator) or not counts[0] or rank_and_world()[1] > 1:
         return None
     with torch.random.fork_rng(devices=[]):
         batch = next(iter(seen.each()))
-    few, recipe, units = batch[:SAMPLE], found.recipe, found.units
+    few, recipe, units = batch[: min(SAMPLE, -(-counts[0] * len(batch) // 4))], found.recipe, found.units
     device = next(model.parameters()).device
     held = provenance.peak_memory(device)
     start = time.perf_counter()
@@ -79,12 +80,14 @@ def _stream_bytes(sites: Sequence[Site], moments: Mapping[str, Moments], images:
     return 4 * images * tokens * widest
 
 
-def tell(estimated: tuple[float, int] | None) -> None:
-    """Print an estimate in one line on the error stream."""
+def tell(estimated: tuple[float, int] | None, *, cached: bool) -> None:
+    """Print an estimate in one line on the error stream; ``cached``: whether statistics are."""
     if estimated is not None:
         seconds, memory = estimated
         length = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        say(f"estimate from one batch: about {length}, {memory / 2**30:.1f} GiB of memory; statistics are cached")
+        line = f"estimate from one batch: about {length}, {memory / 2**30:.1f} GiB of memory"
+        where = f"; statistics are cached in {cache_folder()}, which may be deleted at any time"
+        say(line + where * cached)
 
 
 def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -> dict[str, Any]:

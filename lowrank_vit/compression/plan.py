@@ -13,13 +13,14 @@ from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.cut import resized
 from lowrank_vit.compression.measure import loss_of_plan, preferred, search_sizes
 from lowrank_vit.compression.prices import Price, check_z, price_of
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.records.budgets import Budget
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.report import BudgetEntry
 from lowrank_vit.stages.allocate import Allocator, cheapest, fill, least_cost, total_cost
 
 logger = logging.getLogger(__name__)
-Measure = Callable[[RankPlan, Iterable[Tensor], int], dict[str, tuple[int, float]]]
+Measure = Callable[[RankPlan, Iterable[Tensor], int, ResumeStore], dict[str, tuple[int, float]]]
 
 
 def planner_within(
@@ -65,8 +66,9 @@ class Planner:
         for _ in range(0 if measured is None else measured.rounds):
             assert measured is not None
             with case.services.watch("measure"):
-                measure = partial(self.measure, plan, case.images.each(), measured.images)
-                for name, point in case.services.store.keyed_by(dict(plan.ranks))("measure", measure).items():
+                store = case.services.store.keyed_by(dict(plan.ranks))
+                measure = partial(self.measure, plan, case.images.each(), measured.images, store)
+                for name, point in store("measure", measure).items():
                     points[name].append(point)
             curves = [measured(curve, points[curve.name]) for curve in self.curves]
             plan = self._allocate(curves, units)

@@ -11,12 +11,15 @@ import torch
 
 from lowrank_vit.modules.counting import model_hash
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.runtime.errors import amount
 from lowrank_vit.runtime.files import write_bytes
 from lowrank_vit.runtime.processes import agreed, is_first
+from lowrank_vit.runtime.progress import say
 from lowrank_vit.runtime.provenance import source_hash
 from lowrank_vit.runtime.tensors import from_bytes, to_bytes
 
 T = TypeVar("T")
+DECOMPOSED, MEASURED = "decompose", "measured"  # names of phases
 
 
 def identity(model: torch.nn.Module, moments: Mapping[str, Moments], *plain: Any) -> str:
@@ -58,3 +61,13 @@ class ResumeStore:
         if path is not None and is_first():
             write_bytes(path, to_bytes(value))
         return value
+
+
+def tell_resumed(store: ResumeStore) -> None:
+    """Print, in one line on the error stream, what a compression goes on from."""
+    place = store.place(DECOMPOSED)
+    if place is None or not place.with_suffix(".pt").is_file():
+        return
+    count = len(list(place.parent.glob(f"{MEASURED}_*.pt")))
+    line = f"resuming {place.parent}: statistics and factors are there"
+    say(line + f", and the losses of {amount(count, 'unit')}" * (count > 0))

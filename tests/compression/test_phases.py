@@ -14,6 +14,7 @@ from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.launch import launch
 from lowrank_vit.runtime.processes import is_first, rank_and_world
+from lowrank_vit.stages.correct.measured_losses import Replay
 from tests.support.models import ARGUMENTS, images, tiny
 from tests.support.weights import same
 
@@ -96,3 +97,32 @@ def test_phases_of_other_images_are_not_taken(tmp_path: Path) -> None:
     kept, alone = run(2, tmp_path), run(2, None)
     assert same(kept, alone)
     assert not same(kept, run(1, None))
+
+
+def test_measured_losses_are_kept_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped at the third unit of six: the first two are not measured again, and the model is the same."""
+    measured, own = list[str](), Replay.divergence
+
+    def divergence(replay: Replay, name: str, module: nn.Module) -> float:
+        if name == "blocks.1.attn" and "blocks.1.attn" not in measured:
+            measured.append(name)
+            raise KeyboardInterrupt
+        measured.append(name)
+        return own(replay, name, module)
+
+    def run(folder: Path | None) -> nn.Module:
+        return compress(tiny(), [images(16)], "best", 0.4, checkpoint_dir=folder, progress=True)[0]
+
+    alone = run(None)
+    monkeypatch.setattr(Replay, "divergence", divergence)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    before, _ = set(measured) - {"blocks.1.attn"}, capsys.readouterr()
+    measured.append("again")
+    assert same(run(tmp_path), alone)
+    assert before
+    assert not before & set(measured[measured.index("again") :])
+    told = f"resuming {tmp_path}: statistics and factors are there, and the losses of {len(before)} units"
+    assert told in capsys.readouterr().err.replace("\n", "")

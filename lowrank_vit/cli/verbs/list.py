@@ -8,6 +8,7 @@ from typing import Any
 
 from lowrank_vit.runtime.registry import Registry
 
+DEFAULT = "best"  # recipe
 REGISTRIES = {  # by the kind: their folder of ``stages``, and their names there
     "decompositions": ("decompose", ("DECOMPOSITIONS", "ATTENTIONS", "MLPS", "TABLES")),
     "allocators": ("allocate", ("ALLOCATORS",)),
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(list(entries)))
         return
+    if args.kind == "recipes":
+        entries = {f"{DEFAULT} (default)": entries.pop(DEFAULT), **entries}
     width = max(map(len, entries))
     for name, about in entries.items():
         print(f"{name:{width}}  {about}".rstrip())

@@ -1,8 +1,9 @@
-"""``sweep``: what several sizes keep, from one calibration, and what each costs; drawn as a Pareto plot."""
+"""``sweep``: what several sizes keep, from one calibration by each recipe, and what each costs; drawn as a Pareto plot."""
 
 import argparse
 import json
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,15 @@ from lowrank_vit.cli.arguments import (
     image_data,
     named_model,
     shares,
+    words,
 )
 from lowrank_vit.cli.early import check_figure
 from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.records.budgets import Size, parse_budgets
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lowrank_vit.records.report import Report
 
 
@@ -34,7 +38,13 @@ def add_parser(verbs: Any) -> None:
     )
     add_model(parser, required=True)
     add_data(parser)
-    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+    parser.add_argument(
+        "--recipe",
+        type=words,
+        default="best",
+        metavar="NAME[,NAME...]",
+        help="see `list recipes`; several are compared",
+    )
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument(
         "--reduction", type=shares, metavar="SHARE[,SHARE...]", help="shares of all parameters to remove, e.g. 0.25,0.5"
@@ -64,6 +74,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compress to every size and compare each with the dense model; every argument is checked before."""
     from lowrank_vit.cli.view import show_sweep
+    from lowrank_vit.compression.budget import check_budget
     from lowrank_vit.compression.compress import sweep
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
@@ -71,21 +82,26 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.stages.evaluate.comparison import compare
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
-    recipe, device = recipe_from(args.recipe), resolve_device(args.device)
+    recipes, device = [*map(recipe_from, args.recipe)], resolve_device(args.device)
     model, _ = named_model(args)
     drawn = {"calibration_samples": args.calibration_samples, "held_out_samples": 0, "stratified": args.stratified}
     data = image_data(args, model, limit=args.limit, **drawn)
     options = {} if args.sites is None else {"sites": args.sites}
     options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size}
     options["runtime"] = "compile" if args.compile else args.runtime
+    for recipe, size in product(recipes, sizes.values()):
+        check_budget(model, recipe, size, *filter(None, [args.sites]))
     rows, dense, batches = [], model.to(device).eval(), fitting(model, data, data.val_dataloader())
-    for small, report in sweep(
-        model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
-    ):
-        rows.append({**costs_of(report), **compare(dense, small, batches, progress=is_first())})
+    known: list[Tensor] = []
+    for recipe in recipes:
+        for small, report in sweep(
+            model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
+        ):
+            found = compare(dense, small, batches, progress=is_first(), known=known)
+            rows.append({"recipe": recipe.name, **costs_of(report), **found})
     if not is_first():
         return
-    result = {"model": args.model, "recipe": recipe.name, "rows": rows}
+    result = {"model": args.model, "recipe": ", ".join(recipe.name for recipe in recipes), "rows": rows}
     if args.plot is not None:
         from lowrank_vit.cli.plot import plot_sweep
 

@@ -17,13 +17,17 @@ from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, count_hits
 logger = logging.getLogger(__name__)
 
 
-def compare(dense: nn.Module, small: nn.Module, batches: Batches, *, progress: bool = False) -> dict[str, Any]:
+def compare(
+    dense: nn.Module, small: nn.Module, batches: Batches, *, progress: bool = False, known: list[Tensor] | None = None
+) -> dict[str, Any]:
     """Return ``{"n", "agreement", "kl", "top1", "top1_dense"}`` over the images of all processes.
 
     ``agreement``: percent of images for which both predict the same class; ``kl``: ``KL(dense || small)`` in nats, a
     mean; ``top1`` in percent, None where an image has no label, or one that the models do not have, which is warned of.
     Batches are images (B, C, H, W), maybe with labels (B,). Of models without a classifier, ``{"n", "feature_error"}``,
-    as ``evaluate`` does. Raises ``InputError`` for no images, and for labels that are no class numbers.
+    as ``evaluate`` does. ``known``: what the dense classifier predicts, batch by batch; an empty list takes it, so that a
+    further model can be compared on the same batches without it.
+    Raises ``InputError`` for no images, and for labels that are no class numbers.
     """
     if without_classifier(dense):
         return _features(dense, small, batches, progress)
@@ -31,11 +35,14 @@ def compare(dense: nn.Module, small: nn.Module, batches: Batches, *, progress: b
     device, counts, labelled, told = next(dense.parameters()).device, [0.0] * 5, True, False
     small = small.to(device).eval()
     with torch.inference_mode():
-        for batch in track(batches, "compare", shown=progress):
+        for place, batch in enumerate(track(batches, "compare", shown=progress)):
             images, labels = images_in(batch), known_labels(batch)
             if not counts[0]:
                 tell_implausible(dense, images)
-            pair = [objective.reading(predict(model, images.to(device))) for model in (dense, small)]
+            kept, at = ([], 0) if known is None else (known, place)  # of the dense model
+            if at == len(kept):
+                kept.append(objective.reading(predict(dense, images.to(device))).cpu())
+            pair = [kept[at].to(device), objective.reading(predict(small, images.to(device)))]
             added = [len(images), agreements(*pair), float(objective.divergence(*pair)), 0.0, 0.0]
             if labels is not None and int(labels.max()) >= pair[0].shape[-1]:
                 told, labels = told or _tell_of(int(labels.max()), pair[0].shape[-1]), None
