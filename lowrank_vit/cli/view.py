@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lowrank_vit.records.costs import FLOAT32
 from lowrank_vit.records.report import BudgetEntry, LayerEntry, Report, some
-from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, QUERY_KEY, ROW, VALUE
+from lowrank_vit.records.sites import ROW, WORDS
 from lowrank_vit.runtime.errors import amount
 from lowrank_vit.runtime.progress import make_console
 
@@ -19,14 +19,6 @@ AMOUNTS: dict[str, Callable[[int], str]] = {  # of costs, in words
     "bytes": lambda count: mebibytes(count),
     "latency": lambda count: f"{count / 1e6:.3g} ms",
 }
-UNITS = {
-    QUERY_KEY: "query-key",
-    VALUE: "value",
-    HIDDEN: "hidden",
-    HEAD: "heads",
-    INPUT: "inputs",
-    "depth": "blocks",
-}  # in the words of a table
 MEASURED = {"agreement": "agreement %", "top1": "top-1 %", "top1_dense": "dense %"}  # of a trial
 
 
@@ -212,7 +204,7 @@ def precision(report: Report) -> str:
 def kept(layer: LayerEntry) -> str:
     """Say what a layer or module keeps: a rank, directions of its heads, or hidden units."""
     details = layer.get("details", {})
-    parts = [f"{words} {details[unit]} of {details[f'{unit}_of']}" for unit, words in UNITS.items() if unit in details]
+    parts = [f"{words} {details[unit]} of {details[f'{unit}_of']}" for unit, words in WORDS.items() if unit in details]
     if parts:
         return ", ".join(parts)
     if layer["rank"] is None:

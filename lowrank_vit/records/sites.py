@@ -11,6 +11,15 @@ HEAD = "head"  # a unit of an attention module that goes as a whole
 MIXER = "mixer"  # a unit of an attention module: what takes its place, in four sizes
 PART = "part"  # a unit of either: heads or hidden units, and outputs, under one order
 OUTPUT = "output"  # a unit of either: outputs that are not made, so that the stream keeps what it has there
+WORDS = {
+    QUERY_KEY: "query-key",
+    VALUE: "value",
+    HIDDEN: "hidden",
+    HEAD: "heads",
+    PART: "parts",
+    INPUT: "inputs",
+    "depth": "blocks",
+}
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from lowrank_vit.objectives import OBJECTIVES
 from lowrank_vit.records.report import LayerEntry, Report
+from lowrank_vit.records.sites import WORDS
 
 NEEDS = frozenset(
     {"model", "recipe", "recipe_fields", "protocol", "params", "macs", "layers", "provenance"}
 )  # of a report
-PARTS = {"query_key": "query-key", "value": "value", "hidden": "hidden", "head": "heads", "part": "parts"}  # of modules
-PARTS |= {"input": "inputs", "depth": "blocks"}
 
 
 def model_card(config: Mapping[str, Any], report: Report, size: int) -> str:
@@ -97,6 +96,6 @@ def _width(layer: LayerEntry) -> str:
     """Return the rank of a linear layer, or what a whole attention module or MLP keeps of each of its parts."""
     details = layer.get("details", {})
     kept = [
-        f"{name} {details[part]} of {details[f'{part}_of']}" for part, name in PARTS.items() if f"{part}_of" in details
+        f"{name} {details[part]} of {details[f'{part}_of']}" for part, name in WORDS.items() if f"{part}_of" in details
     ]
     return ", ".join(kept) or ("dense" if layer["rank"] is None else f"rank {layer['rank']}")
