@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.budget import largest_reduction, out_of_reach, priced
 from lowrank_vit.compression.prices import price_of
+from lowrank_vit.compression.resume import ResumeStore
 from lowrank_vit.linalg.elimination import refit
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import get_linear
@@ -191,7 +192,9 @@ class Opened(Analysis):
             raise out_of_reach(budget, self.recipe, least, price.dense)
         return super().plan(budget)
 
-    def measure(self, plan: RankPlan, batches: Iterable[Tensor], images: int) -> dict[str, tuple[int, float]]:
+    def measure(
+        self, plan: RankPlan, batches: Iterable[Tensor], images: int, store: ResumeStore | None = None
+    ) -> dict[str, tuple[int, float]]:
         """Return the loss of every unit at its planned size: how far it is from the predicted one is interpolated.
 
         The logarithm of measured / predicted is linear between the counts that were measured, constant beyond them.

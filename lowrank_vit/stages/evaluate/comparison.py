@@ -39,7 +39,7 @@ def compare(
             images, labels = images_in(batch), known_labels(batch)
             if not counts[0]:
                 tell_implausible(dense, images)
-            kept, at = ([], 0) if known is None else (known, place)  # of the dense model
+            kept, at = (list[Tensor](), 0) if known is None else (known, place)  # of the dense model
             if at == len(kept):
                 kept.append(objective.reading(predict(dense, images.to(device))).cpu())
             pair = [kept[at].to(device), objective.reading(predict(small, images.to(device)))]
@@ -55,15 +55,15 @@ def compare(
     n, same, divergence, hits_dense, hits = map(sum, sums)
     if not n:
         raise InputError(EMPTY)
-    known = all(with_labels)
-    if known:
+    answered = all(with_labels)
+    if answered:
         tell_chance(100 * hits_dense / n, int(n), classes_of(dense))
     return {
         "n": int(n),
         "agreement": 100 * same / n,
         "kl": divergence / n,
-        "top1": 100 * hits / n if known else None,
-        "top1_dense": 100 * hits_dense / n if known else None,
+        "top1": 100 * hits / n if answered else None,
+        "top1_dense": 100 * hits_dense / n if answered else None,
     }
 
 
