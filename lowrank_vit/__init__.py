@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.compression.learn import learn
-    from lowrank_vit.compression.mean_scan import MeanScan, channel_energy, mean_scan
+    from lowrank_vit.compression.mean_scan import MeanScan, mean_scan
     from lowrank_vit.compression.quantize import quantize, quantize_within
     from lowrank_vit.compression.recipe import Recipe, recipe_of
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
@@ -70,7 +70,7 @@ _HOMES = {  # of the public names: the same as above, imported on first use
     "compression.report": ("dense_report",),
     "compression.revisions": ("revisions_of",),
     "compression.save": ("load", "push_to_hub", "save"),
-    "compression.mean_scan": ("MeanScan", "channel_energy", "mean_scan"),
+    "compression.mean_scan": ("MeanScan", "mean_scan"),
     "compression.calibrate": ("collect",),
     "compression.fewer_tokens": ("fewer_tokens",),
     "runtime.errors": ("InputError",),

@@ -27,7 +27,6 @@ from lowrank_vit.modules.surgery import exchanged, replace_module
 from lowrank_vit.objectives import divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.images import Batches, Images, images_in, known_labels
-from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.report import Report
 from lowrank_vit.runtime import provenance
 from lowrank_vit.runtime.errors import InputError
@@ -287,13 +286,3 @@ def _refit(old: Any, new: Any, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     scan.bias.copy_(shift)
     if scan.weight is not None:
         scan.weight.copy_(weight[width:].T)
-
-
-def channel_energy(module: SS2D, x: Tensor) -> float:
-    """Return the share of energy that all channels of a scan's output have in common, ``E[(mean_d y)^2] / E[y^2]``.
-
-    x: what the mixer is given, (B, H, W, n).
-    """
-    u, _ = module.read(module.in_proj(x))
-    y = as_float64(module.scan(u)[0])
-    return float(y.mean(-1).square().mean() / y.square().mean())

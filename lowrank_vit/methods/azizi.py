@@ -196,4 +196,3 @@ add_recipe(
 look("paper", "^", (6, 3), "orange", "Azizi et al., our settlements", "before fine-tuning")
 look("paper_literal", "^", (2, 3), "black", "Azizi et al., as printed", "before fine-tuning")
 look("paper_charitable", "X", (4, 2, 1, 2), "olive")
-look("paper, windows", "^", (3, 2), "brown", labels=("ours (paper, windows)",))
