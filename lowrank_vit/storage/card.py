@@ -72,7 +72,8 @@ def _metadata(config: Mapping[str, Any], report: Report) -> ModelCardData:
 def _steps(report: Report) -> list[str]:
     steps = []
     if report["recipe"] is not None:
-        fields, tokens = report["recipe_fields"], report.get("tokens")
+        fields = report["recipe_fields"]
+        tokens: Any = report.get("tokens")
         about = re.sub(r"; .*, as the budget has it$", "", fields["about"])
         steps = [f"recipe `{report['recipe']}`, {about}"]
         steps += ["factors pivoted"] if fields.get("pivoted") else []
