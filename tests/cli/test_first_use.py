@@ -34,7 +34,7 @@ def test_a_first_compression_in_a_real_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "estimate from one batch: about " in done.stderr
     out = " ".join(done.stdout.split())
-    for part in ("by recipe best", "the same class as the dense model for", "predicted speed 1."):
+    for part in ("by recipe best", "the same class as the dense model for", "times fewer multiply-accumulates"):
         assert part in out
     assert re.search(r", dense (9\d\.\d|100\.0) %", out)  # on training images
     assert f"saved to {tmp_path / 'small'}: README.md, config.json, model.safetensors, report.json" in done.stdout
