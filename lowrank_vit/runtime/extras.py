@@ -11,7 +11,7 @@ from lowrank_vit.runtime.errors import InputError
 EXTRAS = {  # by what is imported; pyproject.toml has the distributions
     "cluster": ("submitit",),
     "diffusion": ("diffusers",),
-    "experiments": ("matplotlib", "sklearn", "wandb"),
+    "experiments": ("matplotlib", "pandas", "sklearn", "wandb"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino",),
     "transformers": ("transformers",),
