@@ -113,6 +113,7 @@ def test_pages_fit_the_window_and_ask_for_nothing(site: Path, width: int, scheme
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.set_default_timeout(120_000)  # milliseconds; a busy machine takes its time
         tab.on("request", lambda request: None if request.url.startswith(LOCAL) else wrong.append(request.url))
         tab.on("pageerror", lambda error: wrong.append(str(error)))
         for name in PAGES:
