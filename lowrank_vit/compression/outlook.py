@@ -85,9 +85,8 @@ def tell(estimated: tuple[float, int] | None, *, cached: bool) -> None:
     if estimated is not None:
         seconds, memory = estimated
         length = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        line = f"estimate from one batch: about {length}, {memory / 2**30:.1f} GiB of memory"
-        where = f"; statistics are cached in {cache_folder()}, which may be deleted at any time"
-        say(line + where * cached)
+        where = f"; statistics are cached in {cache_folder()}, which may be deleted at any time" if cached else ""
+        say(f"estimate from one batch: about {length}, {memory / 2**30:.1f} GiB of memory{where}")
 
 
 def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -> dict[str, Any]:
@@ -111,10 +110,10 @@ def outlook(analysis: Analysis, sizes: Sequence[Size], cost: str = PARAMETERS) -
             continue
         loss = sum(curve.error(plan.ranks[curve.name]) for curve in curves)
         costs = _costs(curves, plan.ranks, start)
-        counted = (
-            None if analysis.recipe.compensation is not None else model_size(predicted.resized(plan))[1]
-        )  # has no Z
-        told.append({**asked, "predicted_loss": loss, **costs, **({} if counted is None else {"macs": counted})})
+        if analysis.recipe.compensation is None:  # the resized model has no Z
+            macs = model_size(predicted.resized(plan))[1]
+            costs["macs"] = costs["macs"] if macs is None else macs
+        told.append({**asked, "predicted_loss": loss, **costs})
     recipe = analysis.recipe
     currency = recipe.objective.unit if recipe.needs_gradient else "shares of energy, summed over layers"
     currency = currency if recipe.sense is None else recipe.sense.comparison(recipe.objective).unit

@@ -69,5 +69,5 @@ def tell_resumed(store: ResumeStore) -> None:
     if place is None or not place.with_suffix(".pt").is_file():
         return
     count = len(list(place.parent.glob(f"{MEASURED}_*.pt")))
-    line = f"resuming {place.parent}: statistics and factors are there"
-    say(line + f", and the losses of {amount(count, 'unit')}" * (count > 0))
+    losses = f", and the losses of {amount(count, 'unit')}" if count else ""
+    say(f"resuming {place.parent}: statistics and factors are there{losses}")

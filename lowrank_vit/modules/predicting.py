@@ -82,9 +82,9 @@ def implausible(model: nn.Module, images: Tensor) -> str:
     low, high = values.min().item(), values.max().item()
     figures = f"mean {mean:.3g}, spread {spread:.3g}, from {low:.3g} to {high:.3g}"
     promised = (
-        f"normalised by mean {shift:.3g} and std {scale:.3g}, they lie between {black:.3g} and {white:.3g}: prepare "
+        f"normalised by mean {shift:.3g} and std {scale:.3g}, they lie between {black:.3g} and {white:.3g}: "
+        "prepare them by timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
     )
-    promised += "them by timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
     widest = (white - black) / 2
     if spread < FLATTEST * widest:
         return f"the images hardly vary ({figures}): check how they are read"

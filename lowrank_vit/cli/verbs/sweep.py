@@ -24,8 +24,6 @@ from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.records.budgets import Size, parse_budgets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lowrank_vit.records.report import Report
 
 
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.processes import is_first
     from lowrank_vit.stages.evaluate.accuracy import fitting
-    from lowrank_vit.stages.evaluate.comparison import compare
+    from lowrank_vit.stages.evaluate.comparison import compare, readings
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
     recipes, device = [*map(recipe_from, args.recipe)], resolve_device(args.device)
@@ -92,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     for recipe, size in product(recipes, sizes.values()):
         check_budget(model, recipe, size, *filter(None, [args.sites]))
     rows, dense, batches = [], model.to(device).eval(), fitting(model, data, data.val_dataloader())
-    known: list[Tensor] = []
+    known = readings(dense, batches)
     for recipe in recipes:
         for small, report in sweep(
             model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options

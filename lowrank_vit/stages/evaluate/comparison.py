@@ -1,6 +1,7 @@
 """A compressed model beside the dense one, on the same images: how often classifiers agree, or how far features differ."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,16 +18,25 @@ from lowrank_vit.stages.evaluate.accuracy import EMPTY, FeatureScore, count_hits
 logger = logging.getLogger(__name__)
 
 
+@torch.inference_mode()
+def readings(dense: nn.Module, batches: Batches) -> list[Tensor]:
+    """Return what a classifier predicts for each batch, on the CPU; nothing of a model without a classifier."""
+    if without_classifier(dense):
+        return []
+    device, objective = next(dense.parameters()).device, Classification()
+    return [objective.reading(predict(dense, images_in(batch).to(device))).cpu() for batch in batches]
+
+
 def compare(
-    dense: nn.Module, small: nn.Module, batches: Batches, *, progress: bool = False, known: list[Tensor] | None = None
+    dense: nn.Module, small: nn.Module, batches: Batches, *, progress: bool = False, known: Sequence[Tensor] = ()
 ) -> dict[str, Any]:
     """Return ``{"n", "agreement", "kl", "top1", "top1_dense"}`` over the images of all processes.
 
     ``agreement``: percent of images for which both predict the same class; ``kl``: ``KL(dense || small)`` in nats, a
     mean; ``top1`` in percent, None where an image has no label, or one that the models do not have, which is warned of.
     Batches are images (B, C, H, W), maybe with labels (B,). Of models without a classifier, ``{"n", "feature_error"}``,
-    as ``evaluate`` does. ``known``: what the dense classifier predicts, batch by batch; an empty list takes it, so that a
-    further model can be compared on the same batches without it.
+    as ``evaluate`` does. ``known``: what ``readings`` returned for the dense classifier on these batches, which then does
+    not run again.
     Raises ``InputError`` for no images, and for labels that are no class numbers.
     """
     if without_classifier(dense):
@@ -39,10 +49,10 @@ def compare(
             images, labels = images_in(batch), known_labels(batch)
             if not counts[0]:
                 tell_implausible(dense, images)
-            kept, at = (list[Tensor](), 0) if known is None else (known, place)  # of the dense model
-            if at == len(kept):
-                kept.append(objective.reading(predict(dense, images.to(device))).cpu())
-            pair = [kept[at].to(device), objective.reading(predict(small, images.to(device)))]
+            models = (small,) if known else (dense, small)
+            pair = [objective.reading(predict(model, images.to(device))) for model in models]
+            if known:
+                pair.insert(0, known[place].to(device))
             added = [len(images), agreements(*pair), float(objective.divergence(*pair)), 0.0, 0.0]
             if labels is not None and int(labels.max()) >= pair[0].shape[-1]:
                 told, labels = told or _tell_of(int(labels.max()), pair[0].shape[-1]), None
