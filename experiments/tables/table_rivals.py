@@ -24,9 +24,9 @@ from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
 from lowrank_vit.records.looks import LOOKS, PRINTED, Printed
 
 METHODS = (
-    "svd", "svd_llm", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0", "ssp",
-    "vtp-taylor", "vtp-gates", "wdp-gates", "wd-depth", "losparse0", "spvit-he-gates", "vbp", "corp", "corp_layerwise",
-    "paper", "paper_literal", "exact", "loss_aware", "heads", "best",
+    "svd", "svd_llm", "svd_llm_update", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "asvd_search",
+    "comcat0", "ssp", "vtp-taylor", "vtp-gates", "wdp-gates", "wd-depth", "losparse0", "spvit-he-gates", "vbp", "corp",
+    "corp_layerwise", "paper", "paper_literal", "exact", "loss_aware", "heads", "best",
 )  # fmt: skip
 LEARNT = ("vtp", "wdpruning", "s2vite", "losparse", "spvit-he")  # full forms
 SELECTORS: dict[str, dict[str, Any]] = {  # rule of tokens: fields of the row
@@ -38,9 +38,10 @@ SCRATCH = 600  # epochs from random weights
 HALF = 0.5  # of the epochs of full fine-tuning: with gates
 REDUCTIONS = (25, 40, 50)
 MACS = (25, 40)  # percent of the multiply-accumulates
+HALF_OF_MACS = ("tome", "heads", "best")  # what is also compared at -50 %
 BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
 EPOCHS = 9  # of the calibration images, as in table_best
-FEATURES_ALONE = {"logit_weight": 0.0, "block_weight": 0.0}
+FEATURES_ALONE = {"logit_weight": 0.0, "block_weight": 0.0, "restore": False}  # as GFM, which measures nothing unseen
 COLUMNS = (
     "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
     "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
@@ -56,6 +57,8 @@ def rows(model: Architecture) -> list[Row | Reported]:
     learnt += [_from_scratch(model, percent) for percent in REDUCTIONS]
     learnt += [row for percent in REDUCTIONS for row in _full(model, percent)]
     macs = [row for percent in MACS for row in _equal_macs(model, percent)]
+    halved = {f"{model.id}/{name}-macs-50" for name in HALF_OF_MACS}
+    macs += [row for row in _equal_macs(model, 50) if row.id in halved]
     return [dense, *measured, *trained, *learnt, *macs, *_printed(model)]
 
 
@@ -108,7 +111,7 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
         more |= {"reduction": percent / 100, "cost": "macs", "timed": True}
         return Row.untrained(model, f"{name}-macs-{percent}", method, recipe, **more)
 
-    gates, budget = {"protocol": GATES_ALONE}, "MACs as budget"
+    gates, budget, before = {"protocol": GATES_ALONE}, "MACs as budget", BEFORE_TOKENS.get(percent, 0.0)
     return [
         *(
             row(name, _titled(name), None, tokens=name, note=LOOKS.get(name).note, **more)
@@ -118,7 +121,7 @@ def _equal_macs(model: Architecture, percent: int) -> list[Row]:
         row("spvit-he-gates", f"He's SPViT, gates alone, {budget} (spvit-he-gates)", "spvit-he-gates", **gates),
         row("heads", f"Ours, {budget} (heads)", "heads"),
         row("best", f"Ours, {budget} (best)", "best"),
-        row("best+tome", "Ours, then ToMe (best+tome)", "heads", tokens="tome", before_tokens=BEFORE_TOKENS[percent]),
+        row("best+tome", "Ours, then ToMe (best+tome)", "heads", tokens="tome", before_tokens=before),
     ]
 
 

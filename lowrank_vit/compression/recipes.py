@@ -7,10 +7,10 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
 
 ORDER = (
-    "svd", "fwsvd", "asvd", "svd_llm", "afm_energy", "paper", "paper_literal", "paper_charitable", "exact",
-    "exact_normalised", "loss_aware", "heads", "best", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0", "comcat",
-    "ssp", "vtp-taylor", "vbp", "corp", "corp_layerwise", "wd-depth", "losparse0", "vtp-gates", "wdp-gates", "spvit-he-gates",
-    "vtp", "wdpruning", "spvit-he", "s2vite", "losparse",
+    "svd", "fwsvd", "asvd", "svd_llm", "svd_llm_update", "afm_energy", "paper", "paper_literal", "paper_charitable",
+    "exact", "exact_normalised", "loss_aware", "heads", "best", "aafm", "flar", "fwsvd_search", "asvd_search", "comcat0",
+    "comcat", "ssp", "vtp-taylor", "vbp", "corp", "corp_layerwise", "wd-depth", "losparse0", "vtp-gates", "wdp-gates",
+    "spvit-he-gates", "vtp", "wdpruning", "spvit-he", "s2vite", "losparse",
 )  # fmt: skip
 RENAMED = {"comcat_search": "comcat"}  # in older reports, published rows and commands
 

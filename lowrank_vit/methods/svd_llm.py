@@ -11,6 +11,7 @@ from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.allocate.rules import Uniform
+from lowrank_vit.stages.correct.output_refit import OutputRefit
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 
 
@@ -45,4 +46,19 @@ add_recipe(
 )
 
 
+add_recipe(
+    "svd_llm_update",
+    units={"decomposition": Whitened()},
+    allocator=Uniform(),
+    refit=OutputRefit(sensitivity=0.0),
+    about="svd_llm, then each branch's last factor refitted on the smaller model's inputs (Wang et al.)",
+)
+
+
 look("svd_llm", "<", (3, 2), "brown", "SVD-LLM, whitening alone", "without its sequential update of the factors")
+
+
+look(
+    "svd_llm_update", "<", (5, 3), "brown", "SVD-LLM, updated",
+    "updates the last factor of each branch, towards the dense stream; the paper, one factor of every layer",
+)  # fmt: skip

@@ -52,8 +52,8 @@ class Distillation(SeededTraining):
     ``batch_size`` images over all processes; an incomplete last batch is left out of its epoch. The student stays in
     eval mode: dropout would add noise to what it has to match. ``flips`` and ``crop_scale`` augment; the images must
     keep their meaning. ``mix`` adds to each image up to this share of another (mixup, Zhang et al. 2018); the teacher
-    answers for the mixture. ``held_out``: unseen images, for the divergence before and after. ``run`` is recorded with
-    the hyperparameters.
+    answers for the mixture. ``held_out``: unseen images, for the divergence before and after; where it has risen, the
+    weights from before come back, unless ``restore`` is off. ``run`` is recorded with the hyperparameters.
     Raises ``InputError`` for values out of range and for models that ``check_pair`` refuses.
     """
 
@@ -83,6 +83,7 @@ class Distillation(SeededTraining):
         flips: bool = True,
         crop_scale: tuple[float, float] | None = None,
         mix: float = 0.0,
+        restore: bool = True,
         objective: Objective = CLASSIFICATION,
         seed: int = 0,
         run: dict[str, Any] | None = None,
@@ -209,8 +210,8 @@ class Distillation(SeededTraining):
 
     @property
     def risen(self) -> bool:
-        """Tell whether the divergence on unseen images has risen, so that the weights are those from before."""
-        return bool(self.kl_held_out[1] > self.kl_held_out[0])
+        """Tell whether the divergence on unseen images has risen, so that the weights are to be those from before."""
+        return bool(self.hparams["restore"] and self.kl_held_out[1] > self.kl_held_out[0])
 
     def _measure(self, when: int) -> None:
         if self._held_out is not None:

@@ -154,6 +154,11 @@ def test_where_unseen_images_diverge_more_the_weights_stay(caplog: pytest.LogCap
     assert same(worse, before)
     (line,) = [record.getMessage() for record in caplog.records if "stay as they were" in record.getMessage()]
     assert f"rose from {entry['kl_held_out']['before']:.4f} to {entry['kl_held_out']['after']:.4f}" in line
+    free = student()
+    entry = run(free, epochs=1, vector_lr=1.0, held_out=images(16, seed=9), restore=False).describe()
+    assert entry["kl_held_out"]["after"] > entry["kl_held_out"]["before"]
+    assert "kept" not in entry
+    assert not same(free, before)
     good = run(better, epochs=1, lr=1e-5, vector_lr=1e-4, held_out=images(16, seed=9))
     assert not good.risen
     assert "kept" not in good.describe()
