@@ -6,7 +6,8 @@
 
 Weights are random, as speed does not depend on them; the shapes are real: ``matrices`` has one rank for every layer, as
 ``svd_llm`` (U V^T, two products for one); ``halves`` has the widths that ``best`` chose for each head and MLP of DeiT-Tiny at
--50 %, scaled to the model and the reduction; ``halves, 8`` has them in multiples of 8, as ``--rank-multiple 8`` gives them.
+-50 %, scaled to the model and the reduction; ``halves, 8`` has them in multiples of 8, as ``--rank-multiple 8`` gives them;
+``pivoted`` has wider ones, since its factors hold identities, which are neither stored nor counted.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from lowrank_vit.compression.runtimes import ready_in, settings_in
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear, SmallMlp
+from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.modules.surgery import get_linear, replace_module
 from lowrank_vit.runtime.errors import amount
 from lowrank_vit.stages.evaluate.speed import CLOCKS
@@ -80,10 +82,20 @@ def halves(name: str, share: float, multiple: int) -> nn.Module:
     return model.eval()
 
 
+def pivoted(name: str, share: float, multiple: int) -> nn.Module:
+    """Make a model as ``halves`` does, its factors pivoted."""
+    model = halves(name, share, multiple)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)  # zeros have no pivots
+    pivot(model)
+    return model
+
+
 VARIANTS: dict[str, tuple[Callable[[str, float, int], nn.Module], int]] = {
     "matrices": (matrices, 1),
     "halves": (halves, 1),
     "halves, 8": (halves, 8),
+    "pivoted": (pivoted, 1),
 }
 
 
@@ -92,10 +104,9 @@ def reduced(name: str, variant: str, reduction: float) -> nn.Module:
     make, multiple = VARIANTS[variant]
     target = (1 - reduction) * parameter_count(timm.create_model(name))
     low, high = 0.0, 2.0
-    with torch.device("meta"):
-        for _ in range(12):
-            middle = (low + high) / 2
-            low, high = (middle, high) if parameter_count(make(name, middle, multiple)) <= target else (low, middle)
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if parameter_count(make(name, middle, multiple)) <= target else (low, middle)
     return make(name, low, multiple)
 
 
