@@ -207,7 +207,7 @@ add_recipe(
     folded=True,
     pivoted=None,
     tokens=None,
-    about="heads, and embeddings at a rank, norms folded; factors pivoted, or tokens merged, as the budget has it",
+    about="heads, and embeddings at a rank, norms folded",
 )
 
 

@@ -1,7 +1,6 @@
 """The model card of a saved folder: ``README.md`` as the Hugging Face hub reads it, from what config and report hold."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,8 +73,7 @@ def _steps(report: Report) -> list[str]:
     if report["recipe"] is not None:
         fields = report["recipe_fields"]
         tokens: Any = report.get("tokens")
-        about = re.sub(r"; .*, as the budget has it$", "", fields["about"])
-        steps = [f"recipe `{report['recipe']}`, {about}"]
+        steps = [f"recipe `{report['recipe']}`, {fields['about']}"]
         steps += ["factors pivoted"] if fields.get("pivoted") else []
         steps += ["tokens merged"] if tokens is not None and any(tokens.get("pairs", [True])) else []
     if "quantization" in report:
