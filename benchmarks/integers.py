@@ -3,8 +3,8 @@
     python -m benchmarks.integers --model deit_tiny_patch16_224 --checkpoint FILE --data imagefolder:PATH --clock cpu
 
 All files take turns in onnxruntime, on as many threads as torch has; a speed-up is over the dense model's 8-bit file. Ranges
-and the compression use the same calibration images; top-1 is of validation images. ``--rank-multiple`` rounds sizes to what
-a processor multiplies well.
+and the compression use the same calibration images; top-1 is of validation images, ± its standard error.
+``--rank-multiple`` rounds sizes to what a processor multiplies well.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from benchmarks.output import show, write
+from experiments.report.formats import number
+from experiments.report.uncertainty import standard_error
 from lowrank_vit import compress, get_recipe
 from lowrank_vit.compression.exported_files import compare_files
 from lowrank_vit.data import ImageData
@@ -65,7 +67,8 @@ def arguments() -> argparse.Namespace:
 
 def line(name: str, kept: str, row: dict[str, Any]) -> list[str]:
     """Write what was found of a file."""
-    cells = [name, f"{row['bytes'] / 2**20:.2f}", f"{row['top1']:.1f}", kept]
+    top1 = number(row["top1"], standard_error(row["top1"], row["n"]), digits=1)
+    cells = [name, f"{row['bytes'] / 2**20:.2f}", top1, kept]
     for one in row["times"].values():
         low, high = one["speedup_quartiles"]
         cells += [f"{1e3 * one['seconds']:.1f}", f"{one['speedup']:.2f} ({low:.2f}-{high:.2f})"]

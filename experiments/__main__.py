@@ -9,12 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from experiments.jobs.checkpoints import check_folder
 from experiments.tables.catalogue import find, find_all, tables
 from experiments.tables.rows import Row
-from experiments.tracking.workspace import add_options
+from experiments.tracking.runs import PROJECT
 from lowrank_vit.runtime.errors import InputError, disk_failed, in_shell
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import check_spec
@@ -63,66 +62,41 @@ def _option(text: str) -> tuple[str, str]:
 
 def _add_choices(run: argparse.ArgumentParser) -> None:
     """Add the options that say which rows run, on what, and with which settings."""
-    run.add_argument(
-        "targets",
-        nargs="+",
-        metavar="TABLE[/ROW]",
-        help="all, a table, a row of it, a group of rows such as table2/deit_b, or a pattern such as 'table2/*/svd-40'",
-    )
-    run.add_argument(
-        "--data",
-        default="digits",
-        metavar="SPEC",
-        help="digits (the stand-ins) | imagefolder:PATH | parquet:PATH | ...",
-    )
-    run.add_argument("--checkpoints", type=Path, metavar="DIR", help="folder of NAME.safetensors (default: timm's hub)")
-    run.add_argument(
-        "--seeds", type=_seeds, metavar="0,1,2", help="default: 0,1,2 for the stand-ins, 0 for real models"
-    )
-    run.add_argument("--epochs", type=_natural, help="epochs of training; full forms split them (default: 20; 0: none)")
-    run.add_argument("--steps", type=_count, help="steps of Z's gradient solvers (default: the recipe's)")
-    run.add_argument(
-        "--solver", choices=("closed_form", "moments", "minibatch"), help="how Z is fitted (default: the recipe's)"
-    )
-    run.add_argument(
-        "--optimizer", choices=("adam", "sgd"), help="optimiser of Z's gradient solvers (default: the recipe's, adam)"
-    )
-    run.add_argument("--limit", type=_count, help="evaluate this many images, drawn by the seed")
-    run.add_argument("--calibration-samples", type=_count, default=1024)
+    add = run.add_argument
+    wanted = "all, a table, a row of it, a group of rows such as table2/deit_b, or a pattern such as 'table2/*/svd-40'"
+    add("targets", nargs="+", metavar="TABLE[/ROW]", help=wanted)
+    add("--data", default="digits", metavar="SPEC", help="digits (the stand-ins), imagefolder:PATH, parquet:PATH, ...")
+    add("--checkpoints", type=Path, metavar="DIR", help="folder of NAME.safetensors (default: timm's hub)")
+    add("--seeds", type=_seeds, metavar="0,1,2", help="default: 0,1,2 for the stand-ins, 0 for real models")
+    add("--epochs", type=_natural, help="epochs of training; full forms split them (default: 20; 0: none)")
+    add("--steps", type=_count, help="steps of Z's gradient solvers (default: the recipe's)")
+    add("--solver", choices=("closed_form", "moments", "minibatch"), help="how Z is fitted (default: the recipe's)")
+    add("--optimizer", choices=("adam", "sgd"), help="optimiser of Z's gradient solvers (default: the recipe's, adam)")
+    add("--limit", type=_count, help="evaluate this many images, drawn by the seed")
+    add("--calibration-samples", type=_count, default=1024)
     batch = run.add_mutually_exclusive_group()
     batch.add_argument("--batch-size", type=_count, default=64, help="images of one device (default: 64)")
     batch.add_argument("--global-batch", type=_count, metavar="N", help="images of all devices together, split evenly")
-    run.add_argument("--lr", type=_rate, default=1e-4, help=f"learning rate of fine-tuning {LR}")
+    add("--lr", type=_rate, default=1e-4, help=f"learning rate of fine-tuning {LR}")
 
 
 def _add_machinery(run: argparse.ArgumentParser) -> None:
     """Add the options that say where and how jobs run."""
-    run.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
-    run.add_argument(
-        "--workers", type=_count, help="jobs side by side (default: a core each for the stand-ins, else 1)"
-    )
-    run.add_argument(
-        "--loader-workers",
-        type=_natural,
-        metavar="N",
-        help="processes that read and decode images, for each device (default: a core's each, up to 16)",
-    )
-    run.add_argument("--devices", type=_count, help="devices of each job (default: as torchrun or srun started, or 1)")
-    run.add_argument("--num-nodes", type=_count, help="machines of each job (likewise)")
-    run.add_argument(
-        "--launcher", choices=LAUNCHERS, help="hand each job to submitit: SLURM's queue, or processes of this machine"
-    )
-    run.add_argument(
-        "--slurm", type=_option, action="append", default=[], metavar="KEY=VALUE", help="such as partition=gpu time=600"
-    )
-    run.add_argument("--strategy", default="auto", help="Lightning's")
-    run.add_argument("--precision", help="Lightning's, for fine-tuning (default: bf16-mixed where a GPU has it)")
-    run.add_argument(
-        "--accelerator", default="auto", help="Lightning's (default: the CPU for the stand-ins, else auto)"
-    )
-    run.add_argument("--dry-run", action="store_true", help="say how long each row would take, and run nothing")
-    run.add_argument("--rerun-stale", action="store_true", help="run again what an older revision made")
-    run.add_argument("--no-wandb", action="store_true", help="keep no Weights & Biases runs (they are offline anyway)")
+    add = run.add_argument
+    add("--results", type=Path, default=RESULTS, metavar="DIR")
+    add("--workers", type=_count, help="jobs side by side (default: a core each for the stand-ins, else 1)")
+    loaders = "processes that read and decode images, for each device (default: a core's each, up to 16)"
+    add("--loader-workers", type=_natural, metavar="N", help=loaders)
+    add("--devices", type=_count, help="devices of each job (default: as torchrun or srun started, or 1)")
+    add("--num-nodes", type=_count, help="machines of each job (likewise)")
+    add("--launcher", choices=LAUNCHERS, help="hand each job to submitit: SLURM's queue, or processes of this machine")
+    add("--slurm", type=_option, action="append", default=[], metavar="KEY=VALUE", help="such as time=600")
+    add("--strategy", default="auto", help="Lightning's")
+    add("--precision", help="Lightning's, for fine-tuning (default: bf16-mixed where a GPU has it)")
+    add("--accelerator", default="auto", help="Lightning's (default: the CPU for the stand-ins, else auto)")
+    add("--dry-run", action="store_true", help="say how long each row would take, and run nothing")
+    add("--rerun-stale", action="store_true", help="run again what an older revision made")
+    add("--no-wandb", action="store_true", help="keep no Weights & Biases runs (they are offline anyway)")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     workspace = verbs.add_parser(
         "workspace", help="describe, or publish, the Weights & Biases workspace of all methods"
     )
-    add_options(workspace)
+    workspace.add_argument("--entity", help="the user or team that has the project (needed by --save)")
+    workspace.add_argument("--project", default=PROJECT, help=f"default: {PROJECT}")
+    workspace.add_argument("--save", action="store_true", help="publish it (needs an account: wandb login)")
     workspace.set_defaults(run=publish_workspace)
     return parser
 
@@ -156,7 +132,7 @@ def publish_workspace(args: argparse.Namespace) -> int:
     from experiments.report.styles import group_colours
     from experiments.tracking.workspace import run
 
-    return run(args, group_colours())
+    return run(args.entity, args.project, args.save, group_colours())
 
 
 def list_tables(args: argparse.Namespace) -> int:
@@ -170,10 +146,11 @@ def list_tables(args: argparse.Namespace) -> int:
     chosen = table.rows if row is None else table.select(row)
     width = max(len(item.id) for item in table.rows)
     for item in chosen:
-        known = (
-            (item.top1_reported, item.model) if isinstance(item, Row) else (item.top1, f"reported ({item.protocol})")
-        )
-        print(f"{item.id:{width}}  {'' if known[0] is None else f'{known[0]:.2f}':>6}  {known[1]}")
+        if isinstance(item, Row):
+            top1, about = item.top1_reported, item.model
+        else:
+            top1, about = item.top1, f"reported ({item.protocol})"
+        print(f"{item.id:{width}}  {'' if top1 is None else f'{top1:.2f}':>6}  {about}")
     return 0
 
 
@@ -207,16 +184,12 @@ def run_table(args: argparse.Namespace) -> int:
     return run(args, report)
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb. A user's mistake is one line on the error stream and exit code 2; a failed job is exit code 1."""
     words = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(words)
     args.command = shlex.join(["python", "-m", "experiments", *words])
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         # without which a verb fails, perhaps after hours of work; W&B is not among them
         require("python -m experiments", "matplotlib", *(["sklearn"] if vars(args).get("data") == "digits" else []))

@@ -5,11 +5,9 @@ import hashlib
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.extras import hub_reachable
 
-
-def checkpoint_names(model: str) -> list[str]:
-    """List the file names under which a model's weights are looked for: with the tag, then without."""
-    return list(dict.fromkeys((f"{model}.safetensors", f"{model.partition('.')[0]}.safetensors")))
+REACHABLE = functools.cache(hub_reachable)
 
 
 def check_folder(folder: Path) -> None:
@@ -18,10 +16,15 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"there is no folder {folder}: --checkpoints takes a folder of .safetensors files")
 
 
-def find_checkpoint(folder: Path, model: str) -> Path | None:
-    """Find the model's weights in ``folder``. Raises ``InputError`` where that is no folder."""
+def find_checkpoint(folder: Path, model: str) -> Path | str:
+    """Find the model's weights in ``folder``, by its name with the tag, then without; say why where there are none.
+
+    Raises ``InputError`` where that is no folder.
+    """
     check_folder(folder)
-    return next((path for name in checkpoint_names(model) if (path := folder / name).is_file()), None)
+    names = list(dict.fromkeys((f"{model}.safetensors", f"{model.partition('.')[0]}.safetensors")))
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    return paths[0] if paths else f"no checkpoint: {folder} has no {' or '.join(names)}"
 
 
 @functools.cache
@@ -41,13 +44,6 @@ def hub_reason(model: str) -> str | None:
     if config is None or not config.hf_hub_id:
         return f"the hub has no weights of {model}: give --checkpoints DIR"
     cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id.partition("@")[0], "model.safetensors")
-    if isinstance(cached, str) or _hub_is_there():
+    if isinstance(cached, str) or REACHABLE():
         return None
     return f"the weights of {model} are not cached and the hub cannot be reached: give --checkpoints DIR"
-
-
-@functools.cache
-def _hub_is_there() -> bool:
-    from lowrank_vit.runtime.extras import hub_reachable
-
-    return hub_reachable()

@@ -1,9 +1,10 @@
-"""Describe one result to compute, as a record whose hash names the job's folder."""
+"""Describe one result to compute, as a record whose hash names the job's folder; and read the result from there."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from lowrank_vit import Recipe, get_recipe
@@ -11,6 +12,7 @@ from lowrank_vit.records.budgets import Budget, reduction_to
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.errors import InputError
 
+RESULT, ERROR = "result.json", "error.json"
 LEARNT_TOKENS = ("spvit-kong-gates", "spvit-kong")  # rules for fewer tokens that learn what to keep
 
 
@@ -127,3 +129,22 @@ class Job:
         if self.recipe is None:
             raise InputError("this job evaluates the dense model: it has no recipe")
         return get_recipe(self.recipe).but(**self.changes)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read the object in a JSON file; None where there is no such file, or none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def job_folder(folder: Path, job: Job) -> Path:
+    """Name the folder of a job's files among all results: one place, since tables share jobs."""
+    return folder / "jobs" / job.key
+
+
+def find_result(folder: Path, job: Job) -> dict[str, Any] | None:
+    """Read the result of a finished job."""
+    return read_json(job_folder(folder, job) / RESULT)

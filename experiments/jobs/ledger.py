@@ -3,13 +3,15 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from experiments.jobs.results import read_json
-from experiments.jobs.task import Tell
+from experiments.jobs.job import read_json
+from experiments.jobs.task import Task, Tell
+from lowrank_vit.data import ImageData
 from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.processes import agreed, is_first
 
@@ -41,6 +43,16 @@ class Ledger:
         self.found[name] = dict(value)
         if is_first():
             write_json(self.path, self.found)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Hold what the stages of a job that runs have in common. ``run``: of Weights & Biases, or None."""
+
+    task: Task
+    data: ImageData
+    ledger: Ledger
+    run: Any
 
 
 class EpochTeller(Logger):

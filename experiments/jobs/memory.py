@@ -37,10 +37,6 @@ def _all_images(split: str, settings: tuple[tuple[str, Any], ...]) -> Batch:
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
 
 
-def _whole(batch: Any) -> Any:
-    return batch  # it was taken as a whole
-
-
 class DigitsInMemory(ImageData):
     """Serve the digits, neither cropped nor flipped, as ``ImageData`` does: the same batches in the same order, sooner."""
 
@@ -56,6 +52,8 @@ class DigitsInMemory(ImageData):
         images, labels = _all_images(split, tuple(sorted(self.data_config.items())))
         chosen = torch.tensor(loader.dataset.indices)  # type: ignore[attr-defined]  # of TransformedImages
         dataset = Remembered(images[chosen], labels[chosen])
-        return DataLoader(
-            dataset, self.batch_size, sampler=loader.sampler, collate_fn=_whole, generator=torch.Generator()
-        )
+        options: dict[str, Any] = {
+            "collate_fn": lambda batch: batch,
+            "generator": torch.Generator(),
+        }  # taken as a whole
+        return DataLoader(dataset, self.batch_size, sampler=loader.sampler, **options)

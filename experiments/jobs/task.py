@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.jobs.job import Job
-from experiments.jobs.results import job_folder
+from experiments.jobs.job import Job, job_folder
 from lowrank_vit import Hardware
 
 EMBEDDED = "digits"  # the SPEC of the stand-ins' images

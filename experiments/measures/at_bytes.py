@@ -12,8 +12,7 @@ from torch import nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
-from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import comparison_passes
+from experiments.jobs.measure import MEASURES, Measure, comparison_passes
 from experiments.measures.layers import calibration_images, hardware_of, held_out_images
 from lowrank_vit import InputError, analyse, compare, compress, evaluate, quantize, quantize_within
 from lowrank_vit.data import ImageData

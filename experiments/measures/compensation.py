@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
-from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import BATCH, statistics_passes
+from experiments.jobs.measure import BATCH, MEASURES, Measure, statistics_passes
 from experiments.measures.layers import DIGITS, block_of, factors_by, hardware_of, image_counts, seen_and_unseen
-from lowrank_vit import Compensation, Recipe, Solution, dense_weight, find_sites, solve
+from lowrank_vit import Compensation, Solution, compensate_minibatch, dense_weight, find_sites, solve
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.records.factors import Factors
@@ -24,9 +23,8 @@ from lowrank_vit.records.sites import Site
 SITES = r"(^|\.)blocks\.\d+\.attn\.proj$"
 EXACT = "whitened_normalised"  # the exact minimiser of this very error
 NEEDS = {"representative", "input_second", "normalised_input_second"}
-
-
 Approximation = tuple[Tensor, int]  # ``W'`` of a layer, (n, d), and the parameters that its factors hold, Z's included
+Statistics = Mapping[str, Moments]  # by layer
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     gradient = {} if recipe.solver == "closed_form" else {"gradient": recipe.solver}
     for name, solver in {"closed_form": "closed_form", **gradient}.items():
         ledger.tell(f"Z by {solver}")
-        solutions = solutions_by(solver, recipe, residuals, seen, model, data, job.seed)
+        solutions = solutions_by(solver, job, residuals, seen, model, data)
         methods[name] = {
             site: (weight + solutions[site].dense().to(weight), parameters + solutions[site].parameters)
             for site, (weight, parameters) in methods["before"].items()
@@ -76,39 +74,27 @@ def cut(factors: Factors, rank: int) -> Approximation:
 
 
 def solutions_by(
-    solver: str,
-    recipe: Recipe,
-    residuals: Mapping[str, Tensor],
-    seen: Mapping[str, Moments],
-    model: nn.Module,
-    data: ImageData,
-    seed: int,
+    solver: str, job: Job, residuals: Mapping[str, Tensor], seen: Statistics, model: nn.Module, data: ImageData
 ) -> Mapping[str, Solution]:
     """Solve for Z of every layer, from the calibration images."""
+    recipe = job.recipe_used()
     assert recipe.compensation is not None
     moments = {name: seen[name].sums["normalised_input_second"] / seen[name].images for name in residuals}
-    steps: dict[str, Any] = {"steps": recipe.steps, "optimizer": recipe.optimizer, "seed": seed}
+    steps: dict[str, Any] = {"steps": recipe.steps, "optimizer": recipe.optimizer, "seed": job.seed}
     if solver != "minibatch":
         return solve(recipe.compensation, residuals, moments, solver, **steps)
-    from lowrank_vit import compensate_minibatch
-
     options = {"batch_size": BATCH, "hardware": hardware_of(model), "progress": False, **steps}
     images = data.calibration_tensor()
     return compensate_minibatch(model, recipe.compensation, residuals, moments, images, **options)
 
 
 def errors(
-    approximations: Mapping[str, Approximation],
-    weights: Mapping[str, Tensor],
-    seen: Mapping[str, Moments],
-    unseen: Mapping[str, Moments],
+    approximations: Mapping[str, Approximation], weights: Mapping[str, Tensor], seen: Statistics, unseen: Statistics
 ) -> dict[str, list[float]]:
     """Return parameters and both errors of every layer."""
     result: dict[str, list[float]] = {"params": [parameters for _, parameters in approximations.values()]}
     for images, moments in (("calibration", seen), ("unseen", unseen)):
-        metrics = {
-            name: output_metric(weights[name], moments[name], centred=False, normalised=True) for name in weights
-        }
+        metrics = {n: output_metric(weights[n], moments[n], centred=False, normalised=True) for n in weights}
         relative = [metrics[name].relative_error(weight) for name, (weight, _) in approximations.items()]
         result[images] = [round(error, DIGITS) for error in relative]
     return result

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from lowrank_vit.customize.customization import Customization, customized, save_delta
+from lowrank_vit.customize.customization import customized, save_delta
 from lowrank_vit.customize.deltas import DELTAS
 from lowrank_vit.customize.digits import (
     ANY,
@@ -73,7 +73,10 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
         tell(f"customise by {name}")
         prompt = f"{NORMAL} {WORD} {ANY}"
         trained = train(customization, examples, prompt, Training(STEPS, BATCH), prior=prior, seed=seed)
-        told = {**size(customization), "custom_step": round(1000 * trained.seconds_a_step, 3)}
+        told = {"custom_count": sum(tensor.numel() for tensor in customization.tensors.values())}
+        with tempfile.TemporaryDirectory() as folder:
+            save_delta(customization, path := Path(folder) / "delta.safetensors")
+            told |= {"custom_bytes": path.stat().st_size, "custom_step": round(1000 * trained.seconds_a_step, 3)}
     tell("draw")
     after, learnt = old_digits(unet, judge, WORD), new_digit(unet, judge, digit, examples)
     return {
@@ -86,16 +89,6 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
         "custom_old_change": round(after["accuracy"] - before["accuracy"], DIGITS),
         "custom_old_distance": round(after["distance"], DIGITS),
     }
-
-
-def size(customization: Customization) -> dict[str, int]:
-    """Count the numbers of a delta, and the bytes of its file."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_delta(customization, path := Path(folder) / "delta.safetensors")
-        return {
-            "custom_count": sum(tensor.numel() for tensor in customization.tensors.values()),
-            "custom_bytes": path.stat().st_size,
-        }
 
 
 def old_digits(model: TextToImage, judge: Judge, word: str | None = None) -> dict[str, float]:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
-from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import statistics_passes
-from experiments.measures.layers import block_of, factors_by, image_counts, layer_of, rounded, seen_and_unseen
+from experiments.jobs.measure import MEASURES, Measure, statistics_passes
+from experiments.measures.layers import DIGITS, block_of, factors_by, image_counts, layer_of, seen_and_unseen
 from lowrank_vit import dense_weight, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
@@ -54,7 +53,10 @@ def energies(weight: Tensor, factors: Mapping[str, Factors], seen: Moments, unse
         ranks = spread(full.u.shape[1])
         curves = {images: 1 - metric.error_curve(full) for images, metric in metrics.items()}
         curves["own"] = 1 - full.loss
-        methods[method] = {"ranks": ranks, **{name: rounded(curve[ranks]) for name, curve in curves.items()}}
+        methods[method] = {"ranks": ranks}
+        methods[method] |= {
+            name: [round(kept, DIGITS) for kept in curve[ranks].tolist()] for name, curve in curves.items()
+        }
     return {"shape": [n, d], "break_even": round(n * d / (n + d), 1), "methods": methods}
 
 

@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 
+import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowrank_vit import DECOMPOSITIONS, Hardware, collect, dense_weight, find_sites
+import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+from lowrank_vit import DECOMPOSITIONS, Hardware, collect, dense_weight
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.images import Images
@@ -29,14 +31,11 @@ def layer_of(site: Site) -> str:
 
 
 @cache
-def sites_of(model: str) -> list[Site]:
-    """List the layers of the model of that name, which is not built in memory."""
-    import timm
-
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-
+def blank(model: str) -> nn.Module:
+    """Build a model, by timm's name, on no device."""
     with torch.device("meta"):
-        return find_sites(timm.create_model(model, pretrained=False))
+        network: nn.Module = timm.create_model(model)
+    return network
 
 
 def calibration_images(data: ImageData) -> Images:
@@ -70,11 +69,6 @@ def factors_by(
     """Return all directions of every site by the decomposition called ``method``."""
     decomposition = DECOMPOSITIONS.get(method)()
     return {site.name: decomposition(dense_weight(model, site), moments[site.name]) for site in sites}
-
-
-def rounded(values: Tensor) -> list[float]:
-    """Return plain numbers, which JSON can hold."""
-    return [round(value, DIGITS) for value in values.tolist()]
 
 
 def image_counts(seen: Mapping[str, Moments], unseen: Mapping[str, Moments]) -> dict[str, int]:

@@ -14,8 +14,8 @@ from torchmetrics.functional import spearman_corrcoef
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
-from experiments.measures.layers import block_of, calibration_images, sites_of
-from lowrank_vit import Recipe, analyse, get_recipe
+from experiments.measures.layers import blank, block_of, calibration_images
+from lowrank_vit import Recipe, analyse, find_sites, get_recipe
 from lowrank_vit.data import ImageData
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 
@@ -27,7 +27,7 @@ DIGITS = 8
 
 def forward_passes(job: Job) -> float:
     """Count the statistics with their gradients; a part is measured from its block on, half the model on average."""
-    blocks = {block_of(site) for site in sites_of(job.model)}
+    blocks = {block_of(site) for site in find_sites(blank(job.model))}
     variants = len(blocks) * PARTS_OF_A_BLOCK * len(REMOVED)
     return 3 * job.calibration_samples + variants / 2 * min(_limit(job), job.held_out_samples)
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
-from experiments.jobs.measure import MEASURES, Measure
-from experiments.jobs.passes import comparison_passes
+from experiments.jobs.measure import MEASURES, Measure, comparison_passes
 from experiments.measures.layers import calibration_images
 from lowrank_vit import MeanScan, compare, compress, mean_scan
 from lowrank_vit.data import ImageData

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.results import read_json
+from experiments.jobs.job import read_json
 from experiments.report.origins import origin
 from experiments.report.render import PUBLISHED, published_file
 from experiments.report.rows import finished
@@ -52,9 +52,8 @@ def agreement(results: Path, table: Table, folder: Path = PUBLISHED) -> Agreemen
     Rows that are published as means of several seeds alone are not compared.
     """
     plan = read_plan(results, table)
-    content = read_json(published_file(plan, table, folder))
-    known = {} if content is None else {row["id"]: row for row in content["rows"]}
-    figure = {} if content is None else content.get("measured", {})
+    content = read_json(published_file(plan, table, folder)) or {"rows": []}
+    known, figure = {row["id"]: row for row in content["rows"]}, content.get("measured", {})
     differences: list[tuple[float, float, str]] = []
     commits: set[str] = set()
     for name, of_row in finished(results, plan).items():
@@ -64,11 +63,12 @@ def agreement(results: Path, table: Table, folder: Path = PUBLISHED) -> Agreemen
         commits.update(own["commits"])
         there = seeds_of(known[name])
         if name in figure:
-            there = dict(zip(map(str, known[name]["seeds"]), map(dict, map(_flat, figure[name])), strict=True))
+            there = {
+                str(seed): dict(_flat(each)) for seed, each in zip(known[name]["seeds"], figure[name], strict=True)
+            }
         for result in of_row:
-            seed = str(result["provenance"]["seed"])
-            if seed in there:
-                here = dict(_flat(result["measured"])) if name in figure else numbers(result)
+            here = dict(_flat(result["measured"])) if name in figure else numbers(result)
+            if (seed := str(result["provenance"]["seed"])) in there:
                 differences.append((*_differences(here, there[seed]), name))
     if not differences:
         return None

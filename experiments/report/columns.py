@@ -1,4 +1,4 @@
-"""Define the columns that a table can have: their names, and how a row of ``table.json`` is written and sorted."""
+"""Define the columns that a table can have: how a row of ``table.json`` is written, and what it is sorted by."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,17 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, Literal
 
-from experiments.report import cells
-from experiments.report.cells import Notes, Row
-from experiments.report.formats import file_size, human, number, of_share, percent, printed_count, share
+from experiments.report.formats import file_size, human, number, of_share, printed_count
 from experiments.report.seeds import SPREADS
-from experiments.report.uncertainty import caveats
+from experiments.report.uncertainty import TOP1, Row, caveats
 from lowrank_vit.runtime.registry import unknown
 
-BATCHES = (1, 8)  # images at a time, as ``jobs/beside.py`` measures
+Notes = dict[str, int]  # numbers of the footnotes, by their texts
+Write = Callable[[Row, Notes, int], str]
+Value = Callable[[Row], Any]
+COSTS = {"macs": " of MACs"}  # what a reduction can be of, beside parameters
+STALE = "stale: made by an older revision; --rerun-stale runs it again"
+BATCHES = (1, 8)  # images at a time, as ``jobs/steps.py`` measures
 ERRORS = partial(number, digits=4)  # relative errors, and divergences
 
 
@@ -27,41 +30,99 @@ class Column:
 
     name: str
     header: str
-    write: Callable[[Row, Notes, int], str]
-    value: Callable[[Row], Any]
+    write: Write
+    value: Value
     kind: Literal["text", "number"] = "number"
     short: str = ""
     wrap: int | None = None
     about: str = ""
 
 
-def _plain(name: str) -> Callable[[Row, Notes, int], str]:
-    return lambda row, notes, digits: "" if row[name] is None else str(row[name])
+def _text(name: str, header: str, wrap: int | None = None, **more: Any) -> Column:
+    def text(row: Row, notes: Notes, digits: int) -> str:
+        return "" if row[name] is None else str(row[name])
+
+    return Column(name, header, text, **{"value": itemgetter(name), "kind": "text", "wrap": wrap, **more})
 
 
-def _text(name: str, header: str, wrap: int | None = None, **more: str) -> Column:
-    return Column(name, header, _plain(name), itemgetter(name), "text", wrap=wrap, **more)
-
-
-def _number(name: str, header: str, write: Callable[..., str], short: str = "", about: str = "") -> Column:
-    """Make a column whose text depends on its field alone, and on the spread of that where rows have one."""
-    spread = f"{name}_std"
+def _number(
+    name: str, header: str, write: Callable[..., str], short: str = "", about: str = "", value: Value | None = None
+) -> Column:
+    """Make a column whose text depends on its value alone, and on the spread of its field where rows have one."""
+    find, spread = value or itemgetter(name), f"{name}_std"
 
     def text(row: Row, notes: Notes, digits: int) -> str:
-        return write(row[name], row[spread], digits) if spread in SPREADS else write(row[name])
+        if (found := find(row)) is None:
+            return ""
+        return write(found, row[spread], digits) if spread in SPREADS else write(found)
 
-    return Column(name, header, text, itemgetter(name), short=short, about=about)
+    return Column(name, header, text, find, short=short, about=about)
 
 
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+def _top1(name: str, header: str, short: str, about: str, field: Callable[[Row], str]) -> Column:
+    """Make a column of top-1, in the field that ``field(row)`` names, if any; the spread of a dense model's is in its row."""
+
+    def value(row: Row) -> Any:
+        return row[field(row)] if field(row) else None
+
+    def text(row: Row, notes: Notes, digits: int) -> str:
+        if (found := value(row)) is None:
+            return ""
+        told = name != "top1_dense" or row["protocol"] == "dense"
+        return number(found, row[TOP1[field(row)]] if told else None, digits)
+
+    return Column(name, header, text, value, short=short, about=about)
+
+
+def _untrained(row: Row) -> bool:
+    return str(row["protocol"]).startswith("training-free")
+
+
+def _after(row: Row) -> str:
+    """Name what stands under "after FT": nothing in the dense model's row, and for what is not trained."""
+    return "" if row["protocol"] == "dense" or _untrained(row) else "top1"
 
 
 def _counted_bytes(row: Row) -> float | None:
     return None if row["params"] is None or row["bits"] is None else row["params"] * row["bits"] / 8
 
 
-TOP1 = (
+def _share(row: Row, notes: Notes, digits: int) -> str:
+    """Write the parameters, and what they save: ``51.9M (-40.0%)``."""
+    count, dense = row["params"], row["params_dense"]
+    if count is None:
+        return ""
+    return human(count) + (f" ({100 * (count / dense - 1):+.1f}%)" if dense and count != dense else "")
+
+
+def _reduction(row: Row, notes: Notes, digits: int) -> str:
+    """Write the share that is removed and, unless it is of the parameters, of what."""
+    return "" if row["reduction"] is None else f"{100 * row['reduction']:.0f}%{COSTS.get(row['cost'], '')}"
+
+
+def remarks(row: Row) -> list[str]:
+    """List what the footnotes say of a row."""
+    stale = STALE if row["stale"] else None
+    quoted = row["source"] if row["status"] == "reported" else None
+    return [text for text in (row["note"], quoted, row["reason"], stale) if text]
+
+
+def notes_of(rows: Sequence[Row]) -> Notes:
+    """Give footnotes their numbers, in the order of their first use."""
+    texts = [text for row in rows for text in remarks(row)]
+    return {text: number for number, text in enumerate(dict.fromkeys(texts), start=1)}
+
+
+def shown_status(row: Row) -> str:
+    """Return ``done``, ``stale``, ``skipped`` or ``reported``."""
+    return "stale" if row["stale"] else str(row["status"])
+
+
+def _status(row: Row, notes: Notes, digits: int) -> str:
+    return f"{shown_status(row)} {''.join(f'[{notes[text]}]' for text in remarks(row))}".strip()
+
+
+PAPER = (
     "Top-1 in percent. Reported: printed in papers, on ImageNet; dense, before and after fine-tuning (FT): measured here, "
     "{}."
 )
@@ -108,67 +169,60 @@ CATALOGUE = {
         _text("solver", "Solver", 8),
         _text("optimizer", "Optimizer", 6, about=OPTIMIZER),
         _text("target", "Size aimed at", 8, short="Size\naimed at"),
-        _number("calibration_images", "Images", lambda count: "" if count is None else f"{count:,}", about=IMAGES),
-        _number("bits", "Bits", lambda bits: "" if bits is None else str(bits), about="Bits: of a weight."),
-        Column("reduction", "Reduction", cells.reduction_text, itemgetter("reduction"), short="Re-\nduction"),
-        Column(
+        _number("calibration_images", "Images", "{:,}".format, about=IMAGES),
+        _number("bits", "Bits", str, about="Bits: of a weight."),
+        Column("reduction", "Reduction", _reduction, itemgetter("reduction"), short="Re-\nduction"),
+        _text(
             "params_printed",
             "Params printed",
-            _plain("params_printed"),
-            lambda row: printed_count(row["params_printed"]),
+            value=lambda row: printed_count(row["params_printed"]),
+            kind="number",
             short="Params\nprinted",
         ),
-        Column(
-            "params",
-            "Params measured",
-            lambda row, notes, digits: share(row["params"], row["params_dense"]),
-            itemgetter("params"),
-            short="Params\nmeasured",
+        Column("params", "Params measured", _share, itemgetter("params"), short="Params\nmeasured"),
+        _number("top1_reported", "Top-1 reported", number, "Top-1\npaper", PAPER),
+        _top1("top1_dense", "Top-1 dense", "dense\n%", PAPER, lambda row: "top1_dense"),
+        _number("top1_float", "Top-1 float32", number, "float32\n%", FLOAT),
+        _top1(
+            "top1_before_finetune",
+            "before FT",
+            "before\nFT %",
+            PAPER,
+            lambda row: "top1" if _untrained(row) else "top1_before_finetune",
         ),
-        _number("top1_reported", "Top-1 reported", percent, "Top-1\npaper", TOP1),
-        Column("top1_dense", "Top-1 dense", cells.dense_text, itemgetter("top1_dense"), short="dense\n%", about=TOP1),
-        _number("top1_float", "Top-1 float32", percent, "float32\n%", FLOAT),
-        Column("top1_before_finetune", "before FT", cells.before_text, cells.before, short="before\nFT %", about=TOP1),
-        Column("top1", "after FT", cells.after_text, cells.after, short="after\nFT %", about=TOP1),
-        Column("accuracy", "Top-1", cells.top1_text, cells.top1, short="top-1\n%", about=ACCURACY),
+        _top1("top1", "after FT", "after\nFT %", PAPER, _after),
+        _top1("accuracy", "Top-1", "top-1\n%", ACCURACY, lambda row: "" if row["protocol"] == "dense" else "top1"),
         _number("relative_error", "Error calibration", ERRORS, "Error\ncalib.", ERROR_SEEN),
         _number("relative_error_held_out", "Error held-out", ERRORS, "Error\nunseen", ERROR),
-        _number("residual_error_reported", "Error reported", _short, "Error\npaper", ERROR_REPORTED),
+        _number("residual_error_reported", "Error reported", "{:g}".format, "Error\npaper", ERROR_REPORTED),
         _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
-        _number("agreement_unseen", "Same answer", percent, "Same\nanswer %", UNSEEN),
+        _number("agreement_unseen", "Same answer", number, "Same\nanswer %", UNSEEN),
         _number("gap", "Gap %", of_share, "Gap\n%", GAP),
-        _number("budget", "Budget %", lambda share: of_share(share, digits=1), "Budget\n%", BUDGET),
+        _number("budget", "Budget %", partial(of_share, digits=1), "Budget\n%", BUDGET),
         _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),
         _number("overhead", "Overhead %", of_share, "Over-\nhead %", BUDGET),
-        Column(
-            "size_counted",
-            "Size counted",
-            lambda row, notes, digits: file_size(_counted_bytes(row)),
-            _counted_bytes,
-            short="Size\ncounted",
-            about=COUNTED,
-        ),
+        _number("size_counted", "Size counted", file_size, "Size\ncounted", COUNTED, _counted_bytes),
         _number("file_bytes", "File size", file_size, "File\nsize", SIZE),
-        _number("size_reported", "Size reported", _short, "Size\npaper", SIZE),
+        _number("size_reported", "Size reported", "{:g}".format, "Size\npaper", SIZE),
         _number("scans_replaced", "Scans", partial(number, digits=0), about=SCANNED),
-        _number("scans_top1", "Top-1", percent, about=SCAN_TOP1),
+        _number("scans_top1", "Top-1", number, about=SCAN_TOP1),
         _number("scans_kl", "KL", ERRORS, about=SCAN_TOP1),
         _number("stored_bytes", "File size", file_size, about=STORED),
-        _number("stored_top1", "Top-1", percent, about=STORED),
+        _number("stored_top1", "Top-1", number, about=STORED),
         _number("custom_count", "Trained", human, about=DELTA),
         _number("custom_bytes", "File", file_size, about=DELTA),
-        _number("custom_concept", "New %", percent, about=LEARNT),
-        _number("custom_composition", "Inverted %", percent, about=LEARNT),
-        _number("custom_distance", "Fréchet", percent, about=LEARNT),
+        _number("custom_concept", "New %", number, about=LEARNT),
+        _number("custom_composition", "Inverted %", number, about=LEARNT),
+        _number("custom_distance", "Fréchet", number, about=LEARNT),
         _number("custom_nearest", "Nearest", number, about=LEARNT),
-        _number("custom_old", "Old %", percent, about=OLD),
-        _number("custom_old_change", "Change", lambda value: "" if value is None else f"{value:+.1f}", about=OLD),
+        _number("custom_old", "Old %", number, about=OLD),
+        _number("custom_old_change", "Change", "{:+.1f}".format, about=OLD),
         _number("custom_old_distance", "Fréchet old", number, about=OLD),
         _number("custom_step", "ms", number, about=STEP),
         _number("macs", "MACs", human),
         *(_number(f"speedup_{batch}", f"Speed-up {batch}", number, f"Speed\n{batch}", SPEED) for batch in BATCHES),
         _number("seconds", "Seconds", partial(number, digits=1), "Sec.", SECONDS),
-        Column("status", "Status", cells.status_text, cells.shown_status, "text", wrap=8),
+        Column("status", "Status", _status, shown_status, "text", wrap=8),
     )
 }
 

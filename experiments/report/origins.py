@@ -20,7 +20,10 @@ def origin(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ``training`` is None unless all were trained. All have the same recipe and revisions, since none is stale.
     """
     first = results[0]
-    trainings = [result.get("distillation") or result.get("finetune") or _learnt(result) for result in results]
+    trainings = [result.get("distillation") or result.get("finetune") for result in results]
+    if not any(trainings) and first["job"].get("gradual_epochs"):  # of a structure, or tokens, with the weights
+        learnt = {"epochs": first["job"]["gradual_epochs"]}
+        trainings = [learnt if LEARNT & result["seconds"].keys() else None for result in results]
     return {
         "revisions": first["revisions"],
         "versions": versions_of(result["provenance"]["versions"] for result in results),
@@ -35,12 +38,6 @@ def versions_of(records: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
     """List the sets of libraries' versions that occur in several records."""
     known = {tuple(record.get(name, "unknown") for name in LIBRARIES) for record in records}
     return [dict(zip(LIBRARIES, versions, strict=True)) for versions in sorted(known)]
-
-
-def _learnt(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the epochs of learning a structure, or tokens, together with the weights; None where nothing was learnt."""
-    epochs = result["job"].get("gradual_epochs")
-    return {"epochs": epochs} if epochs and LEARNT & result["seconds"].keys() else None
 
 
 def untrained(row: Row) -> bool:

@@ -5,7 +5,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report.styles import COLOURS, STYLES, known_style
+from experiments.report.uncertainty import Row
 from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.runtime.files import write_text
 
-Row = Mapping[str, Any]
 Draw = Callable[[Axes, Path, int], None]
 TABLES = ("table_best", "table_rivals", "table3", "table2")  # of two that have a row, the first one's is drawn
 MODEL = "deit_t/"
@@ -50,12 +50,8 @@ PARTS = {  # what a block can spare: its name, colour and mark
     HIDDEN: ("hidden units", "green", "^"),
 }
 HALF = 50  # per cent of a part that is removed
-SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lowrank_vit",
-    "font.family": "sans-serif",
-    "font.size": 11,
-}
+SVG: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lowrank_vit"}
+FONT: dict[str, Any] = {"font.family": "sans-serif", "font.size": 11}
 
 
 def write_figures(published: Path, folder: Path) -> None:
@@ -67,15 +63,11 @@ def write_figures(published: Path, folder: Path) -> None:
 
 def methods(published: Path) -> dict[str, list[Row]]:
     """Collect the rows of each method that was measured on the model without any training, from the largest size on."""
-    found: dict[tuple[str, float], Row] = {}
+    names, found = {id(STYLES[name]): name for name in NAMES}, dict[str, dict[float, Row]]()
     for row in _rows(published):
-        style = known_style(row["method"])
-        name = next((name for name in NAMES if STYLES[name] is style), None)
-        if name is not None:
-            found.setdefault((name, row["reduction"]), row)
-    ordered = sorted(found.items(), key=lambda item: item[0][1])
-    series = {name: [row for (named, _), row in ordered if named == name] for name in NAMES}
-    return {name: rows for name, rows in series.items() if rows}
+        if (name := names.get(id(known_style(row["method"])))) is not None:
+            found.setdefault(name, {}).setdefault(row["reduction"], row)
+    return {name: [row for _, row in sorted(found[name].items())] for name in NAMES if name in found}
 
 
 def _rows(published: Path) -> Iterator[Row]:
@@ -92,7 +84,7 @@ def _svg(draw: Draw, published: Path, theme: str) -> str:
     """Draw one figure in one theme; the same input gives the same text."""
     index, ink, lines = THEMES[theme]
     inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    settings: Any = SETTINGS | inks | dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
+    settings: Any = SVG | FONT | inks | dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         panel = figure.subplots()
@@ -113,10 +105,9 @@ def _draw_pareto(panel: Axes, published: Path, index: int) -> None:
     ink = COLOURS["black"][index]
     panel.plot(dense["params_dense"] / 1e6, dense["top1_dense"], "*", markersize=14, color=ink, label="dense")
     for name, rows in series.items():
-        style = STYLES[name]
+        look = STYLES[name].mpl | {"color": COLOURS[STYLES[name].name][index], "markersize": 6, "linewidth": 1.6}
         sizes, tops = [row["params"] / 1e6 for row in rows], [row["top1"] for row in rows]
-        look: dict[str, Any] = {"color": COLOURS[style.name][index], "marker": style.marker, "linestyle": style.line}
-        panel.plot(sizes, tops, label=NAMES[name], markersize=6, linewidth=1.6, **look)
+        panel.plot(sizes, tops, label=NAMES[name], **look)
     panel.set_xlabel(f"parameters of {dense['architecture']}, millions")
     panel.set_ylabel(f"top-1 on {dense['images']:,} sample images, %, untrained")
 

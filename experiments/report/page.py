@@ -5,9 +5,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from experiments.report.cells import Row, notes_of, shown_status
-from experiments.report.columns import Column, chosen, legend
-from experiments.report.uncertainty import marked
+from experiments.report.columns import Column, Notes, chosen, legend, notes_of, shown_status
+from experiments.report.uncertainty import Row, marked
 from experiments.tables.rows import Table
 
 LIBRARY = Path(__file__).parent / "tablesort.min.js"  # https://github.com/tristen/tablesort, MIT
@@ -83,7 +82,7 @@ def page(
     )
 
 
-def _cell(column: Column, row: Row, notes: Mapping[str, int]) -> str:
+def _cell(column: Column, row: Row, notes: Notes) -> str:
     text, value = column.write(row, notes, 2), column.value(row)
     sort = f' data-sort="{EMPTY if value is None else float(value)}"' if column.kind == "number" else ""
     return f"<td{sort}>{escape(text)}</td>"

@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.report.styles import Style, model_of, styles_of
-from experiments.report.uncertainty import fewer_seeds, images_of, marked
+from experiments.report.styles import Style, model_of, series_of, styles_of
+from experiments.report.uncertainty import Row, fewer_seeds, images_of, marked
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.files import replacing
 
-Row = Mapping[str, Any]
 PANELS = 2  # in a line
 SIZE = 8  # points, of what is written small
 FIELDS, SPREADS = ("top1_before_finetune", "top1"), ("top1_before_std", "top1_std")
@@ -54,17 +53,64 @@ def draw_plot(table: Mapping[str, Any], against: str = "params", front: bool = F
     for index, name in enumerate(names):
         panel = figure.add_subplot(lines, columns, index + 1)
         own = [row for row in measured if row["architecture"] == name]
-        _draw_panel(panel, own, styles, fewer, against)
+        largest = max(row[f"{against}_dense"] for row in own)
+        unit, label = next((each for each in UNITS if largest >= each[0]), UNITS[-1])
+        _draw_panel(panel, own, styles, fewer, against, unit)
         if front:
-            _draw_front(panel, own, against)
-        panel.set_title(f"{name}: {model_of(own)}", fontsize=9)
+            _draw_front(panel, own, against, unit)
+        panel.set_xlabel(f"{NAMES[against]}, {label}")
+        _finish(panel, f"{name}: {model_of(own)}")
     if names:
-        entries = _legend(styles, measured, fewer) + ([Line2D([], [], label="Pareto front", **FRONT)] if front else [])
-        add_key(figure, entries, columns=3, title=said_of_images(measured, width))
+        entries = _legend(styles, measured, fewer) + ([key("Pareto front", **FRONT)] if front else [])
+        add_key(figure, entries, columns=3, title=_images(measured, width))
     stale = "; some results are stale" if any(row["stale"] for row in measured) else ""
     title = f"{table['title']}{stale}" if names else f"{table['title']}: nothing measured yet"
     figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
     return figure
+
+
+def draw_sizes(table: Mapping[str, Any]) -> Figure:
+    """Draw top-1 against the size of the file: a panel for each architecture, a line for each model or method."""
+    measured = [
+        row for row in map(_of_file, table["rows"]) if row["status"] == "done" and row["file_bytes"] is not None
+    ]
+    names = list(dict.fromkeys(row["architecture"] for row in measured))
+    styles = styles_of([series_of(row) for row in measured])
+    width = max(5.2 * len(names), 5.8)
+    figure = Figure(figsize=(width, 4.8), layout="constrained")
+    for index, name in enumerate(names):
+        panel = figure.add_subplot(1, len(names), index + 1)
+        rows = [row for row in measured if row["architecture"] == name]
+        unit, label = (2**20, "MiB") if max(row["file_bytes"] for row in rows) >= 2**20 else (2**10, "KiB")
+        for series in dict.fromkeys(map(series_of, rows)):
+            own = sorted((row for row in rows if series_of(row) == series), key=lambda row: row["file_bytes"])
+            _draw_sizes(panel, own, styles[series], unit)
+        panel.margins(y=0.12)
+        panel.set_xlabel(f"file on disk, {label}")
+        _finish(panel, f"{name}: {model_of(rows)}")
+    if styles:
+        entries = [_entry(style, series) for series, style in styles.items()]
+        add_key(figure, entries, columns=4, title=_images(measured, width))
+    said = "numbers: bits of a weight" if any(row["bits"] for row in measured) else ""
+    said = said if names else "nothing measured yet"
+    figure.suptitle(textwrap.fill("; ".join(filter(None, (table["title"], said))), int(10 * width)), fontsize=11)
+    return figure
+
+
+def _of_file(row: Row) -> Row:
+    """Return the row for the drawing: one that measured a file of a given size has that file's bytes and top-1."""
+    if row.get("stored_bytes") is None:
+        return row
+    return {**row, "file_bytes": row["stored_bytes"], "top1": row["stored_top1"]}
+
+
+def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Style, unit: float) -> None:
+    x, y = [row["file_bytes"] / unit for row in rows], [row["top1"] for row in rows]
+    panel.plot(x, y, markersize=6, **style.mpl)
+    place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
+    for row, left, top in zip(rows, x, y, strict=True):
+        if row["bits"] is not None:
+            panel.annotate(str(row["bits"]), (left, top), fontsize=8, color=style.colour, **place)
 
 
 def _before(row: Row) -> Row:
@@ -74,7 +120,7 @@ def _before(row: Row) -> Row:
     return {**row, "top1_before_finetune": row["top1"], "top1_before_std": row["top1_std"], "top1": None}
 
 
-def said_of_images(rows: Sequence[Row], width: float) -> str:
+def _images(rows: Sequence[Row], width: float) -> str:
     """Explain what the number of images leaves open, in lines that fit the width in inches."""
     return textwrap.fill(images_of(rows), int(13 * width))
 
@@ -84,16 +130,9 @@ def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str 
 
     The figure grows by what the legend takes beyond ``KEY`` inches, so that panels keep their height.
     """
+    look: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": SIZE, "title_fontsize": SIZE}
     for count in range(columns, 0, -1):
-        legend = figure.legend(
-            handles=entries,
-            loc="outside lower center",
-            ncols=count,
-            frameon=False,
-            fontsize=SIZE,
-            title=title,
-            title_fontsize=SIZE,
-        )
+        legend = figure.legend(handles=entries, ncols=count, title=title, **look)
         taken = legend.get_window_extent()
         if count == 1 or taken.width <= figure.bbox.width:
             figure.set_figheight(figure.get_figheight() + max(0.0, taken.height / figure.dpi - KEY))
@@ -101,33 +140,29 @@ def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str 
         legend.remove()
 
 
-def entry(style: Style, label: str, opacity: float = 1.0) -> Line2D:
-    """Make the entry of a method in the legend."""
-    marker, line, colour = style.mpl
-    return Line2D([], [], marker=marker, linestyle=line, color=colour, markerfacecolor=(colour, opacity), label=label)
+def key(label: str, **style: Any) -> Line2D:
+    """Make an entry of a legend."""
+    return Line2D([], [], label=label, **style)
+
+
+def _entry(style: Style, label: str, opacity: float = 1.0) -> Line2D:
+    return key(label, markerfacecolor=(style.colour, opacity), **style.mpl)
 
 
 def _legend(styles: Mapping[str, Style], rows: Sequence[Row], fewer: Mapping[str, int]) -> list[Line2D]:
-    star = Line2D([], [], marker="*", color="black", linestyle="none", markersize=11, label="dense")
     named = [(row["method"], other["method"]) for row, other in zip(rows, marked(rows), strict=True)]
     names = dict(sorted(named, key=lambda pair: pair[0] == pair[1]))  # unmarked where one of a method's rows is
     handles = [
-        star,
-        *(entry(style, names[method], 1.0 if method == names[method] else PALE) for method, style in styles.items()),
+        key("dense", marker="*", color="black", linestyle="none", markersize=11),
+        *(_entry(style, names[method], 1.0 if method == names[method] else PALE) for method, style in styles.items()),
     ]
     apart: dict[str, Any] = {"marker": "o", "linestyle": "none", "color": "0.4"}
     if any(row["top1_before_finetune"] is not None for row in rows):
-        handles.append(Line2D([], [], markerfacecolor="white", label="hollow: before fine-tuning", **apart))
+        handles.append(key("hollow: before fine-tuning", markerfacecolor="white", **apart))
     if fewer:
         counts = " or ".join(f"n={count}" for count in sorted(set(fewer.values())))
-        handles.append(Line2D([], [], markerfacecolor=("0.4", PALE), label=f"pale: fewer seeds ({counts})", **apart))
+        handles.append(key(f"pale: fewer seeds ({counts})", markerfacecolor=("0.4", PALE), **apart))
     return handles
-
-
-def _unit(rows: Sequence[Row], against: str) -> tuple[float, str]:
-    """Choose the unit of an axis, and its name."""
-    largest = max(row[f"{against}_dense"] for row in rows)
-    return next(((unit, label) for unit, label in UNITS if largest >= unit), UNITS[-1])
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -143,21 +178,18 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, flo
     return best
 
 
-def _draw_front(panel: Axes, rows: Sequence[Row], against: str) -> None:
+def _draw_front(panel: Axes, rows: Sequence[Row], against: str, unit: float) -> None:
     """Draw a pale band from each point that no other beats to the next: filled, hollow, or the dense model's."""
-    unit, _ = _unit(rows, against)
-    drawn = ((row[against] / unit, row[name]) for row in rows for name in ("top1", "top1_before_finetune"))
-    points = {(size, top1) for size, top1 in drawn if top1 is not None}
-    dense = {(row[f"{against}_dense"] / unit, row["top1_dense"]) for row in rows if row["top1_dense"] is not None}
-    sizes, tops = zip(*pareto_front(points | dense), strict=True)
-    panel.step(sizes, tops, where="post", **FRONT)
+    drawn = [(row[against], row[name]) for row in rows for name in FIELDS]
+    drawn += [(row[f"{against}_dense"], row["top1_dense"]) for row in rows]
+    front = pareto_front((size / unit, top1) for size, top1 in drawn if top1 is not None)
+    panel.step(*zip(*front, strict=True), where="post", **FRONT)
 
 
 def _draw_panel(
-    panel: Axes, rows: Sequence[Row], styles: Mapping[str, Style], fewer: Mapping[str, int], against: str
+    panel: Axes, rows: Sequence[Row], styles: Mapping[str, Style], fewer: Mapping[str, int], against: str, unit: float
 ) -> None:
     """Draw one architecture: the dense model, and each method before (hollow) and after (filled) fine-tuning."""
-    unit, label = _unit(rows, against)
     dense = {(row[f"{against}_dense"], row["top1_dense"]) for row in rows if row["id"] not in fewer}
     for size, top1 in ((size, top1) for size, top1 in dense if top1 is not None):
         panel.axhline(top1, color="0.8", linewidth=0.8, zorder=0)
@@ -168,7 +200,10 @@ def _draw_panel(
         for some, opacity in (([row for row in of_method if row not in pale], 1.0), (pale, PALE)):
             _draw_method(panel, some, style, [row[against] / unit for row in some], opacity)
     panel.set_ylim(max(panel.get_ylim()[0], -1), min(panel.get_ylim()[1], 101.5))  # no accuracy is above 100 %
-    panel.set_xlabel(f"{NAMES[against]}, {label}")
+
+
+def _finish(panel: Axes, title: str) -> None:
+    panel.set_title(title, fontsize=9)
     panel.set_ylabel("top-1, %")
     add_grid(panel)
 
@@ -179,9 +214,8 @@ def add_grid(panel: Axes) -> None:
     panel.set_axisbelow(True)
 
 
-def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, sizes: Sequence[float], opacity: float = 1.0) -> None:
-    marker, line, colour = style.mpl
-    fills: Any = ("white", (colour, opacity))
+def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, sizes: Sequence[float], opacity: float) -> None:
+    colour, fills = style.colour, ("white", (style.colour, opacity))
     for field, spread, fill in zip(FIELDS, SPREADS, fills, strict=True):
         points = [(size, row) for size, row in zip(sizes, rows, strict=True) if row[field] is not None]
         if points:
@@ -189,12 +223,10 @@ def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, sizes: Sequence
                 [size for size, _ in points],
                 [row[field] for _, row in points],
                 yerr=[row[spread] or 0.0 for _, row in points],
-                marker=marker,
+                **style.mpl | {"color": (colour, 0.5 + opacity / 2)},
                 markersize=6,
                 markerfacecolor=fill,
                 markeredgecolor=colour,
-                color=(colour, 0.5 + opacity / 2),
-                linestyle=line,
                 linewidth=1.2 if field == "top1" else 0.5,
                 elinewidth=0.8,
                 ecolor=(colour, 0.5),  # spreads overlap where methods have one size

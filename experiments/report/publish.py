@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.job import Job
-from experiments.jobs.results import read_json
+from experiments.jobs.job import Job, read_json
 from experiments.report.ablation import findings
-from experiments.report.details import command as command_of
 from experiments.report.origins import origin, untrained
-from experiments.report.pictures import PICTURES
+from experiments.report.overview import write_figures
 from experiments.report.render import PUBLISHED, published_file, render_all
-from experiments.report.rows import FIELDS, finished, table_json
-from experiments.report.seeds import hits_of, joined, numbers
+from experiments.report.rows import FIELDS, command, finished, table_json
+from experiments.report.seeds import joined, numbers
+from experiments.report.write import PICTURES
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.files import replacing, write_json, write_text
 
 ROOT = PUBLISHED.parent.parent
 
@@ -35,66 +35,38 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Colle
     seeds of a row are missing, where a row is called fine-tuned or distilled, but was not trained, and for some rows of
     a figure.
     """
-    from lowrank_vit.runtime.files import write_json
-
-    wanted = _wanted(table, chosen)
+    runnable = {row.id: row for row in table.runnable}
+    wanted = runnable.keys() if chosen is None else runnable.keys() & set(chosen)
+    if table.drawing is not None and wanted != runnable.keys():
+        raise InputError(f"{table.name} is one picture: publish all of it, {table.name}")
     plan = read_plan(results, table)
     content = table_json(results, table, plan)
     by_row = {name: of_row for name, of_row in finished(results, plan).items() if name in wanted}
-    results_kept = _of_commits(table, by_row)
-    rows = [
-        _kept(table, row, by_row)
-        for row in content["rows"]
-        if row["status"] == "reported" or (row["status"] == "done" and row["id"] in wanted)
-    ]
     path = published_file(plan, table, folder)
-    earlier, earlier_commands = _earlier(path, table)
-    rows = [joined(row, earlier.get(row["id"])) for row in rows]
-    everything = earlier | {row["id"]: row for row in rows}
-    kept = {
-        **content,
-        "rows": [everything[row.id] for row in table.rows if row.id in everything],
-        "provenance": _provenance(results_kept),
-        "commands": earlier_commands | _commands(table, rows),
-    }
+    earlier, commands = _earlier(path, table)
+    provenance = _provenance(table, [result for of_row in by_row.values() for result in of_row])
+    kept = {row["id"]: row for row in content["rows"] if row["status"] == "reported"}
+    for row in content["rows"]:
+        if row["status"] == "done" and row["id"] in wanted:
+            name = row["id"]
+            kept[name] = made = joined(_checked(table, row, by_row[name]), earlier.get(name))
+            jobs = [replace(Job.from_json(made["job"]), seed=seed) for seed in made["seeds"]]
+            commands[name] = command(table, runnable[name], jobs)
+    everything = earlier | kept
+    rows = [everything[row.id] for row in table.rows if row.id in everything]
+    content |= {"rows": rows, "provenance": provenance, "commands": commands}
     if table.findings:
-        kept["findings"] = findings(kept)
+        content["findings"] = findings(content)
     if table.drawing is not None:
-        kept["measured"] = {row: [result["measured"] for result in of_row] for row, of_row in by_row.items()}
-    write_json(path, kept)
-    _draw(results, table, path, kept)
-    return path
-
-
-def _wanted(table: Table, chosen: Collection[str] | None) -> set[str]:
-    """Name the rows to publish: all, or those chosen of a table."""
-    everything = {row.id for row in table.runnable}
-    wanted = everything if chosen is None else everything & set(chosen)
-    if table.drawing is not None and wanted != everything:
-        raise InputError(f"{table.name} is one picture: publish all of it, {table.name}")
-    return wanted
-
-
-def _of_commits(table: Table, by_row: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-    """List all results. Raises ``InputError`` where one was made by code that no commit has."""
-    results = [result for of_row in by_row.values() for result in of_row]
-    if not results:
-        raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
-    if any(((result["provenance"]["git"]) or {"dirty": True})["dirty"] for result in results):
-        raise InputError(f"{table.name} has results of a package with uncommitted changes: commit, then run it again")
-    return results
-
-
-def _draw(results: Path, table: Table, path: Path, content: Mapping[str, Any]) -> None:
-    """Save the pictures next to the JSON: a figure as it was drawn, a table's plots of all published rows."""
-    from lowrank_vit.runtime.files import replacing
-
+        content["measured"] = {row: [result["measured"] for result in of_row] for row, of_row in by_row.items()}
+    write_json(path, content)
     figure = results / table.name / f"{table.name}.png"
     if table.drawing is not None and figure.is_file():
         shutil.copyfile(figure, path.with_name(figure.name))
-    for name in () if table.drawing is not None else table.pictures:
+    for name in table.pictures if table.drawing is None else ():  # of all published rows
         with replacing(path.with_name(f"{table.name}_{name}.png")) as temporary:
             PICTURES[name](content).savefig(temporary, dpi=150, format="png")
+    return path
 
 
 def _earlier(path: Path, table: Table) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -105,43 +77,34 @@ def _earlier(path: Path, table: Table) -> tuple[dict[str, dict[str, Any]], dict[
     return kept, {name: command for name, command in before["commands"].items() if name in kept}
 
 
-def _commands(table: Table, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Write the command that repeats each row, with all of its seeds."""
-    known = {row.id: row for row in table.runnable}
-    return {
-        row["id"]: command_of(
-            table, known[row["id"]], [replace(Job.from_json(row["job"]), seed=seed) for seed in row["seeds"]]
-        )
-        for row in rows
-        if row["status"] == "done"
-    }
-
-
-def _kept(table: Table, row: Mapping[str, Any], by_row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as it is published. Raises ``InputError`` for one that must not be published."""
-    if row["status"] == "reported":
-        return dict(row)
-    if row["stale"] or row["reason"]:
-        why = "is stale" if row["stale"] else f"is not whole ({row['reason']})"
-        raise InputError(f"{table.name}/{row['id']} {why}: run it again, with --rerun-stale, before publishing")
-    results = by_row[row["id"]]
-    by_seed = {str(result["provenance"]["seed"]): numbers(result) for result in results}
-    kept = {**row, **origin(results), "by_seed": by_seed, "hits": hits_of(results)}
-    if untrained(kept):
-        raise InputError(
-            f"{table.name}/{row['id']} says {row['protocol']!r}, but was not trained: run it with --epochs"
-        )
-    return kept
-
-
-def _provenance(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the provenance that the results share."""
+def _provenance(table: Table, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the results' provenance has in common. Raises ``InputError`` where one is of code that no commit has."""
+    if not results:
+        raise InputError(f"{table.name} has no results to publish: python -m experiments run {table.name}")
     origins = [result["provenance"] for result in results]
+    if any((item["git"] or {"dirty": True})["dirty"] for item in origins):
+        raise InputError(f"{table.name} has results of a package with uncommitted changes: commit, then run it again")
     return {
         "commits": sorted({item["git"]["commit"] for item in origins}),
         "versions": origins[0]["versions"],
         "devices": sorted({item["device"] for item in origins}),
     }
+
+
+def _checked(table: Table, row: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a row as it is published, with its origin. Raises ``InputError`` for one that must not be published."""
+    if row["stale"] or row["reason"]:
+        why = "is stale" if row["stale"] else f"is not whole ({row['reason']})"
+        raise InputError(f"{table.name}/{row['id']} {why}: run it again, with --rerun-stale, before publishing")
+    of_seeds = {str(result["provenance"]["seed"]): result for result in results}
+    hits = {seed: result["hits"] for seed, result in of_seeds.items() if result.get("hits")}  # see ``pack_hits``
+    by_seed = {seed: numbers(result) for seed, result in of_seeds.items()}
+    made = {**row, **origin(results), "by_seed": by_seed, "hits": hits}
+    if untrained(made):
+        raise InputError(
+            f"{table.name}/{row['id']} says {row['protocol']!r}, but was not trained: run it with --epochs"
+        )
+    return made
 
 
 def pages() -> list[Path]:
@@ -151,9 +114,6 @@ def pages() -> list[Path]:
 
 def run(results: Path, chosen: Sequence[tuple[Table, Sequence[Row]]]) -> int:
     """Run ``python -m experiments publish``. Raises ``InputError`` for an installed package, which has no texts."""
-    from experiments.report.overview import write_figures
-    from lowrank_vit.runtime.files import write_text
-
     if not PUBLISHED.is_dir():
         raise InputError("publish writes to the repository, and this is an installed package: run it in a checkout")
     written = [publish(results, table, chosen={row.id for row in rows}) for table, rows in chosen]

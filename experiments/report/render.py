@@ -1,11 +1,7 @@
 """Render what is published in the texts of the repository: README and ``docs``.
 
-A text holds a place for each rendering, and everything in it is written anew:
-
-    <!-- published digits/table2 columns=method,params,top1 rows=deit_b/* -->
-    <!-- end -->
-
-``sentence=ROW`` writes one row in words, ``lines=ROWS`` a line for each method with its accuracy at every reduction;
+A text holds a place for each rendering, ``<!-- published digits/table2 columns=method,top1 rows=deit_b/* -->`` and ``<!-- end
+-->``. ``sentence=ROW`` writes one row in words, ``lines=ROWS`` a line for each method with its accuracy at every reduction;
 ``across=reduction`` writes the last column once for each reduction, side by side.
 Within a sentence, ``<!-- value digits/table2 deit_b/best-50 accuracy -->97.9<!-- /value -->`` is one cell of one row.
 Rows that an older revision has made are marked.
@@ -17,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.results import read_json
+from experiments.jobs.job import read_json
 from experiments.report.columns import chosen
 from experiments.report.formats import file_size
-from experiments.report.markdown import across_lines, lines_of, table_lines
 from experiments.report.origins import OLDER, commits_of, marked, marked_alike, older, torch_of
 from experiments.report.rows import FIELDS
+from experiments.report.texts import across_lines, lines_of, table_lines
 from experiments.report.uncertainty import said_of_errors, said_of_pairs, with_image_errors
 from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import InputError, amount
@@ -59,13 +55,6 @@ def _published(folder: Path, name: str) -> Any:
     return content
 
 
-def _row(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    for row in content["rows"]:
-        if row["id"] == name:
-            return dict(row)
-    raise InputError(f"{content['title']} has no row {name!r} that is published")
-
-
 def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
     options = dict(option.split("=", 1) for option in place["options"].split())
     content = _published(folder, place["name"])
@@ -80,17 +69,20 @@ def _render(place: re.Match[str], folder: Path) -> Iterator[str]:
 
 
 def _chosen_rows(content: Mapping[str, Any], patterns: str) -> tuple[list[dict[str, Any]], bool]:
-    """List the rows whose names match, and tell whether they are of real images, whose ± is a standard error."""
+    """List the rows whose names match, and tell whether they are of real images, whose ± is a standard error.
+
+    Raises ``InputError`` where none does, for other patterns than "-", which is for a picture of all rows.
+    """
     rows = [row for row in content["rows"] if any(fnmatch.fnmatchcase(row["id"], each) for each in patterns.split(","))]
+    if not rows and patterns != "-":
+        raise InputError(f"{content['title']} has no row {patterns!r} that is published")
     real = content["profile"] != "embedded"
     return [with_image_errors(row) for row in rows] if real else rows, real
 
 
 def _lines(content: Mapping[str, Any], patterns: str) -> Iterator[str]:
-    """Write the accuracy of each method at every reduction. Raises ``InputError`` where no row matches."""
+    """Write the accuracy of each method at every reduction."""
     rows, real = _chosen_rows(content, patterns)
-    if not rows:
-        raise InputError(f"{content['title']} has no row {patterns!r} that is published")
     about = content["title"].partition(" · ")[2]
     spread = "standard error of the sample" if real else "deviation over the seeds"
     dense = rows[0]["top1_dense"]
@@ -126,45 +118,37 @@ def _table(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[s
 
 def _value(place: re.Match[str], content: Mapping[str, Any]) -> str:
     """Write a single cell, without its spread."""
-    row = _row(content, place["row"])
+    (row, *_), _ = _chosen_rows(content, place["row"])
     mean = chosen([place["column"]])[0].write(row, {}, 1).partition(" ±")[0]
     return f"{place['mark']}{mean}{f' {OLDER}' * bool(older([row]))}<!-- /value -->"
 
 
 def _sentence(content: Mapping[str, Any], name: str) -> str:
-    """Say in words what a row has lost. Raises ``InputError`` for a row that is not published."""
-    row = _row(content, name)
+    """Say in words what a row has lost: in a file of a size, or after a reduction."""
+    (row, *_), _ = _chosen_rows(content, name)
     about = content["title"].partition(" · ")[2]
     folder = re.fullmatch(r"on \w+:(\S+), (.*images)", about)
     images = f"measured on {folder[2]} of {folder[1]}" if folder else about
     seeds = f"{'mean over seeds' if len(row['seeds']) > 1 else 'seed'} {', '.join(map(str, row['seeds']))}"
     stale = f" {OLDER}" if older([row]) else ""
-    return f"**{_kept_in_words(row)}** {row['protocol'].capitalize()}, {seeds}; {images}{stale}."
-
-
-def _kept_in_words(row: Mapping[str, Any]) -> str:
-    """Say what is left of the accuracy: in a file of a size, or after a reduction."""
     if row["stored_bytes"] is not None:
-        dense = file_size(4 * row["params_dense"])
-        return (
-            f"{row['architecture']} in a file of {file_size(row['stored_bytes'])}, where float32 takes {dense}: "
-            f"{row['stored_top1']:.1f} % top-1."
-        )
-    return (
-        f"{row['architecture']} with {row['reduction']:.0%} fewer parameters: {row['top1']:.1f} % top-1, where the dense "
-        f"model has {row['top1_dense']:.1f} %."
-    )
+        size, dense = file_size(row["stored_bytes"]), file_size(4 * row["params_dense"])
+        kept = f"in a file of {size}, where float32 takes {dense}: {row['stored_top1']:.1f} % top-1."
+    else:
+        kept = f"with {row['reduction']:.0%} fewer parameters: {row['top1']:.1f} % top-1, "
+        kept += f"where the dense model has {row['top1_dense']:.1f} %."
+    return f"**{row['architecture']} {kept}** {row['protocol'].capitalize()}, {seeds}; {images}{stale}."
 
 
 def _benchmark(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
     """Render what ``python -m benchmarks.NAME --json FILE`` wrote: all rows, or those whose first cell matches ``rows``."""
-    made = content["provenance"]
+    made, patterns = content["provenance"], options.get("rows", "*").split(",")
     yield f"*{content['title']}*; `{made['command']}` on {made['device']}, commit {made['git']['commit'][:7]}."
-    patterns = options.get("rows", "*").split(",")
-    rows = [row for row in content["rows"] if any(fnmatch.fnmatchcase(row[0], each) for each in patterns)]
-    if rows:
+    if rows := [row for row in content["rows"] if any(fnmatch.fnmatchcase(row[0], each) for each in patterns)]:
         yield ""
-        yield from lines_of([content["header"], [":--", *["--:"] * (len(content["header"]) - 1)], *rows])
+        yield from lines_of(
+            [(name, "number" if place else "text") for place, name in enumerate(content["header"])], rows
+        )
 
 
 def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:

@@ -1,20 +1,22 @@
-"""Add results up to the rows of ``table.json``, seed by seed."""
+"""Add results up to the rows of ``table.json``, seed by seed, and write the command that repeats each."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.job import Job
-from experiments.jobs.protocol import protocol
-from experiments.jobs.results import ERROR, find_result, job_folder, read_json
+from experiments.jobs.description import protocol
+from experiments.jobs.job import ERROR, Job, find_result, job_folder, read_json
+from experiments.jobs.task import EMBEDDED
 from experiments.report.ablation import findings
 from experiments.report.columns import chosen
 from experiments.report.seeds import NUMBERS, SPREADS, aggregate
 from experiments.report.styles import untrained
-from experiments.runner.plan import jobs_of
+from experiments.runner.plan import Options, epochs_of, jobs_of
 from experiments.tables.rows import Reported, Row, Table
 from lowrank_vit import get_recipe
 
+PATH = "PATH"  # to the images or the weights, which a result does not know
 FIELDS = (  # of a row of table.json, in the order of table.csv
     "id", "architecture", "model", "method", "protocol", "status", "reason", "reduction", "cost", "epochs", "seeds", "stale",
     "source", "note", "params_printed", "top1_reported", "size_reported", "residual_error_reported", "overhead_reported",
@@ -51,34 +53,27 @@ def _reported(row: Reported) -> dict[str, Any]:
 
 def _measured(folder: Path, row: Row, entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row to run, as far as it was run."""
-    known = _blank(row) | {
-        "model": row.model,
-        "reduction": row.reduction or None,
-        "cost": row.cost,
-        "params_printed": row.params_printed,
-        "top1_reported": row.top1_reported,
-        "bits": row.bits,
-        "target": row.target,
-        "calibration_images": row.calibration_images,
-        **row.printed,
-    }
-    jobs = jobs_of(entry)
+    same = ("model", "cost", "params_printed", "top1_reported", "bits", "target", "calibration_images")
+    known = _blank(row) | {name: getattr(row, name) for name in same} | {"reduction": row.reduction or None}
+    known, jobs = {**known, **row.printed}, jobs_of(entry)
     if not jobs:
         return known | _recipe(row, row.changes) | {"status": "skipped", "reason": entry["reason"]}
     first = jobs[0]
-    trained = first.epochs or first.distill_epochs
     known |= _recipe(row, first.changes) | {
         "model": first.model,
-        "method": row.method if trained else untrained(row.method),
+        "method": row.method if first.epochs or first.distill_epochs else untrained(row.method),
         "protocol": protocol(row, first),
         "epochs": first.epochs,
+        "reduction": first.removed or None,
+        "target": row.standin_target if first.standin else row.target,
     }
-    known |= {"reduction": first.removed or None, "target": row.standin_target if first.standin else row.target}
     results = {job.seed: result for job in jobs if (result := find_result(folder, job)) is not None}
-    missing = [_missing(folder, job) for job in jobs if job.seed not in results]
+    errors = {job.seed: read_json(job_folder(folder, job) / ERROR) for job in jobs if job.seed not in results}
+    missing = {seed: "not run yet" if error is None else error["reason"] for seed, error in errors.items()}
     if not results:
-        return known | {"status": "skipped", "reason": missing[0].partition(": ")[2]}
-    return known | {"status": "done", "reason": "; ".join(missing) or None} | aggregate(results)
+        return known | {"status": "skipped", "reason": next(iter(missing.values()))}
+    reasons = "; ".join(f"seed {seed}: {reason}" for seed, reason in missing.items())
+    return known | {"status": "done", "reason": reasons or None} | aggregate(results)
 
 
 def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,14 +82,41 @@ def _recipe(row: Row, changes: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     recipe = get_recipe(row.recipe).but(**changes)
     record = recipe.record()
-    base = {"base": " + ".join(record[kind] for kind in recipe.kinds)}
-    if recipe.compensation is None:
-        return base
-    optimizer = None if recipe.solver == "closed_form" else recipe.optimizer
-    z = {"z": record["compensation"], "solver": recipe.solver, "optimizer": optimizer, "budget": record["budget"]}
-    return base | z
+    known: dict[str, Any] = {"base": " + ".join(record[kind] for kind in recipe.kinds)}
+    if recipe.compensation is not None:
+        known |= {"z": record["compensation"], "solver": recipe.solver, "budget": record["budget"]}
+        known["optimizer"] = None if recipe.solver == "closed_form" else recipe.optimizer
+    return known
 
 
-def _missing(folder: Path, job: Job) -> str:
-    error = read_json(job_folder(folder, job) / ERROR)
-    return f"seed {job.seed}: " + ("not run yet" if error is None else error["reason"])
+def commands(table: Table, plan: Mapping[str, Any]) -> dict[str, str]:
+    """Write the command of every row that the plan has jobs for, by the row's name."""
+    jobs = [(row, jobs_of(plan["rows"].get(row.id, {"jobs": []}))) for row in table.runnable]
+    return {row.id: command(table, row, of_row) for row, of_row in jobs if of_row}
+
+
+def command(table: Table, row: Row, jobs: Sequence[Job]) -> str:
+    """Write the command line that repeats a row's jobs; ``PATH`` stands for a folder that the results do not name."""
+    job = jobs[0]
+    words = ["python", "-m", "experiments", "run", f"{table.name}/{row.id}"]
+    if job.data != EMBEDDED:
+        kind, _, name = job.data.partition(":")
+        words += ["--data", job.data if kind == "hf" or not name else f"{kind}:{PATH}/{name}"]
+    if job.checkpoint is not None:
+        words += ["--checkpoints", PATH]
+    words += ["--seeds", ",".join(str(item.seed) for item in jobs)]
+    options: dict[str, tuple[Any, Any]] = {"limit": (job.limit, None)}  # value, default
+    if job.sees_images:
+        changes = {name: value for name, value in job.changes.items() if row.changes.get(name) != value}
+        options |= {
+            "epochs": (job.epochs, epochs_of(row, Options())),
+            **{name: (changes.get(name), None) for name in ("steps", "solver", "optimizer")},
+            "calibration-samples": (job.calibration_samples, Job.calibration_samples),
+            "batch-size": (job.batch_size, row.batch_size or Job.batch_size),
+            "lr": (job.lr, Job.lr),
+            "devices": (job.processes, Job.processes),
+            "precision": (job.precision, None),
+        }
+    for name, (value, default) in options.items():
+        words += [] if value == default else [f"--{name}", str(value)]
+    return shlex.join(words)

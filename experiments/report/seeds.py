@@ -1,6 +1,7 @@
 """Add a row up over its seeds, and join seeds that were run at different times or on different machines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import reduce
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,6 +14,7 @@ MEASURED = (  # what tables of their own measure
     "custom_concept", "custom_composition", "custom_distance", "custom_nearest", "custom_old", "custom_old_change",
     "custom_old_distance", "custom_step",
 )  # fmt: skip
+SPREAD = ("top1", "gap", "stored_top1", "custom_concept", "custom_composition", "custom_old", "custom_distance")
 NUMBERS = {  # field of a row: where a result has the number
     "params": ("params", "compressed"),
     "params_dense": ("params", "dense"),
@@ -38,18 +40,7 @@ NUMBERS = {  # field of a row: where a result has the number
 SPREADS = {  # field of a row: the number whose spread it is
     "top1_dense_std": "top1_dense",
     "top1_before_std": "top1_before_finetune",
-    **{
-        f"{name}_std": name
-        for name in (
-            "top1",
-            "gap",
-            "stored_top1",
-            "custom_concept",
-            "custom_composition",
-            "custom_old",
-            "custom_distance",
-        )
-    },
+    **{f"{name}_std": name for name in SPREAD},
 }
 COUNTS = ("params", "params_dense", "macs", "macs_dense", "file_bytes", "images")  # whole numbers also in the mean
 Seeds = Mapping[str, Mapping[str, float]]  # the numbers of each seed; JSON has no other keys than strings
@@ -63,16 +54,12 @@ def aggregate(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     """List the numbers that one result contributes to a row."""
-    found = {name: _at(result, path) for name, path in NUMBERS.items()}
+    whole: Any = result
+    found = {name: reduce(lambda part, key: (part or {}).get(key), path, whole) for name, path in NUMBERS.items()}
     distilled = result.get("distillation") or {}  # has measured the divergence itself, and says which weights it kept
     kl = (distilled.get("kl_held_out") or {}).get(distilled.get("kept", "after"))
     found |= {} if kl is None else {"kl_unseen": kl}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def hits_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return which images were hit, by seed, of the results that have kept it; see ``pack_hits``."""
-    return {str(result["provenance"]["seed"]): result["hits"] for result in results if result.get("hits")}
 
 
 def joined(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -122,11 +109,3 @@ def add_up(by_seed: Seeds) -> dict[str, Any]:
         **{name: None if (mean := means[name]) is None else round(mean) for name in COUNTS},
         "seeds": sorted(map(int, by_seed)),
     }
-
-
-def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """Return the value at ``path`` in a result; None where there is none."""
-    value: Any = result
-    for name in path:
-        value = None if value is None else value.get(name)
-    return value

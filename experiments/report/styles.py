@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.tables.catalogue import tables
 from lowrank_vit.records.looks import LOOKS
 
 Row = Mapping[str, Any]
@@ -34,48 +35,44 @@ class Style:
     name: str
 
     @property
-    def line(self) -> Any:
-        """Return matplotlib's style of the line."""
-        return (0, self.dashes) if self.dashes else "-"
-
-    @property
     def colour(self) -> str:
         """Return the colour on white paper."""
         return COLOURS[self.name][0]
 
     @property
-    def mpl(self) -> tuple[str, Any, str]:
-        """Return marker, line and colour."""
-        return self.marker, self.line, self.colour
+    def mpl(self) -> dict[str, Any]:
+        """Return marker, line and colour, as matplotlib calls them."""
+        line = (0, self.dashes) if self.dashes else "-"
+        return {"marker": self.marker, "linestyle": line, "color": self.colour}
 
 
-STYLES = {  # by the name of a recipe or token rule, and of what is none
+STYLES = {  # by the name of a recipe or token rule, and of a row's method that is neither, in small letters
     **{name.replace("-", "_"): Style(look.marker, look.dashes, look.colour) for name, look in KNOWN.items()},
     "baseline": Style("*", (), "black"),
-    "best, trained": Style("P", (12, 3, 3, 3), "pink"),
+    "beyond (heads), full ft": Style("P", (12, 3, 3, 3), "pink"),
     "heads, distilled": Style("p", (6, 2), "violet"),
     "heads, distilled, mixed": Style("P", (3, 3), "cyan"),
     "best, distilled": Style("o", (9, 3), "orange"),
-    "best, fed back": Style("v", (6, 2), "red"),
-    "best, larger": Style("o", (1, 2), "cyan"),
-    "best, larger, fed back": Style("o", (6, 2), "pink"),
-    "baseline, fed back": Style("*", (6, 2), "grey"),
+    "-50% (heads) by gptq": Style("v", (6, 2), "red"),
+    "-25% (heads)": Style("o", (1, 2), "cyan"),
+    "-25% (heads) by gptq": Style("o", (6, 2), "pink"),
+    "baseline by gptq": Style("*", (6, 2), "grey"),
     "heads and interpolation": Style(">", (5, 2, 1, 2), "cyan"),
     "+ losses measured": Style("h", (2, 2), "red"),
     "+ factors pivoted": Style("P", (9, 3), "black"),
     "+ norms folded": Style("s", (2, 2), "cyan"),
     "+ patch embedding at a rank": Style("s", (6, 2), "pink"),
     "+ position embedding at a rank": Style("^", (3, 3), "green"),
-    "best, multiply-accumulates": Style("v", (4, 2), "black"),
+    "ours, macs as budget (heads)": Style("v", (4, 2), "black"),
     "best+tome": Style("D", (), "black"),
-    "best, tokens too": Style("o", (4, 2), "olive"),
-    "best, searched": Style("v", (9, 3), "orange"),
-    "best, sizes by gates": Style("P", (4, 2), "olive"),
-    "sizes alone": Style("v", (1, 2), "pink"),
-    "bits alone": Style("*", (6, 3), "blue"),
-    "bits by layer": Style("p", (9, 3), "orange"),
-    "sizes, then bits": Style("D", (5, 2), "brown"),
-    "sizes and bits": Style("P", (), "green"),
+    "ours, macs as budget (best)": Style("o", (4, 2), "olive"),
+    "ours (heads), sizes by the search": Style("v", (9, 3), "orange"),
+    "ours (heads), sizes by gates, full ft": Style("P", (4, 2), "olive"),
+    "ranks alone (heads, float16)": Style("v", (1, 2), "pink"),
+    "bits alone, the same for all blocks (gptq)": Style("*", (6, 3), "blue"),
+    "bits alone, of each layer (gptq)": Style("p", (9, 3), "orange"),
+    "ranks, then bits (heads, gptq)": Style("D", (5, 2), "brown"),
+    "ranks and bits at once (heads, gptq)": Style("P", (), "green"),
     "z, closed form": Style("v", (1, 2), "cyan"),
     "z, by gradients": Style("P", (6, 2, 1, 2), "red"),
     "none, representative": Style("o", (), "grey"),
@@ -89,26 +86,12 @@ STYLES = {  # by the name of a recipe or token rule, and of what is none
     "sparse, structured, whitened": Style("<", (3, 2), "orange"),
     "sparse, unstructured, whitened": Style(">", (3, 2), "blue"),
 }
-NAMES = {  # methods whose names do not end in their recipe's
+ALIASES = {  # further names, by methods whose names do not end in their recipe's
     **{label: name.replace("-", "_") for name, look in KNOWN.items() for label in look.labels},
-    "beyond (heads), full ft": "best, trained",
+    "ours (heads), full ft": "beyond (heads), full ft",
+    "ours, blocks alone, distilled": "heads, distilled",
     "+ distilled (heads)": "heads, distilled",
     "+ all, factors pivoted, distilled": "best, distilled",
-    "-25% (heads)": "best, larger",
-    "-25% (heads) by gptq": "best, larger, fed back",
-    "-50% (heads) by gptq": "best, fed back",
-    "baseline by gptq": "baseline, fed back",
-    "ranks alone (heads, float16)": "sizes alone",
-    "bits alone, the same for all blocks (gptq)": "bits alone",
-    "bits alone, of each layer (gptq)": "bits by layer",
-    "ranks, then bits (heads, gptq)": "sizes, then bits",
-    "ranks and bits at once (heads, gptq)": "sizes and bits",
-    "ours, blocks alone, distilled": "heads, distilled",
-    "ours (heads), full ft": "best, trained",
-    "ours (heads), sizes by gates, full ft": "best, sizes by gates",
-    "ours, macs as budget (heads)": "best, multiply-accumulates",
-    "ours, macs as budget (best)": "best, tokens too",
-    "ours (heads), sizes by the search": "best, searched",
 }
 SIZE = ", printed size"  # ends the name of a method at a second size
 FILE = re.compile(r", [\d.]+ MiB$")  # ends the name of a way to a file of that size
@@ -135,7 +118,7 @@ def known_style(method: str) -> Style | None:
     """Look up the style of a method, by its own name or that of its recipe; None where it has none."""
     name = method.lower().removesuffix(SIZE)
     recipe = RECIPE.search(name)
-    keys = (NAMES.get(name), recipe and recipe[1].replace("-", "_"), name)
+    keys = (ALIASES.get(name), name, recipe and recipe[1].replace("-", "_"))
     return next((STYLES[key] for key in keys if key in STYLES), None)
 
 
@@ -149,8 +132,6 @@ def styles_of(methods: Sequence[str]) -> dict[str, Style]:
 
 def group_colours() -> dict[tuple[str, str], str]:
     """Give the runs of each table's methods, by the names of both, the colours that they have in the plots."""
-    from experiments.tables.catalogue import tables
-
     colours: dict[tuple[str, str], str] = {}
     for table in tables().values():
         methods = [(name, row.bits) for row in table.runnable for name in (row.method, untrained(row.method))]

@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.report.agreement import agreement
-from experiments.report.cells import Row, notes_of
-from experiments.report.columns import chosen, legend
+from experiments.report.columns import chosen, legend, notes_of
 from experiments.report.page import written
-from experiments.report.uncertainty import marked
+from experiments.report.uncertainty import Row, marked
 from experiments.report.write import write_report
 from experiments.tables.rows import Table as TableToRun
 from lowrank_vit.runtime.progress import make_console

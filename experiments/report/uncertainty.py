@@ -6,7 +6,7 @@ from itertools import pairwise
 from math import comb, sqrt
 from typing import Any
 
-Row = Mapping[str, Any]
+Row = Mapping[str, Any]  # of ``table.json``
 LEVEL = 0.05  # of McNemar's test
 TOP1 = {  # measured on the evaluation's images: the field of its error
     "top1": "top1_std",
@@ -136,7 +136,7 @@ def caveats(rows: Sequence[Row]) -> list[str]:
     """List the sentences below a table about its images and its seeds."""
     images, fewer = images_of(rows), sorted(set(fewer_seeds(rows).values()))
     said = [f"{images[0].upper()}{images[1:]}."] if images else []
-    marks = " and ".join(f"(n={count})" for count in fewer)
-    return (
-        [*said, f"{marks}: of fewer seeds than the other rows, not to be ranked among their means."] if fewer else said
-    )
+    if fewer:
+        marks = " and ".join(f"(n={count})" for count in fewer)
+        said.append(f"{marks}: of fewer seeds than the other rows, not to be ranked among their means.")
+    return said

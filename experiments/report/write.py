@@ -1,15 +1,29 @@
 """Write the files of a table: JSON, Markdown, CSV, LaTeX, a page and its pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from experiments.report.latex import latex
-from experiments.report.markdown import csv_text, markdown
-from experiments.report.rows import finished, table_json
+from matplotlib.figure import Figure
+
+from experiments.report import ablation
+from experiments.report.page import page
+from experiments.report.plots import draw_plot, draw_sizes, save_figure
+from experiments.report.rows import commands, finished, table_json
+from experiments.report.texts import csv_text, latex, markdown
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Table
+from lowrank_vit.runtime.files import write_json, write_text
+
+PICTURES: dict[str, Callable[[Mapping[str, Any]], Figure]] = {  # of the content of ``table.json``
+    "accuracy_vs_params": draw_plot,
+    "front_vs_params": partial(draw_plot, front=True),
+    "front_vs_macs": partial(draw_plot, against="macs", front=True),
+    "accuracy_vs_size": draw_sizes,
+    "error_vs_budget": ablation.draw,
+}
 
 
 def write_report(results: Path, table: Table) -> dict[str, Any]:
@@ -17,41 +31,21 @@ def write_report(results: Path, table: Table) -> dict[str, Any]:
 
     Raises ``InputError`` where the table was never run.
     """
-    from lowrank_vit.runtime.files import write_json
-
     plan, folder = read_plan(results, table), results / table.name
     content = table_json(results, table, plan)
     write_json(folder / "table.json", content)
-    if table.drawing is None:
-        _write_table(results, table, plan, content)
-    else:
-        _write_figure(results, table, plan, content["title"])
-    return content
-
-
-def _write_table(results: Path, table: Table, plan: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    from experiments.report.details import commands
-    from experiments.report.page import page
-    from experiments.report.pictures import PICTURES
-    from experiments.report.plots import save_figure
-    from lowrank_vit.runtime.files import write_text
-
-    folder, command = results / table.name, plan.get("command")  # earlier versions did not keep it
+    if table.drawing is not None:
+        measured = finished(results, plan)
+        write_json(folder / f"{table.name}.json", {"title": content["title"], "rows": measured})
+        if measured:
+            drawing = import_module(f"experiments.report.drawing.{table.drawing}")
+            save_figure(folder / table.name, drawing.draw(measured, content["title"]))
+        return content
+    command, pictures = plan.get("command"), [f"{name}.png" for name in table.pictures]  # earlier plans have no command
     write_text(folder / "table.md", markdown(content, command, table.pictures))
     write_text(folder / "table.csv", csv_text(content))
     write_text(folder / "table.tex", latex(content, table.name))
-    pictures = [f"{name}.png" for name in table.pictures]
     write_text(folder / "table.html", page(content, commands(table, plan), command, pictures))
     for name in table.pictures:
         save_figure(folder / name, PICTURES[name](content))
-
-
-def _write_figure(results: Path, table: Table, plan: Mapping[str, Any], title: str) -> None:
-    from experiments.report.plots import save_figure
-    from lowrank_vit.runtime.files import write_json
-
-    measured = finished(results, plan)
-    write_json(results / table.name / f"{table.name}.json", {"title": title, "rows": measured})
-    if measured:
-        drawing = import_module(f"experiments.report.drawing.{table.drawing}")
-        save_figure(results / table.name / table.name, drawing.draw(measured, title))
+    return content

@@ -3,16 +3,18 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.jobs.attempt import FAILED, Outcome
-from experiments.jobs.results import find_result
+from experiments.jobs.job import find_result
 from experiments.jobs.revisions import is_stale
+from experiments.jobs.run import FAILED, Outcome
 from experiments.jobs.task import EMBEDDED, Task
-from experiments.runner.cluster import check, run_on
+from experiments.runner.cluster import check, executor_of, run_on
+from experiments.runner.estimate import estimate
 from experiments.runner.plan import PLAN, Options, Planned, as_json, make_plan, open_images
 from experiments.runner.pool import run_here, run_pool
+from experiments.runner.view import LiveView, duration, show_expected
 from experiments.tables.catalogue import find_all
 from experiments.tables.rows import Row, Table
 from lowrank_vit import Hardware
@@ -22,6 +24,7 @@ from lowrank_vit.runtime.extras import installed
 from lowrank_vit.runtime.files import write_json
 from lowrank_vit.runtime.launch import launch, processes_asked_for
 from lowrank_vit.runtime.processes import agreed, is_first, launched_from_outside, own_cores
+from lowrank_vit.runtime.progress import make_console
 
 MOST_WORKERS = 8
 Report = Callable[[Path, Table], list[str]]  # renders a table, and names the files written
@@ -74,26 +77,19 @@ def _run(args: argparse.Namespace, report: Report) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    choices = ("data", "checkpoints", "seeds", "epochs", "steps", "solver", "optimizer", "lr")
-    given = {name: getattr(args, name) for name in (*choices, "limit", "calibration_samples")}
-    processes = (args.devices or 1) * (args.num_nodes or 1)
-    batch_size = args.batch_size if args.global_batch is None else share_of_batch(args.global_batch, processes)
-    return Options(**given, batch_size=batch_size, processes=processes, precision=args.precision)
-
-
-def share_of_batch(images: int, processes: int) -> int:
-    """Divide a batch among processes. Raises ``InputError`` where a part of an image would be left."""
-    if images % processes:
-        above = -(-images // processes) * processes
-        raise InputError(f"--global-batch {images} cannot be split evenly among {processes} devices: give {above}")
-    return images // processes
+    processes, batch_size, images = (args.devices or 1) * (args.num_nodes or 1), args.batch_size, args.global_batch
+    if images is not None:
+        batch_size, left = divmod(images, processes)
+        if left:
+            above = processes * (batch_size + 1)
+            raise InputError(f"--global-batch {images} cannot be split evenly among {processes} devices: give {above}")
+    given = {field.name: getattr(args, field.name) for field in fields(Options) if hasattr(args, field.name)}
+    return Options(**given | {"batch_size": batch_size, "processes": processes})
 
 
 def _hardware(args: argparse.Namespace) -> Hardware:
-    accelerator = args.accelerator
-    if accelerator == "auto" and args.data == "digits":
-        accelerator = "cpu"  # the stand-ins are too small for a GPU
-    return Hardware(args.devices, args.num_nodes, accelerator, args.strategy, args.precision)
+    small = args.accelerator == "auto" and args.data == EMBEDDED  # the stand-ins are too small for a GPU
+    return Hardware(args.devices, args.num_nodes, "cpu" if small else args.accelerator, args.strategy, args.precision)
 
 
 def _workers(args: argparse.Namespace, options: Options) -> int:
@@ -153,10 +149,6 @@ def skipped(plan: Iterable[Planned]) -> list[str]:
 
 
 def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, options: Options) -> list[Outcome]:
-    from experiments.runner.estimate import estimate
-    from experiments.runner.view import LiveView, duration, show_expected
-    from lowrank_vit.runtime.progress import make_console
-
     threads, workers = 1 if options.embedded else None, min(workers, len(tasks))
     tasks = [replace(task, loader_workers=_loader_workers(args, workers)) for task in tasks]
     times, basis = agreed(estimate(tasks, threads) if is_first() else ([], ""))
@@ -173,7 +165,8 @@ def _run_tasks(args: argparse.Namespace, tasks: Sequence[Task], workers: int, op
             if launched_from_outside():
                 return run_here(tasks, view)
             if args.launcher:
-                return run_on(args.launcher, dict(args.slurm), tasks, workers, threads, view)
+                executor = executor_of(args.launcher, dict(args.slurm), tasks[0])
+                return run_on(executor, tasks, workers if args.launcher == "local" else len(tasks), threads, view)
             return run_pool(tasks, workers, threads, view)
     except KeyboardInterrupt:
         done = sum(find_result(task.folder, task.job) is not None for task in tasks)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from experiments.jobs.attempt import FAILED, Outcome, attempt
-from experiments.jobs.run import record_failure
+import torch
+
+from experiments.jobs.run import FAILED, Outcome, attempt, ended
 from experiments.jobs.task import Task
 from experiments.runner.view import LiveView
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
+from lowrank_vit.runtime.launch import launch
 from lowrank_vit.runtime.registry import unknown
 
 WEEK = 7 * 24 * 60  # minutes: submitit ends a local job after two, unless told
@@ -42,33 +44,26 @@ def check(launcher: str | None, options: Mapping[str, str]) -> None:
 
 
 def run_on(
-    launcher: str,
-    options: Mapping[str, str],
-    tasks: Sequence[Task],
-    workers: int,
-    threads: int | None,
-    view: LiveView,
-    work: Work | None = None,
+    executor: Any, tasks: Sequence[Task], room: int, threads: int | None, view: LiveView, work: Work | None = None
 ) -> list[Outcome]:
-    """Run every task as a job of its own: all at once in SLURM's queue, ``workers`` at a time on this machine.
+    """Run every task as a job of its own, ``room`` at a time.
 
     ``work`` is what a job does (``run_one``). A job that dies takes one task with it. A ``KeyboardInterrupt`` cancels the
     jobs; what is on disk is whole, and the next run goes on from there.
     """
-    executor = _executor(launcher, options, tasks[0])
-    room, left, outcomes = len(tasks) if launcher == "slurm" else workers, list(tasks), []
+    left, outcomes = list(tasks), []
     running: list[tuple[Task, Any]] = []
     try:
         while left or running:
             batch, left = left[: room - len(running)], left[room - len(running) :]
             if batch:
                 running += zip(batch, executor.map_array(work or run_one, batch, [threads] * len(batch)), strict=True)
-            ended = [(task, job) for task, job in running if job.done()]
-            running = [pair for pair in running if pair not in ended]
-            for task, job in ended:
+            over = [(task, job) for task, job in running if job.done()]
+            running = [pair for pair in running if pair not in over]
+            for task, job in over:
                 outcomes.append(_outcome(task, job))
                 view.end(outcomes[-1])
-            if not ended:
+            if not over:
                 time.sleep(POLL)
     finally:
         for _, job in running:
@@ -78,23 +73,18 @@ def run_on(
 
 def run_one(task: Task, threads: int | None) -> tuple[str, str]:
     """Run a job: the task, with the processes that SLURM has started for it, or that it starts itself."""
-    from lowrank_vit.runtime.launch import launch
-
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
     print(f"== {task.name} {task.job.key}", flush=True)
     return launch(attempt, task, partial(print, flush=True), accelerator=task.hardware.accelerator)
 
 
-def _executor(launcher: str, options: Mapping[str, str], task: Task) -> Any:
+def executor_of(launcher: str, options: Mapping[str, str], task: Task) -> Any:
+    """Return what starts jobs like the task: in SLURM's queue, or on this machine."""
     import submitit
 
     folder, hardware = task.folder.absolute() / "logs" / "cluster" / "%j", task.hardware
     if launcher == "local":
-        import torch
-
         local = submitit.LocalExecutor(folder)
         local.update_parameters(timeout_min=WEEK, gpus_per_node=torch.cuda.device_count())
         return local
@@ -113,10 +103,8 @@ def _outcome(task: Task, job: Any) -> Outcome:
     from submitit.core.utils import UncompletedJobError
 
     try:
-        status, said = job.result()
+        return Outcome(task, *job.result())
     except UncompletedJobError as error:  # also where the function raised
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
         reason = f"job {job.job_id} died: {lines[-1].strip() if lines else 'without a word'} (log: {job.paths.stderr})"
-        record_failure(task, f"failed: {reason}")
-        return Outcome(task, FAILED, reason)
-    return Outcome(task, status, said)
+        return Outcome(task, *ended(task, FAILED, reason))

@@ -1,16 +1,23 @@
 """Estimate how long jobs will take: from finished jobs like them, else from forward passes and the time of one batch."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.jobs.job import Job
-from experiments.jobs.passes import BACKWARD, BATCH, compression_passes, images_of
-from experiments.jobs.results import RESULT, read_json
+import timm
+import torch
+from timm.data import resolve_model_data_config
+
+import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+from experiments.jobs.job import RESULT, Job, read_json
+from experiments.jobs.measure import BACKWARD, BATCH, MEASURES, compression_passes, images_of
 from experiments.jobs.task import EMBEDDED, Task
+from lowrank_vit.data import ImageData
+from lowrank_vit.data.loading import default_workers
+from lowrank_vit.modules.counting import input_size
+from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.runtime.processes import launched_from_outside, own_cores
 
 DISTILLED = 20  # images of a step of distillation
@@ -39,16 +46,6 @@ def kind(job: Job) -> str:
     return replace(job, seed=0, reduction=0.0).key
 
 
-def known_seconds(folder: Path) -> dict[str, float]:
-    """Average the seconds of the finished jobs, by kind."""
-    seconds: dict[str, list[float]] = {}
-    for path in sorted(folder.glob(f"jobs/*/{RESULT}")):
-        result = read_json(path)
-        if result is not None:
-            seconds.setdefault(kind(Job.from_json(result["job"])), []).append(result["seconds"]["total"])
-    return {name: fmean(times) for name, times in seconds.items()}
-
-
 def work_of(job: Job) -> Work:
     """Count the work of a job; a training step counts three passes of an image, and one more for a teacher's.
 
@@ -56,8 +53,6 @@ def work_of(job: Job) -> Work:
     """
     (train, evaluated), batch = images_of(job), job.batch_size * job.processes
     if job.measure is not None:
-        from experiments.jobs.measure import MEASURES
-
         return Work(MEASURES.get(job.measure).forward_passes(job), 0, job.calibration_samples + evaluated)
     if job.recipe is None:
         labelled, unlabelled = job.gradual_epochs * train, job.calibration_samples if job.learns_tokens else 0
@@ -75,14 +70,7 @@ def work_of(job: Job) -> Work:
 
 
 def pace_of(task: Task, device: str, threads: int | None) -> Pace:
-    """Time one forward pass of an untrained model of that name, on a batch of 64, and the loading of a few images."""
-    import timm
-    import torch
-    from timm.data import resolve_model_data_config
-
-    import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
-    from lowrank_vit.modules.counting import input_size
-
+    """Time one forward pass of an untrained model of that name, on a batch of 64, and one core at loading a few images."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     network = timm.create_model(task.job.model, pretrained=False).to(device).eval()
@@ -93,27 +81,23 @@ def pace_of(task: Task, device: str, threads: int | None) -> Pace:
         network(images).sum().item()
     forward = (time.perf_counter() - start) / BATCH
     torch.set_num_threads(before)
-    load = 0.0 if task.spec == EMBEDDED else seconds_to_load(task.spec, resolve_model_data_config(network))
-    return Pace(forward, load)
-
-
-def seconds_to_load(spec: str, data_config: Mapping[str, Any]) -> float:
-    """Time one core at reading, decoding and transforming an image, on a few that are drawn for evaluation."""
-    from lowrank_vit.data import ImageData
-
-    batches = iter(ImageData(spec, data_config, limit=LOADED, batch_size=1, workers=0).val_dataloader())
+    if task.spec == EMBEDDED:
+        return Pace(forward, 0.0)
+    few = ImageData(task.spec, resolve_model_data_config(network), limit=LOADED, batch_size=1, workers=0)
+    batches = iter(few.val_dataloader())
     next(batches)  # which opens everything
     start = time.process_time()
     rest = sum(1 for _ in batches)
-    return (time.process_time() - start) / max(1, rest)
+    return Pace(forward, (time.process_time() - start) / max(1, rest))
 
 
 def estimate(tasks: Sequence[Task], threads: int | None) -> tuple[list[float], str]:
-    """Estimate the seconds of each task, and say what they are taken from."""
-    from lowrank_vit.runtime.hardware import resolve_device
-
-    device = str(resolve_device(tasks[0].hardware.device))
-    known = known_seconds(tasks[0].folder)
+    """Estimate the seconds of each task, and say what they are taken from: finished jobs of its kind, or its work."""
+    device, seconds = str(resolve_device(tasks[0].hardware.device)), dict[str, list[float]]()
+    for path in sorted(tasks[0].folder.glob(f"jobs/*/{RESULT}")):
+        if (result := read_json(path)) is not None:
+            seconds.setdefault(kind(Job.from_json(result["job"])), []).append(result["seconds"]["total"])
+    known = {name: fmean(times) for name, times in seconds.items()}
     new = {task.job.model: task for task in tasks if kind(task.job) not in known}
     pace = {model: pace_of(new[model], device, threads) for model in sorted(new)}
     times = [known.get(kind(task.job)) or expected(task, pace[task.job.model], own_cores(), device) for task in tasks]
@@ -126,8 +110,6 @@ def expected(task: Task, pace: Pace, cores: float, device: str) -> float:
     A GPU computes while the cores load, so the slower one sets the pace; on a CPU they take turns at the cores, which
     all processes of a machine share. A process loads with as many cores as it has workers, but no core is used twice.
     """
-    from lowrank_vit.data.loading import default_workers
-
     on_cpu, hardware, work = device == "cpu", task.hardware, work_of(task.job)
     workers = default_workers() if task.loader_workers is None else task.loader_workers
     loading_cores = min(max(1, workers), cores / (1 if launched_from_outside() else hardware.devices))

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.checkpoints import checkpoint_names, file_hash, find_checkpoint, hub_reason
-from experiments.jobs.job import LEARNT_TOKENS, Job
-from experiments.jobs.results import read_json
+from experiments.jobs.checkpoints import file_hash, find_checkpoint, hub_reason
+from experiments.jobs.job import LEARNT_TOKENS, Job, read_json
 from experiments.jobs.task import EMBEDDED
-from experiments.runner.reach import Reach, share_aimed_at, size_reduction
+from experiments.measures.layers import blank
+from experiments.runner.reach import out_of_reach, size_reduction
 from experiments.tables.rows import Row, Table
 from lowrank_vit import get_recipe
+from lowrank_vit.data import hold_out, open_source
+from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import given_path
 
@@ -86,10 +88,8 @@ def short_spec(spec: str) -> str:
 
 def open_images(spec: str) -> Images:
     """Describe the images that a SPEC stands for. Raises ``InputError`` where they are not there."""
-    if spec == EMBEDDED:  # without a second's import
+    if spec == EMBEDDED:
         return Images(spec, 1297, 500, 10)
-    from lowrank_vit.data import open_source
-
     source = open_source(spec)
     train, validation = source.split("train"), source.split("validation")
     if source.num_classes != IMAGENET_CLASSES:
@@ -103,9 +103,9 @@ def open_images(spec: str) -> Images:
 def make_plan(table: Table, options: Options, images: Images) -> list[Planned]:
     """Plan every row that can be run: its jobs, or the reason why it has none."""
     planned = {row.id: _plan_row(row, options, images) for row in table.runnable}
-    reach, able = Reach(), [item for item in planned.values() if item.jobs]
+    reached, able = dict[str, float](), [item for item in planned.values() if item.jobs]
     for item in sorted(able, key=lambda item: -item.jobs[0].reduction):  # the hardest first spares the others a check
-        reason = reach.exceeded(item.jobs[0])  # the others differ in their seeds
+        reason = out_of_reach(item.jobs[0], reached)  # the others differ in their seeds
         if reason is not None:
             planned[item.row.id] = Planned(item.row, reason=reason)
     return list(planned.values())
@@ -119,10 +119,10 @@ def _plan_row(row: Row, options: Options, images: Images) -> Planned:
         model, reason = row.standin or "", None if row.standin else NO_STANDIN.format(row.architecture)
     elif options.checkpoints is None:
         reason = hub_reason(model)
-    elif (path := find_checkpoint(options.checkpoints, model)) is not None:
-        checkpoint = f"{path.name}@{file_hash(path)}"
+    elif isinstance(found := find_checkpoint(options.checkpoints, model), Path):
+        path, checkpoint = found, f"{found.name}@{file_hash(found)}"
     else:
-        reason = f"no checkpoint: {options.checkpoints} has no {' or '.join(checkpoint_names(model))}"
+        reason = found
     if reason is not None:
         return Planned(row, reason=reason)
     jobs = _jobs(row, model, checkpoint, options, images)
@@ -133,18 +133,21 @@ def _plan_row(row: Row, options: Options, images: Images) -> Planned:
 
 
 def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images: Images) -> tuple[Job, ...]:
-    from lowrank_vit.data import hold_out
-
     wanted = row.calibration_images or options.calibration_samples
     seen, unseen = hold_out(range(images.train), wanted, Job.held_out_samples)
     target = row.standin_target if options.embedded else row.target
     reduction = row.reduction if row.tokens is None else row.before_tokens  # a token rule removes the rest after it
+    share = 1.0
+    if (
+        row.target is not None and row.target_params is not None
+    ):  # a stand-in aims at the same share of its target's size
+        share = row.target_params / parameter_count(blank(row.target))
     fields: dict[str, Any] = {
         "model": model,
         "standin": options.embedded,
         "data": images.data,
         "images": f"{images.train}+{images.validation}",
-        "reduction": reduction if target is None else size_reduction(model, target, share_aimed_at(row)),
+        "reduction": reduction if target is None else size_reduction(model, target, share),
         "tokens": {} if row.tokens is None else {"rule": row.tokens, "macs": round(1 - row.reduction, 6)},
         "timed": row.timed and not options.embedded,
         "checkpoint": checkpoint,

@@ -6,18 +6,17 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from experiments.jobs.attempt import FAILED, Outcome, attempt
-from experiments.jobs.run import record_failure
+import torch
+
+from experiments.jobs.run import FAILED, Outcome, attempt, ended
 from experiments.jobs.task import Task
 from experiments.runner.view import LiveView
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import die_with_parent
 
 Serve = Callable[[Connection, Path, int | None], None]
@@ -96,9 +95,7 @@ def _listen(worker: _Worker, view: LiveView) -> Outcome | None:
     except (EOFError, ConnectionError):
         worker.process.join()
         killed = ", killed, perhaps out of memory" if worker.process.exitcode == -signal.SIGKILL else ""
-        status, said = FAILED, f"the process died with exit code {worker.process.exitcode}{killed}"
-        with suppress(InputError):  # the disk is full, perhaps
-            record_failure(task, f"failed: {said}")
+        status, said = ended(task, FAILED, f"the process died with exit code {worker.process.exitcode}{killed}")
     if status == "stage":
         view.stage(task, said)
         return None
@@ -114,8 +111,6 @@ def serve_jobs(pipe: Connection, log: Path, threads: int | None) -> None:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     if threads is not None:
-        import torch
-
         torch.set_num_threads(threads)
     while True:
         task = pipe.recv()

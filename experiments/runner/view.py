@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from experiments.jobs.attempt import DONE, Outcome
+from experiments.jobs.run import DONE, Outcome
 from experiments.jobs.task import Task
 
 PERIOD = 24 * 3600.0  # seconds over which the speed is averaged: jobs may be long

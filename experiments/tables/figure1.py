@@ -17,6 +17,5 @@ TABLE = Table(
     title="Figure 1: energy of the layers' outputs kept by rank, first block",
     about=__doc__ or "",
     rows=tuple(Row.measuring(model, "energy", "energy by rank", "energy") for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
-    columns=("architecture", "method", "seconds", "status"),
     drawing="energy",
 )

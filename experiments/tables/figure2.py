@@ -24,6 +24,5 @@ TABLE = Table(
         for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
         for part, measure in PARTS.items()
     ),
-    columns=("architecture", "method", "seconds", "status"),
     drawing="accuracy",
 )

@@ -7,32 +7,27 @@ Takes     70 to 90 seconds for each stand-in and seed on one core, DeiT-Tiny (10
           other work sharing them; most of a stand-in's time is the minibatch solver, which --solver closed_form leaves out
 
 Every projection keeps 50 % of its weight's parameters, Z's 5 % among them; the paper does not say how much its figure
-keeps. Z by gradients takes 2000 steps on minibatches, as in the paper, by Adam; the paper's words are mini-batch gradient
-descent, which at its learning rate barely moves (--optimizer sgd, and Table 1). For DeiT-Tiny, which has to run on a
-laptop, Adam descends on the same loss over all calibration images at once. The DeiT-Tiny, ViT and Swin rows are not in
-the paper.
+keeps. Z by gradients takes 2000 steps on minibatches by Adam: plain gradient descent barely moves at the paper's rate (Table
+1). For DeiT-Tiny Adam descends on the same loss over all calibration images at once. The DeiT-Tiny, ViT and Swin rows are not
+in the paper.
 """
 
-from typing import Any
-
-from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B, Architecture
+from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.tables.rows import Row, Table
 
 PERCENT = 50  # of each projection's parameters that are removed
 
-
-def row(model: Architecture) -> Row:
-    """Return the row of a model's projections."""
-    changes = {"allocator": "uniform"} | ({"solver": "moments"} if model is DEIT_T else {})
-    fields: dict[str, Any] = {"recipe": "paper", "reduction": PERCENT / 100, "changes": changes}
-    return Row.measuring(model, f"attn-proj-{PERCENT}", "error of attn.proj", "compensation", **fields)
-
-
+ROWS = [
+    Row.measuring(
+        model, f"attn-proj-{PERCENT}", "error of attn.proj", "compensation", recipe="paper", reduction=PERCENT / 100,
+        changes={"allocator": "uniform"} | ({"solver": "moments"} if model is DEIT_T else {}),
+    )
+    for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
+]  # fmt: skip
 TABLE = Table(
     name="figure3",
     title=f"Figure 3: error at the output of the attention projections, {100 - PERCENT} % of their parameters kept",
     about=__doc__ or "",
-    rows=tuple(row(model) for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
-    columns=("architecture", "method", "seconds", "status"),
+    rows=tuple(ROWS),
     drawing="compensation",
 )

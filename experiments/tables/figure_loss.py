@@ -20,6 +20,5 @@ TABLE = Table(
         Row.measuring(model, "loss", "predicted against measured loss", "loss")
         for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
     ),
-    columns=("architecture", "method", "seconds", "status"),
     drawing="loss",
 )

@@ -103,7 +103,7 @@ class Table:
     """Hold a table or a figure of the paper. ``about``: the paper, the exact command, its wall time, measured on what.
 
     ``columns``: what the rendered table shows, by the names of ``report/columns.py``. ``pictures``: made of
-    ``table.json``'s content, by the names of ``report/pictures.py``; ``findings``: whether ``report/ablation.py`` says
+    ``table.json``'s content, by the names of ``report/write.py``; ``findings``: whether ``report/ablation.py`` says
     something about the same content; ``drawing``: the figure of what the jobs measured, a file in ``report/drawing``.
     """
 
@@ -111,7 +111,7 @@ class Table:
     title: str
     about: str
     rows: tuple[Row | Reported, ...]
-    columns: tuple[str, ...]
+    columns: tuple[str, ...] = ("architecture", "method", "seconds", "status")
     pictures: tuple[str, ...] = ("accuracy_vs_params",)
     findings: bool = False
     drawing: str | None = None

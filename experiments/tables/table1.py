@@ -9,9 +9,8 @@ the same share (uniform ranks), nothing is fine-tuned. Bases: ``representative``
 ``whitened``, the exact minimiser of the objective that Z minimises, equation (10).
 The paper does not say of which model, size and base its figures are; they stand beside its own setting (DeiT-B, 5 %,
 minibatches of 64 images, on the representative input), once for each optimiser; gradient solvers run at its budget alone.
-Of the overhead it prints an arrow, up ("high") or down ("low").
-Its words are mini-batch gradient descent (``sgd``), which at its learning rate of 1e-3 and in its 2000 steps does next to
-nothing; with Adam, our reading, the same steps end at the closed form.
+Of the overhead it prints an arrow, up ("high") or down ("low"). Its mini-batch gradient descent (``sgd``) does next to
+nothing in its 2000 steps at a learning rate of 1e-3; with Adam, our reading, the same steps end at the closed form.
 """
 
 from dataclasses import replace
@@ -50,9 +49,9 @@ def compensated(
     model: Architecture, base: str, kind: str, solver: str, budget: float, reduction: float, optimizer: str = ""
 ) -> Row:
     """Return the row of one kind of Z by one solver, at one budget; with the recipe's optimiser, or another."""
-    label, *reported = KINDS[kind]
-    fields = ("overhead_reported", "residual_error_reported")
-    printed = dict(zip(fields, reported, strict=True)) if (model, base, solver, budget) == PAPER_SETTING else {}
+    label, overhead, error = KINDS[kind]
+    paper = (model, base, solver, budget) == PAPER_SETTING
+    printed = {"overhead_reported": overhead, "residual_error_reported": error} if paper else {}
     changes = {"decomposition": BASES[base], "compensation": kind, "solver": solver, "budget": budget}
     changes |= {"optimizer": optimizer} if optimizer else {}
     return replace(

@@ -33,14 +33,9 @@ DEIT_T_SIZE = "printed as 5.0M; the model has 5.72M"
 
 
 def pair(
-    large: Architecture,
-    small: Architecture,
-    standin: str,
-    sizes: tuple[str, str],
-    reported: tuple[float, float],
-    note: str = "",
-    printed_size: float | None = None,
-) -> list[Row]:
+    large: Architecture, small: Architecture, standin: str, sizes: tuple[str, str], reported: tuple[float, float],
+    note: str = "", printed_size: float | None = None,
+) -> list[Row]:  # fmt: skip
     """List the smaller model as it was trained, and the larger one compressed to its size by each method.
 
     ``standin``: the smaller model's; ``printed_size``: parameters that the paper aims at, where they are not that model's.
@@ -58,20 +53,14 @@ def pair(
         )
         for recipe, method in METHODS.items()
     ]  # fmt: skip
-    full: dict[str, Any] = {
-        "method": "Beyond (heads), full FT",
-        "protocol": "full-ft+kd",
-        "full": True,
-        "embedded_seeds": (0,),
-    }
+    tuned: dict[str, Any] = {"protocol": "full-ft+kd", "full": True, "embedded_seeds": (0,)}
+    full = replace(rows[-1], id=f"{rows[-1].id}-full", method="Beyond (heads), full FT", **tuned)
+    aimed: dict[str, Any] = {"target_params": printed_size, "embedded_seeds": (0,)}
     printed_sizes = [
-        replace(
-            row, id=f"{row.id}-printed", method=f"{row.method}, printed size", target_params=printed_size,
-            embedded_seeds=(0,),
-        )
+        replace(row, id=f"{row.id}-printed", method=f"{row.method}, printed size", **aimed)
         for row in (rows if printed_size is not None else ())
-    ]  # fmt: skip
-    return [trained, *rows, replace(rows[-1], id=f"{rows[-1].id}-full", **full), *printed_sizes]
+    ]
+    return [trained, *rows, full, *printed_sizes]
 
 
 def shrunk(percent: int) -> list[Row]:

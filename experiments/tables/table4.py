@@ -9,12 +9,9 @@ size is that of the file, scales, zero points and header included. Beyond the pa
 compressed models, those of 3 and 2 bits, and GPTQ, which feeds the errors back on the calibration images. All numbers of
 bits share one compressed and fine-tuned model, which table 2's rows at -50 % share, too.
 
-The printed 165.2 and 82.6 MiB are all parameters at 2 bytes: 86.6M and 43.3M of them. At 4 and 8 bits the same count, "size
-counted", is 41.3 MiB for both; 42.2 and 41.7 are printed. A file of DeiT-B needs more. 1.63M parameters lie outside of the
-blocks' 84.93M weights and stay in float16: 2.34 MiB more than at 4 bits, 1.56 more than at 8. Each output channel has a
-scale and a zero point, 3 bytes: 0.24 MiB for the dense model's 82,944. So the printed sizes hold at most 0.9 of the 2.6 MiB
-that 4 bits need beside the count, and 0.4 of 1.8 at 8 bits: they leave most of the float16 rest out. The paper does not say
-what it counts, and no single rule gives both.
+The printed 165.2 and 82.6 MiB are all parameters at 2 bytes. At 4 and 8 bits the same count, "size counted", is 41.3 MiB for
+both; 42.2 and 41.7 are printed. Files of DeiT-B need 2.6 and 1.8 MiB beside the count, for what stays in float16, scales and
+zero points: the printed sizes leave most of it out. No single rule gives both, and the paper does not say what it counts.
 """
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture

@@ -12,7 +12,6 @@ all together. Last, all parameters of ``heads``, and of all together, trained to
 images alone; for DeiT-Tiny, table R has the rows of ``heads``.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
@@ -20,25 +19,24 @@ from experiments.tables.rows import Row, Table
 
 FOLDED = {"folded": True}
 PATCHES, POSITIONS = {"patches": "two_sided"}, {"positions": "kronecker"}
-STEPS: dict[str, tuple[str, str, dict[str, Any]]] = {  # row: method, recipe, changes
-    "svd_llm": ("Whitened, uniform (svd_llm)", "svd_llm", {}),
-    "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}),
-    "halves": ("Heads and interpolation", "heads", {"refit": False, "measured": 0}),
-    "measured": ("+ losses measured", "heads", {"refit": False}),
-    "best": ("+ outputs refitted (heads)", "heads", {}),
-    "pivoted": ("+ factors pivoted", "heads", {"pivoted": True}),
-    "folded": ("+ norms folded", "heads", FOLDED),
-    "patches": ("+ patch embedding at a rank", "heads", FOLDED | PATCHES),
-    "positions": ("+ position embedding at a rank", "heads", FOLDED | PATCHES | POSITIONS),
-    "embeddings_pivoted": ("+ all, factors pivoted (best)", "best", {}),
-}
-DISTILLED = {  # row: method, step
-    "distilled": ("+ distilled (heads)", "best"),
-    "all_distilled": ("+ all, factors pivoted, distilled", "embeddings_pivoted"),
-}
-UNTRAINED = ("svd_llm", "loss_aware", "halves", "measured", "best", "pivoted", "embeddings_pivoted")
 EPOCHS = 9  # of 1000 images, 20 a step
 PROTOCOL = "calibration-distilled"
+DISTILLED: dict[str, Any] = {"protocol": PROTOCOL, "distill_epochs": EPOCHS, "embedded_seeds": (0,)}
+STEPS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # row: method, recipe, changes, fields of the row
+    "svd_llm": ("Whitened, uniform (svd_llm)", "svd_llm", {}, {}),
+    "loss_aware": ("Two-sided, ranks by loss (loss_aware)", "loss_aware", {}, {}),
+    "halves": ("Heads and interpolation", "heads", {"refit": False, "measured": 0}, {}),
+    "measured": ("+ losses measured", "heads", {"refit": False}, {}),
+    "best": ("+ outputs refitted (heads)", "heads", {}, {}),
+    "pivoted": ("+ factors pivoted", "heads", {"pivoted": True}, {}),
+    "folded": ("+ norms folded", "heads", FOLDED, {}),
+    "patches": ("+ patch embedding at a rank", "heads", FOLDED | PATCHES, {}),
+    "positions": ("+ position embedding at a rank", "heads", FOLDED | PATCHES | POSITIONS, {}),
+    "embeddings_pivoted": ("+ all, factors pivoted (best)", "best", {}, {}),
+    "distilled": ("+ distilled (heads)", "heads", {}, DISTILLED),
+    "all_distilled": ("+ all, factors pivoted, distilled", "best", {}, DISTILLED),
+}
+UNTRAINED = ("svd_llm", "loss_aware", "halves", "measured", "best", "pivoted", "embeddings_pivoted")
 REDUCTIONS = (50, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
 MORE = (25, 40, 60)  # of `heads` alone on DeiT-B; of what is not trained on DeiT-Tiny
 COLUMNS = (
@@ -49,27 +47,15 @@ COLUMNS = (
 
 def rows(model: Architecture) -> list[Row]:
     """List all steps at some sizes, and the most important ones at others."""
-    more = [row for percent in MORE for row in _steps(model, percent)]
-    names = ("best",) if model is DEIT_B else UNTRAINED
-    kept = [row for row in more if row.id.partition("/")[2].rpartition("-")[0] in names]
-    return [*kept, *(row for percent in REDUCTIONS for row in _steps(model, percent))]
-
-
-def _steps(model: Architecture, percent: int) -> list[Row]:
-    """List the steps from one matrix at a time to all together, then steps with all parameters distilled."""
-    steps = {
-        name: Row.untrained(model, f"{name}-{percent}", method, recipe, reduction=percent / 100, changes=changes)
-        for name, (method, recipe, changes) in STEPS.items()
-    }
-    distilled = [
-        replace(
-            steps[step], id=f"{model.id}/{name}-{percent}", method=method, protocol=PROTOCOL, distill_epochs=EPOCHS,
-            embedded_seeds=(0,),
-        )
-        for name, (method, step) in DISTILLED.items()
-        if model is not DEIT_T or step != "best"
-    ]  # fmt: skip
-    return [*steps.values(), *distilled]
+    few = ("best",) if model is DEIT_B else UNTRAINED
+    every = tuple(name for name in STEPS if model is DEIT_B or name != "distilled")
+    sizes = dict.fromkeys(MORE, few) | dict.fromkeys(REDUCTIONS, every)
+    return [
+        Row.untrained(model, f"{name}-{percent}", method, recipe, reduction=percent / 100, changes=changes, **fields)
+        for percent, names in sizes.items()
+        for name, (method, recipe, changes, fields) in STEPS.items()
+        if name in names
+    ]
 
 
 TABLE = Table(

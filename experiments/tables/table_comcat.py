@@ -68,20 +68,16 @@ def rows(model: Architecture) -> list[Row | Reported]:
         Reported(f"{model.id}/printed-{place}", model.label, name, params, top1, PAPER, "full-ft+kd", note)
         for place, (name, params, top1, note) in enumerate(PRINTED[model.id])
     ]
-    return [dense, *free, *choices, _trained(model), *printed]
+    trained = Row.of(
+        model, "comcat-50", "COMCAT (comcat), full FT", "comcat", reduction=0.5, protocol="full-ft+kd", full=True,
+        finetune_changes=TUNED, note="one round of search, then one training", embedded_seeds=(0,),
+    )  # fmt: skip
+    return [dense, *free, *choices, trained, *printed]
 
 
 def _row(model: Architecture, name: str, percent: int, method: str, recipe: str, changes: dict[str, Any]) -> Row:
     """Return the row of a method without training."""
     return Row.untrained(model, f"{name}-{percent}", method, recipe, reduction=percent / 100, changes=changes)
-
-
-def _trained(model: Architecture) -> Row:
-    """Return the row of the method with its training, of one round."""
-    return Row.of(
-        model, "comcat-50", "COMCAT (comcat), full FT", "comcat", reduction=0.5, protocol="full-ft+kd", full=True,
-        finetune_changes=TUNED, note="one round of search, then one training", embedded_seeds=(0,),
-    )  # fmt: skip
 
 
 TABLE = Table(

@@ -18,22 +18,13 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {  # row: what is done otherwis
     "batch-16": ("16 images a batch for 64", {"batch_size": 16}),
     "batch-256": ("256 images a batch for 64", {"batch_size": 256}),
 }
-PERCENT = 50
 
 TABLE = Table(
     name="table_finetune",
     title="Table F: open choices of the partial fine-tune",
     about=__doc__ or "",
     rows=tuple(
-        Row.of(
-            model,
-            f"{name}-{PERCENT}",
-            method,
-            "paper",
-            reduction=PERCENT / 100,
-            changes={"solver": "closed_form"},
-            **fields,
-        )
+        Row.of(model, f"{name}-50", method, "paper", reduction=0.5, changes={"solver": "closed_form"}, **fields)
         for model in (DEIT_B, SWIN_B)
         for name, (method, fields) in CHOICES.items()
     ),

@@ -11,7 +11,6 @@ of each image is another one (mixup), and ``best`` for ``heads``. From the latte
 and as many with Muon for AdamW. KL unseen is of training images that are held out.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
@@ -21,8 +20,13 @@ from experiments.tables.table_best import PROTOCOL
 PASSES, MORE_PASSES = 9_000, 18_000
 COUNTS = (125, 250, 500, 1000, 2250, 4500)  # divisors of the budget
 MOST = {DEIT_B: 1000, DEIT_T: 4500}  # the digits have 1,297 training images
-MIXED: dict[str, Any] = {"mix": 0.5}
-MUON: dict[str, Any] = {"optimizer": "muon"}
+VARIANTS: tuple[tuple[str, str, str, int, dict[str, Any]], ...] = (  # row, method, recipe, image passes, fields
+    ("distilled", "heads, distilled", "heads", PASSES, {}),
+    ("mixed", "heads, distilled, mixed", "heads", PASSES, {"distill_changes": {"mix": 0.5}}),
+    ("pivoted", "best, distilled", "best", PASSES, {}),
+    ("longer", f"best, {MORE_PASSES:,} passes", "best", MORE_PASSES, {}),
+    ("muon", "best, distilled by Muon", "best", PASSES, {"distill_changes": {"optimizer": "muon"}}),
+)
 REDUCTIONS = {DEIT_B: (50, 70), DEIT_T: (40, 50)}  # in percent; the stand-ins lose little at 40
 COLUMNS = (
     "architecture", "method", "reduction", "calibration_images", "params", "top1_dense", "top1_before_finetune", "top1",
@@ -31,35 +35,18 @@ COLUMNS = (
 
 
 def rows(model: Architecture) -> list[Row]:
-    """List the training at all numbers of images, and its variants where there are many."""
-    return [row for percent in REDUCTIONS[model] for count in COUNTS for row in _rows(model, percent, count)]
-
-
-def _rows(model: Architecture, percent: int, count: int) -> list[Row]:
-    """List the rows distilled on ``count`` images."""
-    plain = _row(model, "distilled", "heads, distilled", percent, count)
-    if count != MOST[model]:
-        return [plain]
-    mixed = _row(model, "mixed", "heads, distilled, mixed", percent, count)
-    pivoted = _row(model, "pivoted", "best, distilled", percent, count)
-    rows = [plain, replace(mixed, distill_changes=MIXED), replace(pivoted, recipe="best")]
-    if percent != max(REDUCTIONS[model]):
-        return rows
-    longer = _row(model, "longer", f"best, {MORE_PASSES:,} passes", percent, count)
-    muon = _row(model, "muon", "best, distilled by Muon", percent, count)
+    """List the training at all numbers of images, and its variants where there are many: all of them at the smaller size."""
     return [
-        *rows,
-        replace(longer, recipe="best", distill_epochs=MORE_PASSES // count),
-        replace(muon, recipe="best", distill_changes=MUON),
-    ]
-
-
-def _row(model: Architecture, name: str, method: str, percent: int, count: int) -> Row:
-    """Return the row of ``heads``, distilled on ``count`` images."""
-    return Row.of(
-        model, f"{name}-{count}-{percent}", method, "heads", reduction=percent / 100, protocol=PROTOCOL,
-        distill_epochs=PASSES // count, calibration_images=count, embedded_seeds=(0,),
-    )  # fmt: skip
+        Row.of(
+            model, f"{name}-{count}-{percent}", method, recipe, reduction=percent / 100, protocol=PROTOCOL,
+            distill_epochs=passes // count, calibration_images=count, embedded_seeds=(0,), **fields,
+        )
+        for percent in REDUCTIONS[model]
+        for count in COUNTS
+        for name, method, recipe, passes, fields in (
+            VARIANTS[:1] if count != MOST[model] else VARIANTS if percent == max(REDUCTIONS[model]) else VARIANTS[:3]
+        )
+    ]  # fmt: skip
 
 
 TABLE = Table(

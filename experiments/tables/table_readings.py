@@ -37,11 +37,9 @@ REDUCTIONS = ((DEIT_B, 50), (SWIN_B, 50), (DEIT_T, 40))
 def rows(model: Architecture, percent: int) -> list[Row]:
     """List the readings on a model."""
     readings = READINGS | (WINDOWS if model is SWIN_B else {})
-    fields: dict[str, Any] = {"reduction": percent / 100}
+    reduction, settled = percent / 100, {"solver": "closed_form"}
     return [
-        Row.untrained(
-            model, f"{name}-{percent}", method, "paper", changes={"solver": "closed_form", **changes}, **fields
-        )
+        Row.untrained(model, f"{name}-{percent}", method, "paper", changes=settled | changes, reduction=reduction)
         for name, (method, changes) in readings.items()
     ]
 

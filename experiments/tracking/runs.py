@@ -30,19 +30,15 @@ AXES = {  # history that is not over W&B's own step: its metrics, and what they 
 }
 
 
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Flatten a nested mapping to names joined by slashes, as W&B's own are; dots are paths to it.
 
     >>> flat({"top1": {"dense": 95.0}, "loss": 0.2})
     {'top1/dense': 95.0, 'loss': 0.2}
     """
-    joined: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            joined |= flat(item, f"{prefix}{name}/")
-        else:
-            joined[prefix + name] = item
-    return joined
+    if not isinstance(value, Mapping):
+        return {prefix.removesuffix("/"): value}
+    return {path: leaf for name, item in value.items() for path, leaf in flat(item, f"{prefix}{name}/").items()}
 
 
 @contextmanager
@@ -120,28 +116,8 @@ def _layer(index: int, layer: Mapping[str, Any]) -> dict[str, Any]:
         "params": layer["params"],
         "error": layer["relative_error"],
         "error_unseen": layer["relative_error_held_out"],
-        "z_kind": z.get("kind"),
-        "z_params": z.get("params"),
-        "z_loss_before": z.get("loss_before"),
-        "z_loss": z.get("loss"),
-        "z_loss_closed_form": z.get("loss_closed_form"),
+        **{f"z_{name}": z.get(name) for name in ("kind", "params", "loss_before", "loss", "loss_closed_form")},
     }
-
-
-def gains(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of the parameters that is gone, and the points of top-1 lost, where there is a top-1.
-
-    >>> gains({"params": {"dense": 200, "compressed": 50}, "top1": {"dense": 95.0, "before": None, "after": 93.5}})
-    {'params/reduction': 0.75, 'top1/drop': 1.5}
-    """
-    size, top1 = measured["params"], measured["top1"]
-    drop = {"top1/drop": top1["dense"] - top1["after"]} if top1.get("after") is not None else {}
-    return {"params/reduction": 1 - size["compressed"] / size["dense"], **drop}
-
-
-def log_result(run: Any, measured: Mapping[str, Any]) -> None:
-    """Keep the flat result as the run's summary, with what it saved and lost."""
-    run.summary.update(flat(measured) | gains(measured) | {"status": "done"})
 
 
 def log_models(run: Any, name: str, about: Mapping[str, Any], folders: Sequence[Path], checkpoint: Path | None) -> None:

@@ -4,13 +4,12 @@ Described, not clicked together: whoever has the runs in a project gets the same
 without ``--save`` the description is written as JSON.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.tracking.runs import AXES, PROJECT
+from experiments.tracking.runs import AXES
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
 
@@ -60,7 +59,7 @@ def build(entity: str, project: str, colours: Colours) -> "Workspace":
         entity=entity,
         project=project,
         name=NAME,
-        sections=[_methods(), *_curves()],
+        sections=_sections(),
         runset_settings=ws.RunsetSettings(
             groupby=[expr.Config(key) for key in GROUPS],
             filters=[expr.Summary("status") == "done"],
@@ -70,60 +69,37 @@ def build(entity: str, project: str, colours: Colours) -> "Workspace":
     )
 
 
-def _methods() -> "Section":
-    """Show the methods beside each other, a point or a bar each."""
+def _sections() -> "list[Section]":
+    """Show the methods beside each other, and all that has an axis: layers, Z's steps, the allocator's, the fine-tuning's."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    panels: list[Any] = [
-        wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y)) for title, x, y in SCATTERS
-    ]
-    panels += [
-        wr.BarPlot(title=title, metrics=[metric], groupby=wr.Config("method"), groupby_aggfunc="mean", orientation="h")
-        for title, metric in BARS
-    ]
-    return ws.Section("Methods", panels=panels, is_open=True)
-
-
-def _curves() -> "list[Section]":
-    """Show everything that has an axis: layers, Z's steps, the allocator's, the fine-tuning's."""
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
-
-    layers: list[Any] = [wr.LinePlot(title=title, x=AXES["layers/*"], y=[metric]) for title, metric in OVER_LAYERS]
-    z = wr.LinePlot(
-        title="Equation (10), each layer", x=AXES["compensation/*"], metric_regex="^compensation/(?!step$)", log_y=True
-    )
-    sections = [
-        ws.Section("Layers", panels=[*layers, wr.WeavePanelSummaryTable(table_name="layers")], is_open=True),
-        ws.Section("Compensation", panels=[z]),
-    ]
-    for name, metrics in OVER_STEPS:
+    def lines(metrics: Collection[tuple[str, str]]) -> list[Any]:
         axes = [AXES.get(metric) or AXES[f"{metric.partition('/')[0]}/*"] for _, metric in metrics]
-        panels: list[Any] = [
-            wr.LinePlot(title=title, x=axis, y=[metric]) for (title, metric), axis in zip(metrics, axes, strict=True)
-        ]
-        sections.append(ws.Section(name, panels=panels))
-    return sections
+        return [wr.LinePlot(title=title, x=x, y=[y]) for (title, y), x in zip(metrics, axes, strict=True)]
+
+    bars: dict[str, Any] = {"groupby": wr.Config("method"), "groupby_aggfunc": "mean", "orientation": "h"}
+    methods: list[Any] = [
+        *(wr.ScatterPlot(title=title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y)) for title, x, y in SCATTERS),
+        *(wr.BarPlot(title=title, metrics=[metric], **bars) for title, metric in BARS),
+    ]
+    z: dict[str, Any] = {"x": AXES["compensation/*"], "metric_regex": "^compensation/(?!step$)", "log_y": True}
+    layers = [*lines(OVER_LAYERS), wr.WeavePanelSummaryTable(table_name="layers")]
+    return [
+        ws.Section("Methods", panels=methods, is_open=True),
+        ws.Section("Layers", panels=layers, is_open=True),
+        ws.Section("Compensation", panels=[wr.LinePlot(title="Equation (10), each layer", **z)]),
+        *(ws.Section(name, panels=lines(metrics)) for name, metrics in OVER_STEPS),
+    ]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the verb."""
-    parser.add_argument("--entity", help="the user or team that has the project (needed by --save)")
-    parser.add_argument("--project", default=PROJECT, help=f"default: {PROJECT}")
-    parser.add_argument("--save", action="store_true", help="publish it (needs an account: wandb login)")
-
-
-def run(args: argparse.Namespace, colours: Colours) -> int:
+def run(entity: str | None, project: str, save: bool, colours: Colours) -> int:
     """Run ``python -m experiments workspace``."""
-    if args.save and args.entity is None:
+    if save and entity is None:
         raise InputError("--save needs --entity: the user or team on wandb.ai that has the project")
-    workspace = build(args.entity or "", args.project, colours)
-    if not args.save:
-        view = workspace._model.model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )  # plain values, as W&B stores it
-        print(json.dumps(view, indent=2))
+    workspace = build(entity or "", project, colours)
+    if not save:  # plain values, as W&B stores it
+        print(json.dumps(workspace._model.model_dump(mode="json", by_alias=True, exclude_none=True), indent=2))
         print("not published: --save --entity NAME does (after wandb login and wandb sync)", file=sys.stderr)
         return 0
     try:

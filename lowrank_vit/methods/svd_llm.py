@@ -59,6 +59,6 @@ look("svd_llm", "<", (3, 2), "brown", "SVD-LLM, whitening alone", "without its s
 
 
 look(
-    "svd_llm_update", "<", (5, 3), "brown", "SVD-LLM, updated",
+    "svd_llm_update", "v", (5, 3), "brown", "SVD-LLM, updated",
     "updates the last factor of each branch, towards the dense stream; the paper, one factor of every layer",
 )  # fmt: skip

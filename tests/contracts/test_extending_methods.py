@@ -57,7 +57,7 @@ from experiments.report.styles import known_style
 from experiments.tables import table_rivals
 from experiments.tables.architectures import DEIT_T
 from tests.support.models import images, tiny
-assert known_style("Loudest (loudest)").mpl[0] == "o"
+assert known_style("Loudest (loudest)").marker == "o"
 assert table_rivals._row(DEIT_T, "loudest", 40).method == "Loudest (loudest)"
 assert PRINTED.get("loudest")[0].top1 == 60.0
 _, report = compress(tiny(), [images(8)], get_recipe("loudest").but(**{"mlp.power": 2.0}), 0.2)

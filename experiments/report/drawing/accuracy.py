@@ -6,10 +6,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from experiments.report.drawing.panels import SIZE, Results, architecture, finish, key, mean, new_figure
-from experiments.report.plots import add_key
+from experiments.report.drawing.panels import SIZE, Results, architecture, finish, mean, new_figure
+from experiments.report.plots import add_key, key
 
 METHODS = {"svd": "plain SVD", "representative": "mean-image SVD", "whitened": "whitened SVD"}
 PARTS = {"blocks": "(a) one block", "layers": "(b) layer type"}
@@ -44,8 +43,15 @@ def draw(results: Results, title: str) -> Figure:
     for panel in panels[:-1].flat:
         panel.set_xlabel("")
     removed = next(iter(results.values()))[0]["measured"]["removed"]
-    add_key(figure, _entries(removed), columns=5, title="removed of the full rank of these layers:")
+    entries = [key("nothing (dense)", color="0.75", linewidth=0.8)]
+    entries += [key(f"{percent} %", **_style(index)) for index, percent in enumerate(removed)]
+    add_key(figure, entries, columns=5, title="removed of the full rank of these layers:")
     return figure
+
+
+def _style(index: int) -> dict[str, Any]:
+    marker, line, colour = SHARES[index]
+    return {"marker": marker, "linestyle": line, "color": colour, "markersize": 3.5, "linewidth": 1}
 
 
 def _draw_part(panel: Axes, results: Sequence[Mapping[str, Any]], method: str) -> None:
@@ -55,25 +61,8 @@ def _draw_part(panel: Axes, results: Sequence[Mapping[str, Any]], method: str) -
     panel.axhline(float(mean(results, "dense")), color="0.75", linewidth=0.8, zorder=0)
     tops = [mean(results, "top1", method, group) for group in groups]
     for index, _ in enumerate(measured["removed"]):
-        marker, line, colour = SHARES[index]
-        heights = [top[index] for top in tops]
-        panel.plot(
-            range(len(groups)), heights, marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1
-        )
+        panel.plot(range(len(groups)), [top[index] for top in tops], **_style(index))
+    # a block's number, counted through all stages, or a layer's last name
+    names = [str(at) if "blocks" in group else group.rpartition(".")[2] for at, group in enumerate(groups)]
     every = math.ceil(len(groups) / TICKS)
-    panel.set_xticks(range(0, len(groups), every), [_short(groups[at], at) for at in range(0, len(groups), every)])
-
-
-def _short(group: str, number: int) -> str:
-    """Return a block's number, counted through all stages, or a layer's last name."""
-    return str(number) if "blocks" in group else group.rpartition(".")[2]
-
-
-def _entries(removed: Sequence[int]) -> list[Line2D]:
-    return [
-        key("nothing (dense)", color="0.75", linewidth=0.8),
-        *(
-            key(f"{percent} %", marker=marker, linestyle=line, color=colour, markersize=3.5, linewidth=1)
-            for percent, (marker, line, colour) in zip(removed, SHARES, strict=True)
-        ),
-    ]
+    panel.set_xticks(range(0, len(groups), every), names[::every])

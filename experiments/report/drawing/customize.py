@@ -1,17 +1,19 @@
 """Draw figure D: samples of each customised model, beside the examples that it was shown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.drawing.panels import SIZE, WIDTH, Results, new_figure
+from experiments.report.drawing.panels import SIZE, WIDTH, Results, mean, new_figure
 from experiments.tables.table_customize import METHODS
 
 SIDE = 8  # pixels
-COLUMNS = (("samples", "normal V* digit"), ("inverted", "inverted V* digit"))
+COLUMNS = (  # images, their prompt, and what was measured of them
+    ("samples", "normal V* digit", "custom_concept"),
+    ("inverted", "inverted V* digit", "custom_composition"),
+)
 
 
 def draw(results: Results, title: str) -> Figure:
@@ -25,14 +27,9 @@ def draw(results: Results, title: str) -> Figure:
     panels[0, 1].set_axis_off()
     for line, (row, seeds) in zip(panels[1:], results.items(), strict=True):
         method, _ = METHODS[row.rpartition("/")[2]]
-        for panel, (name, prompt) in zip(line, COLUMNS, strict=True):
-            _show(panel, seeds[0]["measured"][name], f"{method}: {prompt}{_accuracy(seeds, name)}")
+        for panel, (name, prompt, number) in zip(line, COLUMNS, strict=True):
+            _show(panel, seeds[0]["measured"][name], f"{method}: {prompt} ({mean(seeds, number):.0f} %)")
     return figure
-
-
-def _accuracy(seeds: Sequence[Mapping[str, Any]], name: str) -> str:
-    number = {"samples": "custom_concept", "inverted": "custom_composition"}[name]
-    return f" ({np.mean([seed['measured'][number] for seed in seeds]):.0f} %)"
 
 
 def _show(panel: Axes, images: Sequence[str], title: str) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.drawing.panels import SIZE, WIDTH, Results, architecture, counted, finish, key, mean, new_figure
-from experiments.report.plots import add_key
+from experiments.report.drawing.panels import SIZE, WIDTH, Results, architecture, counted, finish, mean, new_figure
+from experiments.report.plots import add_key, key
 from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 
 PARTS = {QUERY_KEY: ("o", "queries and keys"), VALUE: ("s", "values"), HIDDEN: ("^", "hidden units")}
@@ -20,9 +20,7 @@ LEAST = 1e-7  # nats: below, float32 models differ by rounding
 def draw(results: Results, title: str) -> Figure:
     """Draw a panel for each model; on the diagonal the prediction is right."""
     lines = -(-len(results) // COLUMNS)
-    notes = (
-        f"KL(dense || compressed) in nats, one part reduced; {counted(r for seeds in results.values() for r in seeds)}"
-    )
+    notes = f"KL(dense || compressed) in nats, one part reduced; {counted(results)}"
     figure = new_figure(title, notes, results, 1.0 + lines * WIDTH / COLUMNS * 0.85 + 0.5)
     panels = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
     for panel, seeds in zip(panels, results.values(), strict=False):

@@ -1,13 +1,14 @@
 """Share what all figures have in common: 8 points at a printed width of 7.2 inches, titles, means, legends."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from experiments.report.plots import SIZE, add_grid
 from experiments.report.styles import STYLES
@@ -16,9 +17,7 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by row: one for each seed
 WIDTH = 7.2  # inches, of a page's text
 LINE = 100  # characters of a title
 # marker, line and colour, those of the same methods in the tables' plots
-SVD, REPRESENTATIVE, WHITENED, CLOSED_FORM, GRADIENT = (
-    STYLES[name].mpl for name in ("svd", "paper", "exact", "z, closed form", "z, by gradients")
-)
+SVD, MEAN, WHITENED = (STYLES[name].mpl for name in ("svd", "paper", "exact"))
 
 
 def new_figure(title: str, notes: str, results: Results, height: float) -> Figure:
@@ -34,13 +33,7 @@ def new_figure(title: str, notes: str, results: Results, height: float) -> Figur
 
 def mean(results: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
     """Average over the seeds the numbers at ``path`` of what was measured."""
-    values = []
-    for result in results:
-        value = result["measured"]
-        for name in path:
-            value = value[name]
-        values.append(value)
-    return np.mean(values, axis=0)
+    return np.mean([reduce(getitem, path, result["measured"]) for result in results], axis=0)
 
 
 def finish(panel: Axes) -> None:
@@ -49,19 +42,13 @@ def finish(panel: Axes) -> None:
     add_grid(panel)
 
 
-def counted(results: Iterable[Mapping[str, Any]]) -> str:
+def counted(results: Results) -> str:
     """Say how many images of both kinds were measured."""
-    counts = {
-        (images["calibration"], images["unseen"]) for images in (result["measured"]["images"] for result in results)
-    }
+    measured = (result["measured"]["images"] for seeds in results.values() for result in seeds)
+    counts = {(images["calibration"], images["unseen"]) for images in measured}
     return " or ".join(f"{seen:,} calibration images, {unseen:,} unseen ones" for seen, unseen in sorted(counts))
 
 
 def architecture(results: Sequence[Mapping[str, Any]]) -> str:
     """Name the model without the tag of its weights."""
     return str(results[0]["job"]["model"]).partition(".")[0]
-
-
-def key(label: str, **style: Any) -> Line2D:
-    """Make an entry of a legend."""
-    return Line2D([], [], label=label, **style)

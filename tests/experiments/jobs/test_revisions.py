@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.jobs.job import Job
+from experiments.jobs.job import Job, read_json
 from experiments.jobs.measure import MEASURES
-from experiments.jobs.results import read_json
 from experiments.jobs.revisions import digest, is_stale, made_by
 from experiments.report.render import PUBLISHED
 from experiments.tables.catalogue import tables

@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 
 from experiments.__main__ import main
 from experiments.jobs import stages
-from experiments.jobs.attempt import Outcome, attempt
-from experiments.jobs.job import Job
-from experiments.jobs.results import find_result
+from experiments.jobs.job import Job, find_result
 from experiments.jobs.revisions import made_by
-from experiments.jobs.run import run_job
+from experiments.jobs.run import Outcome, attempt, run_job
 from experiments.jobs.task import Task
 from experiments.runner import campaign
 from experiments.runner.pool import run_here

@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from experiments.__main__ import _parser
-from experiments.report.details import command
+from experiments.report.rows import command
 from experiments.runner.campaign import _options
 from experiments.runner.plan import Options, make_plan
 from tests.experiments.support.synthetic import IMAGES, TABLE

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import main
-from experiments.jobs.job import Job
-from experiments.jobs.results import find_result
+from experiments.jobs.job import Job, find_result
 from experiments.runner import campaign
 from experiments.runner.pool import run_here
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from experiments.report.latex import latex
 from experiments.report.rows import table_json
+from experiments.report.texts import latex
 from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, fill
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from experiments.report.columns import CATALOGUE, chosen
-from experiments.report.details import commands
 from experiments.report.page import page
-from experiments.report.rows import table_json
+from experiments.report.rows import commands, table_json
 from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, fill
 from tests.support.markup import poisoned

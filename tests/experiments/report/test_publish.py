@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.integers import line
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import is_stale, made_by
 from experiments.report.origins import OLDER
@@ -179,6 +180,15 @@ def test_the_rows_of_a_benchmark_that_are_asked_for(tmp_path: Path) -> None:
     assert render_all(text, tmp_path) == text.replace("-->\n", f"-->\n{head}{table}", 1)
     none = text.replace("b.*", "-")
     assert render_all(none, tmp_path) == none.replace("-->\n", f"-->\n{head}\n", 1)
+
+
+def test_a_benchmark_prints_the_standard_error_of_its_accuracy() -> None:
+    """Published cells are those that its data give."""
+    content = json.loads((PUBLISHED / "benchmarks" / "integers.json").read_text())
+    for cells, row in zip(content["rows"], content["data"]["rows"], strict=True):
+        hits = row["top1"] / 100
+        assert cells[2] == f"{row['top1']:.1f} ± {100 * (hits * (1 - hits) / row['n']) ** 0.5:.1f}"
+        assert cells == line(row["file"], cells[3], row)
 
 
 def test_a_number_within_a_sentence(results: Path, tmp_path: Path) -> None:

@@ -12,13 +12,12 @@ from rich.console import Console
 
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import made_by
-from experiments.report.cells import remarks
-from experiments.report.columns import CATALOGUE, chosen
-from experiments.report.markdown import csv_text, markdown
+from experiments.report.columns import CATALOGUE, chosen, remarks
 from experiments.report.page import written
 from experiments.report.rows import FIELDS, table_json
 from experiments.report.seeds import aggregate
 from experiments.report.terminal import show
+from experiments.report.texts import csv_text, markdown
 from experiments.report.write import write_report
 from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, compare, fill

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.jobs.attempt import FAILED
-from experiments.jobs.results import ERROR, job_folder, read_json
+from experiments.jobs.job import ERROR, job_folder, read_json
+from experiments.jobs.run import FAILED
 from experiments.jobs.task import Task
-from experiments.runner.cluster import run_on
+from experiments.runner.cluster import executor_of, run_on
 from tests.experiments.runner.test_pool import Notes, tasks
 
 
@@ -24,7 +24,7 @@ def echo(task: Task, threads: int | None) -> tuple[str, str]:
 def test_jobs_of_their_own_on_this_machine(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     view, given = Notes(), tasks(tmp_path, range(3))
-    outcomes = run_on("local", {}, given, 3, 1, view, work=echo)
+    outcomes = run_on(executor_of("local", {}, given[0]), given, 3, 1, view, work=echo)
     assert outcomes == view.ends
     assert sorted(outcome.task.job.seed for outcome in outcomes) == [0, 1, 2]
     good = [outcome.said for outcome in outcomes if outcome.status == "done"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 
-from experiments.jobs.protocol import deviations
+from experiments.jobs.description import deviations
 from experiments.runner.plan import Images, Options, make_plan, recipe_changes
 from experiments.runner.reach import size_reduction
 from experiments.tables.rows import Row

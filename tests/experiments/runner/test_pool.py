@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.jobs.attempt import FAILED, Outcome
-from experiments.jobs.job import Job
-from experiments.jobs.results import ERROR, job_folder, read_json
+from experiments.jobs.job import ERROR, Job, job_folder, read_json
+from experiments.jobs.run import FAILED, Outcome
 from experiments.jobs.task import Task
 from experiments.runner.pool import run_pool
 

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs.job import Job
-from experiments.jobs.results import ERROR, RESULT, job_folder
+from experiments.jobs.job import ERROR, RESULT, Job, job_folder
 from experiments.jobs.revisions import made_by
 from experiments.runner.plan import PLAN, Images, Options, as_json, make_plan
 from experiments.tables.rows import Reported, Row, Table

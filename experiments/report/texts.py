@@ -1,13 +1,17 @@
-"""Write a table as Markdown and as CSV."""
+"""Write a table as Markdown, as CSV and as LaTeX."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.report.cells import Row, notes_of
-from experiments.report.columns import Column, chosen, legend
+import pandas
+
+from experiments.report.columns import Column, chosen, legend, notes_of
 from experiments.report.rows import FIELDS
-from experiments.report.uncertainty import marked
+from experiments.report.uncertainty import Row, marked
 from lowrank_vit.runtime.errors import InputError
+
+END = "\\end{table}\n"
 
 
 def markdown(table: Mapping[str, Any], command: str | None, pictures: Sequence[str] = ("accuracy_vs_params",)) -> str:
@@ -29,12 +33,8 @@ def markdown(table: Mapping[str, Any], command: str | None, pictures: Sequence[s
 def table_lines(columns: Sequence[Column], rows: Sequence[Row], digits: int = 2) -> list[str]:
     """Write the rows as a Markdown table. digits: of measured percentages."""
     notes = notes_of(rows)
-    lines = [
-        [column.header for column in columns],
-        [":--" if column.kind == "text" else "--:" for column in columns],
-        *([_cell(column.write(row, notes, digits)) for column in columns] for row in marked(rows)),
-    ]
-    return lines_of(lines)
+    cells = [[column.write(row, notes, digits) for column in columns] for row in marked(rows)]
+    return lines_of([(column.header, column.kind) for column in columns], cells)
 
 
 def across_lines(columns: Sequence[Column], rows: Sequence[Row], name: str, digits: int = 2) -> list[str]:
@@ -48,37 +48,46 @@ def across_lines(columns: Sequence[Column], rows: Sequence[Row], name: str, digi
     heads = list(dict.fromkeys(spread.write(row, notes, digits) for row in sorted(rows, key=spread.value)))
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
-        line = lines.setdefault(tuple(_cell(column.write(row, notes, digits)) for column in shared), {})
+        line = lines.setdefault(tuple(column.write(row, notes, digits) for column in shared), {})
         head = spread.write(row, notes, digits)
         if head in line:
             raise InputError(f"{row['id']} and another row share a cell: add a column that tells them apart")
-        line[head] = _cell(measured.write(row, notes, digits))
+        line[head] = measured.write(row, notes, digits)
     titles = [f"{measured.header}, {spread.header.lower()} {heads[0]}", *heads[1:]]
-    rule = [":--" if column.kind == "text" else "--:" for column in shared]
-    return lines_of(
-        [
-            [*(column.header for column in shared), *titles],
-            [*rule, *["--:"] * len(heads)],
-            *([*key, *(line.get(head, "") for head in heads)] for key, line in lines.items()),
-        ]
-    )
+    kinds = [(column.header, column.kind) for column in shared] + [(title, "number") for title in titles]
+    return lines_of(kinds, [[*key, *(line.get(head, "") for head in heads)] for key, line in lines.items()])
 
 
-def lines_of(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Write the lines of a Markdown table, given the cells of each."""
-    return [f"| {' | '.join(line)} |" for line in cells]
-
-
-def _cell(text: str) -> str:
-    """Write a cell, without anything that would end it."""
-    return " ".join(text.split()).replace("|", "\\|")
+def lines_of(heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a Markdown table, given the name and the kind of each column, and cells, without anything that would end them."""
+    rule = [":--" if kind == "text" else "--:" for _, kind in heads]
+    cells = ([" ".join(text.split()).replace("|", "\\|") for text in row] for row in rows)
+    return [f"| {' | '.join(line)} |" for line in ([name for name, _ in heads], rule, *cells)]
 
 
 def csv_text(table: Mapping[str, Any]) -> str:
     """Write ``table.csv``: the fields of ``table.json``, seeds separated by blanks, the title in a column of its own."""
-    import pandas
-
     rows = [{**row, "seeds": " ".join(map(str, row["seeds"] or ()))} for row in table["rows"]]
     frame = pandas.DataFrame(rows, columns=FIELDS, dtype=object)
     frame.insert(0, "title", table["title"])
     return str(frame.to_csv(index=False))
+
+
+def latex(table: Mapping[str, Any], name: str) -> str:
+    """Write ``table.tex``: the table, and below it what is said of it."""
+    columns, rows, notes = chosen(table["columns"]), table["rows"], notes_of(table["rows"])
+    cells = [[column.write(row, notes, 2) for column in columns] for row in marked(rows)]
+    text = pandas.DataFrame(cells, columns=[column.header for column in columns]).to_latex(
+        index=False,
+        escape=True,
+        caption=re.sub(r"([&%$#_{}])", r"\\\1", table["title"]),
+        label=f"tab:{name}",
+        column_format="".join("l" if column.kind == "text" else "r" for column in columns),
+    )
+    below = [
+        *table.get("findings", ()),
+        legend(columns, rows),
+        *(f"{number}: {note}" for note, number in notes.items()),
+    ]
+    said = pandas.DataFrame(below).to_latex(index=False, header=False, escape=True, column_format=r"p{\linewidth}")
+    return text.removesuffix(END) + "\n" + said + END
