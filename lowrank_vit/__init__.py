@@ -12,7 +12,9 @@ Public are the names below, and the packages ``runtime``, ``records``, ``linalg`
 and ``models``. All other modules are internal: what they do is reached by the names below.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lowrank_vit.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from lowrank_vit.architectures.base import family_of, first_inputs
@@ -57,50 +59,4 @@ if TYPE_CHECKING:
     from lowrank_vit.storage.contents import file_bytes, is_saved_model, load_report
 
 __version__ = "0.2.0"
-_HOMES = {  # of the public names: the same as above, imported on first use
-    "architectures.base": ("family_of", "first_inputs"),
-    "architectures.linears": ("BLOCK_LINEARS", "dense_weight", "find_sites"),
-    "compression.analysis": ("Analysis",),
-    "compression.compress": ("analyse", "compress", "compress_and_quantize", "compress_with_fewer_tokens", "sweep"),
-    "compression.budget": ("check_budget", "check_reduction"),
-    "compression.learn": ("learn",),
-    "compression.quantize": ("quantize", "quantize_within"),
-    "compression.recipe": ("Recipe", "recipe_of"),
-    "compression.recipes": ("RECIPES", "get_recipe"),
-    "compression.report": ("dense_report",),
-    "compression.revisions": ("revisions_of",),
-    "compression.save": ("load", "push_to_hub", "save"),
-    "compression.mean_scan": ("MeanScan", "mean_scan"),
-    "compression.calibrate": ("collect",),
-    "compression.fewer_tokens": ("fewer_tokens",),
-    "runtime.errors": ("InputError",),
-    "runtime.hardware": ("Hardware",),
-    "stages.calibrate.stream": ("calibrate",),
-    "stages.compensate": ("Compensation",),
-    "stages.compensate.minibatch": ("compensate_minibatch",),
-    "stages.compensate.solve": ("Solution", "solve"),
-    "stages.correct.output_refit": ("OutputRefit",),
-    "stages.decompose": ("DECOMPOSITIONS",),
-    "stages.evaluate.accuracy": ("evaluate",),
-    "stages.evaluate.classify": ("classify",),
-    "stages.evaluate.comparison": ("compare",),
-    "stages.evaluate.speed": ("Setting", "benchmark"),
-    "stages.export.export": ("export",),
-    "stages.export.half": ("export_half",),
-    "stages.export.integers": ("export_integers",),
-    "stages.training.teacher": ("augmentations",),
-    "stages.training.distill": ("distill",),
-    "stages.training.finetune": ("finetune",),
-    "storage.contents": ("file_bytes", "is_saved_model", "load_report"),
-}
-__all__ = [name for names in _HOMES.values() for name in names]
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: ``--help`` must not wait for torch."""
-    module = next((module for module, names in _HOMES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module 'lowrank_vit' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"lowrank_vit.{module}"), name)
+__all__, __getattr__ = lazily(__name__, __file__)

@@ -47,11 +47,8 @@ def flat_stream(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 def with_inputs(layer: nn.Module, compute: Callable[..., Any], *given: Tensor, **options: Tensor) -> tuple[Any, Tensor]:
     """Return what a function computes, and what it gives a layer on the way."""
     seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    try:
+    with layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         return compute(*given, **options), seen[0]
-    finally:
-        hook.remove()
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,6 @@ class Branch:
 
     @property
     def output_name(self) -> str:
-        """Return the output layer's name in the block."""
         return f"{self.name}.{self.output}"
 
     @property
@@ -145,8 +141,7 @@ class Family(ABC):
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the model's outputs from the stream after the last step."""
-        outputs: Tensor = model.forward_head(model.norm(x))  # type: ignore[operator]  # as all of timm's have it
-        return outputs
+        return model.forward_head(model.norm(x))  # type: ignore[operator]  # as all of timm's have it
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
         """Find every attention module and MLP of every block, in the model's order, and why others cannot be taken.
@@ -244,12 +239,9 @@ def first_inputs(model: nn.Module, step: nn.Module, batches: Iterable[Tensor]) -
         seen.append(inputs[0])
         raise _ReachedError
 
-    hook = step.register_forward_pre_hook(stop)
-    try:
+    with step.register_forward_pre_hook(stop):
         for batch in batches:
             try:
                 model(batch.to(next(model.parameters())))
             except _ReachedError:
                 yield seen.pop()
-    finally:
-        hook.remove()

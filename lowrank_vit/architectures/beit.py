@@ -1,7 +1,5 @@
 """timm's BEiT: a ViT with a bias for every relative position, of each block or shared by all."""
 
-from typing import ClassVar
-
 from timm.models.beit import Attention, Beit, Block
 from torch import nn
 
@@ -13,8 +11,6 @@ from lowrank_vit.records.sites import AttentionSite
 @FAMILIES.register("beit")
 class BeitFamily(PlainFamily):
     """Describe blocks that add attention with position biases, and an MLP, each after a norm, to a sequence of tokens."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's BEiT"
     whole = Beit

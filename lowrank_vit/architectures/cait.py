@@ -1,7 +1,5 @@
 """timm's CaiT: heads that talk to each other, and a class token that comes after the blocks."""
 
-from typing import ClassVar
-
 from timm.models.cait import Cait, LayerScaleBlock, TalkingHeadAttn
 from torch import Tensor, nn
 
@@ -13,8 +11,6 @@ from lowrank_vit.records.sites import AttentionSite
 @FAMILIES.register("cait")
 class CaitFamily(PlainFamily):
     """Describe blocks that add attention and an MLP, each after a norm, to the patches; class-token blocks stay dense."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's CaiT"
     whole = Cait

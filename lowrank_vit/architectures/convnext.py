@@ -1,7 +1,6 @@
 """timm's ConvNeXt: an MLP behind a convolution of each channel, stage by stage over a feature map."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
@@ -30,8 +29,6 @@ def feature_map(tokens: Tensor, shape: Sequence[int]) -> Tensor:
 class ConvNeXtFamily(Family):
     """Describe stages of blocks over a feature map, with downsampling as steps between them."""
 
-    revision: ClassVar[int] = 1
-
     about = "timm's ConvNeXt with linear layers"
 
     def takes(self, model: nn.Module) -> bool:
@@ -56,5 +53,4 @@ class ConvNeXtFamily(Family):
         return (branch,)
 
     def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        outputs: Tensor = model.forward_head(model.norm_pre(x))  # type: ignore[operator]
-        return outputs
+        return model.forward_head(model.norm_pre(x))  # type: ignore[operator]

@@ -53,8 +53,7 @@ class EncoderBlock(nn.Module):
         """Return the outputs of attention for x: (B, T, n); the arguments are those of the blocks that were exchanged."""
         if not self.masked:
             masks, options = refuse_more(*masks, **options)
-        outputs: Tensor = self.attn(x, attn_mask=_mask(*masks, **options))
-        return outputs
+        return self.attn(x, attn_mask=_mask(*masks, **options))
 
     def forward(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
         """Map the stream to that after the block."""

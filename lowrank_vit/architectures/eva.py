@@ -1,7 +1,6 @@
 """timm's EVA and what is built of its blocks: EVA02, rotary ViTs, DINOv3."""
 
 from dataclasses import replace
-from typing import ClassVar
 
 from timm.layers import AttentionRope
 from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
@@ -15,8 +14,6 @@ from lowrank_vit.records.sites import AttentionSite
 @FAMILIES.register("eva")
 class EvaFamily(PlainFamily):
     """Describe blocks that add attention, rotary or not, and an MLP, with a norm each, to a sequence of tokens."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's EVA, EVA02, rotary ViTs, DINOv3"
     whole = Eva

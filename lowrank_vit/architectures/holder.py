@@ -1,27 +1,24 @@
 """A module that holds one known model: a backbone with a head of the user's, or in a class of the user's."""
 
 from dataclasses import replace
-from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites, family_of
 from lowrank_vit.architectures.origin import image_tower
 from lowrank_vit.architectures.parts import UnknownWholeError
-from lowrank_vit.architectures.step_inputs import finish
-from lowrank_vit.records.sites import AttentionSite, MlpSite, TableSite
+from lowrank_vit.architectures.step_inputs import Foreign
+from lowrank_vit.records.sites import TableSite
 
 DEPTH = 2  # dots in the name of a backbone at most
 
 
 @FAMILIES.register("holder")
-class Holder(Family):
+class Holder(Foreign):
     """Describe what the backbone's own family says of it, under the names that its parts have in the whole.
 
     ``name``: the backbone's, and ``family``: its own, both found by ``takes``.
     """
-
-    revision: ClassVar[int] = 1
 
     about = "a backbone of these families inside another module"
     general = True
@@ -51,12 +48,6 @@ class Holder(Family):
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
         return self.family.survey(model)
 
-    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        return self.family.attention(name, module)
-
-    def mlp(self, name: str, module: nn.Module) -> MlpSite | None:
-        return self.family.mlp(name, module)
-
     def positions(self, model: nn.Module) -> TableSite | None:
         site = self.family.positions(self._backbone(model))
         if site is None:
@@ -67,11 +58,6 @@ class Holder(Family):
 
     def token_blocks(self, model: nn.Module) -> list[str]:
         return [f"{self.name}.{name}" for name in self.family.token_blocks(self._backbone(model))]
-
-    def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Compute the model's outputs from the stream after the backbone's last step."""
-        *_, last = self.steps(model).values()
-        return finish(model, last, x)
 
 
 def held(model: nn.Module) -> str:

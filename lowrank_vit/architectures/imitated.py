@@ -53,8 +53,7 @@ class BranchStep(nn.Module):
 
     def added(self, x: Tensor) -> Tensor:
         """Return what is added to x: (B, T, n)."""
-        y: Tensor = self.core(self.norm(x))
-        return y
+        return self.core(self.norm(x))
 
     def forward(self, x: Tensor, *further: Any, **options: Any) -> Tensor:
         """Map (B, T, n) to (B, T, n)."""
@@ -122,7 +121,6 @@ def exchange_unknown(model: nn.Module) -> nn.Module:
 
 
 def _known(model: nn.Module) -> bool:
-    """Tell whether a family describes every part of the blocks."""
     try:
         family = family_of(model)
         return not family.general and not family.survey(model)[1]
@@ -178,9 +176,7 @@ def _imitation(module: nn.Module) -> nn.Module | None:
     for guess, trial in islice(zip(_guesses(found), _guesses(parts), strict=True), TRIALS):
         try:
             same = _same(seed, trial())
-        except (
-            Exception
-        ):  # whatever the module expects, it is no stream of tokens; or the guess does not fit its widths
+        except Exception:  # the module expects something else than tokens, or the guess does not fit its widths
             same = False
         if same:
             return guess()

@@ -19,9 +19,8 @@ POSITIONS = r"(rel_pos|cpb_mlp|meta_mlp)\."  # layers that make position biases,
 LAYERS = r"layers?(?=\.\d+\.(attention|self_attn|mlp)\.)"  # of Hugging Face's models
 ROWS = rf"(blocks|transformer(_encoder)?|network\.\d+|{LAYERS})"  # nearly all models', MobileViT's and NesT's, VOLO's
 BLOCK_LINEARS = rf"(^|\.){ROWS}\.\d+\.(?!(.*\.)?{POSITIONS})"
-EXPECTED_DENSE = (
-    rf"(^|\.)(downsample|features\.\d+\.reduction)\b|(^|\.|_){POSITIONS}"  # small: compressed on request only
-)
+# small: compressed on request only
+EXPECTED_DENSE = rf"(^|\.)(downsample|features\.\d+\.reduction)\b|(^|\.|_){POSITIONS}"
 TIMM_S = ("timm.layers.linear", "Linear")  # computes the same as torch's
 MERGE = "merge the adapter first, make what was added permanent, or give the layer a weight of its own"
 

@@ -1,7 +1,5 @@
 """timm's MLP-Mixer: one MLP over the tokens of each channel, one over the channels of each token."""
 
-from typing import ClassVar
-
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import nn
 
@@ -12,8 +10,6 @@ from lowrank_vit.architectures.plain import PlainFamily
 @FAMILIES.register("mixer")
 class Mixer(PlainFamily):
     """Describe blocks that add two MLPs, each after a norm, to a sequence of tokens; the first one sees it transposed."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's MLP-Mixer"
     whole = MlpMixer

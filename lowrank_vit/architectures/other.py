@@ -1,7 +1,5 @@
 """Any other timm model: the MLPs and attention of usual kinds in its blocks, though the path through them is unknown."""
 
-from typing import ClassVar
-
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, block_modules, unwalked
@@ -12,8 +10,6 @@ from lowrank_vit.architectures.vit import ViT
 @FAMILIES.register("other")
 class Other(ViT):
     """Describe MLPs, and attention as ViT has it, wherever they stand; losses are predicted and outputs not refitted."""
-
-    revision: ClassVar[int] = 1
 
     about = "the usual MLPs of any other model"
     general = True

@@ -15,24 +15,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import logits_of
-from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.modules.surgery import evaluating, replace_module
 from lowrank_vit.runtime.errors import InputError
 
 logger = logging.getLogger(__name__)
-WRAPPERS = (
-    "torch",
-    "timm",
-    "lightning",
-    "fairscale",
-    "deepspeed",
-    "accelerate",
-)  # packages whose wrappers only pass on
-WRAPPED = (
-    "module",
-    "_orig_mod",
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-)  # what these call the model inside
+# packages whose wrappers only pass on, and what these call the model inside
+WRAPPERS = ("torch", "timm", "lightning", "fairscale", "deepspeed", "accelerate")
+WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -93,17 +82,15 @@ def _same_outputs(model: nn.Module, inner: nn.Module) -> bool:
 @torch.no_grad()
 def _outputs(model: nn.Module, inner: nn.Module) -> Tensor | None:
     """Return a model's outputs for random images of the size that a part of it takes; None where it takes other things."""
-    size, modes = input_size(inner), [(module, module.training) for module in model.modules()]
+    size = input_size(inner)
     if size is None:
         return None
     x = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).to(next(inner.parameters()))
-    try:
-        return logits_of(model.eval()(x))
-    except Exception:  # it takes something else than images
-        return None
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model):
+        try:
+            return logits_of(model(x))
+        except Exception:  # it takes something else than images
+            return None
 
 
 def make_permanent(model: nn.Module) -> nn.Module:

@@ -98,12 +98,10 @@ def layer_branches(block: Any, attention: Callable[..., Tensor] | None = None) -
     """
 
     def attend(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.ls1((attention or block.attn)(block.norm1(x), **given))
-        return y
+        return block.ls1((attention or block.attn)(block.norm1(x), **given))
 
     def think(x: Tensor, **given: Tensor) -> Tensor:
-        y: Tensor = block.ls2(block.mlp(block.norm2(x)))
-        return y
+        return block.ls2(block.mlp(block.norm2(x)))
 
     return (
         Branch(block, "attn", "proj", attend, layer_scale(block.ls1), norm="norm1", layer_scale="ls1"),
@@ -115,12 +113,10 @@ def normed_branches(block: Any) -> tuple[Branch, ...]:
     """Return the branches of a block whose norms follow attention and MLP."""
 
     def attend(x: Tensor, **given: Tensor) -> Tensor:
-        y: Tensor = block.norm1(block.attn(x, **given))
-        return y
+        return block.norm1(block.attn(x, **given))
 
     def think(x: Tensor, **given: Tensor) -> Tensor:
-        y: Tensor = block.norm2(block.mlp(x))
-        return y
+        return block.norm2(block.mlp(x))
 
     return Branch(block, "attn", "proj", attend, normed=True), Branch(block, "mlp", "fc2", think, normed=True)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import first_inputs
+from lowrank_vit.architectures.base import Family, first_inputs
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import logits_of, predict
+from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.runtime.errors import InputError
 
 SEEN = "seen_image_size"  # attribute of a model: (C, H, W) of the images that it was walked through with
@@ -29,12 +30,9 @@ def step_inputs(model: nn.Module, steps: Mapping[str, nn.Module], images: Tensor
         given[name] = _beside(module, inputs, options)
 
     setattr(model, SEEN, tuple(images.shape[1:]))
-    hooks = [step.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, step in steps.items()]
-    try:
+    hooks = (step.register_forward_pre_hook(partial(note, name), with_kwargs=True) for name, step in steps.items())
+    with hooked(hooks):
         predict(model, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return given
 
 
@@ -80,8 +78,13 @@ def finish(model: nn.Module, last: nn.Module, x: Tensor) -> Tensor:
     size = input_size(model) or getattr(model, SEEN, None)
     if size is None:
         raise UnknownWholeError(f"{type(model).__name__} does not say the size of its images")
-    hook = last.register_forward_hook(hand_on)
-    try:
+    with last.register_forward_hook(hand_on):
         return logits_of(model(x.new_zeros(1, *size)))
-    finally:
-        hook.remove()
+
+
+class Foreign(Family):
+    """Describe models of other libraries than timm, whose outputs are found by running what follows the last step."""
+
+    def head(self, model: nn.Module, x: Tensor) -> Tensor:
+        *_, last = self.steps(model).values()
+        return finish(model, last, x)

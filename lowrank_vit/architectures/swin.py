@@ -5,19 +5,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import (
-    SwinTransformer,
-    SwinTransformerBlock,
-    WindowAttention,
-    window_partition,
-    window_reverse,
-)
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
-from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
-from lowrank_vit.architectures.plain import COSINE, plain_attention
+from lowrank_vit.architectures.windows import window_attention
 from lowrank_vit.records.sites import AttentionSite
 
 Block = SwinTransformerBlock | SwinTransformerV2Block
@@ -48,8 +41,6 @@ def pads(block: SwinTransformerBlock) -> bool:
 @FAMILIES.register("swin")
 class Swin(Family):
     """Describe stages of blocks over a feature map, with patch merging as steps between them."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's Swin"
     whole: ClassVar[type[nn.Module]] = SwinTransformer
@@ -86,17 +77,12 @@ class Swin(Family):
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        if type(module) is not WindowAttention:
-            return None
-        height, width = module.window_size
-        return plain_attention(name, module, window_size=(height, width))
+        return window_attention(name, module)
 
 
 @FAMILIES.register("swin_v2")
 class SwinV2(Swin):
     """Describe Swin with queries and keys compared by their cosine, and a norm after attention and MLP."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's Swin V2"
     whole: ClassVar[type[nn.Module]] = SwinTransformerV2
@@ -117,6 +103,3 @@ class SwinV2(Swin):
             ),
             Branch(step, "mlp", "fc2", lambda x: step.norm2(step.mlp(x)), normed=True),
         )
-
-    def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        return plain_attention(name, module, dense_logits=COSINE) if type(module) is CosineAttention else None

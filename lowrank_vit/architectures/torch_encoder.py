@@ -3,25 +3,23 @@
 Such are torchvision's, open_clip's, those of ``nn.TransformerEncoder``, and most of those that people wrote themselves.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family, unwalked
+from lowrank_vit.architectures.base import FAMILIES, Branch, unwalked
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
 from lowrank_vit.architectures.imitated import CORE, BranchStep
 from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError
 from lowrank_vit.architectures.plain import layer_branches, plain_attention
-from lowrank_vit.architectures.step_inputs import finish
+from lowrank_vit.architectures.step_inputs import Foreign
 from lowrank_vit.records.sites import AttentionSite
 
 
 @FAMILIES.register("torch_encoder")
-class TorchEncoder(Family):
+class TorchEncoder(Foreign):
     """Describe blocks that add attention and an MLP to a sequence of tokens, with a norm before each or after each sum."""
-
-    revision: ClassVar[int] = 1
 
     about = "torchvision's ViT, open_clip's vision towers, `nn.TransformerEncoder`, blocks found to compute the same"
 
@@ -53,20 +51,14 @@ class TorchEncoder(Family):
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         return plain_attention(name, module) if type(module) is Attention else None
 
-    def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        *_, last = self.steps(model).values()
-        return finish(model, last, x)
-
 
 def _normed_branches(block: EncoderBlock) -> tuple[Branch, ...]:
     """Return branches whose norm sees the stream, too: what they add is the difference of the streams."""
 
     def attend(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.norm1(x + block.ls1(block.attend(x, **given))) - x
-        return y
+        return block.norm1(x + block.ls1(block.attend(x, **given))) - x
 
     def think(x: Tensor, **given: Any) -> Tensor:
-        y: Tensor = block.norm2(x + block.ls2(block.mlp(x))) - x
-        return y
+        return block.norm2(x + block.ls2(block.mlp(x))) - x
 
     return Branch(block, "attn", "proj", attend, normed=True), Branch(block, "mlp", "fc2", think, normed=True)

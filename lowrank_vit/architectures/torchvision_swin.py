@@ -4,19 +4,18 @@ Classes are told by their names, so that nothing here needs the package. A block
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.models.swin_transformer import WindowAttention
 from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family
+from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.encoder_parts import sequential_mlp
 from lowrank_vit.architectures.linears import computes_as_known
-from lowrank_vit.architectures.plain import COSINE, plain_attention
-from lowrank_vit.architectures.step_inputs import finish
-from lowrank_vit.architectures.windows import cut_windows, join_windows, padded
+from lowrank_vit.architectures.step_inputs import Foreign
+from lowrank_vit.architectures.windows import cut_windows, join_windows, padded, window_attention
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.sites import AttentionSite
 
@@ -113,10 +112,8 @@ def _core(attention: Any) -> nn.Module:
 
 
 @FAMILIES.register("torchvision_swin")
-class TorchvisionSwin(Family):
+class TorchvisionSwin(Foreign):
     """Describe stages of blocks over a feature map, with patch merging as steps between them."""
-
-    revision: ClassVar[int] = 1
 
     about = "torchvision's Swin and Swin V2"
 
@@ -133,12 +130,10 @@ class TorchvisionSwin(Family):
         normed, windows = _kind(step) == "SwinTransformerBlockV2", block.attn
 
         def attend(x: Tensor) -> Tensor:
-            y: Tensor = block.norm1(block.attn(x)) if normed else block.attn(block.norm1(x))
-            return y
+            return block.norm1(block.attn(x)) if normed else block.attn(block.norm1(x))
 
         def think(x: Tensor) -> Tensor:
-            y: Tensor = block.norm2(block.mlp(x)) if normed else block.mlp(block.norm2(x))
-            return y
+            return block.norm2(block.mlp(x)) if normed else block.mlp(block.norm2(x))
 
         return (
             Branch(
@@ -156,14 +151,4 @@ class TorchvisionSwin(Family):
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``WindowAttention``, V1 or V2, which took the place of torchvision's."""
-        if type(module) is CosineAttention:
-            return plain_attention(name, module, dense_logits=COSINE)
-        if type(module) is not WindowAttention:
-            return None
-        height, width = module.window_size
-        return plain_attention(name, module, window_size=(height, width))
-
-    def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        *_, last = self.steps(model).values()
-        return finish(model, last, x)
+        return window_attention(name, module)

@@ -37,9 +37,8 @@ class Answering(nn.Module):
 
 def exchange_parts(model: nn.Module) -> nn.Module:
     """Exchange the parts of all blocks of transformers' models, in place, and return the model."""
-    unread = kind_of(model).endswith(
-        "ForImageClassification"
-    )  # their classifiers average tokens, whatever a head pools
+    # their classifiers average tokens, whatever a head pools
+    unread = kind_of(model).endswith("ForImageClassification")
     for name, module in list(model.named_modules()):
         made = None if unread and kind_of(module).endswith("AttentionPoolingHead") else _made(module)
         if made is not None and computes_as_known(module):
@@ -90,7 +89,6 @@ def _attention(module: Any, others: set[str]) -> nn.Module | None:
 
 
 def _dropout(module: Any) -> float:
-    """Return the share of attention weights that training drops."""
     share = getattr(module, "attention_dropout", getattr(module, "dropout", 0.0))
     return share if isinstance(share, float) else 0.0
 

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from math import isqrt
 from typing import Any, ClassVar
 
-from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.origin import kind_of
-from lowrank_vit.architectures.plain import plain_attention
 from lowrank_vit.architectures.transformers_parts import CORE
 from lowrank_vit.architectures.transformers_vit import TransformersViT
-from lowrank_vit.architectures.windows import cut_windows, join_windows, padded
+from lowrank_vit.architectures.windows import cut_windows, join_windows, padded, window_attention
 from lowrank_vit.records.sites import AttentionSite
 
 
@@ -40,8 +38,6 @@ def window_stream(block: Any, tokens: Tensor, shape: Sequence[int]) -> Tensor:
 @FAMILIES.register("transformers_swin")
 class TransformersSwin(TransformersViT):
     """Describe stages of blocks over a feature map, with patch merging as steps between them."""
-
-    revision: ClassVar[int] = 1
 
     about = "Hugging Face's Swin"
     blocks: ClassVar[frozenset[str]] = frozenset({"SwinLayer"})
@@ -78,8 +74,4 @@ class TransformersSwin(TransformersViT):
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
-        """Describe timm's ``WindowAttention``, which took the place of the block's own."""
-        if type(module) is not WindowAttention:
-            return None
-        height, width = module.window_size
-        return plain_attention(name, module, window_size=(height, width))
+        return window_attention(name, module)

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.base import FAMILIES, Branch, Family, Refusals, Sites
+from lowrank_vit.architectures.base import FAMILIES, Branch, Refusals, Sites
 from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import plain_attention, scaled
-from lowrank_vit.architectures.step_inputs import finish
+from lowrank_vit.architectures.step_inputs import Foreign
 from lowrank_vit.architectures.transformers_parts import CORE, Answering
 from lowrank_vit.records.sites import AttentionSite
 
@@ -55,10 +55,8 @@ def block_branches(block: Any, layout: Layout) -> tuple[Branch, ...]:
 
 
 @FAMILIES.register("transformers_vit")
-class TransformersViT(Family):
+class TransformersViT(Foreign):
     """Describe blocks of transformers that add attention and an MLP, with a norm each, to a sequence of tokens."""
-
-    revision: ClassVar[int] = 1
 
     about = "Hugging Face's ViT, DeiT, DINOv2, SigLIP and CLIP vision"
     blocks: ClassVar[frozenset[str]] = frozenset(LAYOUTS)
@@ -86,11 +84,3 @@ class TransformersViT(Family):
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe timm's ``Attention``, which took the place of the block's own."""
         return plain_attention(name, module) if type(module) is Attention else None
-
-    def head(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Compute the model's outputs from the stream after the last step.
-
-        The model sees a blank image, and what its last step hands on is exchanged for x: whatever follows is its own.
-        """
-        *_, last = self.steps(model).values()
-        return finish(model, last, x)

@@ -1,7 +1,5 @@
 """timm's plain vision transformers: ViT, DeiT, and all that are built of the same blocks."""
 
-from typing import ClassVar
-
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBlock, VisionTransformer
@@ -27,8 +25,6 @@ HALVES = {"attns": ("attn", "proj"), "ffns": ("mlp", "fc2")}  # of a block with 
 @FAMILIES.register("vit")
 class ViT(PlainFamily):
     """Describe blocks that add attention and an MLP, with a norm each, to a sequence of tokens."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's ViT, DeiT, DeiT III"
     whole = VisionTransformer

@@ -1,7 +1,5 @@
 """timm's ViT with relative positions, of each block or shared by all."""
 
-from typing import ClassVar
-
 from timm.models.vision_transformer_relpos import (
     RelPosAttention,
     RelPosBlock,
@@ -18,8 +16,6 @@ from lowrank_vit.records.sites import AttentionSite
 @FAMILIES.register("vit_relpos")
 class RelPosViT(PlainFamily):
     """Describe blocks that add attention with position biases, and an MLP, with a norm each, to a sequence of tokens."""
-
-    revision: ClassVar[int] = 1
 
     about = "timm's ViT with relative positions"
     whole = VisionTransformerRelPos

@@ -1,6 +1,6 @@
 """VMamba: a scan in four directions in the place of attention, then an MLP, stage by stage over a feature map."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -19,8 +19,6 @@ class VMamba(Family):
 
     The projections of a mixer are single layers, and its scan is a unit of its own.
     """
-
-    revision: ClassVar[int] = 1
 
     about = "VMamba, v2 and v0"
 

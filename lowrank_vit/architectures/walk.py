@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
 from lowrank_vit.architectures.imitated import BranchStep
 from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.surgery import evaluating, hooked
 
 TOKENS = 5
 SIDES = (32, 64, 224, 28, 96, 128, 256, 384, 16, 8, 48, 112, 160, 192, 336, 448, 512)  # of images, where none is known
@@ -36,10 +37,7 @@ def _walks(model: nn.Module, steps: dict[str, EncoderBlock | BranchStep]) -> boo
         x, y = inputs[0], output[0] if isinstance(output, tuple) else output
         seen.append((name, x, x + y if getattr(module, "adds", False) else y))
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    hooks = [step.register_forward_hook(partial(note, name)) for name, step in steps.items()]
-    try:
+    with hooked(step.register_forward_hook(partial(note, name)) for name, step in steps.items()), evaluating(model):
         for around, x in _trials(model, steps):
             seen.clear()
             try:
@@ -51,11 +49,6 @@ def _walks(model: nn.Module, steps: dict[str, EncoderBlock | BranchStep]) -> boo
                 for (_, _, before), (_, after, _) in pairwise(seen)
             )
         return False
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes:
-            module.training = training
 
 
 def _trials(model: nn.Module, steps: dict[str, EncoderBlock | BranchStep]) -> Iterator[tuple[nn.Module, Tensor]]:

@@ -1,11 +1,25 @@
-"""Feature maps cut into windows, padded before they are shifted: as torchvision's and Hugging Face's Swin see them."""
+"""Attention within windows, and feature maps cut into these, padded before they are shifted, as torchvision has them."""
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import window_partition, window_reverse
-from torch import Tensor
+from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
+from timm.models.swin_transformer_v2 import WindowAttention as CosineAttention
+from torch import Tensor, nn
+
+from lowrank_vit.architectures.plain import COSINE, plain_attention
+from lowrank_vit.records.sites import AttentionSite
+
+
+def window_attention(name: str, module: nn.Module) -> AttentionSite | None:
+    """Describe timm's attention within windows, V1 or V2; None for another module."""
+    if type(module) is CosineAttention:
+        return plain_attention(name, module, dense_logits=COSINE)
+    if type(module) is not WindowAttention:
+        return None
+    height, width = module.window_size
+    return plain_attention(name, module, window_size=(height, width))
 
 
 def padded(sides: Sequence[int], window: Sequence[int]) -> tuple[int, int]:

@@ -21,6 +21,46 @@ FOLDER = "the folder of a compressed model, hf_hub:OWNER/NAME, or deit_tiny_4mib
 SHARE = "a share between 0 and 1, such as 0.4 for 40 %"
 
 
+def natural(text: str) -> int:
+    """Read a whole number from 0 to 2^32 - 1, the range of seeds and counts."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {2**32 - 1}")
+    return number
+
+
+SHARED: dict[str, dict[str, Any]] = {  # options of several verbs
+    "--class-order": {
+        "metavar": "ORDER",
+        "help": "order of the class names: natural, text, or a file with one name a line (default: wnids and numbers as they "
+        "are, others as text)",
+    },
+    "--budget": {
+        "metavar": "COST=VALUE[,VALUE...]",
+        "help": "what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an "
+        "amount, as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their "
+        "own; COST=VALUE,COST=VALUE is one size within both",
+    },
+    "--sites": {"metavar": "REGEX", "help": "compress the linear layers whose names match (default: all in blocks)"},
+    "--compile": {"action": "store_true", "help": "measure a budget in time on the model as torch.compile runs it"},
+    "--runtime": {
+        "choices": ("torch", "compile", "onnxruntime", "openvino"),
+        "default": "torch",
+        "help": "what will run the model, for a budget in time",
+    },
+    "--recipe": {"default": "best", "help": "see `list recipes`"},
+    "--json": {"action": "store_true", "help": "print one JSON object"},
+    "--seed": {"type": natural, "default": 0, "help": "seed of all random choices"},
+    "--device": {"default": "auto", "help": "auto | cpu | cuda"},
+}
+
+
+def add(parser: argparse._ActionsContainer, *options: str) -> None:
+    """Add options that several verbs share."""
+    for option in options:
+        parser.add_argument(option, **SHARED[option])
+
+
 def add_folder(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add DIR, the folder of a compressed model; ``optional`` where ``--model`` can take its place."""
     text = f"{FOLDER} (or give --model)" if optional else FOLDER
@@ -85,7 +125,6 @@ class BesideDense(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, args: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        """Set both."""
         args.dense = True
         if values is not None:
             args.checkpoint = Path(values)
@@ -106,14 +145,6 @@ def given_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``timm.create_model`` that were given."""
     named = {"num_classes": args.num_classes, "img_size": args.img_size}
     return dict(args.model_args) | {name: value for name, value in named.items() if value is not None}
-
-
-def natural(text: str) -> int:
-    """Read a whole number from 0 to 2^32 - 1, the range of seeds and counts."""
-    number = int(text)
-    if not 0 <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to {2**32 - 1}")
-    return number
 
 
 def chosen_model(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
@@ -174,27 +205,16 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True, shared: 
         metavar="SPEC",
         help="digits | imagefolder:PATH | parquet:PATH | arrow:PATH | hf:NAME | joined:FOLDER,SPEC | ordered:ORDER,SPEC",
     )
-    add_class_order(group)
+    add(group, "--class-order")
     group.add_argument("--batch-size", type=int, default=64, help="images at a time")
     group.add_argument("--workers", type=natural, help="processes that read images (default: by the data)")
-    group.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
-    group.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    add(group, "--seed", "--device")
     if shared:
         group.add_argument(
             "--devices",
             type=int,
             help="processes that share the work, one GPU each (default: those that torchrun or srun started, or 1)",
         )
-
-
-def add_class_order(parser: argparse._ActionsContainer) -> None:
-    """Add ``--class-order``."""
-    parser.add_argument(
-        "--class-order",
-        metavar="ORDER",
-        help="order of the class names: natural, text, or a file with one name a line (default: wnids and numbers as they "
-        "are, others as text)",
-    )
 
 
 def image_data(args: argparse.Namespace, model: nn.Module, **options: Any) -> ImageData:
@@ -248,28 +268,9 @@ def whole_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def add_budget(parser: argparse._ActionsContainer) -> None:
-    """Add ``--budget``."""
-    parser.add_argument(
-        "--budget",
-        metavar="COST=VALUE[,VALUE...]",
-        help="what may remain of params, macs, bytes or latency: a share of the dense model's, as in macs=0.5, or an amount, "
-        "as in bytes=6MiB or latency=12ms (of --batch-size images on --device); several sizes go to folders of their own; "
-        "COST=VALUE,COST=VALUE is one size within both",
-    )
-
-
-def add_compile(parser: argparse.ArgumentParser) -> None:
-    """Add ``--compile``."""
-    parser.add_argument(
-        "--compile", action="store_true", help="measure a budget in time on the model as torch.compile runs it"
-    )
-    parser.add_argument(
-        "--runtime",
-        choices=("torch", "compile", "onnxruntime", "openvino"),
-        default="torch",
-        help="what will run the model, for a budget in time",
-    )
+def chosen_sites(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the option ``sites``, where it is given."""
+    return {} if args.sites is None else {"sites": args.sites}
 
 
 def calibration_data(args: argparse.Namespace, model: nn.Module) -> ImageData:

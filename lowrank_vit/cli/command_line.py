@@ -47,22 +47,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": DefaultsFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Print the mistake and exit with code 2."""
         self.exit(fail(f"{message}; see {self.prog} --help"))
-
-
-class Verbs:
-    """Add verbs; the help of each begins with its line in the overview, and ends with an example."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.added = parser.add_subparsers(required=True, metavar="VERB")
-
-    def add_parser(self, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
-        """Add a verb; ``example``: what may follow its name."""
-        description = f"{help[0].upper()}{help[1:]}."
-        parser = self.added.add_parser(name, help=help, description=description)
-        parser.epilog = f"example: {parser.prog} {example}"
-        return parser
 
 
 class ShellFormatter(logging.Formatter):
@@ -73,7 +58,6 @@ class ShellFormatter(logging.Formatter):
         self.options = options
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message alone."""
         return in_shell(super().format(record), self.options)
 
 
@@ -84,13 +68,19 @@ def fail(message: str, options: Collection[str] = ()) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of all verbs."""
+    """Make the parser of all verbs; the help of each begins with its line in the overview, and ends with an example."""
     parser = OneLineParser(prog="lowrank-vit", description="Make a vision transformer smaller.")
     parser.add_argument("--version", action="version", version=f"lowrank-vit {__version__}")
     parser.add_argument("--verbose", action="store_true", help="say more on the error stream")
-    verbs = Verbs(parser)
-    for verb in VERBS:
-        importlib.import_module(f"lowrank_vit.cli.verbs.{verb}").add_parser(verbs)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name in VERBS:
+        verb = importlib.import_module(f"lowrank_vit.cli.verbs.{name}")
+        own = verbs.add_parser(name, help=verb.HELP, description=f"{verb.HELP[0].upper()}{verb.HELP[1:]}.")
+        own.epilog = f"example: {own.prog} {verb.EXAMPLE}"
+        verb.add_arguments(own)
+        own.set_defaults(run=verb.run)
+        if hasattr(verb, "check"):
+            own.set_defaults(check=verb.check)
     return parser
 
 

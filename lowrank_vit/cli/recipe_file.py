@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from lowrank_vit.compression.recipe import Recipe
@@ -64,7 +64,7 @@ def read(path: str) -> Mapping[str, Any]:
             f"--recipe {path} does not exist: give a report.json, a TOML, or a name of `list recipes`"
         ) from None
     except (ValueError, OSError) as error:
-        raise InputError(f"--recipe {path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--recipe {path} cannot be read: {reason_of(error)}") from None
     if not isinstance(found, dict):
         raise InputError(f"--recipe {path} holds no fields: give a report.json, or a TOML of options")
     return found

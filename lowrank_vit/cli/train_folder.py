@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank_vit.cli.arguments import add_dense_weights, add_folder, add_out
@@ -58,12 +57,13 @@ def untrained(args: argparse.Namespace, verb: str) -> tuple[nn.Module, Report]:
     return model, report
 
 
-def dense_model(folder: Path, report: Report, checkpoint: Path | None) -> nn.Module:
-    """Load the dense model that a folder was made from, with the folder's own arguments."""
+def dense_model(args: argparse.Namespace) -> nn.Module:
+    """Load the dense model that DIR was made from, with the folder's own arguments, and the weights of ``--checkpoint``."""
     from lowrank_vit.models import load_model, pretrained_classes
     from lowrank_vit.storage import folder as storage
 
-    name, config = str(report["model"]), storage.read_config(folder)
+    folder, checkpoint = args.folder, args.checkpoint
+    name, config = str(storage.load_report(folder)["model"]), storage.read_config(folder)
     if "factory" in config:  # such a model says all about itself
         return load_model(name, checkpoint)
     arguments = storage.load_model_args(folder)

@@ -71,7 +71,6 @@ class Case:
 
     @cached_property
     def decomposed(self) -> list[Decomposed]:
-        """Return the decomposed units."""
         known = [unit.decomposed(self.model, self.parts[unit.name], self.moments, self.held_out) for unit in self.units]
         caps = sorted({each.cap for each in known if each.cap is not None})
         if caps:
@@ -86,17 +85,14 @@ class Case:
 
     @cached_property
     def curves_by_unit(self) -> dict[str, list[ErrorCurve]]:
-        """Return the loss and cost of every size of each part, by unit."""
         return {known.unit.name: known.curves() for known in self.decomposed}
 
     @property
     def curves(self) -> list[ErrorCurve]:
-        """Return the loss and cost of every size of each part."""
         return [curve for curves in self.curves_by_unit.values() for curve in curves]
 
     @property
     def dense_cost(self) -> Cost:
-        """Return what the whole dense model costs."""
         return self.subject.cost
 
     @property

@@ -39,7 +39,7 @@ def within_all(
         return shares
 
     for priced, most in zip(costs, allowed, strict=True):
-        plan = allocate(_with_losses(priced, curves), most)
+        plan = allocate([replace(each, errors=curve.errors) for each, curve in zip(priced, curves, strict=True)], most)
         if max(used(plan)) <= 1:
             return plan
     weights = [1 / len(costs)] * len(costs)
@@ -75,10 +75,6 @@ def weighted(
     return priced
 
 
-def _with_losses(priced: Sequence[ErrorCurve], curves: Sequence[ErrorCurve]) -> list[ErrorCurve]:
-    return [replace(each, errors=curve.errors) for each, curve in zip(priced, curves, strict=True)]
-
-
 @dataclass(frozen=True)
 class CombinedPlanner(Planner):
     """Plan sizes for several budgets; ``singles``: a planner for each, with the curves in its prices."""
@@ -98,7 +94,6 @@ class CombinedPlanner(Planner):
 
     @property
     def units(self) -> int:
-        """Return what all units may cost together by the first budget."""
         return self.allowed[0]
 
     @cached_property

@@ -63,7 +63,6 @@ class Compensating:
         work: Mapping[str, float],
         store: ResumeStore,
     ) -> Mapping[str, Solution]:
-        """Find Z of every layer by one of the gradient solvers."""
         method = self.recipe.compensation
         assert method is not None
         options: dict[str, Any] = {"steps": self.recipe.steps, "optimizer": self.recipe.optimizer}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.stages.evaluate.accuracy import count_hits
 from lowrank_vit.stages.evaluate.speed import quartiles, seconds_in_turns
 from lowrank_vit.stages.export.formats import EXPORTERS, Exporter, Run, exporter, files
@@ -63,8 +63,7 @@ def _opened(path: Path, found: Exporter) -> Run:
     try:
         return found.run(path)
     except Exception as error:  # onnxruntime has an error of its own for each reason
-        line = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is not a file that {found.reader} can run ({line})") from None
+        raise InputError(f"{path} is not a file that {found.reader} can run ({reason_of(error)})") from None
 
 
 def _accuracies(runs: Mapping[str, Run], labelled: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[float, int]]:

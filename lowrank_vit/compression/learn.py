@@ -117,8 +117,7 @@ def gates_alone(model: nn.Module, recipe: Recipe, images: Images, target: float,
         assert learnt is not None
         return learnt
 
-    learnt: LearntGates = services.store("learn", train)
-    return learnt
+    return services.store("learn", train)
 
 
 def _scores(name: str, layer: Moments, units: Sequence[Unit], learnt: LearntGates) -> dict[str, torch.Tensor]:

@@ -38,12 +38,8 @@ from lowrank_vit.stages.correct.regression import Regression
 from lowrank_vit.stages.evaluate.accuracy import count_hits
 
 DROP = 3.0  # points of accuracy that the paper allows
-REFITS = {  # the features of the scan that the output layer is fitted on, beside what it was given
-    "dropped": "constant",
-    "mean": "mean",
-    "directions": "directions",
-    "pooled": "pooled",
-}
+# the features of the scan that the output layer is fitted on, beside what it was given
+REFITS = {"dropped": "constant", "mean": "mean", "directions": "directions", "pooled": "pooled"}
 Modules = Mapping[str, nn.Module]
 RIDGE = 1e-3  # of the mean second moment of the features
 

@@ -5,17 +5,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lowrank_vit.compression.case import Case
 from lowrank_vit.compression.cut import cut
 from lowrank_vit.compression.resume import MEASURED, ResumeStore, identity
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
-from lowrank_vit.records.images import labels_in
+from lowrank_vit.records.images import labels_in, of_all_processes
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder
-from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, Replay
@@ -131,10 +129,7 @@ def preferred(curves: Sequence[ErrorCurve]) -> RankPlan:
 
 def _labels(case: Case) -> Tensor:
     """Return the labels of all calibration images, in the order of ``Images.tensor``. Raises ``InputError`` without any."""
-    shares = gathered(torch.cat([labels_in(batch) for batch in case.images.batches]))
-    whole = shares[0].new_empty(sum(map(len, shares)))
-    for rank, share in enumerate(shares):
-        whole[rank :: len(shares)] = share
+    whole = of_all_processes([labels_in(batch) for batch in case.images.batches])
     if int(whole.min()) < 0:
         raise InputError("the calibration images have no labels: search with target='teacher'")
     return whole

@@ -1,19 +1,17 @@
 """Quantise a model, with images where the method of rounding looks at the layers' inputs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
-from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS
-from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.compression.arguments import check_model
 from lowrank_vit.compression.compress import analyse
 from lowrank_vit.compression.joint import BITS, check_joint, compress_jointly
 from lowrank_vit.compression.joint.forms import outside_blocks
 from lowrank_vit.compression.recipes import get_recipe
-from lowrank_vit.modules.pivoted_linear import expand
-from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits
+from lowrank_vit.modules.quantized_linear import check_bits
 from lowrank_vit.records.budgets import Size
 from lowrank_vit.records.images import Batches, Images
 from lowrank_vit.records.report import QuantizationAddition, Report
@@ -21,8 +19,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize import weights as stage
-from lowrank_vit.stages.quantize.inputs import InputMoments, Observe, input_moments
-from lowrank_vit.stages.quantize.mixed import quantize_each
+from lowrank_vit.stages.quantize.inputs import input_moments
 from lowrank_vit.units.embeddings import PatchUnit
 
 UNCUT = "svd"  # a recipe that needs no statistics; nothing is cut by it
@@ -51,18 +48,23 @@ def quantize(
     """
     check_model(model, bits)
     method = QUANTIZERS.get(quantizer)() if isinstance(quantizer, str) else quantizer
-    if not method.needs or bits == stage.HALF:
-        observe, images = None, None
-    else:
+    observe, images = None, None
+    if method.needs and bits != stage.HALF:
         if calibration is None:
             name = QUANTIZERS.name_of(method)
             raise InputError(f"quantizer {name!r} looks at the layers' inputs: pass images, or choose 'nearest'")
         images = Images.of(calibration)
-        observe = _observing(images, progress)
-    if outside is None:
-        quantized, addition = stage.quantize(model, bits, sites=sites, quantizer=method, observe=observe)
-    else:
-        quantized, addition = _with_outside(model, bits, outside, sites, method, observe)
+        observe = partial(input_moments, batches=images.each(), progress=shown_by_default(progress))
+
+    def further(exact: nn.Module) -> dict[str, int]:
+        PatchUnit.prepare(exact)
+        return dict.fromkeys(outside_blocks(exact), outside or stage.HALF)
+
+    if outside is not None:
+        for each in (bits, outside):
+            check_bits(each)
+    more = None if outside is None else further
+    quantized, addition = stage.quantize(model, bits, sites=sites, quantizer=method, observe=observe, further=more)
     if images is not None:
         addition["quantization"]["calibration"] = images.record
     return quantized, addition
@@ -88,27 +90,3 @@ def quantize_within(
     check_joint(get_recipe(UNCUT), budget, bits)
     analysis = analyse(model, calibration, UNCUT, held_out=held_out, seed=seed)
     return compress_jointly(analysis, budget, bits, quantizer=quantizer, dense=True)
-
-
-def _observing(images: Images, progress: bool | None) -> Observe:
-    def observe(quantized: nn.Module, names: Sequence[str]) -> Iterator[dict[str, InputMoments]]:
-        return input_moments(quantized, names, images.each(), shown_by_default(progress))
-
-    return observe
-
-
-def _with_outside(
-    model: nn.Module, bits: int, outside: int, sites: str, method: Quantizer, observe: Observe | None
-) -> tuple[nn.Module, QuantizationAddition]:
-    """Round the layers of the blocks to ``bits``, the patch embedding and the classifier to ``outside``."""
-    for each in (bits, outside):
-        check_bits(each)
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
-        raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = canonical(copied(model))
-    PatchUnit.prepare(exact)
-    expand(exact)
-    wanted = dict.fromkeys(outside_blocks(exact), outside) | dict.fromkeys(stage.block_linears(exact, sites), bits)
-    quantized, entry = quantize_each(exact, wanted, quantizer=method, observe=observe)
-    stage.add_left_dense(entry, exact, sites)
-    return stage.with_addition(quantized, entry)

@@ -26,17 +26,8 @@ CLASSIFIER = "classifier"  # what a record calls its refit, where those of outpu
 BUDGET = 0.05  # of a Z, as in the paper; a recipe without Z records it, too
 MERGED = ("macs", "latency")  # the costs that fewer tokens save
 STORED = (PARAMETERS, "bytes")  # the costs that identities in pivoted factors save
-PLAIN = (
-    "solver",
-    "optimizer",
-    "steps",
-    "bias_correction",
-    "rank_multiple",
-    "folded",
-    "pivoted",
-    "tokens",
-    "about",
-)  # no methods
+# no methods
+PLAIN = ("solver", "optimizer", "steps", "bias_correction", "rank_multiple", "folded", "pivoted", "tokens", "about")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +237,6 @@ def _method(slot: str, value: Any) -> Any:
 
 
 def _varied(slot: str, method: Any, hyperparameter: str, value: Any) -> Any:
-    """Return the method with one hyperparameter changed."""
     known = [] if method is None else [each.name for each in fields(method)]
     if hyperparameter not in known:
         if method is None:
@@ -256,7 +246,6 @@ def _varied(slot: str, method: Any, hyperparameter: str, value: Any) -> Any:
 
 
 def _name(slot: str, method: Any) -> str | None:
-    """Return the name under which a method is registered."""
     registry = registries().get(slot)
     return None if method is None or registry is None else registry.name_of(method)
 

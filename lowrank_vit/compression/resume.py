@@ -41,7 +41,6 @@ class ResumeStore:
     device: torch.device
 
     def keyed_by(self, *plain: Any) -> "ResumeStore":
-        """Return a copy for phases that depend on further plain values."""
         text = json.dumps([self.identity, *plain], sort_keys=True)
         return replace(self, identity=hashlib.sha256(text.encode()).hexdigest()[:32])
 
@@ -55,8 +54,7 @@ class ResumeStore:
         path = None if place is None else place.with_suffix(".pt")
         kept = agreed(path.read_bytes() if path is not None and is_first() and path.is_file() else None)
         if kept is not None:
-            restored: T = from_bytes(kept, self.device)
-            return restored
+            return from_bytes(kept, self.device)
         value = compute()
         if path is not None and is_first():
             write_bytes(path, to_bytes(value))

@@ -97,5 +97,4 @@ class _Fixed(nn.Module):
         self.module, self.others, self.kwargs = module, list(others), kwargs
 
     def forward(self, tensor: Tensor) -> Any:
-        """Return the module's output."""
         return self.module(tensor, *self.others, **self.kwargs)

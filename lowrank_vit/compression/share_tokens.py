@@ -59,12 +59,10 @@ class Splits:
 
     @cached_property
     def price(self) -> Price:
-        """Return the budget's cost with all tokens."""
         return price_of(self.budget.cost, self.analysis.dense, self.analysis.setting, self.analysis.model)
 
     @cached_property
     def limit(self) -> float:
-        """Return the most that the model may cost."""
         return self.budget.limit(self.price.dense)
 
     def models(self) -> Iterator[Any]:

@@ -111,7 +111,6 @@ class Subject:
 
     @property
     def cost(self) -> Cost:
-        """Return what the whole dense model costs."""
         return Cost(self.size[0], self.size[1] or 0)
 
     def tokens(self, names: list[str]) -> dict[str, int]:
@@ -121,7 +120,6 @@ class Subject:
 
 
 def _kinds(model: nn.Module) -> list[torch.dtype]:
-    """List the floating types that a model's parameters have."""
     return list(dict.fromkeys(each.dtype for each in model.parameters() if each.is_floating_point()))
 
 

@@ -66,14 +66,12 @@ class BlockCosts:
         return self.attention[block] * tokens + self.products[block] * tokens * tokens + compared
 
     def last(self, tokens: int) -> int:
-        """Count what the last block costs."""
         if self.read is None:
             return self.before(-1, tokens, 0) + self.mlp[-1] * tokens
         attention = self.attention[-1] * (tokens + self.read) // 2 + self.products[-1] * tokens * self.read
         return attention + self.mlp[-1] * self.read
 
     def __call__(self, pairs: Pairs) -> int:
-        """Count what all blocks cost."""
         tokens, total = self.tokens, 0
         for block, count in enumerate(pairs[:-1]):
             total += self.before(block, tokens, count)
@@ -134,17 +132,14 @@ class TokenPlanner:
 
     @cached_property
     def costs(self) -> BlockCosts:
-        """Return what blocks cost by their tokens."""
         return BlockCosts.of(self.case.model)
 
     @property
     def images(self) -> int:
-        """Return how many calibration images are measured."""
         return (self.case.recipe.measured or MeasuredLosses()).images
 
     @cached_property
     def step(self) -> int:
-        """Return how many tokens are planned as one."""
         return max(1, self.costs.tokens // STEPS)
 
     @cached_property
@@ -185,14 +180,12 @@ class TokenPlanner:
         return PlannedMerging(best)
 
     def counted(self, rule: PlannedMerging) -> int:
-        """Count the multiply-accumulates of an image with fewer tokens."""
         size = input_size(self.case.model)
         assert size is not None  # whoever asks for a share of them has counted the dense model's
         return multiply_accumulates(rule(self.case.model), size)
 
     @cached_property
     def _rest(self) -> int:
-        """Return what a model costs beside its blocks."""
         whole = tuple([0] * len(self.costs.mlp))
         return self.counted(PlannedMerging(whole)) - self.costs(whole)
 
@@ -261,7 +254,6 @@ class TokenPlanner:
         return Replay(case.model, case.recipe.objective, case.images.each(), self.images, kept)
 
     def _loss(self, replay: Replay, pairs: Pairs) -> float:
-        """Measure the divergence of the dense model with fewer tokens."""
         return replay.together(dict(PlannedMerging(pairs).blocks(self.case.model)))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.customize.deltas import DELTAS, Delta
 from lowrank_vit.customize.text_to_image import NewWord, TextToImage
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.tensors import write_tensors
 
 FORMAT = "lowrank_vit delta 1"
@@ -56,9 +56,8 @@ def customized(model: TextToImage, method: Delta, new_word: str | None = None, *
             f"{DELTAS.name_of(method)} trains the vector of a new word: name it, as in 'a photo of V* dog'"
         )
     base, generator = model.hash(), torch.Generator().manual_seed(seed)
-    word = (
-        None if new_word is None else NewWord(model.text.embedding, generator)
-    )  # drawn first: the same for all methods
+    # drawn first: the same for all methods
+    word = None if new_word is None else NewWord(model.text.embedding, generator)
     attached = method.attach(model.unet, generator)
     tensors = dict(attached.tensors)
     if word is not None:
@@ -115,15 +114,12 @@ def load_delta(model: TextToImage, path: Path) -> Customization:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a delta's description and tensors."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a dictionary
     except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot read {path} ({str(error).splitlines()[0]}): pass a delta that customize wrote"
-        ) from None
+        raise InputError(f"cannot read {path} ({reason_of(error)}): pass a delta that customize wrote") from None
     missing = {"method", "settings", "word", "base"} - about.keys()
     if about.get("format") != FORMAT or missing:
         raise InputError(f"{path} is not a delta of this format: pass one that customize wrote")

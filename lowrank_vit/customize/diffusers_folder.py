@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lowrank_vit.customize.text_to_image import ClipText, Text, TextToImage, WordTable
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.extras import require
 from lowrank_vit.runtime.files import json_text, replacing
 from lowrank_vit.runtime.tensors import tensor_bytes
@@ -56,7 +56,6 @@ def save_folder(model: TextToImage, folder: Path) -> None:
 
 
 def _text(folder: Path) -> Text:
-    """Load CLIP, or the table of words."""
     if (folder / WORDS).is_file():
         return _word_table(folder / WORDS)
     if not (folder / ENCODER).is_dir():
@@ -89,7 +88,6 @@ def _word_table(path: Path) -> WordTable:
 
 
 def _weights(kind: Any, folder: Path, **options: Any) -> Any:
-    """Load a part of the model."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, **options).float()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -107,5 +105,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _broken(path: Path, error: Exception) -> InputError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return InputError(f"cannot load {path} ({reason}): fetch the model again, with safetensors files")
+    return InputError(f"cannot load {path} ({reason_of(error)}): fetch the model again, with safetensors files")

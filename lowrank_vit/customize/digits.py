@@ -112,7 +112,10 @@ def fit(model: TextToImage, seed: int, recipe: Recipe) -> None:
         parameter.requires_grad_(True)
     averages = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)),
+    )
     for step in track(range(recipe.steps), "training a diffusion model on the digits", shown=True):
         batch = torch.randint(len(scans), (recipe.batch_size,), generator=generator)
         images, tokens = _examples(model, scans[batch], class_words[labels[batch]], recipe, generator)
@@ -127,10 +130,6 @@ def fit(model: TextToImage, seed: int, recipe: Recipe) -> None:
     for parameter, average in zip(parameters, averages, strict=True):
         parameter.data.copy_(average)
         parameter.requires_grad_(False)
-
-
-def _factor(step: int, recipe: Recipe) -> float:
-    return min(1.0, (step + 1) / recipe.warm_up) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 def _examples(
@@ -188,7 +187,6 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
 
 def _root(matrix: Tensor) -> Tensor:
-    """Return the symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp_min(0).sqrt() @ vectors.T
 

@@ -141,29 +141,24 @@ class TextToImage:
             module.requires_grad_(False).eval()
 
     def modules(self) -> list[nn.Module]:
-        """List the parts that have weights."""
         return [part for part in (self.unet, self.text.encoder, self.autoencoder) if part is not None]
 
     def to(self, device: torch.device) -> "TextToImage":
-        """Move all parts to a device, in place."""
         for module in self.modules():
             module.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Return the device of the U-Net."""
         return next(self.unet.parameters()).device
 
     @property
     def channels(self) -> int:
-        """Count the channels of an image."""
         config = self.unet.config if self.autoencoder is None else self.autoencoder.config
         return int(config["in_channels"])
 
     @property
     def side(self) -> int:
-        """Return the height and the width of an image in pixels."""
         sample = self.unet.config["sample_size"]
         if not isinstance(sample, int):
             raise InputError(f"the U-Net's sample_size is {sample!r}: only square images are taken")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lowrank_vit.data.splits import ImageSource, source
+from lowrank_vit.data.splits import ImageSource, ImageSplit, source
 
 CLASSES = 10
 VALIDATION_SIZE = 500
@@ -38,26 +38,18 @@ def load_split(split: Literal["train", "validation"]) -> Scans:
     return _splits()[split]
 
 
-class DigitsSplit:
+class DigitsSplit(ImageSplit):
     """Serve one split of scikit-learn's digits."""
 
     def __init__(self, images: np.ndarray, labels: Sequence[int]) -> None:
+        super().__init__(labels)
         self.images = images  # (N, 8, 8), uint8
-        self.labels = labels
 
     def content(self, index: int) -> bytes:
-        """Return the raw pixels."""
         return self.images[index].tobytes()
 
-    def reduced(self, side: int) -> "DigitsSplit":
-        """Return the scans as they are."""
-        return self
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), self.labels[index]
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
 
 
 @source("digits", "digits")

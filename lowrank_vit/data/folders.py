@@ -5,11 +5,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from lowrank_vit.data.classes import are_ranks
-from lowrank_vit.data.decoding import read_image
-from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
+from lowrank_vit.data.splits import NO_LABEL, ImageSource, ImageSplit, source
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import given_path
 
@@ -20,20 +17,14 @@ JOINED = "for calibration, pass them as joined:FOLDER,SPEC, from a folder of the
 EXPECTED = "expected train/CLASS/*.jpg and validation/CLASS/*.jpg"
 
 
-class FileSplit:
-    """Serve image files and their labels; ``side`` is ``read_image``'s."""
+class FileSplit(ImageSplit):
+    """Serve image files and their labels."""
 
-    def __init__(self, files: Sequence[str], labels: Sequence[int], side: int | None = None) -> None:
+    def __init__(self, files: Sequence[str], labels: Sequence[int]) -> None:
+        super().__init__(labels)
         self.files = files
-        self.labels = labels
-        self.side = side
-
-    def reduced(self, side: int) -> "FileSplit":
-        """Return the same images, large JPEGs decoded at a smaller size."""
-        return FileSplit(self.files, self.labels, side)
 
     def content(self, index: int) -> bytes:
-        """Return the file's bytes."""
         path = Path(self.files[index])
         try:
             if path.exists() and not path.is_file():  # reading a pipe would wait for ever
@@ -44,11 +35,8 @@ class FileSplit:
                 f"cannot read the image {self.files[index]} ({error.strerror}): replace or remove it"
             ) from error
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.content(index), self.files[index], self.side), self.labels[index]
+    def where(self, index: int) -> str:
+        return self.files[index]
 
 
 @source("imagefolder", "imagefolder:PATH")
@@ -67,7 +55,9 @@ def open_folder(spec: str, target: str) -> ImageSource:
     if train is None and loose:
         return _photographs(spec, root, loose, validation)
     if loose:
-        warnings.warn(f"{spec}: {_left_out(root, loose)}: {JOINED}", stacklevel=3)
+        warnings.warn(
+            f"{spec}: {len(loose)} images that lie in {root} beside its folders are left out: {JOINED}", stacklevel=3
+        )
     if train is None and validation is None:
         raise InputError(f"{spec}: {root} has neither train/ nor validation/{_hint(root)}; {EXPECTED}")
     if train and validation and train.resolve() == validation.resolve():
@@ -113,12 +103,7 @@ def _loose(root: Path) -> list[str]:
     return [str(path) for path in files if not path.name.startswith(".") and path.is_file()]
 
 
-def _left_out(folder: Path, loose: Sequence[str]) -> str:
-    return f"{len(loose)} images that lie in {folder} beside its folders are left out"
-
-
 def _hint(root: Path) -> str:
-    """Say where the class folders are, if they lie in the root."""
     found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     return (
         f" but {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}: move class folders into train/"

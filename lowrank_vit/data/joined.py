@@ -1,51 +1,41 @@
 """More images without labels beside the training images of another source."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 
 from lowrank_vit.data.folders import SUFFIXES, FileSplit
 from lowrank_vit.data.sources import opened
-from lowrank_vit.data.splits import NO_LABEL, ImageSource, ImageSplit, source
+from lowrank_vit.data.splits import NO_LABEL, ImageSource, ImageSplit, source, two_parts
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import given_path
 
 FORM = "joined:FOLDER,SPEC"
 
 
-@dataclass(frozen=True)
-class JoinedSplit:
+class JoinedSplit(ImageSplit):
     """Serve the images of two splits, one split after the other."""
 
-    first: ImageSplit
-    second: ImageSplit
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """Return the label of every image."""
-        return [*self.first.labels, *self.second.labels]
+    def __init__(self, first: ImageSplit, second: ImageSplit) -> None:
+        super().__init__([*first.labels, *second.labels])
+        self.parts = first, second
 
     def _of(self, index: int) -> tuple[ImageSplit, int]:
-        count = len(self.first)
-        return (self.first, index) if index < count else (self.second, index - count)
+        count = len(self.parts[0])
+        return (self.parts[0], index) if index < count else (self.parts[1], index - count)
 
     def content(self, index: int) -> bytes:
-        """Return the bytes that identify the image's content."""
         split, own = self._of(index)
         return split.content(own)
 
-    def reduced(self, side: int) -> "JoinedSplit":
-        """Return the same images, large JPEGs decoded at a smaller size."""
-        return JoinedSplit(self.first.reduced(side), self.second.reduced(side))
-
-    def __len__(self) -> int:
-        return len(self.first) + len(self.second)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def image(self, index: int) -> Image.Image:
         split, own = self._of(index)
-        return split[own]
+        return split[own][0]
+
+    def reduced(self, side: int) -> Self:
+        return self.but(parts=tuple(part.reduced(side) for part in self.parts))
 
 
 @source("joined", FORM)
@@ -55,11 +45,7 @@ def open_joined(spec: str, target: str) -> ImageSource:
     They serve calibration and distillation; what is evaluated is SPEC's alone. FOLDER's path has no comma. Raises
     ``InputError`` where FOLDER is missing or has no images, and for a SPEC without training images.
     """
-    folder, comma, rest = target.partition(",")
-    if not (folder and comma and rest):
-        raise InputError(
-            f"the data source {spec!r} is incomplete: write {FORM}, such as joined:PHOTOS,imagefolder:PATH"
-        )
+    folder, rest = two_parts(spec, target, FORM, "joined:PHOTOS,imagefolder:PATH")
     root, labelled = given_path(folder), opened(rest)
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")

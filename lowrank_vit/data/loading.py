@@ -20,7 +20,7 @@ from lowrank_vit.data.decoding import MODES, to_channels
 from lowrank_vit.data.sampling import Draw
 from lowrank_vit.data.splits import ImageSplit
 from lowrank_vit.records.images import Batches, Images, each_batch
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import own_cores
 
@@ -78,8 +78,7 @@ def _try(data_config: Mapping[str, Any]) -> None:
                 if transform(image).shape != (channels, height, width):
                     raise ValueError("its images come out in another shape")
     except Exception as error:  # of timm or torchvision, at any step
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the data config cannot be used ({reason}): {dict(data_config)}") from None
+        raise InputError(f"the data config cannot be used ({reason_of(error)}): {dict(data_config)}") from None
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
@@ -169,7 +168,6 @@ class GivenBatches(LightningDataModule):
         self.batches = batches
 
     def train_dataloader(self) -> Batches:
-        """Return the loader, or the batches."""
         return self.batches if isinstance(self.batches, DataLoader) else each_batch(self.batches)
 
 

@@ -113,7 +113,6 @@ class ImageData(lightning.LightningDataModule):
 
     @functools.cached_property
     def source(self) -> ImageSource:
-        """Open the source, once."""
         return open_source(self.spec, self.classes)
 
     @property
@@ -220,7 +219,6 @@ class ImageData(lightning.LightningDataModule):
 
     @functools.cached_property
     def held_out_fingerprint(self) -> str:
-        """Compute the same sha256 for the held-out images."""
         return self._fingerprint(self.held_out_indices)
 
     def _fingerprint(self, indices: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from lowrank_vit.data.classes import class_labels
 from lowrank_vit.data.kinds import unknown_source
-from lowrank_vit.data.splits import SOURCES, ImageSource, ImageSplit, Relabelled, source
+from lowrank_vit.data.splits import NO_LABEL, SOURCES, ImageSource, ImageSplit, source, two_parts
 from lowrank_vit.runtime.errors import InputError
 
 FORM = "ordered:ORDER,SPEC"
@@ -43,7 +43,9 @@ def numbered(source: ImageSource, classes: int | None) -> ImageSource:
     numbers = [labels[name] for name in source.names]
 
     def relabelled(split: ImageSplit | None) -> ImageSplit | None:
-        return split if split is None or numbers == list(range(len(numbers))) else Relabelled(split, numbers)
+        if split is None or numbers == list(range(len(numbers))):
+            return split
+        return split.but(labels=[label if label == NO_LABEL else numbers[label] for label in split.labels])
 
     train, validation = relabelled(source.train), relabelled(source.validation)
     return replace(source, num_classes=count, train=train, validation=validation)
@@ -52,9 +54,5 @@ def numbered(source: ImageSource, classes: int | None) -> ImageSource:
 @source("ordered", FORM)
 def open_ordered(spec: str, target: str) -> ImageSource:
     """Open ``ordered:ORDER,SPEC``: SPEC, its classes in the ORDER "natural" or "text", or that of a file of names."""
-    order, comma, rest = target.partition(",")
-    if not (order and comma and rest):
-        raise InputError(
-            f"the data source {spec!r} is incomplete: write {FORM}, such as ordered:natural,imagefolder:PATH"
-        )
+    order, rest = two_parts(spec, target, FORM, "ordered:natural,imagefolder:PATH")
     return replace(opened(rest), spec=spec, order=order)

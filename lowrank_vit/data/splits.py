@@ -1,33 +1,55 @@
 """What an opened source is: splits of images with labels."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Self
 
 from PIL import Image
 
+from lowrank_vit.data.decoding import read_image
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry, unknown
 
 NO_LABEL = -1
 
 
-class ImageSplit(Protocol):
-    """Define a map-style data set: ``split[i]`` is image i as its file has it, and its label (-1 where there is none)."""
+class ImageSplit:
+    """Serve images: ``split[i]`` is image i as its file has it, and its label, -1 where there is none.
 
-    @property
-    def labels(self) -> Sequence[int]:
-        """Return the label of every image, -1 where there is none."""
+    A subclass says what the bytes of an image are (``content``), and what messages call it (``where``).
+    """
+
+    side: int | None = None  # ``read_image``'s
+
+    def __init__(self, labels: Sequence[int]) -> None:
+        self.labels = labels
 
     def content(self, index: int) -> bytes:
         """Return the bytes that identify the image's content: as they are encoded, or its raw pixels."""
+        raise NotImplementedError
 
-    def reduced(self, side: int) -> "ImageSplit":
+    def where(self, index: int) -> str:
+        raise NotImplementedError
+
+    def image(self, index: int) -> Image.Image:
+        return read_image(self.content(index), self.where(index), self.side)
+
+    def reduced(self, side: int) -> Self:
         """Return the same images for a transform that resizes their shorter side to ``side``: large ones decoded smaller."""
+        return self.but(side=side)
 
-    def __len__(self) -> int: ...
+    def but(self, **changes: Any) -> Self:
+        """Return a copy with some attributes changed."""
+        changed = copy.copy(self)
+        vars(changed).update(changes)
+        return changed
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -60,42 +82,19 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class Relabelled:
-    """Serve a split whose labels, ranks among its class names, are replaced by ``numbers[rank]``."""
-
-    given: ImageSplit
-    numbers: Sequence[int]
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """Return the label of every image, -1 where there is none."""
-        return [self._number(label) for label in self.given.labels]
-
-    def content(self, index: int) -> bytes:
-        """Return the bytes that identify the image's content."""
-        return self.given.content(index)
-
-    def reduced(self, side: int) -> "Relabelled":
-        """Return the same images, large ones decoded smaller."""
-        return Relabelled(self.given.reduced(side), self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.given)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self.given[index]
-        return image, self._number(label)
-
-    def _number(self, label: int) -> int:
-        return label if label == NO_LABEL else self.numbers[label]
-
-
-@dataclass(frozen=True)
 class SourceKind:
     """Describe a kind of source: how its SPEC is written, and what opens it, given the SPEC and its part after the colon."""
 
     form: str
     open: Callable[[str, str], ImageSource]
+
+
+def two_parts(spec: str, target: str, form: str, example: str) -> tuple[str, str]:
+    """Split what stands before another SPEC, at the first comma, from it. Raises ``InputError`` where one is missing."""
+    first, _, rest = target.partition(",")
+    if not (first and rest):
+        raise InputError(f"the data source {spec!r} is incomplete: write {form}, such as {example}")
+    return first, rest
 
 
 SOURCES: Registry[SourceKind] = Registry("data source", __package__ or "")

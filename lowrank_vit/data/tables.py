@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from lowrank_vit.data.decoding import read_image
-from lowrank_vit.data.splits import NO_LABEL, ImageSource, source
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.data.splits import NO_LABEL, ImageSource, ImageSplit, source
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.files import given_path
 
@@ -23,21 +20,12 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
 
 
-class TableSplit:
-    """Serve the rows of a table with a column of encoded images; ``side`` is ``read_image``'s."""
+class TableSplit(ImageSplit):
+    """Serve the rows of a table with a column of encoded images."""
 
-    def __init__(
-        self, table: datasets.Dataset, column: str, labels: Sequence[int], name: str, side: int | None = None
-    ) -> None:
-        self.table = table
-        self.column = column
-        self.labels = labels
-        self.name = name
-        self.side = side
-
-    def reduced(self, side: int) -> TableSplit:
-        """Return the same images, large JPEGs decoded at a smaller size."""
-        return TableSplit(self.table, self.column, self.labels, self.name, side)
+    def __init__(self, table: datasets.Dataset, column: str, labels: Sequence[int], name: str) -> None:
+        super().__init__(labels)
+        self.table, self.column, self.name = table, column, name
 
     def content(self, index: int) -> bytes:
         """Return the encoded bytes, from the table or from the file that it points to."""
@@ -46,16 +34,10 @@ class TableSplit:
             return cell["bytes"]
         if cell.get("path") and Path(cell["path"]).is_file():
             return Path(cell["path"]).read_bytes()
-        raise InputError(f"{self._where(index)} holds no image bytes: save the table with its images embedded")
+        raise InputError(f"{self.where(index)} holds no image bytes: save the table with its images embedded")
 
-    def _where(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"in row {index} of {self.name}"
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return read_image(self.content(index), self._where(index), self.side), self.labels[index]
 
 
 @source("parquet", "parquet:PATH")
@@ -137,8 +119,7 @@ def _read_hub(spec: str, target: str) -> Mapping[str, datasets.Dataset]:
 def _unreadable(spec: str, error: Exception) -> InputError:
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__  # the innermost one tells what happened
-    reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    return InputError(f"{spec} cannot be read: {reason}")
+    return InputError(f"{spec} cannot be read: {reason_of(error)}")
 
 
 def _table_split(spec: str, name: str, table: datasets.Dataset, labels: Sequence[int]) -> TableSplit:

@@ -23,7 +23,6 @@ class FeatureMimicking:
     The mean of what is left out goes into the bias.
     """
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"output_second"})
     currency: ClassVar[str] = "energy fraction"
 

@@ -19,8 +19,6 @@ from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
 class ActivationScaledSVD:
     """Minimise ``||S (W - U V^T)||_F``, ``S_ii = E|x_i|^alpha`` (Yuan et al., arXiv 2312.05821; alpha 0.5)."""
 
-    revision: ClassVar[int] = 1
-
     alpha: float = 0.5
     floor: float = 1e-8  # of the largest scale: dead inputs still count a little
 

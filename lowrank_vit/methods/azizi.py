@@ -42,8 +42,6 @@ class RepresentativeSVD:
     what the mean image cannot see is added: the relative error ``E||x (W - U V^T)||^2 / E||x W||^2`` at the cap.
     """
 
-    revision: ClassVar[int] = 1
-
     unseen: bool = True
     over: str = IMAGES
 
@@ -93,8 +91,6 @@ class GradualReduction:
     where it is below already. In either case single ranks follow while the model does not fit, and what was removed too
     much is filled in.
     """
-
-    revision: ClassVar[int] = 1
 
     gamma: float = 80.0
     iterations: int = 500

@@ -48,8 +48,6 @@ class HeadProducts:
     those of the weights alone.
     """
 
-    revision: ClassVar[int] = 1
-
     biases: bool = True
     bias_row: bool = False
 

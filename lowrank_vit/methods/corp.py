@@ -36,8 +36,6 @@ class Coordinates:
     What is lost is the share of the module's energy that is left out.
     """
 
-    revision: ClassVar[int] = 1
-
     damping: float = 1e-4  # of the mean eigenvalue of either side's moment
 
     needs: ClassVar[tuple[frozenset[str], frozenset[str]]] = (frozenset({"input_second"}), frozenset())
@@ -58,7 +56,6 @@ class Coordinates:
         return Logits(Directions(order[robin], loss, heads), whole.query, whole.key, (queries, keys))
 
     def values(self, site: AttentionSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
-        """Return the values as they are."""
         order = torch.arange(len(weight), device=weight.device)
         return InputSubset.pruned(Directions(order, weight.new_zeros(len(weight) + 1)), weight)
 
@@ -77,8 +74,6 @@ class ActiveEnergy:
     What is lost is the share of the MLP's energy that is left out. ``shrinkage``: the ridge is at least the intensity of
     the oracle approximating shrinkage, as in its code.
     """
-
-    revision: ClassVar[int] = 1
 
     damping: float = 1e-4  # of the mean second moment
     shrinkage: bool = False

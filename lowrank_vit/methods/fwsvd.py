@@ -22,8 +22,6 @@ class FisherWeightedSVD:
     Labels are sampled from the model's own prediction, so that no labels are needed.
     """
 
-    revision: ClassVar[int] = 1
-
     floor: float = 1e-8  # of the largest weight: rows that no gradient reaches still count a little
 
     needs: ClassVar[frozenset[str]] = frozenset({"fisher_rows"})

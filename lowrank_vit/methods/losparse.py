@@ -198,9 +198,6 @@ class SparseRows(GradualMethod):
         factors = [each for gate in gates.values() for each in gate.parameters()]
         return [{"params": factors, "lr": lr, "weight_decay": 0.0}]
 
-    def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        return torch.zeros(())
-
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Leave all rows open. Raises ``InputError`` where the budget has no room for a row of each layer."""
         own = [gate for gate in gates.values() if isinstance(gate, SparseGate)]
@@ -212,7 +209,6 @@ class SparseRows(GradualMethod):
             )
 
     def before_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Add up what the step's gradients say about each row."""
         last = (progress.step + 1) % self.interval == 0
         for layer in layers:
             assert isinstance(layer.rows, SparseGate)
@@ -221,7 +217,6 @@ class SparseRows(GradualMethod):
 
     @torch.no_grad()
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Set rows to zero if it is time to."""
         first, last = (int(share * progress.steps) for share in (self.first, self.last))
         if progress.step < last and (progress.step <= first or progress.step % self.interval):
             return

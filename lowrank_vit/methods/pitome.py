@@ -31,7 +31,6 @@ class EnergyMerging:
         check_shares(self.keep)
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """Return a copy whose blocks merge tokens."""
         return merge_in_blocks(model, partial(self._blocks, model))
 
     def _blocks(self, model: nn.Module, depth: int) -> Iterator[dict[str, Any]]:
@@ -46,7 +45,6 @@ class EnergyMerging:
             left = kept
 
     def strengths(self, tokens: int) -> "list[EnergyMerging]":
-        """List the rule from all tokens kept to half of them in every block."""
         return [replace(self, keep=1 - step / (2 * tokens)) for step in range(tokens + 1)]
 
 

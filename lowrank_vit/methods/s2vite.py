@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -126,12 +126,6 @@ class DropAndGrow(GradualMethod):
     def gate(self, place: Place) -> Gate:
         return LiveGate(place)
 
-    def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        return []
-
-    def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        return torch.zeros(())
-
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Let random parts live, as many as the budget has room for."""
         counts = live_counts(gates, prices, target)
@@ -154,7 +148,6 @@ class DropAndGrow(GradualMethod):
             weight.grad.mul_(gate.channels())
 
     def after_step(self, layers: Sequence[GatedLayer], progress: Progress) -> None:
-        """Keep the columns of dead parts at zero."""
         for layer in layers:
             assert layer.inputs is not None
             layer.layer.weight.data.mul_(layer.inputs.channels())

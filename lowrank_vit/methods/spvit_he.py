@@ -58,10 +58,6 @@ class UnitGates(GradualMethod):
     def gate(self, place: Place) -> Gate:
         return DrawnGate(place)
 
-    def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        parameters = [each for gate in gates.values() for each in gate.parameters()]
-        return [{"params": parameters, "lr": self.lr, "weight_decay": 0.0}]
-
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Draw the first units. Raises ``InputError`` where multiply-accumulates cannot be counted."""
         if not prices.tokens:

@@ -23,7 +23,6 @@ class Whitened:
     It is the truncated SVD of ``L^T W`` with ``C = L L^T``, which is PCA of the output. Subclasses differ in C alone.
     """
 
-    revision: ClassVar[int] = 1
     centred: ClassVar[bool] = False
     normalised: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"second"})

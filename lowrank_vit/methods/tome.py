@@ -29,7 +29,6 @@ class TokenMerging:
         return merge_in_blocks(model, lambda depth: [{"count": self.r}] * depth)
 
     def strengths(self, tokens: int) -> "list[TokenMerging]":
-        """List the rule from no pair in a block to half of the tokens."""
         return [replace(self, r=pairs) for pairs in range(tokens // 2 + 1)]
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ class FirstOrderValues:
     biases: ClassVar[bool] = True
 
     def logits(self, site: AttentionSite, weight: Tensor, bias: Tensor, moments: Moments) -> Logits:
-        """Return queries and keys as they are."""
         return Logits.whole(site.qkv.heads, site.head_width, weight)
 
     def values(self, site: AttentionSite, weight: Tensor, moments: Moments, made: Weights) -> InputSubset:
@@ -115,15 +114,6 @@ class ImportanceGates(GradualMethod):
 
     def gate(self, place: Place) -> Gate:
         return SoftGate(place)
-
-    def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        return [
-            {
-                "params": [each for gate in gates.values() for each in gate.parameters()],
-                "lr": self.lr,
-                "weight_decay": 0.0,
-            }
-        ]
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
         return self.sparsity * torch.stack([gate().abs().sum() for gate in gates.values()]).sum()

@@ -72,7 +72,6 @@ class TopK(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of scores and threshold."""
         (mask,) = ctx.saved_tensors
         return slopes[0], (slopes[0] * mask).sum()
 
@@ -89,8 +88,7 @@ class TopKGate(Gate):
         self.register_buffer("multipliers", torch.full((2,), multiplier))
 
     def forward(self) -> Tensor:
-        mask: Tensor = TopK.apply(self.score, self.threshold)
-        return mask
+        return TopK.apply(self.score, self.threshold)
 
     def open(self) -> Tensor:
         return self().detach() > 0

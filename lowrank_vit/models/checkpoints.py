@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.files import ENTRY, entry_of
 
 ZIP, PICKLE = b"PK", b"\x80"  # how files of torch.save begin
@@ -116,15 +116,13 @@ def _content(file: Path) -> Any:
     try:
         return safetensors.torch.load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         kind = "safetensors file" if named else "file of torch.save or safetensors"
         raise InputError(
-            f"checkpoint {file} is truncated or not a {kind} ({reason}): download or convert it again"
+            f"checkpoint {file} is truncated or not a {kind} ({reason_of(error)}): download or convert it again"
         ) from error
 
 
 def _in_folder(folder: Path) -> Path:
-    """Return the file of weights in a folder as timm and transformers write it."""
     found = next((folder / name for name in (SINGLE, INDEX, OLD) if (folder / name).is_file()), None)
     if found is None:
         raise InputError(f"checkpoint {folder} is a folder without {SINGLE}, {INDEX} or {OLD}: pass a file of weights")
@@ -277,16 +275,13 @@ def _features_only(
     return {key: tensor for key, tensor in tensors.items() if key in expected or not key.startswith(heads)}
 
 
-def _wrong_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    return [key for key in expected if key in tensors and tensors[key].shape != expected[key].shape]
-
-
 def _mismatch(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Describe what does not fit, the first few of each sort; return an empty string if everything fits."""
     shared = [key for key in expected if key in tensors]
     shapes = [
         f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in _wrong_shapes(tensors, expected)
+        for key in shared
+        if tensors[key].shape != expected[key].shape
     ]
     kinds = [
         f"{key} holds {_kind(tensors[key])}"

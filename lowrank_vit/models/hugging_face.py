@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from lowrank_vit.architectures.origin import PACKAGE
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.extras import hub_reachable, require
 from lowrank_vit.runtime.registry import unknown
 
@@ -47,8 +47,7 @@ def make(kind: str, config: Mapping[str, Any], **options: bool) -> nn.Module:
         raise unknown("argument", next(iter(options.keys() - {POOLING})), [POOLING])
     whole = _class(kind)
     known = whole.config_class(**_known(config, whole.config_class().to_dict()))
-    made: nn.Module = whole._from_config(known, attn_implementation="sdpa", **options)
-    return made
+    return whole._from_config(known, attn_implementation="sdpa", **options)
 
 
 def recorded(model: nn.Module) -> dict[str, Any] | None:
@@ -92,9 +91,8 @@ def prepared_images(config: Mapping[str, Any], images: Mapping[str, Any]) -> dic
     config = config.get("vision_config", config)
     side, size = config.get("image_size", 224), images.get("size")
     height, width = (side, side) if isinstance(side, int) else side
-    edge = (
-        size.get("shortest_edge", 0) if isinstance(size, dict) else 0
-    )  # 0: both sides are resized, nothing is cut off
+    # 0: both sides are resized, nothing is cut off
+    edge = size.get("shortest_edge", 0) if isinstance(size, dict) else 0
     described = {
         "input_size": [config.get("num_channels", 3), height, width],
         "interpolation": RESAMPLING.get(images.get("resample", 2), "bilinear"),
@@ -134,9 +132,8 @@ def _described(place: str, file: str, default: dict[str, Any] | None = None) -> 
     except (OSError, ValueError) as error:
         if default is not None:
             return default
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{PREFIX}{place} has no {file} that can be read ({reason}): name a folder or OWNER/NAME"
+            f"{PREFIX}{place} has no {file} that can be read ({reason_of(error)}): name a folder or OWNER/NAME"
         ) from None
     if not isinstance(value, dict) or "lowrank_vit" in value:
         raise InputError(
@@ -162,9 +159,8 @@ def _loaded(whole: Any, place: str) -> tuple[Any, list[str]]:
             output_loading_info=True,
         )
     except Exception as error:  # of the hub, of the files, of safetensors, and of a configuration's values
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{PREFIX}{place} cannot be loaded ({reason}): name a model with safetensors weights"
+            f"{PREFIX}{place} cannot be loaded ({reason_of(error)}): name a model with safetensors weights"
         ) from None
     finally:
         logging.set_verbosity(shown)

@@ -14,7 +14,7 @@ import lowrank_vit.models.hugging_face as hugging_face
 from lowrank_vit.models.arguments import fitting_arguments, make_model
 from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.models.standins import STANDINS, is_standin
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.registry import unknown
 
@@ -145,5 +145,6 @@ def _fetch(name: str, repository: str, file: str) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
     except Exception as error:  # the hub's, the HTTP client's and the file system's errors share no base class
-        reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-        raise InputError(f"the pretrained weights of {name!r} cannot be fetched ({reason}): {remedy}") from error
+        raise InputError(
+            f"the pretrained weights of {name!r} cannot be fetched ({reason_of(error)}): {remedy}"
+        ) from error

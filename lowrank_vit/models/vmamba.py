@@ -21,7 +21,6 @@ class ChannelsLast(nn.Module):
     """Permute (B, C, H, W) to (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x."""
         return x.permute(0, 2, 3, 1)
 
 
@@ -29,7 +28,6 @@ class ChannelsFirst(nn.Module):
     """Permute (B, H, W, C) to (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x."""
         return x.permute(0, 3, 1, 2)
 
 
@@ -46,8 +44,7 @@ class PatchMerging(nn.Module):
         height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
         x = x[:, :height, :width]
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        y: Tensor = self.reduction(self.norm(torch.cat(corners, -1)))
-        return y
+        return self.reduction(self.norm(torch.cat(corners, -1)))
 
 
 def convolution(dim: int) -> nn.Sequential:
@@ -102,8 +99,7 @@ class VSSStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x: (B, H, W, n) to (B, H', W', n')."""
-        y: Tensor = self.downsample(self.blocks(x))
-        return y
+        return self.downsample(self.blocks(x))
 
 
 class VSSM(nn.Module):
@@ -149,11 +145,9 @@ class VSSM(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
-        """Return the norm after the last block."""
         return self.classifier.get_submodule("norm")
 
     def get_classifier(self) -> nn.Module:
-        """Return the classifier, as timm's models do."""
         return self.classifier.get_submodule("head")
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -163,14 +157,12 @@ class VSSM(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to a normed map, (B, H', W', n)."""
-        features: Tensor = self.norm(self.layers(self.patch_embed(x)))
-        return features
+        return self.norm(self.layers(self.patch_embed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map a normed map (B, H, W, n) to logits, or to its mean, (B, n)."""
         pooled = x.mean((1, 2))
-        outputs: Tensor = pooled if pre_logits else self.get_classifier()(pooled)
-        return outputs
+        return pooled if pre_logits else self.get_classifier()(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, classes)."""
@@ -210,62 +202,29 @@ CONFIG = {
     "origin_url": "https://github.com/MzeroMiko/VMamba",
     "paper_ids": "arXiv:2401.10166",
 }
-VMAMBAS = (
-    "vmamba_tiny_s1l8",
-    "vmamba_small_s2l15",
-    "vmamba_base_s2l15",
-    "vmamba_tiny_s2l5",
-    "vmamba_small_s1l20",
-    "vmamba_base_s1l20",
-    "vanilla_vmamba_tiny",
-)
+FIRST = {"mlp_ratio": 0, "gated": True, "early_conv": False}  # of v0
+SIZES: dict[str, dict[str, Any]] = {  # v2's T, S and B as they were released, others of the same widths, and v0's T
+    "vmamba_tiny_s1l8": {"depths": (2, 2, 8, 2), "dims": 96, "ssm_ratio": 1},
+    "vmamba_small_s2l15": {"depths": (2, 2, 15, 2), "dims": 96, "ssm_ratio": 2},
+    "vmamba_base_s2l15": {"depths": (2, 2, 15, 2), "dims": 128, "ssm_ratio": 2},
+    "vmamba_tiny_s2l5": {"depths": (2, 2, 5, 2), "dims": 96, "ssm_ratio": 2},
+    "vmamba_small_s1l20": {"depths": (2, 2, 20, 2), "dims": 96, "ssm_ratio": 1},
+    "vmamba_base_s1l20": {"depths": (2, 2, 20, 2), "dims": 128, "ssm_ratio": 1},
+    "vanilla_vmamba_tiny": {"depths": (2, 2, 9, 2), "ssm_ratio": 2, "state": 16, **FIRST},
+}
+VMAMBAS = tuple(SIZES)
 default_cfgs = generate_default_cfgs({name: dict(CONFIG) for name in VMAMBAS})
 
 
-def build_vmamba(name: str, pretrained: bool, kwargs: dict[str, Any], **architecture: Any) -> nn.Module:
-    """Build a VMamba under a registered name; ``kwargs`` override the name's own ``architecture``."""
-    model: nn.Module = build_model_with_cfg(VSSM, name, pretrained, **{**architecture, **kwargs})
-    return model
+def registered(name: str, module: str, family: type[nn.Module], architecture: Mapping[str, Any]) -> None:
+    """Register in timm, for a module with its ``default_cfgs``, a family's model of some architecture under a name."""
+
+    def build(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(family, name, pretrained, **{**architecture, **kwargs})
+
+    build.__name__, build.__module__ = name, module
+    register_model(build)
 
 
-@register_model
-def vmamba_tiny_s1l8(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build VMamba-T: images (N, 3, H, W) to logits (N, 1000)."""
-    return build_vmamba("vmamba_tiny_s1l8", pretrained, kwargs, depths=(2, 2, 8, 2), dims=96, ssm_ratio=1)
-
-
-@register_model
-def vmamba_small_s2l15(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build VMamba-S: images (N, 3, H, W) to logits (N, 1000)."""
-    return build_vmamba("vmamba_small_s2l15", pretrained, kwargs, depths=(2, 2, 15, 2), dims=96, ssm_ratio=2)
-
-
-@register_model
-def vmamba_base_s2l15(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build VMamba-B: images (N, 3, H, W) to logits (N, 1000)."""
-    return build_vmamba("vmamba_base_s2l15", pretrained, kwargs, depths=(2, 2, 15, 2), dims=128, ssm_ratio=2)
-
-
-@register_model
-def vmamba_tiny_s2l5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build VMamba-T of fewer, wider blocks: images (N, 3, H, W) to logits (N, 1000)."""
-    return build_vmamba("vmamba_tiny_s2l5", pretrained, kwargs, depths=(2, 2, 5, 2), dims=96, ssm_ratio=2)
-
-
-@register_model
-def vmamba_small_s1l20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build VMamba-S of more, narrower blocks: images (N, 3, H, W) to logits (N, 1000)."""
-    return build_vmamba("vmamba_small_s1l20", pretrained, kwargs, depths=(2, 2, 20, 2), dims=96, ssm_ratio=1)
-
-
-@register_model
-def vmamba_base_s1l20(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build VMamba-B of more, narrower blocks: images (N, 3, H, W) to logits (N, 1000)."""
-    return build_vmamba("vmamba_base_s1l20", pretrained, kwargs, depths=(2, 2, 20, 2), dims=128, ssm_ratio=1)
-
-
-@register_model
-def vanilla_vmamba_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build the first VMamba-T (v0), of 16 states a channel: images (N, 3, H, W) to logits (N, 1000)."""
-    first = {"depths": (2, 2, 9, 2), "ssm_ratio": 2, "state": 16, "mlp_ratio": 0, "gated": True, "early_conv": False}
-    return build_vmamba("vanilla_vmamba_tiny", pretrained, kwargs, **first)
+for _name, _architecture in SIZES.items():
+    registered(_name, __name__, VSSM, _architecture)

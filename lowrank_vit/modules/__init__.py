@@ -57,8 +57,7 @@ def empty_replacement(entry: Mapping[str, Any], dense: nn.Module | nn.Parameter)
         raise ValueError(f"a layer of unknown kind {kind!r}")
     chosen = REPLACEMENTS.get(kind)
     _check_types(chosen, config)
-    module: nn.Module = chosen.empty(config, dense)
-    return module
+    return chosen.empty(config, dense)
 
 
 def _check_types(kind: type, config: Mapping[str, Any]) -> None:

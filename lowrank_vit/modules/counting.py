@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.scans import Scan
+from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.runtime.tensors import METADATA, tensor_bytes_count
 
 logger = logging.getLogger(__name__)
@@ -126,16 +127,12 @@ def tokens_per_image(model: nn.Module, names: Iterable[str], size: Sequence[int]
         tokens[name] = inputs[0].numel() // inputs[0].shape[-1]
 
     layers = {name: model.get_submodule(name) for name in names}
-    hooks = [
+    hooks = (
         layer.register_forward_pre_hook(lambda module, inputs, name=name: see(name, inputs))
         for name, layer in layers.items()
-    ]
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, *size).to(next(model.parameters())))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    )
+    with hooked(hooks), torch.inference_mode():
+        model(torch.zeros(1, *size).to(next(model.parameters())))
     return tokens
 
 

@@ -38,8 +38,7 @@ class Patches(Replacement):
     @property
     def weight(self) -> Tensor:
         """Return the weight that makes the outputs, for models that ask for its type and device."""
-        weight: Tensor = output_layer(self.linear).weight  # type: ignore[assignment]
-        return weight
+        return output_layer(self.linear).weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (B, C, H, W) to (B, d, H / kh, W / kw); pixels beyond the last whole patch are left out."""
@@ -47,8 +46,7 @@ class Patches(Replacement):
         rows, columns = x.shape[-2] // height, x.shape[-1] // width
         x = x[..., : rows * height, : columns * width]
         patches = x.reshape(x.shape[0], self.in_channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
-        y: Tensor = self.linear(patches.flatten(3)).permute(0, 3, 1, 2)
-        return y
+        return self.linear(patches.flatten(3)).permute(0, 3, 1, 2)
 
 
 def is_plain(module: object) -> bool:
@@ -104,5 +102,4 @@ class Positions(Replacement):
 
     @property
     def shape(self) -> torch.Size:
-        """Return the table's shape."""
         return torch.Size((1, self.config["tokens"], self.config["width"]))

@@ -204,5 +204,4 @@ class LowRankAttention(Replacement):
     ) -> Tensor:
         """Return the output of the heads' queries, keys and values; ``bias`` is added to the logits."""
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
-        joined: Tensor = self.proj(self.value.join(mixed))
-        return joined
+        return self.proj(self.value.join(mixed))

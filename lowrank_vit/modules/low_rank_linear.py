@@ -75,8 +75,7 @@ class SmallMlp(Replacement):
         return cls(act=getattr(dense, "act", nn.Identity()), **config)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(self.act(self.fc1(x)))
-        return y
+        return self.fc2(self.act(self.fc1(x)))
 
 
 @REPLACEMENTS.register("gated_mlp")
@@ -87,8 +86,7 @@ class SmallGatedMlp(SmallMlp):
 
     def forward(self, x: Tensor) -> Tensor:
         gates, values = self.fc1(x).chunk(2, -1)
-        y: Tensor = self.fc2(self.act(gates) * values)
-        return y
+        return self.fc2(self.act(gates) * values)
 
 
 SMALL_MLPS = {kind.rows: kind for kind in (SmallMlp, SmallGatedMlp)}

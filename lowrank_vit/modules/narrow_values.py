@@ -48,8 +48,7 @@ class NarrowOutput(Replacement):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x: (..., heads * width) to (..., d)."""
-        y: Tensor = self.up(self.heads.pick(x))
-        return y
+        return self.up(self.heads.pick(x))
 
 
 @torch.no_grad()

@@ -47,7 +47,6 @@ class PartialLinear(Replacement):
 
     @property
     def bias(self) -> Tensor | None:
-        """Return the bias of the outputs that are made."""
         return self.up.bias
 
     def extra_repr(self) -> str:
@@ -75,8 +74,7 @@ class SelectInput(PartialLinear):
         return small
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.up(x.index_select(-1, self.places))
-        return y
+        return self.up(x.index_select(-1, self.places))
 
 
 @REPLACEMENTS.register("scatter")

@@ -1,10 +1,11 @@
 """Find a module, and replace it by another."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from lowrank_vit.records.sites import Site
 
@@ -18,8 +19,7 @@ def output_linear(layer: nn.Module) -> nn.Linear:
 
 def output_layer(layer: nn.Module) -> nn.Module:
     """Return the layer that makes a layer's output: of a smaller layer the one called ``up``, otherwise itself."""
-    made: nn.Module = getattr(layer, "up", layer)
-    return made
+    return getattr(layer, "up", layer)
 
 
 def get_linear(model: nn.Module, site: Site) -> nn.Linear:
@@ -40,6 +40,27 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     if isinstance(getattr(owner, child, None), nn.Parameter):
         delattr(owner, child)  # torch lets nothing but tensors take a parameter's place
     setattr(owner, child, module)
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Register hooks within the block."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode within the block; each module then has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

@@ -196,8 +196,7 @@ class TokenBlock(Replacement):
 
     def think(self, x: Tensor) -> Tensor:
         """Return what the MLP adds."""
-        added: Tensor = self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return added
+        return self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 def attended(attention: Any, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -226,8 +225,7 @@ def read(attention: Any, x: Tensor, bias: Tensor | None, count: int) -> Tensor:
     queries = queries.unflatten(-1, (heads, -1)).transpose(1, 2)
     keys, values = rest.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=attention.scale)
-    outputs: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
-    return outputs
+    return attention.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class HeadLinear(nn.Module):
@@ -337,5 +335,4 @@ def masked(block: Any, x: Tensor, kept: Tensor | None) -> Tensor:
         bias = (seen + LEAST).log()[:, None]  # masked tokens, too, keep a slope
     y = attended(block.attn, block.norm1(x), bias)[0]
     x = x + block.drop_path1(block.ls1(y))
-    thought: Tensor = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-    return thought
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.records.images import Batches
 from lowrank_vit.runtime.processes import gathered
 from lowrank_vit.runtime.progress import track
@@ -99,17 +100,10 @@ def compared_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
     made: list[tuple[Any, Any]] = []  # what modules outside blocks were given, and returned
     inner = {id(part) for module in listened for part in module.modules()}
     others = [] if known else [each for each in model.modules() if each is not model and id(each) not in inner]
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output: seen.append(_first(output))) for module in listened
-    ]
-    hooks += [
-        each.register_forward_hook(lambda module, inputs, output: made.append((inputs, output))) for each in others
-    ]
-    try:
+    hooks = [each.register_forward_hook(lambda _, inputs, output: seen.append(_first(output))) for each in listened]
+    hooks += [each.register_forward_hook(lambda _, inputs, output: made.append((inputs, output))) for each in others]
+    with hooked(hooks):
         outputs = timm_model.forward_features(images) if known else predict(model, images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if known:
         return timm_model.forward_head(outputs, pre_logits=True), timm_model.forward_head(outputs), *seen
     heads = [inputs[0] for inputs, output in made if output is outputs and inputs and isinstance(inputs[0], Tensor)]
@@ -119,8 +113,7 @@ def compared_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
 
 def _first(output: Any) -> Tensor:
     """Return a block's stream, which some return first in a tuple."""
-    stream: Tensor = output[0] if isinstance(output, tuple) else output
-    return stream
+    return output[0] if isinstance(output, tuple) else output
 
 
 def divergences(

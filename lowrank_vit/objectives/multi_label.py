@@ -28,8 +28,6 @@ class MultiLabel:
     It is for classifiers that were trained by binary cross-entropy.
     """
 
-    revision: ClassVar[int] = 1
-
     measures: ClassVar[str] = "label_kl"
     unit: ClassVar[str] = "nats, summed over the labels"
 

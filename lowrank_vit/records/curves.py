@@ -57,7 +57,6 @@ class ErrorCurve:
 
     @cached_property
     def dense_cost(self) -> int:
-        """Return what the dense choice costs."""
         return self.table[-1] if self.table is not None else COSTS.get(self.price)(self.dense)
 
     @cached_property
@@ -94,8 +93,7 @@ class ErrorCurve:
     @cached_property
     def _values(self) -> list[float]:
         """Return the errors as plain numbers: allocators read tens of thousands of them."""
-        values: list[float] = self.errors.tolist()
-        return values
+        return self.errors.tolist()
 
     @property
     def ranks(self) -> range:

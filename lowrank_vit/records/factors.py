@@ -289,7 +289,6 @@ class SplitSite:
 
     @property
     def rank(self) -> int:
-        """Return the rank of the low-rank part."""
         return split_rank(self.layer.in_features, self.layer.out_features, self.share)
 
     def costs(self, tokens: int = 0) -> tuple[Cost, Cost, Cost]:

@@ -117,6 +117,15 @@ def _remedy(labels: Tensor, count: int) -> str:
     return "labels.long() where they are whole" if labels.shape == (count,) else "one for one"
 
 
+def of_all_processes(batches: Sequence[Tensor]) -> Tensor:
+    """Join rows of all processes, which have taken turns at them."""
+    shares = gathered(torch.cat([*batches]))
+    whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
+    for rank, share in enumerate(shares):
+        whole[rank :: len(shares)] = share
+    return whole
+
+
 def each_image(batches: Batches) -> Iterator[Tensor]:
     """Yield the images of each batch that has any, (B, C, H, W).
 
@@ -200,11 +209,7 @@ class Images:
 
     def tensor(self) -> Tensor:
         """Load all images into memory in order, (N, C, H, W), collected from all processes, which take turns at them."""
-        shares = gathered(torch.cat(list(self.each())))
-        whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
-        for rank, share in enumerate(shares):
-            whole[rank :: len(shares)] = share
-        return whole
+        return of_all_processes(list(self.each()))
 
     def each(self) -> "Unlabelled":
         """Return the batches without labels, (B, C, H, W), to go through once or more."""

@@ -40,7 +40,6 @@ class Site:
 
     @property
     def full_rank(self) -> int:
-        """Return the largest rank that the weight can have."""
         return min(self.in_features, self.out_features)
 
     @property
@@ -87,17 +86,14 @@ class AttentionSite:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Return the names of all linear layers of the module."""
         return (*self.readers, *self.within, self.proj.name)
 
     @property
     def readers(self) -> tuple[str, ...]:
-        """Return the names of the layers that read the module's input."""
         return (*self.beside, self.qkv.name)
 
     @property
     def in_features(self) -> int:
-        """Return the width of the input."""
         return self.qkv.in_features
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
@@ -205,17 +201,14 @@ class MlpSite:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Return the names of all linear layers of the module."""
         return (*self.readers, self.fc2.name)
 
     @property
     def readers(self) -> tuple[str, ...]:
-        """Return the names of the layers that read the module's input."""
         return tuple(layer.name for layer in self.inputs)
 
     @property
     def in_features(self) -> int:
-        """Return the width of the input."""
         return self.inputs[0].in_features
 
     @property

@@ -23,6 +23,11 @@ def worker_died(error: RuntimeError) -> InputError | None:
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message; without one, the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def disk_failed(error: OSError) -> bool:
     """Tell whether the disk, not the program, is to blame: full, over quota, or read-only."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

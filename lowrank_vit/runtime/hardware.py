@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -58,9 +58,8 @@ def resolve_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f'device {device!r} cannot be used ({reason}): try `device="cpu"` or `device="auto"`'
+            f'device {device!r} cannot be used ({reason_of(error)}): try `device="cpu"` or `device="auto"`'
         ) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.processes import check_rendezvous, count_of, die_with_parent, is_first, launched_from_outside
 
 T = TypeVar("T")
@@ -71,10 +71,9 @@ def launch(
         try:
             fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=machines, strategy=strategy)
         except (MisconfigurationException, ValueError) as error:
-            raise InputError(f"Lightning refuses these settings: {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"Lightning refuses these settings: {reason_of(error)}") from error
         try:
-            result: T = fabric.launch(functools.partial(_enter, functools.partial(function, *args)))
-            return result
+            return fabric.launch(functools.partial(_enter, functools.partial(function, *args)))
         except ProcessExitedException as error:
             raise InputError(f"{str(error).strip()}, perhaps out of memory: run again, finished work is kept") from None
 

@@ -120,7 +120,6 @@ class SeededTraining(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Move the teacher to the model's device."""
         for teacher in self._teacher:
             teacher.to(self.device).eval()
 

@@ -40,7 +40,6 @@ class ProgressLines(Progress):
         self._said: dict[TaskID, float] = {}
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Advance a task, and say so if it is time."""
         super().advance(task_id, advance)
         task = self._tasks[task_id]
         seconds = task.elapsed or 0.0

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.files import cache_folder, write_bytes
 
 METADATA = {"format": "pt"}  # of a model's safetensors file
@@ -182,8 +182,7 @@ def _restore(model: nn.Module, path: Path) -> bool:
     try:
         model.load_state_dict(safetensors.torch.load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"the cached model {path} is damaged and is trained again: {reason}", stacklevel=4)
+        warnings.warn(f"the cached model {path} is damaged and is trained again: {reason_of(error)}", stacklevel=4)
         return False
     return True
 

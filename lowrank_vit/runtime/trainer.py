@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from lowrank_vit.runtime.errors import InputError, worker_died
+from lowrank_vit.runtime.errors import InputError, reason_of, worker_died
 from lowrank_vit.runtime.files import write_bytes
 from lowrank_vit.runtime.hardware import Hardware
 from lowrank_vit.runtime.processes import launched_from_outside, leave_at_exit, rank_and_world
@@ -151,10 +151,6 @@ def choose_strategy(strategy: str | Strategy, devices: int, num_nodes: int) -> s
     return strategy
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def _unwrap(error: BaseException) -> BaseException:
     """Return the ``InputError`` behind an error of a spawned process or of Lightning's checks, or the error itself."""
     if isinstance(error, ProcessRaisedException) and (said := re.search(r"errors\.InputError: (.*)", str(error))):
@@ -194,7 +190,7 @@ def make_trainer(
             **options,
         )
     except (MisconfigurationException, ValueError) as error:
-        raise InputError(f"Lightning refuses these settings: {_first_line(error)}") from error
+        raise InputError(f"Lightning refuses these settings: {reason_of(error)}") from error
 
 
 class _State:

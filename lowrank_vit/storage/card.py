@@ -11,9 +11,8 @@ from lowrank_vit.objectives import OBJECTIVES
 from lowrank_vit.records.report import LayerEntry, Report
 from lowrank_vit.records.sites import WORDS
 
-NEEDS = frozenset(
-    {"model", "recipe", "recipe_fields", "protocol", "params", "macs", "layers", "provenance"}
-)  # of a report
+# of a report
+NEEDS = frozenset({"model", "recipe", "recipe_fields", "protocol", "params", "macs", "layers", "provenance"})
 
 
 def model_card(config: Mapping[str, Any], report: Report, size: int) -> str:
@@ -83,7 +82,6 @@ def _steps(report: Report) -> list[str]:
 
 
 def _repeatable(report: Report) -> bool:
-    """Tell whether one command made the model, which the report knows."""
     provenance = report["provenance"]
     words = provenance.get("arguments") or str(provenance.get("command", "")).split()
     later = [name for name in ("finetune", "distillation") if name in report]

@@ -106,7 +106,10 @@ def _write(
     carried: bool,
 ) -> None:
     """Write the files of a model; a report that was ``carried`` along says if it does not know of later training."""
-    (temporary / WEIGHTS).write_bytes(tensor_bytes(_stored(model, "quantization" in report), METADATA))
+    tensors = model.state_dict()
+    if "quantization" in report:  # rounding changes nothing in a model that ``quantize`` made
+        tensors = {name: each.half() if each.is_floating_point() else each for name, each in tensors.items()}
+    (temporary / WEIGHTS).write_bytes(tensor_bytes(tensors, METADATA))
     if carried and was_changed(model, report, temporary / WEIGHTS):
         report = {**report, "protocol": report["protocol"].removesuffix(CHANGED) + CHANGED}
     report = _with_sizes(report, file_bytes(temporary))
@@ -118,12 +121,6 @@ def _write(
         config["lowrank_vit"]["nested"] = {**nested.entry, "bytes": (temporary / NESTED).stat().st_size}
     (temporary / CARD).write_text(card.model_card(config, report, file_bytes(temporary)), "utf-8")
     (temporary / CONFIG).write_text(json_text(sealed(config, temporary, names)), "utf-8")
-
-
-def _stored(model: nn.Module, half: bool) -> dict[str, Tensor]:
-    """Return the tensors as the file has them; rounding to float16 changes nothing in a model that ``quantize`` made."""
-    state = model.state_dict()
-    return {name: tensor.half() if half and tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
 def _with_sizes(report: Report, size: int) -> Report:

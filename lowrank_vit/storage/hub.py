@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.extras import hub_reachable
 from lowrank_vit.runtime.files import given_path
 from lowrank_vit.storage.contents import CARD, CONFIG, NESTED, REPORT, WEIGHTS
@@ -36,7 +36,7 @@ def local_folder(name: str | Path, *, nested: bool = False) -> Path:
             repository, revision=revision or None, allow_patterns=files, local_files_only=offline
         )
     except Exception as error:  # the hub's, the HTTP client's and the file system's errors share no base class
-        reason = "it is not cached, and the hub cannot be reached" if offline else _reason(error)
+        reason = "it is not cached, and the hub cannot be reached" if offline else reason_of(error)
         raise InputError(f"{name} cannot be fetched: {reason}") from error
     return Path(folder)
 
@@ -57,9 +57,5 @@ def upload(folder: Path, repository: str, private: bool, message: str) -> str:
             repo_id=repository, folder_path=folder, commit_message=message, allow_patterns=[*FILES, NESTED]
         )
     except Exception as error:  # as above
-        raise InputError(f"{folder} cannot be pushed to {repository!r}: {_reason(error)}") from error
+        raise InputError(f"{folder} cannot be pushed to {repository!r}: {reason_of(error)}") from error
     return str(address)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

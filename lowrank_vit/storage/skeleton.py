@@ -17,7 +17,7 @@ from lowrank_vit.modules import empty_replacement
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.objectives.classification import classes_of
-from lowrank_vit.runtime.errors import InputError
+from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.stages.compensate import empty_module
 
 # arguments of timm.create_model that fetch or open files, an old checkpoint's pickle among them
@@ -54,7 +54,6 @@ def check_layer(name: str, config: Mapping[str, Any], dense: nn.Module | nn.Para
 
 
 def _numbers(value: object) -> Iterator[float]:
-    """Yield all numbers in a value of JSON."""
     if isinstance(value, int | float):
         yield value
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -120,8 +119,7 @@ def empty_model(
     except NotAllowedError:
         raise
     except Exception as error:  # architectures raise errors of many kinds for invalid arguments
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{culprit} ({reason}): {remedy}") from None
+        raise InputError(f"{culprit} ({reason_of(error)}): {remedy}") from None
     return model
 
 

@@ -84,7 +84,6 @@ class Folded:
     residual: ClassVar[Tensor | None] = None
 
     def fold(self) -> nn.Module:
-        """Return the smaller module."""
         return self.module
 
 

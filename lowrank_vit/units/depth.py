@@ -49,7 +49,6 @@ class DecomposedDepth(Decomposed[Directions, Folded]):
         return self.found.kept(ranks[self.unit.part]).tolist()
 
     def cut(self, ranks: Ranks) -> Folded:
-        """Make the module of all blocks, in which the removed ones return their input."""
         site, kept = self.unit.site, self.kept(ranks)
         small = copy.deepcopy(self.model.get_submodule(site.name))
         for place, block in enumerate(site.blocks):
@@ -83,7 +82,6 @@ class DepthUnit(Unit[BlockChoice, Directions]):
 
     @property
     def part(self) -> str:
-        """Return the name of its part."""
         return f"{self.name}.{DEPTH}"
 
     @property
@@ -112,7 +110,6 @@ class DepthUnit(Unit[BlockChoice, Directions]):
         return [cls(DepthSite(name, blocks, tuple(costs), last), method, settings)]
 
     def needs(self) -> Needs:
-        """Return the statistics that the report reads."""
         return {self.site.output.name: frozenset({"second"})}
 
     def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Directions] | None = None) -> list[ErrorCurve]:

@@ -109,7 +109,6 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
 
     @classmethod
     def prepare(cls, model: nn.Module) -> None:
-        """Replace the parameter by a module, in place."""
         site = table_site(model)
         if site is not None:
             replace_module(model, site.name, Positions.of(part(model, site.name)))

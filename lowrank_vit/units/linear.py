@@ -77,7 +77,6 @@ class DecomposedLayer(Decomposed[Found, AnyCut]):
     def described(
         self, cut: LayerCut | None, rank: int | None, details: Mapping[str, Any], z: Any = None
     ) -> LayerEntry:
-        """Make the layer's entry of the report."""
         site = self.unit.site
         errors = [0.0] * len(self.metrics) if cut is None else cut.relative_errors()
         parameters = site.parameters if cut is None else cut.layer.parameters
@@ -157,7 +156,6 @@ class DecomposedLinear(DecomposedLayer[Factors, LinearCut]):
 
     @cached_property
     def curve(self) -> ErrorCurve:
-        """Return the loss and cost of every rank."""
         (curve,) = super().curves()
         return curve
 
@@ -209,7 +207,6 @@ class LinearUnit(LayerUnit[Decomposition, Factors]):
         return {self.name: frozenset(self.method.needs | {"second"} | z | refit)}
 
     def report_needs(self) -> Needs:
-        """Return the second moment of the side that the method reads."""
         needs = self.needs()[self.name]
         return {self.name: frozenset({"input_second" if "input_second" in needs else "second"})}
 
@@ -295,7 +292,6 @@ class RowUnit(LayerUnit[RowChoice, SplitRows]):
 
     @property
     def part(self) -> str:
-        """Return the name of its part."""
         return f"{self.name}.{ROW}"
 
     @property
@@ -305,14 +301,12 @@ class RowUnit(LayerUnit[RowChoice, SplitRows]):
 
     @property
     def rank(self) -> int:
-        """Return the rank of the low-rank part."""
         return self.split.rank
 
     def needs(self) -> Needs:
         return {self.name: self.method.needs | {"second"}}
 
     def report_needs(self) -> Needs:
-        """Return the second moment of the smaller side."""
         return {self.name: frozenset({"second"})}
 
     def curves(self, tokens: Mapping[str, int], parts: Mapping[str, SplitRows] | None = None) -> list[ErrorCurve]:

@@ -155,7 +155,6 @@ class DecomposedModule(Decomposed[Part, ModuleCut]):
         return layer_entry(site.name, (site.in_features, output.out_features), rank, params, errors, details)
 
     def details(self, ranks: Ranks) -> dict[str, float | int | None]:
-        """Return what the report tells of each part."""
         details: dict[str, float | int | None] = {}
         for name, costs in self.unit.costs().items():
             found, count = self.parts[self.unit.named(name)], ranks[self.unit.named(name)]
@@ -178,7 +177,6 @@ class ModuleUnit(Unit[Method, Part]):
         return self.site.linears
 
     def named(self, part: str) -> str:
-        """Return a part's name in a plan."""
         return f"{self.name}.{part}"
 
     def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:

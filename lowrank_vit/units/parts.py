@@ -92,7 +92,9 @@ class DecomposedParts(DecomposedModule[Found]):
         kept = self.unit.kept(self.found, ranks[self.unit.part])
         output = self.unit.output(self.found, kept.inner, *dense_linear(self.model, layer))
         if attention := isinstance(site, AttentionSite):
-            cut = _attention(self.model, site, kept, output)
+            whole = None if site.dense_logits else family_of(self.model).attention_weights(self.model, site)
+            dense = None if whole is None else kept.means_in(whole)
+            cut = smaller_attention(self.model, site, dense, kept.inner, output)
         else:
             cut = _mlp(self.model, site, kept, output)
         if kept.inputs is not None:
@@ -124,12 +126,6 @@ def _some(kept: Tensor | None, count: int) -> Tensor | None:
     return kept if kept is not None and len(kept) < count else None
 
 
-def _attention(model: nn.Module, site: AttentionSite, kept: Kept, output: tuple[Tensor, Tensor]) -> ModuleCut:
-    """Make the attention; a head without values loses its queries and keys, too."""
-    dense = None if site.dense_logits else kept.means_in(family_of(model).attention_weights(model, site))
-    return smaller_attention(model, site, dense, kept.inner, output)
-
-
 def _mlp(model: nn.Module, site: MlpSite, kept: Kept, output: tuple[Tensor, Tensor]) -> ModuleCut:
     """Make the MLP; with fewer inputs its first layer gets a bias."""
     dense, columns = family_of(model).mlp_weights(model, site), torch.eye(site.fc2.in_features).to(output[0])
@@ -157,7 +153,6 @@ class PartUnit(ModuleUnit[Method, Found]):
 
     @property
     def part(self) -> str:
-        """Return the name of its parts in a plan."""
         return self.named(self.kind)
 
     @property
@@ -313,7 +308,6 @@ class GatedUnit(OneOrder[PartChoice, GatedParts]):
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Count the heads, or the hidden units, and the outputs."""
         output = self.linears[-1]
         return output.in_features // self.width, output.out_features
 
@@ -322,8 +316,7 @@ class GatedUnit(OneOrder[PartChoice, GatedParts]):
 
     def exact(self, found: GatedParts) -> Tensor:
         inner = found.inner.cpu().long().cumsum(0)
-        exact: Tensor = pruned(self.site, inner, torch.arange(1, len(inner) + 1) - inner)
-        return exact
+        return pruned(self.site, inner, torch.arange(1, len(inner) + 1) - inner)
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, GatedParts]:
         return {self.part: self.method(self.site, moments[self.linears[-1].name])}
@@ -378,7 +371,6 @@ class ColumnUnit(OneOrder[ColumnChoice, Columns]):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Count the dimensions or hidden units, and the inputs."""
         return tuple(layer.in_features for layer in reversed(self.linears))
 
     def blank(self, inner: Tensor, *others: Tensor) -> Columns:

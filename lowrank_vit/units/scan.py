@@ -44,7 +44,6 @@ class DecomposedScan(Decomposed[Directions, Folded]):
     unit: "ScanUnit"
 
     def cut(self, ranks: Ranks) -> Folded:
-        """Leave the scan out, or keep it at the size None."""
         scan = self.model.get_submodule(self.unit.name)
         assert isinstance(scan, Scan)
         dim = self.unit.linears[-1].out_features

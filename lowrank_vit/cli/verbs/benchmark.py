@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import add_class_order, add_folder
+from lowrank_vit.cli import arguments
 from lowrank_vit.runtime.errors import InputError, amount
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "benchmark",
-        help="measure latency, throughput and memory beside the dense model",
-        example="small --batches 1,8 --modes eager",
-    )
-    add_folder(parser)
+HELP = "measure latency, throughput and memory beside the dense model"
+EXAMPLE = "small --batches 1,8 --modes eager"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_folder(parser)
     parser.add_argument("--batches", default="1,8,64", metavar="B,B,...", help="images at a time")
     parser.add_argument("--modes", default="eager,compiled", metavar="MODE,...", help="eager, compiled or both")
     parser.add_argument(
@@ -52,10 +51,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", metavar="SPEC", help="measure top-1 of the --onnx files on its validation images, too"
     )
-    add_class_order(parser)
+    arguments.add(parser, "--class-order")
     parser.add_argument("--limit", type=int, default=200, help="use this many validation images")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    arguments.add(parser, "--json")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -99,7 +97,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _files(args: argparse.Namespace) -> None:
-    """Measure exported files of a folder's model in turns."""
     from timm.data import resolve_model_data_config
 
     from lowrank_vit.compression.exported_files import compare_files

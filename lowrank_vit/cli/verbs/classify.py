@@ -2,20 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lowrank_vit.cli.arguments import add_folder
 
+HELP = "name what a model sees in photographs"
+EXAMPLE = "deit_tiny_4mib photograph.jpg"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "classify", help="name what a model sees in photographs", example="deit_tiny_4mib photograph.jpg"
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_folder(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file, such as a .jpg or .png")
     parser.add_argument("--top", type=int, default=5, help="how many classes to name")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

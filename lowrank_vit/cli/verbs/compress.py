@@ -7,20 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import (
-    add_budget,
-    add_calibration,
-    add_compile,
-    add_data,
-    add_model,
-    add_out,
-    calibration_data,
-    calibration_images,
-    held_out_images,
-    named_model,
-    shares,
-)
-from lowrank_vit.cli.choices import add_choices, check_choices, check_size, made
+from lowrank_vit.cli import arguments
 from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.cli.unfinished import check_new, unfinished
 from lowrank_vit.records.budgets import Size, budgets_of, parse_budgets
@@ -41,26 +28,23 @@ EMBEDDINGS: dict[bool | None, dict[str, Any]] = {  # what --embeddings, or its o
 }
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "compress",
-        help="compress a model and save it to a folder",
-        example="--model deit_tiny_patch16_224.fb_in1k --data imagefolder:PATH --reduction 0.4 --out small",
-    )
-    add_model(parser, required=True)
-    add_data(parser)
+HELP = "compress a model and save it to a folder"
+EXAMPLE = "--model deit_tiny_patch16_224.fb_in1k --data imagefolder:PATH --reduction 0.4 --out small"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_model(parser, required=True)
+    arguments.add_data(parser)
     parser.add_argument(
         "--recipe",
         default="best",
         help="see `list recipes`; or a report.json, which repeats what made it, or a TOML of these options",
     )
     _add_size(parser)
-    add_compile(parser)
-    add_calibration(parser)
-    parser.add_argument(
-        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
-    )
+    arguments.add(parser, "--compile", "--runtime")
+    arguments.add_calibration(parser)
+    arguments.add(parser, "--sites")
     _add_solver(parser)
     _add_savings(parser)
     parser.add_argument(
@@ -71,20 +55,18 @@ def add_parser(verbs: Any) -> None:
         action="store_true",
         help="leave a finished model in --out as it is (an unfinished one is always resumed)",
     )
-    add_out(parser)
-    parser.set_defaults(run=run, check=check)
+    arguments.add_out(parser)
 
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
-    """Add what says how small the model is to be."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--reduction",
-        type=shares,
+        type=arguments.shares,
         metavar="SHARE[,SHARE...]",
         help="share of all parameters to remove, e.g. 0.5; several sizes go to folders of their own in --out",
     )
-    add_budget(size)
+    arguments.add(size, "--budget")
     parser.add_argument(
         "--max-loss",
         type=float,
@@ -96,7 +78,7 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_savings(parser: argparse.ArgumentParser) -> None:
-    """Add what saves parameters, bits or tokens, beside the units of blocks."""
+    """Add what saves parameters, bits or tokens, beside the units of blocks or together with their sizes."""
     parser.add_argument(
         "--pivoted",
         action=argparse.BooleanOptionalAction,
@@ -114,11 +96,21 @@ def _add_savings(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="give patch and position embeddings a rank, too, under the same budget (default: the recipe's; best does)",
     )
-    add_choices(parser)
+    parser.add_argument(
+        "--bits",
+        type=arguments.whole_numbers,
+        metavar="B[,B...]",
+        help="choose the bits of each layer from these, 2 to 8, together with the sizes; needs --budget bytes=...",
+    )
+    parser.add_argument(
+        "--tokens",
+        choices=("auto", "none"),
+        help="merge tokens, too, as far as that serves the held-out images, under --budget macs=... or latency=..., or not "
+        "(default: the recipe's; best merges where the model allows it)",
+    )
 
 
 def _add_solver(parser: argparse.ArgumentParser) -> None:
-    """Add what changes a recipe's fields."""
     parser.add_argument(
         "--solver", choices=("closed_form", "moments", "minibatch"), help="how Z is fitted (default: the recipe's)"
     )
@@ -158,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
     resolve_device(args.device)
     wanted = _wanted(args)
     folders = {args.out / name if len(wanted) > 1 else args.out: size for name, size in wanted.items()}
-    check_choices(args, recipe, wanted)
+    _check_together(args, recipe, wanted)
     if args.nested:
         check_nestable(recipe)
         if len(folders) > 1:
@@ -172,6 +164,24 @@ def run(args: argparse.Namespace) -> None:
             storage.check_free(out, "choose another --out, or --resume to keep a finished model")
         if folders:
             _compress(args, recipe, folders, folder)
+
+
+def _check_together(args: argparse.Namespace, recipe: Recipe, wanted: Mapping[str, Size | None]) -> None:
+    """Raise ``InputError``, before a model is loaded, unless all can be chosen together."""
+    if args.tokens == "auto" and (args.bits is not None or args.nested or args.budget is None):
+        raise InputError(
+            "tokens and sizes are chosen together for macs or time: give --tokens with --budget macs=0.6, without --bits "
+            "and --nested"
+        )
+    if args.bits is not None:
+        from lowrank_vit.compression.joint import check_joint
+
+        if args.budget is None or args.nested:
+            reason = "a nested folder has no bits" if args.nested else "sizes and bits are chosen together in bytes"
+            raise InputError(f"{reason}: give --bits with --budget bytes=4MiB, without --nested")
+        for size in wanted.values():
+            assert size is not None
+            check_joint(recipe, size, args.bits)
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Size | None]:
@@ -203,25 +213,26 @@ def _check_same(folder: Path, recipe: Recipe, size: Size | None) -> None:
 def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, Size | None], meanwhile: Path) -> None:
     from lowrank_vit.cli.summary import summarise
     from lowrank_vit.compression import save as saving
+    from lowrank_vit.compression.budget import check_budget
     from lowrank_vit.compression.compress import analyse
     from lowrank_vit.compression.find import find_units
     from lowrank_vit.compression.nested import check_nestable, with_sizes
     from lowrank_vit.runtime.processes import is_first
 
-    model, model_args = named_model(args)
-    data = calibration_data(args, model)
-    options = {} if args.sites is None else {"sites": args.sites}
+    model, model_args = arguments.named_model(args)
+    data = arguments.calibration_data(args, model)
+    options = arguments.chosen_sites(args)
     for size in folders.values():
-        if size is not None:
-            check_size(args, model, recipe, size, **options)
+        if size is not None and args.bits is None:
+            check_budget(model, recipe, size, **options)
     if args.nested:
         found = find_units(model, recipe, **options)
         check_nestable(found.recipe, found.units)
     analysis = analyse(
         model,
-        calibration_images(data),
+        arguments.calibration_images(data),
         recipe,
-        held_out=held_out_images(data),
+        held_out=arguments.held_out_images(data),
         seed=args.seed,
         device=args.device,
         progress=is_first(),
@@ -240,9 +251,21 @@ def _compress(args: argparse.Namespace, recipe: Recipe, folders: Mapping[Path, S
 
 def _made(args: argparse.Namespace, analysis: Analysis, data: ImageData, size: Size | None) -> tuple[nn.Module, Report]:
     """Make the model of a size, or the smallest one by ``--max-loss``."""
+    from lowrank_vit.compression.compress import resized
+
     if args.max_loss is not None or size is None:
         return _smallest(args, analysis, data, size)
-    return made(args, analysis, size)
+    small, report = resized(analysis, size, args.bits)
+    _show_splits(report)
+    return small, report
+
+
+def _show_splits(report: Any) -> None:
+    from lowrank_vit.runtime.processes import is_first
+
+    for split in report["shared"]["tried"] if "shared" in report and is_first() else []:
+        pairs = ", ".join(map(str, split["pairs"])) if any(split["pairs"]) else "none"
+        print(f"pairs merged: {pairs}; {split['parameters']:,} parameters, divergence {split['divergence']:.4g}")
 
 
 def _smallest(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lowrank_vit.cli.arguments import key_value, natural
+from lowrank_vit.cli import arguments
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,13 +23,12 @@ SUFFIX = ".safetensors"
 SMALL = 64  # pixels: smaller images are enlarged in the grid of samples
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "customize",
-        help="teach a diffusion model a new concept from a few images, as a small delta",
-        example="--model digits --images PATH --prompt 'a photo of V*' --out new.safetensors",
-    )
+HELP = "teach a diffusion model a new concept from a few images, as a small delta"
+EXAMPLE = "--model digits --images PATH --prompt 'a photo of V*' --out new.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     parser.add_argument(
         "--model",
         required=True,
@@ -41,30 +40,31 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--word", default="V*", help="the new word, where the prompt has it")
     _add_method(parser)
     _add_prior(parser)
-    parser.add_argument("--samples", type=natural, default=0, help="images to draw before and after, to DELTA.png")
+    parser.add_argument(
+        "--samples", type=arguments.natural, default=0, help="images to draw before and after, to DELTA.png"
+    )
     parser.add_argument("--guidance", type=float, default=7.0, help="how strongly samples follow the prompt")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
-    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    arguments.add(parser, "--seed", "--device")
     parser.add_argument("--out", type=Path, required=True, metavar="DELTA", help=f"the file to write, {SUFFIX}")
-    parser.set_defaults(run=run)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
-    """Add the method, and how it is trained."""
     parser.add_argument(
         "--method", default="comcat", help="comcat | lora | custom_diffusion | dreambooth | textual_inversion"
     )
-    parser.add_argument("--rank", type=natural, help="rank per head (comcat, default: 2) or layer (lora, default: 4)")
+    parser.add_argument(
+        "--rank", type=arguments.natural, help="rank per head (comcat, default: 2) or layer (lora, default: 4)"
+    )
     parser.add_argument(
         "--method-args",
-        type=key_value,
+        type=arguments.key_value,
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="further settings of the method, such as zero_start=false or layers=cross; repeatable",
     )
-    parser.add_argument("--steps", type=natural, default=500, help="training steps")
-    parser.add_argument("--batch-size", type=natural, default=1, help="images in a step")
+    parser.add_argument("--steps", type=arguments.natural, default=500, help="training steps")
+    parser.add_argument("--batch-size", type=arguments.natural, default=1, help="images in a step")
     parser.add_argument(
         "--learning-rate", type=float, help="initial learning rate; it falls to zero (default: the method's)"
     )
@@ -78,13 +78,16 @@ def _add_prior(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="also train on images that the model draws for this prompt, so that it forgets less; repeatable",
     )
-    parser.add_argument("--prior-images", type=natural, default=100, help="images to draw for --prior, in all")
+    parser.add_argument(
+        "--prior-images", type=arguments.natural, default=100, help="images to draw for --prior, in all"
+    )
     parser.add_argument("--prior-weight", type=float, default=1.0, help="weight of the loss on them")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train a delta, and write it."""
     from lowrank_vit.customize.customization import customized, save_delta
+    from lowrank_vit.customize.sample import load_images
     from lowrank_vit.customize.train import Training, train
     from lowrank_vit.runtime.hardware import resolve_device
 
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     method, device = _method(args), resolve_device(args.device)
     training = Training(args.steps, args.batch_size, args.learning_rate)
     model = _model(args.model).to(device)
-    images, prior = _images(args, model), _prior(args, model)
+    images, prior = load_images(args.images, model.channels, model.side), _prior(args, model)
     before = _samples(args, model, None)
     customization = customized(model, method, args.word if args.word in args.prompt.split() else None, seed=args.seed)
     told = train(customization, images, args.prompt, training, prior=prior, seed=args.seed, progress=True)
@@ -124,14 +127,7 @@ def _model(name: str) -> TextToImage:
     return digits_model() if name == DIGITS else open_folder(Path(name))
 
 
-def _images(args: argparse.Namespace, model: TextToImage) -> Tensor:
-    from lowrank_vit.customize.sample import load_images
-
-    return load_images(args.images, model.channels, model.side)
-
-
 def _prior(args: argparse.Namespace, model: TextToImage) -> Prior | None:
-    """Draw what is not to be forgotten, if anything is named."""
     from lowrank_vit.customize.sample import draw_prior
 
     if not args.prior:
@@ -155,7 +151,6 @@ def _samples(args: argparse.Namespace, model: TextToImage, customization: Custom
 
 
 def _show(args: argparse.Namespace, before: Tensor | None, after: Tensor | None) -> None:
-    """Write the samples, those before above those after."""
     from lowrank_vit.customize.sample import save_grid
 
     if before is not None and after is not None:

@@ -2,20 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lowrank_vit.cli.arguments import add_data, image_data, lightning_hardware
 from lowrank_vit.cli.train_folder import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
 from lowrank_vit.cli.unfinished import unfinished
 
+HELP = "train all factors towards the dense model, on a few unlabelled images"
+EXAMPLE = "small --data imagefolder:PATH --epochs 2 --out distilled"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "distill",
-        help="train all factors towards the dense model, on a few unlabelled images",
-        example="small --data imagefolder:PATH --epochs 2 --out distilled",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_folders(parser)
     add_data(parser)
     parser.set_defaults(batch_size=20)
@@ -29,7 +26,6 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--vector-learning-rate", type=float, default=3e-3, help="learning rate of biases and norms")
     parser.add_argument("--mix", type=float, default=0.0, help="largest share of another image mixed into each")
     add_logger(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,7 +40,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
 
     hardware = lightning_hardware(args)
     model, report = untrained(args, "distil")
-    teacher = dense_model(args.folder, report, args.checkpoint)
+    teacher = dense_model(args)
     data = image_data(args, model, calibration_samples=args.calibration_samples, held_out_samples=args.held_out_samples)
     trained = distill(
         model,

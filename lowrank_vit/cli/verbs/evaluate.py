@@ -2,46 +2,36 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lowrank_vit.cli.arguments import (
-    BesideDense,
-    add_data,
-    add_folder,
-    add_model,
-    chosen_model,
-    image_data,
-    lightning_hardware,
-)
+from lowrank_vit.cli import arguments
 from lowrank_vit.cli.train_folder import dense_model
 from lowrank_vit.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "evaluate",
-        help="measure top-1, top-5 and loss of a compressed or a dense model",
-        example="small --dense --data imagefolder:PATH",
-    )
-    add_folder(parser, optional=True)
-    add_model(parser, required=False)
-    add_data(parser)
+HELP = "measure top-1, top-5 and loss of a compressed or a dense model"
+EXAMPLE = "small --dense --data imagefolder:PATH"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_folder(parser, optional=True)
+    arguments.add_model(parser, required=False)
+    arguments.add_data(parser)
     parser.add_argument("--split", choices=("train", "validation"), default="validation", help="images to evaluate on")
     parser.add_argument("--limit", type=int, help="evaluate this many images, drawn by the seed (default: all)")
     parser.add_argument(
         "--dense",
         nargs="?",
-        action=BesideDense,
+        action=arguments.BesideDense,
         default=False,
         metavar="FILE",
         help="compare DIR with the dense model that it was made from; its weights are those of --checkpoint, or FILE",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run, check=check)
+    arguments.add(parser, "--json")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -52,10 +42,10 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate a folder's model, or a dense model by name."""
-    model, _ = chosen_model(args)
-    data = image_data(args, model, limit=args.limit, evaluation_split=args.split)
-    dense = _dense(args) if args.dense else None
-    hardware = lightning_hardware(args)
+    model, _ = arguments.chosen_model(args)
+    data = arguments.image_data(args, model, limit=args.limit, evaluation_split=args.split)
+    dense = dense_model(args) if args.dense else None
+    hardware = arguments.lightning_hardware(args)
     from lowrank_vit.cli.view import feature_line
     from lowrank_vit.stages.evaluate.accuracy import evaluate
 
@@ -80,10 +70,3 @@ def run(args: argparse.Namespace) -> None:
         )
     elif args.folder is not None:
         print("to compare with the dense model, add --dense")
-
-
-def _dense(args: argparse.Namespace) -> "nn.Module":
-    """Load the dense model that DIR was made from."""
-    from lowrank_vit.storage import folder as storage
-
-    return dense_model(args.folder, storage.load_report(args.folder), args.checkpoint)

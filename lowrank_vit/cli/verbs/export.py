@@ -5,36 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lowrank_vit.cli.arguments import (
-    add_calibration,
-    add_data,
-    add_folder,
-    add_model,
-    calibration_data,
-    calibration_images,
-    check_out,
-    chosen_model,
-)
+from lowrank_vit.cli import arguments
 from lowrank_vit.runtime.errors import InputError, amount
 from lowrank_vit.stages.export.formats import EXPORTERS, NARROWED, exporter, files
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lowrank_vit.stages.export.agreement import Agreement
+    from lowrank_vit.stages.export.export import Agreement
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "export",
-        help=f"write a model for {' or '.join(EXPORTERS.get(name).reader for name in EXPORTERS.names())}, and check the file",
-        example="small --format onnx --out small.onnx",
-    )
-    add_folder(parser, optional=True)
-    add_model(parser, required=False)
+HELP = f"write a model for {' or '.join(EXPORTERS.get(name).reader for name in EXPORTERS.names())}, and check the file"
+EXAMPLE = "small --format onnx --out small.onnx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_folder(parser, optional=True)
+    arguments.add_model(parser, required=False)
     parser.add_argument("--format", choices=EXPORTERS.names(), required=True, help="see `list exporters`")
     integers = parser.add_mutually_exclusive_group()
     for bits, what in ((8, "weights and activations"), (4, "weights, for products that know them")):
@@ -50,8 +40,8 @@ def add_parser(verbs: Any) -> None:
         default="float32",
         help="float16: weights and activations, but for values that it cannot hold; needs --data",
     )
-    add_data(parser, required=False, shared=False)
-    add_calibration(parser, held_out=False)
+    arguments.add_data(parser, required=False, shared=False)
+    arguments.add_calibration(parser, held_out=False)
     parser.set_defaults(calibration_samples=128, batch_size=16)
     parser.add_argument(
         "--tolerated",
@@ -62,7 +52,6 @@ def add_parser(verbs: Any) -> None:
         "float16 may cost",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.set_defaults(run=run, check=check)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -75,7 +64,7 @@ def check(args: argparse.Namespace) -> None:
     asked = "--dtype float16" if args.dtype == "float16" else None if args.bits is None else f"--int{args.bits}"
     if asked is not None and (args.format not in NARROWED.names() or args.data is None):
         raise InputError(f"{asked} is for --format {' or '.join(NARROWED.names())}, and looks at images: give --data")
-    check_out(args)
+    arguments.check_out(args)
     exporter(args.format)
 
 
@@ -84,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.cli.view import mebibytes
     from lowrank_vit.stages.export.export import export
 
-    model, _ = chosen_model(args)
+    model, _ = arguments.chosen_model(args)
     if args.bits is not None:
         _export_integers(args, model)
     elif args.dtype == "float16":
@@ -99,7 +88,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _export_integers(args: argparse.Namespace, model: nn.Module) -> None:
-    """Write a file that computes in integers, and say what became of it."""
     from lowrank_vit.stages.export.integers import export_integers
 
     made = export_integers(
@@ -116,7 +104,6 @@ def _export_integers(args: argparse.Namespace, model: nn.Module) -> None:
 
 
 def _export_half(args: argparse.Namespace, model: nn.Module) -> None:
-    """Write a file in float16, and say what became of it."""
     from lowrank_vit.stages.export.half import export_half
 
     made = export_half(model, args.out, _images(args, model), file_format=args.format, tolerated=args.tolerated)
@@ -124,8 +111,7 @@ def _export_half(args: argparse.Namespace, model: nn.Module) -> None:
 
 
 def _images(args: argparse.Namespace, model: nn.Module) -> Iterable[Tensor]:
-    """Return the calibration images, which show ranges and what the file changes."""
-    return calibration_images(calibration_data(args, model)).each()
+    return arguments.calibration_images(arguments.calibration_data(args, model)).each()
 
 
 def _told(found: Agreement) -> str:

@@ -2,21 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lowrank_vit.cli.arguments import add_data, image_data, lightning_hardware
 from lowrank_vit.cli.train_folder import add_folders, add_logger, chosen_logger, dense_model, save_trained, untrained
 from lowrank_vit.cli.unfinished import check_new, unfinished
 from lowrank_vit.runtime.errors import InputError
 
+HELP = "train norms, biases, head and patch embedding (the paper's 20 epochs)"
+EXAMPLE = "small --data imagefolder:PATH --epochs 20 --out tuned"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "finetune",
-        help="train norms, biases, head and patch embedding (the paper's 20 epochs)",
-        example="small --data imagefolder:PATH --epochs 20 --out tuned",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_folders(parser)
     add_data(parser)
     parser.add_argument("--epochs", type=int, default=20, help="passes over the training split")
@@ -28,7 +25,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--full", action="store_true", help="train all parameters")
     add_logger(parser)
-    parser.set_defaults(run=run, check=check)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -49,7 +45,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
 
     hardware = lightning_hardware(args)
     model, report = untrained(args, "fine-tune")
-    teacher = dense_model(args.folder, report, args.checkpoint) if args.distill else None
+    teacher = dense_model(args) if args.distill else None
     tuned = finetune(
         model,
         image_data(args, model),

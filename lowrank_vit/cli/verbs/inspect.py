@@ -3,24 +3,22 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from lowrank_vit.cli.arguments import add_folder
+from lowrank_vit.cli import arguments
 from lowrank_vit.cli.early import check_figure
 from lowrank_vit.runtime.errors import InputError
 
+HELP = "show what a compressed model's folder holds"
+EXAMPLE = "small --plot ranks.png"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "inspect", help="show what a compressed model's folder holds", example="small --plot ranks.png"
-    )
-    add_folder(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_folder(parser)
+    arguments.add(parser, "--json")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw ranks, errors and the steps of Algorithm 1 (.png)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

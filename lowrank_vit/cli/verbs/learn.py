@@ -5,18 +5,7 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import (
-    add_calibration,
-    add_data,
-    add_model,
-    add_out,
-    calibration_data,
-    calibration_images,
-    check_out,
-    held_out_images,
-    lightning_hardware,
-    named_model,
-)
+from lowrank_vit.cli import arguments
 from lowrank_vit.cli.train_folder import add_logger, chosen_logger
 from lowrank_vit.cli.unfinished import check_new, unfinished
 from lowrank_vit.records.budgets import Size, parse_budget
@@ -28,15 +17,14 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.recipe import Recipe
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "learn",
-        help="learn what to keep while training on labelled images, then compress accordingly",
-        example="--model digits_deit_small --data digits --method vtp --budget params=0.6 --out learnt",
-    )
-    add_model(parser, required=True)
-    add_data(parser)
+HELP = "learn what to keep while training on labelled images, then compress accordingly"
+EXAMPLE = "--model digits_deit_small --data digits --method vtp --budget params=0.6 --out learnt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_model(parser, required=True)
+    arguments.add_data(parser)
     parser.add_argument("--method", required=True, help="see `list methods`")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--reduction", type=float, metavar="SHARE", help="share of all parameters to remove, e.g. 0.4")
@@ -50,10 +38,9 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="the highest learning rate of the weights")
     parser.add_argument("--distill", action="store_true", help="learn from the dense model's predictions, too")
-    add_calibration(parser)
+    arguments.add_calibration(parser)
     add_logger(parser)
-    add_out(parser)
-    parser.set_defaults(run=run, check=check)
+    arguments.add_out(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.recipes import FULL_FORMS
 
     with unfinished(args.out) as folder:
-        check_out(args)
+        arguments.check_out(args)
         _run(args, FULL_FORMS[args.method], _size(args), folder)
 
 
@@ -94,19 +81,19 @@ def _run(args: argparse.Namespace, recipe: "Recipe", size: Size, folder: Path) -
     from lowrank_vit.records.budgets import budget_of
     from lowrank_vit.runtime.processes import is_first
 
-    training: dict[str, Any] = {"hardware": lightning_hardware(args), "checkpoint_dir": folder / "gates"}
-    model, model_args = named_model(args)
+    training: dict[str, Any] = {"hardware": arguments.lightning_hardware(args), "checkpoint_dir": folder / "gates"}
+    model, model_args = arguments.named_model(args)
     check_budget(model, recipe, size)
-    data, dense = calibration_data(args, model), copy.deepcopy(model)
+    data, dense = arguments.calibration_data(args, model), copy.deepcopy(model)
     training |= {"epochs": args.epochs, "lr": args.learning_rate, "teacher": dense if args.distill else None}
     both = {"seed": args.seed, "progress": is_first()}
     learnt = learn(model, data, recipe, 1 - target_share(model, size), loggers=chosen_logger(args), **training, **both)
     compressed, report = compress(
         model,
-        calibration_images(data),
+        arguments.calibration_images(data),
         recipe,
         budget=budget_of(size),
-        held_out=held_out_images(data),
+        held_out=arguments.held_out_images(data),
         learnt=learnt,
         device=args.device,
         checkpoint_dir=folder,

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import inspect
 import json
-from typing import Any
 
 from lowrank_vit.runtime.registry import Registry
 
@@ -19,15 +18,17 @@ REGISTRIES = {  # by the kind: their folder of ``stages``, and their names there
 }
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser("list", help="list the models, recipes or methods to choose from", example="recipes")
+HELP = "list the models, recipes or methods to choose from"
+EXAMPLE = "recipes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     kinds = (
         "models", "recipes", "methods", "decompositions", "allocators", "compensations", "quantizers", "tokens", "exporters",
     )  # fmt: skip
     parser.add_argument("kind", choices=kinds, metavar=f"{{{','.join(kinds)}}}", help="what to list")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,7 +54,8 @@ def listing(kind: str) -> dict[str, str]:
         return {name: recipe.about for name, recipe in (RECIPES if kind == "recipes" else FULL_FORMS).items()}
     module, names = REGISTRIES[kind]
     found: list[Registry] = [getattr(importlib.import_module(f"lowrank_vit.stages.{module}"), name) for name in names]
-    return {name: _first_line(registry.get(name)) for registry in found for name in registry.names()}
+    docs = {name: inspect.getdoc(registry.get(name)) or "" for registry in found for name in registry.names()}
+    return {name: text.split("\n")[0] for name, text in docs.items()}
 
 
 def _models() -> dict[str, str]:
@@ -66,7 +68,3 @@ def _models() -> dict[str, str]:
     for family in families:
         models.update(dict.fromkeys(timm.list_models(family), ""))
     return models
-
-
-def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").split("\n")[0]

@@ -2,18 +2,8 @@
 
 import argparse
 import json
-from typing import Any
 
-from lowrank_vit.cli.arguments import (
-    add_budget,
-    add_calibration,
-    add_compile,
-    add_data,
-    add_model,
-    calibration_data,
-    calibration_images,
-    named_model,
-)
+from lowrank_vit.cli import arguments
 from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.records.budgets import Budget, budget_of, parse_budgets
 from lowrank_vit.records.costs import COSTS
@@ -21,26 +11,21 @@ from lowrank_vit.records.costs import COSTS
 REDUCTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "plan",
-        help="show what several sizes would cost, from one calibration, without compressing",
-        example="--model digits_deit_small --data digits --budget macs=0.8,0.6",
-    )
-    add_model(parser, required=True)
-    add_data(parser)
-    parser.add_argument("--recipe", default="best", help="see `list recipes`")
+HELP = "show what several sizes would cost, from one calibration, without compressing"
+EXAMPLE = "--model digits_deit_small --data digits --budget macs=0.8,0.6"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_model(parser, required=True)
+    arguments.add_data(parser)
+    arguments.add(parser, "--recipe")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--cost", default="parameters", help="what to reduce by 10 to 80 %%: parameters, macs or bytes")
-    add_budget(sizes)
-    add_compile(parser)
-    parser.add_argument(
-        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
-    )
-    add_calibration(parser, held_out=False)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run, check=check)
+    arguments.add(sizes, "--budget")
+    arguments.add(parser, "--compile", "--runtime", "--sites")
+    arguments.add_calibration(parser, held_out=False)
+    arguments.add(parser, "--json")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -61,11 +46,11 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.runtime.processes import is_first
 
     recipe = recipe_from(args.recipe)
-    model, _ = named_model(args)
-    options = {} if args.sites is None else {"sites": args.sites}
+    model, _ = arguments.named_model(args)
+    options = arguments.chosen_sites(args)
     analysis = analyse(
         model,
-        calibration_images(calibration_data(args, model)),
+        arguments.calibration_images(arguments.calibration_data(args, model)),
         recipe,
         seed=args.seed,
         device=args.device,

@@ -1,22 +1,18 @@
 """``push``: upload a folder to the Hugging Face hub."""
 
 import argparse
-from typing import Any
 
 from lowrank_vit.cli.arguments import add_folder
 
+HELP = "upload a folder to the Hugging Face hub, from where hf_hub:OWNER/NAME loads it"
+EXAMPLE = "small OWNER/NAME --private"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "push",
-        help="upload a folder to the Hugging Face hub, from where hf_hub:OWNER/NAME loads it",
-        example="small OWNER/NAME --private",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_folder(parser)
     parser.add_argument("repository", metavar="OWNER/NAME", help="the repository to upload to")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,42 +2,29 @@
 
 import argparse
 import json
-from typing import Any
 
-from lowrank_vit.cli.arguments import (
-    add_calibration,
-    add_data,
-    add_folder,
-    add_model,
-    add_out,
-    calibration_data,
-    calibration_images,
-    chosen_model,
-)
+from lowrank_vit.cli import arguments
 from lowrank_vit.runtime.errors import InputError
 
+HELP = "store the weights of a compressed or a dense model in fewer bits"
+EXAMPLE = "small --bits 4 --method gptq --data imagefolder:PATH --out small4"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "quantize",
-        help="store the weights of a compressed or a dense model in fewer bits",
-        example="small --bits 4 --method gptq --data imagefolder:PATH --out small4",
-    )
-    add_folder(parser, optional=True)
-    add_model(parser, required=False)
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_folder(parser, optional=True)
+    arguments.add_model(parser, required=False)
     parser.add_argument(
         "--bits", type=int, required=True, help="bits of each weight, 2 to 8; 16 stores float16 and quantises nothing"
     )
     parser.add_argument(
         "--method", default="nearest", metavar="NAME", help="how to round: nearest, or gptq, which needs --data"
     )
-    add_data(parser, required=False, shared=False)
-    add_calibration(parser, held_out=False)
+    arguments.add_data(parser, required=False, shared=False)
+    arguments.add_calibration(parser, held_out=False)
     parser.add_argument("--sites", metavar="REGEX", help="names of the linear layers (default: all in blocks)")
     parser.add_argument("--json", action="store_true", help="print the report's entry as JSON")
-    add_out(parser)
-    parser.set_defaults(run=run)
+    arguments.add_out(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,14 +41,14 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.modules.counting import parameter_bytes
     from lowrank_vit.storage import folder as storage
 
-    model, model_args = chosen_model(args)
+    model, model_args = arguments.chosen_model(args)
     if args.folder:
         before, report = storage.file_bytes(args.folder), storage.load_report(args.folder)
     else:
         before, report = parameter_bytes(model), dense_report(model)
-    options = {} if args.sites is None else {"sites": args.sites}
+    options = arguments.chosen_sites(args)
     model = model.to(device)
-    images = None if args.data is None else calibration_images(calibration_data(args, model))
+    images = None if args.data is None else arguments.calibration_images(arguments.calibration_data(args, model))
     quantized, addition = quantize(model, args.bits, images, quantizer=args.method, progress=True, **options)
     storage.save(quantized, args.out, {**report, **addition}, model_args=model_args)
     saved = storage.load_report(args.out)

@@ -1,34 +1,21 @@
 """``scan``: replace the scans of a VMamba by smaller ones, or leave them out."""
 
 import argparse
-from typing import Any
 
-from lowrank_vit.cli.arguments import (
-    add_calibration,
-    add_data,
-    add_model,
-    add_out,
-    calibration_data,
-    calibration_images,
-    held_out_images,
-    named_model,
-    natural,
-)
+from lowrank_vit.cli import arguments
+
+HELP = "replace a VMamba's scans by scans of one channel (VMeanba), or leave them out"
+EXAMPLE = "--model digits_vmamba_small --data digits --mode left_out --layers 2 --refit dropped --out fewer"
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "scan",
-        help="replace a VMamba's scans by scans of one channel (VMeanba), or leave them out",
-        example="--model digits_vmamba_small --data digits --mode left_out --layers 2 --refit dropped --out fewer",
-    )
-    add_model(parser, required=True)
-    add_data(parser)
-    add_calibration(parser)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_model(parser, required=True)
+    arguments.add_data(parser)
+    arguments.add_calibration(parser)
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument(
-        "--layers", type=natural, metavar="K", help="replace this many scans, those that matter least"
+        "--layers", type=arguments.natural, metavar="K", help="replace this many scans, those that matter least"
     )
     how_many.add_argument(
         "--drop",
@@ -43,8 +30,7 @@ def add_parser(verbs: Any) -> None:
         "--refit",
         help="how output layers are refitted: dropped (without a scan) | mean | directions | pooled (default: none)",
     )
-    add_out(parser)
-    parser.set_defaults(run=run)
+    arguments.add_out(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -57,15 +43,15 @@ def run(args: argparse.Namespace) -> None:
 
     method = MeanScan(args.mode, args.skip, args.refit)
     resolve_device(args.device)
-    model, model_args = named_model(args)
-    data = calibration_data(args, model)
+    model, model_args = arguments.named_model(args)
+    data = arguments.calibration_data(args, model)
     small, report = mean_scan(
         model,
-        calibration_images(data),
+        arguments.calibration_images(data),
         layers=args.layers,
         drop=args.drop,
         method=method,
-        held_out=held_out_images(data),
+        held_out=arguments.held_out_images(data),
         device=args.device,
         progress=True,
     )

@@ -1,18 +1,15 @@
 """``shrink``: take a smaller model out of a nested folder, without images."""
 
 import argparse
-from typing import Any
 
 from lowrank_vit.cli.arguments import add_folder, add_out
 
+HELP = "extract a smaller model from a folder that `compress --nested` made"
+EXAMPLE = "small --reduction 0.6 --out smaller"
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "shrink",
-        help="extract a smaller model from a folder that `compress --nested` made",
-        example="small --reduction 0.6 --out smaller",
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
     add_folder(parser)
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--reduction", type=float, help="share of all parameters to remove, e.g. 0.6")
@@ -24,7 +21,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--device", default="cpu", help="auto | cpu | cuda")
     add_out(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,18 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank_vit.cli.arguments import (
-    add_budget,
-    add_calibration,
-    add_compile,
-    add_data,
-    add_model,
-    calibration_images,
-    image_data,
-    named_model,
-    shares,
-    words,
-)
+from lowrank_vit.cli import arguments
 from lowrank_vit.cli.early import check_figure
 from lowrank_vit.cli.recipe_file import recipe_from
 from lowrank_vit.records.budgets import Size, parse_budgets
@@ -27,40 +16,39 @@ if TYPE_CHECKING:
     from lowrank_vit.records.report import Report
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "sweep",
-        help="compress to several sizes from one calibration and measure each, without saving any",
-        example="--model digits_deit_small --data digits --reduction 0.25,0.4,0.5 --plot pareto.png",
-    )
-    add_model(parser, required=True)
-    add_data(parser)
+HELP = "compress to several sizes from one calibration and measure each, without saving any"
+EXAMPLE = "--model digits_deit_small --data digits --reduction 0.25,0.4,0.5 --plot pareto.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_model(parser, required=True)
+    arguments.add_data(parser)
     parser.add_argument(
         "--recipe",
-        type=words,
+        type=arguments.words,
         default="best",
         metavar="NAME[,NAME...]",
         help="see `list recipes`; several are compared",
     )
     sizes = parser.add_mutually_exclusive_group(required=True)
     sizes.add_argument(
-        "--reduction", type=shares, metavar="SHARE[,SHARE...]", help="shares of all parameters to remove, e.g. 0.25,0.5"
+        "--reduction",
+        type=arguments.shares,
+        metavar="SHARE[,SHARE...]",
+        help="shares of all parameters to remove, e.g. 0.25,0.5",
     )
-    add_budget(sizes)
-    add_compile(parser)
-    add_calibration(parser, held_out=False)
-    parser.add_argument(
-        "--sites", metavar="REGEX", help="compress the linear layers whose names match (default: all in blocks)"
-    )
+    arguments.add(sizes, "--budget")
+    arguments.add(parser, "--compile", "--runtime")
+    arguments.add_calibration(parser, held_out=False)
+    arguments.add(parser, "--sites")
     parser.add_argument(
         "--limit", type=int, help="compare on this many validation images, drawn by the seed (default: all)"
     )
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw accuracy, or divergence, against each cost (.png)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run, check=check)
+    arguments.add(parser, "--json")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -81,10 +69,10 @@ def run(args: argparse.Namespace) -> None:
 
     sizes: Mapping[str, Size] = parse_budgets(args.budget) if args.budget is not None else args.reduction
     recipes, device = [*map(recipe_from, args.recipe)], resolve_device(args.device)
-    model, _ = named_model(args)
+    model, _ = arguments.named_model(args)
     drawn = {"calibration_samples": args.calibration_samples, "held_out_samples": 0, "stratified": args.stratified}
-    data = image_data(args, model, limit=args.limit, **drawn)
-    options = {} if args.sites is None else {"sites": args.sites}
+    data = arguments.image_data(args, model, limit=args.limit, **drawn)
+    options = arguments.chosen_sites(args)
     options |= {"seed": args.seed, "device": args.device, "batch_size": args.batch_size}
     options["runtime"] = "compile" if args.compile else args.runtime
     for recipe, size in product(recipes, sizes.values()):
@@ -93,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     known = readings(dense, batches)
     for recipe in recipes:
         for small, report in sweep(
-            model, calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
+            model, arguments.calibration_images(data), recipe, [*sizes.values()], progress=is_first(), **options
         ):
             found = compare(dense, small, batches, progress=is_first(), known=known)
             rows.append({"recipe": recipe.name, **costs_of(report), **found})

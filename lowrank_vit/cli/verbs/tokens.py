@@ -3,29 +3,16 @@
 import argparse
 from typing import Any
 
-from lowrank_vit.cli.arguments import (
-    add_calibration,
-    add_data,
-    add_folder,
-    add_model,
-    add_out,
-    calibration_data,
-    calibration_images,
-    chosen_model,
-    lightning_hardware,
-    natural,
-)
+from lowrank_vit.cli import arguments
+
+HELP = "merge or drop tokens in a compressed or a dense ViT, to save multiply-accumulates"
+EXAMPLE = "small --rule tome --macs 0.6 --out faster"
 
 
-def add_parser(verbs: Any) -> None:
-    """Add the verb and its arguments."""
-    parser = verbs.add_parser(
-        "tokens",
-        help="merge or drop tokens in a compressed or a dense ViT, to save multiply-accumulates",
-        example="small --rule tome --macs 0.6 --out faster",
-    )
-    add_folder(parser, optional=True)
-    add_model(parser, required=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    arguments.add_folder(parser, optional=True)
+    arguments.add_model(parser, required=False)
     parser.add_argument(
         "--rule",
         default="tome",
@@ -40,16 +27,19 @@ def add_parser(verbs: Any) -> None:
         metavar="SHARE",
         help="how many of the dense model's multiply-accumulates may remain, e.g. 0.6",
     )
-    strength.add_argument("--r", type=natural, metavar="PAIRS", help="pairs of tokens to merge in every block (tome)")
+    strength.add_argument(
+        "--r", type=arguments.natural, metavar="PAIRS", help="pairs of tokens to merge in every block (tome)"
+    )
     strength.add_argument(
         "--keep", type=float, metavar="SHARE", help="share of the tokens to keep, three times (not tome)"
     )
-    parser.add_argument("--epochs", type=natural, default=10, help="passes over the images, for rules that learn")
+    parser.add_argument(
+        "--epochs", type=arguments.natural, default=10, help="passes over the images, for rules that learn"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-2, help="initial learning rate, for rules that learn")
-    add_data(parser, required=False, shared=False)
-    add_calibration(parser, held_out=False)
-    add_out(parser)
-    parser.set_defaults(run=run)
+    arguments.add_data(parser, required=False, shared=False)
+    arguments.add_calibration(parser, held_out=False)
+    arguments.add_out(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from lowrank_vit.compression.fewer_tokens import fewer_tokens
     from lowrank_vit.storage import folder as storage
 
-    model, model_args = chosen_model(args)
+    model, model_args = arguments.chosen_model(args)
     options = {name: value for name in ("macs", "r", "keep") if (value := getattr(args, name)) is not None}
     small: Any = fewer_tokens(model, args.rule, **options, **_learning(args, model))
     report = small.compression_report
@@ -82,6 +72,9 @@ def _learning(args: argparse.Namespace, model: Any) -> dict[str, Any]:
         return {}
     if args.data is None:
         raise InputError(f"the token rule {args.rule!r} learns what to keep: name images by --data")
-    data, training = calibration_data(args, model), {"epochs": args.epochs, "lr": args.learning_rate, "seed": args.seed}
-    training |= {"hardware": lightning_hardware(args)} if rule.labelled else {"batch_size": args.batch_size}
-    return {"learn_on": data if rule.labelled else calibration_images(data), "training": training}
+    data, training = (
+        arguments.calibration_data(args, model),
+        {"epochs": args.epochs, "lr": args.learning_rate, "seed": args.seed},
+    )
+    training |= {"hardware": arguments.lightning_hardware(args)} if rule.labelled else {"batch_size": args.batch_size}
+    return {"learn_on": data if rule.labelled else arguments.calibration_images(data), "training": training}

@@ -1,6 +1,7 @@
 """Sizes and bits of every module, chosen together under one budget of bytes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
@@ -13,8 +14,8 @@ from lowrank_vit.records.report import Report
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import rank_and_world
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
-from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
-from lowrank_vit.stages.quantize.mixed import quantize_each
+from lowrank_vit.stages.quantize.inputs import input_moments
+from lowrank_vit.stages.quantize.weights import quantize_each
 from lowrank_vit.units.embeddings import PatchUnit
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -58,9 +59,7 @@ def compress_jointly(
     small, report = analysis.apply(plan.sizes)
     PatchUnit.prepare(small)
 
-    def observe(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, InputMoments]]:
-        return input_moments(model, names, analysis.images.each(), analysis.services.progress)
-
+    observe = partial(input_moments, batches=analysis.images.each(), progress=analysis.services.progress)
     with analysis.services.watch("quantise"):
         quantized, entry = quantize_each(small, plan.bits, quantizer=method, observe=observe if method.needs else None)
     entry["calibration"] = analysis.images.record

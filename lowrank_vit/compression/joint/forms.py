@@ -150,7 +150,6 @@ def _sizes(curve: ErrorCurve, points: int, whole: bool) -> list[int]:
 
 
 def _weights(module: nn.Module) -> int:
-    """Count the weights of the linear layers inside a module."""
     return sum(layer.weight.numel() for layer in linears(module).values())
 
 

@@ -35,7 +35,6 @@ class Front:
     choices: Sequence[Choice]
 
     def chosen(self, rank: int | None, units: Sequence[str]) -> Choice:
-        """Return what an allocator has chosen."""
         return Choice(dict.fromkeys(units)) if rank is None else self.choices[rank]
 
 

@@ -91,7 +91,6 @@ class JointPlanner:
 
     @cached_property
     def losses(self) -> Losses:
-        """Return what the rounding of every layer of every form costs."""
         analysis, whole = self.analysis, self.whole
         inside = [layer.name for forms in self.forms.values() for form in forms for layer in form.layers if form.whole]
 
@@ -224,7 +223,6 @@ class JointPlanner:
         return best
 
     def _chosen(self, fronts: Mapping[str, Front], ranks: RankPlan) -> JointPlan:
-        """Return what the knapsack has chosen, module by module."""
         sizes: dict[str, int | None] = {curve.name: None for curve in self.analysis.curves}
         bits: dict[str, int] = {}
         for name, each in fronts.items():

@@ -100,7 +100,6 @@ def pack(analysis: Analysis, report: Report) -> storage.NestedFile:
 
 
 def _allocator(recipe: Recipe) -> dict[str, Any]:
-    """Describe the allocator by its name and its parameters."""
     return {"name": recipe.record()["allocator"], **plain(vars(recipe.allocator))}
 
 

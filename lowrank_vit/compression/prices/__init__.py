@@ -44,9 +44,14 @@ class Price:
         parameters, macs = model_size(self.model)
         return COSTS.get(self.cost)(Cost(parameters, macs or 0))
 
+    @property
+    def base(self) -> nn.Module:
+        """Return the model that units are cut from."""
+        return self.model if self.start is None else self.start
+
     def rest(self, curves: Sequence[ErrorCurve]) -> int:
         """Return what the model costs beside its units; ``curves``: of all units, in this cost."""
-        start = self if self.start is None else type(self)(self.cost, self.start, self.setting)
+        start = self if self.start is None else type(self)(self.cost, self.base, self.setting)
         return start.dense - sum(curve.dense_cost for curve in curves)
 
     @property

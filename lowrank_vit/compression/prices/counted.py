@@ -65,9 +65,7 @@ class Bytes(Price):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the type of the smaller model."""
-        dtype: torch.dtype = getattr(torch, self.setting.dtype)
-        return dtype
+        return getattr(torch, self.setting.dtype)
 
     @cached_property
     def dense(self) -> int:

@@ -26,12 +26,10 @@ class FewerTokens(Price):
 
     @classmethod
     def of(cls, whole: Price, rule: TokenRule) -> "FewerTokens":
-        """Make the price of a rule from that of all tokens."""
         return cls(whole.cost, whole.model, whole.setting, whole.start, whole=whole, rule=rule)
 
     @property
     def corrections(self) -> float:  # type: ignore[override]  # as the whole's
-        """Return how often a plan is made again."""
         return self.whole.corrections
 
     @property
@@ -41,11 +39,6 @@ class FewerTokens(Price):
     @cached_property
     def dense(self) -> int:
         return self.whole.dense
-
-    @property
-    def base(self) -> nn.Module:
-        """Return the model that units are cut from."""
-        return self.model if self.start is None else self.start
 
     @cached_property
     def uncut(self) -> int:
@@ -61,10 +54,10 @@ class FewerTokens(Price):
         assert size is not None  # whoever counts the whole has said so
         tokens = tokens_per_image(self.rule(self.base), [each.unit.linears[0].name for each in decomposed], size)
         before = 0
-        for (
-            each
-        ) in decomposed:  # a block that computes some tokens alone applies parts of its layers: half of the weights
-            name = each.unit.linears[0].name  # are those of keys and values, which all tokens have
+        # a block that computes some tokens alone applies parts of its layers: half of the weights are those of keys and
+        # values, which all tokens have
+        for each in decomposed:
+            name = each.unit.linears[0].name
             tokens[name] = before = tokens.get(name) or max(1, before // 2)
         fewer = {curve.name: curve for each in decomposed for curve in each.unit.curves(tokens)}
         return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, decomposed)]

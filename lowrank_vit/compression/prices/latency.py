@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lowrank_vit.compression.prices import PRICES, Price
 from lowrank_vit.compression.runtimes import call_in, settings_in
 from lowrank_vit.modules.counting import input_size
+from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.records.budgets import LATENCY
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
@@ -62,11 +63,6 @@ class Latency(Price):
         name = f"whole {described(self.model, (self.images,))}"
         make = partial(self._call, self.model, ((self.images,), {}))
         return round(NANO * ModuleTimes(self.setting).seconds({name: make})[name])
-
-    @property
-    def base(self) -> nn.Module:
-        """Return the model whose modules are timed."""
-        return self.model if self.start is None else self.start
 
     def rest(self, curves: Sequence[ErrorCurve]) -> int:
         """Return the time outside the units: the form that they are cut from takes as long as the dense model."""
@@ -122,12 +118,10 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """Return the module's name."""
         return self.decomposed.unit.name
 
     @property
     def full(self) -> Sizes:
-        """Return the size of every unit that keeps all directions."""
         return tuple(len(curve.errors) - 1 for curve in self.curves)
 
     def at(self, share: float) -> Sizes:
@@ -144,17 +138,14 @@ class Grid:
 
     @property
     def points(self) -> list[Sizes]:
-        """Return all sizes at which the module is timed."""
         pairs = [self.around(share, unit) for share in SHARES for unit in range(len(self.curves))]
         return list(dict.fromkeys([*map(self.at, SHARES), *(sizes for pair in pairs for sizes in pair)]))
 
     def folded(self, sizes: Sizes) -> nn.Module:
-        """Make the module at some sizes of its units."""
         ranks = {curve.name: size for curve, size in zip(self.curves, sizes, strict=True)}
         return self.decomposed.cut(ranks).fold()
 
     def described(self, model: nn.Module, inputs: Inputs) -> str:
-        """Describe the module by what its times depend on."""
         module = described(model.get_submodule(self.name), [*inputs[0], *inputs[1].values()])
         return f"{type(self.decomposed.unit).__name__} of {module}"
 
@@ -184,16 +175,12 @@ def described(module: nn.Module, inputs: Iterable[object]) -> str:
 def inputs_of(model: nn.Module, names: Iterable[str], images: Tensor) -> dict[str, Inputs]:
     """Return the inputs of modules in a forward pass."""
     seen: dict[str, Inputs] = {}
-    hooks = [
+    hooks = (
         model.get_submodule(name).register_forward_pre_hook(
             lambda module, args, kwargs, name=name: seen.__setitem__(name, (args, kwargs)), with_kwargs=True
         )
         for name in names
-    ]
-    try:
-        with torch.inference_mode():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    )
+    with hooked(hooks), torch.inference_mode():
+        model(images)
     return seen

@@ -82,6 +82,5 @@ class Swaps:
         setattr(parent, name, module)
 
     def undo(self) -> None:
-        """Put the original modules back, the last change first."""
         while self._before:
             setattr(*self._before.pop())

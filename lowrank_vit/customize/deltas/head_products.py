@@ -138,7 +138,6 @@ def _widen(attention: Any, products: ProductAttention, swaps: Swaps) -> None:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Make a frozen linear layer."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:

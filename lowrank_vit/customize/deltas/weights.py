@@ -126,7 +126,6 @@ class LinearWithProduct(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Return one frozen dense layer that computes the same."""
         layer = nn.Linear(self.dense.in_features, self.dense.out_features, bias=False, device="meta")
         layer.weight = nn.Parameter(self.dense.weight + self.up @ self.down, requires_grad=False)
         layer.bias = self.dense.bias

@@ -110,6 +110,5 @@ class Accumulator:
                 statistic.add(seen, self)
 
     def moments(self) -> Moments:
-        """Return the moments of all batches so far."""
         seconds = {name: assembled(panels) for name, panels in self.seconds.items()}
         return Moments(self.images, self.tokens, self.sums | seconds)

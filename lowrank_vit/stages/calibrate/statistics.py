@@ -39,8 +39,7 @@ class Batch:
             self.last_input, self.products = x, {}
         if name not in self.products:
             self.products[name] = compute()
-        product: Product = self.products[name]
-        return product
+        return self.products[name]
 
 
 @dataclass

@@ -107,11 +107,9 @@ class LayerInputs:
         self._handles: list[Any] = []
 
     def attach(self) -> None:
-        """Add hooks to the layers."""
         self._handles = [linear.register_forward_hook(self._watch(name)) for name, linear in self.linears.items()]
 
     def detach(self) -> None:
-        """Remove the hooks."""
         while self._handles:
             self._handles.pop().remove()
 

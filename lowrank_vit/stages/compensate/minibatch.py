@@ -100,7 +100,6 @@ class LayerwiseCompensation(LightningModule):
         return make_loader(self.images, batches)
 
     def on_fit_start(self) -> None:
-        """Move everything to the device, and add hooks to the layers."""
         self.inputs.model.to(self.device).eval()
         self.inputs.attach()
         self.residuals = [residual.to(self.device) for residual in self.residuals]
@@ -214,7 +213,6 @@ def compensate_minibatch(
 
 
 def _collect(module: LayerwiseCompensation, groups: Sequence[Group]) -> dict[str, Solution]:
-    """Return the solutions, with the curve of each layer."""
     solutions: dict[str, Solution] = {}
     curves = module.curve.split([len(group.names) for group in groups], dim=1)
     for group, state, curve in zip(groups, module.states(), curves, strict=True):

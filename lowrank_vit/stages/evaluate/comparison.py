@@ -78,7 +78,6 @@ def compare(
 
 
 def _features(dense: nn.Module, small: nn.Module, batches: Batches, progress: bool) -> dict[str, Any]:
-    """Measure the error of the small model's features."""
     score, small = FeatureScore(), small.to(next(dense.parameters()).device).eval()
     with torch.inference_mode():
         for images in each_image(track(batches, "compare", shown=progress)):

@@ -277,7 +277,6 @@ class ModuleTimes:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """Describe what the times depend on."""
         return {
             **asdict(self.setting),
             "device": device_name(torch.device(self.setting.device)),
@@ -290,7 +289,6 @@ class ModuleTimes:
 
     @property
     def path(self) -> Path:
-        """Return the file of this machine in this setting."""
         text = json.dumps(self.machine, sort_keys=True)
         return cache_folder() / "latency" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
@@ -313,8 +311,7 @@ class ModuleTimes:
 
     def _read(self) -> dict[str, float]:
         with suppress(OSError, ValueError, KeyError):
-            seconds: dict[str, float] = json.loads(self.path.read_text())["seconds"]
-            return seconds
+            return json.loads(self.path.read_text())["seconds"]
         return {}
 
 

@@ -5,19 +5,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.predicting import Predicting
+from lowrank_vit.objectives import Objective
 from lowrank_vit.objectives.classification import classes_of
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import replacing
-from lowrank_vit.stages.export.formats import exporter
+from lowrank_vit.stages.export.formats import Run, exporter
 
 BATCHES = (1, 3)  # on which the file is checked; the graph is traced at another size
 TRACED = 2
@@ -42,6 +44,26 @@ def placed(path: Path) -> Iterator[Path]:
                 continue
             with replacing(path.with_name(written.name)) as other:
                 shutil.copyfile(written, other)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Hold the mean divergence of an objective, and the percent of images whose largest output is the same."""
+
+    divergence: float
+    percent: float
+
+
+def agreement(objective: Objective, exact: Run, other: Run, images: Sequence[Tensor]) -> Agreement:
+    """Measure how far a file's outputs are from another's; ``images``: batches (B, C, H, W)."""
+    total, same = 0.0, 0
+    for batch in images:
+        expected, found = (objective.reading(run(batch)) for run in (exact, other))
+        total += float(objective.divergence(expected, found))
+        firsts = [outputs.flatten(1).argmax(1) for outputs in (expected, found)]
+        same += int(torch.eq(*firsts).sum())
+    count = sum(map(len, images))
+    return Agreement(total / count, 100 * same / count)
 
 
 def export(

@@ -8,17 +8,15 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from lowrank_vit.objectives import objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.export.agreement import Agreement, agreement
-from lowrank_vit.stages.export.export import export, placed
+from lowrank_vit.stages.export.export import Agreement, agreement, export, placed
 from lowrank_vit.stages.export.formats import narrowed
-from lowrank_vit.stages.export.formats.onnx import INPUT
+from lowrank_vit.stages.export.formats.onnx import feeding
 
 TOLERATED = 0.01  # in the objective's unit, for a classifier nats
 LARGEST = 65504 / 4  # unseen images may show larger values than the given ones
@@ -80,19 +78,12 @@ def beyond(exact: Path, images: Sequence[Tensor]) -> list[str]:
 
 def ranges(exact: Path, images: Sequence[Tensor]) -> dict[str, float]:
     """Return the largest magnitude of every float value that the nodes of a file return for the images, by name."""
-    from onnxruntime.quantization.calibrate import CalibrationDataReader, MinMaxCalibrater
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = ({INPUT: batch.numpy()} for batch in images)
-
-        def get_next(self) -> Any:
-            return next(self.feeds, None)
+    from onnxruntime.quantization.calibrate import MinMaxCalibrater
 
     with tempfile.TemporaryDirectory() as folder:
         calibrater = MinMaxCalibrater(exact, augmented_model_path=str(Path(folder) / "ranges.onnx"))
         calibrater.augment_graph()
         calibrater.create_inference_session()
-        calibrater.collect_data(Reader())
+        calibrater.collect_data(feeding(images))
         found = calibrater.compute_data()
     return {name: float(max(abs(end.max()) for end in data.range_value)) for name, data in found.items()}

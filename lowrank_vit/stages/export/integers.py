@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,9 @@ from lowrank_vit.objectives import Objective, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
-from lowrank_vit.stages.export.agreement import Agreement, agreement
-from lowrank_vit.stages.export.export import export, placed
+from lowrank_vit.stages.export.export import Agreement, agreement, export, placed
 from lowrank_vit.stages.export.formats import narrowed
-from lowrank_vit.stages.export.formats.onnx import INPUT
+from lowrank_vit.stages.export.formats.onnx import feeding
 
 PRODUCTS = ("MatMul", "Gemm")
 BLOCK = 32  # weights of a row that share a scale, with 4 bits
@@ -47,7 +45,6 @@ class IntegerFile:
 
     @property
     def divergence(self) -> float:
-        """Return the mean divergence over the images."""
         return self.agreement.divergence
 
 
@@ -120,20 +117,13 @@ class Calibrated:
 
     def write(self, path: Path, names: Sequence[str]) -> None:
         """Write the file with the products of these ``names`` in 8 bits."""
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-        class Reader(CalibrationDataReader):
-            def __init__(self, images: Sequence[Tensor]) -> None:
-                self.feeds = ({INPUT: batch.numpy()} for batch in images)
-
-            def get_next(self) -> Any:
-                return next(self.feeds, None)
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         with _quiet():
             quantize_static(
                 self.exact,
                 path,
-                Reader(self.images),
+                feeding(self.images),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(PRODUCTS),
                 nodes_to_quantize=list(names),
@@ -166,7 +156,6 @@ def sensitive(losses: Mapping[str, float], tolerated: float) -> list[str]:
 def _measured(
     calibrated: Calibrated, names: Sequence[str], objective: Objective, progress: bool
 ) -> Iterator[tuple[str, float]]:
-    """Measure what the rounding of each product alone costs."""
     images, one = [torch.cat(list(calibrated.images))[:MEASURED]], calibrated.ranges.with_name("one.onnx")
     onnx = narrowed("onnx")
     exact = onnx.run(calibrated.exact)
@@ -188,7 +177,6 @@ def _write_int4(exact: Path, path: Path) -> list[str]:
 
 
 def _keep_metadata(exact: Path, path: Path) -> None:
-    """Describe the images that the model takes, as the float file does."""
     import onnx
 
     known, model = onnx.load(exact, load_external_data=False), onnx.load(path)

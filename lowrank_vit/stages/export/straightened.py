@@ -24,7 +24,8 @@ def straightened(model: nn.Module, channels: int) -> nn.Module:
     model = copied(model)
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
-            replace_module(model, name, _dequantized(module))
+            bias = None if module.bias is None else module.bias.float()
+            replace_module(model, name, _linear(module.weight.float(), bias))
         elif isinstance(module, PivotedLinear):
             replace_module(model, name, as_linear(module).requires_grad_(False))
     for name, module in list(model.named_modules()):
@@ -74,8 +75,7 @@ class EvenAttention(LowRankAttention):
         if bias is not None and is_causal:  # torch takes one of the two
             bias, is_causal = bias + bias.new_full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1), False
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
-        joined: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-        return joined
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 def _even(rows: Tensor, widths: Sequence[int]) -> Tensor:
@@ -91,8 +91,3 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return layer
-
-
-def _dequantized(layer: QuantizedLinear) -> nn.Linear:
-    """Make the float layer that a quantised one stands for."""
-    return _linear(layer.weight.float(), None if layer.bias is None else layer.bias.float())

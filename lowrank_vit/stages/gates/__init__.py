@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from lowrank_vit.runtime.registry import Registry
@@ -40,18 +41,23 @@ class GradualMethod:
 
     units: ClassVar[tuple[str, ...]]
     alone: ClassVar[bool]
+    lr: float  # of gates that have parameters
 
     def gate(self, place: Place) -> Gate:
         """Make the gates of a unit, all open: the model's function stays as it was, bit by bit."""
         raise NotImplementedError
 
     def groups(self, gates: Mapping[str, Gate], lr: float) -> list[dict[str, Any]]:
-        """Return the gates' parameters in groups for AdamW, with their learning rates; ``lr``: that of the weights."""
-        raise NotImplementedError
+        """Return the gates' parameters, if they have any, in groups for AdamW, with their learning rates.
+
+        By default these are of one group, with the method's own rate and without decay. ``lr``: that of the weights.
+        """
+        parameters = [each for gate in gates.values() for each in gate.parameters()]
+        return [{"params": parameters, "lr": self.lr, "weight_decay": 0.0}] if parameters else []
 
     def penalty(self, gates: Mapping[str, Gate], progress: Progress) -> Tensor:
-        """Return what is added to the loss of a step."""
-        raise NotImplementedError
+        """Return what is added to the loss of a step: by default nothing."""
+        return torch.zeros(())
 
     def begin(self, gates: Mapping[str, Gate], prices: Prices, target: float, seed: int) -> None:
         """Close the parts that the training begins without; most methods begin with all gates open."""

@@ -81,7 +81,6 @@ def module_cost(site: GatedSite, tokens: int, still_open: Open) -> Cost:
 
 
 def _position_biases(site: AttentionSite) -> int:
-    """Count the position biases of a head."""
     if site.window_size is None:
         return 0
     height, width = site.window_size

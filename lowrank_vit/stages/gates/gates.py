@@ -31,7 +31,6 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Return the unit's name, as in a plan."""
         return f"{self.module}.{self.unit}"
 
 

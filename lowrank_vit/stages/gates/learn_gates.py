@@ -38,9 +38,7 @@ class LearntGates:
 
     @property
     def protocol(self) -> str:
-        """Return the name for results of this training."""
-        protocol: str = self.described["protocol"]
-        return protocol
+        return self.described["protocol"]
 
 
 def sites_of(model: nn.Module, method: GradualMethod | None = None) -> list[GatedSite]:

@@ -102,7 +102,6 @@ class MixerGate(DrawnGate):
         self.norms = nn.ModuleDict({str(kernel): SharedNorm(width) for kernel in KERNELS[1:]})
 
     def around(self, layer: nn.Module) -> GatedLayer:
-        """Wrap attention in a layer that mixes it with its convolutions."""
         return MixedAttention(layer)
 
     def forward(self) -> Tensor:
@@ -134,8 +133,7 @@ class MixerGate(DrawnGate):
         """Return what the open gates leave of an attention module: itself, or a mixer with its norm folded in."""
         count = int(self.open().sum())
         if count == len(KERNELS):
-            module: nn.Module = attention
-            return module
+            return attention
         proj, kernel = attention.proj, KERNELS[count]
         if not kernel:
             return ConvMixer(proj.out_features, self.place.shape[1], 0)

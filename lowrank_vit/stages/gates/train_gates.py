@@ -97,11 +97,9 @@ class GradualTraining(SeededTraining):
 
     @property
     def expected(self) -> Cost:
-        """Return what the model costs once its closed gates are removed."""
         return self.prices.expected({name: gate.open() for name, gate in self.gates.items()})
 
     def progress(self) -> Progress:
-        """Tell how far the training is."""
         steps = int(self.trainer.estimated_stepping_batches)
         return Progress(self.global_step, steps, self._share, self.hparams["target"], self.prices)
 

@@ -21,7 +21,6 @@ class Quantizer(Protocol):
 
     def __call__(self, weight: Tensor, bits: int, name: str = "the weight", moment: Tensor | None = None) -> Codes:
         """Return codes, scales and zero points; ``moment``: (in, in). Raises ``InputError`` that begins with ``name``."""
-        ...
 
 
 QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer", __name__)

@@ -31,8 +31,6 @@ class ErrorFeedback:
     ``shrinkages``: a row's range is cut to these shares.
     """
 
-    revision: ClassVar[int] = 1
-
     damping: float = 0.01
     shrinkages: tuple[float, ...] = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5)
 

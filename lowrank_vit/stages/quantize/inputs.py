@@ -11,6 +11,7 @@ from lowrank_vit.architectures.base import UnknownWholeError, family_of
 from lowrank_vit.architectures.step_inputs import enter, run_step
 from lowrank_vit.linalg.metric import about_mean, gram
 from lowrank_vit.modules.predicting import predict
+from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
@@ -79,12 +80,8 @@ def _listening(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, _Su
     """Sum up what the layers see while the context lasts."""
     layers = {name: model.get_submodule(name) for name in names}
     sums = {name: _Sums(layer) for name, layer in layers.items()}
-    hooks = [layers[name].register_forward_hook(sums[name].see) for name in names]
-    try:
+    with hooked(layers[name].register_forward_hook(sums[name].see) for name in names):
         yield sums
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()

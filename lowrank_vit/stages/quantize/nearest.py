@@ -65,7 +65,6 @@ def _float16_above(values: Tensor) -> Tensor:
 class RoundToNearest:
     """Round each weight to its nearest code: the paper's section 4.3 and appendix B."""
 
-    revision: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, weight: Tensor, bits: int, name: str = "the weight", moment: Tensor | None = None) -> Codes:

@@ -1,4 +1,4 @@
-"""Post-training quantisation of a model's weights.
+"""Post-training quantisation of a model's weights: all of the same bits, or each layer of its own.
 
 The paper's section 4.3 and appendix B, and other methods of rounding. Every linear layer in the blocks is quantised: of a
 compressed layer both factors as they are stored, ``U^T`` and ``V`` with G and Y folded in. Head, patch embedding, norms,
@@ -8,6 +8,7 @@ tokens, biases and the kinds of Z that do not fold are rounded to float16, and s
 import copy
 import logging
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from torch import nn
@@ -21,7 +22,7 @@ from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.pivoted_linear import expand
 from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits, dequantize, pack
-from lowrank_vit.modules.surgery import replace_module
+from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.records.report import Quantization, QuantizationAddition, plain
 from lowrank_vit.runtime.errors import InputError
@@ -60,6 +61,13 @@ def quantize_linear(
     return layer
 
 
+class MixedQuantization(Quantization):
+    """Report a quantisation whose ``bits`` are the mean over all rounded weights; ``layer_bits``: of each layer."""
+
+    mean_bits: float
+    layer_bits: dict[str, int]
+
+
 def round_to_half(model: nn.Module) -> None:
     """Round every floating value that a file holds to the nearest float16, in place; the types stay as they are.
 
@@ -90,12 +98,14 @@ def quantize(
     sites: str = BLOCK_LINEARS,
     quantizer: Quantizer = NEAREST,
     observe: Observe | None = None,
+    further: Callable[[nn.Module], Mapping[str, int]] | None = None,
 ) -> tuple[nn.Module, QuantizationAddition]:
     """Make a quantised copy of a dense or compressed timm model, and what to add to its report.
 
     bits: 2 to 8; or 16 for a float16 file with nothing quantised, the baseline of the paper's Table 4. ``sites``: the
     names of the linear layers, as for ``compress``. ``observe``: yields the moments of layers' inputs, group by group, for
-    a quantizer that needs them; the layers of a group are replaced before the next one. The copy runs in the model's own
+    a quantizer that needs them; the layers of a group are replaced before the next one. ``further``: returns the bits of
+    other layers of the copy, which it may bring into another form before. The copy runs in the model's own
     type, its values are those that ``storage.save`` writes (as float16 and packed codes), so a loaded one gives bitwise the
     same outputs. Raises ``InputError`` for other bits, a model that is quantised already, and values that are not finite.
     """
@@ -104,16 +114,64 @@ def quantize(
     if any(isinstance(module, QuantizedLinear) for module in model.modules()):
         raise InputError("the model is quantised already: quantise the model that it was made from")
     exact = canonical(copied(model))
+    more = {} if further is None else further(exact)
     if bits != HALF:
         expand(exact)  # an identity in codes costs little, and rows have one scale each
-    linears, quantized = block_linears(exact, sites), copy.deepcopy(exact).eval()
-    if bits != HALF:
-        _replace(quantized, linears, bits, quantizer, observe)
-    round_to_half(quantized)
-    entry = _entry(bits, linears, quantized, quantizer)
+    wanted = {} if bits == HALF else dict.fromkeys(block_linears(exact, sites), bits)
+    entry: Quantization
+    if further is None:
+        quantized, entry = _rounded(exact, wanted, quantizer, observe)
+    else:
+        quantized, entry = quantize_each(exact, {**more, **wanted}, quantizer=quantizer, observe=observe)
     if bits != HALF:
         add_left_dense(entry, exact, sites)
     return with_addition(quantized, entry)
+
+
+def quantize_each(
+    model: nn.Module, bits: Mapping[str, int], *, quantizer: Quantizer, observe: Observe | None = None
+) -> tuple[nn.Module, MixedQuantization]:
+    """Make a copy whose named ``nn.Linear`` layers are rounded, each to its own bits (2 to 8), and its report's entry.
+
+    ``observe``: as in ``quantize``. Every other floating value is rounded to float16, as the file has it.
+    Raises ``InputError`` for other bits, and for values that cannot be stored.
+    """
+    quantized, entry = _rounded(model, bits, quantizer, observe)
+    return quantized, {**entry, "mean_bits": _mean_bits(model, bits), "layer_bits": dict(bits)}
+
+
+def _mean_bits(model: nn.Module, bits: Mapping[str, int]) -> float:
+    """Return the mean over all rounded weights; that of float16 where there are none."""
+    counts = {name: part(model, f"{name}.weight").numel() for name in bits}
+    return sum(count * bits[name] for name, count in counts.items()) / sum(counts.values()) if counts else HALF
+
+
+def _rounded(
+    model: nn.Module, bits: Mapping[str, int], quantizer: Quantizer, observe: Observe | None
+) -> tuple[nn.Module, Quantization]:
+    """Make the copy, and the entry without the bits of each layer."""
+    quantized = copy.deepcopy(model).eval()
+    lost = total = 0.0
+    for group in [dict.fromkeys(bits)] if observe is None else observe(quantized, list(bits)):
+        for name, inputs in group.items():
+            linear = quantized.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            small = quantize_linear(linear, bits[name], name, quantizer, inputs)
+            weight = linear.weight.detach().double()
+            lost += float((small.weight.double() - weight).square().sum())
+            total += float(weight.square().sum())
+            replace_module(quantized, name, small)
+    round_to_half(quantized)
+    entry: Quantization = {
+        "bits": round(_mean_bits(model, bits)),
+        "layers": len(bits),
+        "relative_weight_error": (lost / total) ** 0.5 if total else 0.0,
+        **stored_bytes(quantized),  # type: ignore[typeddict-item]  # its names are those of the schema
+    }
+    if bits:
+        entry["method"] = QUANTIZERS.name_of(quantizer) or type(quantizer).__name__
+        entry["hyperparameters"] = plain(asdict(quantizer))  # type: ignore[call-overload]
+    return quantized, entry
 
 
 def add_left_dense(entry: Quantization, model: nn.Module, sites: str) -> None:
@@ -134,37 +192,3 @@ def with_addition(quantized: nn.Module, entry: Quantization) -> tuple[nn.Module,
     if attached is not None:
         quantized.compression_report = {**attached, **addition}  # type: ignore[assignment]  # as compress does
     return quantized, addition
-
-
-def _replace(
-    model: nn.Module, linears: dict[str, nn.Linear], bits: int, quantizer: Quantizer, observe: Observe | None
-) -> None:
-    """Replace ``linears`` by quantised layers, group by group as they are observed."""
-    groups = [dict.fromkeys(linears)] if observe is None else observe(model, list(linears))
-    for group in groups:
-        for name, inputs in group.items():
-            replace_module(model, name, quantize_linear(linears[name], bits, name, quantizer, inputs))
-
-
-def _entry(bits: int, linears: dict[str, nn.Linear], quantized: nn.Module, quantizer: Quantizer) -> Quantization:
-    entry: Quantization = {
-        "bits": bits,
-        "layers": 0 if bits == HALF else len(linears),
-        "relative_weight_error": _weight_error(linears, quantized),
-        **stored_bytes(quantized),  # type: ignore[typeddict-item]  # its names are those of the schema
-    }
-    if bits != HALF:
-        entry["method"] = QUANTIZERS.name_of(quantizer) or type(quantizer).__name__
-        entry["hyperparameters"] = plain(asdict(quantizer))  # type: ignore[call-overload]
-    return entry
-
-
-def _weight_error(linears: dict[str, nn.Linear], quantized: nn.Module) -> float:
-    """Compute ``||W^ - W||_F / ||W||_F`` over the weights of all ``linears`` together."""
-    lost = total = 0.0
-    for name, linear in linears.items():
-        weight, layer = linear.weight.detach().double(), quantized.get_submodule(name)
-        assert isinstance(layer, (nn.Linear, QuantizedLinear))
-        lost += float((layer.weight.detach().double() - weight).square().sum())
-        total += float(weight.square().sum())
-    return (lost / total) ** 0.5 if total else 0.0

@@ -114,7 +114,6 @@ class Gates:
         return [alpha.detach() for alpha in alphas]
 
     def _steps(self, images: int, generator: torch.Generator) -> Iterator[tuple[float, Tensor]]:
-        """Yield the temperature and the images of every step."""
         for epoch in range(self.epochs):
             heat = self.hot * (self.cold / self.hot) ** (epoch / max(self.epochs - 1, 1))
             for places in torch.randperm(images, generator=generator).split(self.batch_size):
@@ -181,7 +180,6 @@ def preferring(curve: ErrorCurve, sizes: Sizes, logs: Tensor) -> ErrorCurve:
 
 
 def _dense_readings(question: Question, batch_size: int) -> Tensor:
-    """Return the dense model's reading of every image."""
     model, reading, device = question.model, question.objective.reading, next(question.model.parameters()).device
     with torch.no_grad():
         parts = [reading(predict(model, images.to(device))).cpu() for images in question.images.split(batch_size)]

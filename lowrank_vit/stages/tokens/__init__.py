@@ -18,11 +18,9 @@ class TokenRule(Protocol):
 
     def __call__(self, model: nn.Module) -> nn.Module:
         """Return a copy with fewer tokens. Raises ``InputError`` for a model whose tokens must stay."""
-        ...
 
     def strengths(self, tokens: int) -> "Sequence[TokenRule]":
         """List the rule at all its strengths for a model of that many patches, the weakest first."""
-        ...
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -22,8 +22,6 @@ class PlannedMerging:
     from all others, which changes nothing.
     """
 
-    revision: ClassVar[int] = 1
-
     pairs: tuple[int, ...] = (0,)
     salience: float = 0.1
 
@@ -32,7 +30,6 @@ class PlannedMerging:
             raise InputError(f"pairs={self.pairs}: need one number for each block, or one for all, none negative")
 
     def __call__(self, model: nn.Module) -> nn.Module:
-        """Return a copy whose blocks merge tokens."""
         small = copy.deepcopy(model)
         for name, block in self.blocks(small):
             replace_module(small, name, block)

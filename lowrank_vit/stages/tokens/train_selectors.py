@@ -123,7 +123,6 @@ class SelectorTraining(SeededTraining):
         self.targets = [block.config["count"] / patches for block in self.blocks]
 
     def describe(self) -> dict[str, Any]:
-        """Return all hyperparameters, as plain values for a report."""
         protocol = "gates-alone" if self._images is not None else "full-ft+kd"
         schedule = {"optimizer": "AdamW", "schedule": "cosine to zero, each step"}
         return {"protocol": protocol, **schedule, **plain(self.hparams), **self.counts()}
@@ -163,9 +162,7 @@ class SelectorTraining(SeededTraining):
         return torch.stack(squares).mean()
 
     def _over_all(self, value: Tensor) -> Tensor:
-        """Return the mean of a number over all processes."""
-        mean: Tensor = self.all_gather(value).float().mean()  # type: ignore[union-attr]
-        return mean
+        return self.all_gather(value).float().mean()  # type: ignore[union-attr]
 
     def _draw(self, scores: Tensor, before: Tensor, turn: int) -> Tensor:
         """Draw what a selector keeps, by noise that depends on seed, step and image, not on the number of processes."""
@@ -174,7 +171,6 @@ class SelectorTraining(SeededTraining):
         return drawn(scores, noise[self.global_rank :: world].to(scores)) * before
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Make AdamW over the selectors and, where they are trained, the weights."""
         named = [(name, each) for name, each in self.model.named_parameters() if name in self.trained]
         decay = self.hparams["weight_decay"]
         groups: list[dict[str, Any]] = [

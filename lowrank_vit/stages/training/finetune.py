@@ -144,7 +144,6 @@ class PartialFineTune(SeededTraining):
         return f"{self.share}-ft{'+kd' if self._teacher else ''}"
 
     def describe(self) -> dict[str, Any]:
-        """Return all hyperparameters and what was trained, as plain values for a report."""
         return {
             "optimizer": "AdamW",
             "schedule": "cosine to zero, each step",

@@ -31,11 +31,9 @@ class Exporter(Protocol):
 
     def write(self, model: nn.Module, example: Tensor, path: Path, metadata: str) -> None:
         """Write a file that takes batches of any size, from a batch to trace. Raises ``InputError`` where it cannot."""
-        ...
 
     def run(self, path: Path) -> Run:
         """Load a file, as its users would, on the CPU."""
-        ...
 
 
 class Narrowed(Exporter, Protocol):
@@ -43,19 +41,15 @@ class Narrowed(Exporter, Protocol):
 
     def write_fixed(self, module: nn.Module, example: Tensor, path: Path) -> None:
         """Write the file of a module that takes inputs of the example's shape only."""
-        ...
 
     def convert(self, exact: Path, path: Path) -> None:
         """Write the file from an ONNX file, whose integers stay as they are."""
-        ...
 
     def halve(self, exact: Path, path: Path, kept: frozenset[str]) -> None:
         """Write the file in float16 from a float32 ONNX file; ``kept``: names of its nodes that stay in float32."""
-        ...
 
     def run_half(self, path: Path) -> Run:
         """Load a file in float16 so that all that its nodes return is rounded to float16, where the processor can."""
-        ...
 
 
 EXPORTERS: Registry[type[Exporter]] = Registry("format", __name__)

@@ -8,6 +8,7 @@ when asked to.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -101,6 +102,19 @@ def _join(graph: Any) -> None:
     read = {name for node in graph.node for name in node.input} | {each.name for each in graph.output}
     for node in [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in read]:
         graph.node.remove(node)
+
+
+def feeding(images: Sequence[Tensor]) -> Any:
+    """Return what gives images, batches (B, C, H, W), to onnxruntime's calibration."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):
+        feeds = ({INPUT: batch.numpy()} for batch in images)
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    return Reader()
 
 
 def _session(path: Path, *, optimized: bool) -> Run:

@@ -63,7 +63,6 @@ class OpenVino:
         openvino.save_model(model, path, compress_to_fp16=half)
 
     def run(self, path: Path) -> Run:
-        """Load the files on the CPU in float32, with as many threads as torch."""
         return _compiled(path, "f32")
 
     def run_half(self, path: Path) -> Run:
