@@ -2,7 +2,6 @@
 
 import functools
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,14 +14,6 @@ from tests.support.sources import ROOT
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that the other process does the rest meanwhile."""
     items.sort(key=lambda item: item.get_closest_marker("real_data") is None)
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port on this machine that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -5,24 +5,19 @@ from types import MethodType
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit import InputError, compress, quantize
 from tests.support.cases import in_turn
+from tests.support.models import distance, outputs, small_vit
 from tests.support.torch_kinds import TORCH
 
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-SIZES = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
 
 
 def tiny() -> Any:
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", **SIZES).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.08 * torch.randn_like(parameter)
-    return model
+    return small_vit(3, 0.08, embed_dim=48, num_heads=3)
 
 
 def hooked(module: nn.Module) -> None:
@@ -47,16 +42,12 @@ def patched(module: nn.Module) -> None:
 
 def small(model: nn.Module) -> tuple[float, Any, nn.Module]:
     made, report = compress(model, [X], "best", 0.15, device="cpu")
-    with torch.no_grad():
-        return float((made(X) - model(X)).norm() / model(X).norm()), report, made
+    return distance(made, model, X), report, made
 
 
 @pytest.fixture(scope="module")
 def bare() -> Tensor:
-    made = small(tiny())[2]
-    with torch.no_grad():
-        outputs: Tensor = made(X)
-    return outputs
+    return outputs(small(tiny())[2], X)
 
 
 PLACES = ["blocks.0.norm1", "patch_embed.proj", "blocks.0.attn", "blocks.0.mlp", "blocks.0"]
@@ -89,10 +80,9 @@ def test_hooks_that_only_watch_change_nothing(bare: Tensor) -> None:
             module.register_forward_pre_hook(lambda module, inputs: None)
     _, report, made = small(model)
     assert "fallback" not in report
-    with torch.no_grad():
-        torch.testing.assert_close(made(X), bare)
-        seen.clear()
-        model(X)
+    torch.testing.assert_close(outputs(made, X), bare)
+    seen.clear()
+    model(X)
     assert len(seen) == 15  # the caller's own
 
 
@@ -137,8 +127,7 @@ class Around(nn.Module):
         self.up = nn.Linear(4, layer.out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.base(x) + self.up(self.down(x))
-        return outputs
+        return self.base(x) + self.up(self.down(x))
 
 
 def test_adapters_around_every_layer_stay() -> None:
@@ -150,5 +139,4 @@ def test_adapters_around_every_layer_stay() -> None:
     assert error < 0.1
     assert "is a Around, no linear layer" in report["fallback"]["reason"]
     rounded, _ = quantize(model, 8)
-    with torch.no_grad():
-        assert float((rounded(X) - model(X)).norm() / model(X).norm()) < 0.02
+    assert distance(rounded, model, X) < 0.02

@@ -1,4 +1,4 @@
-"""Attention in part: queries and keys that stay as they are, values that lose directions."""
+"""Attention in part: queries and keys that stay as they are, values that lose directions, queries of a pooling."""
 
 import copy
 from dataclasses import replace
@@ -6,22 +6,21 @@ from functools import cache
 
 import pytest
 import torch
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from lowrank_vit import Analysis, analyse, get_recipe
-from lowrank_vit.architectures.base import Branch, family_of
+from lowrank_vit.architectures.base import family_of
 from lowrank_vit.architectures.step_inputs import enter
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.modules.surgery import output_linear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.factors import InputSubset
 from lowrank_vit.records.sites import VALUE, AttentionSite
 from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.correct.regression import Streams
 from tests.support.cases import few
 from tests.support.kinds import KINDS
-from tests.support.models import outputs
-from tests.support.walks import check_walk
+from tests.support.models import outputs, stirred
+from tests.support.refits import check_streams, check_walk, sensitivities_of
 
 REASONS = {  # why queries and keys stay dense
     "q and k norm": "normalised",
@@ -38,16 +37,14 @@ REASONS = {  # why queries and keys stay dense
 }
 WALKED = [*REASONS, "parallel things", "beit", "beit, shared"]
 BEST = get_recipe("heads").but(measured=0)
-partial = pytest.mark.parametrize("kind", few(REASONS, 4))
-walked = pytest.mark.parametrize("kind", few(WALKED, 4))
+partial = pytest.mark.parametrize("kind", few(REASONS))
+walked = pytest.mark.parametrize("kind", few(WALKED, 3))
 
 
 @cache
 def analysed(kind: str) -> tuple[Analysis, Tensor]:
     """What is known of a model in which all parts matter much, and its images."""
-    model, data = KINDS[kind].make(), KINDS[kind].images(12)
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    model, data = stirred(KINDS[kind].make(), 0.2), KINDS[kind].images(12)
     return analyse(model, [data[:6], data[6:]], BEST, device="cpu"), data
 
 
@@ -115,35 +112,8 @@ class TestWalk:
         check_walk(model, data, outputs(model, data))
 
     def test_the_refit_leaves_the_streams_of_both_models(self, kind: str) -> None:
-        """After the last branch, with nothing gone through twice: what either model, as it is in the end, has there."""
         analysis, data = analysed(kind)
-        model, small = analysis.model, at_sizes(analysis, 0.4)
-        sensitivities = {}
-        for unit in analysis.units:
-            name = unit.linears[-1].name
-            sensitivities[name] = analysis.moments[name].sums["sensitive_tokens"]
-            output_linear(small.get_submodule(name)).weight.data *= 0.5  # much to mend
-        refit = Watched()
-        ridges = refit(model, small, sensitivities, [data[:6], data[6:]])
-        assert any(ridge is not None for ridge in ridges.values())
-        steps = family_of(model).steps(model)
-        with torch.no_grad():
-            given, inputs = enter(model, steps, [data])
-            (x,) = inputs
-            y = x
-            for name, step in steps.items():
-                x, y = step(x, **given[name]), small.get_submodule(name)(y, **given[name])
-        torch.testing.assert_close(torch.cat([x for x, _ in refit.left]), x)
-        torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
-
-
-class Watched(OutputRefit):
-    """Keeps the streams that a branch leaves behind."""
-
-    def _branch(self, old: Branch, new: Branch, streams: Streams, *rest: object) -> float | None:
-        ridge = super()._branch(old, new, streams, *rest)
-        object.__setattr__(self, "left", list(zip(streams.dense, streams.small, strict=True)))
-        return ridge
+        check_streams(analysis, at_sizes(analysis, 0.4), data, 6)
 
 
 @pytest.mark.parametrize("kind", ["swin v2", "post norm"])
@@ -166,8 +136,96 @@ def test_behind_a_norm_the_layers_own_output_is_fitted(kind: str) -> None:
         lacking = (old.output_layer(seen) - layer(h)).flatten(0, -2)
     ones = torch.cat([h.flatten(0, -2), torch.ones(len(lacking), 1)], 1)
     truth = torch.linalg.lstsq(ones, lacking).solution
-    sensitivities = {unit.linears[-1].name: analysis.moments[unit.linears[-1].name] for unit in analysis.units}
-    tokens = {name: moments.sums["sensitive_tokens"] for name, moments in sensitivities.items()}
-    OutputRefit(ridges=(0.0,), sensitivity=0.0)(model, small, tokens, [data])
+    OutputRefit(ridges=(0.0,), sensitivity=0.0)(model, small, sensitivities_of(analysis), [data])
     scale = float(truth.abs().max())
     torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
+
+
+WHOLE = get_recipe("best")
+PLAIN = WHOLE.but(refit=False, measured=0)
+QUERY_KEY, POOL_VALUE, HIDDEN = (f"attn_pool.{unit}" for unit in ("query_key", "value", "mlp.hidden"))
+POOLS = {  # of a ViT of width 32 with 16 tokens
+    "siglip": {},
+    "two queries": {"latent_len": 2, "pool_type": "avg"},
+    "position embedding": {"pos_embed": "abs", "feat_size": 16},
+    "no bias": {"qkv_bias": False},
+}
+pools = pytest.mark.parametrize("kind", few(POOLS))
+
+
+def pooled(**arguments: object) -> nn.Module:
+    """A ViT with attention pooling in which every part matters, float64."""
+    model = KINDS["attention pooling"].make()
+    model.attn_pool = stirred(AttentionPoolLatent(32, num_heads=4, norm_layer=nn.LayerNorm, **arguments).double(), 0.3)
+    return model.eval()
+
+
+@cache
+def pooled_analysis(kind: str) -> tuple[Analysis, Tensor]:
+    data = KINDS["attention pooling"].images(12)
+    return analyse(pooled(**POOLS[kind]), [data[:6], data[6:]], PLAIN, device="cpu"), data
+
+
+def pooled_at(analysis: Analysis, **sizes: int) -> nn.Module:
+    """The model with the pooling at the given sizes; all the rest is dense."""
+    plan: dict[str, int | None] = dict.fromkeys(curve.name for curve in analysis.curves)
+    whole = {curve.name: len(curve.errors) - 1 for curve in analysis.curves}
+    given = {QUERY_KEY: sizes.get("query_key", whole[QUERY_KEY]), POOL_VALUE: sizes.get("value", whole[POOL_VALUE])}
+    return analysis.apply(RankPlan({**plan, **given}))[0]
+
+
+@pools
+class TestPooling:
+    def test_a_direction_for_each_query_is_all_of_the_logits(self, kind: str) -> None:
+        """The model as it was, without most of the weights of queries and keys."""
+        analysis, data = pooled_analysis(kind)
+        whole = pooled_at(analysis)
+        torch.testing.assert_close(outputs(whole, data), outputs(analysis.model, data), rtol=1e-9, atol=1e-9)
+        heads, queries, bias = 4, POOLS[kind].get("latent_len", 1), kind != "no bias"
+        saved = 2 * 32 * (32 + bias) - heads * queries * (32 + queries) + 32 * bias
+        assert parameter_count(analysis.model) - parameter_count(whole) == saved
+
+    def test_lost_logits_are_those_of_projected_keys(self, kind: str) -> None:
+        """``V V^T k`` in the dense module, V: the kept directions of a head's keys."""
+        analysis, data = pooled_analysis(kind)
+        logits = analysis.parts["attn_pool"][QUERY_KEY]
+        kept = logits.units.kept(2)
+        truth = copy.deepcopy(analysis.model)
+        directions = torch.block_diag(*logits.key)[:, kept]
+        rows = truth.attn_pool.kv.weight.data
+        rows[:32] = directions @ directions.T @ rows[:32]
+        if truth.attn_pool.kv.bias is not None:
+            truth.attn_pool.kv.bias.data[:32] = 0  # the softmax ignores it
+        expected, dense = outputs(truth, data), outputs(analysis.model, data)
+        torch.testing.assert_close(outputs(pooled_at(analysis, query_key=2), data), expected, rtol=1e-9, atol=1e-9)
+        assert (expected - dense).norm() > 1e-4 * dense.norm()
+
+    def test_costs_are_those_of_the_module(self, kind: str) -> None:
+        analysis, data = pooled_analysis(kind)
+        small, curves = pooled_at(analysis, query_key=2, value=12), {curve.name: curve for curve in analysis.curves}
+        sizes = ((curves[QUERY_KEY], 2), (curves[POOL_VALUE], 12))
+        saved = sum(curve.dense_cost - curve.cost(size) for curve, size in sizes)
+        assert parameter_count(analysis.model) - parameter_count(small) == saved
+        macs = [multiply_accumulates(model, data.shape[1:]) for model in (analysis.model, small)]
+        assert macs[0] - macs[1] == sum(c.dense.macs - c.fixed.macs - size * c.unit.macs for c, size in sizes)
+
+
+def test_a_heads_logits_lose_what_they_say() -> None:
+    """``1/2 E[(dL/da)^2]``, a: what scales the logits of a head, by automatic differentiation of every image's probe."""
+    analysis, data = pooled_analysis("siglip")
+    model, objective = analysis.model, analysis.recipe.objective
+    slopes = []
+    for image in data.split(1):
+        scale = torch.ones(4, dtype=torch.float64, requires_grad=True)
+
+        def scaled(module: nn.Module, inputs: object, output: Tensor, scale: Tensor = scale) -> Tensor:
+            return torch.cat([output[..., :32] * scale.repeat_interleave(8), output[..., 32:]], -1)
+
+        hook = model.attn_pool.kv.register_forward_hook(scaled)
+        probe = objective.probe(model(image), image, analysis.services.seed)
+        hook.remove()
+        slopes.append(torch.autograd.grad(probe, scale)[0])
+    gains = 0.5 * torch.stack(slopes).square().mean(0)
+    units = analysis.parts["attn_pool"][QUERY_KEY].units
+    torch.testing.assert_close(units.order, gains.argsort(descending=True))
+    torch.testing.assert_close(-units.loss.diff(), gains[units.order], rtol=1e-4, atol=1e-12)

@@ -26,6 +26,7 @@ from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.stages.training.finetune import partial_parameters
 from tests.support.cases import few
 from tests.support.kinds import KINDS
+from tests.support.models import distance
 
 REDUCTION = 0.1
 SINGLE = [  # those that measure curves need blocks of a known kind
@@ -61,12 +62,6 @@ def statistics(kind: str) -> dict[str, Moments]:
     )
 
 
-@torch.no_grad()
-def distance(model: nn.Module, other: nn.Module, data: Tensor) -> float:
-    expected = model(data)
-    return float((other(data) - expected).norm() / expected.norm())
-
-
 def check(kind: str, compressed: nn.Module, report: dict) -> None:
     """The reduction is met by smaller layers, the outputs are finite, and every layer is accounted for."""
     model, data = made(kind)
@@ -98,14 +93,14 @@ def at_full_rank(analysis: Analysis) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("kind", "recipe"), few(PAIRS, 12), ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize(("kind", "recipe"), few(PAIRS, 5), ids=lambda each: getattr(each, "name", each))
 def test_a_recipe_for_single_layers_compresses_it(kind: str, recipe: Recipe) -> None:
     model, data = made(kind)
     analysis = analyse(model, [data], recipe, moments=statistics(kind), device="cpu")
     assert isinstance(analysis, Analysis)
     if recipe.name not in ("paper", "paper_literal"):  # what the mean image does not see is lost at any rank
         # AAFM knows the weight's columns from its outputs alone, whose products were taken in float32
-        assert distance(model, at_full_rank(analysis), data) < (1e-4 if recipe.name == "afm_energy" else 1e-9)
+        assert distance(at_full_rank(analysis), model, data) < (1e-4 if recipe.name == "afm_energy" else 1e-9)
     check(kind, *analysis.compress(REDUCTION))
 
 
@@ -116,7 +111,7 @@ def test_best_compresses_it(kind: str) -> None:
     check(kind, *compress(model, [data[:2], data[2:]], recipe, REDUCTION, device="cpu"))
     analysis = analyse(model, [data], recipe.but(refit=False, measured=0), device="cpu")
     whole = RankPlan({curve.name: len(curve.errors) - 1 for curve in analysis.curves})
-    assert distance(model, analysis.apply(whole)[0], data) < 1e-9
+    assert distance(analysis.apply(whole)[0], model, data) < 1e-9
 
 
 @pytest.mark.parametrize("kind", few([name for name, kind in KINDS.items() if kind.halves and not kind.layers]))
@@ -143,7 +138,7 @@ def test_best_takes_the_rest_layer_by_layer(kind: str, caplog: pytest.LogCapture
     assert bool(report["measured_losses"]) == ("refit" in report) == streamed
 
 
-@pytest.mark.parametrize(("kind", "recipe"), few(REFUSED, 8))
+@pytest.mark.parametrize(("kind", "recipe"), few(REFUSED, 3))
 def test_what_is_refused_is_named(kind: str, recipe: str) -> None:
     """A recipe for whole modules without a method for single layers has nothing to fall back to."""
     model, data = made(kind)
@@ -175,10 +170,10 @@ def test_it_is_saved_and_loaded_and_trained_in_part(kind: str, tmp_path: Path) -
     model, data = made(kind)
     compressed, _ = compress(model, [data], "heads", REDUCTION, device="cpu")
     save(compressed, tmp_path / "small", model_args=KINDS[kind].arguments)
-    assert distance(compressed, load(tmp_path / "small"), data) == 0
+    assert distance(load(tmp_path / "small"), compressed, data) == 0
     rounded, addition = quantize(load(tmp_path / "small", dtype=torch.float32), 8)
     save(rounded, tmp_path / "eight", {**compressed.compression_report, **addition}, model_args=KINDS[kind].arguments)
-    assert distance(rounded, load(tmp_path / "eight"), data.float()) == 0
+    assert distance(load(tmp_path / "eight"), rounded, data.float()) == 0
     trained = set(partial_parameters(compressed))
     head = {id(p) for p in compressed.get_submodule("head").parameters()}
     for name, parameter in compressed.named_parameters():

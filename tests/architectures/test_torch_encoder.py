@@ -14,21 +14,17 @@ from lowrank_vit.architectures.base import FAMILIES, family_of
 from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.modules.counting import parameter_count
 from tests.support.cases import few
+from tests.support.models import distance
+from tests.support.refits import check_walk
 from tests.support.torch_kinds import TORCH
-from tests.support.walks import check_walk
 
-each = pytest.mark.parametrize("kind", few(sorted(TORCH, key=lambda kind: "swin" in kind), 3))
+each = pytest.mark.parametrize("kind", few(sorted(TORCH, key=lambda kind: "swin" in kind)))
 
 
 @cache
 def made(kind: str) -> tuple[nn.Module, Tensor]:
     """A model, which nobody changes, and its images."""
     return TORCH[kind].make(), TORCH[kind].images(8)
-
-
-@torch.no_grad()
-def distance(small: nn.Module, dense: nn.Module, data: Tensor) -> float:
-    return float((small(data) - dense(data)).norm() / dense(data).norm())
 
 
 @each

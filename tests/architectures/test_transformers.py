@@ -1,4 +1,4 @@
-"""Models of Hugging Face's transformers: the same promises as for timm's, and the same numbers where both have one model."""
+"""Models of Hugging Face's transformers: the same promises as for timm's; and trained like timm's, as torchvision's are."""
 
 import copy
 import json
@@ -11,17 +11,24 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
-from lowrank_vit import analyse, compress, get_recipe, load, save
+from typing import Any
+
+import pytest
+
+from lowrank_vit import analyse, compress, distill, finetune, get_recipe, load, save
+from lowrank_vit.__main__ import main
 from lowrank_vit.architectures.canonical import canonical
+from lowrank_vit.models import load_model
 from lowrank_vit.modules.counting import input_size, parameter_count
 from lowrank_vit.modules.predicting import predict
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.export.export import export
 from tests.support.cases import few
 from tests.support.hugging_face import HUGGING_FACE
-from tests.support.walks import check_walk
+from tests.support.refits import check_walk
+from tests.support.torch_kinds import TORCH
 
-each = pytest.mark.parametrize("kind", few(HUGGING_FACE, 3))
+each = pytest.mark.parametrize("kind", few(HUGGING_FACE))
 BEST = get_recipe("heads")
 
 
@@ -103,3 +110,55 @@ class TestFolders:
         saved = json.loads((self.folder(tmp_path) / "config.json").read_text())
         assert saved["model_args"]["kind"] == "ViTForImageClassification"
         assert not bad.keys() & saved["model_args"]["config"].keys()
+
+
+TRAINED: dict[str, Any] = {
+    **{name: HUGGING_FACE[name] for name in ("vit", "deit", "deit, distilled", "swin", "dinov2, swiglu")},
+    **{name: TORCH[name] for name in ("torchvision's vit", "torchvision's swin")},
+}
+
+
+def logits(model: nn.Module, data: Tensor) -> Tensor:
+    outputs = model(data)
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TRAINED)
+def test_it_is_trained_in_place_and_learns(kind: str) -> None:
+    model, data = TRAINED[kind].make().float(), TRAINED[kind].images(8).float()
+    small, _ = compress(model, [data], "best", 0.25, device="cpu")
+    with torch.no_grad():
+        target, before = logits(model, data), logits(small, data)
+    labels = (logits(small, data).argmax(1) + 1) % 10
+    tuned = copy.deepcopy(small)
+    result = finetune(tuned, [(data, labels)], epochs=12, lr=1e-2, progress=False)
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert loss(logits(tuned, data), labels) < 0.7 * loss(before, labels)
+    assert 0 < result.describe()["trainable_share"] < 0.6
+    worse, _ = compress(model, [data], "svd", 0.4, device="cpu")
+    with torch.no_grad():
+        before = logits(worse, data)
+    options: dict[str, Any] = {"epochs": 12, "lr": 3e-3, "batch_size": 4, "flips": False, "progress": False}
+    distilled = distill(worse, model, data, **options)
+    with torch.no_grad():
+        after = logits(distilled.model, data)
+    assert (after - target).norm() < 0.7 * (before - target).norm()
+
+
+@pytest.mark.slow
+def test_a_folder_of_transformers_goes_all_the_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, small = tmp_path / "dense", tmp_path / "small"
+    model: Any = HUGGING_FACE["vit"].make().float()
+    model.save_pretrained(source)
+    few = ["--calibration-samples", "32", "--held-out-samples", "0", "--data", "digits", "--device", "cpu"]
+    main(["compress", "--model", f"hf:{source}", *few, "--reduction", "0.2", "--out", str(small)])
+    data = ["--data", "digits", "--device", "cpu", "--epochs", "1"]
+    main(["finetune", str(small), *data, "--distill", "--out", str(tmp_path / "tuned")])
+    main(["distill", str(small), *data, "--calibration-samples", "40", "--out", str(tmp_path / "distilled")])
+    for folder in ("tuned", "distilled"):
+        assert type(load(tmp_path / folder)) is type(load_model(f"hf:{source}"))
+    again = tmp_path / "tuned again"
+    save(load(tmp_path / "tuned"), again)
+    assert load(again).config.to_dict() == load(tmp_path / "tuned").config.to_dict()

@@ -86,12 +86,8 @@ def test_a_compressed_model_is_saved_and_loaded(version: str, recipe: str, tmp_p
         kinds = {"relative_error", "relative_error_held_out"}
         assert all(layer[kind] is not None for layer in report["layers"] for kind in kinds)
         assert {entry["part"] for entry in report["measured_losses"]} >= {f"{name}.scan" for name in mixers(model)}
-    save(
-        small,
-        tmp_path / "small",
-        report,
-        model_args={k: v for k, v in ARGUMENTS[version].items() if k != "num_classes"},
-    )
+    known = {key: value for key, value in ARGUMENTS[version].items() if key != "num_classes"}
+    save(small, tmp_path / "small", report, model_args=known)
     assert torch.equal(outputs(load(tmp_path / "small"), images), outputs(small, images))
 
 

@@ -1,6 +1,7 @@
 """What the commands print of a report, of plans and of a sweep: each number says what it is."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +80,11 @@ def test_a_sweep_of_several_recipes(
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}
     seen = list[int]()  # batches, by the dense model and not its copies
     model.register_forward_pre_hook(lambda module, x: seen.append(len(x[0])) if module is model else None)
-    monkeypatch.setattr("lowrank_vit.cli.verbs.sweep.named_model", lambda args: (model, {}))
+    monkeypatch.setattr("lowrank_vit.cli.arguments.named_model", lambda args: (model, {}))
     drawn = list[Any]()
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    words = [
-        "sweep",
-        "--model",
-        "x",
-        "--data",
-        "digits",
-        "--limit",
-        "20",
-        "--calibration-samples",
-        "8",
-        "--batch-size",
-        "20",
-    ]
-    words += ["--device", "cpu", "--recipe", "svd, exact"]
+    words = shlex.split("sweep --model x --data digits --limit 20 --calibration-samples 8 --batch-size 20 --device cpu")
+    words += ["--recipe", "svd, exact"]
     main([*words, "--reduction", "0.3,0.5", "--plot", str(tmp_path / "pareto.png")])
     assert seen.count(20) == 1
     out = " ".join(capsys.readouterr().out.split())

@@ -1,18 +1,27 @@
-"""Budgets in any cost: what a model is counted to cost keeps within it, and no better choice does."""
+"""Budgets in any cost: what a model is counted to cost keeps within it, no better choice does; in time, too."""
 
+import json
+from ast import literal_eval
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowrank_vit import InputError, analyse, check_budget, compress, get_recipe, save, sweep
 from lowrank_vit.compression import calibrate as statistics
+from lowrank_vit.compression.prices import latency
+from lowrank_vit.compression.prices.latency import SHARES
+from lowrank_vit.compression.runtimes import call_in
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count, saved_bytes, tokens_per_image
 from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.stages.evaluate import speed as module_times
 from tests.support.cases import few
-from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, tiny
+from tests.support.models import ARGUMENTS, NAMES, VIT, images, model_and_images, outputs, same, tiny
 
 PADDED = ["vit", "swin", "padded"]
 
@@ -53,7 +62,7 @@ def test_no_choice_of_sizes_within_the_budget_loses_less(cost: str, share: float
 
 
 @pytest.mark.parametrize("share", few([0.6, 0.8, 0.4], 1))
-@pytest.mark.parametrize("kind", few(PADDED))
+@pytest.mark.parametrize("kind", few(PADDED, 1))
 @pytest.mark.parametrize("recipe", ["heads", "exact"])
 def test_counted_multiply_accumulates_keep_within_the_budget(recipe: str, kind: str, share: float) -> None:
     """Stages with different numbers of tokens, windows that are padded, and heads padded to one width."""
@@ -70,7 +79,7 @@ def test_counted_multiply_accumulates_keep_within_the_budget(recipe: str, kind: 
 
 @pytest.mark.parametrize(
     ("kind", "recipe", "dtype"),
-    [("vit", "best", torch.float32), ("swin", "best", torch.bfloat16), ("vit", "loss_aware", torch.float64)],
+    few([("swin", "best", torch.bfloat16), ("vit", "best", torch.float32), ("vit", "loss_aware", torch.float64)], 1),
 )
 def test_the_file_that_is_saved_keeps_within_its_bytes(
     kind: str, recipe: str, dtype: torch.dtype, tmp_path: Path
@@ -88,11 +97,9 @@ def test_the_file_that_is_saved_keeps_within_its_bytes(
 
 def test_a_reduction_and_a_budget_of_parameters_are_the_same() -> None:
     model, data = tiny(), images(16)
-    (one, first), (other, second) = (
-        compress(model, [data], "exact", 0.4),
-        compress(model, [data], "exact", budget="params=0.6"),
-    )
-    assert all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    one, first = compress(model, [data], "exact", 0.4)
+    other, second = compress(model, [data], "exact", budget="params=0.6")
+    assert same(one, other)
     assert (first["budget"]["asked"], second["budget"]["asked"]) == ("reduction 0.4", "params=0.6")
     with pytest.raises(InputError, match="exclude each other"):
         compress(model, [data], "exact", 0.4, budget="params=0.6")
@@ -118,3 +125,112 @@ def test_a_budget_out_of_reach_names_the_range_before_an_image_is_seen(
     _, report = compress(tiny(), [images(8)], "exact", budget={cost: float(least) + slack})
     if not slack:
         assert all(layer["rank"] == 1 for layer in report["layers"])
+
+
+BATCH = 8
+
+
+@dataclass
+class Clock:
+    """Takes a nanosecond for every multiply-accumulate, and ``slower`` times as long for a smaller model."""
+
+    slower: float = 1.0
+    timed: list[str] = field(default_factory=list)
+
+    def __call__(
+        self, calls: Mapping[str, Callable[[object], object]], data: object, seconds: float
+    ) -> dict[str, list[float]]:
+        times = {}
+        for name, call in calls.items():
+            self.timed.append(name)
+            counter = FlopCounterMode(display=False)
+            with counter:
+                call(data)
+            factor = self.slower if name == "small" else 1.0
+            times[name] = [factor * counter.get_total_flops() / 2 * 1e-9] * 5
+        return times
+
+
+@pytest.fixture
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module_times, "seconds_in_turns", clock)
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
+    return clock
+
+
+@pytest.mark.parametrize("slower", [1.25, 0.75])
+def test_a_plan_that_misses_is_made_again(slower: float, clock: Clock) -> None:
+    """A machine on which the whole model takes another time than its modules together."""
+    model, data = tiny(), images(16)
+    analysis = analyse(model, [data], "exact", device="cpu", batch_size=BATCH)
+    asked = analysis.plan({"latency": 0.6}).budget
+    clock.slower = slower
+    clock.timed.clear()
+    entry = analysis.plan({"latency": 0.6}).budget
+    assert asked is not None
+    assert entry is not None
+    assert 2 <= clock.timed.count("small") <= 5
+    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
+    assert abs(slower * asked["counted"] - entry["limit"]) > 0.1 * entry["limit"]
+    assert (entry["predicted"] < asked["predicted"]) == (slower > 1)
+
+
+def test_a_budget_is_kept_however_near_the_first_plan_was(clock: Clock) -> None:
+    clock.slower = 1.09
+    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
+    entry = analysis.plan({"latency": 0.6}).budget
+    assert entry is not None
+    assert clock.timed.count("small") > 1
+    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
+
+
+def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = tiny(), images(16)
+
+    def timed(batch_size: int) -> int:
+        clock.timed.clear()
+        analyse(model, [data], "exact", device="cpu", batch_size=batch_size).plan({"latency": 0.6})
+        return len([name for name in clock.timed if name not in ("dense", "small")])
+
+    shapes = 4  # of linear layers, the same in both blocks
+    assert timed(2) == 1 + shapes * (1 + len(SHARES))
+    assert timed(2) == 0
+    assert timed(3) > 0
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert timed(2) > 0
+    monkeypatch.undo()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runtime", "kind"), [("onnxruntime", "swin"), ("openvino", "vit")])
+def test_modules_are_timed_in_the_program_that_will_run_them(
+    kind: str, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program computes is what the module does; the clock reads a call's name, as no program counts operations."""
+
+    def ticks(name: str) -> float:
+        if name.endswith(")"):  # the sizes of a module's units
+            return sum(literal_eval(name[name.rindex("(") :]))
+        return {"dense": 100.0, "small": 85.0}.get(name, 20_000.0 if name.startswith("whole") else 1000.0)
+
+    def clock(calls: Mapping[str, Callable[[object], object]], data: object, *more: object) -> dict[str, list[float]]:
+        for call in calls.values():
+            call(data)
+        return {name: [1e-6 * ticks(name)] for name in calls}
+
+    monkeypatch.setattr(module_times, "seconds_in_turns", clock)
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency, "SHARES", (0.5, 1.0))
+    model, data = model_and_images(kind, 16)
+    analysis = analyse(model.float(), [data.float()], get_recipe("heads").but(measured=0, refit=False), runtime=runtime)
+    entry = analysis.plan({"latency": 0.9}).budget
+    assert entry is not None
+    assert entry["where"]["mode"] == runtime
+    assert entry["counted"] == round(0.85 * entry["dense"])
+    [kept] = (tmp_path / "cache" / "latency").iterdir()
+    assert runtime in json.loads(kept.read_text())["machine"]
+    module = analysis.model.get_submodule("blocks.0.mlp" if kind == "vit" else "layers.0.blocks.0.mlp")
+    x = torch.randn(2, 5, 5, module.fc1.in_features)
+    found = call_in(module, replace(analysis.setting, dtype="float32"), (x,), {})()
+    torch.testing.assert_close(found, outputs(module, x), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Depth: the model up to a block, and the classifier that ridge regression gives it."""
+"""Attention modules and MLPs as units, exact where nothing is removed; the model up to a block, with a new classifier."""
 
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from lowrank_vit import analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.modules.skipped import Skipped
 from lowrank_vit.records.curves import RankPlan
+from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.correct.output_refit import ClassifierRefit
-from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
+from tests.support.cases import few
+from tests.support.models import ARGUMENTS, KINDS, images, modules_of, outputs, tiny
 
 
 def features(model: nn.Module, blocks: int, data: torch.Tensor) -> torch.Tensor:
@@ -71,3 +73,54 @@ def test_costs_of_blocks_in_multiply_accumulates_are_kept_within() -> None:
     model, data = tiny("swin"), images(16, "swin")
     _, report = compress(model, data.split(8), "wd-depth", budget={"macs": 0.7})
     assert report["macs"]["compressed"] <= 0.7 * report["macs"]["dense"]
+
+
+@pytest.mark.parametrize("kind", few(KINDS, 1))
+class TestBest:
+    def test_only_the_logits_or_only_the_values_can_be_cut(self, kind: str) -> None:
+        model, data = tiny(kind).double(), images(24, kind).double()
+        analysis = analyse(model, data.split(8), "heads")
+        dense = parameter_count(model)
+        for part in ("query_key", "value", "hidden"):
+            name = next(curve.name for curve in analysis.curves if curve.name.endswith(part))
+            full = next(len(curve.errors) - 1 for curve in analysis.curves if curve.name == name)
+            plan = {curve.name: None for curve in analysis.curves}
+            same, _ = analysis.apply(RankPlan({**plan, name: full}))
+            torch.testing.assert_close(outputs(same, data), outputs(model, data), atol=1e-9, rtol=1e-9)
+            less, report = analysis.apply(RankPlan({**plan, name: full // 2}))
+            assert report["params"]["compressed"] == parameter_count(less) < dense
+            assert sum(layer["params"] < layer["details"]["dense_params"] for layer in report["layers"]) == 1
+
+    def test_the_mean_input_of_the_output_layer_loses_nothing(self, kind: str) -> None:
+        """What is lost on average is in the bias, before any refit: the mean hidden unit, the mean value of every head."""
+        model, data = tiny(kind).double(), images(24, kind).double()
+        analysis = analyse(model, data.split(8), get_recipe("heads").but(refit=False))
+        small, _ = analysis.apply(RankPlan({c.name: (len(c.errors) - 1) // 2 for c in analysis.curves}))
+        for unit in analysis.units:
+            site, units = unit.site, analysis.parts[unit.name]
+            part = units[list(units)[-1]]
+            kept = part.units.kept((len(part.units.loss) - 1) // 2)
+            inputs = part.mean
+            if isinstance(site, AttentionSite):
+                qkv, basis = model.get_submodule(site.qkv.name), torch.block_diag(*part.basis)
+                inputs = (part.mean - qkv.bias.data[-len(basis) :]) @ basis
+                before = basis.T[kept] @ qkv.weight.data[-len(basis) :]
+                balanced = small.get_submodule(site.name).key_value.weight.data[-len(kept) :]
+                inputs[kept] *= balanced.norm(dim=1) / before.norm(dim=1)
+            output = site.linears[-1].name
+            with torch.no_grad():
+                own, truth = small.get_submodule(output)(inputs[kept]), model.get_submodule(output)(part.mean)
+            torch.testing.assert_close(own, truth, atol=1e-9, rtol=1e-9)
+
+    def test_keys_need_no_bias(self, kind: str) -> None:
+        """Whatever the keys' bias is, the compressed model is the same."""
+        results = []
+        for shift in (0.0, 3.0):
+            model, data = tiny(kind).double(), images(16, kind).double()
+            for site in modules_of(model):
+                if isinstance(site, AttentionSite):
+                    inner = site.proj.in_features
+                    model.get_submodule(site.qkv.name).bias.data[inner : 2 * inner] += shift
+            compressed, _ = compress(model, [data], "heads", 0.3)
+            results.append(outputs(compressed, data))
+        torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)

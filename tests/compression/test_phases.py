@@ -15,8 +15,8 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.runtime.launch import launch
 from lowrank_vit.runtime.processes import is_first, rank_and_world
 from lowrank_vit.stages.correct.measured_losses import Replay
-from tests.support.models import ARGUMENTS, images, tiny
-from tests.support.weights import same
+from lowrank_vit.storage.folder import load_report
+from tests.support.models import ARGUMENTS, images, same, tiny
 
 RECIPES = {
     "exact": get_recipe("exact"),
@@ -63,12 +63,6 @@ def test_a_compression_on_several_processes_is_that_of_one(world: int, tmp_path:
     kl = [report["refit"]["kl_held_out"] for report in reports]
     assert kl[1] == pytest.approx(kl[0], rel=1e-3)
     assert reports[1]["refit"]["ridges"] == reports[0]["refit"]["ridges"]
-
-
-def load_report(folder: Path) -> dict:
-    from lowrank_vit.storage.folder import load_report
-
-    return load_report(folder)
 
 
 def test_an_identity_follows_all_that_the_phases_depend_on() -> None:

@@ -10,28 +10,15 @@ from torch import Tensor, nn
 from lowrank_vit import RECIPES, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.factors import Columns, GatedParts
+from lowrank_vit.records.factors import GatedParts
 from tests.support.cases import few, in_turn
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
-OURS = (
-    "svd",
-    "fwsvd",
-    "asvd",
-    "svd_llm",
-    "afm_energy",
-    "paper",
-    "paper_charitable",
-    "exact",
-    "exact_normalised",
-    "loss_aware",
-    "best",
-)
-NAMES = [name for name in RECIPES if name not in (*OURS, "wd-depth")]  # whose steps are blocks
-
-
-# what they remove is masked in the dense model
-PRUNING = ("ssp", "vtp-taylor", "vbp", "vtp-gates", "wdp-gates", "spvit-he-gates")
+NAMES = [
+    name for name, recipe in RECIPES.items() if recipe.kinds != ["decomposition"] and name not in ("best", "wd-depth")
+]
+# what they remove is masked in the dense model; for that of vtp-gates see test_columns.py
+PRUNING = ("ssp", "vtp-taylor", "vbp", "wdp-gates", "spvit-he-gates")
 FEW = {"sense.images": 8, "sense.points": 3}
 
 
@@ -41,7 +28,7 @@ def quick(name: str):
     return recipe if recipe.sense is None else recipe.but(**FEW)
 
 
-@pytest.mark.parametrize(("name", "kind"), few(in_turn(sorted(NAMES, key=lambda name: "paper" in name), KINDS), 3))
+@pytest.mark.parametrize(("name", "kind"), few(in_turn(NAMES, KINDS), 3))
 def test_every_rival_meets_its_budget_and_is_loaded_as_it_was_saved(name: str, kind: str, tmp_path: Path) -> None:
     model, data = tiny(kind), images(16, kind)
     small, report = compress(model, data.split(8), quick(name), 0.3, held_out=[images(8, kind, seed=5)])
@@ -54,7 +41,9 @@ def test_every_rival_meets_its_budget_and_is_loaded_as_it_was_saved(name: str, k
     assert torch.equal(outputs(load(tmp_path / "small"), data), outputs(small, data))
 
 
-@pytest.mark.parametrize(("kind", "name"), few(in_turn(KINDS, ["comcat0", "comcat", "corp", "losparse0", *PRUNING]), 3))
+@pytest.mark.parametrize(
+    ("kind", "name"), few(in_turn(KINDS, ["comcat", "corp", "losparse0", "vtp-gates", *PRUNING]), 3)
+)
 def test_all_of_it_is_the_model_as_it_was(name: str, kind: str) -> None:
     model, data = tiny(kind).double(), images(16, kind).double()
     analysis = analyse(model, data.split(8), name)
@@ -73,8 +62,6 @@ def without(layer: nn.Module, gone: Tensor, mean: Tensor | None) -> None:
 
 def kept_of(part: object, rank: int) -> tuple[Tensor, Tensor | None]:
     """What a rank keeps: inputs, or heads, and outputs where some of these go, too."""
-    if isinstance(part, Columns):
-        return part.kept(rank)[0], None
     return part.kept(rank) if isinstance(part, GatedParts) else (part.units.kept(rank), None)  # type: ignore[attr-defined]
 
 
@@ -86,15 +73,11 @@ def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
             layer = same.get_submodule(decomposed.unit.linears[-1].name)
             kept, outputs = kept_of(part, plan.ranks[unit])
             count = layer.in_features
-            ordered = part.inner.sum() if isinstance(part, GatedParts | Columns) else len(part.units.order)
+            ordered = part.inner.sum() if isinstance(part, GatedParts) else len(part.units.order)
             width = count // int(ordered)
             gone = torch.ones(count, dtype=torch.bool)
             gone[(kept[:, None] * width + torch.arange(width)).flatten()] = False
             without(layer, gone, getattr(part, "mean", None))
-            if isinstance(part, Columns):
-                unread = torch.ones_like(part.input_mean, dtype=torch.bool)
-                unread[part.kept(plan.ranks[unit])[1]] = False
-                without(same.get_submodule(decomposed.unit.linears[0].name), unread, part.input_mean)
             if outputs is not None:
                 made = torch.zeros(layer.out_features, dtype=torch.bool)
                 made[outputs] = True

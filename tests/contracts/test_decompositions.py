@@ -94,12 +94,9 @@ class TestEveryDecomposition:
         factors = factors_of(name, layer)
         truth = [own_loss(name, layer, u @ v.T) for u, v in map(factors.cut, range(len(factors.loss)))]
         torch.testing.assert_close(factors.loss, torch.tensor(truth), atol=1e-9, rtol=1e-6)
-
-    def test_loss_is_monotone(self, name: str, shape: tuple[int, int]) -> None:
-        loss = factors_of(name, sample(*shape)).loss
-        assert (loss.diff() <= TIGHT).all()
-        least = unseen(sample(*shape)) if name == "representative" else 0.0
-        assert loss[-1] == pytest.approx(least, abs=1e-9)
+        assert (factors.loss.diff() <= TIGHT).all()
+        least = unseen(layer) if name == "representative" else 0.0
+        assert factors.loss[-1] == pytest.approx(least, abs=1e-9)
 
     def test_no_random_matrix_of_that_rank_is_better(self, name: str, shape: tuple[int, int]) -> None:
         layer = sample(*shape)
@@ -112,33 +109,22 @@ class TestEveryDecomposition:
             dv = torch.randn(v.shape, generator=generator, dtype=v.dtype) * v.std() * scale
             assert own_loss(name, layer, (u + du) @ (v + dv).T) >= best - TIGHT
 
-    def test_error_curve_equals_the_error_of_every_cut(self, name: str, shape: tuple[int, int]) -> None:
-        layer = sample(*shape)
-        factors = factors_of(name, layer)
-        curve = output_metric(layer.weight, layer.moments, centred=False).error_curve(factors)
-        energy = layer.output_error(torch.zeros_like(layer.weight))
-        truth = [layer.output_error(u @ v.T) / energy for u, v in map(factors.cut, range(len(curve)))]
-        torch.testing.assert_close(curve, torch.tensor(truth), atol=1e-10, rtol=1e-8)
-
-    def test_whitened_is_never_worse_under_the_second_moment(self, name: str, shape: tuple[int, int]) -> None:
-        layer = sample(*shape)
-        metric = output_metric(layer.weight, layer.moments, centred=False)
-        best, other = metric.error_curve(factors_of("whitened", layer)), metric.error_curve(factors_of(name, layer))
-        assert (best[: len(other)] <= other + TIGHT).all()
-
-    def test_two_sided_is_never_worse_under_its_metric(self, name: str, shape: tuple[int, int]) -> None:
-        layer = sample(*shape)
-        best, other = factors_of("two_sided", layer), factors_of(name, layer)
-        for rank in range(len(other.loss)):
-            u, v = other.cut(rank)
-            assert best.loss[rank] <= own_loss("two_sided", layer, u @ v.T) + TIGHT
-
     def test_fewer_tokens_than_dimensions_still_work(self, name: str, shape: tuple[int, int]) -> None:
         layer = sample(*shape, images=2, tokens=3)
         factors = factors_of(name, layer)
         assert torch.isfinite(factors.u).all()
         assert torch.isfinite(factors.v).all()
         assert torch.isfinite(factors.loss).all()
+
+
+@pytest.mark.parametrize(("name", "shape"), in_turn(["svd", "representative", "two_sided"], SHAPES))
+def test_error_curve_equals_the_error_of_every_cut(name: str, shape: tuple[int, int]) -> None:
+    layer = sample(*shape)
+    factors = factors_of(name, layer)
+    curve = output_metric(layer.weight, layer.moments, centred=False).error_curve(factors)
+    energy = layer.output_error(torch.zeros_like(layer.weight))
+    truth = [layer.output_error(u @ v.T) / energy for u, v in map(factors.cut, range(len(curve)))]
+    torch.testing.assert_close(curve, torch.tensor(truth), atol=1e-10, rtol=1e-8)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -162,7 +148,7 @@ def test_two_sided_is_the_svd_between_both_roots(shape: tuple[int, int]) -> None
     torch.testing.assert_close(factors_of("two_sided", layer).loss, truth, atol=1e-12, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "shape"), in_turn(NAMES, SHAPES))
+@pytest.mark.parametrize(("name", "shape"), in_turn(["svd", "two_sided"], SHAPES))
 def test_centring_is_never_worse(name: str, shape: tuple[int, int]) -> None:
     """Whatever the factors, moving the mean error into the bias cannot raise the error."""
     layer = sample(*shape)
@@ -175,20 +161,22 @@ def test_centring_is_never_worse(name: str, shape: tuple[int, int]) -> None:
     assert shifted <= metric.relative_error(u @ v.T) + TIGHT
 
 
-@pytest.mark.parametrize(("name", "shape"), in_turn(NAMES, SHAPES))
-def test_centred_and_normalised_is_never_worse_under_equation_3(name: str, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_centred_and_normalised_is_never_worse_under_equation_3(shape: tuple[int, int]) -> None:
     """Image by image, with the mean error in the bias: what a layer of the recipe ``exact_normalised`` does."""
     layer = sample(*shape)
-    best, other = factors_of("whitened_centred_normalised", layer), factors_of(name, layer)
-    for rank in range(len(other.loss)):
-        u, v = other.cut(rank)
-        error = layer.weight - u @ v.T
-        lost = (layer.inputs @ error - layer.mean @ error).square().sum((1, 2))
-        truth = (lost / (layer.inputs @ layer.weight).square().sum((1, 2))).mean()
-        assert best.loss[rank] <= truth + TIGHT
+    best = factors_of("whitened_centred_normalised", layer)
+    for name in NAMES:
+        other = factors_of(name, layer)
+        for rank in range(len(other.loss)):
+            u, v = other.cut(rank)
+            error = layer.weight - u @ v.T
+            lost = (layer.inputs @ error - layer.mean @ error).square().sum((1, 2))
+            truth = (lost / (layer.inputs @ layer.weight).square().sum((1, 2))).mean()
+            assert best.loss[rank] <= truth + TIGHT, name
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[:2])
 def test_aafm_is_centred_whitening(shape: tuple[int, int]) -> None:
     layer = sample(*shape)
     mimicking, whitened = factors_of("aafm", layer), factors_of("whitened_centred", layer)

@@ -285,10 +285,8 @@ def test_a_new_kind_of_unit(tmp_path: Path) -> None:
     """Whole heads: a head that writes nothing costs nothing, and goes first; a loaded model is the saved one."""
     arguments = {**ARGUMENTS["vit"], "num_heads": 4}
     torch.manual_seed(0)
-    model, data = (
-        timm.create_model("vit_tiny_patch16_224", num_classes=10, **arguments).eval().double(),
-        images(6).double(),
-    )
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **arguments).eval().double()
+    data = images(6).double()
     for block in model.blocks:
         block.attn.proj.weight.data[:, 4:8] = 0  # the second head
     with registered(UNITS, "heads", HeadUnit), registered(HEADS, "output_norm", OutputNorm):

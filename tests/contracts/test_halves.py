@@ -12,13 +12,10 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE, Site
 from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.decompose import ATTENTIONS, MLPS
-from tests.support.halves import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal
-from tests.support.layer import Sample, dense_moments, sample
+from tests.support.layer import ATTENTION, HEADS, INNER, MLP, WIDTH, N, Sample, dense_moments, normal, sample
 
 PARTS = [*(("values", name) for name in ATTENTIONS.names()), *(("units", name) for name in MLPS.names())]
 FITTED = [("values", "heads"), ("units", "interpolative")]  # those that minimise the loss that they predict
-each_part = pytest.mark.parametrize(("kind", "name"), PARTS)
-each_fitted = pytest.mark.parametrize(("kind", "name"), FITTED)
 MADE = normal(N, INNER, seed=3).double(), normal(INNER, seed=4).double()  # what makes the values, or the hidden units
 
 
@@ -51,17 +48,17 @@ def output_loss(layer: Sample, whole: Tensor, sensitivity: float, gradient_dampi
     return 0.5 * float(weights @ (error @ metric * error).sum(1))
 
 
-@each_fitted
+@pytest.mark.parametrize(("kind", "name"), FITTED)
 class TestEveryFittedPart:
-    @pytest.mark.parametrize("sensitivity", [0.0, 0.5, 1.0])
-    def test_loss_is_the_stated_objective(self, kind: str, name: str, sensitivity: float) -> None:
+    def test_loss_is_the_stated_objective(self, kind: str, name: str) -> None:
         layer = sample(INNER, N)
-        part = part_of(kind, name, layer, damping=0.0, sensitivity=sensitivity)
-        assert part.ridge == 0
-        for count in range(1, INNER + 1):
-            _, whole = refitted(part, part.units.kept(count))
-            truth = output_loss(layer, whole, sensitivity, 0.1)
-            assert float(part.units.loss[count]) == pytest.approx(truth, rel=1e-5, abs=1e-12)
+        for sensitivity in (0.0, 0.5, 1.0):
+            part = part_of(kind, name, layer, damping=0.0, sensitivity=sensitivity)
+            assert part.ridge == 0
+            for count in range(1, INNER + 1):
+                _, whole = refitted(part, part.units.kept(count))
+                truth = output_loss(layer, whole, sensitivity, 0.1)
+                assert float(part.units.loss[count]) == pytest.approx(truth, rel=1e-5, abs=1e-12)
 
     def test_no_other_weight_on_what_is_kept_is_better(self, kind: str, name: str) -> None:
         layer = sample(INNER, N)
@@ -83,10 +80,9 @@ class TestEveryFittedPart:
                 _, whole = refitted(part, other)
                 assert output_loss(layer, whole, 0.5, 0.1) >= float(part.units.loss[count]) - 1e-12
 
-    @pytest.mark.parametrize("images", [1, 2])
-    def test_few_images_and_dead_units_are_finite(self, kind: str, name: str, images: int) -> None:
+    def test_few_images_and_dead_units_are_finite(self, kind: str, name: str) -> None:
         weight = sample(INNER, N).weight
-        inputs, gradients = normal(images, 3, INNER), normal(images, 3, N)
+        inputs, gradients = normal(2, 3, INNER), normal(2, 3, N)
         inputs[..., 0] = 0
         for x, g in ((inputs, gradients), (torch.ones_like(inputs), gradients), (inputs * 0, gradients * 0)):
             moments = dense_moments(weight, x, g)
@@ -97,21 +93,18 @@ class TestEveryFittedPart:
                 assert torch.isfinite(refitted(part, part.units.kept(count))[1]).all()
 
 
-@each_part
-class TestEveryPart:
-    def test_all_of_it_is_the_layer_as_it_was(self, kind: str, name: str) -> None:
-        layer = sample(INNER, N)
-        part = part_of(kind, name, layer)
-        _, whole = refitted(part, part.units.kept(INNER))
-        torch.testing.assert_close(whole, layer.weight, atol=1e-9, rtol=0)
-        assert torch.equal(part.units.kept(None), torch.arange(INNER))
-
-    def test_order_is_nested_and_loss_monotone(self, kind: str, name: str) -> None:
-        units = part_of(kind, name, sample(INNER, N)).units
-        assert sorted(units.order.tolist()) == list(range(INNER))
-        assert (units.loss.diff() <= 1e-12).all()
-        for count in range(1, INNER):
-            assert set(units.kept(count).tolist()) < set(units.kept(count + 1).tolist())
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+def test_all_of_a_part_is_the_layer_as_it_was_and_less_is_nested_in_more(kind: str, name: str) -> None:
+    layer = sample(INNER, N)
+    part = part_of(kind, name, layer)
+    units = part.units
+    _, whole = refitted(part, units.kept(INNER))
+    torch.testing.assert_close(whole, layer.weight, atol=1e-9, rtol=0)
+    assert torch.equal(units.kept(None), torch.arange(INNER))
+    assert sorted(units.order.tolist()) == list(range(INNER))
+    assert (units.loss.diff() <= 1e-12).all()
+    for count in range(1, INNER):
+        assert set(units.kept(count).tolist()) < set(units.kept(count + 1).tolist())
 
 
 def test_hidden_units_turn_with_the_layer() -> None:

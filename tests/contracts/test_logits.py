@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_vit.linalg.heads import activation_metrics, query_key
+from lowrank_vit.linalg.heads import query_key
 from lowrank_vit.methods.best import HeadLowRank
 from lowrank_vit.records.factors import Logits
 from lowrank_vit.records.moments import Moments
-from tests.support.halves import ATTENTION, HEADS, INNER, WIDTH, N, normal
+from tests.support.cases import in_turn
+from tests.support.layer import ATTENTION, HEADS, INNER, WIDTH, N, normal
 
 IMAGES, TOKENS = 40, 120  # what is averaged over images is not what is averaged over tokens
 
@@ -79,12 +80,9 @@ def logit_loss(product: Tensor, left: Tensor, right: Tensor) -> float:
     return 0.5 * float(each.sum())
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"activation_share": 0.0}, {"activation_share": 0.2}, {"activation_share": 1.0}]
-)
-@pytest.mark.parametrize("each_head", [True, False])
-def test_logits_lose_what_they_say(each_head: bool, fields: dict[str, float]) -> None:
-    logits, left, right = logits_of(slopes(), each_head=each_head, **fields)
+@pytest.mark.parametrize(("each_head", "share"), in_turn([True, False], [0.5, 0.0, 0.2, 1.0]))
+def test_logits_lose_what_they_say(each_head: bool, share: float) -> None:
+    logits, left, right = logits_of(slopes(), each_head=each_head, activation_share=share)
     for count in range(logits.units.multiple, INNER + 1, logits.units.multiple):
         mask = torch.zeros(INNER)
         mask[logits.units.kept(count)] = 1
@@ -122,12 +120,6 @@ def test_the_fisher_of_independent_factors_is_met_exactly() -> None:
     assert float(0.5 * (left @ error @ right * error).sum() / left.trace()) == pytest.approx(float(truth), rel=0.05)
     query, key, _ = query_key(left, right, 0.1)
     torch.testing.assert_close(query @ key.T, torch.eye(WIDTH), atol=1e-10, rtol=0)
-
-
-def test_activation_metrics_are_those_of_queries_and_keys() -> None:
-    _, weight, bias = layer()
-    for place, metric in enumerate(activation_metrics(ATTENTION, weight, bias, head_moments(slopes()))):
-        torch.testing.assert_close(metric, torch.stack([said_by_tokens(place, head) for head in range(HEADS)]))
 
 
 def test_dead_heads_are_finite() -> None:

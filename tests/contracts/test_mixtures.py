@@ -9,7 +9,7 @@ from lowrank_vit import analyse, get_recipe
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.search.gates import mixed_outputs
 from tests.support.cases import few, in_turn
-from tests.support.models import KINDS, images, outputs, tiny
+from tests.support.models import KINDS, NAMES, VIT, images, outputs, stirred, tiny
 
 PARTS = {"measured": False, "refit": False, "sense": False}  # what follows the cut, or takes long
 RECIPES = ("comcat", "heads", "exact", "corp", "vbp", "vtp-taylor", "ssp")
@@ -39,7 +39,7 @@ def differences(model: nn.Module, data: torch.Tensor, recipe: str) -> dict[str, 
     return found
 
 
-@pytest.mark.parametrize(("kind", "recipe"), in_turn(KINDS, RECIPES))
+@pytest.mark.parametrize(("kind", "recipe"), few(in_turn(KINDS, RECIPES), 4))
 def test_a_share_of_one_is_the_folded_model(recipe: str, kind: str) -> None:
     found = differences(tiny(kind).double(), images(16, kind).double(), recipe)
     assert set(found) == {"half", "dense", "some"}
@@ -56,13 +56,8 @@ def test_without_biases() -> None:
         for layer in (block.attn.qkv, block.attn.proj):
             layer.bias.data.zero_()
     torch.testing.assert_close(outputs(folded, data), outputs(bare, data), rtol=1e-8, atol=1e-8)
-    names = [
-        (decomposed, name)
-        for decomposed in analysis.decomposed
-        for name in (c.name for c in decomposed.curves())
-        if "attn" in name
-    ]
-    mixtures = [decomposed.mixture(name, [plan[name]]) for decomposed, name in names]
+    parts = [(each, curve.name) for each in analysis.decomposed for curve in each.curves() if "attn" in curve.name]
+    mixtures = [decomposed.mixture(name, [plan[name]]) for decomposed, name in parts]
     gated = mixed_outputs(analysis.model, mixtures, [torch.ones(1, dtype=torch.float64)] * len(mixtures), data)
     torch.testing.assert_close(gated, outputs(bare, data), rtol=1e-8, atol=1e-8)
 
@@ -71,15 +66,10 @@ def test_without_biases() -> None:
 def test_biases_of_other_names_and_none(family: str) -> None:
     """BEiT has its queries' biases beside the layer; a model without biases gets those that take up lost means."""
     torch.manual_seed(0)
-    arguments = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
-    if family == "beit":
-        model = timm.create_model("beit_base_patch16_224", pretrained=False, num_classes=10, **arguments)
-    else:
-        model = timm.create_model(
-            "vit_tiny_patch16_224", pretrained=False, num_classes=10, proj_bias=False, **arguments
-        )
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
+    name, arguments = (
+        ("beit_base_patch16_224", VIT) if family == "beit" else (NAMES["vit"][0], {**VIT, "proj_bias": False})
+    )
+    model = stirred(timm.create_model(name, **arguments), 0.2).double().eval()
     for recipe in ("comcat", "heads"):
-        found = differences(model.double().eval(), images(16).double(), recipe)
+        found = differences(model, images(16).double(), recipe)
         assert max(found.values()) <= 1e-6, found

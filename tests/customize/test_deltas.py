@@ -1,15 +1,20 @@
-"""What every delta promises, and what COMCAT's and LoRA's compute, against dense truths."""
+"""What every delta promises, against dense truths, and a delta on disk."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lowrank_vit.customize.customization import load_delta, save_delta
 from lowrank_vit.customize.deltas import DELTAS, attentions
 from lowrank_vit.customize.deltas.head_products import HeadProducts
 from lowrank_vit.customize.deltas.weights import Lora
 from lowrank_vit.customize.text_to_image import TextToImage
+from lowrank_vit.runtime.errors import InputError
 from tests.support.cases import in_turn
 from tests.support.diffusion import METHODS, attached, moved, outputs, small
 
@@ -25,21 +30,15 @@ def state(model: TextToImage) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in parts.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_nothing_changes_at_step_zero(name: str) -> None:
-    model, same = small(torch.float32), ["normal 3", "inverted 3", ""]
-    before = outputs(model, same)
-    attached(model, name)
-    change = (outputs(model, same) - before).norm() / before.norm()
-    assert change <= 1e-6
-
-
 @pytest.mark.parametrize(("merged", "name"), in_turn([False, True], METHODS))
 def test_detaching_restores_the_base_bit_by_bit(name: str, merged: bool) -> None:
     model = small(torch.float32)
-    weights, modules, before = state(model), kinds(model), outputs(model, ["normal 3"])
-    customization = moved(attached(model, name))
-    assert not torch.equal(outputs(model, ["normal V*"]), before)
+    weights, modules, same = state(model), kinds(model), ["normal 3", "inverted 3", ""]
+    before = outputs(model, same)
+    customization = attached(model, name)
+    assert (outputs(model, same) - before).norm() <= 1e-6 * before.norm()  # nothing changes at step zero
+    moved(customization)
+    assert not torch.equal(outputs(model, ["normal V*"]), before[:1])
     if merged:
         customization.merge()
     customization.detach()
@@ -47,7 +46,7 @@ def test_detaching_restores_the_base_bit_by_bit(name: str, merged: bool) -> None
     assert weights.keys() == after.keys()
     assert all(torch.equal(weights[key], after[key]) for key in weights)
     assert kinds(model) == modules
-    assert torch.equal(outputs(model, ["normal 3"]), before)
+    assert torch.equal(outputs(model, same), before)
     assert not any(parameter.requires_grad for module in model.modules() for parameter in module.parameters())
 
 
@@ -88,17 +87,15 @@ def dense_attention(attention: Any, products: Any, x: Tensor, context: Tensor) -
     return total
 
 
-@pytest.mark.parametrize("kind", ["attn1", "attn2"])
-def test_head_products_are_those_of_the_paper(kind: str) -> None:
+def test_head_products_are_those_of_the_paper() -> None:
     model = small()
     moved(attached(model, "comcat", rank=3, zero_start=False))
-    attention = attentions(model.unet)[f"mid_block.attentions.0.transformer_blocks.0.{kind}"]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 32, generator=generator, dtype=torch.float64)
-    context = x if kind == "attn1" else torch.randn(3, 32, generator=generator, dtype=torch.float64)
-    given = None if kind == "attn1" else context[None]
-    truth = dense_attention(attention, attention.processor, x, context)
-    assert (attention(x[None], given)[0] - truth).abs().max() <= 1e-12
+    x, text = (torch.randn(n, 32, generator=generator, dtype=torch.float64) for n in (5, 3))
+    for kind, context, given in (("attn1", x, None), ("attn2", text, text[None])):
+        attention = attentions(model.unet)[f"mid_block.attentions.0.transformer_blocks.0.{kind}"]
+        truth = dense_attention(attention, attention.processor, x, context)
+        assert (attention(x[None], given)[0] - truth).abs().max() <= 1e-12
 
 
 def test_lora_adds_products_to_the_four_matrices() -> None:
@@ -121,12 +118,60 @@ def test_sizes_on_stable_diffusion_1_4() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)  # the other defaults are those of 1.4
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
-    for method, count in (
-        (HeadProducts(1), 795_648),
-        (HeadProducts(2), 1_591_296),
-        (Lora(1), 199_296),
-        (Lora(8), 1_594_368),
-    ):
+    counts = ((HeadProducts(1), 795_648), (HeadProducts(2), 1_591_296), (Lora(1), 199_296), (Lora(8), 1_594_368))
+    for method, count in counts:
         attached = method.attach(unet, torch.Generator())
         assert sum(tensor.numel() for tensor in attached.tensors.values()) == count
         attached.detach()
+
+
+def saved(path: Path, name: str = "comcat") -> torch.Tensor:
+    """Save a changed delta, and return what the model computes with it."""
+    model = small(torch.float32)
+    customization = moved(attached(model, name))
+    save_delta(customization, path)
+    return outputs(model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_delta_comes_back_on_another_copy_of_the_base(name: str, tmp_path: Path) -> None:
+    expected = saved(tmp_path / "delta.safetensors", name)
+    model = small(torch.float32)
+    loaded = load_delta(model, tmp_path / "delta.safetensors")
+    assert torch.equal(outputs(model), expected)
+    assert loaded.new_word == "V*"
+    assert loaded.trained == []
+
+
+def write_damaged(path: Path, how: str) -> None:
+    """Spoil a delta's file."""
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+        return
+    if how == "tensor":
+        tensors.popitem()
+    changes = {"method": {"method": "comcats"}, "settings": {"settings": '{"ranks": 2}'}}
+    save_file(tensors, path, None if how == "plain" else {**about, **changes.get(how, {})})
+
+
+DAMAGES = {
+    "cut": "cannot read .*delta.safetensors",
+    "plain": "is not a delta of this format",
+    "tensor": "its tensors are not those of comcat",
+    "method": "did you mean 'comcat'",
+    "settings": "is damaged",
+}
+
+
+def test_a_damaged_file_is_refused_and_the_base_stays(tmp_path: Path) -> None:
+    path, model = tmp_path / "delta.safetensors", small(torch.float32)
+    before = outputs(model, ["normal 3"])
+    for how, said in DAMAGES.items():
+        saved(path)
+        write_damaged(path, how)
+        with pytest.raises(InputError, match=said):
+            load_delta(model, path)
+        assert torch.equal(outputs(model, ["normal 3"]), before)

@@ -16,23 +16,7 @@ from tests.support.diffusion import METHODS, outputs, small
 
 pytestmark = pytest.mark.slow
 
-VOCABULARY = [
-    "a",
-    "p",
-    "h",
-    "o",
-    "t",
-    "f",
-    "d",
-    "g",
-    "a</w>",
-    "o</w>",
-    "f</w>",
-    "g</w>",
-    "photo</w>",
-    "of</w>",
-    "dog</w>",
-]
+VOCABULARY = [*"aphotfdg", *(f"{part}</w>" for part in ("a", "o", "f", "g", "photo", "of", "dog"))]
 MERGES = ["p h", "ph o", "pho t", "phot o</w>", "o f</w>", "d o", "do g</w>"]
 
 
@@ -82,9 +66,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images, of several sizes and modes."""
     folder = tmp_path_factory.mktemp("photographs")
     for index, (mode, size) in enumerate((("RGB", (40, 30)), ("L", (16, 16)), ("RGBA", (20, 50)))):
-        Image.new(mode, size, color=60 * (index + 1) if mode == "L" else tuple([60 * (index + 1)] * len(mode))).save(
-            folder / f"{index}.png"
-        )
+        color = 60 * (index + 1)
+        Image.new(mode, size, color if mode == "L" else (color,) * len(mode)).save(folder / f"{index}.png")
     (folder / "notes.txt").write_text("no image")
     return folder
 

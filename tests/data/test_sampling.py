@@ -1,5 +1,6 @@
-"""Which images are drawn, in which order, on which process."""
+"""Which images are drawn, in which order, on which process; and how files of every mode become grey or RGB."""
 
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lowrank_vit.data import ImageData
+from lowrank_vit.data.decoding import MARGIN, read_image, to_channels
 from lowrank_vit.data.sampling import CALIBRATION, EVALUATION, TRAINING, draw
 from lowrank_vit.runtime.errors import InputError
 from tests.support.image_folders import GREY, data, images, one_line, write
@@ -69,15 +72,14 @@ def test_every_stream_and_seed_draws_its_own_numbers() -> None:
         assert len(set(one) & set(other)) < 15, "50 of 1000 have 2.5 in common"
 
 
-@pytest.mark.parametrize("stream", STREAMS)
-def test_a_draw_is_of_distinct_images_from_all_over(stream: int) -> None:
-    chosen = draw(1000, 300, 0, stream)
+def test_a_draw_is_of_distinct_images_from_all_over() -> None:
+    chosen = draw(1000, 300, 0, CALIBRATION)
     assert len(set(chosen)) == 300
     assert set(chosen) < set(range(1000))
     assert min(np.bincount(np.array(chosen) // 250, minlength=4)) > 45  # 75 of each quarter
     assert chosen != sorted(chosen)
-    assert draw(1000, 100, 0, stream) == chosen[:100]
-    assert sorted(draw(10, 99, 0, stream)) == list(range(10))
+    assert draw(1000, 100, 0, CALIBRATION) == chosen[:100]
+    assert sorted(draw(10, 99, 0, CALIBRATION)) == list(range(10))
 
 
 def shown(loaded: torch.Tensor) -> list[bytes]:
@@ -112,3 +114,57 @@ def test_a_limit_draws_by_the_seed_from_all_over_the_split() -> None:
     assert sum(place < 250 for place in places) > 25
     assert limited(50) == some[:50]
     assert set(limited(100, seed=1)) != set(some)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    deep = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
+    assert np.array_equal(to_channels(deep, 1), [[0, 128, 255]])
+    assert np.array_equal(to_channels(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), 1), [[0, 128, 255]])
+    assert np.array_equal(to_channels(Image.fromarray(np.array([[0, 7, 255]], np.int32)), 1), [[0, 7, 255]])
+
+
+def test_every_mode_becomes_grey_or_rgb() -> None:
+    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "YCbCr", "I;16", "I", "F"):
+        for channels, expected in ((1, "L"), (3, "RGB")):
+            result = to_channels(Image.new(mode, (5, 4)), channels)
+            assert (result.mode, result.size) == (expected, (5, 4))
+
+
+def test_exif_orientation_is_applied() -> None:
+    upright = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    file = io.BytesIO()
+    upright.save(file, "PNG", exif=exif)
+    turned = to_channels(Image.open(file), 1)
+    assert np.array_equal(turned, np.rot90(np.array(upright), -1))
+
+
+def jpeg(width: int, height: int, mode: str = "RGB") -> bytes:
+    """A smooth picture with some noise, which has details at every scale."""
+    random = np.random.default_rng(0)
+    rough = Image.fromarray(random.integers(0, 256, (12, 16, 3)).astype(np.uint8)).resize((width, height))
+    noise = random.normal(0, 8, (height, width, 3))
+    file = io.BytesIO()
+    Image.fromarray((np.asarray(rough) + noise).clip(0, 255).astype(np.uint8)).convert(mode).save(file, "JPEG")
+    return file.getvalue()
+
+
+DECODED = [  # width and height, the side that is asked for, and what is decoded
+    ((320, 240), 64, (320, 240)),  # below four times the side
+    ((320, 255), 64, (320, 255)),
+    ((256, 320), 64, (128, 160)),
+    ((1500, 511), 64, (750, 256)),  # a half, rounded up
+    ((600, 512), 64, (150, 128)),
+    ((640, 512), 16, (80, 64)),  # an eighth: there is no less
+    ((1280, 1024), 16, (160, 128)),
+]
+
+
+def test_large_jpegs_are_decoded_at_the_smallest_size_with_a_margin() -> None:
+    for size, side, decoded in DECODED:
+        content = jpeg(*size)
+        assert read_image(content, "here", side).size == decoded
+        assert read_image(content, "here").size == size
+        assert min(decoded) >= min(*size, MARGIN * side)
+        assert read_image(jpeg(*size, mode="L"), "here", side).size == decoded

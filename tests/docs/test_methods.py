@@ -1,6 +1,4 @@
-"""The tables of methods say what the code has, and leave nothing out."""
-
-from pathlib import Path
+"""The tables of methods and families say what the code has, and leave nothing out."""
 
 import pytest
 
@@ -8,11 +6,10 @@ from lowrank_vit import RECIPES
 from tests.method_pages import pages, render, slots
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
-def test_a_page_is_up_to_date(page: Path) -> None:
-    """``python -m tests.method_pages`` writes it."""
-    text = page.read_text(encoding="utf-8")
-    assert text == render(text)
+def test_the_pages_are_up_to_date() -> None:
+    """``python -m tests.method_pages`` writes them."""
+    texts = {page.stem: page.read_text(encoding="utf-8") for page in pages()}
+    assert [name for name, text in texts.items() if text != render(text)] == []
 
 
 def test_every_method_and_recipe_is_on_a_page() -> None:
@@ -20,3 +17,12 @@ def test_every_method_and_recipe_is_on_a_page() -> None:
     names = {name for methods in slots().values() for name in methods} | set(RECIPES)
     assert len(names) > 40
     assert [name for name in sorted(names) if f"| `{name}` |" not in texts] == []
+
+
+@pytest.mark.slow
+def test_the_page_of_families_is_up_to_date() -> None:
+    """``python -m tests.families`` writes it."""
+    pytest.importorskip("transformers")
+    from tests.families import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page()

@@ -1,8 +1,10 @@
-"""The pages build strictly, lack no public name, and fetch nothing from elsewhere."""
+"""The pages build strictly, lack no public name, and fetch nothing from elsewhere; the README is short."""
 
 import inspect
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import zlib
@@ -12,9 +14,13 @@ from typing import Literal
 import pytest
 
 import lowrank_vit
-from tests.support.browser import CHROMIUM, FLAGS
 from tests.support.sources import ROOT
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 DOCS = ROOT / "docs"
 PAGES = (
     "index.html", "guides/budgets.html", "methods/best.html", "results/table_rivals.html", "open-questions.html",
@@ -31,19 +37,9 @@ REMOTE = re.compile(
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
     """What ``make docs`` does."""
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--config-file",
-        str(config),
-        "--site-dir",
-        str(site),
-    ]
+    command = f"{shlex.quote(sys.executable)} -m mkdocs build --strict --config-file {config} --site-dir {site}"
     variables = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(shlex.split(command), cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
 
 
 def inventory(site: Path) -> set[str]:
@@ -124,3 +120,16 @@ def test_pages_fit_the_window_and_ask_for_nothing(site: Path, width: int, scheme
             assert ("dark" in schemes) == (scheme == "dark")
         browser.close()
     assert wrong == []
+
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 120
+
+
+def test_its_links_lead_to_files() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXT) + re.findall(r"(?:src|srcset)=\"([^\"]+)\"", TEXT)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).is_file()] == []

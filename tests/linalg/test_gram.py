@@ -8,8 +8,7 @@ from tests.support.cases import in_turn
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype"),
-    in_turn([1, PANEL - 1, PANEL, PANEL + 1, 2 * PANEL, 3 * PANEL + 5], [torch.float32, torch.float64]),
+    ("width", "dtype"), in_turn([1, PANEL, PANEL + 1, 3 * PANEL + 5], [torch.float32, torch.float64])
 )
 def test_it_is_the_whole_product(width: int, dtype: torch.dtype) -> None:
     """Within the bound of a sum of m products, ``m eps |X|^T |X|``."""
@@ -29,7 +28,7 @@ def test_rows_without_weight_are_left_out_and_nothing_else_is() -> None:
     assert gram(x, weights).isnan().all()
 
 
-@pytest.mark.parametrize("width", [PANEL - 1, 2 * PANEL, 3 * PANEL + 5])
+@pytest.mark.parametrize("width", [PANEL - 1, 3 * PANEL + 5])
 def test_panels_are_added_up_and_assembled_once(width: int) -> None:
     first, second = torch.randn(2, 30, width, generator=torch.Generator().manual_seed(0)).double()
     whole = assembled([a + b for a, b in zip(gram_panels(first), gram_panels(second), strict=True)])
@@ -37,7 +36,7 @@ def test_panels_are_added_up_and_assembled_once(width: int) -> None:
     torch.testing.assert_close(whole, x.T @ x)
 
 
-@pytest.mark.parametrize("rows", [1, PIECE - 1, PIECE, PIECE + 1, 20_000])
+@pytest.mark.parametrize("rows", [1, PIECE, PIECE + 1])
 def test_a_weighted_sum_of_many_rows_is_exact_to_single_precision(rows: int) -> None:
     """Rows far from zero, and one in 197 of nearly all weight, as the class token has."""
     generator = torch.Generator().manual_seed(0)

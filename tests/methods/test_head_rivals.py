@@ -12,8 +12,7 @@ from lowrank_vit.methods.vbp import Variance
 from lowrank_vit.methods.vtp import FirstOrderUnits
 from lowrank_vit.records.factors import Directions
 from lowrank_vit.records.moments import Moments
-from tests.support.halves import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal
-from tests.support.layer import sample
+from tests.support.layer import ATTENTION, HEADS, INNER, MLP, WIDTH, N, normal, sample
 
 NOTHING = Moments(1, 1, {"input_sum": torch.zeros(1)})
 MADE = normal(N, INNER, seed=3).double(), normal(INNER, seed=4).double()
@@ -48,12 +47,6 @@ def test_shrinkage_raises_the_ridge_to_the_oracle_s() -> None:
     assert get_recipe("corp_layerwise").method("mlp") == ActiveEnergy(shrinkage=True)
 
 
-@pytest.mark.parametrize("name", ["comcat0", "comcat"])
-def test_comcat_s_queries_take_their_bias_along(name: str) -> None:
-    """As its specification has it; what the row does to the logits is tested below."""
-    assert get_recipe(name).method("attention") == HeadProducts(bias_row=True)
-
-
 def test_the_salience_of_a_head_is_its_attention_times_the_slope_of_it() -> None:
     """By autograd through an attention that is written out: ``sum A * dL/dA`` of every head and image."""
     images, tokens = 3, 5
@@ -73,14 +66,14 @@ def test_the_salience_of_a_head_is_its_attention_times_the_slope_of_it() -> None
     torch.testing.assert_close(hidden.loss[0], gates.square().mean(0).sqrt().max())
 
 
-@pytest.mark.parametrize("rank", range(WIDTH + 1))
-def test_products_of_heads_are_their_truncated_svd(rank: int) -> None:
+def test_products_of_heads_are_their_truncated_svd() -> None:
     left, right = normal(N, WIDTH, seed=1).double(), normal(N + 2, WIDTH, seed=2).double()
     p, q, sizes = product_bases(left, right)
     u, singular_values, vt = torch.linalg.svd(left @ right.T)
     torch.testing.assert_close(sizes, singular_values[:WIDTH])
-    truth = u[:, :rank] * singular_values[:rank] @ vt[:rank]
-    torch.testing.assert_close(left @ p[:, :rank] @ (right @ q[:, :rank]).T, truth)
+    for rank in range(WIDTH + 1):
+        truth = u[:, :rank] * singular_values[:rank] @ vt[:rank]
+        torch.testing.assert_close(left @ p[:, :rank] @ (right @ q[:, :rank]).T, truth)
 
 
 def test_all_directions_of_products_are_the_layer_as_it_was() -> None:
@@ -115,6 +108,7 @@ def test_kept_coordinates_predict_the_others() -> None:
 @pytest.mark.parametrize("rank", [1, 3])
 def test_the_bias_of_queries_is_a_row_of_their_weight(rank: int) -> None:
     """The best of a rank for ``[x, 1] [W_q; b_q] W_k^T``, of every head: what is lost is the tail of its SVD."""
+    assert all(get_recipe(name).method("attention") == HeadProducts(bias_row=True) for name in ("comcat0", "comcat"))
     weight, bias = normal(N, 3 * INNER).double(), normal(3 * INNER, seed=8).double()
     logits = HeadProducts(bias_row=True).logits(ATTENTION, weight, bias, NOTHING)
     lost = torch.zeros((), dtype=torch.float64)

@@ -17,6 +17,7 @@ from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
+from tests.support.cases import few
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu
@@ -122,7 +123,7 @@ def test_what_was_trained_is_what_is_folded() -> None:
     assert {layer["rank"] for layer in report["layers"]} <= {1, None}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, 1))
 def test_what_is_folded_is_the_split_weight(kind: str) -> None:
     """Of each layer: its truncated SVD, its own weight where a row was kept, and the mean of the rest in the bias."""
     model, data = tiny(kind).double(), images(16, kind).double()

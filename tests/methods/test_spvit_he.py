@@ -42,7 +42,7 @@ def gates_of(model: nn.Module, counts: tuple[int, int]) -> dict[str, Gate]:
     return gates
 
 
-@pytest.mark.parametrize("counts", [(0, 1), (2, 3), (1, 0), (3, 2)])
+@pytest.mark.parametrize("counts", [(0, 1), (2, 3)])
 def test_the_folded_model_is_the_gated_one_and_costs_what_is_expected(counts: tuple[int, int]) -> None:
     model, data = tiny().double(), IMAGES.double()
     gates = gates_of(model, counts)

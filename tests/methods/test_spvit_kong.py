@@ -13,8 +13,8 @@ from lowrank_vit.modules.token_block import SelectingBlock
 from lowrank_vit.stages.tokens.train_selectors import SelectorTraining, drawn, see
 from tests.support.finetuning import TinyData
 from tests.support.hardware import on_cpu
-from tests.support.models import images, outputs, tiny
-from tests.support.weights import same, weights
+from tests.support.models import images, outputs, same, tiny, weights
+from tests.support.power_cuts import PowerCutError, interrupt
 
 IMAGES = images(40)
 ALONE, FULL = "spvit-kong-gates", "spvit-kong"
@@ -99,24 +99,14 @@ def test_the_full_form_trains_the_weights_a_hundred_times_slower() -> None:
     assert same(model, weights(tiny()))
 
 
-class PowerCutError(RuntimeError):
-    """In the middle of an epoch."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", [ALONE, FULL])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed, step = short(rule, epochs=3), SelectorTraining.training_step
-
-    def crash(self: SelectorTraining, batch: Any, batch_idx: int) -> Tensor:
-        if self.current_epoch == 2 and batch_idx == 1:
-            raise PowerCutError
-        return step(self, batch, batch_idx)
-
+    undisturbed = short(rule, epochs=3)
     with monkeypatch.context() as cut:
-        cut.setattr(SelectorTraining, "training_step", crash)
+        interrupt(cut, SelectorTraining, 2)
         with pytest.raises(PowerCutError):
             short(rule, epochs=3, checkpoint_dir=tmp_path)
     assert same(short(rule, epochs=3, checkpoint_dir=tmp_path), weights(undisturbed))

@@ -1,4 +1,4 @@
-"""Models by name and from files: what fits is loaded, everything else is one line."""
+"""Models by name and from files: what fits is loaded, with the classes and the size of its shapes; all else is one line."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from timm.data import resolve_model_data_config
 
-from lowrank_vit.models import load_model
+from lowrank_vit.models import load_model, model_arguments
 from lowrank_vit.models.checkpoints import load_checkpoint
 from lowrank_vit.runtime.errors import InputError
 from tests.support.image_folders import data
-from tests.support.weights import same
+from tests.support.models import same
 
 SMALL = "digits_deit_small"
 
@@ -82,10 +83,10 @@ def test_swin_in_microsofts_layout_with_four_stages(tmp_path: Path) -> None:
     assert same(fresh, model)
 
 
-@pytest.mark.parametrize("name", ["model.pickle", "model.pkl", "model.npz", "model.npy"])
-def test_pickles_are_never_opened(tmp_path: Path, name: str) -> None:
-    torch.save({}, tmp_path / name)
-    assert "is a pickle" in refusal(SMALL, tmp_path / name)
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    for name in ("model.pickle", "model.pkl", "model.npz", "model.npy"):
+        torch.save({}, tmp_path / name)
+        assert "is a pickle" in refusal(SMALL, tmp_path / name)
 
 
 @pytest.mark.slow
@@ -99,3 +100,36 @@ def test_deit_tiny_knows_the_real_images(real_data: Path) -> None:
     with torch.inference_mode():
         hits = sum((model(batch).argmax(1) == label).sum().item() for batch, label in loader)
     assert hits >= 16  # 83.7% of the thousand
+
+
+PLAIN = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def tuned(folder: Path, name: str, **arguments: object) -> Path:
+    """A fine-tuned model's file, of random weights."""
+    torch.manual_seed(1)
+    path = folder / "tuned.safetensors"
+    safetensors.torch.save_file(timm.create_model(name, **PLAIN, **arguments).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size"),
+    [
+        ("deit_tiny_patch16_224", {"num_classes": 37, "img_size": 192}, 192),
+        ("deit_tiny_distilled_patch16_224", {"num_classes": 5, "img_size": 96}, 96),
+        ("vit_tiny_patch16_224", {"num_classes": 1000, "img_size": 224}, 224),
+        ("vit_tiny_patch16_224", {"num_classes": 3, "img_size": 64, "class_token": False, "global_pool": "avg"}, 64),
+    ],
+)
+def test_a_checkpoint_says_its_classes_and_its_size(
+    name: str, arguments: dict[str, object], size: int, tmp_path: Path
+) -> None:
+    path = tuned(tmp_path, name, **arguments)
+    told = {key: value for key, value in arguments.items() if key not in ("num_classes", "img_size")}
+    model = load_model(name, path, arguments={**PLAIN, **told})
+    assert model.num_classes == arguments["num_classes"]
+    assert resolve_model_data_config(model)["input_size"] == (3, size, size)
+    assert model(torch.randn(1, 3, size, size)).shape == (1, arguments["num_classes"])
+    known = model_arguments(name, path, {**PLAIN, **told})
+    assert known == {**PLAIN, **told, **({} if size == 224 else {"img_size": size})}

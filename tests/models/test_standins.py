@@ -11,7 +11,7 @@ from torch import nn
 from lowrank_vit.models import load_model
 from lowrank_vit.models import standin_training as cache
 from lowrank_vit.models.standin_training import Recipe, train_standin
-from tests.support.weights import same
+from tests.support.models import same
 
 pytestmark = pytest.mark.slow
 SMALL = "digits_deit_small"

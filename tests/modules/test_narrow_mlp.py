@@ -59,23 +59,18 @@ class Holder(nn.Module):
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestEveryKind:
-    def test_kept_units_are_the_dense_ones(self, kind: str) -> None:
+    def test_kept_units_are_the_dense_ones_and_all_are_the_module_as_it_was(self, kind: str) -> None:
         """With any second layer: what it gets are the dense module's hidden units, those that were kept."""
         model, x = Holder(kind), torch.randn(2, 4, N, dtype=torch.float64)
-        kept = torch.tensor([1, 2, 6])
-        output, bias = torch.randn(3, D, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
-        small = fold_mlp(model.site, described_mlp_weights(model, model.site), kept, output, bias)
-        with torch.no_grad():
-            truth = KINDS[kind][1](model.mlp, x)[..., kept] @ output + bias
-            torch.testing.assert_close(small(x), truth)
-
-    def test_all_units_are_the_module_as_it_was(self, kind: str) -> None:
-        model, x = Holder(kind), torch.randn(2, 4, N, dtype=torch.float64)
-        bias = torch.zeros(D).double() if model.mlp.fc2.bias is None else model.mlp.fc2.bias.data
         weights = described_mlp_weights(model, model.site)
-        small = fold_mlp(model.site, weights, torch.arange(HIDDEN_UNITS), model.mlp.fc2.weight.data.T, bias)
+        output, bias = torch.randn(HIDDEN_UNITS, D, dtype=torch.float64), torch.randn(D, dtype=torch.float64)
+        dense = torch.zeros(D).double() if model.mlp.fc2.bias is None else model.mlp.fc2.bias
         with torch.no_grad():
-            torch.testing.assert_close(small(x), model.mlp(x))
+            for kept in (torch.tensor([1, 2, 6]), torch.arange(HIDDEN_UNITS)):
+                small = fold_mlp(model.site, weights, kept, output[kept], bias)
+                torch.testing.assert_close(small(x), KINDS[kind][1](model.mlp, x)[..., kept] @ output[kept] + bias)
+            whole = fold_mlp(model.site, weights, torch.arange(HIDDEN_UNITS), model.mlp.fc2.weight.T, dense)
+            torch.testing.assert_close(whole(x), model.mlp(x))
 
     def test_costs_are_those_of_the_module(self, kind: str) -> None:
         """The dense one's, and those of a smaller one, in parameters and in multiply-accumulates of seven tokens."""
@@ -94,9 +89,8 @@ class TestEveryKind:
         model, x = Holder(kind), torch.randn(2, N, dtype=torch.float64)
         weights = described_mlp_weights(model, model.site)
         small = Holder(kind)
-        small.mlp = fold_mlp(
-            model.site, weights, torch.tensor([0, 5]), torch.ones(2, D).double(), torch.ones(D).double()
-        )
+        ones = torch.ones(3, D).double()
+        small.mlp = fold_mlp(model.site, weights, torch.tensor([0, 5]), ones[:2], ones[2])
         again = empty_replacement(replacement_entries(small)["mlp"], model.mlp).double()
         again.load_state_dict(small.mlp.state_dict(), strict=True)
         assert type(again) is type(small.mlp)
@@ -104,15 +98,15 @@ class TestEveryKind:
         assert torch.equal(again(x), small.mlp(x))
 
 
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (Mlp(4, norm_layer=nn.LayerNorm), r"'mlp' normalises its hidden units \(norm\)"),
-        (SwiGLU(4, norm_layer=nn.LayerNorm), r"'mlp' normalises its hidden units \(norm\)"),
-        (Mlp(4, use_conv=True), r"'mlp.fc1' is a Conv2d, no linear layer"),
-        (Mlp(4, act_layer=partial(nn.PReLU, 4)), r"'mlp' has an activation function with weights"),
-    ],
-)
-def test_what_does_not_go_unit_by_unit_is_refused(module: nn.Module, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        described_mlp("mlp", module)
+REFUSED: list[tuple[nn.Module, str]] = [
+    (Mlp(4, norm_layer=nn.LayerNorm), r"'mlp' normalises its hidden units \(norm\)"),
+    (SwiGLU(4, norm_layer=nn.LayerNorm), r"'mlp' normalises its hidden units \(norm\)"),
+    (Mlp(4, use_conv=True), r"'mlp.fc1' is a Conv2d, no linear layer"),
+    (Mlp(4, act_layer=partial(nn.PReLU, 4)), r"'mlp' has an activation function with weights"),
+]
+
+
+def test_what_does_not_go_unit_by_unit_is_refused() -> None:
+    for module, message in REFUSED:
+        with pytest.raises(InputError, match=message):
+            described_mlp("mlp", module)

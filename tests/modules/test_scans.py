@@ -112,12 +112,9 @@ def test_the_mean_channel_is_its_definition(mode: str) -> None:
     seen, found = small.inputs(u), small.mean_channel(small.inputs(u))
     for k in range(4):
         state = torch.zeros(2, dtype=torch.float64)
+        a = -module.scan.A_logs[12 * k :][:12].exp()
         for position in range(12):
-            here, delta, a = (
-                seen.u[position, 0, k],
-                seen.delta[position, 0, k],
-                -module.scan.A_logs[12 * k :][:12].exp(),
-            )
+            here, delta = seen.u[position, 0, k], seen.delta[position, 0, k]
             if mode == "inputs":
                 factor, added = (delta.mean() * a.mean(0)).exp(), delta.mean() * here.mean()
             else:

@@ -1,4 +1,4 @@
-"""Several labels for an image: each keeps its own probability, and none competes with another."""
+"""Several labels for an image, none of which competes with another; and models with one output."""
 
 import logging
 from pathlib import Path
@@ -9,13 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lowrank_vit
 from lowrank_vit import InputError, compress, fewer_tokens, finetune, get_recipe, learn, load, save
 from lowrank_vit.objectives import objective_for
-from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives.classification import Classification, distillation_loss, without_classifier
+from lowrank_vit.objectives.features import Features
 from lowrank_vit.objectives.labels import LabelLoss
 from lowrank_vit.objectives.multi_label import MultiLabel
 from lowrank_vit.records.images import Images
+from lowrank_vit.stages.evaluate.accuracy import evaluate
+from lowrank_vit.stages.evaluate.comparison import compare
 from tests.support.cases import few
+from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny
 
 SEVERAL = (torch.rand(24, 10, generator=torch.Generator().manual_seed(0)) < 0.3).float()
@@ -58,10 +63,10 @@ LABELS = {
 
 
 @pytest.mark.parametrize("form", [batches, loader])
-@pytest.mark.parametrize(("labels", "several"), LABELS.values(), ids=LABELS)
-def test_it_is_told_by_the_labels(form: Any, labels: Tensor, several: bool) -> None:
+def test_it_is_told_by_the_labels(form: Any) -> None:
     state = torch.get_rng_state()
-    assert Images.of(form(labels)).several_labels is several
+    for labels, several in LABELS.values():
+        assert Images.of(form(labels)).several_labels is several
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -124,7 +129,7 @@ def binary_loss(model: nn.Module) -> float:
 QUIET: dict[str, Any] = {"epochs": 3, "lr": 1e-2, "progress": False}
 
 
-@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("taught", few([True, False], 1))
 def test_it_is_fine_tuned_label_by_label(taught: bool) -> None:
     model, before = tiny(), binary_loss(tiny())
     teacher = tiny() if taught else None
@@ -135,7 +140,7 @@ def test_it_is_fine_tuned_label_by_label(taught: bool) -> None:
         finetune(tiny(), batches(RIGHT), teacher=tiny(), hard_teacher=True, **QUIET)
 
 
-@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("taught", few([True, False], 1))
 def test_gates_are_learnt_label_by_label(taught: bool) -> None:
     model, before = tiny(), binary_loss(tiny())
     learn(model, batches(RIGHT), "vtp", 0.3, teacher=tiny() if taught else None, distillation_weight=0.1, **QUIET)
@@ -147,3 +152,32 @@ def test_selectors_are_learnt_label_by_label() -> None:
     before = binary_loss(model)
     small = fewer_tokens(model, "spvit-kong", learn_on=batches(RIGHT), training=QUIET | {"lr": 0.5})
     assert binary_loss(small) < 0.8 * before
+
+
+def single() -> nn.Module:
+    model = tiny()
+    model.reset_classifier(1)  # type: ignore[operator]
+    return model.eval()
+
+
+def test_its_squared_error_is_measured() -> None:
+    model = single()
+    assert "a single output" in without_classifier(model)
+    assert isinstance(objective_for(model, Classification()), Features)
+    small, _ = lowrank_vit.compress(model, [images(16)], "loss_aware", 0.4, device="cpu")
+    found = compare(model, small, [images(16, seed=2)])
+    assert found.keys() == {"n", "feature_error"}
+    assert found["feature_error"] > 0
+    assert evaluate(small, [(images(8), torch.zeros(8))], dense=model, **on_cpu())["feature_error"] > 0
+
+
+def test_one_that_does_not_say_so_is_a_yes_or_a_no() -> None:
+    objective, dense, small = Classification(), torch.tensor([[2.0], [0.5]]), torch.tensor([[1.0], [-0.5]])
+    p, q = (torch.sigmoid(each.double()) for each in (dense, small))
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
+    assert objective.divergence(objective.reading(dense), objective.reading(small)) == pytest.approx(expected.item())
+    assert distillation_loss(small, dense, 1.0) == pytest.approx(expected.item() / 2, rel=1e-5)
+    for sampling in ("labels", "signs"):
+        logits = dense.clone().requires_grad_()
+        Classification(sampling).probe(logits, torch.randn(2, 1, 4, 4), 0).backward()
+        assert logits.grad is not None and logits.grad.abs().min() > 0  # noqa: PT018

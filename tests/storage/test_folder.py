@@ -31,12 +31,8 @@ def test_a_loaded_model_is_the_saved_one(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(images(5, kind)), compressed(images(5, kind)))
     assert load_report(tmp_path / "small") == compressed.compression_report
-    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "report.json",
-    ]
+    files = {"README.md", "config.json", "model.safetensors", "report.json"}
+    assert {path.name for path in (tmp_path / "small").iterdir()} == files
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -61,7 +57,7 @@ def test_a_saved_model_is_replaced_on_request_only(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "notes" / "mine.txt").read_text() == "kept"
 
 
-@pytest.mark.parametrize("z", COMPENSATIONS.names())
+@pytest.mark.parametrize("z", few(COMPENSATIONS.names(), 1))
 def test_every_z_survives(z: str, tmp_path: Path) -> None:
     compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
     with torch.no_grad():
@@ -135,16 +131,11 @@ def test_broken_folders_are_one_line(tmp_path: Path) -> None:
     (folder / "config.json").write_text(config)
     layers = json.loads(config)["lowrank_vit"]["layers"]
     name = next(iter(layers))
-    for changes in ({"rank": layers[name]["rank"] + 1}, {"rank": -1}, {"rank": "x"}):
-        break_config(folder, layers={**layers, name: {**layers[name], **changes}})
+    for rank in (layers[name]["rank"] + 1, -1, "x"):
+        break_config(folder, layers={**layers, name: {**layers[name], "rank": rank}})
         with pytest.raises(InputError):
             load(folder)
-    for key, value in {
-        "model_args": {"patch_size": 0},
-        "num_classes": "x",
-        "architecture": "no_such",
-        "pretrained_cfg": 1,
-    }.items():
+    for key, value in {"model_args": {"patch_size": 0}, "num_classes": "x", "pretrained_cfg": 1}.items():
         (folder / "config.json").write_text(json.dumps({**json.loads(config), key: value}))
         with pytest.raises(InputError, match=r"config\.json"):
             load(folder)

@@ -8,12 +8,8 @@ import pytest
 
 def few(cases: Iterable[Any], fast: int = 2) -> list[Any]:
     """The cases, of which all but the first ones are marked as slow."""
-    return [case if place < fast else _slow(case) for place, case in enumerate(cases)]
-
-
-def _slow(case: Any) -> Any:
-    values = case if isinstance(case, tuple) else (case,)
-    return pytest.param(*values, marks=pytest.mark.slow)
+    given = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.slow] * (place >= fast)) for place, case in enumerate(given)]
 
 
 def in_turn(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:

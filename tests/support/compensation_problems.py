@@ -1,6 +1,5 @@
 """Small problems with dense float64 truths, and a model whose layers see inputs of every form that timm's do."""
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -92,9 +91,6 @@ def toy_problem(model: Toy, images: Tensor) -> tuple[dict[str, Tensor], dict[str
         residuals[name] = weight - u[:, :2] * s[:2] @ vt[:2]
         moments[name] = torch.einsum("itn,itm->nm", a, a) / len(a)
     return residuals, moments
-
-
-every_shape = pytest.mark.parametrize(("n", "d"), SHAPES)
 
 
 def make(kind: str, budget: float = 0.2) -> Compensation:

@@ -1,10 +1,9 @@
-"""A compressed stand-in to distil, a short run of it, and a run that breaks off."""
+"""A compressed stand-in to distil, and a short run of it."""
 
 import copy
 import functools
 from typing import Any
 
-import pytest
 from torch import Tensor, nn
 
 from lowrank_vit import compress
@@ -27,18 +26,3 @@ def student() -> nn.Module:
 def run(model: nn.Module, data: Tensor = IMAGES, dense: nn.Module | None = None, **options: Any) -> Distillation:
     settings = {"epochs": 3, "lr": 1e-3, **options}
     return distill(model, dense or tiny(), data, **on_cpu(**settings))
-
-
-class PowerCutError(RuntimeError):
-    """In the middle of an epoch."""
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    step = Distillation.training_step
-
-    def crash(self: Distillation, batch: list[Tensor], batch_idx: int) -> Tensor:
-        if self.current_epoch == epoch and batch_idx == 1:
-            raise PowerCutError
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(Distillation, "training_step", crash)

@@ -1,4 +1,4 @@
-"""A model that timm does not make, and functions that make it."""
+"""A model that timm does not make, and a function that makes it."""
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,3 @@ def mixer(width: int = 16, depth: int = 2, classes: int = 10, slope: float = 1.0
     """The model with random weights."""
     torch.manual_seed(0)
     return Mixer(width, depth, classes, slope).eval()
-
-
-def text(**arguments: object) -> str:
-    """No model."""
-    return "no model"

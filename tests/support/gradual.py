@@ -1,17 +1,15 @@
-"""Gates on a tiny model, a short run of them, and a run that breaks off."""
+"""Gates on a tiny model, and a short run of them."""
 
 import copy
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.gates import Gate, Place, places
 from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates, sites_of
-from lowrank_vit.stages.gates.train_gates import GradualTraining
 from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny
 
@@ -50,18 +48,3 @@ def run(name: str, model: nn.Module | None = None, **options: Any) -> LearntGate
     settings = {"epochs": 3, "batch_size": 16, "target": 0.6, **options}
     dense = model or tiny()
     return learn_gates(copy.deepcopy(dense), GRADUAL.get(name)(), teacher=dense, images=IMAGES, **on_cpu(**settings))
-
-
-class PowerCutError(RuntimeError):
-    """In the middle of an epoch."""
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    step = GradualTraining.training_step
-
-    def crash(self: GradualTraining, batch: Any, batch_idx: int) -> Tensor:
-        if self.current_epoch == epoch and batch_idx == 1:
-            raise PowerCutError
-        return step(self, batch, batch_idx)
-
-    monkeypatch.setattr(GradualTraining, "training_step", crash)

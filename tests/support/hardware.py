@@ -5,7 +5,6 @@ from typing import Any
 
 from lowrank_vit import Hardware
 
-CPU = Hardware(accelerator="cpu")
 FIELDS = {each.name for each in fields(Hardware)}
 
 

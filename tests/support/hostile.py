@@ -1,8 +1,10 @@
-"""What hostile tests share: a command in this process, and changes at random to a tree of JSON."""
+"""What hostile tests share: a command in this process, changes at random to JSON, markup in its texts, a full disk."""
 
 import contextlib
 import copy
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,17 @@ def changed(tree: Any, draw: Any) -> Any:
     else:
         del parent[last]
     return tree
+
+
+def poisoned(value: Any, markup: str) -> Any:
+    """The same value with ``markup`` behind every text in it; the keys of its entries stay."""
+    if isinstance(value, dict):
+        return {key: poisoned(part, markup) for key, part in value.items()}
+    if isinstance(value, list):
+        return [poisoned(part, markup) for part in value]
+    return value + markup if isinstance(value, str) else value
+
+
+def full_disk(*arguments: object) -> None:
+    """In place of whatever writes."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

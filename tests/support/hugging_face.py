@@ -7,6 +7,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tests.support.models import stirred
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGE = {"image_size": 32, "patch_size": 8}
 WINDOWS = {"embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4, "image_size": 40, "patch_size": 4}
@@ -28,10 +30,7 @@ class Kind:
         torch.manual_seed(0)
         changes: dict[str, Any] = {"vision_config": self.changes} if self.tower else dict(self.changes)
         config = getattr(transformers, self.config)(**changes, **(CLASSES if self.classes else {}))
-        model = getattr(transformers, self.whole)(config).double().eval()
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        return model
+        return stirred(getattr(transformers, self.whole)(config).double().eval())
 
     def images(self, count: int) -> Tensor:
         """Random images."""

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tests.support import small_models  # noqa: F401  (they register with timm)
+from tests.support.models import stirred
 
 SIZE = 32  # pixels
 PLAIN = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 4}
@@ -35,10 +35,8 @@ class Kind:
     def make(self) -> nn.Module:
         """An untrained model in which every layer matters, float64."""
         torch.manual_seed(0)
-        model = timm.create_model(self.name, pretrained=False, num_classes=10, **self.arguments).double().eval()
-        for parameter in model.parameters():
-            parameter.data += 0.02 * torch.randn_like(parameter)
-        return model
+        model = timm.create_model(self.name, pretrained=False, num_classes=10, **self.arguments)
+        return stirred(model.double().eval(), 0.02)
 
     def images(self, count: int) -> Tensor:
         """Random images."""

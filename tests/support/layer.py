@@ -1,4 +1,4 @@
-"""One random layer with correlated inputs, its images kept, so that every statistic has a dense float64 truth."""
+"""Layers with random statistics: one with correlated inputs, its images kept; one attention module and one MLP."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lowrank_vit.records.moments import Moments
+from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,16 @@ def sample(n: int, d: int, *, images: int = 30, tokens: int = 12, seed: int = 0)
     gradients = normal(images, tokens, d) @ (torch.linalg.qr(normal(d, d)).Q * torch.logspace(0, -1, d))
     weight = normal(n, d) / n**0.5
     return Sample(weight, inputs, gradients, dense_moments(weight, inputs, gradients))
+
+
+HEADS, WIDTH, N = 3, 4, 14
+INNER = HEADS * WIDTH
+ATTENTION = AttentionSite(
+    "attn", Site("attn.qkv", N, 3 * INNER, True, HEADS), Site("attn.proj", INNER, N, True), WIDTH, None
+)
+MLP = MlpSite("mlp", (Site("mlp.fc1", N, INNER, True),), Site("mlp.fc2", INNER, N, True))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Normally distributed random numbers of the default precision."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

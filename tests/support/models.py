@@ -1,10 +1,14 @@
-"""Small untrained timm models and random images."""
+"""Small untrained timm models, random images, and how near two models are."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import family_of
+from lowrank_vit.modules.counting import input_size, multiply_accumulates
 from lowrank_vit.records.sites import AttentionSite, MlpSite
 from tests.support import small_models  # noqa: F401  (they register with timm)
 
@@ -42,10 +46,34 @@ def tiny(kind: str = "vit", seed: int = 0) -> nn.Module:
     """A tiny model of a kind, with weights large enough that every layer matters."""
     torch.manual_seed(seed)
     name, arguments = {**NAMES, **LONE}[kind]
-    model = timm.create_model(name, pretrained=False, **arguments).eval()
+    return stirred(timm.create_model(name, pretrained=False, **arguments).eval(), 0.3 if kind in LONE else 0.1)
+
+
+def stirred(model: Any, size: float = 0.1) -> Any:
+    """The model with noise on all of its weights, so that every part matters."""
     for parameter in model.parameters():
-        parameter.data += (0.3 if kind in LONE else 0.1) * torch.randn_like(parameter)
+        parameter.data += size * torch.randn_like(parameter)
     return model
+
+
+def small_vit(depth: int = 2, noise: float = 0.05, **arguments: Any) -> Any:
+    """A small ViT for images of 32 pixels with three channels."""
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "num_classes": 10, "depth": depth, **arguments}
+    return stirred(timm.create_model(NAMES["vit"][0], **sizes).eval(), noise)
+
+
+def headless(kind: str = "vit") -> nn.Module:
+    """A tiny model that returns pooled features, (B, n)."""
+    model = tiny(kind)
+    model.reset_classifier(0)
+    return model
+
+
+def token_model() -> nn.Module:
+    """A tiny ViT that returns all of its tokens, (B, T, n)."""
+    torch.manual_seed(0)
+    return stirred(timm.create_model(NAMES["vit"][0], **{**VIT, "num_classes": 0, "global_pool": ""}).eval())
 
 
 def images(count: int, kind: str = "vit", seed: int = 1) -> Tensor:
@@ -71,3 +99,27 @@ def outputs(model: nn.Module, data: Tensor) -> Tensor:
     """What the model says, without a graph."""
     with torch.no_grad():
         return model(data)
+
+
+def distance(small: nn.Module, dense: nn.Module, data: Tensor) -> float:
+    """How far a model's outputs are from another's, in shares of these."""
+    expected = outputs(dense, data)
+    return float((outputs(small, data) - expected).norm() / expected.norm())
+
+
+def macs(model: nn.Module) -> int:
+    """Multiply-accumulates of one image."""
+    size = input_size(model)
+    assert size is not None
+    return multiply_accumulates(model, size)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all tensors of a model."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: nn.Module | Mapping[str, Tensor], other: nn.Module | Mapping[str, Tensor]) -> bool:
+    """Whether two models, or what ``weights`` has of them, are the same to the last bit."""
+    left, right = (each.state_dict() if isinstance(each, nn.Module) else each for each in (one, other))
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

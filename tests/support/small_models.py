@@ -22,28 +22,16 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _mixer(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    return build_model_with_cfg(MlpMixer, name, pretrained, **{**MIXER, **MIXERS[name], **kwargs})
+def _register(name: str) -> None:
+    def make(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build_model_with_cfg(MlpMixer, name, pretrained, **{**MIXER, **MIXERS[name], **kwargs})
+
+    make.__name__ = name
+    register_model(make)
 
 
-@register_model
-def small_mixer(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    return _mixer("small_mixer", pretrained, kwargs)
-
-
-@register_model
-def small_gated_mixer(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    return _mixer("small_gated_mixer", pretrained, kwargs)
-
-
-@register_model
-def small_resmlp(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    return _mixer("small_resmlp", pretrained, kwargs)
-
-
-@register_model
-def small_gmlp(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    return _mixer("small_gmlp", pretrained, kwargs)
+for each in MIXERS:
+    _register(each)
 
 
 @register_model

@@ -1,16 +1,5 @@
-"""Where the sources are, and what they import."""
+"""Where the sources are."""
 
-import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found

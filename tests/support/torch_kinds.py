@@ -11,6 +11,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 from tests.support.kinds import KINDS
+from tests.support.models import stirred
 
 
 class Encoded(nn.Module):
@@ -147,10 +148,7 @@ class Kind:
     def make(self) -> nn.Module:
         """A model in which every part matters, float64."""
         torch.manual_seed(0)
-        model = self.build().double().eval()
-        for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        return model
+        return stirred(self.build().double().eval())
 
     def images(self, count: int) -> Tensor:
         """Random images."""

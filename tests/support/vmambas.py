@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import lowrank_vit.models  # noqa: F401  (it registers VMamba with timm)
+from tests.support.models import stirred
 
 SIZES = {"depths": (2, 1), "dims": 12, "in_chans": 1, "num_classes": 5, "mlp_ratio": 2, "patch_size": 2}
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -20,9 +21,7 @@ def vmamba(version: str = "v2", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = timm.create_model("vmamba_tiny_s1l8", **ARGUMENTS[version]).eval()
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (1, 8, 12)}
-    for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return model.requires_grad_(False)
+    return stirred(model, 0.2).requires_grad_(False)
 
 
 def maps(count: int, seed: int = 1) -> Tensor:

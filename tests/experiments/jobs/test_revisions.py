@@ -1,5 +1,6 @@
-"""What makes a job's numbers: its recipe and revisions, which alone make a result older."""
+"""Jobs, their keys, and what makes their numbers: recipe and revisions, which alone make a result older."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from experiments.jobs.measure import MEASURES
 from experiments.jobs.revisions import digest, is_stale, made_by
 from experiments.report.render import PUBLISHED
 from experiments.tables.catalogue import tables
+from lowrank_vit import InputError
 from lowrank_vit.compression.revisions import ENGINE
 from lowrank_vit.methods.best import Interpolation
 from lowrank_vit.methods.tome import TokenMerging
@@ -94,3 +96,35 @@ def test_every_row_says_what_makes_it() -> None:
     older = [row for row in done if is_stale(row)]
     assert [row["id"] for row in older if not raised & made_by(Job.from_json(row["job"]))["revisions"].keys()] == []
     assert all(version.keys() == {"torch", "timm", "numpy"} for row in done for version in row["versions"])
+
+
+JOB = Job("digits_deit_base", True, "digits", "1297+500", "paper", 0.4, 1, changes={"steps": 5})
+
+
+def test_a_job_survives_json() -> None:
+    again = Job.from_json(json.loads(json.dumps(JOB.as_json())))
+    assert again == JOB
+    assert again.key == JOB.key
+    assert again.recipe_used().steps == 5
+
+
+def test_the_key_of_a_job_never_changes() -> None:
+    assert JOB.key == "42fa5f1a1bb372bb"
+
+
+def another(value: Any) -> Any:
+    """Another value for a field of a job."""
+    if isinstance(value, bool):
+        return not value
+    return {"steps": 6} if isinstance(value, dict) else f"{value} or not"
+
+
+def test_every_field_of_a_job_is_in_its_key() -> None:
+    fields = JOB.as_json()
+    keys = {Job.from_json({**fields, name: another(value)}).key for name, value in fields.items()}
+    assert len(keys | {JOB.key}) == 1 + len(fields) > 25
+
+
+def test_a_job_of_foreign_json_is_refused() -> None:
+    with pytest.raises(InputError, match="not the description of a job"):
+        Job.from_json({"model": "x", "colour": "red"})

@@ -10,25 +10,17 @@ import pytest
 from benchmarks.integers import line
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import is_stale, made_by
+from experiments.report.agreement import agreement
 from experiments.report.origins import OLDER
 from experiments.report.publish import ROOT, pages, publish
 from experiments.report.render import PLACE, PUBLISHED, render_all
 from experiments.report.write import write_report
 from experiments.runner.plan import PLAN, Options, as_json, make_plan
 from lowrank_vit import InputError, get_recipe
-from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, TABLE, fill, result, write
+from tests.experiments.support.synthetic import IMAGES, OLDER_REVISIONS, PROVENANCE, TABLE, fill, result, write
 
 TABLE_FILES = [file for file in sorted(PUBLISHED.rglob("*.json")) if file.parent.name != "benchmarks"]
 OTHER = get_recipe("exact").record()
-PROVENANCE = {
-    "source": "new",
-    "git": {"commit": "0123456789abcdef", "dirty": False},
-    "versions": {"torch": "2.15.0", "timm": "1.0.0"},
-    "device": "cpu (x86_64)",
-    "seed": 0,
-    "calibration": None,
-    "command": "",
-}
 
 
 @pytest.fixture
@@ -244,3 +236,46 @@ def test_published_results_are_whole() -> None:
         assert all(len(commit) == 40 for commit in content["provenance"]["commits"])
         assert all(row["id"] in content["commands"] for row in content["rows"] if row["status"] == "done")
         assert "/root/" not in file.read_text()
+
+
+OPTIONS = Options(steps=100, seeds=(0, 1))
+COUNT = 8  # jobs of the table: four rows, two seeds
+
+
+def run_all(folder: Path, **changes: Any) -> None:
+    """Run the whole table; ``changes`` of the results of m/svd-40, seed 1."""
+    (folder / TABLE.name).mkdir(parents=True, exist_ok=True)
+    plan = make_plan(TABLE, OPTIONS, IMAGES)
+    (folder / TABLE.name / PLAN).write_text(json.dumps(as_json(TABLE, OPTIONS, IMAGES, plan)))
+    for item in plan:
+        for job in item.jobs:
+            own = changes if (item.row.id, job.seed) == ("m/svd-40", 1) else {}
+            write(folder, job, made_anew(job, **own))
+
+
+def made_anew(job: Job, **changes: Any) -> dict[str, Any]:
+    fields = {"provenance": {**PROVENANCE, "seed": job.seed}, "finetune": {"epochs": 20}}
+    return {**result(job, "new", 90.0 + job.seed), **fields, **changes}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A folder with the table as it was published, and nothing run since."""
+    run_all(tmp_path / "then")
+    write_report(tmp_path / "then", TABLE)
+    publish(tmp_path / "then", TABLE, tmp_path / "published")
+    return tmp_path / "published"
+
+
+def test_what_differs_most_is_named(published: Path, tmp_path: Path) -> None:
+    """By hand: top-1 of 91 against 90.5, and an error of 0.11 against 0.1."""
+    run_all(tmp_path, top1={"dense": 96.0, "before": None, "after": 90.5}, relative_error_held_out=0.1)
+    found = agreement(tmp_path, TABLE, published)
+    assert found is not None
+    assert (found.jobs, found.equal) == (COUNT, COUNT - 1)
+    assert found.points == (0.5, "m/svd-40")
+    assert found.share == (pytest.approx(0.01 / 0.11), "m/svd-40")
+    assert found.sentence == (
+        "8 jobs of this run are published, too, 7 with equal numbers; top-1 differs by at most 0.5 points (m/svd-40); "
+        "other numbers by at most 9.1e-02 of their value (m/svd-40)"
+    )

@@ -1,8 +1,10 @@
-"""From results to rows and renderings."""
+"""From results to rows, renderings and the page of a table, harmless whatever its texts are."""
 
 import csv
 import io
 import json
+import re
+from html.parser import HTMLParser
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,15 @@ from rich.console import Console
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import made_by
 from experiments.report.columns import CATALOGUE, chosen, remarks
-from experiments.report.page import written
-from experiments.report.rows import FIELDS, table_json
+from experiments.report.page import page, written
+from experiments.report.rows import FIELDS, commands, table_json
 from experiments.report.seeds import aggregate
 from experiments.report.terminal import show
-from experiments.report.texts import csv_text, markdown
+from experiments.report.texts import csv_text, latex, markdown
 from experiments.report.write import write_report
 from experiments.runner.plan import read_plan
 from tests.experiments.support.synthetic import TABLE, compare, fill
+from tests.support.hostile import poisoned
 
 
 @pytest.fixture
@@ -125,3 +128,82 @@ def test_every_column_writes_every_row(table: dict[str, Any]) -> None:
         "residual_error_reported": "0.13", "file_bytes": "84.4 MiB", "size_reported": "84.5", "reduction": "50%",
     }  # fmt: skip
     assert {name: CATALOGUE[name].write(full, {}, 2) for name in expected} == expected
+
+
+def test_every_line_has_every_column_and_no_text_is_a_command(tmp_path: Path) -> None:
+    fill(tmp_path)
+    table = table_json(tmp_path, TABLE, read_plan(tmp_path, TABLE))
+    rows = [{**row, "architecture": "a & b", "method": r"\input {x} 5%_#$"} for row in table["rows"]]
+    text = latex({**table, "title": "50% }", "rows": rows}, "table9")
+    head, body, below = text.split(r"\toprule")
+    assert r"\caption{50\% \}}" in head
+    lines = [line for line in body.splitlines() if line.endswith(r" \\")]
+    assert len(lines) == 1 + len(rows)
+    for line in lines:
+        assert len(re.split(r"(?<!\\)&", line)) == len(table["columns"])
+        assert not line.startswith(("[", "*"))  # after the end of the line above it would be its argument
+    assert r"\textbackslash input \{x\} 5\%\_\#\$" in body
+    assert not [line for line in below.splitlines() if line.startswith("[")]
+    assert text.count(r"\end{table}") == 1
+
+
+HOSTILE_TEXT = "</script><img src=x onerror=\"document.title='taken'\"><b>'&"
+
+
+class Tags(HTMLParser):
+    """Lists the elements of a page, and the texts of its cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.seen and self.seen[-1][0] in ("td", "th") and self.cells:
+            self.cells[-1] += data.strip()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    fill(tmp_path)
+    plan = read_plan(tmp_path, TABLE)
+    return table_json(tmp_path, TABLE, plan), commands(TABLE, plan)
+
+
+def test_the_page_has_every_cell_and_the_commands(made: tuple[dict[str, Any], dict[str, str]]) -> None:
+    content, told = made
+    text = page(content, told, "python -m experiments run 'table9/m/*'", ["accuracy_vs_params.png"])
+    columns, cells = chosen(content["columns"]), Tags(text).cells
+    assert cells[: len(columns)] == [column.header for column in columns]
+    assert len(cells) == len(columns) * (1 + len(content["rows"]))
+    svd = next(row for row in content["rows"] if row["id"] == "m/svd-40")
+    assert {column.write(svd, {}, 2) for column in columns} <= {*cells, ""}
+    assert list(told) == ["m/baseline", "m/svd-40", "m/ours-40", "m/ours-60"]  # n/svd-40 has no jobs
+    assert all(command in text for command in told.values())
+    assert "<p>Last run: <code>python -m experiments run &#x27;table9/m/*&#x27;</code></p>" in text
+    assert "Last run" not in page(content, told, None)
+
+
+def test_texts_are_not_markup(made: tuple[dict[str, Any], dict[str, str]]) -> None:
+    content, told = made
+    texts = ("base", "z", "solver", "optimizer", "target", "note", "source", "reason", "model", "params_printed")
+    rows = [
+        poisoned(row | dict.fromkeys(texts, "x"), HOSTILE_TEXT) | {"status": row["status"]}
+        for row in content["rows"]
+    ]  # fmt: skip
+    columns = list(CATALOGUE)
+    text = page(
+        {"title": HOSTILE_TEXT, "columns": columns, "rows": rows, "findings": [HOSTILE_TEXT]},
+        poisoned(told, HOSTILE_TEXT),
+        HOSTILE_TEXT,
+    )
+    seen = Tags(text).seen
+    assert [tag for tag, _ in seen].count("script") == 1
+    assert not [tag for tag, _ in seen if tag in ("img", "b", "iframe", "object", "link")]
+    assert not [names for _, names in seen if "src" in names or any(name.startswith("on") for name in names)]

@@ -1,9 +1,12 @@
-"""Standard errors, which rows have fewer seeds, and one look for each method wherever it is drawn."""
+"""Standard errors, which rows have fewer seeds, one look for each method, and Table 1 in words."""
+
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import binomtest
 
+from experiments.report.ablation import findings
 from experiments.report.styles import COLOURS, SIZE, STYLES, known_style, series_of, styles_of
 from experiments.report.uncertainty import (
     caveats,
@@ -16,7 +19,6 @@ from experiments.report.uncertainty import (
     with_image_errors,
 )
 from experiments.tables.catalogue import tables
-from experiments.tables.rows import Table
 from lowrank_vit.stages.evaluate.accuracy import pack_hits
 
 
@@ -32,23 +34,24 @@ def test_rows_of_fewer_seeds_are_marked() -> None:
     assert caveats(some) == ["(n=1) and (n=2): of fewer seeds than the other rows, not to be ranked among their means."]
 
 
-@pytest.mark.parametrize(("one", "other"), [(0, 0), (1, 6), (12, 3), (40, 41), (0, 9)])
-def test_mcnemars_test_is_the_exact_binomial_one(one: int, other: int) -> None:
-    expected = 1.0 if one == other == 0 else binomtest(one, one + other, 0.5).pvalue
-    assert mcnemar(one, other) == pytest.approx(expected)
+def test_mcnemars_test_is_the_exact_binomial_one() -> None:
+    assert mcnemar(0, 0) == 1
+    for one, other in ((1, 6), (12, 3), (40, 41), (0, 9)):
+        assert mcnemar(one, other) == pytest.approx(binomtest(one, one + other, 0.5).pvalue)
 
 
 def answered(name: str, hits: list[bool], top1: float, **fields: object) -> dict[str, object]:
     """A row of DeiT that has kept its answers."""
-    known = {
+    known = {"architecture": "DeiT", "cost": "parameters", "reduction": 0.5, "protocol": "free"}
+    return {
         "id": name,
         "method": name,
-        "architecture": "DeiT",
-        "cost": "parameters",
-        "reduction": 0.5,
-        "protocol": "free",
+        **known,
+        "top1": top1,
+        "images": len(hits),
+        "hits": {"0": pack_hits(torch.tensor(hits))},
+        **fields,
     }
-    return {**known, "top1": top1, "images": len(hits), "hits": {"0": pack_hits(torch.tensor(hits))}, **fields}
 
 
 def test_two_rows_are_compared_image_by_image() -> None:
@@ -68,9 +71,7 @@ def test_neighbours_are_those_of_one_size_by_accuracy() -> None:
     assert [(better["id"], worse["id"]) for better, worse, *_ in neighbours(some)] == [("high", "middle")]
     assert "high and middle, -50 %, 0 : 0, p = 1" in said_of_pairs(some)
     clear = [answered("best", [True] * 20, 100), answered("worst", [False] * 20, 0)]
-    assert (
-        said_of_pairs(clear) == "McNemar's exact test tells neighbours that have kept their answers apart, p <= 0.05."
-    )
+    assert "tells neighbours that have kept their answers apart, p <= 0.05" in said_of_pairs(clear)
     assert said_of_pairs(some[3:]) == ""
 
 
@@ -83,22 +84,53 @@ def test_of_real_images_the_error_stands_in_place_of_the_spread() -> None:
     assert with_image_errors(row | {"job": None})["top1_std"] == 0.1
 
 
-DRAWN = [table for table in tables().values() if table.pictures and table.drawing is None]
-
-
 def test_no_two_styles_are_alike() -> None:
     assert len({(style.marker, style.name) for style in STYLES.values()}) == len(STYLES)
     assert {style.name for style in STYLES.values()} <= COLOURS.keys()
 
 
-@pytest.mark.parametrize("table", DRAWN, ids=lambda t: t.name)
-def test_every_method_of_a_table_has_its_own(table: Table) -> None:
+def test_every_method_of_a_table_has_its_own_style() -> None:
     """A new method registers its look, so that it is the same beside whatever it is drawn."""
-    panels: dict[str, dict[str, None]] = {}
-    for row in table.runnable:
-        if row.protocol != "dense":
-            panels.setdefault(row.architecture, {})[series_of({"method": row.method, "bits": row.bits})] = None
-    assert panels
+    drawn = [table for table in tables().values() if table.pictures and table.drawing is None]
+    panels: dict[tuple[str, str], dict[str, None]] = {}
+    for table in drawn:
+        for row in table.runnable:
+            if row.protocol != "dense":
+                series = series_of({"method": row.method, "bits": row.bits})
+                panels.setdefault((table.name, row.architecture), {})[series] = None
+    assert {name for name, _ in panels} == {table.name for table in drawn}
     for names in panels.values():
         assert [name for name in names if known_style(name) is None] == []
         assert len(set(styles_of(list(names)).values())) == len({name.removesuffix(SIZE) for name in names})
+
+
+def ablated(
+    base: str, kind: str | None, solver: str | None, budget: float | None, error: float, top1: float
+) -> dict[str, Any]:
+    own = {"architecture": "M", "model": "m", "status": "done", "base": base, "z": kind, "solver": solver}
+    return own | {"seeds": [0, 1], "budget": budget, "relative_error_held_out": error, "top1": top1}
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    rows = []
+    for base, none in (("representative", 0.2), ("whitened_normalised", 0.05)):
+        rows.append(ablated(base, None, None, None, none, 50.0))
+        for budget in (0.01, 0.1):
+            for solver in ("closed_form", "moments", "minibatch"):
+                rows.append(ablated(base, "low_rank", solver, budget, 0.05 if budget == 0.1 else 0.06, 70.0))
+                rows.append(ablated(base, "diagonal", solver, budget, 0.3, 40.0))
+    rows.append({**ablated("representative", "low_rank", "minibatch", 0.05, 0.19, 51.0), "optimizer": "sgd"})
+    rows.append({**rows[0], "status": "skipped", "z": "structured_sparse"})
+    return {"title": "Table 1: made up", "rows": rows}
+
+
+def test_findings_compare_with_rank(content: dict[str, Any]) -> None:
+    said = findings(content)
+    assert len(said) == 4  # two bases, two kinds; what was not run says nothing
+    assert said[0] == (
+        "M, SVD on the mean image: low-rank Z in closed form, at best at 10 %: error on unseen images 0.0500 against 0.2000 "
+        "with rank instead (0.25 times), top-1 70.0 against 50.0: Z helps more"
+    )
+    assert said[1].endswith("rank helps more")
+    assert said[2].endswith("no difference in error")

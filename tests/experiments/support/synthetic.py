@@ -41,6 +41,15 @@ TABLE = Table(
 GOLDEN = Path(__file__).parent.parent.parent / "golden"
 OLDER_REVISIONS = {"evaluate": 0}
 IMAGES = Images("digits", 1297, 500, 10)
+PROVENANCE = {
+    "source": "new",
+    "git": {"commit": "0123456789abcdef", "dirty": False},
+    "versions": {"torch": "2.15.0", "timm": "1.0.0"},
+    "device": "cpu (x86_64)",
+    "seed": 0,
+    "calibration": None,
+    "command": "",
+}
 
 
 def result(job: Job, source: str, after: float | None, before: float | None = None, **fields: Any) -> dict[str, Any]:

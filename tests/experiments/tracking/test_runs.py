@@ -1,12 +1,18 @@
-"""Runs of Weights & Biases, read back with its own reader: what a job leaves there, alone, interrupted, on two processes."""
+"""Runs of Weights & Biases, read back with its own reader, and the workspace, whose names are those of real runs."""
 
+import json
 import os
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.__main__ import main
 from experiments.jobs.description import run_id
 from experiments.jobs.job import Job
 from experiments.jobs.revisions import digest, made_by
@@ -14,9 +20,67 @@ from experiments.jobs.run import run_job
 from experiments.jobs.task import Task
 from experiments.tracking.runs import STEPS_OF_AN_ATTEMPT, flat
 from lowrank_vit import Hardware
-from tests.experiments.support.offline_runs import OfflineRun, read_runs
 
-pytestmark = pytest.mark.slow
+
+@dataclass
+class OfflineRun:
+    """What is in one folder ``offline-run-...``."""
+
+    folder: Path
+    run: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    axes: dict[str, str] = field(default_factory=dict)  # metric: what it is drawn over
+    artifacts: list[dict[str, Any]] = field(default_factory=list)
+    exit_code: int | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """W&B's own steps."""
+        return [row["_step"] for row in self.history]
+
+    def curve(self, x: str, y: str) -> list[tuple[Any, Any]]:
+        """A metric over its axis."""
+        return [(row[x], row[y]) for row in self.history if y in row]
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a table, from the file that the run keeps of it."""
+        (path,) = [row[f"{name}.path"] for row in self.history if f"{name}.path" in row]
+        content = json.loads((self.folder / "files" / path).read_text())
+        return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
+
+
+def read_run(folder: Path) -> OfflineRun:
+    """Every record of a run, in the order written."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    found = OfflineRun(folder)
+    for record in map(json.loads, lines):
+        content = record.get(record["type"], {})
+        match record["type"]:
+            case "run":
+                found.run = content
+                found.config |= content["config"]["update"]
+            case "config":
+                found.config |= content["update"]
+            case "summary":
+                found.summary |= content.get("update", {})
+            case "history":
+                found.history.append(content["item"])
+            case "metric":
+                name = content.get("name") or content.get("glob_name")
+                found.axes[name] = content.get("step_metric", "")
+            case "artifact":
+                found.artifacts.append(content)
+            case "exit":
+                found.exit_code = content.get("exit_code", 0)
+    return found
+
+
+def read_runs(results: Path) -> list[OfflineRun]:
+    """All runs under a folder of results, in the order in which they began."""
+    return [read_run(folder) for folder in sorted((results / "wandb").glob("offline-run-*"))]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +124,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, dict[str, Any
     return own, result, run
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_run(whole: tuple[Task, dict[str, Any], OfflineRun]) -> None:
     own, result, found = whole
     made = made_by(own.job)
@@ -83,6 +148,7 @@ def test_a_run_says_what_was_run(whole: tuple[Task, dict[str, Any], OfflineRun])
     assert not any(isinstance(value, dict) and value for value in found.config.values())
 
 
+@pytest.mark.slow
 def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
     own = task(tmp_path, "deit_s/svd-40", "svd", epochs=2)
     with pytest.raises(ZeroDivisionError):
@@ -105,3 +171,63 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
         assert run.curve("layers/index", "layers/error") == first.curve("layers/index", "layers/error")
     trained = [point for run in attempts for point in run.curve("trainer/global_step", "val_top1")]
     assert [step for step, _ in trained] == [20, 41]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
+    """The run of a job that has everything: Z by a gradient solver, Algorithm 1, fine-tuning."""
+    folder = tmp_path_factory.mktemp("workspace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_MODE", raising=False)
+        patch.setenv("WANDB_DATA_DIR", str(folder / "wandb"))
+        run_job(task(folder), quiet)
+    (run,) = read_runs(folder)
+    return run
+
+
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["workspace", *arguments])
+    return int(stop.value.code or 0)
+
+
+def described(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert exit_code(*arguments) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def panels(description: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kind and settings of every panel."""
+    for section in description["spec"]["section"]["panelBankConfig"]["sections"]:
+        for panel in section["panels"]:
+            yield panel["viewType"], panel["config"]
+
+
+@pytest.mark.slow
+def test_every_name_is_one_of_a_run(found: OfflineRun, capsys: pytest.CaptureFixture[str]) -> None:
+    description = described(capsys, "--entity", "somebody")
+    kinds: dict[str, int] = {}
+    logged = {name for row in found.history for name in row}
+    for kind, config in panels(description):
+        kinds[kind] = kinds.get(kind, 0) + 1
+        if kind == "Scatter Plot":
+            for axis in (config["xAxis"], config["yAxis"]):
+                section, _, name = axis.partition(":")
+                assert section == "summary"
+                assert isinstance(found.summary[name], int | float), axis
+        elif kind == "Bar Chart":
+            assert config["groupBy"].removesuffix(".value") in found.config
+            assert all(isinstance(found.summary[name], int | float) for name in config["metrics"])
+        elif kind == "Run History Line Plot":
+            names = set(config.get("metrics", []))
+            if "metricRegex" in config:
+                names |= {name for name in logged if re.search(config["metricRegex"], name)}
+                assert len(names) == 11  # layers with a Z, and not the axis
+            assert names
+            for name in names:
+                assert found.curve(config["xAxis"], name), name
+        else:
+            assert kind == "Weave"
+            assert '"layers"' in json.dumps(config)
+            assert found.table("layers")
+    assert kinds == {"Scatter Plot": 4, "Bar Chart": 6, "Run History Line Plot": 11, "Weave": 1}

@@ -1,20 +1,24 @@
-"""The streaming statistics against their definitions on inputs and gradients kept by the test itself."""
+"""Streaming statistics against their definitions on inputs and gradients that are kept; their labels; their cache."""
 
+import gc
+import os
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.objectives.classification import sample_labels
+from lowrank_vit.objectives.classification import probe_signs, sample_labels
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import AttentionSite, Site
+from lowrank_vit.stages.calibrate import cache
+from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.calibrate.statistics import STATISTICS
 from lowrank_vit.stages.calibrate.stream import calibrate
+from tests.support.hostile import full_disk
 from tests.support.layer import dense_moments
 from tests.support.models import images, modules_of, tiny
 from tests.support.processes import beside_another
@@ -138,22 +142,116 @@ def test_sums_and_counts_are_those_of_all_processes(monkeypatch: pytest.MonkeyPa
         assert_same(found[site.name], whole[site.name])
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    data = images(13)
-    model = tiny()
-    moments = calibrate(model, find_sites(model), EVERYTHING, data[rank::2].split(3))
-    torch.save({name: (own.images, own.tokens, dict(own.sums)) for name, own in moments.items()}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def test_statistics_leave_no_graph_behind() -> None:
+    """A hook that held its own output would keep every batch's graph in memory."""
+    model, alive = tiny(), []
+    model.blocks[0].attn.qkv.register_forward_hook(lambda m, x, y: alive.append(weakref.ref(y)))
+    sites = [linear for site in modules_of(model) for linear in site.linears]
+    needs = {site.name: {"head_fisher"} if site.heads else {"gradient_second"} for site in sites}
+    alive.clear()  # finding the sites calls each layer once, to see what its hooks do
+    gc.disable()
+    try:
+        calibrate(model, sites, needs, images(8).split(2))
+        assert len(alive) == 4
+        assert all(ref() is None for ref in alive)
+    finally:
+        gc.enable()
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, free_port: int) -> None:
-    mp.spawn(_worker, (free_port, str(tmp_path)), nprocs=2)
+def test_only_what_is_needed_is_collected() -> None:
     model = tiny()
     sites = find_sites(model)
-    whole = calibrate(model, sites, EVERYTHING, images(13).split(13))
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for site in sites:
-            assert_same(Moments(*found[site.name]), whole[site.name])
+    moments = calibrate(model, sites, {"second"}, [images(3)])
+    for site in sites:
+        expected = "input_second" if site.in_features <= site.out_features else "output_second"
+        assert set(moments[site.name].sums) == {"input_sum", expected}
+    fc2 = next(site for site in sites if site.name.endswith("fc2"))
+    assert resolve({"second", "input_second"}, fc2) == {"input_second"}
+    with pytest.raises(ValueError, match="thrid"):
+        resolve({"thrid"}, fc2)
+
+
+class Shared(nn.Module):
+    """Queries, keys and values of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({n: nn.Linear(64, 64) for n in "qkv"})])
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.blocks[0]
+        return (block["q"](x) + block["k"](x) + block["v"](x)).mean((1, 2))
+
+
+def test_an_input_shared_by_layers_is_accumulated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = []
+    original = torch.Tensor.__matmul__
+
+    def counting(a: Tensor, b: Tensor) -> Tensor:
+        products.append((a.shape, b.shape))
+        return original(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", counting)
+    model = Shared()
+    moments = calibrate(model, find_sites(model), {"second"}, [torch.randn(2, 3, 5, 64)])
+    assert len(products) == 1
+    q, k = moments["blocks.0.q"], moments["blocks.0.k"]
+    assert torch.equal(q.sums["input_second"], k.sums["input_second"])
+
+
+def test_signs_have_the_fisher_information() -> None:
+    """``E[c c^T] = diag(p) - p p^T`` at the logits, whatever the batch and the order."""
+    p = torch.tensor([0.9, 0.07, 0.03])
+    data, logits = images(4000), p.log().repeat(4000, 1).requires_grad_()
+    (slopes,) = torch.autograd.grad(probe_signs(logits, data, 0), logits)
+    truth = p.diag() - torch.outer(p, p)
+    torch.testing.assert_close(slopes.T @ slopes / 4000, truth, atol=0.01, rtol=0)
+    (backwards,) = torch.autograd.grad(probe_signs(logits, data.flip(0), 0), logits)
+    torch.testing.assert_close(backwards.flip(0), slopes)
+    (other,) = torch.autograd.grad(probe_signs(logits, data, 1), logits)
+    assert not torch.allclose(other, slopes)
+
+
+def test_labels_do_not_depend_on_batch_or_order() -> None:
+    data, logits = images(50), torch.randn(50, 10, generator=torch.Generator().manual_seed(3))
+    labels = sample_labels(logits, data, 7)
+    backwards = sample_labels(logits.flip(0), data.flip(0), 7).flip(0)
+    single = torch.cat([sample_labels(logits[i : i + 1], data[i : i + 1], 7) for i in range(50)])
+    assert torch.equal(labels, backwards)
+    assert torch.equal(labels, single)
+    assert not torch.equal(labels, sample_labels(logits, data, 8))
+
+
+def test_labels_follow_the_models_prediction() -> None:
+    probabilities = torch.tensor([0.7, 0.2, 0.1])
+    data = images(4000)
+    labels = sample_labels(probabilities.log().expand(4000, 3), data, 0)
+    shares = torch.bincount(labels, minlength=3) / 4000
+    torch.testing.assert_close(shares, probabilities, atol=0.03, rtol=0)
+
+
+def test_the_name_of_a_file_follows_all_that_its_statistics_depend_on() -> None:
+    model, sites, needs = tiny(), ["a", "b"], ["second", "input_abs"]
+    key = cache.moments_key(model, "images", sites, needs, 3)
+    assert cache.moments_key(tiny(), "images", sites[::-1], needs[::-1], 3) == key
+    changed = tiny()
+    changed.blocks[1].mlp.fc2.bias.data[0] += 1e-3
+    others = [
+        cache.moments_key(changed, "images", sites, needs, 3),
+        cache.moments_key(tiny(seed=1), "images", sites, needs, 3),
+        cache.moments_key(tiny().double(), "images", sites, needs, 3),
+        cache.moments_key(model, "other images", sites, needs, 3),
+        cache.moments_key(model, "images", ["a"], needs, 3),
+        cache.moments_key(model, "images", sites, ["second"], 3),
+        cache.moments_key(model, "images", sites, needs, 4),
+    ]
+    assert len({key, *others}) == 1 + len(others)
+
+
+def test_statistics_that_cannot_be_cached_are_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOWRANK_VIT_CACHE", str(tmp_path))
+    found = {"layer": Moments(1, 2, {})}
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.warns(UserWarning, match="not cached.*No space left"):
+        assert cache.cached_moments("key", lambda: found) is found
+    assert list((tmp_path / "moments").iterdir()) == []

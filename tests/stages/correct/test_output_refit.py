@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit import analyse, compress
-from lowrank_vit.architectures.base import Branch, family_of, first_inputs
+from lowrank_vit.architectures.base import family_of, first_inputs
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.stages.correct.output_refit import OutputRefit
-from lowrank_vit.stages.correct.regression import Regression, Streams, cross_validated
+from lowrank_vit.stages.correct.regression import Regression, cross_validated
 from tests.support.cases import few, in_turn
-from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, tiny
+from tests.support.models import KINDS, LONE, VIT, WALKED, images, model_and_images, modules_of, outputs, tiny
+from tests.support.refits import check_refit, check_streams, check_walk, halved, sensitivities_of
 
 PLAIN = get_recipe("heads").but(refit=False, measured=0)
 
@@ -109,12 +110,16 @@ def test_the_first_half_is_fitted_by_dense_least_squares(kind: str, sensitivity:
     h = torch.cat([inputs.pop().flatten(0, -2), torch.ones(len(root), 1)], 1)
     truth = torch.linalg.lstsq(root * h, root * error.flatten(0, 1)).solution
     truth = truth if dense.scale is None else truth / dense.scale.detach()
-    sensitivities = {
-        s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.units
-    }
-    OutputRefit(ridges=(0.0,), sensitivity=sensitivity)(model, small, sensitivities, data.split(8))
+    refit = OutputRefit(ridges=(0.0,), sensitivity=sensitivity)
+    refit(model, small, sensitivities_of(analysis), data.split(8))
     scale = float(truth.abs().max())
     torch.testing.assert_close(layer.weight - before, truth[:-1].T, atol=1e-3 * scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", WALKED)
+def test_steps_are_the_whole_way_in_the_order_of_the_output_layers(kind: str) -> None:
+    model, data = model_and_images(kind, 3)
+    check_walk(model, data, outputs(model, data))
 
 
 @pytest.mark.parametrize("kind", few(WALKED, 3))
@@ -127,34 +132,11 @@ def test_nothing_to_mend_changes_nothing(kind: str) -> None:
         torch.testing.assert_close(same(data), model(data), atol=1e-9, rtol=1e-9)
 
 
-class Watched(OutputRefit):
-    """Keeps the streams that a branch leaves behind."""
-
-    def _branch(self, old: Branch, new: Branch, streams: Streams, *rest: object) -> float | None:
-        ridge = super()._branch(old, new, streams, *rest)
-        object.__setattr__(self, "left", list(zip(streams.dense, streams.small, strict=True)))
-        return ridge
-
-
 @pytest.mark.parametrize("kind", few(WALKED, 3))
 def test_the_streams_are_those_of_both_models(kind: str) -> None:
-    """After the last half, with nothing gone through twice: what either model, as it is in the end, has there."""
     model, data = model_and_images(kind)
     analysis = analyse(model, data.split(8), PLAIN)
-    small, _ = analysis.compress(0.4)
-    for site in analysis.units:
-        small.get_submodule(site.linears[-1].name).weight.data *= 0.5  # much to mend
-    ones = {s.linears[-1].name: analysis.moments[s.linears[-1].name].sums["sensitive_tokens"] for s in analysis.units}
-    refit = Watched()
-    assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
-    steps, others = list(family_of(model).steps(model).values()), list(family_of(small).steps(small).values())
-    (x,) = first_inputs(model, steps[0], [data])
-    y = x
-    with torch.no_grad():
-        for old, new in zip(steps, others, strict=True):
-            x, y = old(x), new(y)
-    torch.testing.assert_close(torch.cat([x for x, _ in refit.left]), x)
-    torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y)
+    check_streams(analysis, analysis.compress(0.4)[0], data, 8)
 
 
 @pytest.mark.parametrize("kind", few([*KINDS, *LONE], 1))
@@ -207,14 +189,6 @@ def test_layer_scale_is_divided_out() -> None:
         assert (small(data) - scaled(data)).abs().max() > 1e-2
 
 
-def halved(model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy whose output layers give half of what they gave: much to mend; and one weight for every position."""
-    small, layers = copy.deepcopy(model), [site.linears[-1].name for site in modules_of(model)]
-    for name in layers:
-        small.get_submodule(name).weight.data *= 0.5
-    return small, {name: torch.ones(17, dtype=torch.float64) for name in layers}
-
-
 def test_a_scale_of_zero_adds_nothing() -> None:
     """Weights stay finite, and the streams are those of both models."""
     torch.manual_seed(0)
@@ -223,32 +197,46 @@ def test_a_scale_of_zero_adds_nothing() -> None:
     for place, parameter in enumerate(gammas):  # what one branch cannot add, the streams may differ in by another
         parameter.data = torch.rand_like(parameter) + 0.5
         parameter.data[place % 3 :: 3] = 0
-    small, ones = halved(model)
+    small, weights = halved(model)
     for name, layer in small.named_modules():  # no weights of the output layers make up for inputs that say nothing
         if name.endswith(("qkv", "fc1")):
             layer.weight.data[-24:], layer.bias.data[-24:] = 0, 0
-    refit = Watched()
-    assert any(ridge is not None for ridge in refit(model, small, ones, data.split(8)).values())
+    check_refit(model, small, weights, data, 8, rtol=1e-4, atol=1e-4)
     assert all(parameter.isfinite().all() for parameter in small.parameters())
-    steps, others = list(family_of(model).steps(model).values()), list(family_of(small).steps(small).values())
-    (x,) = first_inputs(model, steps[0], [data])
+
+
+@torch.no_grad()
+def refit_in_memory(model: nn.Module, small: nn.Module, sensitivities: dict[str, Tensor], data: Tensor) -> dict:
+    """The refit of all images in one go, in float64: no files, no batches, and each smaller branch runs twice."""
+    family, method, ridges = family_of(model), OutputRefit(), {}
+    steps = family.steps(model)
+    (x,) = first_inputs(model, next(iter(steps.values())), [data])
     y = x
-    with torch.no_grad():
-        for old, new in zip(steps, others, strict=True):
-            x, y = old(x), new(y)
-    torch.testing.assert_close(torch.cat([y for _, y in refit.left]), y, rtol=1e-4, atol=1e-4)
+    for name, step in steps.items():
+        for old, new in zip(family.branches(step), family.branches(small.get_submodule(name)), strict=True):
+            output = f"{name}.{old.output_name}"
+            added, h = new.with_inputs(y)
+            x = x + old.add(x)
+            error, share = x - y - added, sensitivities[output] / sensitivities[output].sum()
+            rows = (1 - method.sensitivity + method.sensitivity * len(share) * share).expand(len(x), -1)
+            folds = [Regression.empty(h.shape[-1], x.shape[-1]) for _ in range(method.folds)]
+            for index, fold in enumerate(folds):
+                fold.add(*(each[index :: method.folds].flatten(0, 1) for each in (h, error, rows)))
+            change, shift, ridges[output] = cross_validated(folds, method.ridges)
+            new.output_layer.weight += change.T
+            new.output_layer.bias += shift
+            y = y + new.add(y)
+    return ridges
 
 
-@pytest.mark.parametrize("sizes", [[5, 5, 5, 5, 4], [1] * 24, [24], [7, 1, 9, 7]])
-def test_how_images_are_batched_changes_nothing(sizes: list[int]) -> None:
+def test_the_refit_is_the_one_in_memory_however_images_are_batched() -> None:
     """Which fold an image is in depends on its number among all of them, and not on its place in a batch."""
     model, data = model_and_images("vit")
-    found = []
-    for batches in (data.split(6), data.split(sizes)):
-        small, ones = halved(model)
-        found.append((OutputRefit()(model, small, ones, batches), small))
-    (ridges, one), (others, other) = found
-    assert any(ridge is not None for ridge in ridges.values())
-    assert others == ridges
-    with torch.no_grad():
-        torch.testing.assert_close(other(data), one(data), rtol=1e-4, atol=1e-4)
+    one, sensitivities = halved(model)
+    expected = refit_in_memory(model, one, sensitivities, data)
+    assert any(ridge is not None for ridge in expected.values())
+    for sizes in ([6, 6, 6, 6], [7, 1, 9, 7], [1] * 24, [24]):
+        other, _ = halved(model)
+        assert OutputRefit()(model, other, sensitivities, data.split(sizes)) == expected
+        for name, weight in one.state_dict().items():  # sums are of float32 products
+            torch.testing.assert_close(other.state_dict()[name], weight, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,6 @@ import torch
 from lowrank_vit import Recipe, analyse
 from lowrank_vit.methods.s2vite import LearntHeads
 from lowrank_vit.methods.spvit_he import LearntUnits
-from lowrank_vit.methods.vtp import LearntColumns
 from lowrank_vit.methods.wdpruning import LearntParts
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
@@ -17,14 +16,14 @@ from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
-from tests.support.cases import in_turn
+from tests.support.cases import few, in_turn
 from tests.support.gradual import masks
 from tests.support.models import KINDS, images, outputs, tiny
 
 METHODS = GRADUAL.names()
 
 
-@pytest.mark.parametrize(("name", "kind"), in_turn(METHODS, KINDS))
+@pytest.mark.parametrize(("name", "kind"), few(in_turn(METHODS, KINDS), 3))
 def test_open_gates_change_nothing_bit_by_bit(name: str, kind: str) -> None:
     model, data = tiny(kind), images(3, kind)
     dense, before = outputs(model, data), list(model.state_dict())
@@ -51,7 +50,6 @@ def test_a_closed_gate_is_a_zero_column(unit: str, kind: str) -> None:
 PRUNED = {  # units with gates: the recipe whose groups fold them
     (HEAD, HIDDEN): {"whole_heads": LearntHeads(), "mlp": LearntUnits()},
     (HEAD, HIDDEN, OUTPUT): {"gated": LearntParts()},
-    (VALUE, HIDDEN, INPUT): {"columns": LearntColumns()},
 }
 
 

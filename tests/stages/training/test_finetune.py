@@ -1,22 +1,37 @@
-"""The partial and the full fine-tune: what is trained, by which loss, and that it can be interrupted."""
+"""The partial and the full fine-tune: what is trained, by which loss and which teacher, and that it can be interrupted."""
 
 import copy
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_vit.data import ImageData
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.training.finetune import PartialFineTune, finetune, partial_parameters, trainable_share
+from lowrank_vit.stages.training import teacher
+from lowrank_vit.stages.training.finetune import (
+    FullFineTune,
+    PartialFineTune,
+    finetune,
+    partial_parameters,
+    trainable_share,
+)
+from lowrank_vit.stages.training.teacher import align_factor, apart
+from tests.support import finetuning
+from tests.support.distilling import run as distilled
+from tests.support.distilling import student
 from tests.support.finetuning import TinyData, tiny
 from tests.support.hardware import on_cpu
 from tests.support.image_folders import GREY, write
-from tests.support.weights import same, weights
+from tests.support.models import VIT, images, same, weights
+from tests.support.models import tiny as tiny_timm
 
 
 def run(model: nn.Module, data: LightningDataModule | None = None, **options: object) -> PartialFineTune:
@@ -142,3 +157,99 @@ def test_free_choices_are_in_the_record(tmp_path: Path) -> None:
         expected |= {"drop_path": 0.0, "processes": 1, "batch_size": 700, "augmentation": augmentation}
         assert {name: record[name] for name in expected} == expected
         assert json.loads(json.dumps(record)) == record
+
+
+def test_what_the_teacher_said_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, asked = [student() for _ in range(2)], []
+    for model, size in zip(models, (2**30, 0), strict=True):
+        monkeypatch.setattr(teacher, "KNOWN_BYTES", size)
+        dense, count = tiny_timm(), []
+        dense.blocks[0].register_forward_hook(lambda module, args, out, count=count: count.append(len(out)))
+        distilled(model, dense=dense)
+        asked.append(sum(count))
+    # once about one image to compare shapes, once more for the size; then 2 x 45 images against 3 x 40
+    assert asked == [2 + 90, 2 + 120]
+    for name, value in models[0].state_dict().items():
+        assert torch.allclose(value, models[1].state_dict()[name], rtol=1e-3, atol=1e-4), name
+
+
+def modes(model: nn.Module) -> list[bool]:
+    """Whether the model was in training mode, each time that one of its modules is called from now on."""
+    seen: list[bool] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module.training))
+    return seen
+
+
+def noisy_and_quiet() -> tuple[nn.Module, nn.Module]:
+    """The same teacher twice, with dropout and in training mode, and without."""
+    noisy = timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.5, proj_drop_rate=0.5, **VIT)
+    quiet = timm.create_model("vit_tiny_patch16_224", **VIT).eval()
+    noisy.load_state_dict(tiny_timm().state_dict())
+    quiet.load_state_dict(noisy.state_dict())
+    return noisy.train(), quiet
+
+
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"epochs": 1, "crop_scale": (0.6, 1.0)}])
+def test_the_teacher_of_a_distillation_is_asked_without_dropout(options: dict[str, Any]) -> None:
+    noisy, quiet = noisy_and_quiet()
+    seen, models = modes(noisy), [student() for _ in range(2)]
+    for model, dense in zip(models, (noisy, quiet), strict=True):
+        distilled(model, dense=dense, held_out=images(5, seed=2), **options)
+    assert seen
+    assert not any(seen)
+    assert noisy.training  # as it was
+    assert same(*models)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_teacher_of_a_fine_tune_is_asked_without_dropout(full: bool) -> None:
+    noisy, quiet = noisy_and_quiet()
+    seen, models = modes(noisy), [finetuning.tiny() for _ in range(2)]
+    for model, dense in zip(models, (noisy, quiet), strict=True):
+        finetune(model, finetuning.TinyData(), teacher=dense, full=full, **on_cpu(epochs=1, lr=1e-2))
+    assert seen
+    assert not any(seen)
+    assert noisy.training  # as it was
+    assert same(*models)
+
+
+LABELS = torch.arange(6) % 10
+
+
+def block_outputs(model: nn.Module, data: Tensor) -> list[Tensor]:
+    """Block by block."""
+    x, seen = model._pos_embed(model.patch_embed(data)), []
+    for block in model.blocks:
+        x = block(x)
+        seen.append(x)
+    return seen
+
+
+def test_the_weight_of_aligned_blocks() -> None:
+    """A quarter of a cosine, from the weight to no less than 0.01, and nothing where nothing is asked for."""
+    assert align_factor(0.5, 0, 10) == 0.5
+    assert align_factor(0.5, 5, 10) == pytest.approx(0.5 * math.sqrt(0.5))
+    assert align_factor(0.5, 10, 10) == 0.01
+    assert align_factor(0.001, 10, 10) == 0.001
+
+
+def test_first_and_last_blocks_are_compared_once() -> None:
+    dense = [torch.zeros(2, 3)] * 6
+    small = [torch.full((2, 3), float(place)) for place in range(6)]
+    assert float(apart(small, dense)) == 0 + 1 + 16 + 25
+    assert float(apart(small[:2], dense[:2])) == 1
+    assert float(apart(small[:3], dense[:3])) == 0 + 1 + 4
+    assert float(apart(small[4:5], dense[:1])) == 16
+
+
+def test_hard_answers_and_aligned_blocks() -> None:
+    model, teacher, data = tiny_timm(seed=1), tiny_timm(), images(6)
+    hard = FullFineTune(model, teacher=teacher, hard_teacher=True, align_weight=0.5, label_smoothing=0.0)
+    logits, answers = model(data), teacher(data).argmax(1)
+    expected = (F.cross_entropy(logits, LABELS) + F.cross_entropy(logits, answers)) / 2
+    pairs = zip(block_outputs(model, data), block_outputs(teacher, data), strict=True)
+    expected = expected + 0.5 * sum((small - dense).square().mean() for small, dense in pairs)
+    torch.testing.assert_close(hard.loss(data, LABELS), expected)
+    hard.loss(data, LABELS).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -1,4 +1,4 @@
-"""Linear layers with identities that are not stored."""
+"""Linear layers with identities that are not stored, and with some of their inputs or outputs."""
 
 import copy
 from collections.abc import Callable
@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank_vit.modules import empty_replacement, replacement_entries
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
+from lowrank_vit.modules.partial_linear import ScatterOutput, SelectInput
 from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_pivoted, expand, expanded, pivot
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
@@ -78,3 +80,33 @@ def test_all_weights_are_trained_within_expanded() -> None:
     torch.testing.assert_close(model(x), trained)
     assert expand(model) == ["0"]
     assert expand(model) == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [SelectInput, ScatterOutput])
+def test_it_is_the_layer_with_zeros_in_the_others(kind: type[SelectInput] | type[ScatterOutput], bias: bool) -> None:
+    selects = kind is SelectInput
+    for kept in ([0, 2, 3], [4], [0, 1, 2, 3, 4], *([] if selects else [[]])):
+        linear = nn.Linear(*((5, 3) if selects else (3, 5)), bias=bias).double()
+        x, mask = torch.randn(2, 7, linear.in_features, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+        mask[kept] = 1
+        small = kind.of(linear, torch.tensor(kept, dtype=torch.long))
+        masked = linear(x * mask) if selects else linear(x) * mask
+        torch.testing.assert_close(small(x), masked, rtol=1e-14, atol=1e-14)
+        count = 3 * (len(kept) + bias) if selects else len(kept) * (3 + bias)
+        assert sum(parameter.numel() for parameter in small.parameters()) == count
+        assert list(small.state_dict()) == ["up.weight", "up.bias"][: 1 + bias]  # indices are in its config
+
+
+@pytest.mark.parametrize(("name", "kind"), [("select", SelectInput), ("scatter", ScatterOutput)])
+def test_a_partial_layer_is_made_again_from_its_entry(name: str, kind: type[SelectInput] | type[ScatterOutput]) -> None:
+    linear = nn.Linear(5, 5)
+    model = nn.Sequential(kind.of(linear, torch.tensor([1, 4])))
+    entry = replacement_entries(model)["0"]
+    assert entry == {"kind": name, "in_features": 5, "out_features": 5, "kept": [1, 4], "bias": True}
+    again, x = nn.Sequential(empty_replacement(entry, linear)), torch.randn(2, 5)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))
+    if kind is SelectInput:
+        with pytest.raises(ValueError, match="in_features is 5, of a layer that is given 6"):
+            empty_replacement(entry, nn.Linear(6, 5))

@@ -1,5 +1,6 @@
-"""Files in float16: what stays in float32, what is refused, and how far they are from the model."""
+"""Files in float16 and in integers: what stays in float32, what is refused, and how far they are from the model."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lowrank_vit import InputError
-from lowrank_vit.stages.export import half
+import lowrank_vit.models  # noqa: F401  (the stand-ins register with timm)
+from lowrank_vit import InputError, export_integers
+from lowrank_vit.stages.export import half, integers
 from lowrank_vit.stages.export.export import export
 from lowrank_vit.stages.export.formats import NARROWED, files, narrowed
 from lowrank_vit.stages.export.half import beyond, export_half
@@ -103,3 +105,41 @@ def test_bad_requests_leave_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             export_half(tiny(), tmp_path / "half.onnx", batches, file_format=file_format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.04), (4, 0.2)])
+def test_the_file_does_nearly_what_the_model_does(bits: int, share: float, tmp_path: Path) -> None:
+    model, path, data = tiny(), tmp_path / "small.onnx", images(5, seed=3)
+    made = export_integers(model, path, bits, BATCHES)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    expected, found = outputs(model, data), torch.from_numpy(session.run(None, {"images": data.numpy()})[0])
+    assert 0 < float((found - expected).norm()) < share * float(expected.norm())
+    assert made.rounded + len(made.kept) == 10  # four layers of two blocks, the patch embedding and the classifier
+    properties = session.get_modelmeta().custom_metadata_map
+    assert {"mean", "std", "input_size"} <= set(json.loads(properties["lowrank_vit"]))
+
+
+def test_products_in_8_bits_have_a_scale_for_each_output_and_the_others_stay_float(tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    made = export_integers(tiny(), tmp_path / "int8.onnx", 8, BATCHES, tolerated=3e-6)
+    assert made.kept
+    assert set(made.kept) == set(integers.sensitive(made.losses, 3e-6))
+    assert sum(loss for name, loss in made.losses.items() if name not in made.kept) <= 3e-6
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    codes = {name: value for name, value in constants.items() if value.dtype == np.int8 and value.ndim == 2}
+    assert len(codes) == made.rounded
+    scales = {node.input[0]: constants[node.input[1]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert all(max(value.shape) >= scales[name].size in value.shape for name, value in codes.items())
+
+
+def test_sensitive_layers_are_the_fewest_that_leave_little() -> None:
+    losses = {"a": 0.5, "b": 0.3, "c": 0.2}
+    assert integers.sensitive(losses, 1.1) == []
+    assert integers.sensitive(losses, 0.5) == ["a"]
+    assert integers.sensitive(losses, 0.49) == ["a", "b"]
+    assert integers.sensitive(losses, 0.0) == ["a", "b", "c"]
