@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.linears import dense_weight, find_sites
+from lowrank_vit.architectures.linears import dense_linear, dense_weight, find_sites
 from lowrank_vit.linalg.metric import OutputMetric, output_metric
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.modules.fold import CutLayer, fold
@@ -75,12 +76,27 @@ class DecomposedLayer(Decomposed[Found, AnyCut]):
         return [output_metric(self.weight, moments, centred=False, about=self.mean) for moments in kinds]
 
     def described(
-        self, cut: LayerCut | None, rank: int | None, details: Mapping[str, Any], z: Any = None
+        self, cut: LayerCut | None, rank: int | None, details: Mapping[str, Any], z: Any, compressed: nn.Module
     ) -> LayerEntry:
         site = self.unit.site
-        errors = [0.0] * len(self.metrics) if cut is None else cut.relative_errors()
+        if cut is None:
+            errors = [0.0] * len(self.metrics)
+        elif self.unit.settings.refit:
+            errors = self._refitted(compressed.get_submodule(site.name))
+        else:
+            errors = cut.relative_errors()
         parameters = site.parameters if cut is None else cut.layer.parameters
         return layer_entry(site.name, (site.in_features, site.out_features), rank, parameters, errors, details, z)
+
+    @torch.no_grad()
+    def _refitted(self, layer: nn.Module) -> list[float]:
+        """Return the errors, for the inputs of the dense model, of a layer that a refit may have changed."""
+        weight, bias = dense_linear(self.model, self.unit.site)
+        layer = copy.deepcopy(layer).double()
+        shift = layer(weight.new_zeros(1, len(weight)))[0]
+        whole = layer(torch.eye(len(weight)).to(weight)) - shift
+        kinds = self.statistics(self.unit.name)
+        return [output_metric(weight, each, centred=False).relative_error(whole, shift - bias) for each in kinds]
 
 
 @dataclass(frozen=True)
@@ -189,7 +205,7 @@ class DecomposedLinear(DecomposedLayer[Factors, LinearCut]):
             "objective": None if rank is None else float(factors.loss[min(rank, len(factors.loss) - 1)]),
         }
         z = None if cut is None or cut.z is None else z_entry(cut.z, cut.least)
-        return self.described(cut, rank, details, z)
+        return self.described(cut, rank, details, z, compressed)
 
 
 @UNITS.register("decomposition")
@@ -279,7 +295,7 @@ class DecomposedRows(DecomposedLayer[SplitRows, RowCut]):
 
     def entry(self, cut: RowCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
         rank, rows = (None, None) if cut is None else (self.unit.rank, len(cut.kept))
-        return self.described(cut, rank, {ROW: rows})
+        return self.described(cut, rank, {ROW: rows}, None, compressed)
 
 
 @UNITS.register("rows")

@@ -119,7 +119,8 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
 
 def nestable() -> list[Recipe]:
     """Every recipe for single layers that is not refused as it is, and what the refused ones become by another solver."""
-    plain = [recipe for name, recipe in RECIPES.items() if name not in REFUSED and set(recipe.units) == {SINGLE}]
+    single = [recipe for recipe in RECIPES.values() if recipe.name not in REFUSED and set(recipe.units) == {SINGLE}]
+    plain = [recipe for recipe in single if recipe.refit is None]
     kinds = COMPENSATIONS.names()
     z = [get_recipe("paper").but(solver="closed_form", compensation=kind) for kind in kinds]
     return [*plain, *z, get_recipe("paper").but(solver="moments", steps=5), get_recipe("exact").but(rank_multiple=3)]
@@ -190,7 +191,7 @@ def written(kind: str) -> tuple[Analysis, Path]:
     held_out = [pictures(kind, 6, 7)]
     analysis = analyse(model, [pictures(kind, 16)], "best", held_out=held_out)
     folder = Path(mkdtemp()) / "small"
-    save(analysis.compress(WRITTEN)[0], folder, model_args=arguments, written=analysis)
+    save(analysis.compress(WRITTEN)[0], folder, model_args=arguments, nested=analysis)
     return analysis, folder
 
 
