@@ -82,32 +82,37 @@ def halves(name: str, share: float, multiple: int) -> nn.Module:
     return model.eval()
 
 
-def pivoted(name: str, share: float, multiple: int) -> nn.Module:
-    """Make a model as ``halves`` does, its factors pivoted."""
-    model = halves(name, share, multiple)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)  # zeros have no pivots
-    pivot(model)
-    return model
-
-
-VARIANTS: dict[str, tuple[Callable[[str, float, int], nn.Module], int]] = {
-    "matrices": (matrices, 1),
-    "halves": (halves, 1),
-    "halves, 8": (halves, 8),
-    "pivoted": (pivoted, 1),
+VARIANTS: dict[str, tuple[Callable[[str, float, int], nn.Module], int, bool]] = {  # how it is made, multiple, pivoted
+    "matrices": (matrices, 1, False),
+    "halves": (halves, 1, False),
+    "halves, 8": (halves, 8, False),
+    "pivoted": (halves, 1, True),
 }
+
+
+def identities(model: nn.Module) -> int:
+    """Count the parameters that attention no longer stores once its factors are pivoted."""
+    attentions = [module for module in model.modules() if isinstance(module, LowRankAttention)]
+    return sum(width**2 for each in attentions for width in (*each.query_key.widths, *each.value.widths))
 
 
 def reduced(name: str, variant: str, reduction: float) -> nn.Module:
     """Make the largest model of this kind that has lost ``reduction`` of the dense one's parameters."""
-    make, multiple = VARIANTS[variant]
+    make, multiple, pivoted = VARIANTS[variant]
     target = (1 - reduction) * parameter_count(timm.create_model(name))
     low, high = 0.0, 2.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if parameter_count(make(name, middle, multiple)) <= target else (low, middle)
-    return make(name, low, multiple)
+    with torch.device("meta"):
+        for _ in range(12):
+            middle = (low + high) / 2
+            model = make(name, middle, multiple)
+            count = parameter_count(model) - (identities(model) if pivoted else 0)
+            low, high = (middle, high) if count <= target else (low, middle)
+    model = make(name, low, multiple)
+    if pivoted:
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)  # zeros have no pivots
+        pivot(model)
+    return model
 
 
 HEADER = (

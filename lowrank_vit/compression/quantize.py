@@ -56,15 +56,12 @@ def quantize(
         images = Images.of(calibration)
         observe = partial(input_moments, batches=images.each(), progress=shown_by_default(progress))
 
-    def further(exact: nn.Module) -> dict[str, int]:
-        PatchUnit.prepare(exact)
-        return dict.fromkeys(outside_blocks(exact), outside or stage.HALF)
-
+    further = None
     if outside is not None:
         for each in (bits, outside):
             check_bits(each)
-    more = None if outside is None else further
-    quantized, addition = stage.quantize(model, bits, sites=sites, quantizer=method, observe=observe, further=more)
+        further = partial(_bits_outside, bits=outside)
+    quantized, addition = stage.quantize(model, bits, sites=sites, quantizer=method, observe=observe, further=further)
     if images is not None:
         addition["quantization"]["calibration"] = images.record
     return quantized, addition
@@ -90,3 +87,9 @@ def quantize_within(
     check_joint(get_recipe(UNCUT), budget, bits)
     analysis = analyse(model, calibration, UNCUT, held_out=held_out, seed=seed)
     return compress_jointly(analysis, budget, bits, quantizer=quantizer, dense=True)
+
+
+def _bits_outside(model: nn.Module, bits: int) -> dict[str, int]:
+    """Make the patch embedding a linear layer, in place; return the bits of the layers outside of the blocks."""
+    PatchUnit.prepare(model)
+    return dict.fromkeys(outside_blocks(model), bits)

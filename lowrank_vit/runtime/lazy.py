@@ -3,19 +3,25 @@
 import ast
 import importlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
-def lazily(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
-    """Return a package's ``__all__`` and ``__getattr__``, of the names that its file imports ``if TYPE_CHECKING``."""
-    blocks = [node for node in ast.parse(Path(file).read_text("utf-8")).body if isinstance(node, ast.If)]
-    imports = [each for block in blocks for each in block.body if isinstance(each, ast.ImportFrom)]
-    homes = {alias.name: str(each.module) for each in imports for alias in each.names}
+def lazily(package: str, file: str) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__``: it finds the names that the file imports ``if TYPE_CHECKING``, and ``__all__``."""
+
+    @cache
+    def homes() -> dict[str, str]:
+        blocks = [node for node in ast.parse(Path(file).read_text("utf-8")).body if isinstance(node, ast.If)]
+        imports = [each for block in blocks for each in block.body if isinstance(each, ast.ImportFrom)]
+        return {alias.name: str(each.module) for each in imports for alias in each.names}
 
     def find(name: str) -> Any:
-        if name not in homes:
+        if name == "__all__":
+            return list(homes())
+        if name not in homes():
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        return getattr(importlib.import_module(homes()[name]), name)
 
-    return list(homes), find
+    return find

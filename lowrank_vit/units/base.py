@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.linalg.mixtures import Mixture
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.moments import Moments
@@ -141,6 +142,14 @@ class Decomposed(Generic[Found, AnyCut]):
     def statistics(self, layer: str) -> list[Moments]:
         """Return those of a layer on the calibration images, and on unseen ones where there are any."""
         return [self.moments[layer], *([] if self.unseen is None else [self.unseen[layer]])]
+
+    def output_errors(self, layer: str, weight: Tensor, approximation: Tensor, shift: Tensor) -> list[float]:
+        """Return the relative errors of a layer's outputs by ``statistics``, the bias being shifted by ``shift``, (d,).
+
+        ``weight``, ``approximation``: (n, d); the inputs are those of the dense model.
+        """
+        metrics = [output_metric(weight, moments, centred=False) for moments in self.statistics(layer)]
+        return [metric.relative_error(approximation, shift) for metric in metrics]
 
 
 @dataclass(frozen=True)

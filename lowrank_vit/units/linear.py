@@ -95,8 +95,7 @@ class DecomposedLayer(Decomposed[Found, AnyCut]):
         layer = copy.deepcopy(layer).double()
         shift = layer(weight.new_zeros(1, len(weight)))[0]
         whole = layer(torch.eye(len(weight)).to(weight)) - shift
-        kinds = self.statistics(self.unit.name)
-        return [output_metric(weight, each, centred=False).relative_error(whole, shift - bias) for each in kinds]
+        return self.output_errors(self.unit.name, weight, whole, shift - bias)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import family_of, survey
 from lowrank_vit.architectures.linears import dense_linear, without_value_bias
 from lowrank_vit.linalg.elimination import refitted
-from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.linalg.mixtures import Gated, Mixed, MixedQueries, Mixture, first_kept
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.fold import AttentionWeights, fold_attention, fold_values
@@ -145,10 +144,7 @@ class DecomposedModule(Decomposed[Part, ModuleCut]):
         if cut is not None:
             approximation = cut.kept.columns @ approximation
             shift = shift - cut.kept.offset @ approximation
-        errors = [
-            output_metric(weight, moments, centred=False).relative_error(approximation, shift - bias)
-            for moments in self.statistics(output.name)
-        ]
+        errors = self.output_errors(output.name, weight, approximation, shift - bias)
         whole, params = (parameter_count(model.get_submodule(site.name)) for model in (self.model, compressed))
         rank = None if cut is None else ranks[self.unit.named(list(self.unit.costs())[-1])]
         details = {"dense_params": whole, **self.details(ranks)}
