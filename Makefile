@@ -1,4 +1,4 @@
-# make setup | lint | test | test-slow | docs | dist | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
+# make setup | lint | test | test-slow | test-gpu | docs | dist | audit | mutants | browser | reproduce-table1 ... reproduce-table4 | reproduce-figures | reproduce-all | ablate-z | benchmark
 # variables: DATA= CHECKPOINTS= DEVICES= SEEDS= EPOCHS= STEPS= SOLVER= OPTIMIZER= LR= GLOBAL_BATCH= WORKERS= LOADER_WORKERS= RESULTS=
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -10,7 +10,7 @@ FLAGS = $(if $(DATA),--data $(DATA)) $(if $(CHECKPOINTS),--checkpoints $(CHECKPO
         $(if $(GLOBAL_BATCH),--global-batch $(GLOBAL_BATCH)) $(if $(WORKERS),--workers $(WORKERS)) \
         $(if $(LOADER_WORKERS),--loader-workers $(LOADER_WORKERS)) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: setup lint format test test-slow docs dist audit mutants browser reproduce-all reproduce-figures ablate-z benchmark
+.PHONY: setup lint format test test-slow test-gpu docs dist audit mutants browser reproduce-all reproduce-figures ablate-z benchmark
 .DEFAULT_GOAL := setup
 
 # bytecode is left behind even where PYTHONDONTWRITEBYTECODE is set, or each start compiles again; what is fresh stays
@@ -44,6 +44,10 @@ SLOW = $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
 test-slow: setup
 	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -I FILE \
 	  sh -c '$(SLOW) FILE || { [ $$? -gt 128 ] && echo "FILE died of a signal: once more" && $(SLOW) FILE; }'
+
+# what a CUDA device does, on a machine that has one; the other tests compute on the CPU
+test-gpu: setup
+	$(PYTHON) -m pytest -m gpu
 
 # the pages, in site; strict (mkdocs counts no warning with --quiet), and without a network. SERVE=1 shows them while they are written
 docs: setup

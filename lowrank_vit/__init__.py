@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
     from lowrank_vit.compression.revisions import revisions_of
+    from lowrank_vit.compression.runtimes import for_inference
     from lowrank_vit.compression.save import load, push_to_hub, save
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware

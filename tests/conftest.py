@@ -11,6 +11,12 @@ from tests.support.processes import become
 from tests.support.sources import ROOT
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compute on the CPU, also where there is a GPU, but for those of ``pytest -m gpu``."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first, so that the other process does the rest meanwhile."""
     items.sort(key=lambda item: item.get_closest_marker("real_data") is None)

@@ -62,8 +62,9 @@ class Analysis(Case):
         return measure_plan(self, plan, batches, images, store)
 
     def compress(self, size: Size, cost: str = PARAMETERS) -> tuple[nn.Module, Report]:
-        """Make a compressed copy of the model, and its report (also attached to it as ``compression_report``)."""
-        return self.apply(self.plan(size, cost))
+        """Make a compressed copy, on the given model's device, and its report (also its ``compression_report``)."""
+        small, report = self.apply(self.plan(size, cost))
+        return small.to(self.subject.home), report
 
     def resized(self, plan: RankPlan) -> nn.Module:
         """Make a model of a plan's sizes, without Z and refit: as large and as fast as the result."""

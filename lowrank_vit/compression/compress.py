@@ -64,7 +64,7 @@ def compress(
     ``bytes`` or ``latency``), or an amount: ``{"bytes": "6MiB"}``, ``{"latency": "12ms"}``.
     bits: numbers of bits, 2 to 8, from which each layer's is chosen together with the sizes, so that the file is the most
     accurate one within a budget of bytes; give ``held_out`` images, on which both are then judged.
-    options: those of ``analyse``. Returns the compressed model, on the device that was used, and its report.
+    options: those of ``analyse``. Returns the compressed model, on the device of the given one, and its report.
     Raises ``InputError`` with one line for anything that cannot be done. ``sweep`` makes several sizes at little more cost.
     """
     check_options(options, compress, analyse)
@@ -141,9 +141,10 @@ def sweep(
 
 def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
     """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
-    if bits is not None:
-        return compress_jointly(analysis, size, bits)
-    return shared(analysis, size) if merges(analysis.model, analysis.recipe, size) else analysis.compress(size)
+    if bits is None and not merges(analysis.model, analysis.recipe, size):
+        return analysis.compress(size)
+    small, report = shared(analysis, size) if bits is None else compress_jointly(analysis, size, bits)
+    return small.to(analysis.subject.home), report
 
 
 def for_outputs(recipe: Recipe, subject: Subject, images: Images) -> Recipe:

@@ -99,7 +99,7 @@ def mean_scan(
     Raises ``InputError`` for a model without scans, and for a number that it does not have.
     """
     seen = Images.of(calibration)
-    where, watch = resolve_device(device), Stopwatch()
+    where, watch, home = resolve_device(device), Stopwatch(), next(model.parameters()).device
     model = copy.deepcopy(model).to(where).eval()
     scans = _small(model, method, layers)
     with watch("impact"):
@@ -117,7 +117,7 @@ def mean_scan(
     report["seconds"], report["provenance"] = watch.seconds, provenance.record(where, 0, seen.record)
     report["scan"] = {**_record(method, impact, chosen, together), **_divergence(model, small, held_out)}
     small.compression_report = report  # type: ignore[assignment]  # plain data, so that save() finds it
-    return small, report
+    return small.to(home), report
 
 
 def _record(

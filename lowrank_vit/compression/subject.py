@@ -46,13 +46,15 @@ class Subject:
     """Hold a model in two forms that compute the same: as it was given (``dense``), and as units are cut from it.
 
     ``narrow``: the type of a model of less than 32 bits, in which the smaller one is returned; all before is computed in
-    float32 at least. ``chosen``: whether the user has chosen the sites.
+    float32 at least. ``chosen``: whether the user has chosen the sites. ``home``: the device of the given model, to which
+    the smaller one goes.
     """
 
     dense: nn.Module
     model: nn.Module
     narrow: torch.dtype | None = None
     chosen: bool = False
+    home: torch.device | None = None
 
     @classmethod
     def of(
@@ -68,6 +70,7 @@ class Subject:
         ``device``: None leaves it where it is. Raises ``InputError`` for a model that was compressed already, and for one
         that cannot be copied.
         """
+        home = next(model.parameters()).device
         own = canonical(copied(model)).to(device).eval()
         stop_checkpointing(own)
         check_dense(own)
@@ -77,7 +80,7 @@ class Subject:
         narrow = _narrow(own)
         dense = own.float() if any(kind.itemsize < 4 for kind in _kinds(own)) else own
         start = dense if learnt is None else with_mixers(dense, learnt)
-        return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS)
+        return cls(dense, rewrite(start, recipe, sites), narrow, sites != BLOCK_LINEARS, home)
 
     def learn_size(self, images: Images) -> None:
         """Let a model that does not say what images it takes remember the size of these, as its smaller form will."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.scans import Scan
@@ -14,6 +14,9 @@ from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.runtime.tensors import METADATA, tensor_bytes_count
 
 logger = logging.getLogger(__name__)
+FUSED = {  # torch 2.11 does not count it
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+}
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -94,7 +97,7 @@ def multiply_accumulates(model: nn.Module, size: Sequence[int]) -> int:
     parameter = next(model.parameters())
     image = torch.zeros(1, *size, dtype=parameter.dtype, device=parameter.device)
     was_training, trained = model.training, [parameter for parameter in model.parameters() if parameter.requires_grad]
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=FUSED)
     try:
         model.requires_grad_(False)  # the counter fails on a parameter that is a module's input, as a token is
         with torch.inference_mode(), counter:

@@ -26,6 +26,8 @@ class Heads:
     def split(self, x: Tensor) -> Tensor:
         """Split x: (B, T, sum of widths) into heads, (B, live, T, widest)."""
         if set(self.places) == {self.widest}:
+            # torch's float32 kernels on a GPU read 16 bytes at once, and fail on a slice that begins elsewhere
+            x = x.contiguous() if x.is_cuda else x
             return x.unflatten(-1, (len(self.places), self.widest)).transpose(1, 2)
         parts = zip(x.split(self.places, -1), self.places, strict=True)
         return torch.stack([F.pad(part, (0, self.widest - width)) for part, width in parts], 1)

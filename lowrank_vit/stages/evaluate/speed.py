@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules import counting as cost
+from lowrank_vit.modules.even import even_out
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder, write_json
 from lowrank_vit.runtime.processes import agreed, is_first
@@ -161,8 +162,10 @@ def tensor_bytes(model: nn.Module) -> int:
 
 
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
-    """Return a copy of the model on the device, in the type and in the mode of ``setting``."""
+    """Return a copy of the model on the device, in the type and in the mode of ``setting``; on a GPU of even widths."""
     ready = copied(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
+    if torch.device(setting.device).type == "cuda":
+        ready = even_out(ready)
     if setting.mode == "compiled":
         ready.compile(dynamic=False)
     return ready

@@ -4,7 +4,6 @@ A graph keeps each step as it is traced. Where torch needs all of a head's direc
 have the zeros in their weights, and queries and keys may be narrower than values.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,21 +12,15 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.embeddings import Patches, is_plain
+from lowrank_vit.modules.even import linear_of, padded_rows, plain
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
-from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module
 
 
 def straightened(model: nn.Module, channels: int) -> nn.Module:
     """Copy a model in such modules; ``channels``: of an image, by which its patch embedding is known."""
     model = copied(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, QuantizedLinear):
-            bias = None if module.bias is None else module.bias.float()
-            replace_module(model, name, _linear(module.weight.float(), bias))
-        elif isinstance(module, PivotedLinear):
-            replace_module(model, name, as_linear(module).requires_grad_(False))
+    plain(model)
     for name, module in list(model.named_modules()):
         if type(module) is LowRankAttention:
             replace_module(model, name, EvenAttention.of(module))
@@ -53,9 +46,11 @@ class EvenAttention(LowRankAttention):
             even.relative_position_index = attention.relative_position_index
         keys, values = attention.key_value.weight.split([attention.query.out_features, attention.proj.in_features])
         query, logits, passed = attention.query, even.query_key.places, even.value.places
-        even.query = _linear(_even(query.weight, logits) * even.scale, _even(query.bias, logits) * even.scale)
-        even.key, even.values = _linear(_even(keys, logits)), _linear(_even(values, passed))
-        even.proj = _linear(_even(attention.proj.weight.T, passed).T, attention.proj.bias)
+        narrow, wide = (max(1, *widths) for widths in (logits, passed))
+        weight, bias = (padded_rows(each, logits, narrow) * even.scale for each in (query.weight, query.bias))
+        even.query, even.key = linear_of(weight, bias), linear_of(padded_rows(keys, logits, narrow))
+        even.values = linear_of(padded_rows(values, passed, wide))
+        even.proj = linear_of(padded_rows(attention.proj.weight.T, passed, wide).T, attention.proj.bias)
         del even.key_value
         even.scale = 1.0
         return even.eval()
@@ -76,18 +71,3 @@ class EvenAttention(LowRankAttention):
             bias, is_causal = bias + bias.new_full((query.shape[-2], key.shape[-2]), -torch.inf).triu(1), False
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=is_causal, scale=self.scale)
         return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
-def _even(rows: Tensor, widths: Sequence[int]) -> Tensor:
-    """Add rows of zeros to every head's, up to the widest, or one: (sum of widths, ...) to (heads * widest, ...)."""
-    parts, widest = rows.split(list(widths)), max(1, *widths)
-    return torch.cat([torch.cat([part, part.new_zeros(widest - len(part), *part.shape[1:])]) for part in parts])
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    with torch.device("meta"):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
-    layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
