@@ -38,11 +38,18 @@ def command(arguments: Sequence[str]) -> str:
     return f"python -m benchmarks.{Path(script).stem} {shlex.join(shown)}".strip()
 
 
-def write(path: Path | None, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], data: Any) -> None:
+def write(
+    path: Path | None,
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    data: Any,
+    device: torch.device = torch.device("cpu"),
+) -> None:
     """Write the table as it is printed, and the ``data`` behind it; nothing without a path."""
     if path is None:
         return
-    made = provenance.record(torch.device("cpu"), 0, None)
+    made = provenance.record(device, 0, None)
     origin = {name: made[name] for name in ("git", "source", "versions", "device")}
     origin |= {"command": command(sys.argv), "threads": torch.get_num_threads()}
     write_json(path, {"title": title, "header": list(header), "rows": rows, "provenance": origin, "data": data})

@@ -28,6 +28,7 @@ from lowrank_vit.modules.low_rank_linear import LowRankLinear, SmallMlp
 from lowrank_vit.modules.pivoted_linear import pivot
 from lowrank_vit.modules.surgery import get_linear, replace_module
 from lowrank_vit.runtime.errors import amount
+from lowrank_vit.runtime.hardware import resolve_device
 from lowrank_vit.stages.evaluate.speed import CLOCKS
 
 HEAD, HIDDEN = 64, 768  # of DeiT-Tiny
@@ -172,7 +173,7 @@ def main() -> None:
         show(f"{name}, {settings_told(results[name])}", HEADER, lines(results[name]))
         told += [[f"{name} {first}", *rest] for first, *rest in lines(results[name])]
     title = f"Speed beside the dense models, {settings_told(next(iter(results.values())))}"
-    write(args.json, title, HEADER, told, results)
+    write(args.json, title, HEADER, told, results, resolve_device(args.device))
 
 
 def settings_told(results: dict[str, Any]) -> str:
