@@ -11,4 +11,4 @@ if TYPE_CHECKING:
     from lowrank_vit.data.splits import ImageSource, ImageSplit
 
 __all__ = ["ImageData", "ImageSource", "ImageSplit", "hold_out", "open_source"]
-__getattr__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)

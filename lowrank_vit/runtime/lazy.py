@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 
-def lazily(package: str, file: str) -> Callable[[str], Any]:
-    """Return a package's ``__getattr__``: it finds the names that the file imports ``if TYPE_CHECKING``, and ``__all__``."""
+def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's ``__getattr__`` and ``__dir__``, for the names that its file imports ``if TYPE_CHECKING``."""
 
     @cache
     def homes() -> dict[str, str]:
@@ -24,4 +24,4 @@ def lazily(package: str, file: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes()[name]), name)
 
-    return find
+    return find, lambda: sorted(homes())

@@ -205,6 +205,7 @@ def test_experiments_use_public_names_only() -> None:
 def test_every_public_name_is_there() -> None:
     for name in lowrank_vit.__all__:
         assert getattr(lowrank_vit, name) is not None
+    assert dir(lowrank_vit) == sorted(lowrank_vit.__all__)  # what a notebook completes
 
 
 def test_types_of_timm_are_known_to_families_only() -> None:
