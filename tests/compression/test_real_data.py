@@ -13,8 +13,6 @@ from lowrank_vit.architectures.linears import dense_weight, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.models import load_model
 from lowrank_vit.modules.surgery import get_linear
-from lowrank_vit.records.moments import Moments
-from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.evaluate.accuracy import evaluate
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
@@ -28,17 +26,12 @@ def model(real_data: Path) -> nn.Module:
 @pytest.fixture(scope="module")
 def data(real_data: Path, model: nn.Module) -> ImageData:
     spec = f"imagefolder:{real_data / 'imagenet-samples'}"
-    return ImageData(spec, resolve_model_data_config(model), calibration_samples=1000, held_out_samples=256)
+    return ImageData(spec, resolve_model_data_config(model), calibration_samples=400, held_out_samples=256)
 
 
 @pytest.fixture(scope="module")
 def images(data: ImageData) -> Tensor:
     return data.calibration_tensor()
-
-
-@pytest.fixture(scope="module")
-def moments(model: nn.Module, images: Tensor) -> dict[str, Moments]:
-    return calibrate(model, find_sites(model), {"second", "gradient_second"}, images.split(50))
 
 
 def second_moments(model: nn.Module, images: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -88,17 +81,9 @@ def test_exact_attains_the_eckart_young_bound(model: nn.Module, images: Tensor) 
     assert seen == 8
 
 
-def top1(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
-    """Percent of 1000 images."""
-    with torch.inference_mode():
-        hits = [model(images).argmax(-1) == labels for images, labels in batches]
-    assert sum(map(len, hits)) == 1000
-    return 100 * float(torch.cat(hits).float().mean())
-
-
 @pytest.mark.timeout(1800)  # minutes on an idle machine, many of them on a busy one
 def test_best_keeps_most_of_its_accuracy(model: nn.Module, data: ImageData, images: Tensor) -> None:
-    """Without fine-tuning, on the sample set (dense 83.7): 80.1 at -25 % is published, here at least 77."""
+    """Without fine-tuning, on the sample set (dense 83.7): 80.1 at -25 % is published, of more images."""
     small, report = compress(model, images.split(50), "best", 0.25)
     assert report["params"]["compressed"] <= 0.75 * report["params"]["dense"]
     assert report["params"]["reduction"] == pytest.approx(0.25, abs=1e-4)
