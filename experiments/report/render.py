@@ -141,14 +141,17 @@ def _sentence(content: Mapping[str, Any], name: str) -> str:
 
 
 def _benchmark(content: Mapping[str, Any], options: Mapping[str, str]) -> Iterator[str]:
-    """Render what ``python -m benchmarks.NAME --json FILE`` wrote: all rows, or those whose first cell matches ``rows``."""
+    """Render what ``python -m benchmarks.NAME --json FILE`` wrote, without empty columns.
+
+    All rows, or those whose first cell matches ``rows``.
+    """
     made, patterns = content["provenance"], options.get("rows", "*").split(",")
     yield f"*{content['title']}*; `{made['command']}` on {made['device']}, commit {made['git']['commit'][:7]}."
     if rows := [row for row in content["rows"] if any(fnmatch.fnmatchcase(row[0], each) for each in patterns)]:
+        heads = [(name, "number" if place else "text") for place, name in enumerate(content["header"])]
+        columns = [(head, cells) for head, *cells in zip(heads, *rows, strict=True) if any(cells)]
         yield ""
-        yield from lines_of(
-            [(name, "number" if place else "text") for place, name in enumerate(content["header"])], rows
-        )
+        yield from lines_of([head for head, _ in columns], list(zip(*(cells for _, cells in columns), strict=True)))
 
 
 def _origin(rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> str:
