@@ -5,7 +5,7 @@ starting a kernel takes longer than what a small one computes. The zeros are in 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from lowrank_vit.modules.pivoted_linear import PivotedLinear, as_linear
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.modules.surgery import replace_module
 
+Kind = TypeVar("Kind", bound=LowRankAttention)
 MULTIPLE = 8  # of bfloat16 values: 16 bytes
 
 
@@ -57,12 +58,7 @@ class PackedAttention(LowRankAttention):
     @classmethod
     def of(cls, attention: LowRankAttention) -> "PackedAttention":
         """Make the same function, with the attention's weights and biases of positions."""
-        config: dict[str, Any] = attention.config
-        with torch.device("meta"):  # all weights are given below
-            packed = cls(**config)
-        if attention.window_size is not None:
-            packed.relative_position_bias_table = attention.relative_position_bias_table
-            packed.relative_position_index = attention.relative_position_index
+        packed = hollow(cls, attention)
         query, passed, logits = attention.query, attention.value.places, attention.query_key.places
         keys, values = attention.key_value.weight.split([query.out_features, attention.proj.in_features])
         width = even(attention.value.widest)
@@ -79,6 +75,16 @@ class PackedAttention(LowRankAttention):
         """Return the heads' queries, of the first ``count`` tokens or of all, keys and values."""
         queries, keys, values = self.qkv(x).unflatten(-1, (3, len(self.live), -1)).permute(2, 0, 3, 1, 4)
         return queries[:, :, :count], keys, values
+
+
+def hollow(kind: type[Kind], attention: LowRankAttention) -> Kind:
+    """Make an attention of this kind and the same shape, with the same biases of positions and without weights."""
+    with torch.device("meta"):
+        made = kind(**attention.config)
+    if attention.window_size is not None:
+        made.relative_position_bias_table = attention.relative_position_bias_table
+        made.relative_position_index = attention.relative_position_index
+    return made
 
 
 def even(width: int) -> int:

@@ -13,7 +13,7 @@ from lowrank_vit.modules.low_rank_linear import SmallMlp
 from tests.support.cases import few, in_turn
 from tests.support.models import KINDS, distance, images, small_vit, tiny
 
-RECIPES = ["best", "heads", "exact", "paper", "vtp", "comcat", "corp"]
+RECIPES = ["best", "heads", "exact", "paper", "vtp-taylor", "comcat", "corp"]
 
 
 def small(kind: str, recipe: str) -> nn.Module:
@@ -33,7 +33,7 @@ def test_the_outputs_are_the_same_and_all_widths_even(recipe: str, kind: str) ->
         module.proj.in_features // len(module.live) for module in even.modules() if isinstance(module, PackedAttention)
     ]
     assert not any(width % 8 for width in widths)
-    assert widths or recipe in ("exact", "paper", "vtp")
+    assert widths or recipe in ("exact", "paper", "vtp-taylor")
 
 
 @pytest.mark.parametrize("widths", [((0, 5), (0, 3)), ((0, 5), (2, 0)), ((8, 8), (8, 8)), ((1, 9), (0, 17))])

@@ -4,15 +4,13 @@ A graph keeps each step as it is traced. Where torch needs all of a head's direc
 have the zeros in their weights, and queries and keys may be narrower than values.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.embeddings import Patches, is_plain
-from lowrank_vit.modules.even import linear_of, padded_rows, plain
+from lowrank_vit.modules.even import hollow, linear_of, padded_rows, plain
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.surgery import replace_module
 
@@ -38,12 +36,7 @@ class EvenAttention(LowRankAttention):
     @classmethod
     def of(cls, attention: LowRankAttention) -> "EvenAttention":
         """Make the same function, with the attention's weights and biases of positions."""
-        config: dict[str, Any] = attention.config
-        with torch.device("meta"):  # all weights are given below
-            even = cls(**config)
-        if attention.window_size is not None:
-            even.relative_position_bias_table = attention.relative_position_bias_table
-            even.relative_position_index = attention.relative_position_index
+        even = hollow(cls, attention)
         keys, values = attention.key_value.weight.split([attention.query.out_features, attention.proj.in_features])
         query, logits, passed = attention.query, even.query_key.places, even.value.places
         narrow, wide = (max(1, *widths) for widths in (logits, passed))
