@@ -44,12 +44,12 @@ def write(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     data: Any,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device | None = None,
 ) -> None:
-    """Write the table as it is printed, and the ``data`` behind it; nothing without a path."""
+    """Write the table as it is printed, and the ``data`` behind it; nothing without a path. ``device``: None is the CPU."""
     if path is None:
         return
-    made = provenance.record(device, 0, None)
+    made = provenance.record(device or torch.device("cpu"), 0, None)
     origin = {name: made[name] for name in ("git", "source", "versions", "device")}
     origin |= {"command": command(sys.argv), "threads": torch.get_num_threads()}
     write_json(path, {"title": title, "header": list(header), "rows": rows, "provenance": origin, "data": data})
