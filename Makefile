@@ -42,7 +42,7 @@ test: setup
 # dies of a signal runs once more, and says so: on one virtual machine such processes died while they slept
 SLOW = $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
 test-slow: setup
-	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -n 4 \
+	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -n 6 \
 	  sh -c '$(SLOW) "$$@" || { [ $$? -gt 128 ] && echo "$$@ died of a signal: once more" && $(SLOW) "$$@"; }' sh
 
 # what a CUDA device does, on a machine that has one; the other tests compute on the CPU

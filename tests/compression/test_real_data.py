@@ -26,7 +26,7 @@ def model(real_data: Path) -> nn.Module:
 @pytest.fixture(scope="module")
 def data(real_data: Path, model: nn.Module) -> ImageData:
     spec = f"imagefolder:{real_data / 'imagenet-samples'}"
-    return ImageData(spec, resolve_model_data_config(model), calibration_samples=400, held_out_samples=256)
+    return ImageData(spec, resolve_model_data_config(model), calibration_samples=256, held_out_samples=256)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def recipes(*names: str) -> None:
 
 def made(recipe: Any, device: str, kind: str = "vit", **options: Any) -> tuple[nn.Module, Any]:
     batches = [images(12, kind), images(12, kind, seed=2)]
-    return lowrank_vit.compress(tiny(kind), batches, recipe, 0.3, device=device, **options)
+    return lowrank_vit.compress(tiny(kind).to(device), batches, recipe, 0.3, device=device, **options)
 
 
 def kinds() -> None:
@@ -88,7 +88,7 @@ def solvers() -> None:
             recipe = RECIPES["paper"].but(solver=solver, compensation=kind, steps=5)
             check_away(made(recipe, NAME)[0])
     for budget in ("macs=0.7", "bytes=0.7", "params=0.7,macs=0.6"):
-        small, _ = lowrank_vit.compress(tiny(), BATCHES, "exact", budget=budget, device=NAME)
+        small, _ = lowrank_vit.compress(tiny().to(NAME), BATCHES, "exact", budget=budget, device=NAME)
         check_away(small)
 
 
@@ -112,6 +112,7 @@ def afterwards() -> None:
         check_same(loaded, small.cpu())
         analysis = lowrank_vit.analyse(tiny(), BATCHES, "exact", device=NAME)
         made_once, report = analysis.compress(0.2)
+        assert not isinstance(next(made_once.parameters()), Away)  # it goes where the given model was
         lowrank_vit.save(made_once, Path(folder) / "nested", report, model_args=ARGUMENTS["vit"], nested=analysis)
         check_away(lowrank_vit.load(Path(folder) / "nested", NAME, reduction=0.4))
     merged = lowrank_vit.fewer_tokens(small.to(NAME), "tome", r=2)
