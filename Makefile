@@ -38,12 +38,12 @@ test: setup
 	$(PYTEST) -m "not slow"
 
 # processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both.
-# A process runs a few files, two processes at a time: one for all grows by gigabytes, and each start takes seconds. One that
-# dies of a signal runs once more, and says so: on one virtual machine such processes died while they slept
+# Each file has a process of its own, two at a time, as one for all grows by gigabytes. One that dies of a signal runs once
+# more, and says so: on one virtual machine such processes died while they slept, by a signal of the kernel's
 SLOW = $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
 test-slow: setup
-	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -n 6 \
-	  sh -c '$(SLOW) "$$@" || { [ $$? -gt 128 ] && echo "$$@ died of a signal: once more" && $(SLOW) "$$@"; }' sh
+	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -I FILE \
+	  sh -c '$(SLOW) FILE || { [ $$? -gt 128 ] && echo "FILE died of a signal: once more" && $(SLOW) FILE; }'
 
 # what a CUDA device does, on a machine that has one; the other tests compute on the CPU
 test-gpu: setup
