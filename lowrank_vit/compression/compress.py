@@ -141,10 +141,9 @@ def sweep(
 
 def resized(analysis: Analysis, size: Size, bits: Sequence[int] | None = None) -> tuple[nn.Module, Report]:
     """Make a model of a size from an analysis; ``bits``: those to choose from together with the sizes of its units."""
-    if bits is None and not merges(analysis.model, analysis.recipe, size):
-        return analysis.compress(size)
-    small, report = shared(analysis, size) if bits is None else compress_jointly(analysis, size, bits)
-    return small.to(analysis.subject.home), report
+    if bits is not None:
+        return compress_jointly(analysis, size, bits)
+    return shared(analysis, size) if merges(analysis.model, analysis.recipe, size) else analysis.compress(size)
 
 
 def for_outputs(recipe: Recipe, subject: Subject, images: Images) -> Recipe:

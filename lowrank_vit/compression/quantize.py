@@ -86,8 +86,7 @@ def quantize_within(
     check_model(model, calibration)
     check_joint(get_recipe(UNCUT), budget, bits)
     analysis = analyse(model, calibration, UNCUT, held_out=held_out, seed=seed)
-    small, report = compress_jointly(analysis, budget, bits, quantizer=quantizer, dense=True)
-    return small.to(analysis.subject.home), report
+    return compress_jointly(analysis, budget, bits, quantizer=quantizer, dense=True)
 
 
 def _bits_outside(model: nn.Module, bits: int) -> dict[str, int]:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.architectures.permanent import copied
-from lowrank_vit.modules.even import even_out
 from lowrank_vit.modules.predicting import Predicting
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import unknown
@@ -23,15 +21,6 @@ from lowrank_vit.stages.export.formats import exporter, files, narrowed
 MODES = {"torch": "eager", "compile": "compiled", "eager": "eager", "compiled": "compiled"}  # of torch itself
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}  # of the others, which run an exported file on the CPU
 NAMES = ("torch", "compile", *FORMATS)
-
-
-def for_inference(model: nn.Module) -> nn.Module:
-    """Copy a model in the form that a GPU runs fast, with the same outputs: zeros make its widths multiples of 8.
-
-    It takes more memory than the compressed model, less than the dense one, and cannot be trained or saved as a compressed
-    one. ``benchmark`` times this form on a GPU. Raises ``InputError`` where the model cannot be copied.
-    """
-    return even_out(copied(model).eval().requires_grad_(False))
 
 
 def mode_of(runtime: str) -> str:

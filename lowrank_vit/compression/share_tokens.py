@@ -47,7 +47,7 @@ def shared(analysis: Analysis, size: Size) -> tuple[nn.Module, Report]:
     assert best is not None
     chosen: Report = best.compression_report
     best.compression_report = {**chosen, "shared": {"tried": tried}}
-    return best, best.compression_report
+    return best.to(analysis.subject.home), best.compression_report
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lowrank_vit import (
     for_inference,
     get_recipe,
     load,
+    quantize,
     save,
 )
 from lowrank_vit.cli import main
@@ -121,7 +122,8 @@ def test_speed_and_memory_of_the_gpu() -> None:
     dense, small = small_vit(), compress(small_vit(), [torch.randn(8, 3, 32, 32)], "heads", 0.4)[0]
     chosen = settings("cuda", ["eager", "compiled"], [1, 8])
     assert {each.dtype for each in chosen} == {"bfloat16"}
-    rows = benchmark({"dense": dense, "small": small}, chosen, seconds=0.2)["rows"]
+    rounded = quantize(small, 4)[0]
+    rows = benchmark({"dense": dense, "small": small, "rounded": rounded}, chosen, seconds=0.2)["rows"]
     assert len(rows) == 4
     assert all(row["small"]["seconds"] > 0 and row["small"]["peak_memory_bytes"] > 0 for row in rows)
 

@@ -11,7 +11,7 @@ from lowrank_vit.modules.even import PackedAttention
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import SmallMlp
 from tests.support.cases import few, in_turn
-from tests.support.models import KINDS, distance, images, small_vit, tiny
+from tests.support.models import KINDS, distance, images, outputs, small_vit, tiny
 
 RECIPES = ["best", "heads", "exact", "paper", "vtp-taylor", "comcat", "corp"]
 
@@ -52,3 +52,4 @@ def test_merged_tokens_and_few_bits() -> None:
     assert distance(for_inference(merged).double(), merged.double(), data.double()) < 1e-5  # merges are near ties
     rounded = quantize(model, 4)[0]
     assert distance(for_inference(rounded), rounded, data) < 1e-5
+    assert outputs(for_inference(rounded).bfloat16(), data.bfloat16()).isfinite().all()  # all layers of one type

@@ -65,4 +65,4 @@ def compress_jointly(
     entry["calibration"] = analysis.images.record
     report = {**report, "quantization": entry}
     quantized.compression_report = report  # type: ignore[assignment]  # plain data, so that save() finds it
-    return quantized, report
+    return quantized.to(analysis.subject.home), report

@@ -161,11 +161,20 @@ def tensor_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
 
 
+def for_inference(model: nn.Module) -> nn.Module:
+    """Copy a model in the form that a GPU runs fast, with the same outputs: zeros make its widths multiples of 8.
+
+    It takes more memory than the compressed model, less than the dense one, and cannot be trained or saved as a compressed
+    one. ``benchmark`` times this form on a GPU. Raises ``InputError`` where the model cannot be copied.
+    """
+    return even_out(copied(model).eval().requires_grad_(False))
+
+
 def prepared(model: nn.Module, setting: Setting) -> nn.Module:
     """Return a copy of the model on the device, in the type and in the mode of ``setting``; on a GPU of even widths."""
-    ready = copied(model).eval().requires_grad_(False).to(setting.device, getattr(torch, setting.dtype))
-    if torch.device(setting.device).type == "cuda":
-        ready = even_out(ready)
+    on_gpu = torch.device(setting.device).type == "cuda"
+    ready = for_inference(model) if on_gpu else copied(model).eval().requires_grad_(False)
+    ready = ready.to(setting.device, getattr(torch, setting.dtype))
     if setting.mode == "compiled":
         ready.compile(dynamic=False)
     return ready
