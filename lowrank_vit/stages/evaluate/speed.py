@@ -165,7 +165,8 @@ def for_inference(model: nn.Module) -> nn.Module:
     """Copy a model in the form that a GPU runs fast, with the same outputs: zeros make its widths multiples of 8.
 
     It takes more memory than the compressed model, as quantised and pivoted weights are whole again, and cannot be trained
-    or saved as a compressed one. ``benchmark`` times this form on a GPU. Raises ``InputError`` where the model cannot be copied.
+    or saved as a compressed one. ``benchmark`` times this form on a GPU.
+    Raises ``InputError`` where the model cannot be copied.
     """
     return even_out(copied(model).eval().requires_grad_(False))
 
