@@ -26,6 +26,8 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache --no-logo
+	.venv/bin/deptry lowrank_vit experiments
 
 format: setup
 	.venv/bin/ruff check --fix .

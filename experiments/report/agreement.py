@@ -14,6 +14,7 @@ from experiments.runner.plan import read_plan
 from experiments.tables.rows import Table
 from lowrank_vit.runtime.errors import amount
 
+LEAST = 1e-3  # of what a difference is a share, where the numbers are smaller: errors that are rounding alone
 TIMES = ("seconds", "custom_step", "speedup_1", "speedup_8")  # differ in every run
 Numbers = Mapping[str, float]  # by their names; those of a figure by their paths in the JSON
 
@@ -95,6 +96,8 @@ def _differences(here: Numbers, there: Numbers) -> tuple[float, float]:
     both = [(name, here[name], there[name]) for name in here.keys() & there.keys() if not name.endswith(TIMES)]
     points = [abs(one - other) for name, one, other in both if "top1" in name]
     shares = [
-        abs(one - other) / max(abs(one), abs(other)) for name, one, other in both if "top1" not in name and one != other
+        abs(one - other) / max(abs(one), abs(other), LEAST)
+        for name, one, other in both
+        if "top1" not in name and one != other
     ]
     return max(points, default=0.0), max(shares, default=0.0)

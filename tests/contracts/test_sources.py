@@ -1,4 +1,4 @@
-"""What the sources promise: imports are declared, nothing that is opened runs code, and the examples give what they say."""
+"""What the sources promise: nothing that is opened runs code, the examples give what they say, public names are there."""
 
 import ast
 import doctest
@@ -15,37 +15,9 @@ import lowrank_vit
 from lowrank_vit.runtime.extras import EXTRAS
 from tests.support.sources import ROOT
 
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
-OURS = {"lowrank_vit", "experiments"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+TIMM_TYPES = re.compile(r"from timm\.(layers|models)\S* import .*[A-Z]")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[<>=\[ ]", requirement)[0] for requirement in requirements}
-
-
-def distribution(package: str) -> str:
-    return DISTRIBUTIONS.get(package, package.replace("_", "-"))
-
-
-def third_party(path: Path) -> set[str]:
-    """What a file imports of others: at its top, within functions, and for the type checker."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return {distribution(name) for name in found - OURS - sys.stdlib_module_names}
-
-
-def imported_by(package: str) -> set[str]:
-    return set().union(*(third_party(path) for path in (ROOT / package).rglob("*.py")))
-
-
-def undeclared(package: str) -> set[str]:
-    in_extras = {distribution(name) for packages in EXTRAS.values() for name in packages}
-    return imported_by(package) - names(PROJECT["dependencies"]) - in_extras
 
 
 def test_the_version_is_written_once_and_told_by_the_changelog_and_the_citation() -> None:
@@ -55,22 +27,15 @@ def test_the_version_is_written_once_and_told_by_the_changelog_and_the_citation(
     assert latest == lowrank_vit.__version__
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("package", sorted(OURS))
-def test_every_import_is_declared(package: str) -> None:
-    assert {"torch", "matplotlib"} <= imported_by(package)
-    assert undeclared(package) == set()
-
-
-@pytest.mark.slow
-def test_no_dependency_is_declared_for_nothing() -> None:
-    assert names(PROJECT["dependencies"]) <= imported_by("lowrank_vit")
-
-
 def test_the_lines_name_the_extras_that_are_declared() -> None:
-    declared = {extra: names(requirements) for extra, requirements in PROJECT["optional-dependencies"].items()}
-    assert {extra: set(map(distribution, packages)) for extra, packages in EXTRAS.items()} == declared
-    assert not set().union(*declared.values()) & names(PROJECT["dependencies"])
+    declared = {
+        extra: {re.split(r"[<>=\[ ]", requirement)[0] for requirement in requirements}
+        for extra, requirements in PROJECT["optional-dependencies"].items()
+    }
+    known = {
+        extra: {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names} for extra, names in EXTRAS.items()
+    }
+    assert known == declared
 
 
 PACKAGES = ("lowrank_vit", "experiments", "benchmarks")
@@ -143,3 +108,22 @@ def test_importing_the_package_opens_no_socket(listed: str) -> None:
     command = [sys.executable, "-c", OFFLINE, listed]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("imported "), done.stderr
+
+
+@pytest.mark.slow
+def test_every_public_name_is_there() -> None:
+    for name in lowrank_vit.__all__:
+        assert getattr(lowrank_vit, name) is not None
+    assert dir(lowrank_vit) == sorted(lowrank_vit.__all__)  # what a notebook completes
+
+
+def test_types_of_timm_are_known_to_families_only() -> None:
+    root = ROOT / "lowrank_vit"
+    using = [path for path in root.rglob("*.py") if TIMM_TYPES.search(path.read_text(encoding="utf-8"))]
+    assert {path.relative_to(root).parts[0] for path in using} == {"architectures", "models"}
+
+
+def test_the_lock_names_the_public_index_only() -> None:
+    lock = (ROOT / "uv.lock").read_text()
+    hosts = {line.split("://")[1].split("/")[0] for line in lock.replace('"', "\n").splitlines() if "://" in line}
+    assert hosts == {"pypi.org", "files.pythonhosted.org"}

@@ -1,0 +1,66 @@
+"""Run the slow tests, each file in a process of its own, two at a time: ``python -m tests.slow``.
+
+One process for all grows by gigabytes. The processes are forks of this one, which has imported the libraries and the
+tests: starting afresh for every file costs more than many of them compute.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+from typing import BinaryIO
+
+import pytest
+
+OPTIONS = ["-q", "-W", "ignore", "--timeout-method=thread", "-m", "slow"]
+
+
+class Files:
+    """Collect the names of the files that hold slow tests, in their order."""
+
+    names: list[str]
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Keep each file's name once."""
+        self.names = list(dict.fromkeys(item.nodeid.split("::")[0] for item in session.items))
+
+
+def start(name: str) -> tuple[int, BinaryIO]:
+    """Fork a process that runs one file and writes to a temporary file; return its number, and that file."""
+    output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process has ended
+    if (number := os.fork()) == 0:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        sys.exit(pytest.main([*OPTIONS, name]))
+    return number, output
+
+
+def main() -> int:
+    """Run all; one that dies of a signal runs once more, as on one virtual machine some died so while they slept."""
+    files = Files()
+    if status := pytest.main(["-q", "-q", "--collect-only", "-m", "slow", *sys.argv[1:]], plugins=[files]):
+        return status
+    waiting, again, running, failed = files.names[::-1], set(), {}, []
+    while waiting or running:
+        while waiting and len(running) < 2:
+            name = waiting.pop()
+            number, output = start(name)
+            running[number] = (name, output)
+        number, ended = os.wait()
+        name, output = running.pop(number)
+        output.seek(0)
+        sys.stdout.write(output.read().decode(errors="replace"))
+        output.close()
+        status = os.waitstatus_to_exitcode(ended)
+        if status < 0 and name not in again:
+            print(f"{name} died of {signal.Signals(-status).name}: once more", flush=True)
+            again.add(name)
+            waiting.append(name)
+        elif status:
+            failed.append(name)
+    print("slow tests:", f"failed in {', '.join(failed)}" if failed else f"{len(files.names)} files passed")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
