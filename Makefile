@@ -39,13 +39,9 @@ PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadsco
 test: setup
 	$(PYTEST) -m "not slow"
 
-# processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both.
-# Each file has a process of its own, two at a time, as one for all grows by gigabytes. One that dies of a signal runs once
-# more, and says so: on one virtual machine such processes died while they slept, by a signal of the kernel's
-SLOW = $(PYTHON) -m pytest -q -W ignore --timeout-method=thread -m slow
+# processes, browsers, trainings, exports, whole commands, and all cases of what `make test` tries on a few; CI runs both
 test-slow: setup
-	$(PYTHON) -m pytest -m slow --collect-only -q | sed -n 's/::.*//p' | uniq | OMP_NUM_THREADS=1 xargs -P 2 -I FILE \
-	  sh -c '$(SLOW) FILE || { [ $$? -gt 128 ] && echo "FILE died of a signal: once more" && $(SLOW) FILE; }'
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.slow
 
 # what a CUDA device does, on a machine that has one; the other tests compute on the CPU
 test-gpu: setup
