@@ -24,7 +24,6 @@ class FeatureMimicking:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"output_second"})
-    currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         """Decompose ``weight``, (n, d). The loss is relative to the energy of the uncentred output."""

@@ -23,7 +23,6 @@ class ActivationScaledSVD:
     floor: float = 1e-8  # of the largest scale: dead inputs still count a little
 
     needs: ClassVar[frozenset[str]] = frozenset({"input_abs"})
-    currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         magnitude = moments.mean("input_abs")

@@ -46,7 +46,6 @@ class RepresentativeSVD:
     over: str = IMAGES
 
     needs: ClassVar[frozenset[str]] = frozenset({"representative", "input_second"})
-    currency: ClassVar[str] = "energy fraction"
 
     def __post_init__(self) -> None:
         if self.over not in (IMAGES, WINDOWS):

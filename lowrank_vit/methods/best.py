@@ -175,7 +175,6 @@ class KroneckerTable:
     damping: float = 0.1  # of both mean eigenvalues
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient_rows", "gradient_second"})
-    currency: ClassVar[str] = "loss increase"
 
     def __call__(self, table: Tensor, moments: Moments) -> Factors:
         rows, columns = moments.mean("gradient_rows"), moments.mean("gradient_second")

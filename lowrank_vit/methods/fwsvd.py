@@ -25,7 +25,6 @@ class FisherWeightedSVD:
     floor: float = 1e-8  # of the largest weight: rows that no gradient reaches still count a little
 
     needs: ClassVar[frozenset[str]] = frozenset({"fisher_rows"})
-    currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         fisher = moments.mean("fisher_rows")

@@ -29,7 +29,6 @@ class TwoSided:
     damping: float = 0.3  # of the mean eigenvalue of G; held-out KL on DeiT-Tiny favoured 0.1 and 0.5 over 0.01
 
     needs: ClassVar[frozenset[str]] = frozenset({"second", "gradient_second"})
-    currency: ClassVar[str] = "loss increase"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         metric = output_metric(weight, moments, centred=self.centred)

@@ -19,7 +19,6 @@ class PlainSVD:
     """Minimise ``||W - U V^T||_F``, without statistics (Eckart and Young, 1936)."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         return project_output(weight, weight)

@@ -26,7 +26,6 @@ class Whitened:
     centred: ClassVar[bool] = False
     normalised: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"second"})
-    currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         """Decompose ``weight``, (n, d). The loss is relative to the energy of the uncentred output."""

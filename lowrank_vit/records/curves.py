@@ -34,20 +34,6 @@ class ErrorCurve:
     table: tuple[int, ...] | None = None  # costs of ranks 0 ... k, rising, and of the dense choice
     least: int = 1
 
-    @classmethod
-    def in_parameters(
-        cls,
-        name: str,
-        errors: Tensor,
-        rank_cost: int,
-        dense_cost: int,
-        fixed_cost: int = 0,
-        multiple: int = 1,
-        full_rank: int | None = None,
-    ) -> "ErrorCurve":
-        """Make a curve whose costs are known in parameters only."""
-        return cls(name, errors, Cost(rank_cost), Cost(dense_cost), Cost(fixed_cost), multiple, full_rank)
-
     @cached_property
     def rank_cost(self) -> int:
         """Return the cost of one more rank; of a table, on average."""

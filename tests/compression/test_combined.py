@@ -14,6 +14,7 @@ from lowrank_vit.compression.combined import within_all
 from lowrank_vit.compression.smallest import smallest
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.budgets import budget_of, budgets_of, parse_budgets
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import total_cost
 from lowrank_vit.stages.allocate.rules import Knapsack
@@ -25,7 +26,7 @@ FREE = get_recipe("exact")
 
 
 def curve(name: str, losses: Sequence[float], each: int) -> ErrorCurve:
-    return ErrorCurve.in_parameters(name, torch.tensor(losses, dtype=torch.float64), each, 1000)
+    return ErrorCurve(name, torch.tensor(losses, dtype=torch.float64), Cost(each), Cost(1000))
 
 
 def test_both_budgets_bind_in_a_case_by_hand() -> None:

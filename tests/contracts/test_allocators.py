@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lowrank_vit.methods.azizi import GradualReduction
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import ALLOCATORS, least_cost, next_rank
 from tests.support.cases import in_turn
@@ -20,7 +21,7 @@ NAMES = ALLOCATORS.names()
 def curve(name: str, n: int, d: int, energies: list[float], fixed: int = 0, multiple: int = 1) -> ErrorCurve:
     squares = torch.tensor(sorted(energies, reverse=True), dtype=torch.float64)
     tail = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1)])
-    return ErrorCurve.in_parameters(name, tail, n + d, n * d, fixed, multiple)
+    return ErrorCurve(name, tail, Cost(n + d), Cost(n * d), Cost(fixed), multiple)
 
 
 def random_curves(seed: int, layers: int = 6, multiple: int = 1) -> list[ErrorCurve]:

@@ -43,7 +43,6 @@ class RowScaled:
     power: float = 0.5
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    currency: ClassVar[str] = "energy fraction"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         """Decompose ``weight``, (n, d)."""

@@ -11,6 +11,7 @@ import torch
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.methods.azizi import COUNTED, SCHEDULE, GradualReduction
 from lowrank_vit.modules.counting import parameter_count
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.records.sites import Site
 from tests.support.cases import few
@@ -44,7 +45,7 @@ def curves(name: str, seed: int, unseen: bool) -> list[ErrorCurve]:
         tail = torch.cat([spectrum.flip(0).cumsum(0).flip(0), torch.zeros(1)]) / spectrum.sum()
         rest = 0.5 * float(torch.rand((), generator=generator)) if unseen else 0.0
         n, d = site.in_features, site.out_features
-        curve = ErrorCurve.in_parameters(site.name, tail + rest, n + d, n * d, full_rank=site.full_rank)
+        curve = ErrorCurve(site.name, tail + rest, Cost(n + d), Cost(n * d), full_rank=site.full_rank)
         found.append(curve)
     return found
 
@@ -121,6 +122,6 @@ def test_more_iterations_change_the_schedule_that_is_run_to_its_end() -> None:
 def test_of_equal_losses_the_layer_with_the_largest_share_left_is_cut() -> None:
     """By hand: two layers that lose nothing, of 4 and 8 ranks; cut in turn, so that their shares stay alike."""
     ranks = {"a": 4, "b": 8}
-    given = [ErrorCurve.in_parameters(name, torch.zeros(r + 1), 1, 100, full_rank=r) for name, r in ranks.items()]
+    given = [ErrorCurve(name, torch.zeros(r + 1), Cost(1), Cost(100), full_rank=r) for name, r in ranks.items()]
     made = GradualReduction(gamma=1e9, iterations=10**5, until=SCHEDULE)(given, 6)
     assert [step["layer"] for step in made.trajectory] == ["a", "b", "b", "a", "b", "b"]

@@ -15,7 +15,7 @@ from lowrank_vit.runtime.errors import InputError
 def curve(dense: int, multiple: int = 1) -> ErrorCurve:
     """Ranks 0 to 4 of a layer, 10 parameters each, and 3 for Z and the bias."""
     errors = torch.tensor([9.0, 5.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    return ErrorCurve.in_parameters("x", errors, 10, dense, 3, multiple)
+    return ErrorCurve("x", errors, Cost(10), Cost(dense), Cost(3), multiple)
 
 
 def test_a_rank_pays_for_what_comes_with_it() -> None:

@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit.compression.joint.fronts import Losses
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
@@ -18,7 +18,7 @@ from lowrank_vit.records.images import Images
 from lowrank_vit.records.moments import as_float64
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
-from lowrank_vit.stages.correct.measured_losses import LEAST, Replay
+from lowrank_vit.stages.correct.measured_losses import LEAST, Replay, first_images
 from lowrank_vit.stages.quantize import Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
 from lowrank_vit.stages.quantize.weights import quantize_linear
@@ -86,13 +86,4 @@ def _measured(
     for name in outside:
         changed = copy.deepcopy(model)
         replace_module(changed, name, rounded[name])
-        yield name, divergences(objective, model, [changed], first(images, count))[0]
-
-
-def first(images: Images, count: int) -> Iterator[Tensor]:
-    """Yield the first ``count`` images, (B, C, H, W)."""
-    for batch in images.each():
-        yield batch[:count]
-        count -= len(batch)
-        if count <= 0:
-            return
+        yield name, divergences(objective, model, [changed], first_images(images.each(), count))[0]

@@ -93,7 +93,7 @@ class Replay:
         self._device = device = next(model.parameters()).device
         with torch.no_grad():
             mine = len(range(rank_and_world()[0], images, rank_and_world()[1]))
-            seen = [batch.to(device) for batch in _first(batches, mine)]
+            seen = [batch.to(device) for batch in first_images(batches, mine)]
             self._given, inputs = enter(model, self._steps, seen)
             first, self._batches = next(iter(self._steps)), len(seen)
             for batch, (own, x) in enumerate(zip(seen, inputs, strict=True)):
@@ -166,7 +166,8 @@ def _classifier_of(model: Any) -> str | None:
     return next((name for name, module in model.named_modules() if name and module is classifier), None)
 
 
-def _first(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:
+def first_images(batches: Iterable[Tensor], images: int) -> Iterator[Tensor]:
+    """Yield the first images of batches, (B, C, H, W), batch by batch."""
     for batch in batches:
         yield batch[:images]
         images -= len(batch)

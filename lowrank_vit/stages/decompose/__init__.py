@@ -33,7 +33,6 @@ class Decomposition(Protocol):
     """Define the interface of a decomposition."""
 
     needs: ClassVar[frozenset[str]]
-    currency: ClassVar[str]  # what ``Factors.loss`` counts: "energy fraction" or "loss increase"
 
     def __call__(self, weight: Tensor, moments: Moments) -> Factors:
         """Decompose ``weight``, (n, d)."""

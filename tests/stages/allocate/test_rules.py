@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import fill, total_cost
 from lowrank_vit.stages.allocate.rules import EqualError, Knapsack, Uniform, lower_hull
@@ -11,7 +12,8 @@ from lowrank_vit.stages.allocate.rules import EqualError, Knapsack, Uniform, low
 
 def straight(name: str, width: int, slope: float) -> ErrorCurve:
     """Every rank of a square layer gains the same, so that none is ruled out before the dynamic programme."""
-    return ErrorCurve.in_parameters(name, slope * torch.arange(width, -1, -1, dtype=torch.float64), 2 * width, width**2)
+    errors = slope * torch.arange(width, -1, -1, dtype=torch.float64)
+    return ErrorCurve(name, errors, Cost(2 * width), Cost(width**2))
 
 
 def test_a_layer_may_have_more_choices_than_a_byte_counts() -> None:
@@ -39,11 +41,11 @@ def test_two_such_layers_are_allotted_as_by_trying_everything(share: float) -> N
 def test_of_choices_that_lose_the_same_the_cheapest_is_taken() -> None:
     """From rank 2 on nothing is lost: rank 2 costs 20, rank 3 costs 30, dense costs 35, and the budget allows 30."""
     errors = torch.tensor([4.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    assert dict(Knapsack()([ErrorCurve.in_parameters("x", errors, 10, 35)], 30).ranks) == {"x": 2}
+    assert dict(Knapsack()([ErrorCurve("x", errors, Cost(10), Cost(35))], 30).ranks) == {"x": 2}
 
 
 def curve(name: str, errors: list[float], rank_cost: int, dense: int) -> ErrorCurve:
-    return ErrorCurve.in_parameters(name, torch.tensor(errors, dtype=torch.float64), rank_cost, dense)
+    return ErrorCurve(name, torch.tensor(errors, dtype=torch.float64), Cost(rank_cost), Cost(dense))
 
 
 def test_the_largest_gain_for_a_parameter_comes_first() -> None:
@@ -110,7 +112,7 @@ def test_the_threshold_of_uniform_ranks() -> None:
 
 def test_ranks_are_multiples_after_scaling() -> None:
     errors = torch.arange(16, -1, -1, dtype=torch.float64)
-    curves = [ErrorCurve.in_parameters(name, errors, 10, 160, multiple=4) for name in "ab"]
+    curves = [ErrorCurve(name, errors, Cost(10), Cost(160), multiple=4) for name in "ab"]
     for threshold in (None, 1.0, 7.0):
         plan = EqualError(threshold)(curves, 130)
         assert all(rank is not None and rank % 4 == 0 for rank in plan.ranks.values())

@@ -15,6 +15,7 @@ from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.objectives import divergences
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve, RankPlan
 from lowrank_vit.stages.allocate import least_cost, total_cost
 from lowrank_vit.stages.allocate.rules import EqualError, GreedyMarginal, Knapsack, Uniform, smallest_within
@@ -38,7 +39,7 @@ def test_the_replay_is_the_whole_model_with_one_half_exchanged(kind: str) -> Non
 
 def test_a_corrected_curve_by_hand() -> None:
     errors = torch.tensor([16.0, 8.0, 4.0, 2.0, 0.0], dtype=torch.float64)
-    curve = ErrorCurve.in_parameters("x", errors, 1, 9)
+    curve = ErrorCurve("x", errors, Cost(1), Cost(9))
     once = corrected(curve, [(2, 12.0)], trust=1)
     assert once.errors.tolist() == pytest.approx([48, 24, 12, 6, 0])  # thrice what was predicted
     twice = corrected(curve, [(3, 2.0), (1, 32.0)], trust=1)
@@ -125,14 +126,14 @@ def test_what_a_whole_model_loses_is_measured_in_the_same_currency() -> None:
 
 def test_a_curve_by_hand() -> None:
     """Losses 8 at rank 1, 2 at rank 4: log-log straight, so 4 at rank 2; a loss that rises is not believed."""
-    curve = ErrorCurve.in_parameters("x", torch.zeros(9, dtype=torch.float64), 1, 9)
+    curve = ErrorCurve("x", torch.zeros(9, dtype=torch.float64), Cost(1), Cost(9))
     sensed = MeasuredCurves()(curve, [(4, 2.0), (1, 8.0), (8, 3.0)])
     assert sensed.errors.tolist() == pytest.approx([8, 8, 4, 8 / 3, 2, 2, 2, 2, 2])
     assert MeasuredCurves()(curve, []) is curve
-    flat = ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65)
+    flat = ErrorCurve("x", torch.zeros(65), Cost(1), Cost(65))
     assert MeasuredCurves().sizes(flat) == [1, 4, 6, 10, 16, 25, 40, 64]
-    assert MeasuredCurves(points=2).sizes(ErrorCurve.in_parameters("x", torch.zeros(65), 1, 65, multiple=8)) == [8, 64]
-    assert MeasuredCurves().sizes(ErrorCurve.in_parameters("x", torch.zeros(3), 9, 9)) == []  # nothing saves anything
+    assert MeasuredCurves(points=2).sizes(ErrorCurve("x", torch.zeros(65), Cost(1), Cost(65), multiple=8)) == [8, 64]
+    assert MeasuredCurves().sizes(ErrorCurve("x", torch.zeros(3), Cost(9), Cost(9))) == []  # nothing saves anything
 
 
 @pytest.mark.parametrize(
@@ -144,11 +145,11 @@ def test_no_size_below_the_least_measured_is_chosen(sense: MeasuredCurves, multi
     generator = torch.Generator().manual_seed(0)
     curves = []
     for name in "abc":
-        before = ErrorCurve.in_parameters(name, torch.zeros(97, dtype=torch.float64), 2, 200, multiple=multiple)
+        before = ErrorCurve(name, torch.zeros(97, dtype=torch.float64), Cost(2), Cost(200), multiple=multiple)
         losses = torch.rand(len(sense.sizes(before)), generator=generator).sort(descending=True).values.tolist()
         curves.append(sense(before, list(zip(sense.sizes(before), losses, strict=True))))
     for curve in curves:
-        least = sense.sizes(ErrorCurve.in_parameters("x", curve.errors, 2, 200, multiple=multiple))[0]
+        least = sense.sizes(ErrorCurve("x", curve.errors, Cost(2), Cost(200), multiple=multiple))[0]
         assert curve.ranks[0] == least
         for threshold in (*curve.errors.tolist(), 0.0, math.inf):
             assert (smallest_within(curve, threshold) or least) >= least
@@ -160,7 +161,7 @@ def test_no_size_below_the_least_measured_is_chosen(sense: MeasuredCurves, multi
 
 
 def test_the_least_size_is_measured_or_not_offered() -> None:
-    curve = ErrorCurve.in_parameters("x", torch.zeros(101), 1, 101)
+    curve = ErrorCurve("x", torch.zeros(101), Cost(1), Cost(101))
     assert MeasuredCurves().sizes(curve)[0] == curve.ranks[0] == 1
     assert MeasuredCurves(ratios=(0.9, 0.4)).sizes(curve) == [40, 90]
     with pytest.raises(InputError, match="ratios"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowrank_vit import analyse, get_recipe
 from lowrank_vit.linalg.mixtures import Gated, Mixture, first_kept
 from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.images import Images
 from lowrank_vit.stages.allocate.rules import Knapsack
@@ -22,13 +23,13 @@ QUICK = {"search.epochs": 2, "search.batch_size": 8}
 
 
 def curve(name: str = "a", ranks: int = 12, dense: int = 100) -> ErrorCurve:
-    return ErrorCurve.in_parameters(name, torch.linspace(1, 0, ranks + 1), rank_cost=10, dense_cost=dense)
+    return ErrorCurve(name, torch.linspace(1, 0, ranks + 1), unit=Cost(10), dense=Cost(dense))
 
 
 def test_candidates_can_be_chosen_and_save_something() -> None:
     """Of 12 ranks those below 10 are cheaper than dense; 320 for DeiT-S's MLP is above break-even and left out."""
     assert Gates().sizes(Unit(curve(), dict, 0)) == [1, 2, 3, 4, 6, 7, 8, 9, None]
-    wide = ErrorCurve.in_parameters("fc1", torch.zeros(385), rank_cost=1920, dense_cost=384 * 1536)
+    wide = ErrorCurve("fc1", torch.zeros(385), unit=Cost(1920), dense=Cost(384 * 1536))
     assert Gates(candidates="official").sizes(Unit(wide, dict, 384)) == [64, 128, 192, 256, None]
     heads = replace(wide, multiple=6)  # floored to whole ranks of six heads, as the code does with 64 // 6
     assert Gates(candidates="official").sizes(Unit(heads, dict, 384))[0] == 60
