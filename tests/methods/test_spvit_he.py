@@ -130,7 +130,7 @@ def test_what_remains_is_what_is_expected_and_is_pulled_to_the_target() -> None:
     counted = prices.expected({name: gate.open() for name, gate in gates.items()})
     share = counted.macs / multiply_accumulates(model, input_size(model))
     assert remaining(gates, prices).item() == pytest.approx(share, abs=1e-6)
-    penalty = method.penalty(gates, Progress(1, 10, 1.0, 0.4, prices))
+    penalty = method.penalty(gates, Progress(1, 10, 0.4, prices))
     assert penalty.item() == pytest.approx(2 * (share - 0.4) ** 2, rel=1e-5)
     penalty.backward()
     assert all((gate.theta.grad > 0).all() for gate in gates.values())  # too many: all go down

@@ -39,7 +39,7 @@ def test_scores_above_one_are_those_that_are_kept() -> None:
 def progress(target: float) -> tuple[dict[str, TopKGate], Progress]:
     model = tiny()
     method = TopKGates()
-    return make_gates(model, method), Progress(1, 10, 1.0, target, Prices.of(model, sites_of(model)))  # type: ignore[return-value]
+    return make_gates(model, method), Progress(1, 10, target, Prices.of(model, sites_of(model)))  # type: ignore[return-value]
 
 
 def test_what_remains_is_what_is_expected() -> None:
@@ -69,7 +69,7 @@ def test_the_lagrangian_is_zero_below_the_target_and_rises_above() -> None:
     method.after_step(layers, state)
     first = next(iter(gates.values()))
     assert first.multipliers.tolist() == pytest.approx([1 + 3 * excess, 1 + 3 * excess**2], rel=1e-4)
-    below = Progress(1, 10, 1.0, 1.0, state.prices)
+    below = Progress(1, 10, 1.0, state.prices)
     assert method.penalty(gates, below).item() == 0
     method.after_step(layers, below)
     assert first.multipliers[0].item() == pytest.approx(1 + 3 * excess, rel=1e-4)

@@ -19,15 +19,10 @@ from lowrank_vit.stages.gates.gates import Gate, GatedLayer, Place
 
 @dataclass(frozen=True)
 class Progress:
-    """Describe how far a training is, and what its model will cost.
-
-    ``share``: parameters that the open gates leave, of those of the dense model; ``target``: those that shall be left.
-    ``prices``: what parts cost.
-    """
+    """Describe how far a training is; ``target``: the share of the parameters to be left; ``prices``: what parts cost."""
 
     step: int
     steps: int
-    share: float
     target: float
     prices: Prices
 

@@ -80,7 +80,6 @@ class GradualTraining(SeededTraining):
         self._images, self.prices = images, prices
         self.layers = [module for module in model.modules() if isinstance(module, GatedLayer)]
         method.begin(self.gates, prices, target, seed)
-        self._share = 1.0
 
     def describe(self) -> dict[str, Any]:
         """Return all hyperparameters, and what the gates will cost, as plain values for a report."""
@@ -101,7 +100,7 @@ class GradualTraining(SeededTraining):
 
     def progress(self) -> Progress:
         steps = int(self.trainer.estimated_stepping_batches)
-        return Progress(self.global_step, steps, self._share, self.hparams["target"], self.prices)
+        return Progress(self.global_step, steps, self.hparams["target"], self.prices)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return whole batches of the images (B, C, H, W), shuffled by (seed, epoch), where there is no data module."""
@@ -124,10 +123,6 @@ class GradualTraining(SeededTraining):
         weight = self.hparams["distillation_weight"]
         return (1 - weight) * loss + weight * self.labelled.objective(batch).pull(logits, target, 1.0)
 
-    def on_train_start(self) -> None:
-        """Count what the gates leave: of a resumed run, those of its checkpoint."""
-        self._share = self.expected.parameters / self.prices.whole.parameters
-
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True)
@@ -138,7 +133,6 @@ class GradualTraining(SeededTraining):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.method.after_step(self.layers, self.progress())
-        self._share = self.expected.parameters / self.prices.whole.parameters
 
     def on_train_epoch_end(self) -> None:
         """Log what the gates will cost, and the share of them that is open, layer by layer."""
