@@ -20,7 +20,7 @@ from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import Fallback
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.evaluate.speed import Setting
-from lowrank_vit.stages.gates.learn_gates import LearntGates
+from lowrank_vit.stages.gates.learnt_gates import LearntGates
 from lowrank_vit.units.base import Decomposed, Unit
 
 logger = logging.getLogger(__name__)

@@ -41,7 +41,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import isolated, resolve_device
 from lowrank_vit.runtime.progress import shown_by_default
 from lowrank_vit.stages.correct.output_refit import check_refit
-from lowrank_vit.stages.gates.learn_gates import LearntGates
+from lowrank_vit.stages.gates.learnt_gates import LearntGates
 
 logger = logging.getLogger(__name__)
 DEFAULT_REDUCTION = 0.5

@@ -24,7 +24,7 @@ from lowrank_vit.records.sites import INPUT, OUTPUT, ROW
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed, is_first
-from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
+from lowrank_vit.stages.gates.learnt_gates import LearntGates
 from lowrank_vit.units.base import Unit
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def learn(
     Raises ``InputError`` for another recipe, for images without labels, and for bad settings.
     """
     from lowrank_vit.data.loading import as_data_module  # with Lightning
-    from lowrank_vit.stages.gates.train_gates import GradualTraining
+    from lowrank_vit.stages.gates.train_gates import GradualTraining, learn_gates
 
     check_model(model, data_module)
     check_options(options, learn, learn_gates, GradualTraining)
@@ -104,6 +104,8 @@ def gated(
 
 def gates_alone(model: nn.Module, recipe: Recipe, images: Images, target: float, services: Services) -> LearntGates:
     """Train the gates of a copy towards the model, in the first process; all processes get what it has learnt."""
+    from lowrank_vit.stages.gates.train_gates import learn_gates  # with Lightning
+
     method, data, device = recipe.gradual, images.tensor(), next(model.parameters()).device
     assert method is not None
     hardware = Hardware(accelerator="gpu" if device.type == "cuda" else device.type, precision="32-true")

@@ -21,7 +21,7 @@ from lowrank_vit.modules.predicting import logits_of
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.images import Images
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.stages.gates.learn_gates import LearntGates, with_mixers
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, with_mixers
 from lowrank_vit.units.base import UNITS
 
 logger = logging.getLogger(__name__)

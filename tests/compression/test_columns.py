@@ -15,7 +15,7 @@ from lowrank_vit.modules.partial_linear import SelectInput
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.gates.expected import Prices
-from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, make_gates, sites_of
 from tests.support.cases import few, in_turn
 from tests.support.kinds import KINDS, VIT, Kind, vit
 from tests.support.models import outputs, padded_swin

@@ -16,7 +16,7 @@ from lowrank_vit.stages.calibrate.statistics import Batch, Seen, gradient_abs
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Place, gated
-from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, make_gates, sites_of
 from tests.support.cases import few
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES

@@ -9,7 +9,7 @@ from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.sites import HEAD, HIDDEN
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import GatedLayer, Place, gated, places
-from lowrank_vit.stages.gates.learn_gates import make_gates, sites_of
+from lowrank_vit.stages.gates.learnt_gates import make_gates, sites_of
 from tests.support.models import images, tiny
 
 

@@ -15,8 +15,9 @@ from lowrank_vit.records.sites import HIDDEN, MIXER
 from lowrank_vit.stages.gates import Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, Place, gated
-from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates, make_gates, sites_of, with_mixers
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, make_gates, sites_of, with_mixers
 from lowrank_vit.stages.gates.mixing import START, DrawnGate, MixerGate, SharedNorm
+from lowrank_vit.stages.gates.train_gates import learn_gates
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES
 from tests.support.hardware import on_cpu

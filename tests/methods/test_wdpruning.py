@@ -8,7 +8,7 @@ from lowrank_vit.records.sites import HIDDEN, OUTPUT
 from lowrank_vit.stages.gates import Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import GatedLayer, Place
-from lowrank_vit.stages.gates.learn_gates import make_gates, sites_of
+from lowrank_vit.stages.gates.learnt_gates import make_gates, sites_of
 from tests.support.gradual import run
 from tests.support.models import tiny
 

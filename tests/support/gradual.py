@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.gates import Gate, Place, places
-from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates, sites_of
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, sites_of
+from lowrank_vit.stages.gates.train_gates import learn_gates
 from tests.support.hardware import on_cpu
 from tests.support.models import images, tiny
 

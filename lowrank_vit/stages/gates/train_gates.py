@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -20,12 +23,13 @@ from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.images import images_in
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.hardware import Hardware
+from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.lightning_run import SeededTraining, run_record, train
 from lowrank_vit.runtime.trainer import quiet_run
 from lowrank_vit.stages.gates import GradualMethod, Progress
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import Gate, GatedLayer, gated
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, make_gates, sites_of
 
 CLASSIFICATION = Classification()
 GATES_ALONE = "gates-alone"
@@ -151,26 +155,53 @@ class GradualTraining(SeededTraining):
         return self.adamw(groups)
 
 
-def trained(
+def learn_gates(
     model: nn.Module,
-    teacher: nn.Module | None,
     method: GradualMethod,
-    gates: Mapping[str, Gate],
-    prices: Prices,
-    settings: Mapping[str, Any],
-    data_module: LightningDataModule | None,
     *,
-    hardware: Hardware,
-    **running: Any,
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Mapping[str, Tensor]]]:
-    """Train with gates that are in the model meanwhile; return their scores, how they were trained, and their tensors.
+    teacher: nn.Module | None = None,
+    images: Tensor | None = None,
+    data_module: LightningDataModule | None = None,
+    target: float = 0.5,
+    epochs: int = 10,
+    hardware: Hardware = ONE_PROCESS,
+    loggers: Logger | list[Logger] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    **fields: Any,
+) -> LearntGates:
+    """Train gates on a model and, where a ``data_module`` has labelled images, its weights, in place; remove the gates.
 
-    ``settings`` are those of ``GradualTraining``, ``running`` those of ``train``.
+    Either ``images``, (N, C, H, W), with a ``teacher``, or a ``data_module``; ``fields`` are further ones of
+    ``GradualTraining``. ``target``: the share of the parameters that shall be left. With ``checkpoint_dir`` each epoch ends
+    in ``last.ckpt``, from which a later call continues and, on the same kind and number of devices, ends with the numbers of
+    an undisturbed run (bitwise on CPU).
+    Raises ``InputError`` for bad settings, unlabelled images, models without units, or a checkpoint of another run.
     """
+    _check(method, teacher, images, data_module)
+    hardware = replace(hardware, precision=hardware.mixed_precision)
+    gates, prices = make_gates(model, method), Prices.of(model, sites_of(model, method))
     run = run_record(hardware, inputs_sha256=model_hash(model))
+    settings = {"run": run, "target": target, "images": images, "epochs": epochs, "seed": seed, **fields}
+    running: dict[str, Any] = {"checkpoint_dir": checkpoint_dir, "resume": resume}
+    running |= {"loggers": loggers, "progress": progress}
     with quiet_run(data_module, model, teacher), isolate_rng(), gated(model, gates):
-        alone = settings["images"] is not None
-        module = GradualTraining(model.train(not alone), teacher, method, gates, prices, **{"run": run, **settings})
-        train(module, data_module, epochs=settings["epochs"], hardware=hardware, **running)
+        module = GradualTraining(model.train(images is None), teacher, method, gates, prices, **settings)
+        train(module, data_module, epochs=epochs, hardware=hardware, **running)
         scores = {name: gate.scores().cpu() for name, gate in gates.items()}
-        return scores, module.describe(), {name: gate.tensors() for name, gate in gates.items() if gate.tensors()}
+        tensors = {name: gate.tensors() for name, gate in gates.items() if gate.tensors()}
+        return LearntGates(scores, module.describe(), tensors)
+
+
+def _check(
+    method: GradualMethod, teacher: nn.Module | None, images: Tensor | None, data_module: LightningDataModule | None
+) -> None:
+    """Raise ``InputError`` unless there is one thing to learn from, and the method can learn from it."""
+    if (images is None) == (data_module is None) or (images is not None and teacher is None):
+        raise InputError(
+            "a structure is learnt either on images, with a teacher, or on a data module: give one of them"
+        )
+    if images is not None and not method.alone:
+        raise InputError(f"{type(method).__name__} changes weights and gates together: give it labelled images")

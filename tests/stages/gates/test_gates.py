@@ -15,7 +15,7 @@ from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, OUTPUT, VALUE
 from lowrank_vit.stages.gates import GRADUAL
 from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.gates import gated
-from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
+from lowrank_vit.stages.gates.learnt_gates import LearntGates, make_gates, sites_of
 from tests.support.cases import few, in_turn
 from tests.support.gradual import masks
 from tests.support.models import KINDS, images, outputs, tiny

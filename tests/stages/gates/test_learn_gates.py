@@ -10,8 +10,8 @@ from lowrank_vit import InputError, compress, learn
 from lowrank_vit.compression.recipes import FULL_FORMS
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.stages.gates import GRADUAL
-from lowrank_vit.stages.gates.learn_gates import LearntGates, learn_gates
-from lowrank_vit.stages.gates.train_gates import GradualTraining
+from lowrank_vit.stages.gates.learnt_gates import LearntGates
+from lowrank_vit.stages.gates.train_gates import GradualTraining, learn_gates
 from tests.support.finetuning import TinyData
 from tests.support.gradual import IMAGES, run
 from tests.support.hardware import on_cpu
