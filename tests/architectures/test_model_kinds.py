@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit import InputError, compress, load, save
+from lowrank_vit import InputError, compress, load, quantize, save
 from lowrank_vit.architectures.linears import call_every_layer, dense_weight, find_sites
 from lowrank_vit.compression.analysis import Analysis
 from lowrank_vit.compression.compress import analyse
@@ -22,7 +22,6 @@ from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.stages.calibrate.statistics import STATISTICS
 from lowrank_vit.stages.calibrate.stream import calibrate
-from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.stages.training.finetune import partial_parameters
 from tests.support.cases import few
 from tests.support.kinds import KINDS

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowrank_vit import InputError, compress, load, save
+from lowrank_vit import InputError, compress, load, quantize, save
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.runtime.files import replacing, write_json
 from lowrank_vit.stages.compensate import COMPENSATIONS
-from lowrank_vit.stages.quantize.weights import quantize
 from lowrank_vit.storage.folder import file_bytes, load_model_args, load_report
 from tests.support.cases import few
 from tests.support.models import ARGUMENTS, NAMES, images, tiny

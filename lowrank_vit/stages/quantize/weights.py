@@ -8,23 +8,20 @@ tokens, biases and the kinds of Z that do not fold are rounded to float16, and s
 import copy
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from torch import nn
 
-from lowrank_vit.architectures.canonical import canonical
 from lowrank_vit.architectures.linears import BLOCK_LINEARS, beyond_linears, find_sites, in_blocks, tell_beyond
 from lowrank_vit.architectures.origin import image_tower
-from lowrank_vit.architectures.permanent import copied
 from lowrank_vit.modules.counting import stored_bytes
 from lowrank_vit.modules.embeddings import Patches
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
-from lowrank_vit.modules.pivoted_linear import expand
-from lowrank_vit.modules.quantized_linear import QuantizedLinear, check_bits, dequantize, pack
+from lowrank_vit.modules.quantized_linear import QuantizedLinear, dequantize, pack
 from lowrank_vit.modules.surgery import part, replace_module
 from lowrank_vit.records.moments import as_float64
-from lowrank_vit.records.report import Quantization, QuantizationAddition, plain
+from lowrank_vit.records.report import Quantization, plain
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.quantize import QUANTIZERS, Quantizer
 from lowrank_vit.stages.quantize.inputs import InputMoments, Observe
@@ -75,10 +72,10 @@ def round_to_half(model: nn.Module) -> None:
     """
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
-            rounded = tensor.detach().half()
-            if not rounded.isfinite().all():
+            half = tensor.detach().half()
+            if not half.isfinite().all():
                 raise InputError(f"{name} holds values that float16 cannot hold: repair or rescale the weights")
-            tensor.data = rounded.to(tensor.dtype)
+            tensor.data = half.to(tensor.dtype)
 
 
 def block_linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
@@ -91,52 +88,16 @@ def block_linears(model: nn.Module, sites: str) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if name in chosen and isinstance(module, nn.Linear)}
 
 
-def quantize(
-    model: nn.Module,
-    bits: int,
-    *,
-    sites: str = BLOCK_LINEARS,
-    quantizer: Quantizer = NEAREST,
-    observe: Observe | None = None,
-    further: Callable[[nn.Module], Mapping[str, int]] | None = None,
-) -> tuple[nn.Module, QuantizationAddition]:
-    """Make a quantised copy of a dense or compressed timm model, and what to add to its report.
-
-    bits: 2 to 8; or 16 for a float16 file with nothing quantised, the baseline of the paper's Table 4. ``sites``: the
-    names of the linear layers, as for ``compress``. ``observe``: yields the moments of layers' inputs, group by group, for
-    a quantizer that needs them; the layers of a group are replaced before the next one. ``further``: returns the bits of
-    other layers of the copy, which it may bring into another form before. The copy runs in the model's own
-    type, its values are those that ``storage.save`` writes (as float16 and packed codes), so a loaded one gives bitwise the
-    same outputs. Raises ``InputError`` for other bits, a model that is quantised already, and values that are not finite.
-    """
-    if bits != HALF:
-        check_bits(bits)
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
-        raise InputError("the model is quantised already: quantise the model that it was made from")
-    exact = canonical(copied(model))
-    more = {} if further is None else further(exact)
-    if bits != HALF:
-        expand(exact)  # an identity in codes costs little, and rows have one scale each
-    wanted = {} if bits == HALF else dict.fromkeys(block_linears(exact, sites), bits)
-    entry: Quantization
-    if further is None:
-        quantized, entry = _rounded(exact, wanted, quantizer, observe)
-    else:
-        quantized, entry = quantize_each(exact, {**more, **wanted}, quantizer=quantizer, observe=observe)
-    if bits != HALF:
-        add_left_dense(entry, exact, sites)
-    return with_addition(quantized, entry)
-
-
 def quantize_each(
     model: nn.Module, bits: Mapping[str, int], *, quantizer: Quantizer, observe: Observe | None = None
 ) -> tuple[nn.Module, MixedQuantization]:
     """Make a copy whose named ``nn.Linear`` layers are rounded, each to its own bits (2 to 8), and its report's entry.
 
-    ``observe``: as in ``quantize``. Every other floating value is rounded to float16, as the file has it.
+    ``observe``: yields the moments of layers' inputs, group by group, for a quantizer that needs them; the layers of a
+    group are replaced before the next one. Every other floating value is rounded to float16, as the file has it.
     Raises ``InputError`` for other bits, and for values that cannot be stored.
     """
-    quantized, entry = _rounded(model, bits, quantizer, observe)
+    quantized, entry = rounded(model, bits, quantizer=quantizer, observe=observe)
     return quantized, {**entry, "mean_bits": _mean_bits(model, bits), "layer_bits": dict(bits)}
 
 
@@ -146,10 +107,10 @@ def _mean_bits(model: nn.Module, bits: Mapping[str, int]) -> float:
     return sum(count * bits[name] for name, count in counts.items()) / sum(counts.values()) if counts else HALF
 
 
-def _rounded(
-    model: nn.Module, bits: Mapping[str, int], quantizer: Quantizer, observe: Observe | None
+def rounded(
+    model: nn.Module, bits: Mapping[str, int], *, quantizer: Quantizer, observe: Observe | None = None
 ) -> tuple[nn.Module, Quantization]:
-    """Make the copy, and the entry without the bits of each layer."""
+    """Make the copy of ``quantize_each``, and the entry without the bits of each layer."""
     quantized = copy.deepcopy(model).eval()
     lost = total = 0.0
     for group in [dict.fromkeys(bits)] if observe is None else observe(quantized, list(bits)):
@@ -183,12 +144,3 @@ def add_left_dense(entry: Quantization, model: nn.Module, sites: str) -> None:
         logger.warning("only what sees images (%s) is quantised; the layers for texts stay in float16", tower)
     if beyond:
         entry["left_dense"] = beyond
-
-
-def with_addition(quantized: nn.Module, entry: Quantization) -> tuple[nn.Module, QuantizationAddition]:
-    """Return a quantised model, and what to add to its report, which is added already where it is attached."""
-    addition: QuantizationAddition = {"quantization": entry}
-    attached = getattr(quantized, "compression_report", None)
-    if attached is not None:
-        quantized.compression_report = {**attached, **addition}  # type: ignore[assignment]  # as compress does
-    return quantized, addition
