@@ -118,7 +118,9 @@ def _remedy(labels: Tensor, count: int) -> str:
 
 
 def of_all_processes(batches: Sequence[Tensor]) -> Tensor:
-    """Join rows of all processes, which have taken turns at them."""
+    """Join rows of all processes, which have taken turns at them. Raises ``InputError`` where there are none."""
+    if not batches:
+        raise InputError("there are no images: the data set is empty")
     shares = gathered(torch.cat([*batches]))
     whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
     for rank, share in enumerate(shares):
@@ -214,6 +216,11 @@ class Images:
     def each(self) -> "Unlabelled":
         """Return the batches without labels, (B, C, H, W), to go through once or more."""
         return Unlabelled(self.batches)
+
+
+def all_images(given: Tensor | Batches | Images) -> Tensor:
+    """Return all images in one tensor, (N, C, H, W), floats. Raises ``InputError`` where there are none."""
+    return images_in(given) if isinstance(given, Tensor) else Images.of(given).tensor()
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """What the minibatch solver sees: seeded batches of images, and layers' inputs, from a pass of the dense model or memory."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.runtime.errors import InputError
@@ -39,48 +38,6 @@ class SeededBatches:
                 generator = torch.Generator().manual_seed((self.seed << 20) + number)
                 last_pass, order = number, torch.randperm(self.count, generator=generator).tolist()
             yield order[place * self.batch_size : (place + 1) * self.batch_size][rank::world]
-
-
-class _TensorBatches:
-    """Yield batches of images in memory, with their indices; no collation, no workers."""
-
-    def __init__(self, images: Tensor, sampler: SeededBatches) -> None:
-        self.images, self.sampler = images, sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((self.images[indices], torch.tensor(indices)) for indices in self.sampler)
-
-
-def count_images(images: Tensor | DataLoader) -> int:
-    """Count the images. Raises ``InputError`` where there are none, and for a stream."""
-    if isinstance(images, DataLoader) and isinstance(images.dataset, IterableDataset):
-        raise InputError(
-            "the minibatch solver draws batches in random order: give a dataset with indices, not a stream"
-        )
-    count = len(images) if isinstance(images, Tensor) else len(cast(Sized, images.dataset))
-    if count == 0:
-        raise InputError("there are no calibration images")
-    return count
-
-
-def make_loader(images: Tensor | DataLoader, sampler: SeededBatches) -> Any:
-    """Make what Lightning iterates over: from the tensor (N, C, H, W), or from the loader's dataset and collation.
-
-    ``sampler`` replaces the loader's own batch size, order and sampler.
-    """
-    if isinstance(images, Tensor):
-        return _TensorBatches(images, sampler)
-    return DataLoader(
-        images.dataset,
-        batch_sampler=sampler,
-        num_workers=images.num_workers,
-        collate_fn=images.collate_fn,
-        pin_memory=images.pin_memory,
-        worker_init_fn=images.worker_init_fn,
-    )
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -1,5 +1,6 @@
 """Minibatch gradient descent: images pass through the frozen dense model. Only this file needs Lightning."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,21 +10,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
+from lowrank_vit.records.images import Batches, all_images
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware
 from lowrank_vit.runtime.processes import agreed
-from lowrank_vit.runtime.trainer import LastCheckpoint, make_trainer, quiet_run
+from lowrank_vit.runtime.trainer import LastCheckpoint, check_resumable, make_trainer, quiet_run
 from lowrank_vit.stages.compensate import Compensation, State
-from lowrank_vit.stages.compensate.inputs import (
-    LayerInputs,
-    SeededBatches,
-    batch_loss,
-    count_images,
-    full_precision,
-    make_loader,
-)
+from lowrank_vit.stages.compensate.inputs import LayerInputs, SeededBatches, batch_loss, full_precision
 from lowrank_vit.stages.compensate.solve import ADAM, Group, Solution, by_shape, check_optimizer, make_optimizer
 
 LAST = "compensation.ckpt"
@@ -44,9 +39,8 @@ class LayerwiseCompensation(LightningModule):
     all layers before them: T steps of B images are T B passes, T B / P for each of P processes (16,000 of 128,000 with
     2000 steps of 64, and eight). With a share of the layers each, every process would make all T B. The model is not a
     submodule, so it is neither trained nor saved. ``batch_size`` is the total over all processes. The buffer ``curve``,
-    (points, layers), is the loss of every ``record_every``-th batch, in the order of ``names``. ``images``: those that
-    batches are drawn of; of a tensor, (N, C, H, W), these are pairs of images and their indices, and the layers' inputs are
-    remembered where they are small.
+    (points, layers), is the loss of every ``record_every``-th batch, in the order of ``names``. Batches are pairs of
+    ``images``, (N, C, H, W), and their indices; the layers' inputs are remembered where they are small.
     Raises ``InputError`` where the model has no linear layer of a group's name.
     """
 
@@ -58,6 +52,7 @@ class LayerwiseCompensation(LightningModule):
         model: nn.Module,
         compensation: Compensation,
         groups: Sequence[Group],
+        images: Tensor,
         *,
         steps: int = 2000,
         lr: float = 1e-3,
@@ -65,7 +60,6 @@ class LayerwiseCompensation(LightningModule):
         batch_size: int = 64,
         seed: int = 0,
         record_every: int = 50,
-        images: Tensor | DataLoader | None = None,
     ) -> None:
         super().__init__()
         self.images, self._asked = images, False
@@ -76,7 +70,8 @@ class LayerwiseCompensation(LightningModule):
         self.save_hyperparameters({"steps": steps, "lr": lr, "optimizer": optimizer})
         self.save_hyperparameters({"batch_size": batch_size, "seed": seed})
         self.save_hyperparameters({"compensation": repr(compensation), "record_every": record_every})
-        self.save_hyperparameters({"residual_norms": dict(zip(self.names, norms, strict=True))}, logger=False)
+        told = repr(dict(zip(self.names, norms, strict=True)))
+        self.save_hyperparameters({"residuals": hashlib.sha256(told.encode()).hexdigest()[:16]}, logger=False)
         dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         self.inputs = LayerInputs(model, self.layers, dtype)
         self.residuals = [group.residual.to("cpu", dtype) for group in groups]  # not buffers: they need not be saved
@@ -92,12 +87,12 @@ class LayerwiseCompensation(LightningModule):
             for start, z in zip(self.starts, self.z, strict=True)
         ]
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Return all batches of the run from the current step on, which is one epoch to Lightning."""
-        assert self.images is not None
-        count, steps, seed = count_images(self.images), self.hparams["steps"], self.hparams["seed"]
+        count, steps, seed = len(self.images), self.hparams["steps"], self.hparams["seed"]
         batches = SeededBatches(count, self.batch_size, steps, seed, lambda: self.trainer.global_step)
-        return make_loader(self.images, batches)
+        rows = TensorDataset(self.images, torch.arange(count))
+        return DataLoader(rows, batch_size=None, sampler=batches, generator=torch.Generator())
 
     def on_fit_start(self) -> None:
         self.inputs.model.to(self.device).eval()
@@ -112,13 +107,13 @@ class LayerwiseCompensation(LightningModule):
         """Make one optimiser for all layers; one, so that a step counts once."""
         return make_optimizer(self.hparams["optimizer"], self.parameters(), self.hparams["lr"])
 
-    def training_step(self, batch: Tensor | Sequence[Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """Return the sum of all layers' losses; of several processes, this one's share of the batch's mean."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        if isinstance(self.images, Tensor) and not self._asked:  # at the first step, with the run's precision in force
+        images, indices = batch
+        if not self._asked:  # at the first step, with the run's precision in force
             self.inputs.remember(self.images, REMEMBERED_BYTES, self.batch_size)
             self._asked = True
-        known = images if self.inputs.memory is None else batch[1]
+        known = images if self.inputs.memory is None else indices
         seen = self.inputs(known, self.batch_size / self.trainer.world_size)
         with full_precision(self.device):
             losses = torch.cat(
@@ -160,7 +155,7 @@ def compensate_minibatch(
     compensation: Compensation,
     residuals: Mapping[str, Tensor],
     moments: Mapping[str, Tensor],
-    images: Tensor | DataLoader,
+    images: Tensor | Batches,
     *,
     steps: int = 2000,
     lr: float = 1e-3,
@@ -177,23 +172,25 @@ def compensate_minibatch(
 
     model: the dense one, whose layers have the names of ``residuals``; it comes back as it was. residuals: name to
     ``R = W - U V^T``, (n, d); moments: name to M, (n, n), for the support of sparse kinds and the losses reported.
-    images: (N, C, H, W), or a loader whose dataset has indices; batches are seeded, and hold at most N images.
+    images: (N, C, H, W), or batches, which are loaded into memory; what is drawn of them is seeded, at most N at a time.
     With ``checkpoint_dir`` an interrupted run resumes after the last finished tenth of its steps.
     Raises ``InputError`` for bad settings, names that do not fit, or a checkpoint of another run.
     """
-    count = count_images(images)
-    batch_size = min(batch_size, count)
+    images = all_images(images)
+    if not len(images):
+        raise InputError("there are no calibration images")
+    batch_size = min(batch_size, len(images))
     if min(steps, record_every) < 1 or lr <= 0 or batch_size < hardware.processes:
         raise InputError(f"steps={steps}, lr={lr}, batch_size={batch_size}: positive, with an image for each device")
     check_optimizer(optimizer)
     groups = list(by_shape(residuals, moments))
     settings: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
-    settings |= {"optimizer": optimizer, "record_every": record_every, "images": images}
-    module = LayerwiseCompensation(model, compensation, groups, **settings)
+    settings |= {"optimizer": optimizer, "record_every": record_every}
+    module = LayerwiseCompensation(model, compensation, groups, images, **settings)
     last = None if checkpoint_dir is None else Path(checkpoint_dir) / LAST
     resumed = last if last is not None and agreed(last.exists()) else None
     if resumed is not None:
-        _check_resumable(resumed, module)
+        check_resumable(module, resumed, dict(module.named_parameters()))
     with quiet_run(None, model):
         trainer = make_trainer(
             hardware,
@@ -219,14 +216,3 @@ def _collect(module: LayerwiseCompensation, groups: Sequence[Group]) -> dict[str
         points = [(index * module.record_every, losses) for index, losses in enumerate(curve)]
         solutions |= group.solutions(module.compensation, state, points)
     return solutions
-
-
-def _check_resumable(path: Path, module: LayerwiseCompensation) -> None:
-    """Raise ``InputError`` unless the checkpoint is of a run with the same settings and residuals."""
-    try:
-        settings = dict(torch.load(path, map_location="cpu", weights_only=True)["hyper_parameters"])
-    except Exception as error:
-        raise InputError(f"{path} is not a checkpoint of a compensation ({type(error).__name__}): remove it") from None
-    for name, value in module.hparams.items():
-        if settings.get(name) != value:
-            raise InputError(f"{path} comes from a run with another {name}: give another folder or remove it")

@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric
 from lowrank_vit.modules.pivoted_linear import expanded
 from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.images import Batches, Images, images_in
+from lowrank_vit.records.images import Batches, all_images
 from lowrank_vit.records.report import plain
 from lowrank_vit.runtime.hardware import ONE_PROCESS, Hardware, derived_seed
 from lowrank_vit.runtime.lightning_run import SeededTraining, Start, run_record, train, warm_up_cosine
@@ -219,11 +219,6 @@ class Distillation(SeededTraining):
             self.kl_held_out[when] = divergences(self.objective, self._teacher[0], [self.model], batches)[0]
 
 
-def _all(images: Tensor | Batches) -> Tensor:
-    """Return all images in one tensor, (N, C, H, W), floats."""
-    return images_in(images) if isinstance(images, Tensor) else Images.of(images).tensor()
-
-
 def distill(
     model: nn.Module,
     teacher: nn.Module,
@@ -247,7 +242,7 @@ def distill(
     Raises ``InputError`` for bad settings, models that do not fit, or a checkpoint of another run.
     """
     hardware = replace(hardware, precision=hardware.mixed_precision)
-    images, held_out = _all(images), None if held_out is None else _all(held_out)
+    images, held_out = all_images(images), None if held_out is None else all_images(held_out)
     with expanded(model), quiet_run(None, model.eval(), teacher), isolate_rng():
         run = run_record(hardware, inputs_sha256=inputs_hash(model, teacher, images))
         module = Distillation(model, teacher, images, held_out=held_out, epochs=epochs, seed=seed, run=run, **fields)

@@ -4,6 +4,7 @@ import itertools
 import pytest
 import torch
 
+from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from lowrank_vit.stages.compensate.inputs import SeededBatches
 from lowrank_vit.stages.compensate.minibatch import LAST, compensate_minibatch
@@ -202,6 +203,13 @@ def test_minibatches_follow_equations_11_and_12_as_printed(toy, move):
             torch.testing.assert_close(found[name].dense(), g @ y.T, rtol=1e-7, atol=1e-10)
 
 
+def test_batches_are_the_images_that_they_hold(toy):
+    assert_same(run(toy, images=[(toy[1][:7], None), (toy[1][7:], None)]), run(toy), rtol=0, atol=0)
+    for nothing in ([], toy[1][:0]):
+        with pytest.raises(InputError, match="there are no"):
+            run(toy, images=nothing)
+
+
 class PreemptedError(Exception):
     pass
 
@@ -236,6 +244,11 @@ def test_an_interrupted_run_goes_on(toy, tmp_path, monkeypatch):
     assert resumed["map"].curve == straight["map"].curve
     finished = run((preempt_after(model, 0), images, residuals, moments), checkpoint_dir=tmp_path, **options)
     assert_same(finished, straight, rtol=0, atol=0)
+    with pytest.raises(InputError, match="steps=25, not 26"):
+        run(toy, checkpoint_dir=tmp_path, **options | {"steps": 26})
+    others = {name: 2 * residual for name, residual in residuals.items()}
+    with pytest.raises(InputError, match="residuals="):
+        run((model, images, others, moments), checkpoint_dir=tmp_path, **options)
 
 
 @pytest.mark.slow
