@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.output import show, write
 from lowrank_vit import benchmark, find_sites
-from lowrank_vit.compression.runtimes import ready_in, settings_in
+from lowrank_vit.compression.runtimes import settings
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.modules.low_rank_linear import LowRankLinear, SmallMlp
@@ -160,7 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_float32_matmul_precision(args.matmul_precision)
     modes, batches = (args.runtime or args.modes).split(","), [int(batch) for batch in args.batches.split(",")]
-    chosen = settings_in(args.device, modes, batches)
+    chosen = settings(args.device, modes, batches)
     results: dict[str, Any] = {}
     told: list[list[str]] = []
     for name in args.models.split(","):
@@ -168,8 +168,7 @@ def main() -> None:
         for reduction in args.reductions.split(","):
             for variant in args.variants.split(";"):
                 models[f"-{100 * float(reduction):g} % {variant}"] = reduced(name, variant, float(reduction))
-        timed = {"seconds": args.seconds, "clock": args.clock, "progress": True, "prepare": ready_in}
-        results[name] = benchmark(models, chosen, **timed)
+        results[name] = benchmark(models, chosen, seconds=args.seconds, clock=args.clock, progress=True)
         show(f"{name}, {settings_told(results[name])}", HEADER, lines(results[name]))
         told += [[f"{name} {first}", *rest] for first, *rest in lines(results[name])]
     title = f"Speed beside the dense models, {settings_told(next(iter(results.values())))}"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lowrank_vit.compression.recipes import RECIPES, get_recipe
     from lowrank_vit.compression.report import dense_report
     from lowrank_vit.compression.revisions import revisions_of
+    from lowrank_vit.compression.runtimes import benchmark
     from lowrank_vit.compression.save import load, push_to_hub, save
     from lowrank_vit.runtime.errors import InputError
     from lowrank_vit.runtime.hardware import Hardware
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from lowrank_vit.stages.evaluate.accuracy import evaluate
     from lowrank_vit.stages.evaluate.classify import classify
     from lowrank_vit.stages.evaluate.comparison import compare
-    from lowrank_vit.stages.evaluate.speed import Setting, benchmark, for_inference
+    from lowrank_vit.stages.evaluate.speed import Setting, for_inference
     from lowrank_vit.stages.export.export import export
     from lowrank_vit.stages.export.half import export_half
     from lowrank_vit.stages.export.integers import export_integers

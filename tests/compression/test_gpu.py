@@ -24,9 +24,9 @@ from lowrank_vit import (
 )
 from lowrank_vit.cli import main
 from lowrank_vit.compression.recipe import Recipe
+from lowrank_vit.compression.runtimes import settings
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
-from lowrank_vit.stages.evaluate.speed import settings
 from tests.support.finetuning import TinyData
 from tests.support.models import ARGUMENTS, KINDS, distance, images, small_vit, tiny, weights
 

@@ -65,29 +65,22 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--data is for files of --onnx: `lowrank-vit evaluate` measures a folder's accuracy")
     import torch
 
-    from lowrank_vit.compression.runtimes import ready_in, settings_in
+    from lowrank_vit.compression.runtimes import benchmark, settings
     from lowrank_vit.modules.counting import parameter_bytes
     from lowrank_vit.runtime.hardware import resolve_device
     from lowrank_vit.runtime.progress import say
-    from lowrank_vit.stages.evaluate.speed import benchmark
     from lowrank_vit.storage import folder as storage
 
     if args.device != "auto":
         resolve_device(args.device)
-    chosen = settings_in(args.device, (args.runtime or args.modes).split(","), _sizes(args.batches))
+    chosen = settings(args.device, (args.runtime or args.modes).split(","), _sizes(args.batches))
     if any(setting.mode == "compiled" for setting in chosen):
         say("settings with torch.compile are compiled first, for up to minutes each; that is not counted")
     compressed = storage.load_wide(args.folder)
     dense = storage.dense_architecture(args.folder)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    measured = benchmark(
-        {"dense": dense, "compressed": compressed},
-        chosen,
-        seconds=args.seconds,
-        clock=args.clock,
-        progress=True,
-        prepare=ready_in,
-    )
+    models = {"dense": dense, "compressed": compressed}
+    measured = benchmark(models, chosen, seconds=args.seconds, clock=args.clock, progress=True)
     size = {"dense": parameter_bytes(dense), "compressed": storage.file_bytes(args.folder)}
     results = {"model": storage.load_report(args.folder)["model"], "bytes": size, **measured}
     if args.json:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.prices import PRICES, Price
-from lowrank_vit.compression.runtimes import call_in, settings_in
+from lowrank_vit.compression.runtimes import call_in, settings
 from lowrank_vit.modules.counting import input_size
 from lowrank_vit.modules.surgery import hooked
 from lowrank_vit.records.budgets import LATENCY
@@ -54,7 +54,7 @@ class Latency(Price):
         size = input_size(self.model)
         if size is None:
             raise InputError("the model does not say what images it takes, so it cannot be timed: give params or bytes")
-        settings_in(self.setting.device, [self.setting.mode], [self.setting.batch])
+        settings(self.setting.device, [self.setting.mode], [self.setting.batch])
         dtype = getattr(torch, self.setting.dtype)
         return torch.randn(self.setting.batch, *size, device=self.setting.device, dtype=dtype)
 

@@ -1,15 +1,12 @@
-"""Measured speed: of a compressed model beside the dense one (latency, throughput, peak memory), and of single modules.
+"""How models and modules are timed and their memory is measured.
 
-Other work on the machine affects all alike: models take turns in every round, and the speed-up is the median, over the
-rounds, of the ratio within a round. Random weights and images: speed does not depend on them. Times of modules are measured
-once, in turns, and kept in the cache folder.
+Other work on the machine affects all alike: models take turns in every round. Times of modules are measured once, and kept
+in the cache folder.
 """
 
 import ctypes
 import hashlib
 import json
-import os
-import shutil
 import time
 import timeit
 from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.architectures.permanent import copied
-from lowrank_vit.modules import counting as cost
 from lowrank_vit.modules.even import even_out
-from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.files import cache_folder, write_json
 from lowrank_vit.runtime.processes import agreed, is_first
-from lowrank_vit.runtime.progress import say, track
+from lowrank_vit.runtime.progress import say
 from lowrank_vit.runtime.provenance import device_name
 
 MODES = ("eager", "compiled")
-BATCHES = (1, 8, 64)
-LARGEST = 2**20  # images in a batch
 BLOCK = 0.2  # least seconds of a timed block of calls
 LEAST_ROUNDS, MOST_ROUNDS = 5, 100
 WARM_UP = 2  # calls before each block
@@ -62,26 +55,6 @@ class Setting:
     dtype: str
     mode: str
     batch: int
-
-
-def settings(device: str, modes: Sequence[str] = MODES, batches: Sequence[int] = BATCHES) -> list[Setting]:
-    """List all settings of a run: float32 on the CPU, bfloat16 on a GPU; ``auto`` is the CPU, and a GPU where there is one.
-
-    Raises ``InputError`` for an unknown mode, a batch below 1, and where ``compiled`` needs a compiler that is not installed.
-    """
-    for mode in modes:
-        if mode not in MODES:
-            raise InputError(f"unknown mode {mode!r}: choose from {', '.join(MODES)}")
-    if not batches or min(batches) < 1 or max(batches) > LARGEST:
-        raise InputError(f"batches {list(batches)} cannot be run: give sizes from 1 to {LARGEST}")
-    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    if "compiled" in modes and not any(shutil.which(name) for name in compilers if name):
-        raise InputError("torch.compile needs a C++ compiler: install g++, or leave out 'compiled'")
-    both = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    places = [
-        (place, "bfloat16" if "cuda" in place else "float32") for place in (both if device == "auto" else [device])
-    ]
-    return [Setting(*place, mode, batch) for place in places for mode in modes for batch in batches]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -179,99 +152,6 @@ def prepared(model: nn.Module, setting: Setting) -> nn.Module:
     if setting.mode == "compiled":
         ready.compile(dynamic=False)
     return ready
-
-
-@dataclass(frozen=True)
-class Ready:
-    """Hold a model that is ready to run, how its memory is measured, and the bytes of the file that was loaded, if any."""
-
-    call: Run
-    memory: Callable[[], int | None]
-    file_bytes: int | None = None
-
-
-def ready(model: nn.Module, setting: Setting, images: Tensor) -> Ready:
-    """Make a model ready to run in torch; its memory is that of its tensors and of a call."""
-    module = prepared(model, setting)
-
-    def memory() -> int | None:
-        peak = activation_bytes(module, images)
-        return None if peak is None else tensor_bytes(module) + peak
-
-    return Ready(module, memory)
-
-
-Prepare = Callable[[nn.Module, Setting, Tensor], Ready]
-
-
-def compare(
-    models: Mapping[str, nn.Module],
-    setting: Setting,
-    size: Sequence[int],
-    macs: Mapping[str, int],
-    seconds: float,
-    clock: str = "wall",
-    prepare: Prepare = ready,
-) -> dict[str, Any]:
-    """Make one row: every model in one setting, compared with the first one, which is dense.
-
-    ``speedup``: the dense model's time over this model's; ``share_of_mac_ratio``: the speed-up over the ratio of their
-    multiply-accumulates, 1 where all saved work is saved time. Spreads are quartiles.
-    """
-    torch.compiler.reset()
-    images = torch.randn(setting.batch, *size, device=setting.device, dtype=getattr(torch, setting.dtype))
-    runs = {name: prepare(model, setting, images) for name, model in models.items()}
-    with torch.inference_mode():
-        measured = seconds_in_turns({name: run.call for name, run in runs.items()}, images, seconds, clock)
-        memory = {name: run.memory() for name, run in runs.items()}
-    dense, row = next(iter(models)), asdict(setting)
-    for name, times in measured.items():
-        low, middle, high = quartiles(times)
-        row[name] = {
-            "seconds": middle,
-            "seconds_quartiles": [low, high],
-            "images_per_second": setting.batch / middle,
-            "peak_memory_bytes": memory[name],
-            "rounds": len(times),
-            **({} if runs[name].file_bytes is None else {"file_bytes": runs[name].file_bytes}),
-        }
-        if name != dense:
-            low, middle, high = quartiles([one / other for one, other in zip(measured[dense], times, strict=True)])
-            row[name] |= {"speedup": middle, "speedup_quartiles": [low, high]}
-            row[name]["share_of_mac_ratio"] = middle / (macs[dense] / macs[name])
-    return row
-
-
-def benchmark(
-    models: Mapping[str, nn.Module],
-    chosen: Sequence[Setting],
-    *,
-    seconds: float = 10.0,
-    clock: str = "wall",
-    progress: bool = False,
-    prepare: Prepare = ready,
-) -> dict[str, Any]:
-    """Run all settings, one after the other: ``{"params", "macs", "rows", ...}``; the first model is the dense one.
-
-    ``seconds``: about how long the models of a row are timed together; ``prepare``: makes a model ready in a setting.
-    Raises ``InputError`` where the size of the model's images is not known.
-    """
-    size = cost.input_size(next(iter(models.values())))
-    if size is None:
-        raise InputError("the model does not say the size of its images, so it cannot be run")
-    macs = {name: cost.multiply_accumulates(model, size) for name, model in models.items()}
-    return {
-        "threads": torch.get_num_threads(),
-        "clock": clock,
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "params": {name: cost.parameter_count(model) for name, model in models.items()},
-        "macs": macs,
-        "scans": {name: cost.scan_accumulates(model, size) for name, model in models.items()},  # are not in macs
-        "rows": [
-            compare(models, setting, size, macs, seconds, clock, prepare)
-            for setting in track(chosen, "benchmark", shown=progress)
-        ],
-    }
 
 
 def processor() -> str:
