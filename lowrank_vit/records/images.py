@@ -119,9 +119,10 @@ def _remedy(labels: Tensor, count: int) -> str:
 
 def of_all_processes(batches: Sequence[Tensor]) -> Tensor:
     """Join rows of all processes, which have taken turns at them. Raises ``InputError`` where there are none."""
-    if not batches:
+    given = gathered(torch.cat([*batches]) if batches else None)
+    shares = [share for share in given if share is not None]
+    if not shares:
         raise InputError("there are no images: the data set is empty")
-    shares = gathered(torch.cat([*batches]))
     whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
     for rank, share in enumerate(shares):
         whole[rank :: len(shares)] = share

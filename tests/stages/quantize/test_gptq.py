@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
 
-from lowrank_vit import compress
+from lowrank_vit import compress, quantize
 from lowrank_vit.compression.recipes import get_recipe
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.modules.quantized_linear import dequantize
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.stages.quantize import QUANTIZERS, Codes
-from lowrank_vit.stages.quantize import weights as quantize
 from lowrank_vit.stages.quantize.gptq import PANEL, ErrorFeedback
 from lowrank_vit.stages.quantize.nearest import quantize_tensor
 from lowrank_vit.stages.quantize.weights import quantize_linear
@@ -163,7 +162,7 @@ def linear_names(model: nn.Module) -> list[str]:
 def check_quantized(model: nn.Module, bits: int, kind: str) -> None:
     """Block linears are replaced, the rest is rounded, and the whole is its dequantised twin; nothing else changes."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    quantized, addition = quantize.quantize(model, bits)
+    quantized, addition = quantize(model, bits)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     replaced = [name for name in linear_names(model) if "blocks." in name]
     assert replaced
@@ -202,7 +201,7 @@ def test_compressed_models(kind: str) -> None:
 
 def test_the_weight_error_is_that_of_all_layers_together() -> None:
     model = tiny()
-    quantized, addition = quantize.quantize(model, 3)
+    quantized, addition = quantize(model, 3)
     names = [name for name in linear_names(model) if "blocks." in name]
     both = [(model.get_submodule(name).weight.detach(), quantized.get_submodule(name).weight) for name in names]
     w, q = (torch.cat([pair[side].flatten() for pair in both]) for side in (0, 1))
