@@ -41,13 +41,15 @@ def main() -> int:
     if status := pytest.main(["-q", "-q", "--collect-only", "-m", "slow", *sys.argv[1:]], plugins=[files]):
         return status
     waiting, again, running, failed = files.names[::-1], set(), {}, []
+    seconds: dict[str, float] = {}
     while waiting or running:
         while waiting and len(running) < 2:
             name = waiting.pop()
             number, output = start(name)
             running[number] = (name, output)
-        number, ended = os.wait()
+        number, ended, used = os.wait3(0)
         name, output = running.pop(number)
+        seconds[name] = used.ru_utime + used.ru_stime
         output.seek(0)
         sys.stdout.write(output.read().decode(errors="replace"))
         output.close()
@@ -58,6 +60,8 @@ def main() -> int:
             waiting.append(name)
         elif status:
             failed.append(name)
+    slowest = sorted(seconds, key=seconds.__getitem__)[:-11:-1]
+    print("slowest, in CPU seconds:", ", ".join(f"{name} {seconds[name]:.0f}" for name in slowest))
     print("slow tests:", f"failed in {', '.join(failed)}" if failed else f"{len(files.names)} files passed")
     return bool(failed)
 
