@@ -4,6 +4,8 @@ One process for all grows by gigabytes. The processes are forks of this one, whi
 tests: starting afresh for every file costs more than many of them compute.
 """
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -37,8 +39,11 @@ def start(name: str) -> tuple[int, BinaryIO]:
 
 def main() -> int:
     """Run all; one that dies of a signal runs once more, as on one virtual machine some died so while they slept."""
-    files = Files()
-    if status := pytest.main(["-q", "-q", "--collect-only", "-m", "slow", *sys.argv[1:]], plugins=[files]):
+    files, listed = Files(), io.StringIO()
+    with contextlib.redirect_stdout(listed):
+        status = pytest.main(["-q", "-q", "--collect-only", "-m", "slow", *sys.argv[1:]], plugins=[files])
+    if status:
+        print(listed.getvalue())
         return status
     waiting, again, running, failed = files.names[::-1], set(), {}, []
     seconds: dict[str, float] = {}

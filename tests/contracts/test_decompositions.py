@@ -185,6 +185,15 @@ def test_aafm_is_centred_whitening(shape: tuple[int, int]) -> None:
         torch.testing.assert_close(u @ v.T, u2 @ v2.T, atol=1e-7, rtol=0)
 
 
+def test_rows_that_no_gradient_reaches_keep_a_little() -> None:
+    """Of W = diag(1, 1): the row without Fisher information comes last, and its factor is its own all the same."""
+    moments = Moments(1, 1, {"fisher_rows": torch.tensor([4.0, 0.0]).double(), "input_sum": torch.zeros(2)})
+    factors = DECOMPOSITIONS.get("fwsvd")()(torch.eye(2).double(), moments)
+    torch.testing.assert_close(factors.u[:, :1] @ factors.v[:, :1].T, torch.diag(torch.tensor([1.0, 0.0])).double())
+    torch.testing.assert_close(factors.u @ factors.v.T, torch.eye(2).double())
+    assert 0 < factors.loss[1] < 1e-7
+
+
 def test_representative_rank_is_capped_by_the_tokens() -> None:
     layer = sample(16, 20, tokens=5)
     factors = factors_of("representative", layer)
