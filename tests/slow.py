@@ -66,7 +66,8 @@ def main() -> int:
         elif status:
             failed.append(name)
     slowest = sorted(seconds, key=seconds.__getitem__)[:-11:-1]
-    print("slowest, in CPU seconds:", ", ".join(f"{name} {seconds[name]:.0f}" for name in slowest))
+    said = ", ".join(f"{name} {seconds[name]:.0f}" for name in slowest)
+    print(f"CPU seconds: {sum(seconds.values()):.0f} in all, most of them in {said}")
     print("slow tests:", f"failed in {', '.join(failed)}" if failed else f"{len(files.names)} files passed")
     return bool(failed)
 
