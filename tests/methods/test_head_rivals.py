@@ -82,17 +82,6 @@ def test_products_of_heads_are_their_truncated_svd() -> None:
         torch.testing.assert_close(left @ p[:, :rank] @ (right @ q[:, :rank]).T, truth)
 
 
-def test_all_directions_of_products_are_the_layer_as_it_was() -> None:
-    output = normal(INNER, N, seed=6).double()
-    part = HeadProducts().values(ATTENTION, output, NOTHING, MADE)
-    assert part.basis is not None
-    torch.testing.assert_close(torch.block_diag(*part.basis) @ part.weight, output)
-    assert torch.equal(part.mean, MADE[1])  # the values' bias goes through the dense product
-    logits = HeadProducts().logits(ATTENTION, normal(N, 3 * INNER).double(), normal(3 * INNER).double(), NOTHING)
-    for query, key in zip(logits.query, logits.key, strict=True):
-        torch.testing.assert_close(query @ key.T, torch.eye(WIDTH).double())
-
-
 def test_kept_coordinates_predict_the_others() -> None:
     """Against regressions of the queries and of the keys on their kept dimensions, on the tokens themselves."""
     layer, weight, bias = sample(N, 3 * INNER), normal(N, 3 * INNER).double(), normal(3 * INNER, seed=1).double()
