@@ -75,7 +75,7 @@ def test_a_full_form_is_resumed_and_compressed(recipe: str, tmp_path: Path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", FULL_FORMS)
+@pytest.mark.parametrize("recipe", ["wdpruning", "s2vite", "losparse"])  # those that keep more than gradients
 def test_two_processes_equal_one_with_the_same_global_batch(recipe: str, tmp_path: Path) -> None:
     alone, data = tiny().double(), TinyData(noise=0.0)
     together, dense = copy.deepcopy(alone), copy.deepcopy(alone)

@@ -4,9 +4,11 @@ import logging
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import Tensor, nn
 
 from lowrank_vit import InputError
@@ -206,5 +208,10 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     a, b = one.describe(), two.describe()
     assert b["train_kl"] == pytest.approx(a["train_kl"], rel=1e-6)
     assert b["kl_held_out"] == pytest.approx(a["kl_held_out"], rel=1e-6)
-    with pytest.raises(InputError, match="cannot be shared by 2 processes"):
-        run(student(), devices=2, batch_size=15)
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused() -> None:
+    module = Distillation(student(), tiny(), IMAGES, batch_size=15)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with patch.object(Trainer, "world_size", 2), pytest.raises(InputError, match="15 images cannot be shared by 2"):
+        module.train_dataloader()
