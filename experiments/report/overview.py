@@ -14,7 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.styles import COLOURS, STYLES, known_style
+from experiments.report.styles import COLOURS, STYLES, known_style, mpl
 from experiments.report.uncertainty import Row
 from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.runtime.files import write_text
@@ -105,7 +105,7 @@ def _draw_pareto(panel: Axes, published: Path, index: int) -> None:
     ink = COLOURS["black"][index]
     panel.plot(dense["params_dense"] / 1e6, dense["top1_dense"], "*", markersize=14, color=ink, label="dense")
     for name, rows in series.items():
-        look = STYLES[name].mpl | {"color": COLOURS[STYLES[name].name][index], "markersize": 6, "linewidth": 1.6}
+        look = mpl(STYLES[name]) | {"color": COLOURS[STYLES[name].colour][index], "markersize": 6, "linewidth": 1.6}
         sizes, tops = [row["params"] / 1e6 for row in rows], [row["top1"] for row in rows]
         panel.plot(sizes, tops, label=NAMES[name], **look)
     panel.set_xlabel(f"parameters of {dense['architecture']}, millions")

@@ -13,9 +13,7 @@ from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
 from experiments.tables.rows import Row, Table
 
 TABLE = Table(
-    name="figure1",
     title="Figure 1: energy of the layers' outputs kept by rank, first block",
-    about=__doc__ or "",
     rows=tuple(Row.measuring(model, "energy", "energy by rank", "energy") for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
     drawing="energy",
 )

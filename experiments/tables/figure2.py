@@ -16,9 +16,7 @@ from experiments.tables.rows import Row, Table
 
 PARTS = {"blocks": "accuracy_by_block", "layers": "accuracy_by_layer"}  # the paper's (a) and (b)
 TABLE = Table(
-    name="figure2",
     title="Figure 2: top-1 with the ranks of a single block or type of layer reduced, without fine-tuning",
-    about=__doc__ or "",
     rows=tuple(
         Row.measuring(model, part, f"one of the {part} reduced", measure)
         for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)

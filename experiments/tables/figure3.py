@@ -25,9 +25,7 @@ ROWS = [
     for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
 ]  # fmt: skip
 TABLE = Table(
-    name="figure3",
     title=f"Figure 3: error at the output of the attention projections, {100 - PERCENT} % of their parameters kept",
-    about=__doc__ or "",
     rows=tuple(ROWS),
     drawing="compensation",
 )

@@ -42,10 +42,6 @@ HALF_OF_MACS = ("tome", "heads", "best")  # what is also compared at -50 %
 BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
 EPOCHS = 9  # of the calibration images, as in table_best
 FEATURES_ALONE = {"logit_weight": 0.0, "block_weight": 0.0, "restore": False}  # as GFM, which measures nothing unseen
-COLUMNS = (
-    "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
-    "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
-)  # fmt: skip
 
 
 def rows(model: Architecture) -> list[Row | Reported]:
@@ -156,10 +152,11 @@ def _from_scratch(model: Architecture, percent: int) -> Row:
 
 
 TABLE = Table(
-    name="table_rivals",
     title="Table R: rivals on one protocol",
-    about=__doc__ or "",
     rows=tuple(row for model in (DEIT_B, DEIT_T) for row in rows(model)),
-    columns=COLUMNS,
+    columns=(
+        "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
+        "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
+    ),
     pictures=("front_vs_params", "front_vs_macs"),
-)
+)  # fmt: skip
