@@ -26,9 +26,9 @@ UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
 FRONT: dict[str, Any] = {"color": "0.85", "linewidth": 5, "zorder": 0.5, "solid_joinstyle": "miter"}
 
 
-def save_figure(stem: Path, figure: Figure) -> None:
-    """Write ``stem.png`` and ``stem.pdf``."""
-    for kind in ("png", "pdf"):
+def save_figure(stem: Path, figure: Figure, kinds: Sequence[str] = ("png", "pdf")) -> None:
+    """Write ``stem.png`` and ``stem.pdf``, or other ``kinds``."""
+    for kind in kinds:
         with replacing(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, dpi=150, format=kind)
 
