@@ -15,7 +15,6 @@ from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.storage.shipped import shipped_folder
 
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
-HUB = "hf_hub:"
 
 
 def check_early(args: argparse.Namespace) -> None:
@@ -25,13 +24,8 @@ def check_early(args: argparse.Namespace) -> None:
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
     if "folder" in given and "model" in given:
         check_one_model(args)
-    folder = given.get("folder")
-    folder = folder if folder is None else shipped_folder(folder) or folder
-    if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
-        remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
-        raise InputError(
-            f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
-        )
+    if given.get("folder") is not None:
+        check_folder(args.folder)
     file = given.get("checkpoint")
     if file is not None and not entry_of(file)[0].exists():
         raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
@@ -57,6 +51,16 @@ def check_early(args: argparse.Namespace) -> None:
 
             if RENAMED.get(name, name) not in RECIPES:
                 raise unknown("recipe", name, RECIPES)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ``InputError`` unless it is a compressed model's folder, the name of one at the hub, or of one in the package."""
+    from lowrank_vit.storage.hub import is_hub_name
+
+    if is_hub_name(folder) or shipped_folder(folder) or (folder / "config.json").exists():
+        return
+    remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
+    raise InputError(f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}")
 
 
 def check_figure(path: Path) -> None:
