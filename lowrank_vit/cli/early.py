@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lowrank_vit.cli.arguments import SHARE, check_one_model
 from lowrank_vit.cli.recipe_file import is_file
-from lowrank_vit.data.kinds import check_kind
+from lowrank_vit.data.kinds import check_spec
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import check_spec, entry_of
+from lowrank_vit.runtime.files import entry_of
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.storage.shipped import shipped_folder
 
@@ -30,7 +30,6 @@ def check_early(args: argparse.Namespace) -> None:
     if file is not None and not entry_of(file)[0].exists():
         raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
     if given.get("data"):
-        check_kind(args.data)
         check_spec(args.data)
     for name in COUNTS:
         count = given.get(name)
