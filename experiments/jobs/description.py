@@ -49,13 +49,13 @@ def describe(task: Task) -> dict[str, Any]:
 
 def log_outcome(run: Any, task: Task, measured: Mapping[str, Any]) -> None:
     """Keep a job's flat result as the run's summary, with what it saved and lost, and log the models that it leaves."""
-    job, left = task.job, [task.own_folder / name for name in ("compressed", "distilled", "finetuned")]
-    size, top1 = measured["params"], measured["top1"]
+    job, size, top1 = task.job, measured["params"], measured["top1"]
     gained = {"params/reduction": 1 - size["compressed"] / size["dense"], "status": "done"}
     if top1.get("after") is not None:
         gained["top1/drop"] = top1["dense"] - top1["after"]
     run.summary.update(flat(measured) | gained)
-    folders = [folder for folder in left if folder.is_dir()]
+    left = ("compressed", "distilled", "finetuned")
+    folders = [folder for name in left if (folder := task.own_folder / name).is_dir()]
     about = {"model": job.model, "dense": job.checkpoint, "recipe": job.recipe, "params": dict(measured["params"])}
     if folders or task.checkpoint is not None:
         log_models(run, f"{job.model}-{job.recipe or 'dense'}-{job.key}", about, folders, task.checkpoint)

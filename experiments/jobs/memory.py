@@ -6,30 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lowrank_vit.data import ImageData
 
-Batch = tuple[Tensor, Tensor]
 
-
-class Remembered(Dataset[Any]):
+class Remembered(TensorDataset):
     """Hold images (N, C, H, W) and labels (N,) as tensors, from which whole batches are taken at once."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, items: Sequence[Any]) -> Batch:
+    def __getitems__(self, items: Sequence[Any]) -> tuple[Tensor, ...]:
         """Take a batch, by positions or by draws that hold one."""
-        index = torch.tensor([getattr(item, "position", item) for item in items])
-        return self.images[index], self.labels[index]
+        return self[torch.tensor([getattr(item, "position", item) for item in items])]
 
 
 @functools.lru_cache(maxsize=8)
-def _all_images(split: str, settings: tuple[tuple[str, Any], ...]) -> Batch:
+def _all_images(split: str, settings: tuple[tuple[str, Any], ...]) -> tuple[Tensor, Tensor]:
     """Return all images of a split under one model's data config, in order."""
     data = ImageData("digits", dict(settings))
     dataset = (data.train_dataloader() if split == "train" else data.val_dataloader()).dataset
@@ -52,8 +43,5 @@ class DigitsInMemory(ImageData):
         images, labels = _all_images(split, tuple(sorted(self.data_config.items())))
         chosen = torch.tensor(loader.dataset.indices)  # type: ignore[attr-defined]  # of TransformedImages
         dataset = Remembered(images[chosen], labels[chosen])
-        options: dict[str, Any] = {
-            "collate_fn": lambda batch: batch,
-            "generator": torch.Generator(),
-        }  # taken as a whole
+        options: dict[str, Any] = {"collate_fn": lambda batch: batch, "generator": torch.Generator()}
         return DataLoader(dataset, self.batch_size, sampler=loader.sampler, **options)

@@ -28,7 +28,7 @@ def made_by(job: Job) -> Made:
     """
     measure = None if job.measure is None else MEASURES.get(job.measure)
     recipe = job.recipe_used() if job.recipe else measure.recipe() if measure and measure.recipe else None
-    made = revisions_of({*_engine(job, recipe), *_methods(job)}, recipe)
+    made = revisions_of({*_parts(job, recipe)}, recipe)
     if measure is not None:
         made |= {**revisions_of(measure.parts), **measure.methods(job), f"measure.{job.measure}": measure.revision}
     used = {part: made[part] for part in sorted(made) if "vmamba" in job.model or part not in SCAN_UNITS}
@@ -62,8 +62,8 @@ def digest(made: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _engine(job: Job, recipe: Recipe | None) -> Iterator[str]:
-    """List the parts of the engine that the job uses."""
+def _parts(job: Job, recipe: Recipe | None) -> Iterator[str]:
+    """List the parts of the engine that the job uses, and methods beside its recipe."""
     yield from ("images", "evaluate")
     if job.standin:
         yield "standins"
@@ -73,18 +73,12 @@ def _engine(job: Job, recipe: Recipe | None) -> Iterator[str]:
             yield "compensate"
     if job.trained_epochs or job.distill_epochs or job.learns_tokens or (recipe is not None and recipe.gradual):
         yield "train"
-    if job.bits is not None:
-        yield "quantise"
     if job.timed:
         yield "time"
-
-
-def _methods(job: Job) -> Iterator[str]:
-    """List the methods that the job uses beside its recipe."""
     words = re.findall("[a-z]+", job.model)
     yield from {f"family.{family}" for word, family in FAMILIES.items() if word in words}
     if job.bits is not None:
-        yield f"quantizer.{job.quantizer or 'nearest'}"
+        yield from ("quantise", f"quantizer.{job.quantizer or 'nearest'}")
     if job.tokens:
         yield f"tokens.{job.tokens['rule']}"
 

@@ -54,26 +54,24 @@ def perform(task: Task, tell: Tell, run: Any) -> dict[str, Any]:
     if job.timed:
         time_in_turns(running, teacher, small)
     if small is model:
-        return sum_up(running, dense, seen=False)
+        return sum_up(running, dense)
     tutor = teacher if job.distill_epochs or job.full else None
     del model, teacher
     _score(running, small, "before", "evaluate before training")
     if job.epochs or job.distill_epochs:
         _score(running, trained(running, small, tutor), "after", "evaluate")
-    return sum_up(running, dense, job.sees_images)
+    return sum_up(running, dense)
 
 
 def _rounded(running: Running, model: nn.Module, dense: Mapping[str, Any]) -> dict[str, Any]:
     """Return the result of a job with ``bits``, with the accuracy of the model that was rounded."""
     _score(running, quantized(running, model), "after", "evaluate")
-    result = sum_up(running, dense, running.task.job.recipe is not None)
-    base = base_task(running.task)
+    result, base = sum_up(running, dense), base_task(running.task)
     exact = None if base is None else find_result(base.folder, base.job)
     if exact is None:
         return result | {"top1_float": dense["score"]["top1"]}
-    return (
-        result | {"top1_float": exact["top1"]["after"]} | {name: exact[name] for name in ("finetune", "distillation")}
-    )
+    training = {name: exact[name] for name in ("finetune", "distillation")}
+    return {**result, **training, "top1_float": exact["top1"]["after"]}
 
 
 def _load(task: Task) -> nn.Module:
@@ -154,12 +152,10 @@ def _compressed(running: Running, model: nn.Module, teacher: nn.Module) -> nn.Mo
     return compressed
 
 
-def sum_up(running: Running, dense: Mapping[str, Any], seen: bool) -> dict[str, Any]:
-    """Sum up sizes, scores, errors and seconds: the measured part of a result.
-
-    ``dense``: what is known of the dense model; ``seen``: whether the calibration images were.
-    """
-    stages, report, score = running.ledger.found, running.ledger.found.get("report"), dense["score"]
+def sum_up(running: Running, dense: Mapping[str, Any]) -> dict[str, Any]:
+    """Sum up sizes, scores, errors and seconds: the measured part of a result. ``dense``: what is known of that model."""
+    job, stages, score = running.task.job, running.ledger.found, dense["score"]
+    report = stages.get("report")
     layers = [] if report is None else [layer for layer in report["layers"] if layer["rank"] is not None]
     trained = stages.get("distillation") or stages.get("finetune") or {}
     scores = {"dense": score, "before": None, "after": score}  # without a smaller model there is no other
@@ -169,7 +165,7 @@ def sum_up(running: Running, dense: Mapping[str, Any], seen: bool) -> dict[str, 
     sizes = ("params", "macs")
     small = dense if report is None else {name: report[name] and report[name]["compressed"] for name in sizes}
     errors = ("relative_error", "relative_error_held_out")
-    where = resolve_device(running.task.hardware.device)
+    seen = running.data.calibration_record if job.sees_images else None
     return {
         **{name: {"dense": dense[name], "compressed": small[name]} for name in sizes},
         **{name: {when: score and score[name] for when, score in scores.items()} for name in ("top1", "top5", "loss")},
@@ -183,9 +179,7 @@ def sum_up(running: Running, dense: Mapping[str, Any], seen: bool) -> dict[str, 
         "file_bytes": None if report is None or "bytes" not in report else report["bytes"]["file"],
         "speed": stages.get("speed"),
         "seconds": _seconds(stages),
-        "provenance": provenance.record(
-            where, running.task.job.seed, running.data.calibration_record if seen else None
-        ),
+        "provenance": provenance.record(resolve_device(running.task.hardware.device), job.seed, seen),
     }
 
 

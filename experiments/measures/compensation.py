@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import BATCH, MEASURES, Measure, statistics_passes
-from experiments.measures.layers import DIGITS, block_of, factors_by, hardware_of, image_counts, seen_and_unseen
-from lowrank_vit import Compensation, Solution, compensate_minibatch, dense_weight, find_sites, solve
+from experiments.measures.layers import DIGITS, block_of, factors_by, hardware_of, image_counts, statistics
+from lowrank_vit import Compensation, compensate_minibatch, dense_weight, find_sites, solve
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.records.factors import Factors
@@ -24,7 +24,6 @@ SITES = r"(^|\.)blocks\.\d+\.attn\.proj$"
 EXACT = "whitened_normalised"  # the exact minimiser of this very error
 NEEDS = {"representative", "input_second", "normalised_input_second"}
 Approximation = tuple[Tensor, int]  # ``W'`` of a layer, (n, d), and the parameters that its factors hold, Z's included
-Statistics = Mapping[str, Moments]  # by layer
 
 
 def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict[str, Any]:
@@ -34,7 +33,8 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     assert z is not None, f"recipe {recipe.name} has no Z to measure"
     base = record["decomposition"]
     ledger.tell("statistics of the attention projections")
-    seen, unseen = seen_and_unseen(model, sites, NEEDS, {"normalised_input_second"}, data, job.seed)
+    moments = statistics(model, sites, NEEDS, {"normalised_input_second"}, data, job.seed)
+    seen = moments["calibration"]
     weights = {site.name: dense_weight(model, site) for site in sites}
     factors = {method: factors_by(method, model, sites, seen) for method in ("svd", base, EXACT)}
     rank = {site.name: ranks(site, job.reduction, z) for site in sites}
@@ -43,20 +43,26 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
         for name, method, with_z in (("before", base, 1), ("svd", "svd", 0), ("rank", base, 0), ("exact", EXACT, 0))
     }
     residuals = {site: weights[site] - weight for site, (weight, _) in methods["before"].items()}
+    means = {name: seen[name].sums["normalised_input_second"] / seen[name].images for name in residuals}
+    steps: dict[str, Any] = {"steps": recipe.steps, "optimizer": recipe.optimizer, "seed": job.seed}
     gradient = {} if recipe.solver == "closed_form" else {"gradient": recipe.solver}
     for name, solver in {"closed_form": "closed_form", **gradient}.items():
         ledger.tell(f"Z by {solver}")
-        solutions = solutions_by(solver, job, residuals, seen, model, data)
+        if solver == "minibatch":
+            images, options = data.calibration_tensor(), {**steps, "hardware": hardware_of(model), "progress": False}
+            solutions = compensate_minibatch(model, z, residuals, means, images, batch_size=BATCH, **options)
+        else:
+            solutions = solve(z, residuals, means, solver, **steps)
         methods[name] = {
             site: (weight + solutions[site].dense().to(weight), parameters + solutions[site].parameters)
             for site, (weight, parameters) in methods["before"].items()
         }
     return {
-        "images": image_counts(seen, unseen),
+        "images": image_counts(moments),
         "kept": 1 - job.reduction,
         "z": {"kind": z.kind, **{name: record[name] for name in ("budget", "solver", "optimizer", "steps")}},
         "blocks": [block_of(site) for site in sites],
-        "methods": {name: errors(by_site, weights, seen, unseen) for name, by_site in methods.items()},
+        "methods": {name: errors(by_site, weights, moments) for name, by_site in methods.items()},
     }
 
 
@@ -73,28 +79,15 @@ def cut(factors: Factors, rank: int) -> Approximation:
     return u @ v.T, u.numel() + v.numel()
 
 
-def solutions_by(
-    solver: str, job: Job, residuals: Mapping[str, Tensor], seen: Statistics, model: nn.Module, data: ImageData
-) -> Mapping[str, Solution]:
-    """Solve for Z of every layer, from the calibration images."""
-    recipe = job.recipe_used()
-    assert recipe.compensation is not None
-    moments = {name: seen[name].sums["normalised_input_second"] / seen[name].images for name in residuals}
-    steps: dict[str, Any] = {"steps": recipe.steps, "optimizer": recipe.optimizer, "seed": job.seed}
-    if solver != "minibatch":
-        return solve(recipe.compensation, residuals, moments, solver, **steps)
-    options = {"batch_size": BATCH, "hardware": hardware_of(model), "progress": False, **steps}
-    images = data.calibration_tensor()
-    return compensate_minibatch(model, recipe.compensation, residuals, moments, images, **options)
-
-
 def errors(
-    approximations: Mapping[str, Approximation], weights: Mapping[str, Tensor], seen: Statistics, unseen: Statistics
+    approximations: Mapping[str, Approximation],
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Mapping[str, Moments]],
 ) -> dict[str, list[float]]:
     """Return parameters and both errors of every layer."""
     result: dict[str, list[float]] = {"params": [parameters for _, parameters in approximations.values()]}
-    for images, moments in (("calibration", seen), ("unseen", unseen)):
-        metrics = {n: output_metric(weights[n], moments[n], centred=False, normalised=True) for n in weights}
+    for images, each in moments.items():
+        metrics = {n: output_metric(weights[n], each[n], centred=False, normalised=True) for n in weights}
         relative = [metrics[name].relative_error(weight) for name, (weight, _) in approximations.items()]
         result[images] = [round(error, DIGITS) for error in relative]
     return result

@@ -15,21 +15,9 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure
+from lowrank_vit.customize import digits
 from lowrank_vit.customize.customization import customized, save_delta
 from lowrank_vit.customize.deltas import DELTAS
-from lowrank_vit.customize.digits import (
-    ANY,
-    HELD_OUT,
-    INVERTED,
-    NORMAL,
-    OLD,
-    Judge,
-    accuracy,
-    digit_images,
-    digits_model,
-    distance_to_nearest,
-    frechet_distance,
-)
 from lowrank_vit.customize.sample import draw_prior, sample
 from lowrank_vit.customize.text_to_image import TextToImage
 from lowrank_vit.customize.train import Training, train
@@ -38,7 +26,7 @@ from lowrank_vit.models import load_model
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import revision_of
 
-CONCEPT, CHOICE = HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
+CONCEPT, CHOICE = digits.HELD_OUT  # the digit of the table, and the one that learning rates were chosen on
 WORD = "V*"
 EXAMPLES, STEPS, BATCH = 8, 300, 4
 PRIOR = 200  # images that the base draws for the prompts of a prior
@@ -55,9 +43,9 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     The judge is the stand-in of seed 0 whatever the job's seed is, so that distances can be compared.
     Raises ``InputError`` where the base is below its bar.
     """
-    changes, seed, judge, tell = dict(job.changes), job.seed, Judge(load_model(job.model, None)), ledger.tell
+    changes, seed, judge, tell = dict(job.changes), job.seed, digits.Judge(load_model(job.model, None)), ledger.tell
     name, digit, kept = changes.pop("method", None), changes.pop("digit", CONCEPT), changes.pop("prior", None)
-    unet, (scans, _) = digits_model(), digit_images([digit])
+    unet, (scans, _) = digits.digits_model(), digits.digit_images([digit])
     examples = scans[torch.randperm(len(scans), generator=torch.Generator().manual_seed(seed))[:EXAMPLES]]
     tell("draw old digits")
     before = old_digits(unet, judge)
@@ -71,7 +59,7 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     told: dict[str, Any] = {}
     if name is not None:
         tell(f"customise by {name}")
-        prompt = f"{NORMAL} {WORD} {ANY}"
+        prompt = f"{digits.NORMAL} {WORD} {digits.ANY}"
         trained = train(customization, examples, prompt, Training(STEPS, BATCH), prior=prior, seed=seed)
         told = {"custom_count": sum(tensor.numel() for tensor in customization.tensors.values())}
         with tempfile.TemporaryDirectory() as folder:
@@ -79,43 +67,43 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
             told |= {"custom_bytes": path.stat().st_size, "custom_step": round(1000 * trained.seconds_a_step, 3)}
     tell("draw")
     after, learnt = old_digits(unet, judge, WORD), new_digit(unet, judge, digit, examples)
-    return {
+    found = {
         "images": DRAWN,
         "examples": [pixels(image) for image in examples],
-        **{key: value for key, value in learnt.items() if not key.startswith("custom_")},
+        **learnt,
         **told,
-        **{key: round(value, DIGITS) for key, value in learnt.items() if key.startswith("custom_")},
-        "custom_old": round(after["accuracy"], DIGITS),
-        "custom_old_change": round(after["accuracy"] - before["accuracy"], DIGITS),
-        "custom_old_distance": round(after["distance"], DIGITS),
+        "custom_old": after["accuracy"],
+        "custom_old_change": after["accuracy"] - before["accuracy"],
+        "custom_old_distance": after["distance"],
     }
+    return {name: round(value, DIGITS) if isinstance(value, float) else value for name, value in found.items()}
 
 
-def old_digits(model: TextToImage, judge: Judge, word: str | None = None) -> dict[str, float]:
+def old_digits(model: TextToImage, judge: digits.Judge, word: str | None = None) -> dict[str, float]:
     """Draw the old digits: how many are recognised, in percent, and how far they are from the evaluation's."""
-    wanted = torch.tensor(OLD).repeat_interleave(DRAWN_OF_OLD)
-    answers, features = judge(sample(model, [f"{NORMAL} {digit}" for digit in wanted.tolist()], word))
-    _, real = judge(digit_images(OLD, "validation")[0])
-    return {"accuracy": accuracy(answers, wanted), "distance": frechet_distance(features, real)}
+    wanted = torch.tensor(digits.OLD).repeat_interleave(DRAWN_OF_OLD)
+    answers, features = judge(sample(model, [f"{digits.NORMAL} {digit}" for digit in wanted.tolist()], word))
+    _, real = judge(digits.digit_images(digits.OLD, "validation")[0])
+    return {"accuracy": digits.accuracy(answers, wanted), "distance": digits.frechet_distance(features, real)}
 
 
-def new_digit(model: TextToImage, judge: Judge, digit: int, examples: Tensor) -> dict[str, Any]:
+def new_digit(model: TextToImage, judge: digits.Judge, digit: int, examples: Tensor) -> dict[str, Any]:
     """Draw the new digit in the style of its examples, and inverted, as none of them is.
 
     Its images are compared with the real ones of the evaluation, or with the training images for the digit of choices.
     """
-    drawn = sample(model, [f"{NORMAL} {WORD} {ANY}"] * DRAWN, WORD)
-    inverted = sample(model, [f"{INVERTED} {WORD} {ANY}"] * DRAWN, WORD)
+    drawn = sample(model, [f"{digits.NORMAL} {WORD} {digits.ANY}"] * DRAWN, WORD)
+    inverted = sample(model, [f"{digits.INVERTED} {WORD} {digits.ANY}"] * DRAWN, WORD)
     answers, features = judge(drawn)
-    _, real = judge(digit_images([digit], "train" if digit == CHOICE else "validation")[0])
+    _, real = judge(digits.digit_images([digit], "train" if digit == CHOICE else "validation")[0])
     composed = (judge(-inverted)[0] == digit) & (inverted.mean((1, 2, 3)) > 0)
     return {
         "samples": [pixels(image) for image in drawn[:SHOWN]],
         "inverted": [pixels(image) for image in inverted[:SHOWN]],
-        "custom_concept": accuracy(answers, digit),
+        "custom_concept": digits.accuracy(answers, digit),
         "custom_composition": 100 * composed.double().mean().item(),
-        "custom_distance": frechet_distance(features, real),
-        "custom_nearest": distance_to_nearest(drawn, examples),
+        "custom_distance": digits.frechet_distance(features, real),
+        "custom_nearest": digits.distance_to_nearest(drawn, examples),
     }
 
 

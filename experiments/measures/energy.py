@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiments.jobs.job import Job
 from experiments.jobs.ledger import Ledger
 from experiments.jobs.measure import MEASURES, Measure, statistics_passes
-from experiments.measures.layers import DIGITS, block_of, factors_by, image_counts, layer_of, seen_and_unseen
+from experiments.measures.layers import DIGITS, block_of, factors_by, image_counts, layer_of, statistics
 from lowrank_vit import dense_weight, find_sites
 from lowrank_vit.data import ImageData
 from lowrank_vit.linalg.metric import output_metric
@@ -31,32 +31,27 @@ def measure(model: nn.Module, data: ImageData, job: Job, ledger: Ledger) -> dict
     sites = [site for site in sites if block_of(site) == block_of(sites[0])]
     ledger.tell("statistics of the first block")
     needs = {"input_second", "representative"}
-    seen, unseen = seen_and_unseen(model, sites, needs, {"input_second"}, data, job.seed)
+    moments = statistics(model, sites, needs, {"input_second"}, data, job.seed)
     ledger.tell("decompose the first block")
-    factors = {method: factors_by(method, model, sites, seen) for method in METHODS}
+    factors = {method: factors_by(method, model, sites, moments["calibration"]) for method in METHODS}
     layers = {}
     for site in sites:
         of_site = {method: by_site[site.name] for method, by_site in factors.items()}
-        layers[layer_of(site)] = energies(dense_weight(model, site), of_site, seen[site.name], unseen[site.name])
-    return {"block": block_of(sites[0]), "images": image_counts(seen, unseen), "layers": layers}
+        own = {kind: by_site[site.name] for kind, by_site in moments.items()}
+        layers[layer_of(site)] = energies(dense_weight(model, site), of_site, own)
+    return {"block": block_of(sites[0]), "images": image_counts(moments), "layers": layers}
 
 
-def energies(weight: Tensor, factors: Mapping[str, Factors], seen: Moments, unseen: Moments) -> dict[str, Any]:
+def energies(weight: Tensor, factors: Mapping[str, Factors], moments: Mapping[str, Moments]) -> dict[str, Any]:
     """Return the curves of a layer, (n, d); from the rank "break_even" on the factors hold as much as the weight."""
     n, d = weight.shape
-    metrics = {
-        images: output_metric(weight, moments, centred=False)
-        for images, moments in (("calibration", seen), ("unseen", unseen))
-    }
+    metrics = {images: output_metric(weight, each, centred=False) for images, each in moments.items()}
     methods = {}
     for method, full in factors.items():
         ranks = spread(full.u.shape[1])
-        curves = {images: 1 - metric.error_curve(full) for images, metric in metrics.items()}
-        curves["own"] = 1 - full.loss
-        methods[method] = {"ranks": ranks}
-        methods[method] |= {
-            name: [round(kept, DIGITS) for kept in curve[ranks].tolist()] for name, curve in curves.items()
-        }
+        curves = {images: 1 - metric.error_curve(full) for images, metric in metrics.items()} | {"own": 1 - full.loss}
+        kept = {name: [round(share, DIGITS) for share in curve[ranks].tolist()] for name, curve in curves.items()}
+        methods[method] = {"ranks": ranks, **kept}
     return {"shape": [n, d], "break_even": round(n * d / (n + d), 1), "methods": methods}
 
 

@@ -53,14 +53,14 @@ def hardware_of(model: nn.Module) -> Hardware:
     return Hardware(accelerator="gpu" if next(model.parameters()).is_cuda else "cpu")
 
 
-def seen_and_unseen(
+def statistics(
     model: nn.Module, sites: Sequence[Site], seen: set[str], unseen: set[str], data: ImageData, seed: int
-) -> tuple[dict[str, Moments], dict[str, Moments]]:
-    """Collect the statistics ``seen`` of the calibration images and ``unseen`` of the held-out images."""
-    return (
-        collect(model, sites, frozenset(seen), calibration_images(data), seed, False),
-        collect(model, sites, frozenset(unseen), held_out_images(data), seed, False),
-    )
+) -> dict[str, dict[str, Moments]]:
+    """Collect the statistics ``seen`` of the "calibration" images and ``unseen`` of the "unseen" ones, by layer."""
+    kinds = {"calibration": (seen, calibration_images(data)), "unseen": (unseen, held_out_images(data))}
+    return {
+        kind: collect(model, sites, frozenset(names), images, seed, False) for kind, (names, images) in kinds.items()
+    }
 
 
 def factors_by(
@@ -71,6 +71,6 @@ def factors_by(
     return {site.name: decomposition(dense_weight(model, site), moments[site.name]) for site in sites}
 
 
-def image_counts(seen: Mapping[str, Moments], unseen: Mapping[str, Moments]) -> dict[str, int]:
+def image_counts(moments: Mapping[str, Mapping[str, Moments]]) -> dict[str, int]:
     """Count the images of both kinds."""
-    return {kind: next(iter(moments.values())).images for kind, moments in (("calibration", seen), ("unseen", unseen))}
+    return {kind: next(iter(by_layer.values())).images for kind, by_layer in moments.items()}

@@ -11,13 +11,9 @@ from matplotlib.figure import Figure
 from experiments.report import styles
 from experiments.report.plots import add_grid, add_key, key
 from experiments.report.uncertainty import Row, images_of
+from experiments.tables.table1 import KINDS
 
-LABELS = {
-    "low_rank": "low-rank",
-    "diagonal": "diagonal",
-    "structured_sparse": "sparse, structured",
-    "unstructured_sparse": "sparse, unstructured",
-}
+LABELS = {kind: label for kind, (label, *_) in KINDS.items()}
 BASES = {"representative": "SVD on the mean image", "whitened_normalised": "whitened (exact)"}
 HOLLOW = {"linestyle": "-.", "marker": "o", "markersize": 4, "markerfacecolor": "white"}
 SOLVERS: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {  # and whether by plain gradient descent: label, look
@@ -84,7 +80,7 @@ def draw(content: Mapping[str, Any]) -> Figure:
     panels[1, 0].set_ylabel("top-1, %")
     handles = [
         key("no Z: all of it rank", color="0.4", linewidth=2.5, alpha=0.5),
-        *(key(LABELS[kind], marker=style.marker, color=style.colour) for kind, style in STYLES.items()),
+        *(key(LABELS[kind], marker=style.marker, color=styles.colour_of(style)) for kind, style in STYLES.items()),
         *(key(f"solver: {name}", color="0.3", **look) for name, look in SOLVERS.values()),
     ]
     add_key(figure, handles, columns=4, title=textwrap.fill(images_of(content["rows"]), 45 * len(groups)))
@@ -102,7 +98,7 @@ def _draw_panel(panel: Axes, rows: Sequence[Row], none: Row | None, field: str) 
             found = [row for row in found if (row.get("optimizer") == "sgd") == plain]
             curve = sorted(found, key=lambda row: row["budget"])
             points = [100 * row["budget"] for row in curve], [row[field] for row in curve]
-            own = {**look, "marker": style.marker, "color": style.colour, "markersize": 4, "linewidth": 1.2}
+            own = {**look, "marker": style.marker, "color": styles.colour_of(style), "markersize": 4, "linewidth": 1.2}
             panel.plot(*points, **own)
     panel.set_xscale("log")
     panel.set_xticks([1, 2.5, 5, 10], labels=["1", "2.5", "5", "10"])

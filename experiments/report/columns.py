@@ -9,7 +9,7 @@ from typing import Any, Literal
 from experiments.report.formats import file_size, human, number, of_share, printed_count
 from experiments.report.seeds import SPREADS
 from experiments.report.uncertainty import TOP1, Row, caveats
-from lowrank_vit.runtime.registry import unknown
+from lowrank_vit.runtime.registry import Registry
 
 Notes = dict[str, int]  # numbers of the footnotes, by their texts
 Write = Callable[[Row, Notes, int], str]
@@ -158,81 +158,77 @@ LEARNT = (
 OLD = "Old: percent of 160 images of the eight old digits; Change: points, after customising; Fréchet old: their distance."
 STEP = "ms: median of a training step of four images, on a machine that other work shared."
 
-CATALOGUE = {
-    column.name: column
-    for column in (
-        _text("architecture", "Architecture"),
-        _text("method", "Method", 12),
-        _text("protocol", "Protocol", 9),
-        _text("base", "Base", 8, about="Base: the decomposition of the weight, before Z."),
-        _text("z", "Z", 6, about="Z: what compensates for the base's error."),
-        _text("solver", "Solver", 8),
-        _text("optimizer", "Optimizer", 6, about=OPTIMIZER),
-        _text("target", "Size aimed at", 8, short="Size\naimed at"),
-        _number("calibration_images", "Images", "{:,}".format, about=IMAGES),
-        _number("bits", "Bits", str, about="Bits: of a weight."),
-        Column("reduction", "Reduction", _reduction, itemgetter("reduction"), short="Re-\nduction"),
-        _text(
-            "params_printed",
-            "Params printed",
-            value=lambda row: printed_count(row["params_printed"]),
-            kind="number",
-            short="Params\nprinted",
-        ),
-        Column("params", "Params measured", _share, itemgetter("params"), short="Params\nmeasured"),
-        _number("top1_reported", "Top-1 reported", number, "Top-1\npaper", PAPER),
-        _top1("top1_dense", "Top-1 dense", "dense\n%", PAPER, lambda row: "top1_dense"),
-        _number("top1_float", "Top-1 float32", number, "float32\n%", FLOAT),
-        _top1(
-            "top1_before_finetune",
-            "before FT",
-            "before\nFT %",
-            PAPER,
-            lambda row: "top1" if _untrained(row) else "top1_before_finetune",
-        ),
-        _top1("top1", "after FT", "after\nFT %", PAPER, _after),
-        _top1("accuracy", "Top-1", "top-1\n%", ACCURACY, lambda row: "" if row["protocol"] == "dense" else "top1"),
-        _number("relative_error", "Error calibration", ERRORS, "Error\ncalib.", ERROR_SEEN),
-        _number("relative_error_held_out", "Error held-out", ERRORS, "Error\nunseen", ERROR),
-        _number("residual_error_reported", "Error reported", "{:g}".format, "Error\npaper", ERROR_REPORTED),
-        _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
-        _number("agreement_unseen", "Same answer", number, "Same\nanswer %", UNSEEN),
-        _number("gap", "Gap %", of_share, "Gap\n%", GAP),
-        _number("budget", "Budget %", partial(of_share, digits=1), "Budget\n%", BUDGET),
-        _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),
-        _number("overhead", "Overhead %", of_share, "Over-\nhead %", BUDGET),
-        _number("size_counted", "Size counted", file_size, "Size\ncounted", COUNTED, _counted_bytes),
-        _number("file_bytes", "File size", file_size, "File\nsize", SIZE),
-        _number("size_reported", "Size reported", "{:g}".format, "Size\npaper", SIZE),
-        _number("scans_replaced", "Scans", partial(number, digits=0), about=SCANNED),
-        _number("scans_top1", "Top-1", number, about=SCAN_TOP1),
-        _number("scans_kl", "KL", ERRORS, about=SCAN_TOP1),
-        _number("stored_bytes", "File size", file_size, about=STORED),
-        _number("stored_top1", "Top-1", number, about=STORED),
-        _number("custom_count", "Trained", human, about=DELTA),
-        _number("custom_bytes", "File", file_size, about=DELTA),
-        _number("custom_concept", "New %", number, about=LEARNT),
-        _number("custom_composition", "Inverted %", number, about=LEARNT),
-        _number("custom_distance", "Fréchet", number, about=LEARNT),
-        _number("custom_nearest", "Nearest", number, about=LEARNT),
-        _number("custom_old", "Old %", number, about=OLD),
-        _number("custom_old_change", "Change", "{:+.1f}".format, about=OLD),
-        _number("custom_old_distance", "Fréchet old", number, about=OLD),
-        _number("custom_step", "ms", number, about=STEP),
-        _number("macs", "MACs", human),
-        *(_number(f"speedup_{batch}", f"Speed-up {batch}", number, f"Speed\n{batch}", SPEED) for batch in BATCHES),
-        _number("seconds", "Seconds", partial(number, digits=1), "Sec.", SECONDS),
-        Column("status", "Status", _status, shown_status, "text", wrap=8),
-    )
-}
+CATALOGUE: Registry[Column] = Registry("column")
+for column in (
+    _text("architecture", "Architecture"),
+    _text("method", "Method", 12),
+    _text("protocol", "Protocol", 9),
+    _text("base", "Base", 8, about="Base: the decomposition of the weight, before Z."),
+    _text("z", "Z", 6, about="Z: what compensates for the base's error."),
+    _text("solver", "Solver", 8),
+    _text("optimizer", "Optimizer", 6, about=OPTIMIZER),
+    _text("target", "Size aimed at", 8, short="Size\naimed at"),
+    _number("calibration_images", "Images", "{:,}".format, about=IMAGES),
+    _number("bits", "Bits", str, about="Bits: of a weight."),
+    Column("reduction", "Reduction", _reduction, itemgetter("reduction"), short="Re-\nduction"),
+    _text(
+        "params_printed",
+        "Params printed",
+        value=lambda row: printed_count(row["params_printed"]),
+        kind="number",
+        short="Params\nprinted",
+    ),
+    Column("params", "Params measured", _share, itemgetter("params"), short="Params\nmeasured"),
+    _number("top1_reported", "Top-1 reported", number, "Top-1\npaper", PAPER),
+    _top1("top1_dense", "Top-1 dense", "dense\n%", PAPER, lambda row: "top1_dense"),
+    _number("top1_float", "Top-1 float32", number, "float32\n%", FLOAT),
+    _top1(
+        "top1_before_finetune",
+        "before FT",
+        "before\nFT %",
+        PAPER,
+        lambda row: "top1" if _untrained(row) else "top1_before_finetune",
+    ),
+    _top1("top1", "after FT", "after\nFT %", PAPER, _after),
+    _top1("accuracy", "Top-1", "top-1\n%", ACCURACY, lambda row: "" if row["protocol"] == "dense" else "top1"),
+    _number("relative_error", "Error calibration", ERRORS, "Error\ncalib.", ERROR_SEEN),
+    _number("relative_error_held_out", "Error held-out", ERRORS, "Error\nunseen", ERROR),
+    _number("residual_error_reported", "Error reported", "{:g}".format, "Error\npaper", ERROR_REPORTED),
+    _number("kl_unseen", "KL unseen", ERRORS, "KL\nunseen", UNSEEN),
+    _number("agreement_unseen", "Same answer", number, "Same\nanswer %", UNSEEN),
+    _number("gap", "Gap %", of_share, "Gap\n%", GAP),
+    _number("budget", "Budget %", partial(of_share, digits=1), "Budget\n%", BUDGET),
+    _text("overhead_reported", "Overhead reported", short="Overh.\npaper", about=OVERHEAD),
+    _number("overhead", "Overhead %", of_share, "Over-\nhead %", BUDGET),
+    _number("size_counted", "Size counted", file_size, "Size\ncounted", COUNTED, _counted_bytes),
+    _number("file_bytes", "File size", file_size, "File\nsize", SIZE),
+    _number("size_reported", "Size reported", "{:g}".format, "Size\npaper", SIZE),
+    _number("scans_replaced", "Scans", partial(number, digits=0), about=SCANNED),
+    _number("scans_top1", "Top-1", number, about=SCAN_TOP1),
+    _number("scans_kl", "KL", ERRORS, about=SCAN_TOP1),
+    _number("stored_bytes", "File size", file_size, about=STORED),
+    _number("stored_top1", "Top-1", number, about=STORED),
+    _number("custom_count", "Trained", human, about=DELTA),
+    _number("custom_bytes", "File", file_size, about=DELTA),
+    _number("custom_concept", "New %", number, about=LEARNT),
+    _number("custom_composition", "Inverted %", number, about=LEARNT),
+    _number("custom_distance", "Fréchet", number, about=LEARNT),
+    _number("custom_nearest", "Nearest", number, about=LEARNT),
+    _number("custom_old", "Old %", number, about=OLD),
+    _number("custom_old_change", "Change", "{:+.1f}".format, about=OLD),
+    _number("custom_old_distance", "Fréchet old", number, about=OLD),
+    _number("custom_step", "ms", number, about=STEP),
+    _number("macs", "MACs", human),
+    *(_number(f"speedup_{batch}", f"Speed-up {batch}", number, f"Speed\n{batch}", SPEED) for batch in BATCHES),
+    _number("seconds", "Seconds", partial(number, digits=1), "Sec.", SECONDS),
+    Column("status", "Status", _status, shown_status, "text", wrap=8),
+):
+    CATALOGUE.add(column.name, column)
 
 
 def chosen(names: Sequence[str]) -> list[Column]:
     """Look up the columns of these names. Raises ``InputError`` with the nearest name."""
-    for name in names:
-        if name not in CATALOGUE:
-            raise unknown("column", name, CATALOGUE)
-    return [CATALOGUE[name] for name in names]
+    return [CATALOGUE.get(name) for name in names]
 
 
 def legend(columns: Sequence[Column], rows: Sequence[Row]) -> str:

@@ -5,7 +5,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +14,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.styles import COLOURS, STYLES, known_style
+from experiments.jobs.job import read_json
+from experiments.report.styles import COLOURS, STYLES, known_style, mpl
 from experiments.report.uncertainty import Row
 from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 from lowrank_vit.runtime.files import write_text
@@ -50,8 +51,7 @@ PARTS = {  # what a block can spare: its name, colour and mark
     HIDDEN: ("hidden units", "green", "^"),
 }
 HALF = 50  # per cent of a part that is removed
-SVG: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": "lowrank_vit"}
-FONT: dict[str, Any] = {"font.family": "sans-serif", "font.size": 11}
+FIXED = {"svg.fonttype": "none", "svg.hashsalt": "lowrank_vit", "font.family": "sans-serif", "font.size": 11}
 
 
 def write_figures(published: Path, folder: Path) -> None:
@@ -64,27 +64,19 @@ def write_figures(published: Path, folder: Path) -> None:
 def methods(published: Path) -> dict[str, list[Row]]:
     """Collect the rows of each method that was measured on the model without any training, from the largest size on."""
     names, found = {id(STYLES[name]): name for name in NAMES}, dict[str, dict[float, Row]]()
-    for row in _rows(published):
-        if (name := names.get(id(known_style(row["method"])))) is not None:
+    rows = [row for table in TABLES for row in (read_json(published / f"{table}.json") or {"rows": []})["rows"]]
+    for row in (row for row in rows if row["id"].startswith(MODEL) and row["status"] == "done" and row["reduction"]):
+        name = names.get(id(known_style(row["method"])))
+        if name is not None and row["protocol"].startswith("training-free"):
             found.setdefault(name, {}).setdefault(row["reduction"], row)
     return {name: [row for _, row in sorted(found[name].items())] for name in NAMES if name in found}
-
-
-def _rows(published: Path) -> Iterator[Row]:
-    for table in TABLES:
-        path = published / f"{table}.json"
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-        for row in rows:
-            plain = row["status"] == "done" and row["reduction"] and row["protocol"].startswith("training-free")
-            if plain and row["id"].startswith(MODEL):
-                yield row
 
 
 def _svg(draw: Draw, published: Path, theme: str) -> str:
     """Draw one figure in one theme; the same input gives the same text."""
     index, ink, lines = THEMES[theme]
     inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    settings: Any = SVG | FONT | inks | dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
+    settings: Any = FIXED | inks | dict.fromkeys(("axes.edgecolor", "grid.color"), lines)
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         panel = figure.subplots()
@@ -105,7 +97,7 @@ def _draw_pareto(panel: Axes, published: Path, index: int) -> None:
     ink = COLOURS["black"][index]
     panel.plot(dense["params_dense"] / 1e6, dense["top1_dense"], "*", markersize=14, color=ink, label="dense")
     for name, rows in series.items():
-        look = STYLES[name].mpl | {"color": COLOURS[STYLES[name].name][index], "markersize": 6, "linewidth": 1.6}
+        look = mpl(STYLES[name]) | {"color": COLOURS[STYLES[name].colour][index], "markersize": 6, "linewidth": 1.6}
         sizes, tops = [row["params"] / 1e6 for row in rows], [row["top1"] for row in rows]
         panel.plot(sizes, tops, label=NAMES[name], **look)
     panel.set_xlabel(f"parameters of {dense['architecture']}, millions")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.report.styles import Style, model_of, series_of, styles_of
+from experiments.report.styles import Look, colour_of, model_of, mpl, series_of, styles_of
 from experiments.report.uncertainty import Row, fewer_seeds, images_of, marked
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.runtime.files import replacing
@@ -26,9 +26,9 @@ UNITS = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
 FRONT: dict[str, Any] = {"color": "0.85", "linewidth": 5, "zorder": 0.5, "solid_joinstyle": "miter"}
 
 
-def save_figure(stem: Path, figure: Figure) -> None:
-    """Write ``stem.png`` and ``stem.pdf``."""
-    for kind in ("png", "pdf"):
+def save_figure(stem: Path, figure: Figure, kinds: Sequence[str] = ("png", "pdf")) -> None:
+    """Write ``stem.png`` and ``stem.pdf``, or other ``kinds``."""
+    for kind in kinds:
         with replacing(stem.with_suffix(f".{kind}")) as temporary:
             figure.savefig(temporary, dpi=150, format=kind)
 
@@ -43,57 +43,64 @@ def draw_plot(table: Mapping[str, Any], against: str = "params", front: bool = F
     measured = [row for row in measured if against != "params" or row.get("cost") in (None, PARAMETERS)]
     tuned = any(row["top1_before_finetune"] is not None for row in measured)
     measured = [_before(row) if tuned else row for row in measured]
-    names = list(dict.fromkeys(row["architecture"] for row in measured))
     styles = styles_of([row["method"] for row in measured if row["reduction"]])
     fewer = fewer_seeds(measured)
-    columns = max(1, min(PANELS, len(names)))
-    lines = max(1, math.ceil(len(names) / columns))
-    width = max(5.2 * columns + 0.6, WIDE if len(styles) > MANY else 0.0)  # so that a long legend has two columns
-    figure = Figure(figsize=(width, 3.6 * lines + 1.4), layout="constrained")
-    for index, name in enumerate(names):
-        panel = figure.add_subplot(lines, columns, index + 1)
-        own = [row for row in measured if row["architecture"] == name]
+    figure, panels = _panels(measured, WIDE if len(styles) > MANY else 0.0)  # so that a long legend has two columns
+    for panel, own in panels:
         largest = max(row[f"{against}_dense"] for row in own)
         unit, label = next((each for each in UNITS if largest >= each[0]), UNITS[-1])
         _draw_panel(panel, own, styles, fewer, against, unit)
         if front:
             _draw_front(panel, own, against, unit)
         panel.set_xlabel(f"{NAMES[against]}, {label}")
-        _finish(panel, f"{name}: {model_of(own)}")
-    if names:
-        entries = _legend(styles, measured, fewer) + ([key("Pareto front", **FRONT)] if front else [])
-        add_key(figure, entries, columns=3, title=_images(measured, width))
-    stale = "; some results are stale" if any(row["stale"] for row in measured) else ""
-    title = f"{table['title']}{stale}" if names else f"{table['title']}: nothing measured yet"
-    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
-    return figure
+    entries = _legend(styles, measured, fewer) + ([key("Pareto front", **FRONT)] if front else [])
+    said = "some results are stale" if any(row["stale"] for row in measured) else ""
+    return _explained(figure, measured, entries, 3, table["title"], said)
 
 
 def draw_sizes(table: Mapping[str, Any]) -> Figure:
     """Draw top-1 against the size of the file: a panel for each architecture, a line for each model or method."""
-    measured = [
-        row for row in map(_of_file, table["rows"]) if row["status"] == "done" and row["file_bytes"] is not None
-    ]
-    names = list(dict.fromkeys(row["architecture"] for row in measured))
+    done = [row for row in table["rows"] if row["status"] == "done"]
+    measured = [row for row in map(_of_file, done) if row["file_bytes"] is not None]
     styles = styles_of([series_of(row) for row in measured])
-    width = max(5.2 * len(names), 5.8)
-    figure = Figure(figsize=(width, 4.8), layout="constrained")
-    for index, name in enumerate(names):
-        panel = figure.add_subplot(1, len(names), index + 1)
-        rows = [row for row in measured if row["architecture"] == name]
+    figure, panels = _panels(measured)
+    for panel, rows in panels:
         unit, label = (2**20, "MiB") if max(row["file_bytes"] for row in rows) >= 2**20 else (2**10, "KiB")
         for series in dict.fromkeys(map(series_of, rows)):
             own = sorted((row for row in rows if series_of(row) == series), key=lambda row: row["file_bytes"])
             _draw_sizes(panel, own, styles[series], unit)
         panel.margins(y=0.12)
         panel.set_xlabel(f"file on disk, {label}")
-        _finish(panel, f"{name}: {model_of(rows)}")
-    if styles:
-        entries = [_entry(style, series) for series, style in styles.items()]
-        add_key(figure, entries, columns=4, title=_images(measured, width))
+    entries = [_entry(style, series) for series, style in styles.items()]
     said = "numbers: bits of a weight" if any(row["bits"] for row in measured) else ""
-    said = said if names else "nothing measured yet"
-    figure.suptitle(textwrap.fill("; ".join(filter(None, (table["title"], said))), int(10 * width)), fontsize=11)
+    return _explained(figure, measured, entries, 4, table["title"], said)
+
+
+def _panels(rows: Sequence[Row], width: float = 0.0) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
+    """Make a figure, at least ``width`` inches wide, with a panel for each architecture; list them with their rows."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["architecture"], []).append(row)
+    columns = max(1, min(PANELS, len(by_name)))
+    lines = max(1, math.ceil(len(by_name) / columns))
+    figure = Figure(figsize=(max(5.2 * columns + 0.6, width), 3.6 * lines + 1.4), layout="constrained")
+    panels = [figure.add_subplot(lines, columns, index + 1) for index in range(len(by_name))]
+    for panel, (name, own) in zip(panels, by_name.items(), strict=True):
+        panel.set_title(f"{name}: {model_of(own)}", fontsize=9)
+        panel.set_ylabel("top-1, %")
+        add_grid(panel)
+    return figure, list(zip(panels, by_name.values(), strict=True))
+
+
+def _explained(
+    figure: Figure, rows: Sequence[Row], entries: Sequence[Line2D], columns: int, title: str, said: str
+) -> Figure:
+    """Add the legend with what the number of images leaves open, and the title with what is ``said`` of the rows."""
+    width = figure.get_figwidth()
+    if rows:
+        add_key(figure, entries, columns, title=textwrap.fill(images_of(rows), int(13 * width)))
+    title = "; ".join(filter(None, (title, said))) if rows else f"{title}: nothing measured yet"
+    figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=11)
     return figure
 
 
@@ -104,13 +111,13 @@ def _of_file(row: Row) -> Row:
     return {**row, "file_bytes": row["stored_bytes"], "top1": row["stored_top1"]}
 
 
-def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Style, unit: float) -> None:
+def _draw_sizes(panel: Axes, rows: Sequence[Row], style: Look, unit: float) -> None:
     x, y = [row["file_bytes"] / unit for row in rows], [row["top1"] for row in rows]
-    panel.plot(x, y, markersize=6, **style.mpl)
+    panel.plot(x, y, markersize=6, **mpl(style))
     place: dict[str, Any] = {"textcoords": "offset points", "xytext": (0, 6), "ha": "center"}
     for row, left, top in zip(rows, x, y, strict=True):
         if row["bits"] is not None:
-            panel.annotate(str(row["bits"]), (left, top), fontsize=8, color=style.colour, **place)
+            panel.annotate(str(row["bits"]), (left, top), fontsize=8, color=colour_of(style), **place)
 
 
 def _before(row: Row) -> Row:
@@ -118,11 +125,6 @@ def _before(row: Row) -> Row:
     if not str(row["protocol"]).startswith("training-free"):
         return row
     return {**row, "top1_before_finetune": row["top1"], "top1_before_std": row["top1_std"], "top1": None}
-
-
-def _images(rows: Sequence[Row], width: float) -> str:
-    """Explain what the number of images leaves open, in lines that fit the width in inches."""
-    return textwrap.fill(images_of(rows), int(13 * width))
 
 
 def add_key(figure: Figure, entries: Sequence[Line2D], columns: int, title: str | None = None) -> None:
@@ -145,11 +147,11 @@ def key(label: str, **style: Any) -> Line2D:
     return Line2D([], [], label=label, **style)
 
 
-def _entry(style: Style, label: str, opacity: float = 1.0) -> Line2D:
-    return key(label, markerfacecolor=(style.colour, opacity), **style.mpl)
+def _entry(style: Look, label: str, opacity: float = 1.0) -> Line2D:
+    return key(label, markerfacecolor=(colour_of(style), opacity), **mpl(style))
 
 
-def _legend(styles: Mapping[str, Style], rows: Sequence[Row], fewer: Mapping[str, int]) -> list[Line2D]:
+def _legend(styles: Mapping[str, Look], rows: Sequence[Row], fewer: Mapping[str, int]) -> list[Line2D]:
     named = [(row["method"], other["method"]) for row, other in zip(rows, marked(rows), strict=True)]
     names = dict(sorted(named, key=lambda pair: pair[0] == pair[1]))  # unmarked where one of a method's rows is
     handles = [
@@ -187,7 +189,7 @@ def _draw_front(panel: Axes, rows: Sequence[Row], against: str, unit: float) -> 
 
 
 def _draw_panel(
-    panel: Axes, rows: Sequence[Row], styles: Mapping[str, Style], fewer: Mapping[str, int], against: str, unit: float
+    panel: Axes, rows: Sequence[Row], styles: Mapping[str, Look], fewer: Mapping[str, int], against: str, unit: float
 ) -> None:
     """Draw one architecture: the dense model, and each method before (hollow) and after (filled) fine-tuning."""
     dense = {(row[f"{against}_dense"], row["top1_dense"]) for row in rows if row["id"] not in fewer}
@@ -202,20 +204,14 @@ def _draw_panel(
     panel.set_ylim(max(panel.get_ylim()[0], -1), min(panel.get_ylim()[1], 101.5))  # no accuracy is above 100 %
 
 
-def _finish(panel: Axes, title: str) -> None:
-    panel.set_title(title, fontsize=9)
-    panel.set_ylabel("top-1, %")
-    add_grid(panel)
-
-
 def add_grid(panel: Axes) -> None:
     """Add pale lines behind what is drawn."""
     panel.grid(visible=True, color="0.92")
     panel.set_axisbelow(True)
 
 
-def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, sizes: Sequence[float], opacity: float) -> None:
-    colour, fills = style.colour, ("white", (style.colour, opacity))
+def _draw_method(panel: Axes, rows: Sequence[Row], style: Look, sizes: Sequence[float], opacity: float) -> None:
+    colour, fills = colour_of(style), ("white", (colour_of(style), opacity))
     for field, spread, fill in zip(FIELDS, SPREADS, fills, strict=True):
         points = [(size, row) for size, row in zip(sizes, rows, strict=True) if row[field] is not None]
         if points:
@@ -223,7 +219,7 @@ def _draw_method(panel: Axes, rows: Sequence[Row], style: Style, sizes: Sequence
                 [size for size, _ in points],
                 [row[field] for _, row in points],
                 yerr=[row[spread] or 0.0 for _, row in points],
-                **style.mpl | {"color": (colour, 0.5 + opacity / 2)},
+                **mpl(style) | {"color": (colour, 0.5 + opacity / 2)},
                 markersize=6,
                 markerfacecolor=fill,
                 markeredgecolor=colour,

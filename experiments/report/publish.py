@@ -14,6 +14,7 @@ from experiments.jobs.job import Job, read_json
 from experiments.report.ablation import findings
 from experiments.report.origins import origin, untrained
 from experiments.report.overview import write_figures
+from experiments.report.plots import save_figure
 from experiments.report.render import PUBLISHED, published_file, render_all
 from experiments.report.rows import FIELDS, command, finished, table_json
 from experiments.report.seeds import joined, numbers
@@ -21,7 +22,7 @@ from experiments.report.write import PICTURES
 from experiments.runner.plan import read_plan
 from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import replacing, write_json, write_text
+from lowrank_vit.runtime.files import write_json, write_text
 
 ROOT = PUBLISHED.parent.parent
 
@@ -64,8 +65,7 @@ def publish(results: Path, table: Table, folder: Path = PUBLISHED, chosen: Colle
     if table.drawing is not None and figure.is_file():
         shutil.copyfile(figure, path.with_name(figure.name))
     for name in table.pictures if table.drawing is None else ():  # of all published rows
-        with replacing(path.with_name(f"{table.name}_{name}.png")) as temporary:
-            PICTURES[name](content).savefig(temporary, dpi=150, format="png")
+        save_figure(path.with_name(f"{table.name}_{name}"), PICTURES[name](content), ["png"])
     return path
 
 

@@ -43,8 +43,8 @@ def finished(results: Path, plan: Mapping[str, Any]) -> dict[str, list[dict[str,
 
 
 def _blank(row: Row | Reported) -> dict[str, Any]:
-    names = {"id": row.id, "architecture": row.architecture, "method": row.method, "protocol": row.protocol}
-    return dict.fromkeys(FIELDS) | names | {"source": row.source, "note": row.note or None}
+    known = {name: getattr(row, name) for name in ("id", "architecture", "method", "protocol", "source")}
+    return dict.fromkeys(FIELDS) | known | {"note": row.note or None}
 
 
 def _reported(row: Reported) -> dict[str, Any]:

@@ -6,14 +6,11 @@ from itertools import pairwise
 from math import comb, sqrt
 from typing import Any
 
+from experiments.report.seeds import SPREADS
+
 Row = Mapping[str, Any]  # of ``table.json``
 LEVEL = 0.05  # of McNemar's test
-TOP1 = {  # measured on the evaluation's images: the field of its error
-    "top1": "top1_std",
-    "top1_before_finetune": "top1_before_std",
-    "top1_dense": "top1_dense_std",
-    "stored_top1": "stored_top1_std",
-}
+TOP1 = {of: error for error, of in SPREADS.items() if "top1" in of}  # measured on the evaluation's images: its error
 
 
 def standard_error(percent: float, images: int) -> float:

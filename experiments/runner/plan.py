@@ -137,11 +137,8 @@ def _jobs(row: Row, model: str, checkpoint: str | None, options: Options, images
     seen, unseen = hold_out(range(images.train), wanted, Job.held_out_samples)
     target = row.standin_target if options.embedded else row.target
     reduction = row.reduction if row.tokens is None else row.before_tokens  # a token rule removes the rest after it
-    share = 1.0
-    if (
-        row.target is not None and row.target_params is not None
-    ):  # a stand-in aims at the same share of its target's size
-        share = row.target_params / parameter_count(blank(row.target))
+    # a stand-in aims at the same share of its target's size
+    share = row.target_params / parameter_count(blank(row.target)) if row.target and row.target_params else 1.0
     fields: dict[str, Any] = {
         "model": model,
         "standin": options.embedded,

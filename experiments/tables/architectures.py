@@ -18,4 +18,5 @@ DEIT_S = Architecture("deit_s", "DeiT-S", "deit_small_patch16_224.fb_in1k", "dig
 VIT_B = Architecture("vit_b", "ViT-B", "vit_base_patch16_224.augreg_in21k_ft_in1k", "digits_vit_base")
 SWIN_B = Architecture("swin_b", "Swin-B", "swin_base_patch4_window7_224.ms_in22k_ft_in1k", "digits_swin_base")
 DEIT_T = Architecture("deit_t", "DeiT-Tiny", "deit_tiny_patch16_224.fb_in1k", None)
+OF_FIGURES = (DEIT_B, VIT_B, SWIN_B, DEIT_T)
 VIT_L = Architecture("vit_l", "ViT-L", "vit_large_patch16_224.augreg_in21k_ft_in1k", "digits_vit_base")

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Sequence
+from dataclasses import replace
 
 from experiments.tables.rows import Row, Table
 from lowrank_vit.runtime.errors import InputError
@@ -24,7 +25,8 @@ def _names() -> list[str]:
 
 def _table(name: str) -> Table:
     """Import one table: those that name methods' titles import PyTorch."""
-    table: Table = importlib.import_module(f"{FOLDER}.{name}").TABLE
+    module = importlib.import_module(f"{FOLDER}.{name}")
+    table: Table = replace(module.TABLE, name=name, about=module.__doc__ or "")
     return table
 
 

@@ -9,13 +9,11 @@ Energy kept is that of the layer's output. What each decomposition counts itself
 weight, that of the mean input's output), is drawn thin. The DeiT-Tiny, ViT and Swin rows are not in the paper.
 """
 
-from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
+from experiments.tables.architectures import OF_FIGURES
 from experiments.tables.rows import Row, Table
 
 TABLE = Table(
-    name="figure1",
     title="Figure 1: energy of the layers' outputs kept by rank, first block",
-    about=__doc__ or "",
-    rows=tuple(Row.measuring(model, "energy", "energy by rank", "energy") for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)),
+    rows=tuple(Row.measuring(model, "energy", "energy by rank", "energy") for model in OF_FIGURES),
     drawing="energy",
 )

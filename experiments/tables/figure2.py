@@ -11,17 +11,15 @@ Three decompositions: of the weight, plain and, as the paper does, on the mean i
 --limit says otherwise. The DeiT-Tiny, ViT and Swin rows are not in the paper.
 """
 
-from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
+from experiments.tables.architectures import OF_FIGURES
 from experiments.tables.rows import Row, Table
 
 PARTS = {"blocks": "accuracy_by_block", "layers": "accuracy_by_layer"}  # the paper's (a) and (b)
 TABLE = Table(
-    name="figure2",
     title="Figure 2: top-1 with the ranks of a single block or type of layer reduced, without fine-tuning",
-    about=__doc__ or "",
     rows=tuple(
         Row.measuring(model, part, f"one of the {part} reduced", measure)
-        for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
+        for model in OF_FIGURES
         for part, measure in PARTS.items()
     ),
     drawing="accuracy",

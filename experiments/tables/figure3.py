@@ -12,22 +12,19 @@ keeps. Z by gradients takes 2000 steps on minibatches by Adam: plain gradient de
 in the paper.
 """
 
-from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
+from experiments.tables.architectures import DEIT_T, OF_FIGURES
 from experiments.tables.rows import Row, Table
 
 PERCENT = 50  # of each projection's parameters that are removed
 
-ROWS = [
-    Row.measuring(
-        model, f"attn-proj-{PERCENT}", "error of attn.proj", "compensation", recipe="paper", reduction=PERCENT / 100,
-        changes={"allocator": "uniform"} | ({"solver": "moments"} if model is DEIT_T else {}),
-    )
-    for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
-]  # fmt: skip
 TABLE = Table(
-    name="figure3",
     title=f"Figure 3: error at the output of the attention projections, {100 - PERCENT} % of their parameters kept",
-    about=__doc__ or "",
-    rows=tuple(ROWS),
+    rows=tuple(
+        Row.measuring(
+            model, f"attn-proj-{PERCENT}", "error of attn.proj", "compensation", recipe="paper", reduction=PERCENT / 100,
+            changes={"allocator": "uniform"} | ({"solver": "moments"} if model is DEIT_T else {}),
+        )
+        for model in OF_FIGURES
+    ),
     drawing="compensation",
-)
+)  # fmt: skip

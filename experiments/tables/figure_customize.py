@@ -10,9 +10,7 @@ from experiments.tables.rows import Table
 from experiments.tables.table_customize import ROWS
 
 TABLE = Table(
-    name="figure_customize",
     title="Figure D: the new digit, in the style of its examples and inverted",
-    about=__doc__ or "",
     rows=ROWS,
     columns=("method", "seconds", "status"),
     drawing="customize",

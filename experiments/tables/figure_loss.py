@@ -9,16 +9,11 @@ One part of one block is reduced - queries with keys, values, or hidden units -,
 the order of the parts right, so their rank correlation (Spearman) is what counts; a factor common to all costs nothing.
 """
 
-from experiments.tables.architectures import DEIT_B, DEIT_T, SWIN_B, VIT_B
+from experiments.tables.architectures import OF_FIGURES
 from experiments.tables.rows import Row, Table
 
 TABLE = Table(
-    name="figure_loss",
     title="Figure B: predicted against measured increase of the loss, one part of the model reduced",
-    about=__doc__ or "",
-    rows=tuple(
-        Row.measuring(model, "loss", "predicted against measured loss", "loss")
-        for model in (DEIT_B, VIT_B, SWIN_B, DEIT_T)
-    ),
+    rows=tuple(Row.measuring(model, "loss", "predicted against measured loss", "loss") for model in OF_FIGURES),
     drawing="loss",
 )

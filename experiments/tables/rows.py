@@ -100,21 +100,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold a table or a figure of the paper. ``about``: the paper, the exact command, its wall time, measured on what.
+    """Hold a table or a figure of the paper. The catalogue adds ``name``, of its file, and ``about``, that file's docstring.
 
     ``columns``: what the rendered table shows, by the names of ``report/columns.py``. ``pictures``: made of
     ``table.json``'s content, by the names of ``report/write.py``; ``findings``: whether ``report/ablation.py`` says
     something about the same content; ``drawing``: the figure of what the jobs measured, a file in ``report/drawing``.
     """
 
-    name: str
     title: str
-    about: str
     rows: tuple[Row | Reported, ...]
     columns: tuple[str, ...] = ("architecture", "method", "seconds", "status")
     pictures: tuple[str, ...] = ("accuracy_vs_params",)
     findings: bool = False
     drawing: str | None = None
+    name: str = ""
+    about: str = ""
 
     @property
     def runnable(self) -> list[Row]:

@@ -29,11 +29,6 @@ KINDS = {  # printed: the overhead, which has an arrow in place of a number, and
 }
 SOLVERS = ("closed_form", "moments", "minibatch")
 BUDGETS = (0.01, 0.025, 0.05, 0.1)
-COLUMNS = (
-    "architecture", "base", "z", "solver", "optimizer", "budget", "overhead_reported", "overhead",
-    "residual_error_reported", "relative_error", "relative_error_held_out", "gap", "params", "top1_dense", "accuracy",
-    "seconds", "status",
-)  # fmt: skip
 SEEDS = (0,)  # by default, for gradient solvers take 2000 steps: --seeds 0,1,2 for their spread
 PAPER_SETTING = (DEIT_B, "representative", "minibatch", 0.05)
 
@@ -78,11 +73,13 @@ def ablation(model: Architecture, reduction: float) -> list[Row]:
 
 
 TABLE = Table(
-    name="table1",
     title="Table 1: compensation by Z",
-    about=__doc__ or "",
     rows=(*ablation(DEIT_B, 0.4), *ablation(DEIT_T, 0.25)),
-    columns=COLUMNS,
+    columns=(
+        "architecture", "base", "z", "solver", "optimizer", "budget", "overhead_reported", "overhead",
+        "residual_error_reported", "relative_error", "relative_error_held_out", "gap", "params", "top1_dense", "accuracy",
+        "seconds", "status",
+    ),
     pictures=("error_vs_budget",),
     findings=True,
-)
+)  # fmt: skip

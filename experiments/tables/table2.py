@@ -100,9 +100,7 @@ def here(model: Architecture, recipe: str, percent: int) -> Row:
 
 
 TABLE = Table(
-    name="table2",
     title="Table 2: compressed vision transformers",
-    about=__doc__ or "",
     rows=(
         baseline(DEIT_B, "86.6M", 81.80, "timm states 81.98 for these weights"),
         reported(DEIT_B, "AAFM", "51.9M (-40%)", 81.28),

@@ -73,19 +73,16 @@ def shrunk(percent: int) -> list[Row]:
     ]
 
 
-COLUMNS = (
-    "architecture", "method", "target", "protocol", "params_printed", "params", "top1_reported", "top1_dense",
-    "top1_before_finetune", "top1", "relative_error_held_out", "seconds", "status",
-)  # fmt: skip
 TABLE = Table(
-    name="table3",
     title="Table 3: compressed to the size of a smaller model",
-    about=__doc__ or "",
     rows=(
         *pair(VIT_L, DEIT_B, "digits_vit_small", ("86.6M", "86.0M (-72%)"), (81.8, 83.1), VIT_B_NAMED),
         *pair(DEIT_B, DEIT_S, "digits_deit_small", ("22.1M", "21.7M (-75%)"), (79.8, 80.3), printed_size=21.7e6),
         *pair(DEIT_S, DEIT_T, "digits_deit_tiny", ("5.0M", "5.0M (-77%)"), (72.2, 74.0), DEIT_T_SIZE, 5.0e6),
         *(row for percent in (25, 40, 50) for row in shrunk(percent)),
     ),
-    columns=COLUMNS,
-)
+    columns=(
+        "architecture", "method", "target", "protocol", "params_printed", "params", "top1_reported", "top1_dense",
+        "top1_before_finetune", "top1", "relative_error_held_out", "seconds", "status",
+    ),
+)  # fmt: skip

@@ -27,10 +27,6 @@ PRINTED = {  # MiB and top-1, by recipe (None: dense) and bits
 BITS = (16, 8, 6, 4)
 FEWER = (3, 2)
 FED_BACK = (8, 6, 4, 3, 2)  # by GPTQ
-COLUMNS = (
-    "architecture", "method", "protocol", "bits", "size_reported", "size_counted", "file_bytes", "params",
-    "top1_reported", "top1_dense", "top1_float", "accuracy", "seconds", "status",
-)  # fmt: skip
 
 
 def row(model: Architecture, recipe: str | None, percent: int, bits: int, quantizer: str = "") -> Row:
@@ -55,9 +51,7 @@ def rows(model: Architecture, recipe: str | None, percent: int, few: bool = Fals
 
 
 TABLE = Table(
-    name="table4",
     title="Table 4: compression and quantisation",
-    about=__doc__ or "",
     rows=(
         *rows(DEIT_B, None, 0, few=True),
         *(each for recipe in ("paper", "loss_aware") for each in rows(DEIT_B, recipe, 50)),
@@ -66,6 +60,9 @@ TABLE = Table(
         *rows(DEIT_T, "loss_aware", 25),
         *(each for percent in (25, 50) for each in rows(DEIT_T, "heads", percent, few=True)),
     ),
-    columns=COLUMNS,
+    columns=(
+        "architecture", "method", "protocol", "bits", "size_reported", "size_counted", "file_bytes", "params",
+        "top1_reported", "top1_dense", "top1_float", "accuracy", "seconds", "status",
+    ),
     pictures=("accuracy_vs_size",),
-)
+)  # fmt: skip

@@ -33,9 +33,7 @@ def row(measure: str, size: float) -> Row:
 
 
 TABLE = Table(
-    name="table4b",
     title="Table 4b: the accuracy of a file of a given size, without training",
-    about=__doc__ or "",
     rows=tuple(row(measure, size) for size in SIZES for measure in WAYS if size >= SMALLEST.get(measure, 0)),
     columns=(
         "architecture", "method", "stored_bytes", "stored_top1", "kl_unseen", "agreement_unseen", "seconds", "status",

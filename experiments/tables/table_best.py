@@ -39,10 +39,6 @@ STEPS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # row: me
 UNTRAINED = ("svd_llm", "loss_aware", "halves", "measured", "best", "pivoted", "embeddings_pivoted")
 REDUCTIONS = (50, 70, 80, 90)  # the methods part at the last three; a row says where a recipe ends
 MORE = (25, 40, 60)  # of `heads` alone on DeiT-B; of what is not trained on DeiT-Tiny
-COLUMNS = (
-    "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "macs", "seconds",
-    "status",
-)  # fmt: skip
 
 
 def rows(model: Architecture) -> list[Row]:
@@ -59,9 +55,10 @@ def rows(model: Architecture) -> list[Row]:
 
 
 TABLE = Table(
-    name="table_best",
     title="Table B: what each ingredient of best brings",
-    about=__doc__ or "",
     rows=tuple(row for model in (DEIT_B, DEIT_T) for row in rows(model)),
-    columns=COLUMNS,
-)
+    columns=(
+        "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "macs",
+        "seconds", "status",
+    ),
+)  # fmt: skip

@@ -32,10 +32,6 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {  # row: what is done otherwis
 }
 REDUCTIONS = (40, 44, 50, 61)
 TUNED = {"hard_teacher": True, "align_weight": 0.5}
-COLUMNS = (
-    "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
-    "accuracy", "seconds", "status",
-)  # fmt: skip
 PAPER = "Xiao et al. 2023, Table 2"
 PRINTED: dict[str, tuple[tuple[str, str, float, str], ...]] = {  # method, parameters, top-1, note
     DEIT_S.id: (
@@ -81,9 +77,10 @@ def _row(model: Architecture, name: str, percent: int, method: str, recipe: str,
 
 
 TABLE = Table(
-    name="table_comcat",
     title="Table C: ranks by differentiable search",
-    about=__doc__ or "",
     rows=tuple(row for model in (DEIT_S, DEIT_B, DEIT_T) for row in rows(model)),
-    columns=COLUMNS,
-)
+    columns=(
+        "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
+        "accuracy", "seconds", "status",
+    ),
+)  # fmt: skip

@@ -43,9 +43,7 @@ ROWS = tuple(
 )
 
 TABLE = Table(
-    name="table_customize",
     title="Table D: a diffusion model customised to a new digit",
-    about=__doc__ or "",
     rows=ROWS,
     columns=(
         "method", "custom_count", "custom_bytes", "custom_concept", "custom_composition", "custom_distance",

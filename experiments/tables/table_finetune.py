@@ -20,9 +20,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {  # row: what is done otherwis
 }
 
 TABLE = Table(
-    name="table_finetune",
     title="Table F: open choices of the partial fine-tune",
-    about=__doc__ or "",
     rows=tuple(
         Row.of(model, f"{name}-50", method, "paper", reduction=0.5, changes={"solver": "closed_form"}, **fields)
         for model in (DEIT_B, SWIN_B)

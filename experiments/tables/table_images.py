@@ -28,10 +28,6 @@ VARIANTS: tuple[tuple[str, str, str, int, dict[str, Any]], ...] = (  # row, meth
     ("muon", "best, distilled by Muon", "best", PASSES, {"distill_changes": {"optimizer": "muon"}}),
 )
 REDUCTIONS = {DEIT_B: (50, 70), DEIT_T: (40, 50)}  # in percent; the stand-ins lose little at 40
-COLUMNS = (
-    "architecture", "method", "reduction", "calibration_images", "params", "top1_dense", "top1_before_finetune", "top1",
-    "kl_unseen", "seconds", "status",
-)  # fmt: skip
 
 
 def rows(model: Architecture) -> list[Row]:
@@ -50,10 +46,11 @@ def rows(model: Architecture) -> list[Row]:
 
 
 TABLE = Table(
-    name="table_images",
     title="Table I: top-1 against the number of images",
-    about=__doc__ or "",
     rows=tuple(row for model in REDUCTIONS for row in rows(model)),
-    columns=COLUMNS,
+    columns=(
+        "architecture", "method", "reduction", "calibration_images", "params", "top1_dense", "top1_before_finetune", "top1",
+        "kl_unseen", "seconds", "status",
+    ),
     pictures=(),
-)
+)  # fmt: skip

@@ -45,9 +45,7 @@ def rows(model: Architecture, percent: int) -> list[Row]:
 
 
 TABLE = Table(
-    name="table_readings",
     title="Table O: readings of what the paper leaves open",
-    about=__doc__ or "",
     rows=tuple(row for model, percent in REDUCTIONS for row in rows(model, percent)),
     columns=(
         "architecture", "method", "reduction", "params", "top1_dense", "accuracy", "relative_error_held_out", "seconds",

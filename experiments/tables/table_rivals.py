@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.tables.architectures import DEIT_B, DEIT_T, Architecture
 from experiments.tables.rows import GATES_ALONE, Reported, Row, Table
-from lowrank_vit.records.looks import LOOKS, PRINTED, Printed
+from lowrank_vit.records.looks import LOOKS, PRINTED
 
 METHODS = (
     "svd", "svd_llm", "svd_llm_update", "fwsvd", "asvd", "afm_energy", "aafm", "flar", "fwsvd_search", "asvd_search",
@@ -42,10 +42,6 @@ HALF_OF_MACS = ("tome", "heads", "best")  # what is also compared at -50 %
 BEFORE_TOKENS = {25: 0.125, 40: 0.25}  # the recipe's share of them, where tokens become fewer behind it
 EPOCHS = 9  # of the calibration images, as in table_best
 FEATURES_ALONE = {"logit_weight": 0.0, "block_weight": 0.0, "restore": False}  # as GFM, which measures nothing unseen
-COLUMNS = (
-    "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
-    "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
-)  # fmt: skip
 
 
 def rows(model: Architecture) -> list[Row | Reported]:
@@ -77,17 +73,13 @@ def _titled(name: str) -> str:
 
 def _printed(model: Architecture) -> list[Reported]:
     """List what papers have printed about a model."""
-    return [_reported(model, each) for paper in PAPERS for each in PRINTED.get(paper) if each.model == model.id]
-
-
-def _reported(model: Architecture, printed: Printed) -> Reported:
-    """Return the row of a printed number."""
-    name = "-".join([*printed.method.lower().split(), printed.params.split()[0].lower()])
-    notes = "; ".join(filter(None, (f"epochs: {printed.epochs}; teacher: {printed.teacher}", printed.note)))
-    return Reported(
-        f"{model.id}/printed-{name}", model.label, printed.method, printed.params, printed.top1, printed.source,
-        printed.protocol, notes,
-    )  # fmt: skip
+    rows = []
+    for each in (each for paper in PAPERS for each in PRINTED.get(paper) if each.model == model.id):
+        name = "-".join([*each.method.lower().split(), each.params.split()[0].lower()])
+        notes = "; ".join(filter(None, (f"epochs: {each.epochs}; teacher: {each.teacher}", each.note)))
+        known = (model.label, each.method, each.params, each.top1, each.source, each.protocol)
+        rows.append(Reported(f"{model.id}/printed-{name}", *known, notes))
+    return rows
 
 
 def distilled_row(model: Architecture, recipe: str, percent: int) -> Row:
@@ -156,10 +148,11 @@ def _from_scratch(model: Architecture, percent: int) -> Row:
 
 
 TABLE = Table(
-    name="table_rivals",
     title="Table R: rivals on one protocol",
-    about=__doc__ or "",
     rows=tuple(row for model in (DEIT_B, DEIT_T) for row in rows(model)),
-    columns=COLUMNS,
+    columns=(
+        "architecture", "method", "protocol", "reduction", "params_printed", "params", "macs", "top1_reported", "top1_dense",
+        "accuracy", "relative_error_held_out", "speedup_1", "speedup_8", "seconds", "status",
+    ),
     pictures=("front_vs_params", "front_vs_macs"),
-)
+)  # fmt: skip

@@ -47,9 +47,7 @@ def rows(model: Architecture) -> list[Row]:
 
 
 TABLE = Table(
-    name="table_scan",
     title="Table V: scans of one channel, and of none",
-    about=__doc__ or "",
     rows=tuple(row for model in (VMAMBA_T, VMAMBA_S, VMAMBA_B, VMAMBA_V0) for row in rows(model)),
     columns=("architecture", "method", "reduction", "scans_replaced", "scans_top1", "scans_kl", "seconds", "status"),
     pictures=(),

@@ -31,9 +31,7 @@ def draw(results: Results, title: str) -> Figure:
             panel.set_visible(f"{model}/{part}" in results)
             if panel.get_visible():
                 _draw_part(panel, results[f"{model}/{part}"], method)
-                panel.set_xlabel("block" if part == "blocks" else "layer type", fontsize=SIZE)
-                panel.set_title(f"{PARTS[part]},\n{METHODS[method]}", fontsize=SIZE)
-                finish(panel)
+                finish(panel, f"{PARTS[part]},\n{METHODS[method]}", "block" if part == "blocks" else "layer type")
         first = next(panel for panel in line if panel.get_visible())
         own = next(seeds for name, seeds in results.items() if name.startswith(f"{model}/"))
         first.set_ylabel(f"{architecture(own)}\ntop-1, %", fontsize=SIZE)

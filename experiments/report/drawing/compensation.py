@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.report.drawing import panels
-from experiments.report.drawing.panels import SIZE, Results
+from experiments.report.drawing.panels import Results
 from experiments.report.plots import add_key, key
-from experiments.report.styles import STYLES
+from experiments.report.styles import STYLES, mpl
 
 SMALL, LARGE = {"markersize": 4}, {"markersize": 8}  # Z's solvers end so close that one has to stand around the other
 HOLLOW = {"markerfacecolor": "white"}
@@ -19,8 +19,8 @@ METHODS = {  # label, look
     "svd": ("plain SVD", panels.SVD | SMALL),
     "before": ("mean-input SVD before Z, of lower rank", panels.MEAN | SMALL | HOLLOW | {"linestyle": ":"}),
     "rank": ("mean-input SVD, Z's budget spent on rank", panels.MEAN | SMALL),
-    "gradient": ("mean-input SVD + Z by gradients", STYLES["z, by gradients"].mpl | LARGE | HOLLOW),
-    "closed_form": ("mean-input SVD + Z in closed form", STYLES["z, closed form"].mpl | SMALL),
+    "gradient": ("mean-input SVD + Z by gradients", mpl(STYLES["z, by gradients"]) | LARGE | HOLLOW),
+    "closed_form": ("mean-input SVD + Z in closed form", mpl(STYLES["z, closed form"]) | SMALL),
     "exact": ("whitened SVD (exact)", panels.WHITENED | SMALL),
 }
 OPTIMIZERS = {"adam": "Adam", "sgd": "plain gradient descent"}
@@ -39,8 +39,7 @@ def draw(results: Results, title: str) -> Figure:
     for index, seeds in enumerate(results.values()):
         panel = figure.add_subplot(lines, columns, index + 1)
         _draw_model(panel, seeds)
-        panel.set_title(_title(seeds), fontsize=SIZE)
-        panels.finish(panel)
+        panels.finish(panel, _title(seeds), "block", "relative squared error")
     add_key(figure, [key(label, **look) for label, look in METHODS.values()], columns=2)
     return figure
 
@@ -64,5 +63,3 @@ def _draw_model(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:
             panel.plot(blocks, panels.mean(results, "methods", method, "unseen"), linewidth=1, **look)
     panel.set_ylim(bottom=0)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_xlabel("block", fontsize=SIZE)
-    panel.set_ylabel("relative squared error", fontsize=SIZE)

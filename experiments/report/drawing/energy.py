@@ -35,8 +35,7 @@ def draw(results: Results, title: str) -> Figure:
         for panel, (layer, measured) in zip(line, seeds[0]["measured"]["layers"].items(), strict=False):
             _draw_layer(panel, seeds, layer)
             n, d = measured["shape"]
-            panel.set_title(f"{layer}, {n} to {d}", fontsize=SIZE)
-            panels.finish(panel)
+            panels.finish(panel, f"{layer}, {n} to {d}")
         line[0].set_ylabel(f"{panels.architecture(seeds)}\nenergy kept", fontsize=SIZE)
     for panel in grid[-1]:
         panel.set_xlabel("rank", fontsize=SIZE)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report.drawing.panels import SIZE, WIDTH, Results, architecture, counted, finish, mean, new_figure
+from experiments.report.drawing.panels import WIDTH, Results, architecture, counted, finish, mean, new_figure
 from experiments.report.plots import add_key, key
 from lowrank_vit.records.sites import HIDDEN, QUERY_KEY, VALUE
 
@@ -22,11 +22,8 @@ def draw(results: Results, title: str) -> Figure:
     lines = -(-len(results) // COLUMNS)
     notes = f"KL(dense || compressed) in nats, one part reduced; {counted(results)}"
     figure = new_figure(title, notes, results, 1.0 + lines * WIDTH / COLUMNS * 0.85 + 0.5)
-    panels = figure.subplots(lines, COLUMNS, squeeze=False).flatten()
-    for panel, seeds in zip(panels, results.values(), strict=False):
-        _draw_model(panel, seeds)
-    for panel in panels[len(results) :]:
-        panel.set_visible(False)
+    for index, seeds in enumerate(results.values()):
+        _draw_model(figure.add_subplot(lines, COLUMNS, index + 1), seeds)
     marks = [key(text, linestyle="none", marker=marker, color="0.0") for marker, text in PARTS.values()]
     removed = next(iter(results.values()))[0]["measured"]["removed"]
     shades = [
@@ -51,7 +48,4 @@ def _draw_model(panel: Axes, results: Sequence[Mapping[str, Any]]) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
     correlation = float(mean(results, "rank_correlation"))
-    panel.set_title(f"{architecture(results)}: rank correlation {correlation:.3f}", fontsize=SIZE)
-    panel.set_xlabel("predicted", fontsize=SIZE)
-    panel.set_ylabel("measured", fontsize=SIZE)
-    finish(panel)
+    finish(panel, f"{architecture(results)}: rank correlation {correlation:.3f}", "predicted", "measured")

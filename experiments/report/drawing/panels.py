@@ -11,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.report.plots import SIZE, add_grid
-from experiments.report.styles import STYLES
+from experiments.report.styles import STYLES, mpl
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # by row: one for each seed
 WIDTH = 7.2  # inches, of a page's text
 LINE = 100  # characters of a title
 # marker, line and colour, those of the same methods in the tables' plots
-SVD, MEAN, WHITENED = (STYLES[name].mpl for name in ("svd", "paper", "exact"))
+SVD, MEAN, WHITENED = (mpl(STYLES[name]) for name in ("svd", "paper", "exact"))
 
 
 def new_figure(title: str, notes: str, results: Results, height: float) -> Figure:
@@ -36,8 +36,11 @@ def mean(results: Sequence[Mapping[str, Any]], *path: str) -> np.ndarray:
     return np.mean([reduce(getitem, path, result["measured"]) for result in results], axis=0)
 
 
-def finish(panel: Axes) -> None:
-    """Set what all panels have in common."""
+def finish(panel: Axes, title: str, x: str = "", y: str = "") -> None:
+    """Set what all panels have in common: a title, labels of the axes, and a grid."""
+    panel.set_title(title, fontsize=SIZE)
+    panel.set_xlabel(x, fontsize=SIZE)
+    panel.set_ylabel(y, fontsize=SIZE)
     panel.tick_params(labelsize=SIZE)
     add_grid(panel)
 

@@ -85,8 +85,8 @@ def test_of_real_images_the_error_stands_in_place_of_the_spread() -> None:
 
 
 def test_no_two_styles_are_alike() -> None:
-    assert len({(style.marker, style.name) for style in STYLES.values()}) == len(STYLES)
-    assert {style.name for style in STYLES.values()} <= COLOURS.keys()
+    assert len({(style.marker, style.colour) for style in STYLES.values()}) == len(STYLES)
+    assert {style.colour for style in STYLES.values()} <= COLOURS.keys()
 
 
 def test_every_method_of_a_table_has_its_own_style() -> None:

@@ -13,9 +13,7 @@ from experiments.tables.table2 import TABLE as TABLE2
 
 PAPER = "A paper, Table 9"
 TABLE = Table(
-    "table9",
     "Table 9: made up",
-    "A table for tests.",
     (
         Row(
             "m/baseline", "Model-M", "deit_tiny_patch16_224.fb_in1k", "m_small", "Baseline", None, 0.0, "86.6M", 81.8,
@@ -37,6 +35,7 @@ TABLE = Table(
         Row("n/svd-40", "Model-N", "vit_base_patch16_224.augreg_in21k_ft_in1k", None, "Vanilla SVD + FT", "svd", 0.4),
     ),
     TABLE2.columns,
+    name="table9",
 )  # fmt: skip
 GOLDEN = Path(__file__).parent.parent.parent / "golden"
 OLDER_REVISIONS = {"evaluate": 0}
