@@ -14,9 +14,9 @@ from experiments.jobs.checkpoints import check_folder
 from experiments.tables.catalogue import find, find_all, tables
 from experiments.tables.rows import Row
 from experiments.tracking.runs import PROJECT
+from lowrank_vit.data.kinds import check_spec
 from lowrank_vit.runtime.errors import InputError, disk_failed, in_shell
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import check_spec
 
 RESULTS = Path("results")
 LAUNCHERS = ("local", "slurm")

@@ -7,7 +7,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch, Refusals, Sites
-from lowrank_vit.architectures.plain import ROTATED, PlainFamily, normed_branches, plain_attention, scaled_branches
+from lowrank_vit.architectures.plain import ROTATED, PlainFamily, plain_attention, two_branches
 from lowrank_vit.records.sites import AttentionSite
 
 
@@ -29,7 +29,7 @@ class EvaFamily(PlainFamily):
         ], refusals
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        return normed_branches(step) if isinstance(step, EvaBlockPostNorm) else scaled_branches(step)
+        return two_branches(step, normed=True) if isinstance(step, EvaBlockPostNorm) else super().branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe timm's ``EvaAttention``, whose keys have no bias, and ``AttentionRope``."""

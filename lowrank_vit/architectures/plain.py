@@ -1,6 +1,7 @@
 """Blocks and attention as most families of timm have them, with timm's names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from timm.layers import LayerScale
@@ -10,6 +11,7 @@ from lowrank_vit.architectures.base import Branch, Family, checked_attention, un
 from lowrank_vit.architectures.parts import APART, NORMALISED, NORMS, described_linear, refuse_extras
 from lowrank_vit.records.sites import AttentionSite, Site, TableSite
 
+LAYERS, FACTORS = ("ls1", "ls2"), ("gamma_1", "gamma_2")  # of LayerScale, in blocks
 EXTRAS = {"norm": "normalises its values", "gate": "gates its values"}
 # why queries and keys stay dense: they are ...
 ROTATED, COSINE = "rotated by their positions", "compared by their cosine"
@@ -66,59 +68,51 @@ def listed_blocks(model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Mod
     return blocks
 
 
-def scaled(scale: Tensor | None, x: Tensor) -> Tensor:
-    """Multiply by LayerScale's factors, where there are any."""
-    return x if scale is None else scale * x
+def scaled(scale: nn.Module | Tensor | None, x: Tensor) -> Tensor:
+    """Multiply by LayerScale, its layer or its factors, where there is one."""
+    return x if scale is None else scale(x) if isinstance(scale, nn.Module) else scale * x
 
 
-def scaled_branches(block: Any) -> tuple[Branch, ...]:
-    """Return the branches of a block whose LayerScale is in ``gamma_1`` and ``gamma_2``."""
-
-    def attend(x: Tensor, **given: Tensor) -> Tensor:
-        return scaled(block.gamma_1, block.attn(block.norm1(x), **given))
-
-    def think(x: Tensor, **given: Tensor) -> Tensor:
-        return scaled(block.gamma_2, block.mlp(block.norm2(x)))
-
-    return (
-        Branch(block, "attn", "proj", attend, block.gamma_1, norm="norm1"),
-        Branch(block, "mlp", "fc2", think, block.gamma_2, norm="norm2"),
-    )
+def layer_scale(scale: nn.Module | Tensor | None) -> Tensor | None:
+    """Return LayerScale's factors, of its layer or as they are; None if there are none."""
+    return scale.gamma if isinstance(scale, LayerScale) else scale if isinstance(scale, Tensor) else None
 
 
-def layer_scale(module: nn.Module) -> Tensor | None:
-    """Return LayerScale's factors; None if there are none."""
-    return module.gamma if isinstance(module, LayerScale) else None
+def two_branches(
+    block: Any,
+    attend: Callable[..., Tensor] | None = None,
+    *,
+    attention: str = "attn",
+    norms: Sequence[str] = ("norm1", "norm2"),
+    scales: Sequence[str] = (),
+    normed: bool = False,
+    foldable: Sequence[bool] = (True, True),
+    **layout: Any,
+) -> tuple[Branch, ...]:
+    """Return the branches of a block that adds attention and an MLP to its stream, with a norm each.
 
-
-def layer_branches(block: Any, attention: Callable[..., Tensor] | None = None) -> tuple[Branch, ...]:
-    """Return the branches of a block whose LayerScale is in the layers ``ls1`` and ``ls2``.
-
-    ``attention``: what calls its attention, by default the module itself.
+    ``attend``: what calls the attention, by default the block's ``attn``; ``attention``: the module with its ``proj``, and
+    ``layout``: its ``tokens`` and ``stream``. ``scales``: LayerScale's layers, or factors. ``normed``: norms follow
+    attention and MLP. ``foldable``: whether a norm before them may be folded. Norms and scales are read anew in each call,
+    as folding exchanges them.
     """
 
-    def attend(x: Tensor, **given: Any) -> Tensor:
-        return block.ls1((attention or block.attn)(block.norm1(x), **given))
+    def branch(place: int, name: str, output: str, compute: Callable[..., Tensor], **layout: Any) -> Branch:
+        norm = attrgetter(norms[place])
+        scale: Callable[[Any], Any] = attrgetter(scales[place]) if scales else lambda block: None
 
-    def think(x: Tensor, **given: Tensor) -> Tensor:
-        return block.ls2(block.mlp(block.norm2(x)))
+        def add(x: Tensor, **given: Any) -> Tensor:
+            own = norm(block)
+            return scaled(scale(block), own(compute(x, **given)) if normed else compute(own(x), **given))
+
+        layout["norm"] = norms[place] if foldable[place] and not normed else ""
+        layout["layer_scale"] = scales[place] if isinstance(scale(block), nn.Module) else ""
+        return Branch(block, name, output, add, layer_scale(scale(block)), normed=normed, **layout)
 
     return (
-        Branch(block, "attn", "proj", attend, layer_scale(block.ls1), norm="norm1", layer_scale="ls1"),
-        Branch(block, "mlp", "fc2", think, layer_scale(block.ls2), norm="norm2", layer_scale="ls2"),
+        branch(0, attention, "proj", attend or (lambda x, **given: block.attn(x, **given)), **layout),
+        branch(1, "mlp", "fc2", lambda x, **given: block.mlp(x)),
     )
-
-
-def normed_branches(block: Any) -> tuple[Branch, ...]:
-    """Return the branches of a block whose norms follow attention and MLP."""
-
-    def attend(x: Tensor, **given: Tensor) -> Tensor:
-        return block.norm1(block.attn(x, **given))
-
-    def think(x: Tensor, **given: Tensor) -> Tensor:
-        return block.norm2(block.mlp(x))
-
-    return Branch(block, "attn", "proj", attend, normed=True), Branch(block, "mlp", "fc2", think, normed=True)
 
 
 class PlainFamily(Family):
@@ -137,4 +131,4 @@ class PlainFamily(Family):
         return added_positions(model)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        return scaled_branches(step)
+        return two_branches(step, scales=FACTORS)

@@ -12,7 +12,7 @@ from lowrank_vit.architectures.base import FAMILIES, Branch, unwalked
 from lowrank_vit.architectures.encoder_parts import EncoderBlock
 from lowrank_vit.architectures.imitated import CORE, BranchStep
 from lowrank_vit.architectures.parts import ADVICE, UnknownWholeError
-from lowrank_vit.architectures.plain import layer_branches, plain_attention
+from lowrank_vit.architectures.plain import LAYERS, plain_attention, two_branches
 from lowrank_vit.architectures.step_inputs import Foreign
 from lowrank_vit.records.sites import AttentionSite
 
@@ -46,7 +46,7 @@ class TorchEncoder(Foreign):
             output = "fc2" if isinstance(getattr(step.core, "fc2", None), nn.Module) else "proj"
             return (Branch(step, CORE, output, step.added, norm="norm"),)
         assert isinstance(step, EncoderBlock)
-        return layer_branches(step, step.attend) if step.norm_first else _normed_branches(step)
+        return two_branches(step, step.attend, scales=LAYERS) if step.norm_first else _normed_branches(step)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         return plain_attention(name, module) if type(module) is Attention else None

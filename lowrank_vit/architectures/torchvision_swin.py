@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.encoder_parts import sequential_mlp
 from lowrank_vit.architectures.linears import computes_as_known
+from lowrank_vit.architectures.plain import two_branches
 from lowrank_vit.architectures.step_inputs import Foreign
 from lowrank_vit.architectures.windows import cut_windows, join_windows, padded, window_attention
 from lowrank_vit.modules.surgery import replace_module
@@ -127,27 +128,14 @@ class TorchvisionSwin(Foreign):
         block: Any = step
         if _kind(step) in MERGING:
             return ()
-        normed, windows = _kind(step) == "SwinTransformerBlockV2", block.attn
-
-        def attend(x: Tensor) -> Tensor:
-            return block.norm1(block.attn(x)) if normed else block.attn(block.norm1(x))
-
-        def think(x: Tensor) -> Tensor:
-            return block.norm2(block.mlp(x)) if normed else block.mlp(block.norm2(x))
-
-        return (
-            Branch(
-                block,
-                f"attn.{CORE}",
-                "proj",
-                attend,
-                tokens=lambda x: cut_windows(x, windows.window, windows.shifts(x.shape[1:3])),
-                stream=lambda tokens, shape: join_windows(
-                    tokens, windows.window, windows.shifts(shape[1:3]), shape[1:3]
-                ),
-                normed=normed,
-            ),
-            Branch(block, "mlp", "fc2", think, normed=normed, norm="" if normed else "norm2"),
+        windows = block.attn
+        return two_branches(
+            block,
+            attention=f"attn.{CORE}",
+            normed=_kind(step) == "SwinTransformerBlockV2",
+            foldable=(False, True),
+            tokens=lambda x: cut_windows(x, windows.window, windows.shifts(x.shape[1:3])),
+            stream=lambda tokens, shape: join_windows(tokens, windows.window, windows.shifts(shape[1:3]), shape[1:3]),
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

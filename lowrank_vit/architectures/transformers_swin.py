@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.origin import kind_of
+from lowrank_vit.architectures.plain import two_branches
 from lowrank_vit.architectures.transformers_parts import CORE
 from lowrank_vit.architectures.transformers_vit import TransformersViT
 from lowrank_vit.architectures.windows import cut_windows, join_windows, padded, window_attention
@@ -55,22 +56,20 @@ class TransformersSwin(TransformersViT):
         block: Any = step
 
         def attend(x: Tensor, **given: Any) -> Tensor:
-            tokens = window_tokens(block, block.layernorm_before(x))
+            tokens = window_tokens(block, x)
             sides = padded(_sides(block, x.shape[1]), _window(block)[0])
             mask = block.get_attn_mask(*sides, dtype=x.dtype, device=x.device)
             added = block.attention(tokens.reshape(-1, block.window_size**2, x.shape[-1]), mask)[0]
             return window_stream(block, added, x.shape)
 
-        return (
-            Branch(
-                block,
-                f"attention.{CORE}",
-                "proj",
-                attend,
-                tokens=lambda x: window_tokens(block, x),
-                stream=lambda tokens, shape: window_stream(block, tokens, shape),
-            ),
-            Branch(block, "mlp", "fc2", lambda x, **given: block.mlp(block.layernorm_after(x))),
+        return two_branches(
+            block,
+            attend,
+            attention=f"attention.{CORE}",
+            norms=("layernorm_before", "layernorm_after"),
+            foldable=(False, False),
+            tokens=lambda x: window_tokens(block, x),
+            stream=lambda tokens, shape: window_stream(block, tokens, shape),
         )
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lowrank_vit.architectures.base import FAMILIES, Branch, Refusals, Sites
 from lowrank_vit.architectures.origin import kind_of
 from lowrank_vit.architectures.parts import UnknownWholeError
-from lowrank_vit.architectures.plain import plain_attention, scaled
+from lowrank_vit.architectures.plain import plain_attention, two_branches
 from lowrank_vit.architectures.step_inputs import Foreign
 from lowrank_vit.architectures.transformers_parts import CORE, Answering
 from lowrank_vit.records.sites import AttentionSite
@@ -21,11 +21,11 @@ class Layout:
 
     norms: tuple[str, str]
     attention: str = "attention"
-    scales: tuple[str, str] | None = None  # of LayerScale
+    scales: tuple[str, ...] = ()  # of LayerScale
 
 
 VIT = Layout(("layernorm_before", "layernorm_after"))
-DINO = Layout(("norm1", "norm2"), scales=("layer_scale1", "layer_scale2"))
+DINO = Layout(("norm1", "norm2"), scales=("layer_scale1.lambda1", "layer_scale2.lambda1"))
 CLIP = Layout(("layer_norm1", "layer_norm2"), "self_attn")
 LAYOUTS = {
     "ViTLayer": VIT,
@@ -35,23 +35,6 @@ LAYOUTS = {
     "SiglipEncoderLayer": CLIP,
     "CLIPEncoderLayer": CLIP,
 }
-
-
-def block_branches(block: Any, layout: Layout) -> tuple[Branch, ...]:
-    """Return what a block adds to its stream. Raises ``InputError`` where its attention or MLP could not be exchanged."""
-    norms = [getattr(block, name) for name in layout.norms]
-    scales = [getattr(block, name).lambda1 for name in layout.scales] if layout.scales else [None, None]
-
-    def attend(x: Tensor, attention_mask: Tensor | None = None, **given: Any) -> Tensor:
-        return scaled(scales[0], getattr(block, layout.attention)(norms[0](x), attention_mask)[0])
-
-    def think(x: Tensor, **given: Any) -> Tensor:
-        return scaled(scales[1], block.mlp(norms[1](x)))
-
-    return (
-        Branch(block, f"{layout.attention}.{CORE}", "proj", attend, scales[0]),
-        Branch(block, "mlp", "fc2", think, scales[1]),
-    )
 
 
 @FAMILIES.register("transformers_vit")
@@ -73,7 +56,19 @@ class TransformersViT(Foreign):
         return steps
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        return block_branches(step, LAYOUTS[kind_of(step)])
+        layout = LAYOUTS[kind_of(step)]
+
+        def attend(x: Tensor, attention_mask: Tensor | None = None, **given: Any) -> Tensor:
+            return getattr(step, layout.attention)(x, attention_mask)[0]
+
+        return two_branches(
+            step,
+            attend,
+            attention=f"{layout.attention}.{CORE}",
+            norms=layout.norms,
+            scales=layout.scales,
+            foldable=(False, False),
+        )
 
     def survey(self, model: nn.Module) -> tuple[Sites, Refusals]:
         """Find every attention module and MLP. Raises ``InputError`` for a model of texts beside images."""

@@ -8,13 +8,13 @@ from torch import nn
 from lowrank_vit.architectures.base import FAMILIES, Branch
 from lowrank_vit.architectures.parts import UnknownWholeError
 from lowrank_vit.architectures.plain import (
+    LAYERS,
     PlainFamily,
     is_plain,
-    layer_branches,
     layer_scale,
     listed_blocks,
-    normed_branches,
     plain_attention,
+    two_branches,
 )
 from lowrank_vit.modules.low_rank_attention import LowRankAttention
 from lowrank_vit.records.sites import AttentionSite
@@ -46,7 +46,7 @@ class ViT(PlainFamily):
                 for half, (name, output) in HALVES.items()
                 for place, part in enumerate(getattr(step, half))
             )
-        return normed_branches(step) if isinstance(step, ResPostBlock) else layer_branches(step)
+        return two_branches(step, normed=True) if isinstance(step, ResPostBlock) else two_branches(step, scales=LAYERS)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         if type(module) is not Attention:  # a subclass may compute something else

@@ -9,7 +9,7 @@ from timm.models.vision_transformer_relpos import (
 from torch import nn
 
 from lowrank_vit.architectures.base import FAMILIES, Branch
-from lowrank_vit.architectures.plain import BIASED, PlainFamily, layer_branches, normed_branches, plain_attention
+from lowrank_vit.architectures.plain import BIASED, LAYERS, PlainFamily, plain_attention, two_branches
 from lowrank_vit.records.sites import AttentionSite
 
 
@@ -22,7 +22,9 @@ class RelPosViT(PlainFamily):
     blocks = (RelPosBlock, ResPostRelPosBlock)
 
     def branches(self, step: nn.Module) -> tuple[Branch, ...]:
-        return normed_branches(step) if isinstance(step, ResPostRelPosBlock) else layer_branches(step)
+        if isinstance(step, ResPostRelPosBlock):
+            return two_branches(step, normed=True)
+        return two_branches(step, scales=LAYERS)
 
     def attention(self, name: str, module: nn.Module) -> AttentionSite | None:
         """Describe timm's ``RelPosAttention``, whose biases a module of their own makes."""

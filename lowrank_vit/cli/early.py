@@ -6,16 +6,15 @@ from pathlib import Path
 
 from lowrank_vit.cli.arguments import SHARE, check_one_model
 from lowrank_vit.cli.recipe_file import is_file
-from lowrank_vit.data.kinds import check_kind
+from lowrank_vit.data.kinds import check_spec
 from lowrank_vit.records.budgets import parse_budgets
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import check_spec, entry_of
+from lowrank_vit.runtime.files import entry_of
 from lowrank_vit.runtime.registry import unknown
 from lowrank_vit.storage.shipped import shipped_folder
 
 COUNTS = ("batch_size", "calibration_samples", "epochs", "limit")
-HUB = "hf_hub:"
 
 
 def check_early(args: argparse.Namespace) -> None:
@@ -25,18 +24,12 @@ def check_early(args: argparse.Namespace) -> None:
         require("--logger wandb", "wandb")  # Lightning would notice after everything is loaded
     if "folder" in given and "model" in given:
         check_one_model(args)
-    folder = given.get("folder")
-    folder = folder if folder is None else shipped_folder(folder) or folder
-    if folder is not None and not str(folder).startswith(HUB) and not (folder / "config.json").exists():
-        remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
-        raise InputError(
-            f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}"
-        )
+    if given.get("folder") is not None:
+        check_folder(args.folder)
     file = given.get("checkpoint")
     if file is not None and not entry_of(file)[0].exists():
         raise InputError(f"checkpoint {file} does not exist: pass a file of weights, such as .safetensors or .pth")
     if given.get("data"):
-        check_kind(args.data)
         check_spec(args.data)
     for name in COUNTS:
         count = given.get(name)
@@ -57,6 +50,16 @@ def check_early(args: argparse.Namespace) -> None:
 
             if RENAMED.get(name, name) not in RECIPES:
                 raise unknown("recipe", name, RECIPES)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ``InputError`` unless it is a compressed model's folder, the name of one at the hub, or of one in the package."""
+    from lowrank_vit.storage.hub import is_hub_name
+
+    if is_hub_name(folder) or shipped_folder(folder) or (folder / "config.json").exists():
+        return
+    remedy = "" if folder.exists() else f"; for a dense model, give --model {folder}"
+    raise InputError(f"{folder / 'config.json'} is missing: {folder} is not the folder of a compressed model{remedy}")
 
 
 def check_figure(path: Path) -> None:

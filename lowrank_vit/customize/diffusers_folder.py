@@ -1,24 +1,19 @@
-"""A text-to-image model in a folder as diffusers lays it out: unet, scheduler, and where there are any vae, text_encoder.
+"""A text-to-image model in a folder as diffusers lays it out: unet, scheduler, text_encoder, tokenizer and, if any, vae.
 
-A model without a text encoder has a table of words instead: ``words.safetensors`` with the vectors, whose description holds
-the vocabulary. Weights are read from safetensors files only, so that nothing in them is executed.
+Weights are read from safetensors files only, so that nothing in them is executed.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from lowrank_vit.customize.text_to_image import ClipText, Text, TextToImage, WordTable
+from lowrank_vit.customize.text_to_image import ClipText, TextToImage
 from lowrank_vit.runtime.errors import InputError, reason_of
 from lowrank_vit.runtime.extras import require
-from lowrank_vit.runtime.files import json_text, replacing
-from lowrank_vit.runtime.tensors import tensor_bytes
 
 UNET, SCHEDULER, AUTOENCODER, ENCODER, TOKENIZER = "unet", "scheduler", "vae", "text_encoder", "tokenizer"
-WORDS = "words.safetensors"
-INDEX = "model_index.json"
 
 
 def open_folder(folder: Path) -> TextToImage:
@@ -39,27 +34,9 @@ def open_folder(folder: Path) -> TextToImage:
     return TextToImage(network, _text(folder), schedule, autoencoder)
 
 
-def save_folder(model: TextToImage, folder: Path) -> None:
-    """Write a model with a table of words as a folder that ``open_folder`` reads; its place must be free."""
-    from diffusers import DDPMScheduler
-
-    if not isinstance(model.text, WordTable) or model.autoencoder is not None:
-        raise InputError("only models of pixels with a table of words are written as a folder")
-    if folder.exists():
-        raise InputError(f"{folder} exists already: choose another place")
-    about = {"vocabulary": json.dumps(model.text.vocabulary), "length": str(model.text.length)}
-    with replacing(folder, folder=True) as temporary:
-        (temporary / INDEX).write_text(json_text({UNET: ["diffusers", "UNet2DConditionModel"]}))
-        model.unet.save_pretrained(temporary / UNET)
-        DDPMScheduler.from_config(dict(model.schedule)).save_pretrained(temporary / SCHEDULER)
-        (temporary / WORDS).write_bytes(tensor_bytes(model.text.encoder.state_dict(), about))
-
-
-def _text(folder: Path) -> Text:
-    if (folder / WORDS).is_file():
-        return _word_table(folder / WORDS)
+def _text(folder: Path) -> ClipText:
     if not (folder / ENCODER).is_dir():
-        raise InputError(f"{folder} has neither {ENCODER} nor {WORDS}: without either a prompt means nothing")
+        raise InputError(f"{folder} has no {ENCODER}: without one a prompt means nothing")
     require("a model with a text encoder", "transformers")
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -74,17 +51,6 @@ def _text(folder: Path) -> Text:
     except (OSError, ValueError, TypeError) as error:
         raise _broken(folder / TOKENIZER, error) from None
     return ClipText(tokenizer, encoder)
-
-
-def _word_table(path: Path) -> WordTable:
-    try:
-        with safe_open(path, "pt") as file:
-            about, weight = file.metadata() or {}, file.get_tensor("0.weight")
-        table = WordTable(json.loads(about["vocabulary"]), weight.shape[1], int(about["length"]))
-        table.encoder.load_state_dict({"0.weight": weight})
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise _broken(path, error) from None
-    return table
 
 
 def _weights(kind: Any, folder: Path, **options: Any) -> Any:

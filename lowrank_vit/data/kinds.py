@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.runtime.files import AROUND, given_path
+from lowrank_vit.runtime.files import given_path
 from lowrank_vit.runtime.registry import unknown
 
+LOCAL = ("imagefolder", "parquet", "arrow")  # sources that are paths
+AROUND = ("joined", "ordered")  # sources whose SPEC ends in another's
 REGISTERED = re.compile(r'^@source\("(\w+)"', re.MULTILINE)
 
 
@@ -24,11 +26,13 @@ def unknown_source(spec: str, known: Iterable[str]) -> InputError:
     return unknown("data source", spec, known)
 
 
-def check_kind(spec: str) -> None:
-    """Raise ``InputError`` for a SPEC of images of an unknown kind."""
+def check_spec(spec: str) -> None:
+    """Raise ``InputError`` for a SPEC of images of an unknown kind, and for one with a path that is not there."""
     kind, _, target = spec.partition(":")
     known = source_kinds()
     if known and kind not in known:
         raise unknown_source(spec, known)
     if kind in AROUND and "," in target:
-        check_kind(target.partition(",")[2])
+        check_spec(target.partition(",")[2])
+    elif kind in LOCAL and target and not given_path(target).exists():
+        raise InputError(f"{spec}: {target} does not exist")

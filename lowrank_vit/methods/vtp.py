@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.compression.recipe import add_recipe
 from lowrank_vit.objectives.classification import Classification
-from lowrank_vit.records.factors import Columns, Directions, InputSubset, Logits
+from lowrank_vit.records.factors import Directions, InputSubset, Logits, PartsInOrder
 from lowrank_vit.records.looks import PRINTED, Printed, look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HIDDEN, INPUT, VALUE, AttentionSite, MlpSite
@@ -66,11 +66,11 @@ class LearntColumns:
 
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
-    def __call__(self, output: Moments, first: Moments | None) -> Columns:
+    def __call__(self, output: Moments, first: Moments | None) -> PartsInOrder:
         inner, inner_mean = learnt_scores(output), output.mean("input_sum")
         if first is None:
-            return Columns.by_score(inner, None, inner_mean)
-        return Columns.by_score(inner, learnt_scores(first), inner_mean, first.mean("input_sum"))
+            return PartsInOrder.by_score(inner, None, inner_mean)
+        return PartsInOrder.by_score(inner, learnt_scores(first), inner_mean, first.mean("input_sum"))
 
 
 class SoftGate(Gate):

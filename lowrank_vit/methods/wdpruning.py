@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.compression.recipe import add_recipe
-from lowrank_vit.records.factors import Directions, GatedParts
+from lowrank_vit.records.factors import Directions, PartsInOrder
 from lowrank_vit.records.looks import look
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import HEAD, HIDDEN, OUTPUT, AttentionSite, MlpSite
@@ -45,11 +45,13 @@ class LearntParts:
 
     needs: ClassVar[frozenset[str]] = frozenset({"input_second"})
 
-    def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
+    def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> PartsInOrder:
         width = site.head_width if isinstance(site, AttentionSite) else 1
-        return GatedParts.by_score(
+        found = PartsInOrder.by_score(
             learnt_scores(moments)[::width], learnt_scores(moments, "learnt_outputs"), moments.mean("input_sum")
         )
+        found.units.loss[0] = found.units.loss[1]  # rank 0 cannot be chosen: its loss is recorded as that of rank 1
+        return found
 
 
 def kept_by(threshold: Tensor, count: int) -> int:

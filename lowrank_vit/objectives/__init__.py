@@ -5,8 +5,9 @@ One file for each objective. Every stage works with any of them.
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,8 @@ BLOCK = r"(?:.*\.)?blocks\.\d+"  # the names of blocks in timm
 LAYER = r"(?:.*\.)?(?:(?:layers?|resblocks)\.|encoder_layer_)\d+"  # and elsewhere
 
 
-class Objective(Protocol):
-    """Define the interface of an objective. ``outputs`` is what the model returns for a batch of images, (B, ...).
+class Objective(ABC):
+    """Say what is preserved. ``outputs`` is what the model returns for a batch of images, (B, ...).
 
     ``measures``: the name of the divergence in reports; ``unit``: its unit, in words.
     """
@@ -34,27 +35,34 @@ class Objective(Protocol):
     unit: ClassVar[str]
 
     @property
+    @abstractmethod
     def probe_name(self) -> str:
         """Return the name of the probe; statistics of different probes are cached separately."""
 
+    @abstractmethod
     def lacks(self, model: nn.Module) -> str:
         """Say what a model lacks for the objective to be measured on it; nothing where it can be measured."""
 
     def fitted(self, model: nn.Module, batches: Batches) -> "Objective":
         """Return the objective with what it needs to know of the dense model's outputs for the calibration images."""
+        return self
 
+    @abstractmethod
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
         """Return a random scalar whose gradient's second moment is the loss's curvature, summed over the batch."""
 
+    @abstractmethod
     def reading(self, outputs: Tensor) -> Tensor:
         """Return the values that ``divergence`` compares, float64."""
 
     def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
-        """Return how far the small model's reading is from the dense one's, summed over the batch."""
+        """Return how far the small model's reading is from the dense one's, summed over the batch.
 
-    def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        """Return the outputs of a model that distillation compares; with ``blocks``, those of each block, too."""
+        By default ``KL(dense || small)`` in nats, of log-probabilities.
+        """
+        return (dense.exp() * (dense - small)).sum()
 
+    @abstractmethod
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return the distillation loss of the compared outputs, a mean over the batch, differentiable."""
 
@@ -70,22 +78,23 @@ def objective_for(model: nn.Module, wanted: Objective) -> Objective:
     return OBJECTIVES.get("multi_label" if several else "features")()
 
 
-def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
-    """Draw random signs for each image, (B, *shape), int64, on the CPU.
+def image_generators(images: Tensor, seed: int) -> Iterator[torch.Generator]:
+    """Yield a generator of random numbers for each image, on the CPU, that depends on the seed and its content alone.
 
-    They depend on the seed and the image's content alone, so that neither the batch size, nor the order, nor the number
-    of processes changes them.
+    So neither the batch size, nor the order, nor the number of processes changes what is drawn for an image.
     """
-    generator = torch.Generator()
-    signs = []
     for image in images.detach().cpu().contiguous():
         # the CPU's generator reads 32 bits of a seed, so both go into one checksum
-        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
-        signs.append(torch.randint(2, tuple(shape), generator=generator) * 2 - 1)
-    return torch.stack(signs)
+        yield torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
 
 
-def compared_outputs(model: nn.Module, images: Tensor, blocks: bool) -> Outputs:
+def image_signs(images: Tensor, shape: Sequence[int], seed: int) -> Tensor:
+    """Draw random signs for each image, (B, *shape), int64, on the CPU."""
+    drawn = [torch.randint(2, tuple(shape), generator=each) for each in image_generators(images, seed)]
+    return torch.stack(drawn) * 2 - 1
+
+
+def compared_outputs(model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
     """Return the head's inputs in a model, its outputs and, with ``blocks``, the output of each block, (B, ..., width).
 
     timm's models say what their head is; in others it is the module that makes the outputs from features, (B, width).

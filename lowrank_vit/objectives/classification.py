@@ -1,7 +1,6 @@
 """Classification: the divergence of the model's own predictions. No label is read."""
 
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from lowrank_vit.architectures.linears import classifiers
 from lowrank_vit.architectures.origin import is_clip, kind_of
-from lowrank_vit.objectives import OBJECTIVES, SEVERAL, Outputs, compared_outputs, image_signs
-from lowrank_vit.records.images import Batches
+from lowrank_vit.objectives import OBJECTIVES, SEVERAL, Objective, image_generators, image_signs
 from lowrank_vit.runtime.registry import unknown
 
 EMBEDDING = r"clip|pe_core"  # in the name of weights that were trained to embed images
@@ -31,17 +29,8 @@ def as_classes(logits: Tensor) -> Tensor:
 
 
 def sample_labels(logits: Tensor, images: Tensor, seed: int) -> Tensor:
-    """Draw one label for each image from the model's own prediction, (batch,).
-
-    The draw depends on the seed and the image's content alone, so that neither the batch size, nor the order, nor the
-    number of processes changes it.
-    """
-    generator = torch.Generator()
-    draws = []
-    for image in images.detach().cpu().contiguous():
-        # the CPU's generator reads 32 bits of a seed, so both go into one checksum
-        generator.manual_seed(zlib.crc32(image.numpy().tobytes(), seed))
-        draws.append(torch.rand((), generator=generator, dtype=torch.float64))
+    """Draw one label for each image from the model's own prediction, (batch,)."""
+    draws = [torch.rand((), generator=each, dtype=torch.float64) for each in image_generators(images, seed)]
     cumulative = logits.detach().double().softmax(-1).cumsum(-1).cpu()
     chosen = torch.searchsorted(cumulative, torch.stack(draws)[:, None]).squeeze(1)
     return chosen.clamp_max(logits.shape[-1] - 1).to(logits.device)
@@ -118,7 +107,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
 
 @OBJECTIVES.register("classification")
 @dataclass(frozen=True)
-class Classification:
+class Classification(Objective):
     """Keep the predicted distribution: ``KL(dense || small)`` in nats per image.
 
     ``sampling``: how its Fisher information is probed, ``"labels"`` or ``"signs"`` (the same expectation, less noise).
@@ -141,10 +130,6 @@ class Classification:
     def lacks(self, model: nn.Module) -> str:
         return without_classifier(model)
 
-    def fitted(self, model: nn.Module, batches: Batches) -> "Classification":
-        """Return the objective as it is: a distribution needs no scale."""
-        return self
-
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
         """Return the probing loss of logits (B, classes), summed over the batch."""
         return PROBES[self.sampling](as_classes(outputs), images, seed)
@@ -152,14 +137,6 @@ class Classification:
     def reading(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities, (B, classes), float64; of a single output, those of yes and no."""
         return as_classes(outputs.double()).log_softmax(-1)
-
-    def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
-        """Return ``KL(dense || small)`` in nats, summed over the batch."""
-        return (dense.exp() * (dense - small)).sum()
-
-    def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        """Return the features before the classifier, the logits and, with ``blocks``, the output of each block."""
-        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         return distillation_loss(small, dense, temperature)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.modules.predicting import predict
-from lowrank_vit.objectives import OBJECTIVES, Outputs, compared_outputs, image_signs
+from lowrank_vit.objectives import OBJECTIVES, Objective, image_signs
 from lowrank_vit.records.images import Batches, each_image
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import gathered
@@ -53,7 +53,7 @@ def feature_error(sums: Tensor) -> Tensor:
 
 @OBJECTIVES.register("features")
 @dataclass(frozen=True)
-class Features:
+class Features(Objective):
     """Keep what the model returns, (B, n) or (B, ..., n): ``mean_j (f_j - f'_j)^2 / v_j`` per image.
 
     The mean is over all features j, and all tokens where there are any; 0 is the dense model, and 1 what its mean feature
@@ -113,9 +113,6 @@ class Features:
     def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
         """Return the mean squared error over all features and tokens, summed over the batch."""
         return (dense - small).square().flatten(1).mean(1).sum()
-
-    def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return the divergence, a mean over the batch; features know no temperature."""

@@ -6,9 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lowrank_vit.objectives import OBJECTIVES, Outputs, compared_outputs, image_signs
+from lowrank_vit.objectives import OBJECTIVES, Objective, image_signs
 from lowrank_vit.objectives.classification import classes_of
-from lowrank_vit.records.images import Batches
 
 
 def yes_or_no(logits: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def yes_or_no(logits: Tensor) -> Tensor:
 
 @OBJECTIVES.register("multi_label")
 @dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(Objective):
     """Keep the predicted probability of every label: ``sum_j KL(Bernoulli(p_j) || Bernoulli(p'_j))`` in nats per image.
 
     It is for classifiers that were trained by binary cross-entropy.
@@ -39,10 +38,6 @@ class MultiLabel:
         """Say that a model has no classifier, where it has none."""
         return "" if classes_of(model) else "has no classifier"
 
-    def fitted(self, model: nn.Module, batches: Batches) -> "MultiLabel":
-        """Return the objective as it is: probabilities need no scale."""
-        return self
-
     def probe(self, outputs: Tensor, images: Tensor, seed: int) -> Tensor:
         """Compute ``sum_j e_j sqrt(p_j (1 - p_j)) x_j`` of logits x, (B, labels), with random signs e; summed over the batch.
 
@@ -55,14 +50,6 @@ class MultiLabel:
     def reading(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities of yes and no, (B, labels, 2), float64."""
         return yes_or_no(outputs.double())
-
-    def divergence(self, dense: Tensor, small: Tensor) -> Tensor:
-        """Return the sum of all labels' divergences in nats, summed over the batch."""
-        return (dense.exp() * (dense - small)).sum()
-
-    def targets(self, model: nn.Module, images: Tensor, blocks: bool = False) -> Outputs:
-        """Return the features before the classifier, the logits and, with ``blocks``, the output of each block."""
-        return compared_outputs(model, images, blocks)
 
     def pull(self, small: Tensor, dense: Tensor, temperature: float) -> Tensor:
         """Return ``T^2`` times the divergence at the temperature T, a mean over the batch."""

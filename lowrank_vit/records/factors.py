@@ -151,40 +151,6 @@ class WholeHeads:
     mean: Tensor | None = None
 
 
-@storable
-@dataclass(frozen=True)
-class GatedParts:
-    """Hold a module's inner parts (heads, or hidden units) and its outputs in one order, the most important first.
-
-    Rank r keeps the first ``r + 1`` of them: the best inner part and the best output come first,
-    so that from rank 1 on there is one of either.
-    """
-
-    units: Directions  # ranks alone: ``order`` counts them
-    inner: Tensor  # shape: (k + 1,), bool: whether the part is an inner one
-    index: Tensor  # shape: (k + 1,), among its kind
-    mean: Tensor  # shape: (n,), of the output layer's inputs
-
-    @classmethod
-    def by_score(cls, inner: Tensor, outputs: Tensor, mean: Tensor) -> GatedParts:
-        """Order inner parts and outputs by their scores, (h,) and (d,); what is lost is the largest score left out."""
-        scores = torch.cat([inner, outputs.to(inner)])
-        first = torch.zeros_like(scores, dtype=torch.bool)
-        first[[int(inner.argmax()), len(inner) + int(outputs.argmax())]] = True
-        order = scores.masked_fill(first, math.inf).argsort(descending=True, stable=True)
-        lost = torch.cat([scores[order][2:], scores.new_zeros(1)]).flip(0).cummax(0).values.flip(0)
-        lost = torch.cat([lost[:1], lost])
-        counted = torch.arange(len(order) - 1, device=order.device)
-        is_inner = order < len(inner)
-        return cls(Directions(counted, lost), is_inner, torch.where(is_inner, order, order - len(inner)), mean)
-
-    def kept(self, rank: int | None) -> tuple[Tensor, Tensor]:
-        """Return the indices of inner parts and of outputs that a rank keeps, each ascending; ``None``: all."""
-        count = None if rank is None else rank + 1
-        inner, index = self.inner[:count], self.index[:count]
-        return index[inner].sort().values, index[~inner].sort().values
-
-
 def input_reader(site: AttentionSite | MlpSite) -> Site | None:
     """Return the only layer that reads a module's input, so that inputs can be removed.
 
@@ -199,23 +165,25 @@ def input_reader(site: AttentionSite | MlpSite) -> Site | None:
 
 @storable
 @dataclass(frozen=True)
-class Columns:
-    """Hold a module's inner parts (dimensions of values, or hidden units) and its inputs, the most important first.
+class PartsInOrder:
+    """Hold a module's inner parts (heads, dimensions of values, or hidden units) and others, the most important first.
 
-    The best of either kind come foremost. Rank r keeps the first ``r + 1``, so that from rank 1 on there is one of either;
-    of a module whose inputs all stay it keeps the first r, which are inner parts.
+    The others are the module's inputs or its outputs. The best of either kind come foremost. Rank r keeps the first
+    ``r + 1``, so that from rank 1 on there is one of either; without others it keeps the first r, which are inner parts.
     """
 
     units: Directions  # ranks alone: ``order`` counts them
     inner: Tensor  # shape: (k,), bool: whether the part is an inner one
     index: Tensor  # shape: (k,), among its kind
     mean: Tensor  # shape: (h,), of the output layer's inputs
-    input_mean: Tensor | None  # shape: (n,), of the module's inputs; None where all of these stay
+    input_mean: Tensor | None = None  # shape: (n,), of the module's inputs; None where these are not among the parts
 
     @classmethod
-    def by_score(cls, inner: Tensor, inputs: Tensor | None, mean: Tensor, input_mean: Tensor | None = None) -> Columns:
-        """Order inner parts and inputs by their scores, (h,) and (n,); what is lost is the largest score left out."""
-        kinds = [inner] if inputs is None else [inner, inputs.to(inner)]
+    def by_score(
+        cls, inner: Tensor, others: Tensor | None, mean: Tensor, input_mean: Tensor | None = None
+    ) -> PartsInOrder:
+        """Order inner parts and others by their scores, (h,) and (n,); what is lost is the largest score left out."""
+        kinds = [inner] if others is None else [inner, others.to(inner)]
         scores = torch.cat(kinds)
         first = torch.cat([torch.arange(len(each)).to(each.device) == each.argmax() for each in kinds])
         order = scores.masked_fill(first, math.inf).argsort(descending=True, stable=True)
@@ -227,24 +195,24 @@ class Columns:
 
     @property
     def foremost(self) -> int:
-        """Return how many parts a rank keeps in addition to its number."""
+        """Return how many parts a rank keeps in addition to its number: one where there are others."""
         return len(self.inner) - len(self.units.order)
 
     def counts(self) -> tuple[Tensor, Tensor]:
-        """Count the inner parts and the inputs that ranks 0 ... k keep, (k + 1,) each."""
+        """Count the inner parts and the others that ranks 0 ... k keep, (k + 1,) each."""
         nothing = self.index.new_zeros(1)
         inner = torch.cat([nothing, self.inner.long().cumsum(0)])
-        inputs = torch.arange(len(inner)).to(inner) - inner
-        return inner[self.foremost :], inputs[self.foremost :]
+        others = torch.arange(len(inner)).to(inner) - inner
+        return inner[self.foremost :], others[self.foremost :]
 
     def kept(self, rank: int | None) -> tuple[Tensor, Tensor | None]:
-        """Return the indices of inner parts and of inputs that a rank keeps, each ascending; ``None``: all.
+        """Return the indices of inner parts and of others that a rank keeps, each ascending; ``None``: all.
 
-        Where all inputs stay, there are no indices of them.
+        Where there are no others, there are no indices of them.
         """
         count = None if rank is None else rank + self.foremost
         inner, index = self.inner[:count], self.index[:count]
-        return index[inner].sort().values, None if self.input_mean is None else index[~inner].sort().values
+        return index[inner].sort().values, index[~inner].sort().values if self.foremost else None
 
 
 @storable

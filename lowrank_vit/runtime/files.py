@@ -16,9 +16,7 @@ from typing import Any
 
 from lowrank_vit.runtime.errors import InputError
 
-LOCAL = ("imagefolder", "parquet", "arrow")  # sources of images that are paths
 ENTRY = "#"  # between a checkpoint's file and the entry of it that is meant
-AROUND = ("joined", "ordered")  # sources whose SPEC ends in another's
 TEMPORARY = ".tmp"  # suffix of everything unfinished
 
 
@@ -39,15 +37,6 @@ def entry_of(path: Path) -> tuple[Path, str | None]:
     """Split ``FILE#ENTRY`` into the file and the entry of it, None where a whole file is named."""
     name, mark, entry = path.name.partition(ENTRY)
     return (path, None) if not mark or path.exists() else (path.with_name(name), entry)
-
-
-def check_spec(spec: str) -> None:
-    """Raise ``InputError`` where a SPEC of images names a path that is not there, before anything is imported to open it."""
-    kind, _, target = spec.partition(":")
-    if kind in AROUND and "," in target:
-        return check_spec(target.partition(",")[2])
-    if kind in LOCAL and target and not given_path(target).exists():
-        raise InputError(f"{spec}: {target} does not exist")
 
 
 @contextmanager

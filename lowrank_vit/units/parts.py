@@ -21,7 +21,7 @@ from lowrank_vit.modules.partial_linear import ScatterOutput, SelectInput
 from lowrank_vit.modules.surgery import replace_module
 from lowrank_vit.records.costs import Cost, UnitCosts
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.records.factors import Columns, Directions, GatedParts, InputSubset, WholeHeads, input_reader
+from lowrank_vit.records.factors import Directions, InputSubset, PartsInOrder, WholeHeads, input_reader
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import HEAD, HIDDEN, INPUT, PART, VALUE, AttentionSite, MlpSite, PoolSite, Site
@@ -257,7 +257,7 @@ class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
 
 
 @dataclass(frozen=True)
-class OneOrder(PartUnit[Method, Found]):
+class OneOrder(PartUnit[Method, PartsInOrder]):
     """Describe two kinds of parts under one order, since each costs what the others leave of it.
 
     The best of either kind come first, as one rank, so that there is always one of either.
@@ -268,11 +268,12 @@ class OneOrder(PartUnit[Method, Found]):
         """Count the inner parts, and those of the other kind, where there are any."""
         raise NotImplementedError
 
-    def blank(self, inner: Tensor, *others: Tensor) -> Found:
-        """Return the parts in the order of some scores."""
-        raise NotImplementedError
+    def blank(self) -> PartsInOrder:
+        """Return the parts in some order."""
+        inner, *others = (torch.linspace(1, 0, count) for count in self.counts)
+        return PartsInOrder.by_score(inner, others[0] if others else None, torch.zeros(self.linears[-1].in_features))
 
-    def exact(self, found: Found) -> Tensor:
+    def exact(self, found: PartsInOrder) -> Tensor:
         """Count the parameters of every rank."""
         raise NotImplementedError
 
@@ -281,18 +282,17 @@ class OneOrder(PartUnit[Method, Found]):
         dense, count = dense_cost(self.site, tokens), sum(self.counts) - len(self.counts) + 1
         return {PART: UnitCosts(count, Cost(dense.parameters // count + 1, dense.macs // count + 1), dense)}
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Found] | None = None) -> list[ErrorCurve]:
+    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, PartsInOrder] | None = None) -> list[ErrorCurve]:
         """Return the curve with exact parameters; multiply-accumulates are those of parts on average."""
         own = self.costs(tokens.get(self.linears[0].name, 0))[PART]
-        in_turn = (torch.linspace(1, 0, count) for count in self.counts)
-        found = self.blank(*in_turn) if parts is None else parts[self.part]
+        found = self.blank() if parts is None else parts[self.part]
         saved = tuple(rank * own.unit.parameters - cost for rank, cost in enumerate(self.exact(found).tolist()))
         return [ErrorCurve(self.part, found.units.loss.cpu(), own.unit, own.dense, saved=saved)]
 
 
 @UNITS.register("gated")
 @dataclass(frozen=True)
-class GatedUnit(OneOrder[PartChoice, GatedParts]):
+class GatedUnit(OneOrder[PartChoice]):
     """Describe the heads of one attention module, or the hidden units of an MLP, and its outputs."""
 
     methods: ClassVar[Registry[type[PartChoice]]] = GATED
@@ -311,23 +311,19 @@ class GatedUnit(OneOrder[PartChoice, GatedParts]):
         output = self.linears[-1]
         return output.in_features // self.width, output.out_features
 
-    def blank(self, inner: Tensor, *others: Tensor) -> GatedParts:
-        return GatedParts.by_score(inner, others[0], torch.zeros(self.linears[-1].in_features))
+    def exact(self, found: PartsInOrder) -> Tensor:
+        return pruned(self.site, *(count.cpu() for count in found.counts()))
 
-    def exact(self, found: GatedParts) -> Tensor:
-        inner = found.inner.cpu().long().cumsum(0)
-        return pruned(self.site, inner, torch.arange(1, len(inner) + 1) - inner)
-
-    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, GatedParts]:
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, PartsInOrder]:
         return {self.part: self.method(self.site, moments[self.linears[-1].name])}
 
-    def kept(self, found: GatedParts, rank: int | None) -> Kept:
+    def kept(self, found: PartsInOrder, rank: int | None) -> Kept:
         inner, outputs = found.kept(rank)
         return Kept(self.spread(inner), _some(outputs, self.linears[-1].out_features))
 
 
 @dataclass(frozen=True)
-class DecomposedColumns(DecomposedParts[Columns]):
+class DecomposedColumns(DecomposedParts[PartsInOrder]):
     """Hold a module with its inputs and its inner parts in order."""
 
     def entry(self, cut: ModuleCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
@@ -344,7 +340,7 @@ class DecomposedColumns(DecomposedParts[Columns]):
 
 @UNITS.register("columns")
 @dataclass(frozen=True)
-class ColumnUnit(OneOrder[ColumnChoice, Columns]):
+class ColumnUnit(OneOrder[ColumnChoice]):
     """Describe the values' dimensions of one attention module, or the hidden units of an MLP, and its inputs."""
 
     methods: ClassVar[Registry[type[ColumnChoice]]] = COLUMNS
@@ -353,7 +349,7 @@ class ColumnUnit(OneOrder[ColumnChoice, Columns]):
     @classmethod
     def find(
         cls, model: nn.Module, method: ColumnChoice, settings: Settings, sites: str
-    ) -> list[PartUnit[ColumnChoice, Columns]]:
+    ) -> list[PartUnit[ColumnChoice, PartsInOrder]]:
         """Find the modules. Raises ``InputError`` for factors that are to be pivoted."""
         if settings.pivoted:
             raise InputError("layers that read some of their inputs cannot be pivoted: leave out pivoted")
@@ -373,10 +369,7 @@ class ColumnUnit(OneOrder[ColumnChoice, Columns]):
     def counts(self) -> tuple[int, ...]:
         return tuple(layer.in_features for layer in reversed(self.linears))
 
-    def blank(self, inner: Tensor, *others: Tensor) -> Columns:
-        return Columns.by_score(inner, others[0] if others else None, torch.zeros(len(inner)))
-
-    def exact(self, found: Columns) -> Tensor:
+    def exact(self, found: PartsInOrder) -> Tensor:
         site, output, (inner, inputs) = self.site, self.linears[-1], found.counts()
         read, exact = inputs if len(self.linears) > 1 else None, inner
         if isinstance(site, MlpSite):
@@ -391,10 +384,10 @@ class ColumnUnit(OneOrder[ColumnChoice, Columns]):
             exact = pruned(site, heads, output.out_features, read, heads * site.head_width - inner)
         return exact
 
-    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Columns]:
+    def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, PartsInOrder]:
         *first, output = (moments[site.name] for site in self.linears)
         return {self.part: self.method(output, first[0] if first else None)}
 
-    def kept(self, found: Columns, rank: int | None) -> Kept:
+    def kept(self, found: PartsInOrder, rank: int | None) -> Kept:
         inner, inputs = found.kept(rank)
         return Kept(inner, inputs=_some(inputs, self.site.in_features), mean=found.input_mean)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank_vit import RECIPES, analyse, compress, get_recipe, load, save
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
 from lowrank_vit.records.curves import RankPlan
-from lowrank_vit.records.factors import GatedParts
+from lowrank_vit.records.factors import PartsInOrder
 from tests.support.cases import few, in_turn
 from tests.support.models import ARGUMENTS, KINDS, images, outputs, tiny
 
@@ -62,7 +62,7 @@ def without(layer: nn.Module, gone: Tensor, mean: Tensor | None) -> None:
 
 def kept_of(part: object, rank: int) -> tuple[Tensor, Tensor | None]:
     """What a rank keeps: inputs, or heads, and outputs where some of these go, too."""
-    return part.kept(rank) if isinstance(part, GatedParts) else (part.units.kept(rank), None)  # type: ignore[attr-defined]
+    return part.kept(rank) if isinstance(part, PartsInOrder) else (part.units.kept(rank), None)  # type: ignore[attr-defined]
 
 
 def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
@@ -73,7 +73,7 @@ def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
             layer = same.get_submodule(decomposed.unit.linears[-1].name)
             kept, outputs = kept_of(part, plan.ranks[unit])
             count = layer.in_features
-            ordered = part.inner.sum() if isinstance(part, GatedParts) else len(part.units.order)
+            ordered = part.inner.sum() if isinstance(part, PartsInOrder) else len(part.units.order)
             width = count // int(ordered)
             gone = torch.ones(count, dtype=torch.bool)
             gone[(kept[:, None] * width + torch.arange(width)).flatten()] = False

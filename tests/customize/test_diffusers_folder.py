@@ -1,6 +1,7 @@
-"""Folders of diffusers: the small model's, one with a text encoder and an autoencoder, and those that are refused."""
+"""Folders of diffusers, with an autoencoder or of pixels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from PIL import Image
 
 from lowrank_vit.cli import main
 from lowrank_vit.customize.customization import load_delta
-from lowrank_vit.customize.diffusers_folder import open_folder, save_folder
+from lowrank_vit.customize.diffusers_folder import open_folder
 from lowrank_vit.customize.sample import sample
 from lowrank_vit.runtime.errors import InputError
-from tests.support.diffusion import METHODS, outputs, small
+from tests.support.diffusion import METHODS
 
 pytestmark = pytest.mark.slow
 
@@ -20,31 +21,26 @@ VOCABULARY = [*"aphotfdg", *(f"{part}</w>" for part in ("a", "o", "f", "g", "pho
 MERGES = ["p h", "ph o", "pho t", "phot o</w>", "o f</w>", "d o", "do g</w>"]
 
 
-@pytest.fixture(scope="module")
-def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model with random weights."""
-    folder = tmp_path_factory.mktemp("models") / "digits"
-    save_folder(small(torch.float32), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny latent diffusion model of random weights: U-Net, autoencoder, CLIP's text model and a tokenizer."""
+@pytest.fixture(scope="module", params=["latent", "pixels"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny diffusion model of random weights: U-Net, CLIP's text model, a tokenizer and, if latent, an autoencoder."""
     pytest.importorskip("transformers")
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = tmp_path_factory.mktemp("models") / "latent"
+    folder, latent = tmp_path_factory.mktemp("models") / request.param, request.param == "latent"
     torch.manual_seed(0)
+    channels = 4 if latent else 1
     blocks = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
     down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
     unet = UNet2DConditionModel(
-        sample_size=8, down_block_types=down, up_block_types=up, cross_attention_dim=12, attention_head_dim=2, **blocks
-    )
+        sample_size=8, in_channels=channels, out_channels=channels, down_block_types=down, up_block_types=up,
+        cross_attention_dim=12, attention_head_dim=2, **blocks,
+    )  # fmt: skip
     unet.save_pretrained(folder / "unet")
-    encoders = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    AutoencoderKL(latent_channels=4, **encoders, **blocks).save_pretrained(folder / "vae")
+    if latent:
+        encoders = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        AutoencoderKL(latent_channels=4, **encoders, **blocks).save_pretrained(folder / "vae")
     PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True).save_pretrained(folder / "scheduler")
     words = [*VOCABULARY, "ph", "pho", "phot", "do", "<|startoftext|>", "<|endoftext|>"]
     (folder / "tokenizer").mkdir()
@@ -72,31 +68,13 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_small_model_comes_back(digits_folder: Path) -> None:
-    model = open_folder(digits_folder)
-    expected = small(torch.float32)
-    assert torch.allclose(outputs(model, ["normal 3"]), outputs(expected, ["normal 3"]), atol=1e-6)
-    assert model.hash() == expected.hash()
-    assert (model.side, model.channels) == (8, 1)
-    with pytest.raises(InputError, match="exists already"):
-        save_folder(expected, digits_folder)
-
-
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", ["clip_folder", "digits_folder"])
 def test_customize_on_a_folder(
-    kind: str,
-    method: str,
-    photographs: Path,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, method: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = request.getfixturevalue(kind)
-    prompt = "normal V* digit" if kind == "digits_folder" else "a photo of V* dog"
-    out = tmp_path / "delta.safetensors"
-    given = ["--model", str(folder), "--images", str(photographs), "--prompt", prompt, "--method", method]
-    main(["customize", *given, "--steps", "2", "--out", str(out), "--device", "cpu"])
+    out, prompt = tmp_path / "delta.safetensors", "a photo of V* dog"
+    given = {"model": folder, "images": photographs, "prompt": prompt, "method": method, "steps": 2, "out": out}
+    main(["customize", *(f"--{name}={value}" for name, value in given.items()), "--device=cpu"])
     printed = capsys.readouterr().out
     assert printed.startswith(f"{method} on 3 images: ")
     assert printed.endswith(f"saved to {out}\n")
@@ -105,3 +83,10 @@ def test_customize_on_a_folder(
     drawn = sample(model, [prompt], "V*", steps=2)
     assert drawn.shape == (1, model.channels, model.side, model.side)
     assert drawn.isfinite().all()
+
+
+def test_a_folder_without_a_text_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "text_encoder")
+    with pytest.raises(InputError, match="has no text_encoder"):
+        open_folder(tmp_path / "copy")

@@ -79,7 +79,7 @@ def test_a_folder_goes_to_the_hub_and_comes_back(
     assert uploads[0] == {"repo_id": "somebody/small", "private": True, "exist_ok": True}
     (snapshot,) = (cache / "models--somebody--small" / "snapshots").iterdir()
     assert sorted(file.name for file in snapshot.iterdir()) == sorted([CARD, CONFIG, REPORT, WEIGHTS, NESTED])
-    for prefix in ("hf_hub:", "hf-hub:"):
+    for prefix in hub.PREFIXES:
         for revision in ("", "@main", f"@{COMMIT}"):
             with torch.no_grad():
                 assert torch.equal(load(f"{prefix}somebody/small{revision}")(images(3)), model(images(3)))
@@ -90,8 +90,9 @@ def test_a_folder_goes_to_the_hub_and_comes_back(
         assert torch.equal(load(tmp_path / "smaller")(images(3)), smaller(images(3)))
     (snapshot / NESTED).unlink()  # as it is fetched for all but other sizes
     capsys.readouterr()
-    main(["inspect", "hf_hub:somebody/small"])
-    assert "nested" in capsys.readouterr().out
+    for prefix in hub.PREFIXES:
+        main(["inspect", f"{prefix}somebody/small"])
+        assert "nested" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"nested\.safetensors is missing"):
         push_to_hub(snapshot, "somebody/again")
 

@@ -11,16 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowrank_vit.records.factors import (
-    Columns,
-    Directions,
-    Factors,
-    GatedParts,
-    InputSubset,
-    Logits,
-    SplitRows,
-    WholeHeads,
-)
+from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits, PartsInOrder, SplitRows, WholeHeads
 from lowrank_vit.records.moments import Moments
 from lowrank_vit.records.sites import AttentionSite, MlpSite
 from lowrank_vit.runtime.errors import InputError
@@ -70,7 +61,7 @@ class PartChoice(Protocol):
 
     needs: ClassVar[frozenset[str]]  # of the output layer
 
-    def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> GatedParts:
+    def __call__(self, site: AttentionSite | MlpSite, moments: Moments) -> PartsInOrder:
         """Order the parts, by the statistics of the output layer."""
 
 
@@ -142,7 +133,7 @@ class ColumnChoice(Protocol):
 
     needs: ClassVar[frozenset[str]]  # of the output layer
 
-    def __call__(self, output: Moments, first: Moments | None) -> Columns:
+    def __call__(self, output: Moments, first: Moments | None) -> PartsInOrder:
         """Order the parts, by the statistics of the output layer and of the first one; None where all inputs stay."""
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from lowrank_vit.modules.pivoted_linear import expanded
-from lowrank_vit.objectives import Objective, Outputs, divergences, objective_for
+from lowrank_vit.objectives import Objective, Outputs, compared_outputs, divergences, objective_for
 from lowrank_vit.objectives.classification import Classification
 from lowrank_vit.records.images import Batches, all_images
 from lowrank_vit.records.report import plain
@@ -93,7 +93,7 @@ class Distillation(SeededTraining):
         check_settings(epochs, batch_size, rates, weights, warm_up, gradient_clip, crop_scale, mix)
         if optimizer not in OPTIMIZERS:
             raise unknown("optimizer", optimizer, OPTIMIZERS)
-        check_pair(objective, model.eval(), teacher.eval(), images)
+        check_pair(model.eval(), teacher.eval(), images)
         super().__init__(model, teacher, [name for name, _ in model.named_parameters()])
         self.save_hyperparameters(ignore=["model", "teacher", "images", "held_out", "objective", "run"])
         unseen = 0 if held_out is None else len(held_out)
@@ -134,7 +134,7 @@ class Distillation(SeededTraining):
 
     def loss(self, images: Tensor, target: Outputs) -> tuple[Tensor, Tensor]:
         """Compute the training loss, and the divergence of the logits at temperature 1; means over the batch."""
-        features, logits, *blocks = self.objective.targets(self.model, images, self._blocks)
+        features, logits, *blocks = compared_outputs(self.model, images, self._blocks)
         loss = self.hparams["logit_weight"] * self.objective.pull(logits, target[1], self.hparams["temperature"])
         loss = loss + self.hparams["feature_weight"] * feature_error(features, target[0])
         if blocks:
@@ -150,7 +150,7 @@ class Distillation(SeededTraining):
             images = self._mixed(images, positions)
         if self._known is None:
             with torch.no_grad():
-                target = self.objective.targets(self._teacher[0], images, self._blocks)
+                target = compared_outputs(self._teacher[0], images, self._blocks)
         else:
             mirrored = (draws[:, 0] < 0.5).long() * int(self.hparams["flips"])
             target = tuple(known[mirrored, positions] for known in self._known)
@@ -185,8 +185,7 @@ class Distillation(SeededTraining):
         if fixed and 1 + self.hparams["flips"] < self.hparams["epochs"]:
             with self.trainer.precision_plugin.forward_context():
                 flips = self.hparams["flips"]
-                pair = (self.objective, self._teacher[0])
-                self._known = remember(*pair, self._images, flips, self.device, self._blocks)
+                self._known = remember(self._teacher[0], self._images, flips, self.device, self._blocks)
 
     def on_train_epoch_start(self) -> None:
         """Draw mirroring and crops by seed, epoch and image alone, whatever the number of processes."""

@@ -71,7 +71,7 @@ def check_settings(
         raise InputError(f"mix is {mix}: the share of another image must be between 0 and 0.5")
 
 
-def check_pair(objective: Objective, model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+def check_pair(model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
     """Raise ``InputError`` unless both models can be compared on the images, and the student can be trained."""
     if images.ndim != 4 or not len(images):
         raise InputError(f"images of shape {tuple(images.shape)}: distillation needs (N, C, H, W), at least one")
@@ -80,7 +80,7 @@ def check_pair(objective: Objective, model: nn.Module, teacher: nn.Module, image
     shapes = []
     for each in (teacher, model):
         with torch.no_grad():
-            seen = objective.targets(each, images[:1].to(next(each.parameters())), blocks=True)
+            seen = compared_outputs(each, images[:1].to(next(each.parameters())), blocks=True)
             shapes.append([output.shape[1:] for output in seen])
     names = ["features", "logits", *(f"block {index}'s outputs" for index in range(len(shapes[0]) - 2))]
     for name, dense, small in itertools.zip_longest(names, *shapes):
@@ -100,17 +100,17 @@ def inputs_hash(model: nn.Module, teacher: nn.Module, images: Tensor) -> str:
 
 @torch.no_grad()
 def remember(
-    objective: Objective, teacher: nn.Module, images: Tensor, flips: bool, device: torch.device, blocks: bool = False
+    teacher: nn.Module, images: Tensor, flips: bool, device: torch.device, blocks: bool = False
 ) -> Outputs | None:
     """Compute the teacher's outputs for all images (N, C, H, W) and, with ``flips``, for their mirror images.
 
     Returns (1 or 2, N, ...) of each output; None where that would take more than ``KNOWN_BYTES``.
     """
-    size = sum(output.nbytes for output in objective.targets(teacher, images[:1].to(device), blocks))
+    size = sum(output.nbytes for output in compared_outputs(teacher, images[:1].to(device), blocks))
     if (1 + flips) * len(images) * size > KNOWN_BYTES:
         return None
     answers = [
-        objective.targets(teacher, batch.flip(-1) if mirrored else batch, blocks)
+        compared_outputs(teacher, batch.flip(-1) if mirrored else batch, blocks)
         for mirrored in range(1 + flips)
         for batch in (part.to(device) for part in images.split(BATCH))
     ]

@@ -12,7 +12,7 @@ from lightning import Trainer
 from torch import Tensor, nn
 
 from lowrank_vit import InputError
-from lowrank_vit.objectives.classification import Classification
+from lowrank_vit.objectives import compared_outputs
 from lowrank_vit.stages.training.distill import Distillation, feature_error
 from tests.support.distilling import IMAGES, run, student
 from tests.support.models import images, same, tiny, weights
@@ -93,7 +93,7 @@ def test_the_blocks_errors_by_their_definition() -> None:
                 x, y = (model.norm_pre(model._pos_embed(model.patch_embed(batch))) for model in (dense, small))
             x, y = dense.blocks[index](x), small.blocks[index](y)
             errors.append(((x - y).square().sum((1, 2)) / x.square().sum((1, 2))).mean().item())
-        target = Classification().targets(dense, batch, blocks=True)
+        target = compared_outputs(dense, batch, blocks=True)
         losses = [
             Distillation(small, dense, batch, block_weight=weight)
             .loss(batch, target[: None if weight else 2])[0]
