@@ -76,8 +76,7 @@ def _inputs(decomposed: Unit, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
         return kept, subset.mean[kept]
     cut = decomposed.cut(ranks)
     assert isinstance(cut, ModuleCut)
-    seen = cut.kept
-    return kept, (subset.mean - seen.offset) @ seen.columns
+    return kept, (subset.mean - cut.kept.offset) @ cut.kept.columns
 
 
 def _subset(decomposed: Unit) -> InputSubset:
