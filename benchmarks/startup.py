@@ -41,19 +41,15 @@ class Start:
 COMPRESS = "lowrank_vit compress --model digits_deit_small --data digits --reduction 0.5"
 STARTS = (
     Start("lowrank_vit --help"),
-    Start("lowrank_vit compress --help"),
     Start("lowrank_vit list exporters"),
     Start("lowrank_vit inspect DIR"),
-    Start("lowrank_vit inspect DIR --json"),
     Start("lowrank_vit inspect nowhere", code=2),
     Start(f"{COMPRESS} --out new --checkpoint nowhere.safetensors", code=2),
     Start(f"{COMPRESS} --out DIR", code=2),
     Start("lowrank_vit evaluate DIR --model digits_deit_small --data digits", code=2),
     Start("lowrank_vit evaluate DIR --data imagefolder:nowhere", code=2),
-    Start("lowrank_vit evaluate DIR --data imagefloder:nowhere", code=2),
     Start("lowrank_vit evaluate DIR --data ordered:natural,joined:photos,foo:bar", code=2),
     Start("lowrank_vit quantize DIR --bits 8 --out DIR", code=2),
-    Start("lowrank_vit finetune DIR --data digits --out DIR", code=2),
     Start("experiments --help"),
     Start("experiments list table1"),
     Start("experiments run tabel1", code=2),
@@ -61,12 +57,7 @@ STARTS = (
     Start("experiments run table1 --data imagefolder:. --checkpoints nowhere", code=2),
     Start("lowrank_vit list recipes", TORCH),
     Start("lowrank_vit list methods", TORCH),
-    Start("lowrank_vit list decompositions", TORCH),
-    Start("lowrank_vit list allocators", TORCH),
-    Start("lowrank_vit list compensations", TORCH),
     Start("lowrank_vit list quantizers", TORCH),
-    Start("lowrank_vit list tokens", TORCH),
-    Start("experiments list", TORCH),
     Start("experiments list table_rivals", TORCH),
     Start(f"{COMPRESS} --out new --recipe exakt", TORCH, code=2),
     Start(
@@ -75,7 +66,6 @@ STARTS = (
         code=2,
     ),
     Start("lowrank_vit quantize DIR --bits 8 --method gptk --out new", TORCH, code=2),
-    Start("lowrank_vit tokens DIR --rule tone --r 1 --out new", TORCH, code=2),
     Start("import lowrank_vit; lowrank_vit.RECIPES", TORCH),
 )
 IMPORT, BESIDE = Start("import lowrank_vit; lowrank_vit.compress", None), Start("import torch, timm", None)

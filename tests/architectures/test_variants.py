@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit import analyse, get_recipe
 from lowrank_vit.architectures.linears import call_every_layer, dense_linear, separate_bias
@@ -14,7 +14,7 @@ from lowrank_vit.modules.low_rank_linear import SmallGatedMlp
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.sites import AttentionSite
 from lowrank_vit.stages.calibrate.stream import calibrate
-from tests.support.models import VIT, images, modules_of, outputs, stirred
+from tests.support.models import VIT, images, inputs_of, modules_of, outputs, stirred
 
 NAME = "blocks.0.mlp"
 GATES = {
@@ -32,14 +32,6 @@ def gated(gates: str) -> nn.Module:
     return stirred(timm.create_model("vit_tiny_patch16_224", **arguments).double().eval())
 
 
-def input_of(model: nn.Module, data: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    hook = model.get_submodule(NAME).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    outputs(model, data)
-    hook.remove()
-    return seen[0]
-
-
 @pytest.mark.parametrize("gates", GATES)
 def test_the_smaller_module_is_the_regression_of_the_dense_output_on_the_kept_units(gates: str) -> None:
     """Least squares by its definition: from all tokens at once, with the kept units as they are in the dense model."""
@@ -49,7 +41,7 @@ def test_the_smaller_module_is_the_regression_of_the_dense_output_on_the_kept_un
     plan = {curve.name: 20 if curve.name == f"{NAME}.hidden" else None for curve in analysis.curves}
     small = analysis.apply(RankPlan(plan))[0].get_submodule(NAME)
     kept = analysis.parts[NAME][f"{NAME}.hidden"].units.kept(20)
-    x, mlp = input_of(model, data), model.get_submodule(NAME)
+    x, mlp = inputs_of(model, [NAME], data)[NAME], model.get_submodule(NAME)
     with torch.no_grad():
         hidden, y = GATES[gates][1](mlp, x).flatten(0, 1), mlp(x).flatten(0, 1)
         regressors = torch.cat([hidden[:, kept], torch.ones(len(hidden), 1)], 1)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from lowrank_vit import compress, sweep
 from lowrank_vit.architectures.linears import find_sites
@@ -12,11 +11,10 @@ from lowrank_vit.compression import calibrate as statistics
 from lowrank_vit.compression.recipe import Recipe
 from lowrank_vit.compression.recipes import RECIPES, get_recipe
 from lowrank_vit.modules.counting import multiply_accumulates, parameter_count
-from lowrank_vit.modules.surgery import get_linear
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.cases import few, in_turn
-from tests.support.models import images, tiny
+from tests.support.models import images, inputs_of, same, tiny, weights
 
 NAMES = sorted(name for name, recipe in RECIPES.items() if recipe.kinds == ["decomposition"])  # those: test_best
 
@@ -26,25 +24,11 @@ def quick(name: str) -> Recipe:
     return get_recipe(name).but(steps=5)
 
 
-def layer_inputs(model: nn.Module, data: Tensor) -> dict[str, Tensor]:
-    found, hooks = {}, []
-    for site in find_sites(model):
-        hook = get_linear(model, site).register_forward_hook(
-            lambda module, inputs, output, name=site.name: found.__setitem__(name, inputs[0].detach().flatten(0, -2))
-        )
-        hooks.append(hook)
-    with torch.no_grad():
-        model(data)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
 @pytest.mark.parametrize(("kind", "name"), few(in_turn(["vit", "swin"], NAMES), 2))
 class TestEveryRecipe:
     def test_report_says_what_the_model_is(self, name: str, kind: str) -> None:
         model, data = tiny(kind), images(24, kind)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
+        before = weights(model)
         compressed, report = compress(model, data.split(8), quick(name), 0.4, held_out=[images(16, kind, seed=5)])
         dense = parameter_count(model)
         assert report["params"]["dense"] == dense
@@ -56,8 +40,7 @@ class TestEveryRecipe:
             "compressed": multiply_accumulates(compressed, size),
         }
         assert json.loads(json.dumps(report, allow_nan=False)) == report
-        for key, value in model.state_dict().items():
-            assert torch.equal(value, before[key])
+        assert same(model, before)
         biases = sum(site.out_features for site in find_sites(model) if site.bias)
         fixed = dense - sum(site.parameters for site in find_sites(model)) - biases
         assert sum(layer["params"] for layer in report["layers"]) + fixed + biases == parameter_count(compressed)
@@ -67,7 +50,7 @@ class TestEveryRecipe:
         model, data, unseen = tiny(kind), images(24, kind), images(16, kind, seed=5)
         compressed, report = compress(model, data.split(8), quick(name), 0.4, held_out=[unseen])
         for field, batch in (("relative_error", data), ("relative_error_held_out", unseen)):
-            inputs = layer_inputs(model, batch)
+            inputs = inputs_of(model, [layer["name"] for layer in report["layers"]], batch)
             for layer in report["layers"]:
                 if layer["rank"] is None:
                     assert layer[field] == 0
@@ -87,8 +70,7 @@ def test_a_sweep_reuses_one_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 1
     for reduction, (compressed, report) in zip(reductions, models, strict=True):
         alone, _ = compress(model, [data], "exact", reduction)
-        for (key, one), other in zip(compressed.state_dict().items(), alone.state_dict().values(), strict=True):
-            assert torch.equal(one, other), key
+        assert same(compressed, alone)
         errors.append(sum(layer["relative_error"] for layer in report["layers"]))
     assert errors == sorted(errors)
 
@@ -106,8 +88,8 @@ def test_the_deployed_layer_is_the_sum_of_its_parts(z: str, name: str) -> None:
     model, data = tiny(), images(16)
     recipe = get_recipe(name).but(compensation=z, solver="closed_form", budget=0.1)
     compressed, report = compress(model, [data], recipe, 0.3)
-    inputs = layer_inputs(model, data)
     cut = [layer for layer in report["layers"] if layer["rank"] is not None]
+    inputs = inputs_of(model, [layer["name"] for layer in cut], data)
     assert cut
     for layer in cut:
         deployed, linear = compressed.get_submodule(layer["name"]), model.get_submodule(layer["name"])

@@ -173,9 +173,9 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.mark.parametrize("slower", [1.25, 0.75])
+@pytest.mark.parametrize("slower", [1.25, 0.75, 1.09])
 def test_a_plan_that_misses_is_made_again(slower: float, clock: Clock) -> None:
-    """A machine on which the whole model takes another time than its modules together."""
+    """A machine on which the whole model takes another time than its modules together, however little."""
     model, data = tiny(), images(16)
     analysis = analyse(model, [data], "exact", device="cpu", batch_size=BATCH)
     asked = analysis.plan({"latency": 0.6}).budget
@@ -186,17 +186,8 @@ def test_a_plan_that_misses_is_made_again(slower: float, clock: Clock) -> None:
     assert entry is not None
     assert 2 <= clock.timed.count("small") <= 5
     assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
-    assert abs(slower * asked["counted"] - entry["limit"]) > 0.1 * entry["limit"]
+    assert not 0.9 * entry["limit"] < slower * asked["counted"] <= entry["limit"]  # what the first plan would cost
     assert (entry["predicted"] < asked["predicted"]) == (slower > 1)
-
-
-def test_a_budget_is_kept_however_near_the_first_plan_was(clock: Clock) -> None:
-    clock.slower = 1.09
-    analysis = analyse(tiny(), [images(16)], "exact", device="cpu", batch_size=BATCH)
-    entry = analysis.plan({"latency": 0.6}).budget
-    assert entry is not None
-    assert clock.timed.count("small") > 1
-    assert 0.9 * entry["limit"] < entry["counted"] <= entry["limit"]
 
 
 def test_modules_are_timed_once_on_a_machine(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

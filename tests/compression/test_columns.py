@@ -18,22 +18,13 @@ from lowrank_vit.stages.gates.expected import Prices
 from lowrank_vit.stages.gates.learn_gates import LearntGates, make_gates, sites_of
 from tests.support.cases import few, in_turn
 from tests.support.kinds import KINDS, VIT, Kind, vit
-from tests.support.models import outputs, padded_swin
+from tests.support.models import inputs_of, outputs, padded_swin
 
 RECIPE = Recipe(name="random", units={"columns": LearntColumns()}, gradual=ImportanceGates(), labelled=True)
 SOME = ["vit", "no qkv bias", "q and k norm", "swiglu", "swiglu, apart", "beit", "eva02", "swin", "swin v2"]
-SOME += [
-    "no biases",
-    "parallel things",
-    "attention pooling",
-    "relative position mlp",
-    "gated mixer",
-    "convnext",
-    "padded",
-]
-NO_BIASES = Kind(
-    VIT, vit(qkv_bias=False, proj_bias=False)
-)  # the MLP's first layer gets one, for the mean of its inputs
+SOME += ["parallel things", "attention pooling", "relative position mlp", "gated mixer", "convnext", "padded"]
+SOME += ["no biases"]  # where the MLP's first layer gets one, for the mean of its inputs
+NO_BIASES = Kind(VIT, vit(qkv_bias=False, proj_bias=False))
 
 
 def made(kind: str) -> tuple[nn.Module, Tensor]:
@@ -61,20 +52,6 @@ def averaged(layer: nn.Module, kept: Tensor, mean: Tensor) -> None:
     layer.register_forward_pre_hook(see)
 
 
-def mean_inputs(model: nn.Module, names: Sequence[str], data: Tensor) -> dict[str, Tensor]:
-    means, hooks = dict[str, Tensor](), []
-    for name in names:
-
-        def see(module: nn.Module, inputs: Sequence[Tensor], name: str = name) -> None:
-            means[name] = inputs[0].detach().flatten(0, -2).mean(0)
-
-        hooks.append(model.get_submodule(name).register_forward_pre_hook(see))
-    outputs(model, data)
-    for hook in hooks:
-        hook.remove()
-    return means
-
-
 @pytest.mark.parametrize(("share", "kind"), few(in_turn([0.1, 0.6], SOME), 3))
 def test_what_goes_is_replaced_by_its_mean(kind: str, share: float) -> None:
     """Parameters and multiply-accumulates are those that gates tell, too."""
@@ -86,7 +63,8 @@ def test_what_goes_is_replaced_by_its_mean(kind: str, share: float) -> None:
     for decomposed in analysis.decomposed:
         layers, rank = decomposed.linears, plan.ranks[f"{decomposed.name}.part"]
         inner, inputs = decomposed.parts[f"{decomposed.name}.part"].kept(rank)
-        means = mean_inputs(model, [layer.name for layer in layers], data)
+        seen = inputs_of(model, [layer.name for layer in layers], data)
+        means = {name: x.flatten(0, -2).mean(0) for name, x in seen.items()}
         averaged(same.get_submodule(layers[-1].name), inner, means[layers[-1].name])
         unit = "value" if isinstance(decomposed.site, AttentionSite) else "hidden"
         opens[f"{decomposed.name}.{unit}"] = torch.isin(torch.arange(layers[-1].in_features), inner)

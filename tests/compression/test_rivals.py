@@ -116,7 +116,7 @@ def test_afm_centred_whitening_and_flar_are_one_factorisation() -> None:
     """At equal ranks AFM and centred whitening are the same function, biases too; FLAR is the same about zero.
 
     So these rivals differ in their ranks alone: FLAR's factors are SVD-LLM's, bit by bit. (Statistics are sums of float32
-    products; in float64 the first two agree to 1e-8 and better: tests/contracts/test_decompositions.py.)
+    products, so that the first two agree to 1e-5.)
     """
     model, data = tiny("vit").double(), images(16, "vit").double()
     analyses = {

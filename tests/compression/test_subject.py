@@ -1,13 +1,14 @@
 """The caller's world stays outside: what surrounds a model, its precision, how it is trained, and what torch is set to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit import analyse, compress, load, quantize, save
 from lowrank_vit.linalg.metric import cholesky_root
@@ -53,12 +54,6 @@ def test_what_surrounds_a_model_is_taken_off_and_said(wrap: Any, plain: Any, cap
 
 
 @contextmanager
-def autocast() -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16):
-        yield
-
-
-@contextmanager
 def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
@@ -67,22 +62,14 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "around"), in_turn(RECIPES, [autocast, float64, torch.no_grad, torch.inference_mode])
-)
+AROUND = [partial(torch.autocast, "cpu", torch.bfloat16), float64, torch.no_grad, torch.inference_mode]
+
+
+@pytest.mark.parametrize(("recipe", "around"), in_turn(RECIPES, AROUND))
 def test_settings_of_torch_change_nothing(recipe: str, around: Any, plain: Any) -> None:
     model = tiny()
     with around():
         assert same(made(model, recipe), plain[recipe])
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.float() for name, tensor in model.state_dict().items()}
-
-
-def same_values(model: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = state(model), state(other)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16], 1))
@@ -92,11 +79,11 @@ def test_a_model_in_half_precision_is_computed_in_float32(dtype: torch.dtype, tm
     small, report = compress(model, data.split(4), "best", 0.3, held_out=[data[:2]])
     assert {parameter.dtype for parameter in small.parameters()} == {dtype}
     expected, told = compress(tiny().to(dtype).float(), data.float().split(4), "best", 0.3, held_out=[data[:2].float()])
-    assert same_values(small, expected.to(dtype))
+    assert same(small, expected.to(dtype))
     assert report["layers"] == told["layers"]
     assert model.head.weight.dtype == dtype
     save(small, tmp_path / "small", model_args=ARGUMENTS["vit"])
-    assert same_values(load(tmp_path / "small"), small)
+    assert same(load(tmp_path / "small"), small)
     assert model_hash(model) != model_hash(small)
 
 
@@ -114,46 +101,32 @@ def test_inputs_that_hardly_vary_are_decomposed() -> None:
 X = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def vit() -> Any:
-    return small_vit(3, embed_dim=48, num_heads=3)
-
-
-def shared_weight() -> Any:
-    model = vit()
-    model.blocks[1].mlp.fc1.weight = model.blocks[0].mlp.fc1.weight
+def sharing(kind: str) -> Any:
+    """A ViT whose second block has something of the first one."""
+    model = small_vit(3, embed_dim=48, num_heads=3)
+    first, second = model.blocks[:2]
+    if kind == "a weight":
+        second.mlp.fc1.weight = first.mlp.fc1.weight
+    elif kind == "a layer":
+        second.attn.proj = first.attn.proj
+    elif kind == "a norm":
+        second.norm1 = first.norm1
+    else:
+        model.blocks[1] = first
     return model
 
 
-def shared_layer() -> Any:
-    model = vit()
-    model.blocks[1].attn.proj = model.blocks[0].attn.proj
-    return model
-
-
-def shared_block() -> Any:
-    model = vit()
-    model.blocks[1] = model.blocks[0]
-    return model
-
-
-def shared_norm() -> Any:
-    model = vit()
-    model.blocks[1].norm1 = model.blocks[0].norm1
-    return model
-
-
-SHARING: dict[str, tuple[Callable[[], Any], list[str]]] = {
-    "a weight": (shared_weight, ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]),
-    "a layer": (shared_layer, ["blocks.0.attn.proj"]),
-    "a block": (shared_block, [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]),
-    "a norm": (shared_norm, []),
+SHARED = {  # what stays dense
+    "a weight": ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"],
+    "a layer": ["blocks.0.attn.proj"],
+    "a block": [f"blocks.0.{name}" for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")],
+    "a norm": [],
 }
 
 
-@pytest.mark.parametrize(("kind", "recipe"), few(in_turn(SHARING, ["best", "exact"])))
+@pytest.mark.parametrize(("kind", "recipe"), few(in_turn(SHARED, ["best", "exact"])))
 def test_what_shares_stays_dense(kind: str, recipe: str, tmp_path: Path) -> None:
-    make, names = SHARING[kind]
-    dense = make()
+    dense, names = sharing(kind), SHARED[kind]
     small, report = compress(dense, [X], recipe, 0.1, device="cpu")
     reasons = report["left_dense"].get("reasons", {})
     assert list(reasons) == names
@@ -166,7 +139,7 @@ def test_what_shares_stays_dense(kind: str, recipe: str, tmp_path: Path) -> None
 
 
 def test_nothing_is_left_where_every_block_is_one() -> None:
-    model = shared_block()
+    model = sharing("a block")
     model.blocks[2] = model.blocks[0]
     with pytest.raises(
         InputError, match=r"no layer to compress: 'blocks\.0\.attn\.qkv' is tied to 'blocks\.1\.attn\.qkv'"
@@ -176,7 +149,6 @@ def test_nothing_is_left_where_every_block_is_one() -> None:
 
 @pytest.mark.parametrize("kind", few(["a weight", "a layer", "a block"], 1))
 def test_rounding_leaves_it_too(kind: str) -> None:
-    make, names = SHARING[kind]
-    rounded, addition = quantize(make(), 4)
-    assert list(addition["quantization"]["left_dense"]) == names
-    assert 0 < distance(rounded, make(), X) < 0.3
+    rounded, addition = quantize(sharing(kind), 4)
+    assert list(addition["quantization"]["left_dense"]) == SHARED[kind]
+    assert 0 < distance(rounded, sharing(kind), X) < 0.3

@@ -25,6 +25,7 @@ from tests.support.models import ARGUMENTS, images, macs, outputs, tiny
 
 RULES = TOKENS.names()
 BEST, BARE = (get_recipe(name).but(refit=False, measured=0) for name in ("best", "heads"))
+NOTHING = [("tome", {"r": 0}), ("evit", {"keep": 1.0}), ("pitome", {"keep": 1.0})]
 STRENGTHS = [("tome", {"r": 2}), ("evit", {"keep": 0.5}), ("pitome", {"keep": 0.9})]
 
 
@@ -37,13 +38,15 @@ def learning(rule: str) -> dict[str, Any]:
     return {"learn_on": TinyData(noise=0.0) if made.labelled else [images(16)], "training": training}
 
 
-@pytest.mark.parametrize(("rule", "nothing"), [("tome", {"r": 0}), ("evit", {"keep": 1.0}), ("pitome", {"keep": 1.0})])
+@pytest.mark.parametrize(("rule", "nothing"), [*NOTHING, ("merge", {})])
 @pytest.mark.parametrize("smaller", few([False, True], 1))
 def test_nothing_merged_is_the_model_as_it_was(rule: str, nothing: dict[str, float], smaller: bool) -> None:
+    """By the planned merging, too, whose last block computes what the head reads alone."""
     model, data = tiny("vit").double(), images(6, "vit").double()
     model = compress(model, data.split(3), BEST, 0.3)[0] if smaller else model
     same = fewer_tokens(model, rule, **nothing)
     torch.testing.assert_close(outputs(same, data), outputs(model, data), rtol=1e-10, atol=1e-10)
+    assert rule != "merge" or macs(same) < macs(model)
 
 
 @pytest.mark.parametrize(("rule", "options"), STRENGTHS)
@@ -126,15 +129,6 @@ def test_a_curve_never_falls_and_goes_through_what_was_measured() -> None:
     assert curve[0] == 0
     assert (np.diff(curve) >= 0).all()
     assert curve[[2, 5, 8]].tolist() == pytest.approx([0.1, 0.1, 0.9])
-
-
-@pytest.mark.parametrize("smaller", [False, True])
-def test_the_last_block_computes_what_the_head_reads_and_nothing_changes(smaller: bool) -> None:
-    model, data = tiny("vit").double(), images(6, "vit").double()
-    model = compress(model, data.split(3), BARE, 0.3)[0] if smaller else model
-    small = fewer_tokens(model, "merge")
-    torch.testing.assert_close(outputs(small, data), outputs(model, data), rtol=1e-10, atol=1e-10)
-    assert macs(small) < macs(model)
 
 
 def test_the_planned_pairs_keep_within_their_limit() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowrank_vit.linalg.metric import cholesky_root, output_metric
+from lowrank_vit.linalg.metric import output_metric
 from lowrank_vit.methods.loss_aware import TwoSided
 from lowrank_vit.records.factors import Factors
 from lowrank_vit.records.moments import Moments
@@ -15,16 +15,12 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.stages.calibrate.observe import resolve
 from lowrank_vit.stages.decompose import DECOMPOSITIONS
 from tests.support.cases import in_turn
+from tests.support.compensation_problems import root
 from tests.support.layer import Sample, sample
 
 NAMES = DECOMPOSITIONS.names()
 SHAPES = [(10, 16), (16, 10), (12, 12)]
 TIGHT = 1e-9
-
-
-def symmetric_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def restricted(name: str, layer: Sample) -> Moments:
@@ -142,7 +138,7 @@ def test_two_sided_is_the_svd_between_both_roots(shape: tuple[int, int]) -> None
     slopes = layer.gradients.flatten(0, 1)
     second = slopes.T @ slopes / len(layer.gradients)
     second = second + TwoSided().damping * second.diagonal().mean() * torch.eye(shape[1])
-    between = symmetric_root(layer.covariance) @ layer.weight @ symmetric_root(second)
+    between = root(layer.covariance) @ layer.weight @ root(second).T
     squares = torch.linalg.svdvals(between).square()
     truth = 0.5 * torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1)])
     torch.testing.assert_close(factors_of("two_sided", layer).loss, truth, atol=1e-12, rtol=1e-6)
@@ -176,13 +172,13 @@ def test_centred_and_normalised_is_never_worse_under_equation_3(shape: tuple[int
             assert best.loss[rank] <= truth + TIGHT, name
 
 
-@pytest.mark.parametrize("shape", SHAPES[:2])
-def test_aafm_is_centred_whitening(shape: tuple[int, int]) -> None:
-    layer = sample(*shape)
-    mimicking, whitened = factors_of("aafm", layer), factors_of("whitened_centred", layer)
-    torch.testing.assert_close(mimicking.loss, whitened.loss, atol=1e-12, rtol=1e-6)
-    for (u, v), (u2, v2) in zip(map(mimicking.cut, range(5)), map(whitened.cut, range(5)), strict=True):
-        torch.testing.assert_close(u @ v.T, u2 @ v2.T, atol=1e-7, rtol=0)
+def test_rows_that_no_gradient_reaches_keep_a_little() -> None:
+    """Of W = diag(1, 1): the row without Fisher information comes last, and its factor is its own all the same."""
+    moments = Moments(1, 1, {"fisher_rows": torch.tensor([4e-6, 0.0]).double(), "input_sum": torch.zeros(2)})
+    factors = DECOMPOSITIONS.get("fwsvd")()(torch.eye(2).double(), moments)
+    torch.testing.assert_close(factors.u[:, :1] @ factors.v[:, :1].T, torch.diag(torch.tensor([1.0, 0.0])).double())
+    torch.testing.assert_close(factors.u @ factors.v.T, torch.eye(2).double())
+    assert 0 < factors.loss[1] < 1e-7
 
 
 def test_representative_rank_is_capped_by_the_tokens() -> None:
@@ -231,17 +227,3 @@ def test_input_and_output_side_agree() -> None:
         small = output_metric(layer.weight, replace(layer.moments, sums=sums), centred=centred)
         factors = factors_of("svd", layer)
         torch.testing.assert_close(small.error_curve(factors), full.error_curve(factors), atol=1e-10, rtol=1e-7)
-
-
-def test_cholesky_root_reports_the_ridge_it_took() -> None:
-    x = torch.randn(3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    root, ridge = cholesky_root(x.T @ x)
-    assert 0 < ridge <= 1e-8
-    torch.testing.assert_close(root @ root.T, x.T @ x, atol=1e-6, rtol=0)
-    _, none = cholesky_root(torch.eye(8, dtype=torch.float64))
-    assert none == 0
-    root, damped = cholesky_root(4 * torch.eye(8, dtype=torch.float64), 0.5)  # of the mean diagonal, which is 4
-    assert damped == 0.5
-    torch.testing.assert_close(root @ root.T, 6 * torch.eye(8, dtype=torch.float64))
-    with pytest.raises(ValueError, match="positive"):
-        cholesky_root(torch.full((3, 3), torch.nan, dtype=torch.float64))

@@ -89,15 +89,6 @@ def test_equal_units_are_removed_for_nothing() -> None:
     assert loss[6] < 1e-8 < 1e-5 < loss[5]
 
 
-def test_shrinkage_by_hand() -> None:
-    """Trace 4, squared norm 10, p = 2: 4^2 / ((n + 0) (10 - 8)), so 16 / 2n."""
-    spread = torch.diag(torch.tensor([3.0, 1.0]))
-    assert oracle_shrinkage(spread, 100) == pytest.approx(16 / 200)
-    assert oracle_shrinkage(7 * spread, 100) == pytest.approx(16 / 200)
-    assert oracle_shrinkage(spread, 1) == 1.0
-    assert oracle_shrinkage(torch.eye(5), 10**6) == 1.0
-
-
 def test_shrinkage_lowers_the_error_of_a_sampled_covariance() -> None:
     """Of Gaussian samples, the shrunk covariance is nearer to the true one, and by about what the best intensity gains."""
     generator = torch.Generator().manual_seed(0)

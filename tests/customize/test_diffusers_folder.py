@@ -95,19 +95,8 @@ def test_customize_on_a_folder(
     folder = request.getfixturevalue(kind)
     prompt = "normal V* digit" if kind == "digits_folder" else "a photo of V* dog"
     out = tmp_path / "delta.safetensors"
-    arguments = [
-        "--images",
-        str(photographs),
-        "--prompt",
-        prompt,
-        "--method",
-        method,
-        "--steps",
-        "2",
-        "--out",
-        str(out),
-    ]
-    main(["customize", "--model", str(folder), *arguments, "--device", "cpu"])
+    given = ["--model", str(folder), "--images", str(photographs), "--prompt", prompt, "--method", method]
+    main(["customize", *given, "--steps", "2", "--out", str(out), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert printed.startswith(f"{method} on 3 images: ")
     assert printed.endswith(f"saved to {out}\n")

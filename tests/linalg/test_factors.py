@@ -6,12 +6,9 @@ from torch import Tensor
 
 from lowrank_vit.linalg.mixtures import Gated, Mixed, MixedQueries, first_kept
 from lowrank_vit.linalg.pairs import BOUND, pivot_rows, pivoted_pair
+from tests.support.layer import normal
 
 SIZES = [1, 3, 4, None]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def shares() -> Tensor:

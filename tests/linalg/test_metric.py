@@ -9,12 +9,9 @@ from lowrank_vit.linalg.heads import blend, query_key
 from lowrank_vit.linalg.metric import RIDGES, cholesky_root, output_metric
 from lowrank_vit.linalg.pairs import BOUND, balance, pivot_rows
 from lowrank_vit.records.moments import Moments
+from tests.support.layer import drawn
 
 SCALES = (1e-12, 1.0, 1e12)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def definite(size: int, seed: int = 0) -> Tensor:
@@ -35,10 +32,17 @@ def test_a_ridge_is_relative_to_the_moment(scale: float) -> None:
     root, ridge = cholesky_root(scale * moment)
     assert ridge == 0
     torch.testing.assert_close(root @ root.T, scale * moment, rtol=1e-12, atol=0)
-    _, ridge = cholesky_root(scale * torch.ones(4, 4, dtype=torch.float64))
+    equal = scale * torch.ones(4, 4, dtype=torch.float64)
+    root, ridge = cholesky_root(equal)
     assert ridge in RIDGES[1:3]
+    torch.testing.assert_close(root @ root.T, equal, rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="inputs is not positive semidefinite"):
         cholesky_root(-scale * moment)
+    with pytest.raises(ValueError, match="positive"):
+        cholesky_root(torch.full((3, 3), torch.nan, dtype=torch.float64))
+    root, damped = cholesky_root(4 * scale * torch.eye(8, dtype=torch.float64), 0.5)  # of the mean diagonal
+    assert damped == 0.5
+    torch.testing.assert_close(root @ root.T, 6 * scale * torch.eye(8, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 def test_a_covariance_has_the_rounding_errors_of_what_it_is_made_of() -> None:

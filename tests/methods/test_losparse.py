@@ -30,6 +30,16 @@ def gate_on(weight: torch.Tensor, share: float = 0.3) -> SparseGate:
     return gate
 
 
+def test_it_starts_from_the_best_factors_of_a_weight_equally_large() -> None:
+    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    gate = gate_on(weight, 0.5)
+    u, values, vt = torch.linalg.svd(weight)
+    rank = gate.up.shape[1]
+    assert 1 < rank < 5
+    torch.testing.assert_close(gate.up @ gate.down, u[:, :rank] * values[:rank] @ vt[:rank])
+    torch.testing.assert_close(gate.up.T @ gate.up, gate.down @ gate.down.T)
+
+
 def test_on_a_quadratic_rows_are_ordered_by_what_they_hold_times_its_slope() -> None:
     """While the uncertainty is the same everywhere: the loss ``w^T H w / 2`` has the slopes ``H w``."""
     generator = torch.Generator().manual_seed(0)

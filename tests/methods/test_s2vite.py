@@ -1,9 +1,12 @@
 """Drop and grow: the sizes by hand, what dies and what grows, and a whole run on labels that can be interrupted."""
 
+import math
+
+import pytest
 import timm
 import torch
 
-from lowrank_vit.methods.s2vite import DropAndGrow, LiveGate, exchange, kept_count, live_counts
+from lowrank_vit.methods.s2vite import DropAndGrow, LiveGate, exchange, kept_count, live_counts, moving_share
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.sites import HEAD, HIDDEN
@@ -29,6 +32,12 @@ def test_the_deit_s_of_the_paper() -> None:
     assert prices.expected(opens).parameters == rest + 12 * block
     # the paper's count keeps the biases of keys and values, which the smaller attention does not have
     assert rest + 12 * (block + 2 * heads) == 14_011_540
+
+
+def test_the_share_that_dies_falls_by_a_cosine() -> None:
+    shares = [moving_share(step, 4, 0.5, 0.1) for step in range(6)]
+    half = math.sqrt(0.5) / 2  # of the cosine of a quarter of its way, halved
+    assert shares == pytest.approx([0.5, 0.3 + 0.4 * half, 0.3, 0.3 - 0.4 * half, 0.1, 0.1])
 
 
 def layer_with(weight: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor, live: list[int]) -> GatedLayer:

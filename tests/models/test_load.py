@@ -92,8 +92,6 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_deit_tiny_knows_the_real_images(real_data: Path) -> None:
-    from lowrank_vit.models import load_model
-
     model = load_model("deit_tiny_patch16_224", real_data / "weights" / "deit_tiny_patch16_224.safetensors")
     config = timm.data.resolve_model_data_config(model)
     loader = data(f"imagefolder:{real_data}/imagenet-samples", config, limit=24).val_dataloader()

@@ -2,22 +2,19 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_vit.modules.conv_mixer import KERNELS, ConvMixer, mixer_cost, shared_weights
 from lowrank_vit.modules.counting import input_size, multiply_accumulates, parameter_count
+from tests.support.layer import drawn
 from tests.support.models import tiny
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_it_is_the_sum_over_neighbours_of_mixed_heads(kernel: int) -> None:
     """Each patch, its neighbours one by one, by a mixture of heads of its own for each place."""
-    values, biases, outputs_, mixture = random(2, 3, 6), random(2, 3), random(6, 2, 3), 0.01 * random(2, 9)
-    up_bias, x = random(6), random(2, 1 + 9, 6, seed=1)
+    values, biases, outputs_, mixture = drawn(2, 3, 6), drawn(2, 3), drawn(6, 2, 3), 0.01 * drawn(2, 9)
+    up_bias, x = drawn(6), drawn(2, 1 + 9, 6, seed=1)
     mixer = ConvMixer.of(*shared_weights(values, biases, outputs_, mixture, kernel), up_bias)
     pi = (mixture / 0.01).softmax(0)
     expected = x.clone()

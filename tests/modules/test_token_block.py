@@ -19,6 +19,7 @@ from lowrank_vit.modules.token_block import (
     merged_by_energy,
     packed,
 )
+from tests.support.layer import drawn
 from tests.support.models import images, tiny
 
 
@@ -69,10 +70,6 @@ def test_unattended_tokens_are_fused_by_hand() -> None:
     assert fused(x, attention, 3) is x  # one token fused into one saves nothing
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def test_a_package_is_the_weighted_mean_of_what_is_dropped_by_hand() -> None:
     x = torch.tensor([[[1.0], [2], [4], [8]]])
     kept = torch.tensor([[[0.9], [0.1], [0.3], [0.5]]])
@@ -83,9 +80,9 @@ def test_a_package_is_the_weighted_mean_of_what_is_dropped_by_hand() -> None:
 
 def test_scores_are_those_of_heads_one_by_one() -> None:
     """The equations for one head after the other, tokens that are gone counting nowhere in the mean."""
-    selector, x = TokenSelector(12, 3).double(), random(2, 5, 12)
+    selector, x = TokenSelector(12, 3).double(), drawn(2, 5, 12)
     for each in selector.parameters():
-        each.data += 0.3 * random(*each.shape, seed=each.numel())
+        each.data += 0.3 * drawn(*each.shape, seed=each.numel())
     kept = torch.tensor([[1.0, 1, 0, 1, 0], [1, 0, 0, 0, 1]]).double()[..., None]
     means = torch.stack([x[..., 4 * head : 4 * head + 4].mean(-1) for head in range(3)], -1)
     weights, total = selector.weigh(means), 0.0
@@ -109,7 +106,7 @@ def test_scores_are_those_of_heads_one_by_one() -> None:
 def test_dropped_tokens_are_those_that_masked_ones_are(packages: int) -> None:
     """A real drop of all but the best patches: the class token, kept patches and packages see what they see under a mask."""
     block = SelectingBlock(tiny().blocks[1], 16, 2, count=3, packages=packages).double().eval()
-    x = random(2, 1 + 8 + packages, 16)
+    x = drawn(2, 1 + 8 + packages, 16)
     scores = block.selector(x[:, 1:])[:, :8, :1]
     best = scores[..., 0].topk(3).indices.sort(-1).values
     stays = torch.zeros(2, 8, 1).double().scatter(1, best[..., None], 1.0)
@@ -124,7 +121,7 @@ def test_dropped_tokens_are_those_that_masked_ones_are(packages: int) -> None:
 
 def test_masked_tokens_have_the_slope_of_being_seen_a_little() -> None:
     """By a difference: the class token's output where a masked token counts 1e-5 times."""
-    block, x = tiny().blocks[1].double(), random(1, 6, 16)
+    block, x = tiny().blocks[1].double(), drawn(1, 6, 16)
     kept = torch.tensor([1.0, 1, 0, 1, 0, 1]).double()[None, :, None].requires_grad_()
     masked(block, x, kept)[0, 0].sum().backward()
     assert kept.grad is not None

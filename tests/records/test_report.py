@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowrank_vit import compress
 from lowrank_vit.compression.recipe import Recipe
@@ -11,7 +11,7 @@ from lowrank_vit.records.report import z_summary
 from lowrank_vit.stages.allocate.rules import Uniform
 from lowrank_vit.stages.compensate import COMPENSATIONS
 from tests.support.cases import few, in_turn
-from tests.support.models import images, tiny
+from tests.support.models import images, inputs_of, tiny
 
 SOLVERS = ("closed_form", "moments", "minibatch")
 
@@ -20,17 +20,6 @@ def recipe(kind: str | None, solver: str) -> Recipe:
     """Plain SVD, so that the residual is known without the package."""
     plain = Recipe(name="plain", units={"decomposition": PlainSVD()}, allocator=Uniform(), solver=solver, steps=60)
     return plain.but(compensation=kind, budget=None if kind is None else 0.1)
-
-
-def inputs_by_image(model: nn.Module, name: str, data: Tensor) -> list[Tensor]:
-    """X_i of a layer, (tokens, n), each image alone."""
-    kept: list[Tensor] = []
-    hook = model.get_submodule(name).register_forward_hook(lambda module, given, output: kept.append(given[0][0]))
-    with torch.no_grad():
-        for image in data:
-            model(image[None])
-    hook.remove()
-    return kept
 
 
 def equation_10(inputs: list[Tensor], weight: Tensor, approximation: Tensor) -> float:
@@ -47,7 +36,8 @@ def test_losses_of_z_are_equation_10(kind: str, solver: str) -> None:
     assert len(layers) > 4
     for layer in layers:
         name, z = layer["name"], layer["z"]
-        inputs, weight = inputs_by_image(model, name, data), model.get_submodule(name).weight.detach().T
+        inputs = [inputs_of(model, [name], image[None])[name][0] for image in data]
+        weight = model.get_submodule(name).weight.detach().T
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
         cut = u[:, : layer["rank"]] * s[: layer["rank"]] @ vt[: layer["rank"]]
         assert z["loss_before"] == pytest.approx(equation_10(inputs, weight, cut), rel=1e-6)

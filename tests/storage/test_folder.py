@@ -58,15 +58,10 @@ def test_a_saved_model_is_replaced_on_request_only(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("z", few(COMPENSATIONS.names(), 1))
-def test_every_z_survives(z: str, tmp_path: Path) -> None:
+def test_every_z_survives_and_is_quantised(z: str, tmp_path: Path) -> None:
     compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "small")(images(5)), compressed(images(5)))
-
-
-@pytest.mark.parametrize("z", few(COMPENSATIONS.names(), 1))
-def test_a_quantised_compressed_model_survives(z: str, tmp_path: Path) -> None:
-    compressed = saved(tmp_path / "small", recipe="paper", compensation=z, solver="closed_form")
     quantized, addition = quantize(compressed, 6)
     save(quantized, tmp_path / "six", model_args=load_model_args(tmp_path / "small"))
     loaded, report = load(tmp_path / "six"), load_report(tmp_path / "six")

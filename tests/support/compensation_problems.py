@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_vit.stages.compensate import COMPENSATIONS, Compensation
+from tests.support.models import inputs_of
 
 SHAPES = [(24, 24), (12, 36), (36, 12), (10, 7)]
 
@@ -66,20 +67,12 @@ def toy_images(count: int = 16) -> Tensor:
 
 def toy_inputs(model: Toy, images: Tensor) -> dict[str, Tensor]:
     """``A_i = X_i / ||X_i W||_F`` of every layer, (images, tokens, n): one image at a time, from the weights."""
-    kept: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
-    hooks = [
-        getattr(model, name).register_forward_hook(lambda m, i, o, name=name: kept[name].append(i[0].flatten(0, -2)))
-        for name in LAYERS
-    ]
-    with torch.no_grad():
-        for image in images:
-            model(image[None])
-    for hook in hooks:
-        hook.remove()
-    return {
-        name: torch.stack([x / (x @ getattr(model, name).weight.detach().T).norm() for x in own])
-        for name, own in kept.items()
-    }
+    found: dict[str, list[Tensor]] = {name: [] for name in LAYERS}
+    for image in images:
+        for name, x in inputs_of(model, LAYERS, image[None]).items():
+            rows = x.flatten(0, -2)
+            found[name].append(rows / (rows @ getattr(model, name).weight.detach().T).norm())
+    return {name: torch.stack(own) for name, own in found.items()}
 
 
 def toy_problem(model: Toy, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -12,23 +12,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lowrank_vit.architectures.linears import find_sites
 from lowrank_vit.modules.low_rank_linear import LowRankLinear
 from lowrank_vit.modules.surgery import replace_module
+from tests.support.models import VIT
 
 IMAGES = 48
 
 
-def tiny(drop: float = 0.2, classes: int = 10) -> VisionTransformer:
+def tiny(drop: float = 0.2) -> VisionTransformer:
     torch.manual_seed(0)
-    model = VisionTransformer(
-        img_size=8,
-        patch_size=2,
-        in_chans=1,
-        embed_dim=16,
-        depth=2,
-        num_heads=2,
-        num_classes=classes,
-        drop_path_rate=drop,
-        proj_drop_rate=drop,
-    )
+    model = VisionTransformer(**VIT, drop_path_rate=drop, proj_drop_rate=drop)
     for site in find_sites(model)[::2]:
         replace_module(model, site.name, LowRankLinear(site.in_features, site.out_features, 4))
     return model

@@ -99,3 +99,8 @@ MLP = MlpSite("mlp", (Site("mlp.fc1", N, INNER, True),), Site("mlp.fc2", INNER, 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     """Normally distributed random numbers of the default precision."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Normally distributed random numbers, float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,6 +1,6 @@
 """Small untrained timm models, random images, and how near two models are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
@@ -13,16 +13,8 @@ from lowrank_vit.records.sites import AttentionSite, MlpSite
 from tests.support import small_models  # noqa: F401  (they register with timm)
 
 VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 10}
-SWIN = {
-    "img_size": 16,
-    "patch_size": 2,
-    "in_chans": 1,
-    "embed_dim": 8,
-    "depths": (2, 2),
-    "num_heads": (2, 2),
-    "window_size": 4,
-    "num_classes": 10,
-}
+SWIN = {"img_size": 16, "patch_size": 2, "in_chans": 1, "embed_dim": 8, "window_size": 4, "num_classes": 10}
+SWIN |= {"depths": (2, 2), "num_heads": (2, 2)}
 NAMES = {"vit": ("vit_tiny_patch16_224", VIT), "swin": ("swin_tiny_patch4_window7_224", SWIN)}
 KINDS = sorted(NAMES)
 MIXER = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 12, "num_classes": 10}
@@ -99,6 +91,19 @@ def outputs(model: nn.Module, data: Tensor) -> Tensor:
     """What the model says, without a graph."""
     with torch.no_grad():
         return model(data)
+
+
+def inputs_of(model: nn.Module, names: Iterable[str], data: Tensor) -> dict[str, Tensor]:
+    """What modules are given for these images, by their names."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]}))
+        for name in names
+    ]
+    outputs(model, data)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 def distance(small: nn.Module, dense: nn.Module, data: Tensor) -> float:

@@ -120,6 +120,14 @@ def afterwards() -> None:
         assert merged(images(2).to(NAME)).device.type == NAME
 
 
+def everything() -> None:
+    """All of these."""
+    recipes()
+    kinds()
+    solvers()
+    afterwards()
+
+
 def plant_identity() -> None:
     """Forget the device of an identity matrix."""
     whole = torch.eye

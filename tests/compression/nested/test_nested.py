@@ -23,7 +23,7 @@ from lowrank_vit.storage.folder import nested_entry
 from tests.support import models
 from tests.support.cases import few, in_turn
 from tests.support.kinds import KINDS
-from tests.support.models import ARGUMENTS, images, outputs, tiny
+from tests.support.models import ARGUMENTS, images, outputs, same, tiny
 
 PARTS = ["attn", "mlp"]
 DENSE = None
@@ -95,28 +95,6 @@ REFUSED = {
 }
 
 
-def analyses(recipe: str | Recipe, kind: str = "vit") -> Analysis:
-    """An analysis of random images, with an error on unseen ones."""
-    found = analyse(tiny(kind), [images(12, kind)], recipe, held_out=[images(6, kind, seed=7)])
-    assert isinstance(found, Analysis)
-    return found
-
-
-def nested(folder: Path, recipe: str | Recipe, kind: str = "vit", reduction: float = 0.3) -> Analysis:
-    """A nested folder, and what it was made from."""
-    analysis = analyses(recipe, kind)
-    save(analysis.compress(reduction)[0], folder, model_args=ARGUMENTS[kind], nested=analysis)
-    return analysis
-
-
-def assert_same(one: nn.Module, other: nn.Module) -> None:
-    left, right = one.state_dict(), other.state_dict()
-    assert list(left) == list(right)
-    for name, tensor in left.items():
-        assert tensor.dtype == right[name].dtype
-        assert torch.equal(tensor, right[name]), name
-
-
 def nestable() -> list[Recipe]:
     """Every recipe for single layers that is not refused as it is, and what the refused ones become by another solver."""
     single = [recipe for recipe in RECIPES.values() if recipe.name not in REFUSED and set(recipe.units) == {SINGLE}]
@@ -156,9 +134,11 @@ def test_pivoted_factors_folded_norms_and_embeddings_are_opened_as_they_were_mad
     "recipe", few(nestable(), 3), ids=lambda recipe: f"{recipe.name}-{recipe.compensation}-{recipe.solver}"
 )
 def test_opened_at_a_reduction_it_is_what_compress_makes(recipe: Recipe, tmp_path: Path) -> None:
-    analysis = nested(tmp_path / "small", recipe)
+    """With an error on unseen images."""
+    analysis = analyse(tiny(), [images(12)], recipe, held_out=[images(6, seed=7)])
+    save(analysis.compress(0.3)[0], tmp_path / "small", model_args=ARGUMENTS["vit"], nested=analysis)
     opened, (made, report) = load(tmp_path / "small", reduction=0.6), analysis.compress(0.6)
-    assert_same(opened, made)
+    assert same(opened, made)
     assert not opened.training
     for part in ("layers", "params", "macs", "recipe_fields", "compensation", "trajectory", "protocol"):
         assert opened.compression_report[part] == report[part], part

@@ -248,16 +248,11 @@ def test_a_job_killed_at_every_write_ends_with_the_same_bytes() -> None:
 
 
 @pytest.mark.slow
-def test_a_figure_from_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(campaign, "run_pool", lambda tasks, workers, threads, view: run_here(tasks, view))
+def test_a_figure_from_end_to_end(tmp_path: Path, in_process: list[Task], capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--seeds", "0", "--calibration-samples", "32", "--no-wandb", "--workers", "1"]
     command = ["run", "figure1/deit_b", *small, "--results", str(tmp_path)]
     for _ in range(2):  # the second time there is nothing left to run
-        with pytest.raises(SystemExit) as stop:
-            main(command)
-        assert stop.value.code == 0
+        assert exit_code(*command) == 0
     said = capsys.readouterr().err
     ran = json.loads((tmp_path / "figure1" / "plan.json").read_text())["command"]
     assert shlex.split(ran) == ["python", "-m", "experiments", *command]

@@ -26,6 +26,7 @@ from lowrank_vit.modules.counting import parameter_count, saved_bytes
 from lowrank_vit.modules.quantized_linear import QuantizedLinear
 from lowrank_vit.records.curves import RankPlan
 from lowrank_vit.records.images import Images
+from tests.support.models import inputs_of, stirred
 
 STEPS = 20  # of Z's gradient solvers
 
@@ -34,10 +35,7 @@ def dense(name: str = "digits_deit_small") -> nn.Module:
     """Untrained, with weights large enough that every layer matters."""
     torch.manual_seed(0)
     assert name in STANDINS
-    model = timm.create_model(name).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
+    return stirred(timm.create_model(name).eval())
 
 
 def job_for(measure: str, model: str = "digits_deit_small", seed: int = 0, **fields: Any) -> Job:
@@ -69,13 +67,7 @@ EXACT = 2e-5  # the results have five decimals, the models float32
 
 def inputs(model: nn.Module, layer: str, batches: Any) -> Tensor:
     """All inputs of a layer, (images, tokens, n), float64."""
-    caught: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda module, x, y: caught.append(x[0].double()))
-    with torch.inference_mode():
-        for images, _ in batches:
-            model(images)
-    handle.remove()
-    return torch.cat([x.reshape(len(x), -1, x.shape[-1]) for x in caught])
+    return torch.cat([inputs_of(model, [layer], images)[layer].double() for images, _ in batches])
 
 
 def truncated(weight: Tensor, rank: int) -> Tensor:

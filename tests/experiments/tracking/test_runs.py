@@ -1,7 +1,6 @@
 """Runs of Weights & Biases, read back with its own reader, and the workspace, whose names are those of real runs."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -100,11 +99,6 @@ def quiet(said: str) -> None:
     """Nobody is told."""
 
 
-def alone() -> dict[str, str]:
-    """The environment of a process that is to start W&B's service itself, as a worker does."""
-    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-
-
 def stop_at(text: str) -> Callable[[str], None]:
     def tell(stage: str) -> None:
         if text in stage:
@@ -115,11 +109,13 @@ def stop_at(text: str) -> Callable[[str], None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, dict[str, Any], OfflineRun]:
-    """A job from end to end, its result and its run."""
+    """A job with everything, its result and its run: Z by a gradient solver, Algorithm 1, fine-tuning."""
     folder = tmp_path_factory.mktemp("whole")
     own = task(folder)
-    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
-    result = run_job(own, quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WANDB_MODE", raising=False)
+        patch.setenv("WANDB_DATA_DIR", str(folder / "wandb"))
+        result = run_job(own, quiet)
     (run,) = read_runs(folder)
     return own, result, run
 
@@ -173,29 +169,6 @@ def test_a_resumed_job_goes_on_in_its_run(tmp_path: Path) -> None:
     assert [step for step, _ in trained] == [20, 41]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> OfflineRun:
-    """The run of a job that has everything: Z by a gradient solver, Algorithm 1, fine-tuning."""
-    folder = tmp_path_factory.mktemp("workspace")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("WANDB_MODE", raising=False)
-        patch.setenv("WANDB_DATA_DIR", str(folder / "wandb"))
-        run_job(task(folder), quiet)
-    (run,) = read_runs(folder)
-    return run
-
-
-def exit_code(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(["workspace", *arguments])
-    return int(stop.value.code or 0)
-
-
-def described(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert exit_code(*arguments) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 def panels(description: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Kind and settings of every panel."""
     for section in description["spec"]["section"]["panelBankConfig"]["sections"]:
@@ -204,8 +177,14 @@ def panels(description: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_every_name_is_one_of_a_run(found: OfflineRun, capsys: pytest.CaptureFixture[str]) -> None:
-    description = described(capsys, "--entity", "somebody")
+def test_every_name_is_one_of_a_run(
+    whole: tuple[Task, dict[str, Any], OfflineRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, found = whole
+    with pytest.raises(SystemExit) as stop:
+        main(["workspace", "--entity", "somebody"])
+    assert not stop.value.code
+    description = json.loads(capsys.readouterr().out)
     kinds: dict[str, int] = {}
     logged = {name for row in found.history for name in row}
     for kind, config in panels(description):

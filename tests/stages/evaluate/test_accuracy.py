@@ -7,29 +7,21 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
-from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lowrank_vit.stages.evaluate.accuracy import evaluate, shard
 from lowrank_vit.stages.evaluate.comparison import compare
 from tests.support.hardware import on_cpu
 from tests.support.models import images as random_images
-from tests.support.models import tiny as of_timm
+from tests.support.models import tiny
 from tests.support.processes import become
 
 IMAGES = 65
 
 
-def tiny(classes: int = 10) -> VisionTransformer:
-    torch.manual_seed(0)
-    return VisionTransformer(
-        img_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2, num_classes=classes
-    )
-
-
-def tiny_data(images: int = IMAGES, classes: int = 10) -> TensorDataset:
+def tiny_data(images: int = IMAGES) -> TensorDataset:
     generator = torch.Generator().manual_seed(1)
-    labels = torch.randint(classes, (images,), generator=generator)
+    labels = torch.randint(10, (images,), generator=generator)
     return TensorDataset(torch.randn(images, 1, 8, 8, generator=generator), labels)
 
 
@@ -117,7 +109,7 @@ def test_images_that_are_not_normalised_are_told_with_the_remedy() -> None:
     with pytest.warns(
         UserWarning, match=r"as if they were not normalised .*: prepare them by timm\.data\.create_transform"
     ):
-        compare(of_timm(), of_timm(), [random_images(20).sigmoid()])
+        compare(tiny(), tiny(), [random_images(20).sigmoid()])
 
 
 def test_labels_that_are_hit_by_chance_only_are_told_of() -> None:

@@ -1,5 +1,7 @@
 """Moments of the inputs of layers to be quantised: behind what was replaced, and where they hardly vary."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from lowrank_vit.stages.quantize.inputs import InputMoments, input_moments
 from lowrank_vit.stages.quantize.nearest import RoundToNearest
 from lowrank_vit.stages.quantize.weights import quantize_linear
 from tests.support.cases import in_turn
-from tests.support.models import images, tiny
+from tests.support.models import images, inputs_of, tiny
 
 NEEDS = {"input_second"}
 
@@ -94,14 +96,6 @@ def small_hidden_units() -> tuple[nn.Module, Tensor]:
     return model, images(16)
 
 
-def blank_images() -> tuple[nn.Module, Tensor]:
-    return tiny(), torch.zeros_like(images(16))
-
-
-def one_image() -> tuple[nn.Module, Tensor]:
-    return tiny(), images(1).repeat(8, 1, 1, 1)
-
-
 def huge_inputs() -> tuple[nn.Module, Tensor]:
     model = tiny()
     for name, parameter in model.named_parameters():
@@ -110,17 +104,17 @@ def huge_inputs() -> tuple[nn.Module, Tensor]:
     return model, images(16)
 
 
-CASES = {each.__name__: each for each in (small_hidden_units, blank_images, one_image, huge_inputs)}
+CASES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "small hidden units": small_hidden_units,
+    "blank images": lambda: (tiny(), torch.zeros_like(images(16))),
+    "one image": lambda: (tiny(), images(1).repeat(8, 1, 1, 1)),
+    "huge inputs": huge_inputs,
+}
 
 
 def true_moments(model: nn.Module, name: str, data: Tensor) -> InputMoments:
     """The layer's, without rounding to speak of."""
-    seen: list[Tensor] = []
-    hook = model.get_submodule(name).register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    with torch.no_grad():
-        model(data)
-    hook.remove()
-    x = seen[0].double().flatten(0, -2)
+    x = inputs_of(model, [name], data)[name].double().flatten(0, -2)
     away = x - x.mean(0)
     return InputMoments(x.mean(0), x.T @ x / len(x), x.mean(0), away.T @ away / len(x))
 

@@ -4,9 +4,11 @@ import logging
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import Tensor, nn
 
 from lowrank_vit import InputError
@@ -138,7 +140,7 @@ def test_everything_is_trained_but_the_teacher_and_the_buffers() -> None:
     trained = {name for name, _ in model.named_parameters()}
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) is (name not in trained), name
-    assert all(torch.equal(value, taught[name]) for name, value in dense.state_dict().items())
+    assert same(dense, taught)
     assert [p.requires_grad for p in model.parameters()] == flags
     assert not any(each.training for each in model.modules())
     assert dense.training  # as it was
@@ -201,12 +203,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     options = {"epochs": 2, "precision": "64-true", "crop_scale": (0.6, 1.0), "held_out": images(9, seed=2).double()}
     one = run(alone, IMAGES.double(), dense, **options)
     two = run(together, IMAGES.double(), dense, devices=2, checkpoint_dir=tmp_path, **options)
-    moved = weights(together)
-    for name, value in weights(alone).items():
-        assert torch.allclose(moved[name], value, rtol=1e-9, atol=1e-9), name
+    torch.testing.assert_close(weights(together), weights(alone), rtol=1e-9, atol=1e-9)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
     a, b = one.describe(), two.describe()
     assert b["train_kl"] == pytest.approx(a["train_kl"], rel=1e-6)
     assert b["kl_held_out"] == pytest.approx(a["kl_held_out"], rel=1e-6)
-    with pytest.raises(InputError, match="cannot be shared by 2 processes"):
-        run(student(), devices=2, batch_size=15)
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused() -> None:
+    module = Distillation(student(), tiny(), IMAGES, batch_size=15)
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with patch.object(Trainer, "world_size", 2), pytest.raises(InputError, match="15 images cannot be shared by 2"):
+        module.train_dataloader()

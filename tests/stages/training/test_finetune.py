@@ -24,7 +24,6 @@ from lowrank_vit.stages.training.finetune import (
     trainable_share,
 )
 from lowrank_vit.stages.training.teacher import align_factor, apart
-from tests.support import finetuning
 from tests.support.distilling import run as distilled
 from tests.support.distilling import student
 from tests.support.finetuning import TinyData, tiny
@@ -73,7 +72,7 @@ def test_trains_the_chosen_and_nothing_else() -> None:
 
 
 def test_loss_is_smoothed_cross_entropy_mixed_with_distillation() -> None:
-    model, teacher = tiny(0.0), tiny(0.0, classes=10)
+    model, teacher = tiny(0.0), tiny(0.0)
     nn.init.normal_(teacher.head.weight)
     images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
     plain = F.cross_entropy(model(images), labels, label_smoothing=0.1)
@@ -136,9 +135,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
     options = {"epochs": 2, "precision": "64-true"}
     one = run(alone, data, **options)
     two = run(together, data, devices=2, checkpoint_dir=tmp_path, **options)
-    moved = weights(together)
-    for name, value in weights(alone).items():
-        assert torch.allclose(moved[name], value, rtol=1e-9, atol=1e-9), name
+    torch.testing.assert_close(weights(together), weights(alone), rtol=1e-9, atol=1e-9)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
     # 65 images on two processes: five batches against four
     assert two.val_top1 == pytest.approx(one.val_top1, rel=1e-6)
@@ -169,8 +166,7 @@ def test_what_the_teacher_said_is_remembered(monkeypatch: pytest.MonkeyPatch) ->
         asked.append(sum(count))
     # once about one image to compare shapes, once more for the size; then 2 x 45 images against 3 x 40
     assert asked == [2 + 90, 2 + 120]
-    for name, value in models[0].state_dict().items():
-        assert torch.allclose(value, models[1].state_dict()[name], rtol=1e-3, atol=1e-4), name
+    torch.testing.assert_close(*map(weights, models), rtol=1e-3, atol=1e-4)
 
 
 def modes(model: nn.Module) -> list[bool]:
@@ -190,24 +186,16 @@ def noisy_and_quiet() -> tuple[nn.Module, nn.Module]:
     return noisy.train(), quiet
 
 
-@pytest.mark.parametrize("options", [{"epochs": 3}, {"epochs": 1, "crop_scale": (0.6, 1.0)}])
-def test_the_teacher_of_a_distillation_is_asked_without_dropout(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{"epochs": 3}, {"crop_scale": (0.6, 1.0)}, {"full": False}, {"full": True}])
+def test_the_teacher_is_asked_without_dropout(options: dict[str, Any]) -> None:
+    """Of a distillation, and of a fine-tune."""
     noisy, quiet = noisy_and_quiet()
-    seen, models = modes(noisy), [student() for _ in range(2)]
+    seen, models = modes(noisy), [tiny() if "full" in options else student() for _ in range(2)]
     for model, dense in zip(models, (noisy, quiet), strict=True):
-        distilled(model, dense=dense, held_out=images(5, seed=2), **options)
-    assert seen
-    assert not any(seen)
-    assert noisy.training  # as it was
-    assert same(*models)
-
-
-@pytest.mark.parametrize("full", [False, True])
-def test_the_teacher_of_a_fine_tune_is_asked_without_dropout(full: bool) -> None:
-    noisy, quiet = noisy_and_quiet()
-    seen, models = modes(noisy), [finetuning.tiny() for _ in range(2)]
-    for model, dense in zip(models, (noisy, quiet), strict=True):
-        finetune(model, finetuning.TinyData(), teacher=dense, full=full, **on_cpu(epochs=1, lr=1e-2))
+        if "full" in options:
+            run(model, teacher=dense, epochs=1, **options)
+        else:
+            distilled(model, dense=dense, held_out=images(5, seed=2), **{"epochs": 1, **options})
     assert seen
     assert not any(seen)
     assert noisy.training  # as it was
