@@ -97,7 +97,7 @@ class Bench:
         """Measure the first unit, from which a pass goes through all blocks: it takes as much memory as all units."""
         with Spill() as kept:
             replay = Replay(self.model, self.analysis.recipe.objective, self.batches(images), images, kept)
-            name = self.analysis.decomposed[0].unit.name
+            name = self.analysis.decomposed[0].name
             replay.divergence(name, self.small.get_submodule(name))
 
     def refit_row(self, few: int, many: int) -> Row:
@@ -119,13 +119,13 @@ class Bench:
         with Spill() as kept:
             replay = Replay(self.model, self.analysis.recipe.objective, [self.batch[:1]], 1, kept)
             for decomposed in self.analysis.decomposed:
-                units = {curve.name: None for curve in self.analysis.curves_by_unit[decomposed.unit.name]}
+                units = {curve.name: None for curve in self.analysis.curves_by_unit[decomposed.name]}
                 for unit in units:
                     rank = self.plan.ranks[unit]
                     small = decomposed.cut(
                         {**units, unit: decomposed.probe_rank(unit) if rank is None else rank}
                     ).fold()
-                    least += macs(partial(replay.divergence, decomposed.unit.name, small))
+                    least += macs(partial(replay.divergence, decomposed.name, small))
         return self._row("measured losses", self.measure_one, few, many, took, dense * least / self.macs)
 
     def _row(self, step: str, run: Callable[[int], None], few: int, many: int, took: float, floor: float) -> Row:

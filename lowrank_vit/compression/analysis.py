@@ -86,7 +86,7 @@ class Analysis(Case):
             corrections |= self.correct(small, {**plan.ranks, **corrections.get("tokens", {})})
         with self.services.watch("errors"):
             layers = [
-                known.entry(cuts.get(known.unit.name), plan.ranks, small)
+                known.entry(cuts.get(known.name), plan.ranks, small)
                 for known in track(self.decomposed, "errors", shown=self.services.progress)
             ]
         balance_directions(small)  # the errors above need the basis before this step

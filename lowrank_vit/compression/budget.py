@@ -15,7 +15,7 @@ from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.budgets import Budget, OutOfReachError, Size, budgets_of
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.allocate import least_cost
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.base import Unit
 
 
 def budget_within(curves: Sequence[ErrorCurve], recipe: Recipe, budget: Budget, price: Price) -> int:
@@ -34,7 +34,7 @@ def priced(
     recipe: Recipe,
     price: Price,
     curves: Sequence[ErrorCurve],
-    decomposed: Sequence[Decomposed] = (),
+    decomposed: Sequence[Unit] = (),
     *,
     pivoted: bool | None = None,
 ) -> list[ErrorCurve]:
@@ -84,7 +84,8 @@ def check_size(subject: Subject, found: FoundUnits, size: Size) -> None:
         check_z(price, found.recipe.compensation)
         if price.before_images and (len(budgets) == 1 or budget.limit(price.dense) < price.dense):
             tokens = subject.tokens([unit.linears[0].name for unit in found.units]) if price.by_token else {}
-            curves = [curve for unit in found.units for curve in unit.curves(tokens)]
+            seen = [replace(unit, tokens=tokens.get(unit.linears[0].name, 0)) for unit in found.units]
+            curves = [curve for unit in seen for curve in unit.curves()]
             budget_within(priced(found.recipe, price, curves), found.recipe, budget, price)
 
 

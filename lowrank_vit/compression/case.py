@@ -21,7 +21,7 @@ from lowrank_vit.records.report import Fallback
 from lowrank_vit.runtime.progress import Stopwatch
 from lowrank_vit.stages.evaluate.speed import Setting
 from lowrank_vit.stages.gates.learnt_gates import LearntGates
-from lowrank_vit.units.base import Decomposed, Unit
+from lowrank_vit.units.base import Unit
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Case:
         return self.subject.model
 
     @cached_property
-    def decomposed(self) -> list[Decomposed]:
+    def decomposed(self) -> list[Unit]:
         known = [unit.decomposed(self.model, self.parts[unit.name], self.moments, self.held_out) for unit in self.units]
         caps = sorted({each.cap for each in known if each.cap is not None})
         if caps:
@@ -85,7 +85,7 @@ class Case:
 
     @cached_property
     def curves_by_unit(self) -> dict[str, list[ErrorCurve]]:
-        return {known.unit.name: known.curves() for known in self.decomposed}
+        return {known.name: known.curves() for known in self.decomposed}
 
     @property
     def curves(self) -> list[ErrorCurve]:

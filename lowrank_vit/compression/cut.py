@@ -17,10 +17,10 @@ def cut(case: Case, plan: RankPlan) -> dict[str, Any]:
     """Cut the units that a plan makes smaller, by name."""
     cuts = {}
     for known in case.decomposed:
-        ranks = {curve.name: plan.ranks[curve.name] for curve in case.curves_by_unit[known.unit.name]}
+        ranks = {curve.name: plan.ranks[curve.name] for curve in case.curves_by_unit[known.name]}
         if any(rank is not None for rank in ranks.values()):
             with case.services.watch("fold"):
-                cuts[known.unit.name] = known.cut(ranks)
+                cuts[known.name] = known.cut(ranks)
     return cuts
 
 

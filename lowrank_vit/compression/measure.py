@@ -17,8 +17,8 @@ from lowrank_vit.runtime.files import cache_folder
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.tensors import Spill
 from lowrank_vit.stages.correct.measured_losses import MeasuredCurves, Replay
-from lowrank_vit.stages.search import Question, Search, Unit
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.stages.search import Part, Question, Search
+from lowrank_vit.units.base import Unit
 
 Points = dict[str, list[tuple[int, float]]]  # of every unit: size, loss
 
@@ -28,12 +28,12 @@ def measured_at(
 ) -> Points:
     """Measure the loss of every part at its ``sizes``, with the rest of the model dense; ``store`` keeps each unit's."""
 
-    def measure(known: Decomposed) -> Points:
-        parts = [curve.name for curve in case.curves_by_unit[known.unit.name]]
+    def measure(known: Unit) -> Points:
+        parts = [curve.name for curve in case.curves_by_unit[known.name]]
 
         def loss(part: str, size: int) -> float:
             small = known.cut({each: size if each == part else None for each in parts}).fold()
-            return replay.divergence(known.unit.name, small)
+            return replay.divergence(known.name, small)
 
         return {part: [(size, loss(part, size)) for size in sizes[part]] for part in parts}
 
@@ -50,7 +50,7 @@ def measure_plan(
     """Measure every unit at its planned size, by the recipe's objective; see ``Analysis.measure``."""
     sizes = {}
     for known in case.decomposed:
-        for unit in (curve.name for curve in case.curves_by_unit[known.unit.name]):
+        for unit in (curve.name for curve in case.curves_by_unit[known.name]):
             planned = plan.ranks[unit]
             sizes[unit] = [known.probe_rank(unit) if planned is None else planned]
     with Spill() as kept:
@@ -105,16 +105,16 @@ def search_sizes(case: Case, search: Search, curves: Sequence[ErrorCurve], budge
     Raises ``InputError`` for a unit whose sizes are no mixtures, and for images without labels where those are read.
     """
     priced = {curve.name: curve for curve in curves}
-    units = []
+    parts = []
     for known in case.decomposed:
-        width = known.unit.linears[-1].out_features
-        names = [curve.name for curve in case.curves_by_unit[known.unit.name]]
-        units += [Unit(priced[name], partial(known.mixture, name), width) for name in names]
+        width = known.linears[-1].out_features
+        names = [curve.name for curve in case.curves_by_unit[known.name]]
+        parts += [Part(priced[name], partial(known.mixture, name), width) for name in names]
     with case.services.watch("search"):
         images = case.images.tensor()[: search.images]
         labels = _labels(case)[: search.images] if search.labelled else None
         question = Question(
-            case.model, units, budget, case.recipe.objective, images, labels, case.services.seed, case.services.progress
+            case.model, parts, budget, case.recipe.objective, images, labels, case.services.seed, case.services.progress
         )
         store = case.services.store.keyed_by(case.recipe.record(), budget)
         losses = store("search", lambda: {each.name: each.errors for each in search(question)})

@@ -23,7 +23,6 @@ from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import ATTENTIONS, AttentionDecomposition
 from lowrank_vit.units.base import UNITS, Needs, Ranks, Settings
 from lowrank_vit.units.modules import (
-    DecomposedModule,
     ModuleCut,
     ModuleUnit,
     OutputApproximation,
@@ -36,61 +35,6 @@ from lowrank_vit.units.modules import (
 Part = InputSubset | Logits
 
 
-@dataclass(frozen=True)
-class DecomposedAttention(DecomposedModule[Part]):
-    """Hold an attention module with the directions of its logits and of its values, where these get fewer."""
-
-    unit: "AttentionUnit"
-
-    def cut(self, ranks: Ranks) -> ModuleCut:
-        site, model, (value, query_key) = self.unit.site, self.model, map(self.unit.named, (VALUE, QUERY_KEY))
-        weight, bias = dense_linear(model, site.proj)
-        every = torch.arange(len(weight), device=weight.device)
-        whole = InputSubset.pruned(Directions(every, weight.new_zeros(len(weight) + 1)), weight)
-        values = self.parts.get(value, whole)
-        assert isinstance(values, InputSubset)
-        kept = values.units.kept(ranks.get(value))
-        rows, approximation = refitted(values, kept)
-        output = rows, bias + values.mean @ (weight - approximation)
-        if site.dense_logits:
-            return smaller_attention(model, site, None, kept, output, values.basis)
-        logits = self.parts.get(query_key, Logits.whole(site.qkv.heads, site.head_width, weight))
-        assert isinstance(logits, Logits)
-        if isinstance(site, PoolSite):
-            return self._smaller_pool(site, logits, logits.units.kept(ranks[query_key]), values.basis, kept, output)
-        dense = family_of(model).attention_weights(model, site)
-        small = smaller_attention(model, site, dense, kept, output, values.basis, (logits, ranks.get(query_key)))
-        if not self.unit.method.biases:
-            assert isinstance(small.module, LowRankAttention)
-            without_biases(small.module)
-        return small
-
-    def _smaller_pool(
-        self,
-        site: PoolSite,
-        logits: Logits,
-        directions: Tensor,
-        basis: Tensor | None,
-        kept: Tensor,
-        output: tuple[Tensor, Tensor],
-    ) -> ModuleCut:
-        before, pool = dense_linear(self.model, site.qkv), self.model.get_submodule(site.name)
-        basis = Logits.whole(site.qkv.heads, site.head_width, output[0]).query if basis is None else basis
-        small = fold_pool(site, pool, before, (logits.query, logits.key, directions), (basis, kept), output)
-        offset = before[1][-site.proj.in_features :]
-        return ModuleCut(small, OutputApproximation(torch.block_diag(*basis)[:, kept], offset))
-
-    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
-        site, found, biases = self.unit.site, self.parts[part], self.unit.method.biases
-        if isinstance(found, InputSubset):
-            return mixed_outputs(self.model, site.proj, found, sizes, biases)
-        if isinstance(site, PoolSite):
-            raise InputError(
-                f"{part!r} belongs to attention pooling, whose sizes cannot be searched by gates: choose other units"
-            )
-        return mixed_logits(self.model, site.qkv, found, sizes, biases)
-
-
 @UNITS.register("attention")
 @dataclass(frozen=True)
 class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
@@ -99,7 +43,6 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
     site: AttentionSite
 
     methods: ClassVar[Registry[type[AttentionDecomposition]]] = ATTENTIONS
-    result: ClassVar[type[DecomposedAttention]] = DecomposedAttention
 
     @classmethod
     def find(
@@ -109,12 +52,12 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
         units = [cls(site, method, settings) for site in found if method.pools or not isinstance(site, PoolSite)]
         return [unit for unit in units if unit.costs()]
 
-    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return the cost of each part that the method reduces; ``tokens``: of an image.
+    def costs(self) -> dict[str, UnitCosts]:
+        """Return the cost of each part that the method reduces.
 
         Once one part is cut, one that stays whole has the smaller module's biases, too: keys and values have none.
         """
-        costs = self.site.costs(tokens)
+        costs = super().costs()
         own = {part: each for part, each in costs.items() if part in self.method.units}
         added = [
             each.fixed + each.unit * each.count + each.dense * -1 for part, each in costs.items() if part not in own
@@ -148,3 +91,51 @@ class AttentionUnit(ModuleUnit[AttentionDecomposition, Part]):
         queries = as_float64(pool.latent[0]) @ weight.T + bias
         method: Any = self.method
         return method.pooled(queries.unflatten(-1, (site.qkv.heads, -1)).transpose(0, 1), moments[site.qkv.name])
+
+    def cut(self, ranks: Ranks) -> ModuleCut:
+        site, model, (value, query_key) = self.site, self.model, map(self.named, (VALUE, QUERY_KEY))
+        weight, bias = dense_linear(model, site.proj)
+        every = torch.arange(len(weight), device=weight.device)
+        whole = InputSubset.pruned(Directions(every, weight.new_zeros(len(weight) + 1)), weight)
+        values = self.parts.get(value, whole)
+        assert isinstance(values, InputSubset)
+        kept = values.units.kept(ranks.get(value))
+        rows, approximation = refitted(values, kept)
+        output = rows, bias + values.mean @ (weight - approximation)
+        if site.dense_logits:
+            return smaller_attention(model, site, None, kept, output, values.basis)
+        logits = self.parts.get(query_key, Logits.whole(site.qkv.heads, site.head_width, weight))
+        assert isinstance(logits, Logits)
+        if isinstance(site, PoolSite):
+            return self._smaller_pool(site, logits, logits.units.kept(ranks[query_key]), values.basis, kept, output)
+        dense = family_of(model).attention_weights(model, site)
+        small = smaller_attention(model, site, dense, kept, output, values.basis, (logits, ranks.get(query_key)))
+        if not self.method.biases:
+            assert isinstance(small.module, LowRankAttention)
+            without_biases(small.module)
+        return small
+
+    def _smaller_pool(
+        self,
+        site: PoolSite,
+        logits: Logits,
+        directions: Tensor,
+        basis: Tensor | None,
+        kept: Tensor,
+        output: tuple[Tensor, Tensor],
+    ) -> ModuleCut:
+        before, pool = dense_linear(self.model, site.qkv), self.model.get_submodule(site.name)
+        basis = Logits.whole(site.qkv.heads, site.head_width, output[0]).query if basis is None else basis
+        small = fold_pool(site, pool, before, (logits.query, logits.key, directions), (basis, kept), output)
+        offset = before[1][-site.proj.in_features :]
+        return ModuleCut(small, OutputApproximation(torch.block_diag(*basis)[:, kept], offset))
+
+    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
+        site, found, biases = self.site, self.parts[part], self.method.biases
+        if isinstance(found, InputSubset):
+            return mixed_outputs(self.model, site.proj, found, sizes, biases)
+        if isinstance(site, PoolSite):
+            raise InputError(
+                f"{part!r} belongs to attention pooling, whose sizes cannot be searched by gates: choose other units"
+            )
+        return mixed_logits(self.model, site.qkv, found, sizes, biases)

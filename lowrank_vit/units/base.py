@@ -2,13 +2,13 @@
 
 A unit ends in one smaller module: a linear layer, an attention module, an MLP, a position table. It has one part or more,
 each with sizes: the rank of a layer, directions of heads' logits and of their values, hidden units. It says which
-statistics it needs and decomposes its module; ``decomposed`` then tells the loss and cost of every size of each part, and
+statistics it needs and decomposes its module; once ``decomposed`` it tells the loss and cost of every size of each part, and
 can be cut at any sizes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -36,6 +36,7 @@ class Asking(Protocol):
 
 Method = TypeVar("Method", bound=Asking)
 Found = TypeVar("Found")  # what a method finds of a part, which can be stored
+UNKNOWN: Any = None  # until a unit is decomposed
 
 
 @dataclass(frozen=True)
@@ -88,83 +89,24 @@ class Folded:
         return self.module
 
 
-AnyCut = TypeVar("AnyCut", bound=Cut)
-
-
-@dataclass(frozen=True)
-class Decomposed(Generic[Found, AnyCut]):
-    """Hold a unit with what its decomposition has found of each part, by the parts' names; moments are by layer."""
-
-    unit: "Unit[Any, Found]"
-    model: nn.Module
-    parts: Mapping[str, Found]
-    moments: Mapping[str, Moments]
-    unseen: Mapping[str, Moments] | None
-
-    @property
-    def found(self) -> Found:
-        """Return what was found of the only part."""
-        (found,) = self.parts.values()
-        return found
-
-    @property
-    def cap(self) -> int | None:
-        """Return the rank above which no direction helps, where the statistics cap it."""
-        return None
-
-    def curves(self) -> list[ErrorCurve]:
-        """Return the loss and cost of every size of each part."""
-        first = self.unit.linears[0].name
-        return self.unit.curves({first: tokens_of_an_image(self.moments[first])}, self.parts)
-
-    def probe_rank(self, part: str) -> int:
-        """Return the size at which a part that stays dense is measured: by default half of the largest."""
-        (errors,) = (curve.errors for curve in self.curves() if curve.name == part)
-        return max(1, (len(errors) - 1) // 2)
-
-    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
-        """Return the dense model's parameters, given the shares of several sizes of a part, by which a search learns sizes.
-
-        Raises ``InputError`` where there are none, which is the default.
-        """
-        raise InputError(
-            f"the sizes of {self.unit.name!r} cannot be searched by gates: choose a recipe without a search"
-        )
-
-    def cut(self, ranks: Ranks) -> AnyCut:
-        """Cut at the sizes of all parts."""
-        raise NotImplementedError
-
-    def entry(self, cut: AnyCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the module's entry of the report; ``cut`` is None where it stays dense."""
-        raise NotImplementedError
-
-    def statistics(self, layer: str) -> list[Moments]:
-        """Return those of a layer on the calibration images, and on unseen ones where there are any."""
-        return [self.moments[layer], *([] if self.unseen is None else [self.unseen[layer]])]
-
-    def output_errors(self, layer: str, weight: Tensor, approximation: Tensor, shift: Tensor) -> list[float]:
-        """Return the relative errors of a layer's outputs by ``statistics``, the bias being shifted by ``shift``, (d,).
-
-        ``weight``, ``approximation``: (n, d); the inputs are those of the dense model.
-        """
-        metrics = [output_metric(weight, moments, centred=False) for moments in self.statistics(layer)]
-        return [metric.relative_error(approximation, shift) for metric in metrics]
-
-
 @dataclass(frozen=True)
 class Unit(Generic[Method, Found]):
-    """Describe a unit before any image is seen.
+    """Describe a unit; once ``decomposed``, with what was found of each part, by the parts' names.
 
+    ``tokens``: of an image, at the first linear layer, where costs count them. ``moments``, ``unseen``: by layer.
     ``ahead``: whether its module comes before the first block; such a kind may ``prepare`` a model.
     """
 
     site: Named
     method: Method
     settings: Settings = PLAIN
+    tokens: int = 0
+    model: nn.Module = field(default=UNKNOWN, compare=False, repr=False)
+    parts: Mapping[str, Found] = field(default=UNKNOWN, compare=False, repr=False)
+    moments: Mapping[str, Moments] = field(default=UNKNOWN, compare=False, repr=False)
+    unseen: Mapping[str, Moments] | None = field(default=UNKNOWN, compare=False, repr=False)
 
     methods: ClassVar[Registry[Any]]  # decompositions of such a module
-    result: ClassVar[type[Decomposed[Any, Any]]]  # what ``decomposed`` makes
     ahead: ClassVar[bool] = False
 
     @property
@@ -202,13 +144,6 @@ class Unit(Generic[Method, Found]):
         """Return the statistics to collect on unseen images, for the report."""
         return self.needs()
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Found] | None = None) -> list[ErrorCurve]:
-        """Return the loss and cost of every size of each part; no losses without ``parts``.
-
-        ``tokens``: of an image, by the first linear layer, where they count.
-        """
-        raise NotImplementedError
-
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Found]:
         """Decompose each part. Raises ``ValueError`` or ``LinAlgError`` for statistics that cannot be used."""
         raise NotImplementedError
@@ -219,9 +154,58 @@ class Unit(Generic[Method, Found]):
         parts: Mapping[str, Found],
         moments: Mapping[str, Moments],
         unseen: Mapping[str, Moments] | None,
-    ) -> Decomposed[Found, Any]:
-        """Join the unit with what ``decompose`` found."""
-        return self.result(self, model, parts, moments, unseen)
+    ) -> Self:
+        """Return the unit with what ``decompose`` found."""
+        seen = moments[self.linears[0].name]
+        tokens = seen.tokens // max(seen.images, 1)
+        return replace(self, tokens=tokens, model=model, parts=parts, moments=moments, unseen=unseen)
+
+    def curves(self) -> list[ErrorCurve]:
+        """Return the loss and cost of every size of each part; no losses before it is decomposed."""
+        raise NotImplementedError
+
+    @property
+    def found(self) -> Found:
+        """Return what was found of the only part."""
+        (found,) = self.parts.values()
+        return found
+
+    @property
+    def cap(self) -> int | None:
+        """Return the rank above which no direction helps, where the statistics cap it."""
+        return None
+
+    def probe_rank(self, part: str) -> int:
+        """Return the size at which a part that stays dense is measured: by default half of the largest."""
+        (errors,) = (curve.errors for curve in self.curves() if curve.name == part)
+        return max(1, (len(errors) - 1) // 2)
+
+    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
+        """Return the dense model's parameters, given the shares of several sizes of a part, by which a search learns sizes.
+
+        Raises ``InputError`` where there are none, which is the default.
+        """
+        raise InputError(f"the sizes of {self.name!r} cannot be searched by gates: choose a recipe without a search")
+
+    def cut(self, ranks: Ranks) -> Cut:
+        """Cut at the sizes of all parts."""
+        raise NotImplementedError
+
+    def entry(self, cut: Any, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the module's entry of the report; ``cut`` is None where it stays dense."""
+        raise NotImplementedError
+
+    def statistics(self, layer: str) -> list[Moments]:
+        """Return those of a layer on the calibration images, and on unseen ones where there are any."""
+        return [self.moments[layer], *([] if self.unseen is None else [self.unseen[layer]])]
+
+    def output_errors(self, layer: str, weight: Tensor, approximation: Tensor, shift: Tensor) -> list[float]:
+        """Return the relative errors of a layer's outputs by ``statistics``, the bias being shifted by ``shift``, (d,).
+
+        ``weight``, ``approximation``: (n, d); the inputs are those of the dense model.
+        """
+        metrics = [output_metric(weight, moments, centred=False) for moments in self.statistics(layer)]
+        return [metric.relative_error(approximation, shift) for metric in metrics]
 
 
 UNITS: Registry[type[Unit[Any, Any]]] = Registry("kind of unit", "lowrank_vit.units")
@@ -256,11 +240,6 @@ def layer_entry(
         "relative_error_held_out": errors[1] if len(errors) > 1 else None,
         "details": dict(details),
     }
-
-
-def tokens_of_an_image(moments: Moments) -> int:
-    """Return how many tokens of an image a layer saw while statistics were collected."""
-    return moments.tokens // max(moments.images, 1)
 
 
 def cubic_work(site: Site) -> float:

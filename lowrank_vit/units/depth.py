@@ -23,7 +23,7 @@ from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import DEPTHS, BlockChoice
 from lowrank_vit.stages.gates.expected import dense_cost
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, layer_entry
+from lowrank_vit.units.base import UNITS, Folded, Needs, Ranks, Settings, Unit, layer_entry
 
 DEPTH = "depth"
 
@@ -38,34 +38,6 @@ class DepthSite:
     output: Site  # the last output layer in the blocks, where statistics for the report are collected
 
 
-@dataclass(frozen=True)
-class DecomposedDepth(Decomposed[Directions, Folded]):
-    """Hold the blocks of a model in order."""
-
-    unit: "DepthUnit"
-
-    def kept(self, ranks: Ranks) -> list[int]:
-        """Return the places of the blocks that stay: the first in the order."""
-        return self.found.kept(ranks[self.unit.part]).tolist()
-
-    def cut(self, ranks: Ranks) -> Folded:
-        site, kept = self.unit.site, self.kept(ranks)
-        small = copy.deepcopy(self.model.get_submodule(site.name))
-        for place, block in enumerate(site.blocks):
-            if place not in kept:
-                replace_module(small, block.removeprefix(f"{site.name}."), Skipped())
-        return Folded(small)
-
-    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the entry of the report; where the last output layer is no longer computed, all of its output is lost."""
-        site, kept = self.unit.site, self.kept(ranks)
-        errors = [float(len(site.blocks) - 1 not in kept)] * (1 if self.unseen is None else 2)
-        details = {DEPTH: len(kept), f"{DEPTH}_of": len(site.blocks)}
-        parameters = sum(site.costs[index].parameters for index in kept)
-        shape = site.output.in_features, site.output.out_features
-        return layer_entry(site.name, shape, None, parameters, errors, details)
-
-
 @UNITS.register("depth")
 @dataclass(frozen=True)
 class DepthUnit(Unit[BlockChoice, Directions]):
@@ -77,7 +49,6 @@ class DepthUnit(Unit[BlockChoice, Directions]):
     site: DepthSite
 
     methods: ClassVar[Registry[type[BlockChoice]]] = DEPTHS
-    result: ClassVar[type[DecomposedDepth]] = DecomposedDepth
     work: ClassVar[float] = 0.0
 
     @property
@@ -112,9 +83,9 @@ class DepthUnit(Unit[BlockChoice, Directions]):
     def needs(self) -> Needs:
         return {self.site.output.name: frozenset({"second"})}
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Directions] | None = None) -> list[ErrorCurve]:
+    def curves(self) -> list[ErrorCurve]:
         """Return the curve with exact parameters; multiply-accumulates are those of blocks on average."""
-        units, costs = self.method(len(self.site.blocks)) if parts is None else parts[self.part], self.site.costs
+        units, costs = self.method(len(self.site.blocks)) if self.parts is None else self.found, self.site.costs
         count, dense = len(costs), sum(costs, NOTHING)
         unit = Cost(dense.parameters // count + 1, dense.macs // count + 1)
         order = units.order.tolist()
@@ -124,3 +95,24 @@ class DepthUnit(Unit[BlockChoice, Directions]):
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
         return {self.part: self.method(len(self.site.blocks))}
+
+    def kept(self, ranks: Ranks) -> list[int]:
+        """Return the places of the blocks that stay: the first in the order."""
+        return self.found.kept(ranks[self.part]).tolist()
+
+    def cut(self, ranks: Ranks) -> Folded:
+        site, kept = self.site, self.kept(ranks)
+        small = copy.deepcopy(self.model.get_submodule(site.name))
+        for place, block in enumerate(site.blocks):
+            if place not in kept:
+                replace_module(small, block.removeprefix(f"{site.name}."), Skipped())
+        return Folded(small)
+
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the entry of the report; where the last output layer is no longer computed, all of its output is lost."""
+        site, kept = self.site, self.kept(ranks)
+        errors = [float(len(site.blocks) - 1 not in kept)] * (1 if self.unseen is None else 2)
+        details = {DEPTH: len(kept), f"{DEPTH}_of": len(site.blocks)}
+        parameters = sum(site.costs[index].parameters for index in kept)
+        shape = site.output.in_features, site.output.out_features
+        return layer_entry(site.name, shape, None, parameters, errors, details)

@@ -20,7 +20,7 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site, TableSite
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import TABLES, Decomposition, TableDecomposition
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, cubic_work, layer_entry
+from lowrank_vit.units.base import UNITS, Folded, Needs, Ranks, Settings, Unit, cubic_work, layer_entry
 from lowrank_vit.units.linear import LayerUnit, LinearUnit
 
 EMBEDDING = "patch_embed.proj"  # in all of timm's families that have one convolution for it
@@ -63,30 +63,6 @@ def table_site(model: nn.Module) -> TableSite | None:
         return None
 
 
-@dataclass(frozen=True)
-class DecomposedPositions(Decomposed[Factors, Folded]):
-    """Hold the position embedding with all its directions."""
-
-    unit: "PositionUnit"
-
-    def cut(self, ranks: Ranks) -> Folded:
-        rank = ranks[self.unit.name]
-        u, v = self.found.cut(len(self.found.loss) - 1 if rank is None else rank)
-        return Folded(Positions.product(u, v, part(self.model, self.unit.name).rows))
-
-    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the table's entry of the report: the error is relative to the table's energy."""
-        site, table = self.unit.site, self.unit.table(self.model)
-        error = float((table - self.unit.table(compressed)).square().sum() / table.square().sum().clamp_min(1e-300))
-        rank = None if cut is None else ranks[site.name]
-        details: dict[str, Any] = {
-            "ridge": self.found.ridge,
-            "objective": None if rank is None else float(self.found.loss[rank]),
-        }
-        parameters = parameter_count(compressed.get_submodule(site.name))
-        return layer_entry(site.name, (site.tokens, site.width), rank, parameters, [error, error], details)
-
-
 @UNITS.register("positions")
 @dataclass(frozen=True)
 class PositionUnit(Unit[TableDecomposition, Factors]):
@@ -95,7 +71,6 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
     site: TableSite
 
     methods: ClassVar[Registry[type[TableDecomposition]]] = TABLES
-    result: ClassVar[type[DecomposedPositions]] = DecomposedPositions
     ahead: ClassVar[bool] = True
 
     @property
@@ -127,10 +102,10 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
         """Return nothing: the error is that of the table, whatever the images."""
         return {}
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Factors] | None = None) -> list[ErrorCurve]:
+    def curves(self) -> list[ErrorCurve]:
         """Return the curve of its rank. The product is computed for each image."""
         rows, width, step = self.site.tokens, self.site.width, self.settings.rank_multiple
-        loss = torch.zeros(min(rows, width) + 1) if parts is None else parts[self.name].loss.cpu()
+        loss = torch.zeros(min(rows, width) + 1) if self.parts is None else self.found.loss.cpu()
         return [ErrorCurve(self.name, loss, Cost(rows + width, rows * width), Cost(rows * width), multiple=step)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Factors]:
@@ -139,3 +114,20 @@ class PositionUnit(Unit[TableDecomposition, Factors]):
     def table(self, model: nn.Module) -> Tensor:
         """Return a model's table, (t, n), float64."""
         return as_float64(part(model, self.name)())[0]
+
+    def cut(self, ranks: Ranks) -> Folded:
+        rank = ranks[self.name]
+        u, v = self.found.cut(len(self.found.loss) - 1 if rank is None else rank)
+        return Folded(Positions.product(u, v, part(self.model, self.name).rows))
+
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the table's entry of the report: the error is relative to the table's energy."""
+        site, table = self.site, self.table(self.model)
+        error = float((table - self.table(compressed)).square().sum() / table.square().sum().clamp_min(1e-300))
+        rank = None if cut is None else ranks[site.name]
+        details: dict[str, Any] = {
+            "ridge": self.found.ridge,
+            "objective": None if rank is None else float(self.found.loss[rank]),
+        }
+        parameters = parameter_count(compressed.get_submodule(site.name))
+        return layer_entry(site.name, (site.tokens, site.width), rank, parameters, [error, error], details)

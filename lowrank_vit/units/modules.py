@@ -6,9 +6,9 @@ is folded, and every family is the same.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.factors import Directions, Factors, InputSubset, Logits
 from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import AttentionSite, MlpSite, Site
-from lowrank_vit.units.base import Decomposed, Folded, Method, Needs, Ranks, Settings, Unit, layer_entry
+from lowrank_vit.units.base import Folded, Method, Needs, Ranks, Settings, Unit, layer_entry
 
 Sizes = Sequence[int | None]
 
@@ -121,10 +121,32 @@ class ModuleCut(Folded):
 
 
 @dataclass(frozen=True)
-class DecomposedModule(Decomposed[Part, ModuleCut]):
-    """Hold an attention module or an MLP with all its directions."""
+class ModuleUnit(Unit[Method, Part]):
+    """Describe the parts of an attention module or an MLP."""
 
-    unit: "ModuleUnit[Any, Part]"
+    site: AttentionSite | MlpSite
+
+    @property
+    def linears(self) -> tuple[Site, ...]:
+        return self.site.linears
+
+    def named(self, part: str) -> str:
+        return f"{self.name}.{part}"
+
+    def costs(self) -> dict[str, UnitCosts]:
+        """Return the cost of each part that the method reduces."""
+        return self.site.costs(self.tokens)
+
+    def report_needs(self) -> Needs:
+        return {self.linears[-1].name: frozenset({"input_second"})}
+
+    def curves(self) -> list[ErrorCurve]:
+        curves, step = [], self.settings.rank_multiple
+        for name, costs in self.costs().items():
+            blank = Directions(torch.arange(costs.count), torch.zeros(costs.count + 1))
+            directions = blank if self.parts is None else self.parts[self.named(name)].units
+            curves.append(directions.curve(self.named(name), costs, step, self.settings.pivoted))
+        return curves
 
     def probe_rank(self, part: str) -> int:
         directions = self.parts[part].units
@@ -136,7 +158,7 @@ class DecomposedModule(Decomposed[Part, ModuleCut]):
         The error is that of the compressed output layer for the inputs of the dense model: what the values, or the hidden
         units, lose, but not what queries and keys lose.
         """
-        site, output = self.unit.site, self.unit.linears[-1]
+        site, output = self.site, self.linears[-1]
         (weight, bias), (approximation, shift) = (dense_linear(model, output) for model in (self.model, compressed))
         layer = compressed.get_submodule(output.name)
         if isinstance(layer, ScatterOutput):
@@ -146,49 +168,20 @@ class DecomposedModule(Decomposed[Part, ModuleCut]):
             shift = shift - cut.kept.offset @ approximation
         errors = self.output_errors(output.name, weight, approximation, shift - bias)
         whole, params = (parameter_count(model.get_submodule(site.name)) for model in (self.model, compressed))
-        rank = None if cut is None else ranks[self.unit.named(list(self.unit.costs())[-1])]
+        rank = None if cut is None else ranks[self.named(list(self.costs())[-1])]
         details = {"dense_params": whole, **self.details(ranks)}
         return layer_entry(site.name, (site.in_features, output.out_features), rank, params, errors, details)
 
     def details(self, ranks: Ranks) -> dict[str, float | int | None]:
         details: dict[str, float | int | None] = {}
-        for name, costs in self.unit.costs().items():
-            found, count = self.parts[self.unit.named(name)], ranks[self.unit.named(name)]
+        for name, costs in self.costs().items():
+            found, count = self.parts[self.named(name)], ranks[self.named(name)]
             details[name] = costs.count if count is None else count
             details[f"{name}_of"] = costs.count
             details[f"{name}_predicted_loss"] = 0.0 if count is None else float(found.units.loss[count])
             if isinstance(found, InputSubset):
                 details["ridge"] = found.ridge
         return details
-
-
-@dataclass(frozen=True)
-class ModuleUnit(Unit[Method, Part]):
-    """Describe the parts of an attention module or an MLP, before any image is seen."""
-
-    site: AttentionSite | MlpSite
-
-    @property
-    def linears(self) -> tuple[Site, ...]:
-        return self.site.linears
-
-    def named(self, part: str) -> str:
-        return f"{self.name}.{part}"
-
-    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return the cost of each part that the method reduces; ``tokens``: of an image."""
-        return self.site.costs(tokens)
-
-    def report_needs(self) -> Needs:
-        return {self.linears[-1].name: frozenset({"input_second"})}
-
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Part] | None = None) -> list[ErrorCurve]:
-        curves, step = [], self.settings.rank_multiple
-        for name, costs in self.costs(tokens.get(self.linears[0].name, 0)).items():
-            blank = Directions(torch.arange(costs.count), torch.zeros(costs.count + 1))
-            directions = blank if parts is None else parts[self.named(name)].units
-            curves.append(directions.curve(self.named(name), costs, step, self.settings.pivoted))
-        return curves
 
 
 def smaller_attention(

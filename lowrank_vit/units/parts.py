@@ -7,7 +7,7 @@ row and its bias. One class cuts them all; the kinds below say which parts they 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,6 @@ from lowrank_vit.stages.decompose import (
 from lowrank_vit.stages.gates.expected import dense_cost, pruned
 from lowrank_vit.units.base import UNITS, Method, Needs, Ranks, Settings
 from lowrank_vit.units.modules import (
-    DecomposedModule,
     Directed,
     ModuleCut,
     ModuleUnit,
@@ -81,40 +80,6 @@ class Kept:
         return replace(dense, bias=dense.bias + (mean @ weight - mean[kept] @ weight[kept]))
 
 
-@dataclass(frozen=True)
-class DecomposedParts(DecomposedModule[Found]):
-    """Hold a module with its parts in order."""
-
-    unit: "PartUnit[Any, Found]"
-
-    def cut(self, ranks: Ranks) -> ModuleCut:
-        site, (*_, layer) = self.unit.site, self.unit.linears
-        kept = self.unit.kept(self.found, ranks[self.unit.part])
-        output = self.unit.output(self.found, kept.inner, *dense_linear(self.model, layer))
-        if attention := isinstance(site, AttentionSite):
-            whole = None if site.dense_logits else family_of(self.model).attention_weights(self.model, site)
-            dense = None if whole is None else kept.means_in(whole)
-            cut = smaller_attention(self.model, site, dense, kept.inner, output)
-        else:
-            cut = _mlp(self.model, site, kept, output)
-        if kept.inputs is not None:
-            for name in ("query", "key_value") if attention else ("fc1",):
-                replace_module(cut.module, name, SelectInput.of(_linear(cut.module, name), kept.inputs))
-        if kept.outputs is not None:
-            name = "proj" if attention else "fc2"
-            replace_module(cut.module, name, ScatterOutput.of(_linear(cut.module, name), kept.outputs))
-        return cut
-
-    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
-        layer = self.unit.linears[-1]
-        read = self.unit.read(self.found, dense_linear(self.model, layer)[0])
-        if read is None:
-            return super().mixture(part, sizes)
-        return mixed_outputs(
-            self.model, layer, read, [None if size is None else size * self.unit.width for size in sizes]
-        )
-
-
 def _linear(module: nn.Module, name: str) -> nn.Linear:
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Linear)
@@ -140,7 +105,6 @@ class PartUnit(ModuleUnit[Method, Found]):
     """Describe parts of one attention module or MLP, in the order that a method gives them."""
 
     kind: ClassVar[str] = PART  # of its parts
-    result: ClassVar[type[DecomposedParts[Any]]] = DecomposedParts
 
     @classmethod
     def find(cls, model: nn.Module, method: Method, settings: Settings, sites: str) -> "list[PartUnit[Method, Found]]":
@@ -170,23 +134,48 @@ class PartUnit(ModuleUnit[Method, Found]):
         own = own if isinstance(own, frozenset) else own[-1]
         return dict.fromkeys(others, frozenset[str]()) | {output: own | {"input_second"}}
 
-    def kept(self, found: Found, rank: int | None) -> Kept:
+    def kept(self, rank: int | None) -> Kept:
         """Return the parts that stay at a rank."""
         raise NotImplementedError
 
-    def output(self, found: Found, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def output(self, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return the output layer's weight, (kept, d), and bias, (d,), on what is kept: by default as they were."""
-        if (mean := found.mean) is not None:
+        if (mean := self.found.mean) is not None:
             bias = bias + mean @ weight - mean[kept] @ weight[kept]
         return weight[kept], bias
 
-    def read(self, found: Found, weight: Tensor) -> InputSubset | None:
+    def read(self, weight: Tensor) -> InputSubset | None:
         """Return the inputs of the output layer in order; None where there are other parts than these."""
         return None
 
     def spread(self, parts: Tensor) -> Tensor:
         """Return the inputs of the output layer that inner parts are, in the same order."""
         return (parts[:, None] * self.width + torch.arange(self.width).to(parts)).flatten()
+
+    def cut(self, ranks: Ranks) -> ModuleCut:
+        site, (*_, layer) = self.site, self.linears
+        kept = self.kept(ranks[self.part])
+        output = self.output(kept.inner, *dense_linear(self.model, layer))
+        if attention := isinstance(site, AttentionSite):
+            whole = None if site.dense_logits else family_of(self.model).attention_weights(self.model, site)
+            dense = None if whole is None else kept.means_in(whole)
+            cut = smaller_attention(self.model, site, dense, kept.inner, output)
+        else:
+            cut = _mlp(self.model, site, kept, output)
+        if kept.inputs is not None:
+            for name in ("query", "key_value") if attention else ("fc1",):
+                replace_module(cut.module, name, SelectInput.of(_linear(cut.module, name), kept.inputs))
+        if kept.outputs is not None:
+            name = "proj" if attention else "fc2"
+            replace_module(cut.module, name, ScatterOutput.of(_linear(cut.module, name), kept.outputs))
+        return cut
+
+    def mixture(self, part: str, sizes: Sequence[int | None]) -> Mixture:
+        layer = self.linears[-1]
+        read = self.read(dense_linear(self.model, layer)[0])
+        if read is None:
+            return super().mixture(part, sizes)
+        return mixed_outputs(self.model, layer, read, [None if size is None else size * self.width for size in sizes])
 
 
 def _headed(site: AttentionSite) -> bool:
@@ -212,15 +201,15 @@ class HiddenUnit(PartUnit[MlpDecomposition, InputSubset]):
         (weight, _), dense = dense_linear(model, self.site.fc2), family_of(model).mlp_weights(model, self.site)
         return {self.part: self.method(self.site, weight, moments[self.site.fc2.name], (dense.weight, dense.bias))}
 
-    def kept(self, found: InputSubset, rank: int | None) -> Kept:
-        return Kept(found.units.kept(rank))
+    def kept(self, rank: int | None) -> Kept:
+        return Kept(self.found.units.kept(rank))
 
-    def output(self, found: InputSubset, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        rows, approximation = refitted(found, kept)
-        return rows, bias + found.mean @ (weight - approximation)
+    def output(self, kept: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        rows, approximation = refitted(self.found, kept)
+        return rows, bias + self.found.mean @ (weight - approximation)
 
-    def read(self, found: InputSubset, weight: Tensor) -> InputSubset:
-        return found
+    def read(self, weight: Tensor) -> InputSubset:
+        return self.found
 
 
 @UNITS.register("whole_heads")
@@ -241,18 +230,18 @@ class WholeHeadUnit(PartUnit[HeadChoice, WholeHeads]):
     def width(self) -> int:
         return self.site.head_width
 
-    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        return {HEAD: self.site.head_costs(tokens)}
+    def costs(self) -> dict[str, UnitCosts]:
+        return {HEAD: self.site.head_costs(self.tokens)}
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, WholeHeads]:
         return {self.part: self.method(self.site, moments[self.site.proj.name])}
 
-    def kept(self, found: WholeHeads, rank: int | None) -> Kept:
-        return Kept(self.spread(found.units.kept(rank)))
+    def kept(self, rank: int | None) -> Kept:
+        return Kept(self.spread(self.found.units.kept(rank)))
 
-    def read(self, found: WholeHeads, weight: Tensor) -> InputSubset:
+    def read(self, weight: Tensor) -> InputSubset:
         """Return the dimensions of the values, head by head."""
-        order = self.spread(found.units.order)
+        order = self.spread(self.found.units.order)
         return InputSubset.pruned(Directions(order, weight.new_zeros(len(order) + 1)), weight)
 
 
@@ -277,15 +266,15 @@ class OneOrder(PartUnit[Method, PartsInOrder]):
         """Count the parameters of every rank."""
         raise NotImplementedError
 
-    def costs(self, tokens: int = 0) -> dict[str, UnitCosts]:
-        """Return the average cost of the parts; ``tokens``: of an image."""
-        dense, count = dense_cost(self.site, tokens), sum(self.counts) - len(self.counts) + 1
+    def costs(self) -> dict[str, UnitCosts]:
+        """Return the average cost of the parts."""
+        dense, count = dense_cost(self.site, self.tokens), sum(self.counts) - len(self.counts) + 1
         return {PART: UnitCosts(count, Cost(dense.parameters // count + 1, dense.macs // count + 1), dense)}
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, PartsInOrder] | None = None) -> list[ErrorCurve]:
+    def curves(self) -> list[ErrorCurve]:
         """Return the curve with exact parameters; multiply-accumulates are those of parts on average."""
-        own = self.costs(tokens.get(self.linears[0].name, 0))[PART]
-        found = self.blank() if parts is None else parts[self.part]
+        own = self.costs()[PART]
+        found = self.blank() if self.parts is None else self.found
         saved = tuple(rank * own.unit.parameters - cost for rank, cost in enumerate(self.exact(found).tolist()))
         return [ErrorCurve(self.part, found.units.loss.cpu(), own.unit, own.dense, saved=saved)]
 
@@ -317,25 +306,9 @@ class GatedUnit(OneOrder[PartChoice]):
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, PartsInOrder]:
         return {self.part: self.method(self.site, moments[self.linears[-1].name])}
 
-    def kept(self, found: PartsInOrder, rank: int | None) -> Kept:
-        inner, outputs = found.kept(rank)
+    def kept(self, rank: int | None) -> Kept:
+        inner, outputs = self.found.kept(rank)
         return Kept(self.spread(inner), _some(outputs, self.linears[-1].out_features))
-
-
-@dataclass(frozen=True)
-class DecomposedColumns(DecomposedParts[PartsInOrder]):
-    """Hold a module with its inputs and its inner parts in order."""
-
-    def entry(self, cut: ModuleCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        """Make the module's entry of the report, whose rank counts inner parts; its error leaves out the inputs' loss."""
-        entry, site = super().entry(cut, ranks, compressed), self.unit.site
-        kept, inputs = self.found.kept(ranks[self.unit.part])
-        inner = HIDDEN if isinstance(site, MlpSite) else VALUE
-        counts = {inner: len(kept), f"{inner}_of": len(self.found.mean)}
-        if inputs is not None:
-            counts |= {INPUT: len(inputs), f"{INPUT}_of": site.in_features}
-        others = {name: value for name, value in entry["details"].items() if name not in (PART, f"{PART}_of")}
-        return {**entry, "rank": None if cut is None else len(kept), "details": {**others, **counts}}
 
 
 @UNITS.register("columns")
@@ -344,7 +317,6 @@ class ColumnUnit(OneOrder[ColumnChoice]):
     """Describe the values' dimensions of one attention module, or the hidden units of an MLP, and its inputs."""
 
     methods: ClassVar[Registry[type[ColumnChoice]]] = COLUMNS
-    result: ClassVar[type[DecomposedColumns]] = DecomposedColumns
 
     @classmethod
     def find(
@@ -388,6 +360,17 @@ class ColumnUnit(OneOrder[ColumnChoice]):
         *first, output = (moments[site.name] for site in self.linears)
         return {self.part: self.method(output, first[0] if first else None)}
 
-    def kept(self, found: PartsInOrder, rank: int | None) -> Kept:
-        inner, inputs = found.kept(rank)
-        return Kept(inner, inputs=_some(inputs, self.site.in_features), mean=found.input_mean)
+    def kept(self, rank: int | None) -> Kept:
+        inner, inputs = self.found.kept(rank)
+        return Kept(inner, inputs=_some(inputs, self.site.in_features), mean=self.found.input_mean)
+
+    def entry(self, cut: ModuleCut | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        """Make the module's entry of the report, whose rank counts inner parts; its error leaves out the inputs' loss."""
+        entry, site = super().entry(cut, ranks, compressed), self.site
+        kept, inputs = self.found.kept(ranks[self.part])
+        inner = HIDDEN if isinstance(site, MlpSite) else VALUE
+        counts = {inner: len(kept), f"{inner}_of": len(self.found.mean)}
+        if inputs is not None:
+            counts |= {INPUT: len(inputs), f"{INPUT}_of": site.in_features}
+        others = {name: value for name, value in entry["details"].items() if name not in (PART, f"{PART}_of")}
+        return {**entry, "rank": None if cut is None else len(kept), "details": {**others, **counts}}

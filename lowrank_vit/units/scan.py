@@ -20,7 +20,7 @@ from lowrank_vit.records.report import LayerEntry
 from lowrank_vit.records.sites import Site
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.decompose import SCANS, ScanDecomposition
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit, layer_entry
+from lowrank_vit.units.base import UNITS, Folded, Needs, Ranks, Settings, Unit, layer_entry
 
 
 @dataclass(frozen=True)
@@ -37,38 +37,6 @@ class ScanSite:
     products: int
 
 
-@dataclass(frozen=True)
-class DecomposedScan(Decomposed[Directions, Folded]):
-    """Hold a scan with its predicted loss."""
-
-    unit: "ScanUnit"
-
-    def cut(self, ranks: Ranks) -> Folded:
-        scan = self.model.get_submodule(self.unit.name)
-        assert isinstance(scan, Scan)
-        dim = self.unit.linears[-1].out_features
-        return Folded(scan if ranks[self.unit.name] is None else SmallScan.of(scan, dim, LEFT_OUT))
-
-    def error(self, moments: Moments) -> float:
-        """Return ``E||e W||^2 / E||x W||^2``; x: the output layer's input, e: what it no longer gets."""
-        weight = dense_weight(self.model, self.unit.linears[-1])
-        lost, whole = ((weight * (moments.mean(name) @ weight)).sum() for name in ("scan_change", "scan_whole"))
-        return float(lost / whole)
-
-    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        site, rank = self.unit.site, ranks[self.unit.name]
-        before = self.statistics(self.unit.linears[0].name)
-        errors = [0.0 if cut is None else self.error(moments) for moments in before]
-        details = {
-            "dense_params": site.parameters,
-            "scan": "whole" if cut is None else "left out",
-            "scan_predicted_loss": float(self.found.loss[1]) if cut is not None else 0.0,
-        }
-        parameters = parameter_count(compressed.get_submodule(site.name))
-        shape = site.inner, site.inner
-        return layer_entry(site.name, shape, None if cut is None else rank, parameters, errors, details)
-
-
 @UNITS.register("scan")
 @dataclass(frozen=True)
 class ScanUnit(Unit[ScanDecomposition, Directions]):
@@ -77,7 +45,6 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
     site: ScanSite
 
     methods: ClassVar[Registry[type[ScanDecomposition]]] = SCANS
-    result: ClassVar[type[DecomposedScan]] = DecomposedScan
     work: ClassVar[float] = 1.0
 
     @property
@@ -106,13 +73,38 @@ class ScanUnit(Unit[ScanDecomposition, Directions]):
         """Return the statistic of what is lost: its second moment."""
         return {self.linears[0].name: frozenset({"scan_change"})}
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Directions] | None = None) -> list[ErrorCurve]:
-        site, count = self.site, tokens.get(self.linears[0].name, 0)
+    def curves(self) -> list[ErrorCurve]:
+        site, count = self.site, self.tokens
         kept, dense = Cost(site.inner, count * site.inner), Cost(site.parameters, count * site.products)
         blank = Directions(torch.zeros(1, dtype=torch.long), torch.zeros(2))
-        directions = blank if parts is None else parts[self.name]
+        directions = blank if self.parts is None else self.found
         return [directions.curve(self.name, UnitCosts(1, unit=kept, dense=dense), 1)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, Directions]:
         weight = dense_weight(model, self.linears[-1])
         return {self.name: self.method(weight, *(moments[site.name] for site in self.linears))}
+
+    def cut(self, ranks: Ranks) -> Folded:
+        scan = self.model.get_submodule(self.name)
+        assert isinstance(scan, Scan)
+        dim = self.linears[-1].out_features
+        return Folded(scan if ranks[self.name] is None else SmallScan.of(scan, dim, LEFT_OUT))
+
+    def error(self, moments: Moments) -> float:
+        """Return ``E||e W||^2 / E||x W||^2``; x: the output layer's input, e: what it no longer gets."""
+        weight = dense_weight(self.model, self.linears[-1])
+        lost, whole = ((weight * (moments.mean(name) @ weight)).sum() for name in ("scan_change", "scan_whole"))
+        return float(lost / whole)
+
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        site, rank = self.site, ranks[self.name]
+        before = self.statistics(self.linears[0].name)
+        errors = [0.0 if cut is None else self.error(moments) for moments in before]
+        details = {
+            "dense_params": site.parameters,
+            "scan": "whole" if cut is None else "left out",
+            "scan_predicted_loss": float(self.found.loss[1]) if cut is not None else 0.0,
+        }
+        parameters = parameter_count(compressed.get_submodule(site.name))
+        shape = site.inner, site.inner
+        return layer_entry(site.name, shape, None if cut is None else rank, parameters, errors, details)

@@ -57,20 +57,20 @@ def test_the_predicted_loss_is_its_definition() -> None:
     """``1/2 tr(G E E^T)`` with the mixer's outputs with and without the scan, and the loss's gradient there."""
     model, images = vmamba().double(), maps(30).double()
     analysis = analyse(model, [images], get_recipe("best").but(refit=False, measured=0), device="cpu")
-    decomposed = next(each for each in analysis.decomposed if each.unit.name == "layers.0.blocks.0.op.scan")
+    decomposed = next(each for each in analysis.decomposed if each.name == "layers.0.blocks.0.op.scan")
     block = model.layers[0].blocks[0]
     x = block.norm(model.patch_embed(images))
     left_out = copy.deepcopy(block.op)
     left_out.scan = SmallScan.of(block.op.scan, 12, LEFT_OUT)
     lost = (block.op(x) - left_out(x)).flatten(0, -2)
     change = lost.T @ lost / len(lost)
-    site = decomposed.unit.linears[-1]
+    site = decomposed.linears[-1]
     moments = calibrate(model, [site], {"gradient_second"}, [images], objective=analysis.recipe.objective)[site.name]
-    root, _ = cholesky_root(moments.mean("gradient_second"), decomposed.unit.method.gradient_damping)
+    root, _ = cholesky_root(moments.mean("gradient_second"), decomposed.method.gradient_damping)
     expected = 0.5 * (change @ root @ root.T).trace()
     torch.testing.assert_close(decomposed.found.loss[1], expected, rtol=1e-4, atol=0.0)
     energy = block.op(x).square().mean()
-    before = decomposed.moments[decomposed.unit.linears[0].name]
+    before = decomposed.moments[decomposed.linears[0].name]
     assert decomposed.error(before) == pytest.approx(float(lost.square().mean() / energy), rel=1e-4)
 
 

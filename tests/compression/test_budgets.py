@@ -36,6 +36,20 @@ def test_the_tokens_of_an_image_are_those_that_calibration_sees(kind: str) -> No
     assert set(tokens.values()) == by_hand[kind]
 
 
+def test_units_are_compared_by_what_they_describe_and_priced_by_their_tokens() -> None:
+    """Not by what was found, since tensors have no truth value; a copy that sees other tokens shares that."""
+    analysis = analyse(tiny(), [images(4)], "heads", device="cpu")
+    for found, known in zip(analysis.units, analysis.decomposed, strict=True):
+        fewer = replace(known, tokens=found.tokens)
+        assert (fewer, hash(fewer)) == (found, hash(found))
+        assert fewer.parts is known.parts
+        assert "tensor" not in repr(known)
+        for curve, less in zip(known.curves(), fewer.curves(), strict=True):
+            assert curve.errors.equal(less.errors)
+            assert curve.dense.parameters == less.dense.parameters
+            assert less.dense.macs == 0 < curve.dense.macs
+
+
 @pytest.mark.parametrize(("cost", "share"), few([("params", 0.7), ("bytes", 0.8), ("macs", 0.6), ("macs", 0.75)]))
 def test_no_choice_of_sizes_within_the_budget_loses_less(cost: str, share: float) -> None:
     """All choices for four layers, each folded and counted, or saved in bytes."""

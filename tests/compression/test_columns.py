@@ -61,17 +61,17 @@ def test_what_goes_is_replaced_by_its_mean(kind: str, share: float) -> None:
     small, report = analysis.apply(plan)
     opens, read = dict[str, Tensor](), 0
     for decomposed in analysis.decomposed:
-        layers, rank = decomposed.unit.linears, plan.ranks[f"{decomposed.unit.name}.part"]
-        inner, inputs = decomposed.parts[f"{decomposed.unit.name}.part"].kept(rank)
+        layers, rank = decomposed.linears, plan.ranks[f"{decomposed.name}.part"]
+        inner, inputs = decomposed.parts[f"{decomposed.name}.part"].kept(rank)
         seen = inputs_of(model, [layer.name for layer in layers], data)
         means = {name: x.flatten(0, -2).mean(0) for name, x in seen.items()}
         averaged(same.get_submodule(layers[-1].name), inner, means[layers[-1].name])
-        unit = "value" if isinstance(decomposed.unit.site, AttentionSite) else "hidden"
-        opens[f"{decomposed.unit.name}.{unit}"] = torch.isin(torch.arange(layers[-1].in_features), inner)
+        unit = "value" if isinstance(decomposed.site, AttentionSite) else "hidden"
+        opens[f"{decomposed.name}.{unit}"] = torch.isin(torch.arange(layers[-1].in_features), inner)
         if inputs is not None:
             assert 0 < len(inputs) < layers[0].in_features
             averaged(same.get_submodule(layers[0].name), inputs, means[layers[0].name])
-            opens[f"{decomposed.unit.name}.input"] = torch.isin(torch.arange(layers[0].in_features), inputs)
+            opens[f"{decomposed.name}.input"] = torch.isin(torch.arange(layers[0].in_features), inputs)
             read += 1
     torch.testing.assert_close(outputs(small, data), outputs(same, data), rtol=1e-5, atol=1e-5)
     assert read == sum("input" in layer["details"] for layer in report["layers"])

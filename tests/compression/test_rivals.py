@@ -70,7 +70,7 @@ def masked(model: nn.Module, analysis: object, plan: RankPlan) -> nn.Module:
     same = copy.deepcopy(model)
     for decomposed in analysis.decomposed:  # type: ignore[attr-defined]
         for unit, part in decomposed.parts.items():
-            layer = same.get_submodule(decomposed.unit.linears[-1].name)
+            layer = same.get_submodule(decomposed.linears[-1].name)
             kept, outputs = kept_of(part, plan.ranks[unit])
             count = layer.in_features
             ordered = part.inner.sum() if isinstance(part, PartsInOrder) else len(part.units.order)

@@ -30,7 +30,7 @@ from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.calibrate.statistics import STATISTICS, Seen, Statistic, Sums
 from lowrank_vit.stages.calibrate.stream import calibrate
 from lowrank_vit.stages.decompose import DECOMPOSITIONS, project_output
-from lowrank_vit.units.base import UNITS, Decomposed, Folded, Needs, Ranks, Settings, Unit
+from lowrank_vit.units.base import UNITS, Folded, Needs, Ranks, Settings, Unit
 from tests.support.extending import registered
 from tests.support.models import ARGUMENTS, images, outputs, tiny
 
@@ -226,36 +226,12 @@ HEADS._scanned = True  # its methods are here
 
 
 @dataclass(frozen=True)
-class DecomposedHeads(Decomposed[tuple[Tensor, Tensor], Folded]):
-    """An attention module with its heads in order."""
-
-    unit: "HeadUnit"
-
-    def cut(self, ranks: Ranks) -> Folded:
-        kept = self.found[0][: ranks[f"{self.unit.name}.heads"]].sort().values
-        site, width = self.unit.site, self.unit.site.head_width
-        dense = family_of(self.model).attention_weights(self.model, site)
-        same = torch.eye(width).to(dense.weight).expand(site.qkv.heads, -1, -1)
-        chosen = (kept[:, None] * width + torch.arange(width)).flatten()
-        weight, bias = dense_linear(self.model, site.proj)
-        return Folded(fold_attention(site, dense, (same, same), chosen, same, chosen, weight[chosen], bias))
-
-    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
-        params = parameter_count(compressed.get_submodule(self.unit.name))
-        errors = {"relative_error": 0.0, "relative_error_held_out": None}
-        shape = {"in_features": self.unit.site.in_features, "out_features": self.unit.site.proj.out_features}
-        rank = ranks[f"{self.unit.name}.heads"]
-        return {"name": self.unit.name, **shape, "rank": rank, "z": None, "params": params, **errors}
-
-
-@dataclass(frozen=True)
 class HeadUnit(Unit[OutputNorm, tuple[Tensor, Tensor]]):
     """An attention module with the part ``heads``: how many whole heads are kept."""
 
     site: AttentionSite
 
     methods: ClassVar[Registry[Any]] = HEADS
-    result: ClassVar[type[DecomposedHeads]] = DecomposedHeads
 
     @property
     def linears(self) -> tuple[Site, ...]:
@@ -269,15 +245,31 @@ class HeadUnit(Unit[OutputNorm, tuple[Tensor, Tensor]]):
     def needs(self) -> Needs:
         return {self.site.proj.name: self.method.needs[0]}
 
-    def curves(self, tokens: Mapping[str, int], parts: Mapping[str, Any] | None = None) -> list[ErrorCurve]:
-        name, costs = f"{self.name}.heads", self.site.costs()
-        _, loss = (None, torch.zeros(self.site.qkv.heads + 1)) if parts is None else parts[name]
+    def curves(self) -> list[ErrorCurve]:
+        costs = self.site.costs()
+        loss = torch.zeros(self.site.qkv.heads + 1) if self.parts is None else self.found[1]
         unit = (costs["query_key"].unit + costs["value"].unit) * self.site.head_width
         dense = costs["query_key"].dense + costs["value"].dense
-        return [ErrorCurve(name, loss, unit, dense, costs["value"].fixed)]
+        return [ErrorCurve(f"{self.name}.heads", loss, unit, dense, costs["value"].fixed)]
 
     def decompose(self, model: nn.Module, moments: Mapping[str, Moments]) -> dict[str, tuple[Tensor, Tensor]]:
         return {f"{self.name}.heads": self.method(self.site, dense_weight(model, self.site.proj))}
+
+    def cut(self, ranks: Ranks) -> Folded:
+        kept = self.found[0][: ranks[f"{self.name}.heads"]].sort().values
+        site, width = self.site, self.site.head_width
+        dense = family_of(self.model).attention_weights(self.model, site)
+        same = torch.eye(width).to(dense.weight).expand(site.qkv.heads, -1, -1)
+        chosen = (kept[:, None] * width + torch.arange(width)).flatten()
+        weight, bias = dense_linear(self.model, site.proj)
+        return Folded(fold_attention(site, dense, (same, same), chosen, same, chosen, weight[chosen], bias))
+
+    def entry(self, cut: Folded | None, ranks: Ranks, compressed: nn.Module) -> LayerEntry:
+        params = parameter_count(compressed.get_submodule(self.name))
+        errors = {"relative_error": 0.0, "relative_error_held_out": None}
+        shape = {"in_features": self.site.in_features, "out_features": self.site.proj.out_features}
+        rank = ranks[f"{self.name}.heads"]
+        return {"name": self.name, **shape, "rank": rank, "z": None, "params": params, **errors}
 
 
 def test_a_new_kind_of_unit(tmp_path: Path) -> None:

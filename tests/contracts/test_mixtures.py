@@ -30,7 +30,7 @@ def differences(model: nn.Module, data: torch.Tensor, recipe: str) -> dict[str, 
     for title, ranks in plans.items():
         mixtures, shares = [], []
         for decomposed in analysis.decomposed:
-            for curve in analysis.curves_by_unit[decomposed.unit.name]:
+            for curve in analysis.curves_by_unit[decomposed.name]:
                 mixtures.append(decomposed.mixture(curve.name, [*curve.ranks[:1], ranks[curve.name]]))
                 shares.append(torch.tensor([0.0] * len(curve.ranks[:1]) + [1.0], dtype=torch.float64))
         gated = mixed_outputs(analysis.model, mixtures, shares, data)

@@ -142,16 +142,16 @@ def test_what_is_folded_is_the_split_weight(kind: str) -> None:
     small, _ = analysis.apply(plan)
     same = copy.deepcopy(model)
     for decomposed in analysis.decomposed:
-        count = plan.ranks[decomposed.unit.part]
+        count = plan.ranks[decomposed.part]
         if count is None:
             continue
-        layer = same.get_submodule(decomposed.unit.name)
+        layer = same.get_submodule(decomposed.name)
         u, s, vt = torch.linalg.svd(layer.weight.data, full_matrices=False)
-        rank = decomposed.unit.rank
+        rank = decomposed.rank
         split = u[:, :rank] @ torch.diag(s[:rank]) @ vt[:rank]
         kept = decomposed.found.units.order[:count]
         split[kept] = layer.weight.data[kept]
-        mean = analysis.moments[decomposed.unit.name].mean("input_sum")
+        mean = analysis.moments[decomposed.name].mean("input_sum")
         layer.bias.data += (layer.weight.data - split) @ mean
         layer.weight.data = split
     torch.testing.assert_close(outputs(small, data), outputs(same, data), rtol=1e-9, atol=1e-9)

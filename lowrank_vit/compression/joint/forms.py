@@ -11,7 +11,7 @@ from torch import nn
 from lowrank_vit.architectures.linears import is_linear
 from lowrank_vit.modules.counting import parameter_count
 from lowrank_vit.records.curves import ErrorCurve
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.base import Unit
 from lowrank_vit.units.embeddings import EMBEDDING
 
 Affine = NDArray[np.int64]  # (1 + units,): a constant, and what one more of each unit adds
@@ -97,7 +97,7 @@ def counts(curves: Sequence[ErrorCurve]) -> dict[str, int]:
     return {curve.name: curve.full_rank or len(curve.errors) - 1 for curve in curves}
 
 
-def cut_form(decomposed: Decomposed, curves: Sequence[ErrorCurve], dense: nn.Module, points: int) -> Form | None:
+def cut_form(decomposed: Unit, curves: Sequence[ErrorCurve], dense: nn.Module, points: int) -> Form | None:
     """Return the form with units at chosen sizes, found by folding a few; None where no size is cheaper than dense.
 
     Every dimension of a folded layer is affine in the sizes, so a fold at the largest size and one for each unit at a
@@ -130,7 +130,7 @@ def cut_form(decomposed: Decomposed, curves: Sequence[ErrorCurve], dense: nn.Mod
     }
     rest = affine.pop(REST)[0]
     layers = [
-        Layer(joined(decomposed.unit.name, name), rows, columns, int(np.prod(shapes[name])))
+        Layer(joined(decomposed.name, name), rows, columns, int(np.prod(shapes[name])))
         for name, (rows, columns) in affine.items()
     ]
     return Form(layers, rest, sizes, whole)

@@ -65,10 +65,10 @@ class JointPlanner:
         """Return the model in the forms that are cut, with all units at their largest size: the same function."""
         model = copy.deepcopy(self.analysis.model)
         for decomposed in self.analysis.decomposed:
-            form = self.forms[decomposed.unit.name][-1]
+            form = self.forms[decomposed.name][-1]
             if form.whole and form.sizes:
                 sizes = {unit: each[-1] for unit, each in form.sizes.items()}
-                replace_module(model, decomposed.unit.name, decomposed.cut(sizes).fold())
+                replace_module(model, decomposed.name, decomposed.cut(sizes).fold())
         PatchUnit.prepare(model)
         return model
 
@@ -77,7 +77,7 @@ class JointPlanner:
         """Return the forms of every unit's module: as it is, unless a whole cut one does as well, and cut."""
         found = {}
         for decomposed in self.analysis.decomposed:
-            name, dense = decomposed.unit.name, self.analysis.model.get_submodule(decomposed.unit.name)
+            name, dense = decomposed.name, self.analysis.model.get_submodule(decomposed.name)
             cut = None if self.dense else cut_form(decomposed, self.analysis.curves_by_unit[name], dense, POINTS)
             found[name] = [] if cut is not None and cut.whole else [as_it_is(name, dense)]
             found[name] += [] if cut is None else [cut]

@@ -33,13 +33,14 @@ from lowrank_vit.runtime.progress import track
 from lowrank_vit.stages.allocate import total_cost
 from lowrank_vit.stages.correct.measured_losses import LEAST
 from lowrank_vit.stages.correct.regression import add_affine
-from lowrank_vit.units.base import Decomposed, Ranks
+from lowrank_vit.units.base import Ranks, Unit
+from lowrank_vit.units.modules import ModuleCut
 
 Change = tuple[Tensor, Tensor]  # weight and bias, as the sums below have them
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the parameters removed
 
 
-def widened(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
+def widened(decomposed: Unit, ranks: Ranks, change: Change) -> Change:
     """Express a change of the output layer at a size, (s, d) and (d,), in all k directions: (k, d) and (d,).
 
     The latter is what both add to the output in the mean.
@@ -54,7 +55,7 @@ def widened(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
     return whole, bias + mean @ weight
 
 
-def narrowed(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
+def narrowed(decomposed: Unit, ranks: Ranks, change: Change) -> Change:
     """Express a change in all directions as one of the output layer at a size: the inverse of ``widened``."""
     subset, (whole, added) = _subset(decomposed), change
     kept, mean = _inputs(decomposed, ranks)
@@ -65,7 +66,7 @@ def narrowed(decomposed: Decomposed, ranks: Ranks, change: Change) -> Change:
     return weight, added - mean @ weight
 
 
-def _inputs(decomposed: Decomposed, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
+def _inputs(decomposed: Unit, ranks: Ranks) -> tuple[Tensor | None, Tensor]:
     """Return the directions that the output layer sees at a size, and their mean, (s,); None in a dense module."""
     subset, units = _subset(decomposed), list(decomposed.parts)
     if all(ranks[unit] is None for unit in units):
@@ -73,24 +74,25 @@ def _inputs(decomposed: Decomposed, ranks: Ranks) -> tuple[Tensor | None, Tensor
     kept = subset.units.kept(ranks[units[-1]])
     if subset.basis is None:
         return kept, subset.mean[kept]
-    seen = decomposed.cut(ranks).kept
-    return kept, (subset.mean - seen.offset) @ seen.columns
+    cut = decomposed.cut(ranks)
+    assert isinstance(cut, ModuleCut)
+    return kept, (subset.mean - cut.kept.offset) @ cut.kept.columns
 
 
-def _subset(decomposed: Decomposed) -> InputSubset:
+def _subset(decomposed: Unit) -> InputSubset:
     """Return the part that makes the output: the last one."""
     subset = list(decomposed.parts.values())[-1]
     assert isinstance(subset, InputSubset)
     return subset
 
 
-def check_change(decomposed: Decomposed, ranks: Ranks, change: Change) -> None:
+def check_change(decomposed: Unit, ranks: Ranks, change: Change) -> None:
     """Raise ``ValueError`` for a change that is not of the output layer at a size."""
     subset, units = _subset(decomposed), list(decomposed.parts)
     dense = all(ranks[unit] is None for unit in units)
     count = len(subset.weight) if dense or ranks[units[-1]] is None else ranks[units[-1]]
     if (change[0].shape, change[1].shape) != ((count, subset.weight.shape[1]), (subset.weight.shape[1],)):
-        raise ValueError(f"the change of {decomposed.unit.name} is {tuple(change[0].shape)}, not of {count} directions")
+        raise ValueError(f"the change of {decomposed.name} is {tuple(change[0].shape)}, not of {count} directions")
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,8 @@ class Opened(Analysis):
                 if count is not None and not 0 < count < len(curves[name].errors):
                     raise ValueError(f"{name} has no size {count}")
             for decomposed in self.decomposed:
-                if decomposed.unit.name in size.changes:
-                    check_change(decomposed, size.ranks, size.changes[decomposed.unit.name])
+                if decomposed.name in size.changes:
+                    check_change(decomposed, size.ranks, size.changes[decomposed.name])
 
     def plan(self, size: Size, cost: str = PARAMETERS) -> RankPlan:
         """Choose every unit's size. Raises ``InputError`` for a budget below the smallest known size, too."""
@@ -201,7 +203,7 @@ class Opened(Analysis):
         """
         points = {}
         for decomposed in self.decomposed:
-            for curve in self.curves_by_unit[decomposed.unit.name]:
+            for curve in self.curves_by_unit[decomposed.name]:
                 planned = plan.ranks[curve.name]
                 count = decomposed.probe_rank(curve.name) if planned is None else planned
                 measured = dict(sorted(size.points[curve.name] for size in self.sizes))
@@ -218,12 +220,12 @@ class Opened(Analysis):
         for decomposed in self.decomposed:
             sums = [torch.zeros((), dtype=torch.float64)] * 2
             for size, share in shares:
-                change = size.changes.get(decomposed.unit.name)
+                change = size.changes.get(decomposed.name)
                 if change is not None:
                     wide = widened(decomposed, size.ranks, change)
                     sums = [total.to(part) + share * part for total, part in zip(sums, wide, strict=True)]
             if sums[0].ndim:
-                layer = get_linear(compressed, decomposed.unit.linears[-1])
+                layer = get_linear(compressed, decomposed.linears[-1])
                 add_affine(layer, *narrowed(decomposed, ranks, (sums[0], sums[1])))
         return {"refit": {"between": [self.reduction(size) for size, _ in shares]}}
 

@@ -18,7 +18,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.registry import Registry
 from lowrank_vit.stages.evaluate.speed import Setting
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.base import Unit
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Price:
         """Describe the machine and how the model ran on it, where the cost depends on them."""
         return {}
 
-    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Unit] = ()) -> list[ErrorCurve]:
         """Return the curves with prices in this cost; ``decomposed``: the decomposed units that they belong to."""
         return [replace(curve, price=self.cost) for curve in curves]
 

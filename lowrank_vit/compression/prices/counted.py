@@ -14,7 +14,7 @@ from lowrank_vit.modules.counting import model_size, parameter_count, saved_byte
 from lowrank_vit.records.costs import PARAMETERS
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.base import Unit
 
 
 @PRICES.register(PARAMETERS)
@@ -71,7 +71,7 @@ class Bytes(Price):
     def dense(self) -> int:
         return self.count(self.model)
 
-    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Unit] = ()) -> list[ErrorCurve]:
         width = self.dtype.itemsize
         return [
             replace(

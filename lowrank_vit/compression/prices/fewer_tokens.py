@@ -11,7 +11,7 @@ from lowrank_vit.compression.prices import Price
 from lowrank_vit.modules.counting import input_size, tokens_per_image
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.stages.tokens import TokenRule
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.base import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +48,18 @@ class FewerTokens(Price):
     def rest(self, curves: Sequence[ErrorCurve]) -> int:
         return self.uncut - sum(curve.dense_cost for curve in curves)
 
-    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Unit] = ()) -> list[ErrorCurve]:
         """Price the sizes of the decomposed units ``decomposed`` by the tokens that reach them."""
         size = input_size(self.base)
         assert size is not None  # whoever counts the whole has said so
-        tokens = tokens_per_image(self.rule(self.base), [each.unit.linears[0].name for each in decomposed], size)
-        before = 0
+        tokens = tokens_per_image(self.rule(self.base), [each.linears[0].name for each in decomposed], size)
+        before, fewer = 0, dict[str, ErrorCurve]()
         # a block that computes some tokens alone applies parts of its layers: half of the weights are those of keys and
         # values, which all tokens have
         for each in decomposed:
-            name = each.unit.linears[0].name
+            name = each.linears[0].name
             tokens[name] = before = tokens.get(name) or max(1, before // 2)
-        fewer = {curve.name: curve for each in decomposed for curve in each.unit.curves(tokens)}
+            fewer |= {curve.name: curve for curve in replace(each, tokens=before).curves()}
         return [_repriced(curve, fewer[curve.name]) for curve in self.whole.priced(curves, decomposed)]
 
     def count(self, small: nn.Module) -> int:

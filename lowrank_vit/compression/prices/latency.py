@@ -24,7 +24,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.processes import agreed, is_first
 from lowrank_vit.stages.evaluate.speed import Call, ModuleTimes, in_turns, prepared
-from lowrank_vit.units.base import Decomposed
+from lowrank_vit.units.base import Unit
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)  # of a unit's directions at which its module is timed
 NANO = 1e9
@@ -81,7 +81,7 @@ class Latency(Price):
         tolerance = TOLERANCE_OF_ONE if self.setting.batch == 1 else TOLERANCE
         return not (1 - tolerance) * limit <= counted <= limit
 
-    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Decomposed] = ()) -> list[ErrorCurve]:
+    def priced(self, curves: Sequence[ErrorCurve], decomposed: Sequence[Unit] = ()) -> list[ErrorCurve]:
         """Return the curves with times for costs, measured where the machine's table does not have them."""
         own = {curve.name: curve for curve in curves}
         grids = [Grid(module, [own[curve.name] for curve in module.curves()]) for module in decomposed]
@@ -113,12 +113,12 @@ class Latency(Price):
 class Grid:
     """Hold the sizes at which a module is timed, and what they say of each of its units."""
 
-    decomposed: Decomposed
+    decomposed: Unit
     curves: Sequence[ErrorCurve]
 
     @property
     def name(self) -> str:
-        return self.decomposed.unit.name
+        return self.decomposed.name
 
     @property
     def full(self) -> Sizes:
@@ -147,7 +147,7 @@ class Grid:
 
     def described(self, model: nn.Module, inputs: Inputs) -> str:
         module = described(model.get_submodule(self.name), [*inputs[0], *inputs[1].values()])
-        return f"{type(self.decomposed.unit).__name__} of {module}"
+        return f"{type(self.decomposed).__name__} of {module}"
 
     def tables(self, dense: float, times: Mapping[Sizes, float], grain: int) -> dict[str, tuple[int, ...]]:
         """Return the cost of every size of each unit, the dense one last; ``times``: the module's at all points."""

@@ -1,4 +1,4 @@
-"""Searches for the sizes of all units at once, one file each: what a size is worth while all others change, too."""
+"""Searches for the sizes of all parts at once, one file each: what a size is worth while all others change, too."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ Sizes = Sequence[int | None]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Describe a unit whose size is searched: its curve, and the dense model's parameters for shares of any sizes."""
+class Part:
+    """Describe a part whose size is searched: its curve, and the dense model's parameters for shares of any sizes."""
 
     curve: ErrorCurve
     mixture: Callable[[Sizes], Mixture]
@@ -25,13 +25,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Question:
-    """Hold what a search is told: a dense model, its units, what they may cost together, and calibration images.
+    """Hold what a search is told: a dense model, its parts, what they may cost together, and calibration images.
 
     ``labels``: of the images, (N,), where the search reads them. ``budget``: in the prices of the curves.
     """
 
     model: nn.Module
-    units: Sequence[Unit]
+    parts: Sequence[Part]
     budget: int
     objective: Objective
     images: Tensor  # shape: (N, C, H, W)
@@ -55,7 +55,7 @@ class Search(Protocol):
         """Return how many forward passes of one image a search on so many takes."""
 
     def __call__(self, question: Question) -> list[ErrorCurve]:
-        """Return the units' curves, with the search's preferences in place of losses, for a knapsack."""
+        """Return the parts' curves, with the search's preferences in place of losses, for a knapsack."""
 
 
 SEARCHES: Registry[Any] = Registry("search", __name__)

@@ -15,7 +15,7 @@ from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.runtime.errors import InputError
 from lowrank_vit.runtime.progress import track
 from lowrank_vit.runtime.registry import unknown
-from lowrank_vit.stages.search import SEARCHES, Question, Sizes, Unit
+from lowrank_vit.stages.search import SEARCHES, Part, Question, Sizes
 
 LAGRANGIAN, WRITTEN = "lagrangian", "written"
 EVEN, OFFICIAL = "even", "official"
@@ -72,31 +72,31 @@ class Gates:
         return (1 + 3 * self.epochs) * min(images, self.images)
 
     def __call__(self, question: Question) -> list[ErrorCurve]:
-        """Return each unit's curve with ``-log p`` for its loss, about that of the dense choice.
+        """Return each part's curve with ``-log p`` for its loss, about that of the dense choice.
 
         A size between two candidates is worth what the smaller one is.
         """
-        sizes = [self.sizes(unit) for unit in question.units]
+        sizes = [self.sizes(part) for part in question.parts]
         logits = self.learnt(question, sizes)
-        units = zip(question.units, sizes, logits, strict=True)
-        return [preferring(unit.curve, own, alpha.log_softmax(0)) for unit, own, alpha in units]
+        parts = zip(question.parts, sizes, logits, strict=True)
+        return [preferring(part.curve, own, alpha.log_softmax(0)) for part, own, alpha in parts]
 
-    def sizes(self, unit: Unit) -> list[int | None]:
-        """Return the candidates of a unit: of the sizes that an allocator may choose, and dense."""
-        ranks = unit.curve.ranks
+    def sizes(self, part: Part) -> list[int | None]:
+        """Return the candidates of a part: of the sizes that an allocator may choose, and dense."""
+        ranks = part.curve.ranks
         if not ranks:
             return [None]
-        wanted = official(unit.width) if self.candidates == OFFICIAL else even(ranks[-1])
+        wanted = official(part.width) if self.candidates == OFFICIAL else even(ranks[-1])
         steps = {int((size - ranks[0]) // ranks.step) for size in wanted if size <= ranks[-1]}
         return [*sorted({ranks[max(step, 0)] for step in steps}), None]
 
     def learnt(self, question: Question, sizes: Sequence[Sizes]) -> list[Tensor]:
-        """Learn alpha of every unit, (candidates,), and return it on the CPU."""
+        """Learn alpha of every part, (candidates,), and return it on the CPU."""
         model, device = question.model, next(question.model.parameters()).device
-        mixtures = [unit.mixture(own) for unit, own in zip(question.units, sizes, strict=True)]
+        mixtures = [part.mixture(own) for part, own in zip(question.parts, sizes, strict=True)]
         prices = [
-            torch.tensor([unit.curve.cost(size) for size in own], dtype=torch.float64) / question.budget
-            for unit, own in zip(question.units, sizes, strict=True)
+            torch.tensor([part.curve.cost(size) for size in own], dtype=torch.float64) / question.budget
+            for part, own in zip(question.parts, sizes, strict=True)
         ]
         alphas = [torch.zeros(len(own), dtype=torch.float64, requires_grad=True) for own in sizes]
         adam, generator = torch.optim.Adam(alphas, self.lr), torch.Generator().manual_seed(question.seed)

@@ -130,13 +130,13 @@ def test_a_form_tells_the_shapes_of_every_size() -> None:
     """Against modules that are folded at other sizes than those that the form was found from."""
     analysis = lowrank_vit.analyse(tiny(), [images(12)], "heads")
     for decomposed in analysis.decomposed:
-        curves = analysis.curves_by_unit[decomposed.unit.name]
-        form = cut_form(decomposed, curves, analysis.model.get_submodule(decomposed.unit.name), 4)
+        curves = analysis.curves_by_unit[decomposed.name]
+        form = cut_form(decomposed, curves, analysis.model.get_submodule(decomposed.name), 4)
         assert form is not None
         assert form.whole
         for terms in form.terms[1::3]:
             module = decomposed.cut(dict(zip(form.sizes, terms[1:].tolist(), strict=True))).fold()
-            found = {f"{decomposed.unit.name}.{name}": layer for name, layer in linears(module).items()}
+            found = {f"{decomposed.name}.{name}": layer for name, layer in linears(module).items()}
             assert [(layer.name, terms @ layer.rows, terms @ layer.columns) for layer in form.layers] == [
                 (name, *layer.weight.shape) for name, layer in found.items()
             ]

@@ -35,7 +35,7 @@ def analysis() -> Analysis:
 
 
 def known_of(part: str):
-    return next(known for known in analysis().decomposed if known.unit.name == f"blocks.1.{part}")
+    return next(known for known in analysis().decomposed if known.name == f"blocks.1.{part}")
 
 
 def ranks_of(part: str, count: int | None) -> dict[str, int | None]:

@@ -96,7 +96,7 @@ def test_a_measured_loss_is_that_of_a_model_compressed_by_hand(kind: str, curren
         found = []
         for rank in sizes:
             small = copy.deepcopy(analysis.model)
-            cut = next(decomposed for decomposed in analysis.decomposed if decomposed.unit.name == before.name).cut(
+            cut = next(decomposed for decomposed in analysis.decomposed if decomposed.name == before.name).cut(
                 {before.name: rank}
             )
             replace_module(small, before.name, cut.fold())

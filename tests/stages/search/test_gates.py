@@ -15,7 +15,7 @@ from lowrank_vit.records.costs import Cost
 from lowrank_vit.records.curves import ErrorCurve
 from lowrank_vit.records.images import Images
 from lowrank_vit.stages.allocate.rules import Knapsack
-from lowrank_vit.stages.search import Question, Sizes, Unit
+from lowrank_vit.stages.search import Part, Question, Sizes
 from lowrank_vit.stages.search.gates import Gates, gumbel_softmax, preferring
 from tests.support.models import images, tiny
 
@@ -28,12 +28,12 @@ def curve(name: str = "a", ranks: int = 12, dense: int = 100) -> ErrorCurve:
 
 def test_candidates_can_be_chosen_and_save_something() -> None:
     """Of 12 ranks those below 10 are cheaper than dense; 320 for DeiT-S's MLP is above break-even and left out."""
-    assert Gates().sizes(Unit(curve(), dict, 0)) == [1, 2, 3, 4, 6, 7, 8, 9, None]
+    assert Gates().sizes(Part(curve(), dict, 0)) == [1, 2, 3, 4, 6, 7, 8, 9, None]
     wide = ErrorCurve("fc1", torch.zeros(385), unit=Cost(1920), dense=Cost(384 * 1536))
-    assert Gates(candidates="official").sizes(Unit(wide, dict, 384)) == [64, 128, 192, 256, None]
+    assert Gates(candidates="official").sizes(Part(wide, dict, 384)) == [64, 128, 192, 256, None]
     heads = replace(wide, multiple=6)  # floored to whole ranks of six heads, as the code does with 64 // 6
-    assert Gates(candidates="official").sizes(Unit(heads, dict, 384))[0] == 60
-    assert Gates().sizes(Unit(curve(dense=5), dict, 0)) == [None]
+    assert Gates(candidates="official").sizes(Part(heads, dict, 384))[0] == 60
+    assert Gates().sizes(Part(curve(dense=5), dict, 0)) == [None]
 
 
 def test_preferences_for_a_knapsack() -> None:
@@ -72,17 +72,17 @@ class TwoLayers(nn.Module):
 
 
 def question(model: TwoLayers, budget: int = 120) -> Question:
-    def unit(name: str) -> Unit:
+    def part(name: str) -> Part:
         u, s, vt = torch.linalg.svd(model.get_submodule(name).weight.detach().T)
 
         def mixture(sizes: Sizes) -> Mixture:
             return {f"{name}.weight": Gated(u * s, vt.T, first_kept(sizes, 12).float())}
 
-        return Unit(curve(name), mixture, 12)
+        return Part(curve(name), mixture, 12)
 
     data = torch.randn(64, 1, 1, 12, generator=torch.Generator().manual_seed(1))
     labels = model(data).argmax(1)
-    return Question(model, [unit("needed"), unit("spare")], budget, Classification(), data, labels, 0, False)
+    return Question(model, [part("needed"), part("spare")], budget, Classification(), data, labels, 0, False)
 
 
 @pytest.mark.parametrize("target", ["teacher", "labels"])
