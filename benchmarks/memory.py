@@ -57,7 +57,7 @@ class Bench:
     """Hold a model, its analysis, a smaller model, and batches of images."""
 
     def __init__(self, model: nn.Module, batch: Tensor, reduction: float) -> None:
-        recipe = get_recipe("best").but(refit=False, measured=0)
+        recipe = get_recipe("heads").but(refit=False, measured=0)  # best: embeddings, too, which are not refitted
         self.batch = batch
         self.analysis: Analysis = analyse(model, list(batch[:FIRST].split(FIRST // 4)), recipe, device="cpu")
         self.model = self.analysis.model
