@@ -1,13 +1,15 @@
-"""Run the slow tests, each file in a process of its own, two at a time: ``python -m tests.slow``.
+"""Run the slow tests, each file in a process of its own, two at a time: ``python -m tests.slow [PATH...]``.
 
-One process for all grows by gigabytes. The processes are forks of this one, which has imported the libraries and the
-tests: starting afresh for every file costs more than many of them compute.
+One process for all grows by gigabytes. The processes are forks of this one, which has imported the large libraries:
+starting afresh for every file costs more than many of them compute. Libraries that start threads when they are imported
+(onnxruntime, OpenVINO) are left to the forks, since a fork has no threads but its own.
 """
 
-import contextlib
-import io
+import importlib
 import os
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,17 +17,25 @@ from typing import BinaryIO
 
 import pytest
 
-OPTIONS = ["-q", "-W", "ignore", "--timeout-method=thread", "-m", "slow"]
+LIBRARIES = (
+    "datasets", "diffusers", "lightning.pytorch", "matplotlib.pyplot", "sklearn.datasets", "timm", "torchmetrics",
+    "transformers", "wandb", "experiments.runner.campaign", "lowrank_vit.methods.best",
+)  # fmt: skip
+# faulthandler's own stack for signals is left out: processes have died of a signal that the kernel sent on one
+OPTIONS = ["-q", "-W", "ignore", "--timeout-method=thread", "-p", "no:faulthandler", "-m", "slow"]
+FILE = re.compile(r"^(tests/\S+\.py): \d+$", re.MULTILINE)
 
 
-class Files:
-    """Collect the names of the files that hold slow tests, in their order."""
-
-    names: list[str]
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Keep each file's name once."""
-        self.names = list(dict.fromkeys(item.nodeid.split("::")[0] for item in session.items))
+def names(paths: list[str]) -> list[str]:
+    """List the files that hold slow tests; import the libraries meanwhile."""
+    command = [sys.executable, "-m", "pytest", "-q", "-q", "--collect-only", "-m", "slow", *paths]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listing:
+        for library in LIBRARIES:
+            importlib.import_module(library)
+        listed, _ = listing.communicate()
+    if listing.returncode:
+        sys.exit(listed)
+    return FILE.findall(listed)
 
 
 def start(name: str, folder: Path) -> tuple[int, BinaryIO]:
@@ -53,13 +63,8 @@ def main(folder: Path) -> int:
 
     One that dies of a signal runs once more: on one virtual machine processes died so while they slept.
     """
-    files, listed = Files(), io.StringIO()
-    with contextlib.redirect_stdout(listed):
-        status = pytest.main(["-q", "-q", "--collect-only", "-m", "slow", *sys.argv[1:]], plugins=[files])
-    if status:
-        print(listed.getvalue())
-        return status
-    waiting, again, running, failed = files.names[::-1], set(), {}, []
+    files = names(sys.argv[1:])
+    waiting, again, running, failed = files[::-1], set(), {}, []
     seconds: dict[str, float] = {}
     while waiting or running:
         while waiting and len(running) < 2:
@@ -73,8 +78,9 @@ def main(folder: Path) -> int:
         sys.stdout.write(output.read().decode(errors="replace"))
         output.close()
         status = os.waitstatus_to_exitcode(ended)
+        if status < 0:
+            print(f"\n{name} died of {signal.Signals(-status).name}", flush=True)
         if status < 0 and name not in again:
-            print(f"{name} died of {signal.Signals(-status).name}: once more", flush=True)
             again.add(name)
             waiting.append(name)
         elif status:
@@ -82,7 +88,7 @@ def main(folder: Path) -> int:
     slowest = sorted(seconds, key=seconds.__getitem__)[:-11:-1]
     said = ", ".join(f"{name} {seconds[name]:.0f}" for name in slowest)
     print(f"CPU seconds: {sum(seconds.values()):.0f} in all, most of them in {said}")
-    print("slow tests:", f"failed in {', '.join(failed)}" if failed else f"{len(files.names)} files passed")
+    print("slow tests:", f"failed in {', '.join(failed)}" if failed else f"{len(files)} files passed")
     return bool(failed)
 
 

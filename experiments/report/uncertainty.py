@@ -122,7 +122,7 @@ def said_of_pairs(rows: Sequence[Row]) -> str:
         return (
             f"Neighbours not told apart by McNemar's exact test (images that only one has right): {'; '.join(alike)}."
         )
-    return f"McNemar's exact test tells neighbours that have kept their answers apart, p <= {LEVEL}." if pairs else ""
+    return f"Neighbours whose answers are kept differ by McNemar's exact test, p <= {LEVEL}." if pairs else ""
 
 
 def _at(row: Row) -> str:

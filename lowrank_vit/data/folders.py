@@ -104,6 +104,8 @@ def _loose(root: Path) -> list[str]:
 
 
 def _hint(root: Path) -> str:
+    if root.name.lower() == "train":
+        return f": give the folder that holds {root.name}/"
     found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     return (
         f" but {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}: move class folders into train/"

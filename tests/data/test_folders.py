@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+import lowrank_vit
 from lowrank_vit.data import open_source
 from lowrank_vit.data.classes import class_labels, imagenet_wnids
 from lowrank_vit.runtime.errors import InputError
 from tests.support.cases import in_turn
 from tests.support.image_folders import TENCH, TOILET_PAPER, data, labels, one_line, write
+from tests.support.models import tiny
 
 
 def test_a_wnid_is_labelled_by_its_place_in_imagenet(tmp_path: Path) -> None:
@@ -142,3 +144,14 @@ def test_wnids_are_those_of_the_models_imagenet() -> None:
     assert labels == {name: imagenet_wnids(21843)[name] for name in chosen}
     assert labels[chosen[0]] != imagenet_wnids()[chosen[0]]
     assert class_labels(chosen, "some", classes=37)[1] == 1000
+
+
+@pytest.mark.parametrize(
+    ("folder", "remedy"), [("train", "give the folder that holds train/"), ("", "move class folders into train/")]
+)
+def test_class_folders_without_splits_are_refused_with_the_way_out(folder: str, remedy: str, tmp_path: Path) -> None:
+    write(tmp_path / folder / "cat", 1)
+    with pytest.raises(InputError, match=remedy):
+        open_source(f"imagefolder:{tmp_path / folder}")
+    with pytest.raises(InputError, match="is a folder: name the files in it"):
+        lowrank_vit.classify(tiny(), tmp_path / folder)

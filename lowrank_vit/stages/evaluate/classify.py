@@ -22,7 +22,8 @@ def classify(model: nn.Module, image: str | Path, top: int = 5) -> list[tuple[st
 
     path = Path(image)
     if not path.is_file():
-        raise InputError(f"the image {path} does not exist")
+        reason = "is a folder: name the files in it" if path.is_dir() else "does not exist"
+        raise InputError(f"the image {path} {reason}")
     count = classes_of(model)
     if not count:
         raise InputError("the model has no classes to choose from: it returns features")

@@ -71,7 +71,7 @@ def test_neighbours_are_those_of_one_size_by_accuracy() -> None:
     assert [(better["id"], worse["id"]) for better, worse, *_ in neighbours(some)] == [("high", "middle")]
     assert "high and middle, -50 %, 0 : 0, p = 1" in said_of_pairs(some)
     clear = [answered("best", [True] * 20, 100), answered("worst", [False] * 20, 0)]
-    assert "tells neighbours that have kept their answers apart, p <= 0.05" in said_of_pairs(clear)
+    assert "answers are kept differ by McNemar's exact test, p <= 0.05" in said_of_pairs(clear)
     assert said_of_pairs(some[3:]) == ""
 
 
