@@ -104,7 +104,7 @@ def _loose(root: Path) -> list[str]:
 
 
 def _hint(root: Path) -> str:
-    if root.name.lower() == "train":
+    if root.name.lower() in (*TRAIN, *VALIDATION):
         return f": give the folder that holds {root.name}/"
     found = [path.name for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     return (

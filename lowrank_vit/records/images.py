@@ -15,6 +15,7 @@ from lowrank_vit.runtime.processes import gathered, rank_and_world
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]  # images; or a sequence that begins with them; or a dictionary
 Batches = Iterable[Batch]
 IMAGES, LABELS = ("pixel_values", "image", "images"), ("labels", "label")  # in a batch that is a dictionary
+EMPTY = "there are no images: the data set is empty"
 LOOKED_AT = 16  # images of a data set, of which one may have one label by chance
 
 
@@ -122,7 +123,7 @@ def of_all_processes(batches: Sequence[Tensor]) -> Tensor:
     given = gathered(torch.cat([*batches]) if batches else None)
     shares = [share for share in given if share is not None]
     if not shares:
-        raise InputError("there are no images: the data set is empty")
+        raise InputError(EMPTY)
     whole = shares[0].new_empty(sum(map(len, shares)), *shares[0].shape[1:])
     for rank, share in enumerate(shares):
         whole[rank :: len(shares)] = share
@@ -221,7 +222,10 @@ class Images:
 
 def all_images(given: Tensor | Batches | Images) -> Tensor:
     """Return all images in one tensor, (N, C, H, W), floats. Raises ``InputError`` where there are none."""
-    return images_in(given) if isinstance(given, Tensor) else Images.of(given).tensor()
+    images = images_in(given) if isinstance(given, Tensor) else Images.of(given).tensor()
+    if not len(images):
+        raise InputError(EMPTY)
+    return images
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,9 @@ def test_wnids_are_those_of_the_models_imagenet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "remedy"), [("train", "give the folder that holds train/"), ("", "move class folders into train/")]
+    ("folder", "remedy"),
+    [(name, f"give the folder that holds {name}/") for name in ("train", "val")]
+    + [("", "move class folders into train/")],
 )
 def test_class_folders_without_splits_are_refused_with_the_way_out(folder: str, remedy: str, tmp_path: Path) -> None:
     write(tmp_path / folder / "cat", 1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lowrank_vit import InputError
-from lowrank_vit.records.images import Images
+from lowrank_vit.records.images import Images, all_images
 from tests.support.models import images
 
 
@@ -20,3 +20,9 @@ def test_two_processes_join_their_images_also_where_one_has_none(rank: int, monk
         else:
             with pytest.raises(InputError, match="there are no images"):
                 mine.tensor()
+
+
+def test_no_images_at_all_are_refused() -> None:
+    for nothing in (images(0), [], [images(0)]):
+        with pytest.raises(InputError, match="there are no images"):
+            all_images(nothing)

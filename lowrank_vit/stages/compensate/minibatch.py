@@ -177,8 +177,6 @@ def compensate_minibatch(
     Raises ``InputError`` for bad settings, names that do not fit, or a checkpoint of another run.
     """
     images = all_images(images)
-    if not len(images):
-        raise InputError("there are no calibration images")
     batch_size = min(batch_size, len(images))
     if min(steps, record_every) < 1 or lr <= 0 or batch_size < hardware.processes:
         raise InputError(f"steps={steps}, lr={lr}, batch_size={batch_size}: positive, with an image for each device")
